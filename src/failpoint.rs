@@ -1,0 +1,57 @@
+//! Named kill points between the durable steps.
+//!
+//! In a build with the feature `failpoints` the variable `STRANGLER_FAILPOINT=name[:n]` makes the process kill
+//! itself, as SIGKILL would, when it reaches that point for the n-th time (default 1). Other builds hold none of it.
+
+/// Every kill point of the mirror, in the order in which a run meets them. A test kills at each.
+pub const MIRROR: &[&str] = &[
+    "stream-row-inserted",
+    "slot-created",
+    "stream-row-running",
+    "nonce-taken",
+    "parts-voided",
+    "range-before-commit",
+    "range-landed",
+    "part-before-commit",
+    "part-landed",
+    "whole-before-commit",
+    "whole-landed",
+    "round-ended",
+    "apply-before-commit",
+    "apply-committed",
+    "apply-confirmed",
+    "idle-persisted",
+    "table-live",
+    "deferred-one-done",
+    "deferred-done",
+    "stopped-cleanly",
+];
+
+/// Dies here when the environment asks for it.
+#[cfg(feature = "failpoints")]
+pub fn hit(name: &'static str) {
+    use std::sync::OnceLock;
+    use std::sync::atomic::{AtomicU64, Ordering};
+    static WANTED: OnceLock<Option<(String, u64)>> = OnceLock::new();
+    static COUNT: AtomicU64 = AtomicU64::new(0);
+    debug_assert!(MIRROR.contains(&name), "failpoint {name} is not in the list that tests go through");
+    let wanted = WANTED.get_or_init(|| {
+        let text = std::env::var("STRANGLER_FAILPOINT").ok()?;
+        let (name, count) = text.split_once(':').unwrap_or((text.as_str(), "1"));
+        Some((name.to_owned(), count.parse().unwrap_or(1)))
+    });
+    if let Some((wanted, count)) = wanted
+        && wanted == name
+        && COUNT.fetch_add(1, Ordering::SeqCst) + 1 == *count
+    {
+        let _ = rustix::process::kill_process(rustix::process::getpid(), rustix::process::Signal::KILL);
+        loop {
+            std::thread::park();
+        }
+    }
+}
+
+/// Dies here when the environment asks for it: never, in this build.
+#[cfg(not(feature = "failpoints"))]
+#[inline]
+pub fn hit(_name: &'static str) {}

@@ -1,0 +1,3 @@
+//! The `strangler` binary.
+
+fn main() {}

@@ -1,0 +1,181 @@
+//! Names of schemas, tables and columns, and the only place that quotes them for SQL.
+
+use std::fmt;
+
+use serde::{Deserialize, Serialize};
+
+/// A table (or other relation) in one database, by its exact, case-sensitive names.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct TableName {
+    /// Schema, e.g. `public`.
+    pub schema: String,
+    /// Relation name inside the schema.
+    pub name: String,
+}
+
+/// A plan wrote a table name that cannot be read.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum NameError {
+    /// Nothing between the dots or quotes.
+    #[error("{text:?} has an empty part; write schema.table, or table for the schema public")]
+    Empty {
+        /// What was written.
+        text: String,
+    },
+    /// More than one unquoted dot.
+    #[error("{text:?} has more than one dot; put a name that holds a dot in double quotes: schema.\"a.b\"")]
+    TooManyParts {
+        /// What was written.
+        text: String,
+    },
+    /// An inner double quote that is not closed.
+    #[error("{text:?} opens a double quote that it does not close")]
+    Unclosed {
+        /// What was written.
+        text: String,
+    },
+    /// PostgreSQL cuts names after 63 bytes, so a longer one names something else.
+    #[error("{text:?} has a part of more than 63 bytes, the longest name that PostgreSQL keeps")]
+    TooLong {
+        /// What was written.
+        text: String,
+    },
+    /// A zero byte cannot be part of a name.
+    #[error("{text:?} holds a zero byte")]
+    ZeroByte {
+        /// What was written.
+        text: String,
+    },
+}
+
+impl TableName {
+    /// A table by its parts, taken as they are.
+    pub fn new(schema: impl Into<String>, name: impl Into<String>) -> Self {
+        Self { schema: schema.into(), name: name.into() }
+    }
+
+    /// Reads `table`, `schema.table`, or either part in inner double quotes (`""` stands for one quote).
+    /// The case is kept as written: plan files use the exact names of the catalog.
+    ///
+    /// # Errors
+    /// [`NameError`], which quotes the text.
+    pub fn parse(text: &str, default_schema: &str) -> Result<Self, NameError> {
+        let mut parts = split_parts(text)?;
+        let last = parts.pop();
+        match (parts.pop(), last, parts.is_empty()) {
+            (None, Some(name), true) => Ok(Self::new(default_schema, name)),
+            (Some(schema), Some(name), true) => Ok(Self::new(schema, name)),
+            (_, None, _) => Err(NameError::Empty { text: text.to_owned() }),
+            (_, Some(_), _) => Err(NameError::TooManyParts { text: text.to_owned() }),
+        }
+    }
+
+    /// `"schema"."table"`, safe to stand in SQL text.
+    #[must_use]
+    pub fn sql(&self) -> String {
+        format!("{}.{}", quote_ident(&self.schema), quote_ident(&self.name))
+    }
+}
+
+/// As the plan would write it: without the schema where that is `public`.
+impl fmt::Display for TableName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let part = |s: &str| if s.contains(['.', '"']) { quote_ident(s) } else { s.to_owned() };
+        if self.schema == "public" {
+            f.write_str(&part(&self.name))
+        } else {
+            write!(f, "{}.{}", part(&self.schema), part(&self.name))
+        }
+    }
+}
+
+impl fmt::Debug for TableName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.sql())
+    }
+}
+
+fn split_parts(text: &str) -> Result<Vec<String>, NameError> {
+    let mut parts = vec![String::new()];
+    let mut quoted = false;
+    let mut chars = text.chars().peekable();
+    while let Some(c) = chars.next() {
+        let Some(part) = parts.last_mut() else { break };
+        match c {
+            '"' if quoted && chars.peek() == Some(&'"') => {
+                chars.next();
+                part.push('"');
+            }
+            '"' => quoted = !quoted,
+            '.' if !quoted => parts.push(String::new()),
+            '\0' => return Err(NameError::ZeroByte { text: text.to_owned() }),
+            other => part.push(other),
+        }
+    }
+    if quoted {
+        return Err(NameError::Unclosed { text: text.to_owned() });
+    }
+    if parts.iter().any(String::is_empty) {
+        return Err(NameError::Empty { text: text.to_owned() });
+    }
+    if parts.iter().any(|part| part.len() > 63) {
+        return Err(NameError::TooLong { text: text.to_owned() });
+    }
+    Ok(parts)
+}
+
+/// An identifier in double quotes, always, so that no name can be read as anything else
+/// (PostgreSQL documentation, section 4.1.1).
+#[must_use]
+pub fn quote_ident(name: &str) -> String {
+    format!("\"{}\"", name.replace('"', "\"\""))
+}
+
+/// A string constant. Uses the `E''` form when the text holds a backslash, so that the meaning does not depend
+/// on `standard_conforming_strings` (PostgreSQL documentation, section 4.1.2).
+#[must_use]
+pub fn quote_literal(text: &str) -> String {
+    let body = text.replace('\'', "''");
+    if body.contains('\\') { format!("E'{}'", body.replace('\\', "\\\\")) } else { format!("'{body}'") }
+}
+
+/// Several identifiers, quoted, with commas between.
+pub fn quote_list<'a>(names: impl IntoIterator<Item = &'a str>) -> String {
+    names.into_iter().map(quote_ident).collect::<Vec<_>>().join(", ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn plan_names_are_read_with_exact_case() {
+        let parse = |text| TableName::parse(text, "public");
+        assert_eq!(parse("Products"), Ok(TableName::new("public", "Products")));
+        assert_eq!(parse("sales.Orders"), Ok(TableName::new("sales", "Orders")));
+        assert_eq!(parse("\"a.b\".\"c\"\"d\""), Ok(TableName::new("a.b", "c\"d")));
+        assert_eq!(parse("a b"), Ok(TableName::new("public", "a b")));
+    }
+
+    #[test]
+    fn unreadable_names_are_refused() {
+        for text in ["", ".", "a.", ".b", "a.b.c", "\"a", "a\0b", &"x".repeat(64)] {
+            assert!(TableName::parse(text, "public").is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn shown_names_are_read_back() {
+        for name in [("public", "Orders"), ("s", "t"), ("a.b", "c\"d"), ("public", "x.y")] {
+            let table = TableName::new(name.0, name.1);
+            assert_eq!(TableName::parse(&table.to_string(), "public"), Ok(table));
+        }
+    }
+
+    #[test]
+    fn quoting_survives_quotes_and_backslashes() {
+        assert_eq!(quote_ident("a\"b"), "\"a\"\"b\"");
+        assert_eq!(quote_literal("it's"), "'it''s'");
+        assert_eq!(quote_literal("a\\'b"), "E'a\\\\''b'");
+    }
+}

@@ -1,0 +1,293 @@
+//! The migration plan: what the operator wrote, read, checked for sense and given types.
+//!
+//! [`parse`] turns a file into a [`Plan`] or into all of its problems at once. A `Plan` knows nothing of any
+//! database; [`crate::mapping`] joins it with catalogs.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::sync::Arc;
+use std::time::Duration;
+
+use secrecy::SecretString;
+
+use crate::name::TableName;
+
+/// A plan that made sense on its own.
+#[derive(Debug, Clone)]
+pub struct Plan {
+    /// Name of the plan, part of publication and slot names.
+    pub name: String,
+    /// The database that is split.
+    pub monolith: Monolith,
+    /// The services by name.
+    pub services: BTreeMap<String, Service>,
+    /// The slices by name, in alphabetical order.
+    pub slices: BTreeMap<String, Slice>,
+    /// Limits and periods.
+    pub policy: Policy,
+    /// Columns that need care when shown.
+    pub classify: Vec<Classified>,
+}
+
+/// The three ways into a database; one template may serve several.
+#[derive(Debug, Clone)]
+pub struct Links {
+    /// DDL, publications, gates.
+    pub admin: LinkTemplate,
+    /// REPLICATION and SELECT. Services have none of their own and use `apply`.
+    pub read: LinkTemplate,
+    /// Logs in as `strangler_apply`.
+    pub apply: LinkTemplate,
+}
+
+/// The shared database.
+#[derive(Debug, Clone)]
+pub struct Monolith {
+    /// How to reach it.
+    pub links: Links,
+    /// Roles that are expected to use the tables.
+    pub app_roles: Vec<String>,
+}
+
+/// Who makes the tables of a service.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Ddl {
+    /// `provision` creates them from the monolith's catalogs.
+    Create,
+    /// The service's own migrations did; `provision` verifies.
+    Adopt,
+}
+
+/// One service's database.
+#[derive(Debug, Clone)]
+pub struct Service {
+    /// How to reach it.
+    pub links: Links,
+    /// Role without login that owns the tables; default `<service>_owner`.
+    pub owner: String,
+    /// Role that the application logs in as, DML only; default `<service>_app`.
+    pub app: String,
+    /// Classes of classified columns that may be stored here.
+    pub accepts: Vec<String>,
+    /// Who makes the tables.
+    pub ddl: Ddl,
+    /// Schema that all tables go into; `None` keeps the monolith's schema.
+    pub into: Option<String>,
+}
+
+/// Tables that change authority together.
+#[derive(Debug, Clone)]
+pub struct Slice {
+    /// Service that will own them.
+    pub service: String,
+    /// Tables as written, in the order of the file.
+    pub tables: Vec<TableRule>,
+    /// Policy with this slice's overrides applied.
+    pub policy: Policy,
+}
+
+/// Which tables one entry of a slice means.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum TableSelector {
+    /// One table.
+    Table(TableName),
+    /// `schema.*`: every table of a schema; catalogs say which.
+    Schema(String),
+}
+
+/// What happens to one table.
+#[derive(Debug, Clone)]
+pub struct TableRule {
+    /// Which table.
+    pub selector: TableSelector,
+    /// Name in the service, when it changes. Never set for a whole schema.
+    pub to: Option<String>,
+    /// Columns not listed: kept or dropped.
+    pub others: Others,
+    /// Columns that are listed, by the monolith's exact names.
+    pub columns: BTreeMap<String, ColumnRule>,
+    /// Only rows whose columns hold one of these values, by column: all conditions must hold.
+    pub filter: BTreeMap<String, Vec<String>>,
+    /// Where the entry stands in the file, for problems found later: line and column, from 1.
+    pub place: (u32, u32),
+}
+
+/// What happens to columns that a table's rule doesn't list.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Others {
+    /// They move under their own names.
+    Keep,
+    /// They stay behind.
+    Drop,
+}
+
+/// What happens to one column.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum ColumnRule {
+    /// It moves.
+    Keep {
+        /// New name, when it changes.
+        to: Option<String>,
+        /// Table that this column refers to across the cut: a soft reference.
+        references: Option<TableName>,
+    },
+    /// It stays behind.
+    Drop,
+}
+
+/// A column whose values are never shown.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Classified {
+    /// The monolith's table.
+    pub table: TableName,
+    /// Its column.
+    pub column: String,
+    /// Class, e.g. `pii`.
+    pub class: String,
+}
+
+/// Limits and periods, with defaults for what the plan leaves out.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Policy {
+    /// How long a slice must have been mirrored before a flip.
+    pub min_mirror_time: Duration,
+    /// How long the old tables are kept after a flip.
+    pub safety_period: Duration,
+    /// How old a clean verdict may be.
+    pub evidence_max_age: Duration,
+    /// Clean verdicts since the flip that retirement needs.
+    pub clean_runs_before_retire: u32,
+    /// How long one flip attempt may hold writers: lock request and drain.
+    pub write_pause_budget: Duration,
+    /// WAL in bytes that the monolith may hold for one slice.
+    pub wal_budget_bytes: u64,
+    /// Increments that a sequence skips at a flip.
+    pub sequence_margin: u32,
+    /// Groups of slices that flip together.
+    pub flip_together: Vec<Vec<String>>,
+}
+
+impl Default for Policy {
+    fn default() -> Self {
+        const DAY: Duration = Duration::from_secs(24 * 60 * 60);
+        Self {
+            min_mirror_time: 7 * DAY,
+            safety_period: 30 * DAY,
+            evidence_max_age: DAY,
+            clean_runs_before_retire: 3,
+            write_pause_budget: Duration::from_millis(500),
+            wal_budget_bytes: 50_000_000_000,
+            sequence_margin: 1000,
+            flip_together: Vec::new(),
+        }
+    }
+}
+
+/// A connection URL as the plan writes it, with `${ENV}` and `${file:/path}` still in place.
+/// It may hold a secret in clear, so it is never shown.
+#[derive(Clone, PartialEq, Eq)]
+pub struct LinkTemplate(Arc<str>);
+
+/// Where `${…}` in a link finds its value. The library never reads the environment by itself: the command line
+/// passes this in.
+pub trait Variables: fmt::Debug + Send + Sync {
+    /// The environment variable, when set.
+    fn variable(&self, name: &str) -> Option<String>;
+
+    /// The text of a file such as a mounted secret, without its last line break.
+    ///
+    /// # Errors
+    /// What reading the file gave.
+    fn file(&self, path: &str) -> std::io::Result<String>;
+}
+
+/// A link's `${…}` could not be filled in.
+#[derive(Debug, thiserror::Error)]
+pub enum LinkError {
+    /// No such environment variable.
+    #[error("the environment variable {name} is not set")]
+    NoVariable {
+        /// Its name.
+        name: String,
+    },
+    /// The file could not be read.
+    #[error("the file {path} named by a link could not be read")]
+    NoFile {
+        /// Its path.
+        path: String,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// `${` without `}`.
+    #[error("a link opens ${{ and does not close it")]
+    Unclosed,
+}
+
+impl LinkTemplate {
+    /// Wraps the text of a plan.
+    #[must_use]
+    pub fn new(text: &str) -> Self {
+        Self(Arc::from(text))
+    }
+
+    /// Names of the environment variables that the template uses, in order.
+    #[must_use]
+    pub fn variables(&self) -> Vec<String> {
+        self.0
+            .split("${")
+            .skip(1)
+            .filter_map(|rest| rest.split_once('}'))
+            .map(|(name, _)| name)
+            .filter(|name| !name.starts_with("file:"))
+            .map(str::to_owned)
+            .collect()
+    }
+
+    /// Fills in the variables. Done again for every new connection, so that a rotated secret is picked up.
+    ///
+    /// # Errors
+    /// [`LinkError`], which names the variable or file and never a value.
+    pub fn resolve(&self, variables: &dyn Variables) -> Result<SecretString, LinkError> {
+        let mut url = String::new();
+        let mut rest: &str = &self.0;
+        while let Some((before, after)) = rest.split_once("${") {
+            let (name, after) = after.split_once('}').ok_or(LinkError::Unclosed)?;
+            url.push_str(before);
+            if let Some(path) = name.strip_prefix("file:") {
+                let text = variables
+                    .file(path)
+                    .map_err(|source| LinkError::NoFile { path: path.to_owned(), source })?;
+                url.push_str(&text);
+            } else {
+                let value = variables.variable(name);
+                url.push_str(&value.ok_or_else(|| LinkError::NoVariable { name: name.to_owned() })?);
+            }
+            rest = after;
+        }
+        url.push_str(rest);
+        Ok(SecretString::from(url))
+    }
+}
+
+impl fmt::Debug for LinkTemplate {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("LinkTemplate(…)")
+    }
+}
+
+impl Plan {
+    /// Slices of one service.
+    pub fn slices_of<'a>(&'a self, service: &'a str) -> impl Iterator<Item = (&'a str, &'a Slice)> {
+        self.slices
+            .iter()
+            .filter(move |(_, slice)| slice.service == service)
+            .map(|(name, slice)| (name.as_str(), slice))
+    }
+
+    /// The service that a slice belongs to. `parse` made sure that it exists.
+    #[must_use]
+    pub fn service_of(&self, slice: &str) -> Option<(&str, &Service)> {
+        let service = &self.slices.get(slice)?.service;
+        self.services.get_key_value(service).map(|(name, service)| (name.as_str(), service))
+    }
+}
