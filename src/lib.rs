@@ -20,5 +20,8 @@ pub mod name;
 pub mod snapshot;
 
 pub mod catalog;
+pub mod landing;
 pub mod mapping;
 pub mod plan;
+
+pub mod journal;
