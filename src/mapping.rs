@@ -5,6 +5,8 @@
 
 use std::collections::BTreeMap;
 
+pub mod row;
+
 use crate::name::TableName;
 
 /// The compiled mapping of one slice.
@@ -62,6 +64,8 @@ pub struct ColumnMapping {
     pub cast_sql: String,
     /// Binary COPY may pass through when both servers are of one major version.
     pub binary: bool,
+    /// `pg_type.oid` in the monolith, to notice a changed type in the stream. Not part of the plan hash.
+    pub source_type_oid: u32,
     /// Class of a classified column: its values are never shown.
     pub class: Option<String>,
     /// The target column is an identity GENERATED ALWAYS: inserts need OVERRIDING SYSTEM VALUE.

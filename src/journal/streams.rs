@@ -1,7 +1,7 @@
 //! The stream row: how far one direction of a slice has been applied, and who may go on.
 
 use tokio_postgres::types::PgLsn;
-use tokio_postgres::{Client, Row};
+use tokio_postgres::{Client, Row, Statement};
 
 use super::JournalError;
 use crate::lsn::Lsn;
@@ -277,33 +277,63 @@ pub struct Claim {
     pub applied: Lsn,
 }
 
+/// The statements of a [`Claim`], prepared once per connection.
+#[derive(Debug, Clone)]
+pub struct ClaimStatements {
+    lock: Statement,
+    share: Statement,
+    advance: Statement,
+}
+
+impl ClaimStatements {
+    /// Prepares them.
+    ///
+    /// # Errors
+    /// [`JournalError::Database`].
+    pub async fn prepare(client: &Client) -> Result<Self, JournalError> {
+        let check = |strength: &str| {
+            format!(
+                "SELECT 1 FROM strangler.stream WHERE slice = $1 AND dir = 'forward' AND lane = 0 \
+                 AND nonce = $2 AND epoch = $3 AND mode = 'APPLY' AND applied_lsn = $4 {strength}"
+            )
+        };
+        let advance = "UPDATE strangler.stream SET applied_lsn = $5, applied_at = now(), \
+                 source_time = greatest(source_time, \
+                     timestamptz '2000-01-01 00:00:00+00' + $6::bigint * interval '1 microsecond') \
+             WHERE slice = $1 AND dir = 'forward' AND lane = 0 AND nonce = $2 AND epoch = $3 \
+               AND mode = 'APPLY' AND applied_lsn = $4";
+        let prepare = async |sql: &str| {
+            client.prepare(sql).await.map_err(JournalError::database("preparing the stream row's statements"))
+        };
+        Ok(Self {
+            lock: prepare(&check("FOR UPDATE")).await?,
+            share: prepare(&check("FOR SHARE")).await?,
+            advance: prepare(advance).await?,
+        })
+    }
+}
+
 impl Claim {
     /// First statement of an apply transaction: locks the row if it still is as claimed. `false` means that this
     /// process was shut out, and that the transaction must be rolled back.
     ///
     /// # Errors
     /// [`JournalError::Database`].
-    pub async fn lock(&self, client: &Client) -> Result<bool, JournalError> {
-        self.check(client, "FOR UPDATE").await
+    pub async fn lock(&self, client: &Client, statements: &ClaimStatements) -> Result<bool, JournalError> {
+        self.check(client, &statements.lock).await
     }
 
     /// First statement of a landing: the same check, shared, so that landings of one process run side by side.
     ///
     /// # Errors
     /// [`JournalError::Database`].
-    pub async fn share(&self, client: &Client) -> Result<bool, JournalError> {
-        self.check(client, "FOR SHARE").await
+    pub async fn share(&self, client: &Client, statements: &ClaimStatements) -> Result<bool, JournalError> {
+        self.check(client, &statements.share).await
     }
 
-    async fn check(&self, client: &Client, strength: &str) -> Result<bool, JournalError> {
-        let sql = format!(
-            "SELECT 1 FROM strangler.stream WHERE slice = $1 AND dir = 'forward' AND lane = 0 \
-             AND nonce = $2 AND epoch = $3 AND mode = 'APPLY' AND applied_lsn = $4 {strength}"
-        );
-        let statement =
-            client.prepare(&sql).await.map_err(JournalError::database("checking the stream row"))?;
+    async fn check(&self, client: &Client, statement: &Statement) -> Result<bool, JournalError> {
         client
-            .query_opt(&statement, &[&self.slice, &self.nonce, &self.epoch, &PgLsn::from(self.applied)])
+            .query_opt(statement, &[&self.slice, &self.nonce, &self.epoch, &PgLsn::from(self.applied)])
             .await
             .map(|row| row.is_some())
             .map_err(JournalError::database("checking the stream row"))
@@ -314,15 +344,16 @@ impl Claim {
     ///
     /// # Errors
     /// [`JournalError::Database`].
-    pub async fn advance(&self, client: &Client, to: Lsn, source_time_us: i64) -> Result<bool, JournalError> {
-        let sql = "UPDATE strangler.stream SET applied_lsn = $5, applied_at = now(), \
-                 source_time = greatest(source_time, \
-                     timestamptz '2000-01-01 00:00:00+00' + $6::bigint * interval '1 microsecond') \
-             WHERE slice = $1 AND dir = 'forward' AND lane = 0 AND nonce = $2 AND epoch = $3 \
-               AND mode = 'APPLY' AND applied_lsn = $4";
+    pub async fn advance(
+        &self,
+        client: &Client,
+        statements: &ClaimStatements,
+        to: Lsn,
+        source_time_us: i64,
+    ) -> Result<bool, JournalError> {
         client
             .execute(
-                sql,
+                &statements.advance,
                 &[
                     &self.slice,
                     &self.nonce,
