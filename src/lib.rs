@@ -2,15 +2,17 @@
 //! application keeps running.
 //!
 //! The way of the data: a plan file is read ([`plan`]), joined with what the databases look like ([`catalog`]) into
-//! a [`mapping`]; the mirror (`cdc`) copies tables and follows the monolith's logical stream through that mapping,
-//! deciding about every event with the landing rule (`landing`).
+//! a [`mapping`]; the mirror ([`cdc`]) copies tables and follows the monolith's logical stream through that mapping,
+//! deciding about every event with the landing rule ([`landing`]).
 //!
 //! Modules stand on rungs and import only from lower ones, or from the same rung to their left; a test holds this.
 //!
 //! | rung | modules | what they may do |
 //! |---|---|---|
 //! | 0 | [`lsn`] [`name`] [`change`] [`snapshot`] [`clock`] [`failpoint`] | words; no I/O |
-//! | 1 | [`catalog`] [`plan`] [`mapping`] `landing` | decisions; no I/O |
+//! | 1 | [`catalog`] [`plan`] [`mapping`] [`landing`] | decisions; no I/O |
+//! | 2 | [`postgres`] [`journal`] | hands: connections and the statements on them |
+//! | 3 | [`cdc`] | the mirror |
 
 pub mod change;
 pub mod clock;
@@ -25,3 +27,6 @@ pub mod mapping;
 pub mod plan;
 
 pub mod journal;
+pub mod postgres;
+
+pub mod cdc;

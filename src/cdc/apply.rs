@@ -22,7 +22,7 @@ use crate::landing::sets::{RowOperation, SetUpdate, Sets, coalesce};
 use crate::lsn::Lsn;
 use crate::mapping::TableMapping;
 use crate::postgres::connect::Session;
-use crate::postgres::sqlstate;
+use crate::postgres::sqlstate::{self, Failure};
 
 /// From this many rows on, COPY costs less than an insert from arrays.
 const COPY_ROWS_MIN: usize = 200;
@@ -180,7 +180,11 @@ impl Applier {
         Ok(diverged)
     }
 
-    async fn record_divergences(&self, diverged: &[Divergence], tables: &[TableRun]) -> Result<(), MirrorError> {
+    async fn record_divergences(
+        &self,
+        diverged: &[Divergence],
+        tables: &[TableRun],
+    ) -> Result<(), MirrorError> {
         for divergence in diverged {
             let Some(table) = tables.get(divergence.table) else { continue };
             self.record_standstill(&table.label, &divergence.detail).await?;
@@ -295,7 +299,11 @@ impl Applier {
         for work in works_of(&table.mapping, set)? {
             self.run_works(std::slice::from_ref(&work)).await?;
         }
-        if set.inserts.len() >= COPY_ROWS_MIN { self.copy_in(&table.mapping, &set.inserts).await } else { Ok(()) }
+        if set.inserts.len() >= COPY_ROWS_MIN {
+            self.copy_in(&table.mapping, &set.inserts).await
+        } else {
+            Ok(())
+        }
     }
 
     /// Sends statements without waiting in between, then checks every row count.
@@ -315,12 +323,13 @@ impl Applier {
             let refusal = match result {
                 Ok(rows) if usize::try_from(rows) == Ok(work.rows) => continue,
                 Ok(rows) => Refusal::Table(format!("{rows} rows were met where {} had to be", work.rows)),
+                // The first refusal is the cause; those after it only say that the transaction is aborted.
+                Err(error) if refused.is_some() && sqlstate::code(&error) == Some("25P02") => continue,
                 Err(error) => refusal(error),
             };
             if matches!(refusal, Refusal::Fatal(_)) {
                 return Err(refusal);
             }
-            // The first refusal is the cause; those after it only say that the transaction is aborted.
             refused.get_or_insert(refusal);
         }
         refused.map_or(Ok(()), Err)
@@ -356,21 +365,19 @@ impl Applier {
     }
 }
 
-/// Tells a table's own trouble from trouble of the link or the server. Says nothing of row values: PostgreSQL's
-/// messages and details may hold them, so only the SQLSTATE and the names of objects are kept.
+/// Tells a table's own trouble from trouble of the link, the server or the role's rights.
 fn refusal(error: tokio_postgres::Error) -> Refusal {
-    match error.as_db_error() {
-        Some(database) if !sqlstate::is_retryable(&error) => {
-            let mut detail = format!("SQLSTATE {}", database.code().code());
-            if let Some(constraint) = database.constraint() {
-                detail.push_str(&format!(", constraint {constraint}"));
-            }
-            if let Some(column) = database.column() {
-                detail.push_str(&format!(", column {column}"));
-            }
-            Refusal::Table(detail)
-        }
-        Some(_) | None => Refusal::Fatal(MirrorError::Sql { action: "applying changes", source: error }),
+    match Failure::of(&error) {
+        Failure::Constraint | Failure::Data => Refusal::Table(sqlstate::words(&error)),
+        Failure::ConnectionLost
+        | Failure::Unavailable
+        | Failure::Conflict
+        | Failure::Shape
+        | Failure::Privilege
+        | Failure::ReadOnly
+        | Failure::Cancelled
+        | Failure::InUse
+        | Failure::Other => Refusal::Fatal(MirrorError::Sql { action: "applying changes", source: error }),
     }
 }
 
@@ -379,11 +386,9 @@ fn single(operation: &RowOperation) -> Sets {
     match operation {
         RowOperation::Insert { row, .. } => sets.inserts.push(row.clone()),
         RowOperation::Delete { key } => sets.deletes.push(key.clone()),
-        RowOperation::Update { old, new, row } => sets.updates.push(SetUpdate {
-            origin: old.clone(),
-            key: new.clone(),
-            row: row.clone(),
-        }),
+        RowOperation::Update { old, new, row } => {
+            sets.updates.push(SetUpdate { origin: old.clone(), key: new.clone(), row: row.clone() })
+        }
     }
     sets
 }
@@ -408,7 +413,12 @@ fn works_of<'a>(mapping: &TableMapping, set: &'a Sets) -> Result<Vec<Work<'a>>, 
         let mut arrays = key_arrays(mapping, updates.iter().map(|update| &update.origin))?;
         for (column, carried) in form.carried.iter().enumerate() {
             if *carried {
-                arrays.push(updates.iter().map(|update| value_text(update.row.get(column))).collect::<Result<_, _>>()?);
+                arrays.push(
+                    updates
+                        .iter()
+                        .map(|update| value_text(update.row.get(column)))
+                        .collect::<Result<_, _>>()?,
+                );
             }
         }
         works.push(Work { sql, arrays, rows: updates.len() });
@@ -427,7 +437,9 @@ fn key_arrays<'a>(
     keys: impl Iterator<Item = &'a Key> + Clone,
 ) -> Result<Vec<Vec<Option<&'a str>>>, Refusal> {
     (0..mapping.key.len())
-        .map(|part| keys.clone().map(|key| key.parts().get(part).map(|bytes| text(bytes)).transpose()).collect())
+        .map(|part| {
+            keys.clone().map(|key| key.parts().get(part).map(|bytes| text(bytes)).transpose()).collect()
+        })
         .collect()
 }
 

@@ -155,7 +155,8 @@ async fn record(
         }
         JobExtent::Part { parts: 1, .. } => (piece(Extent::Whole), ("whole-before-commit", "whole-landed")),
         JobExtent::Part { part, parts } => {
-            let numbers = (i32::try_from(*part).unwrap_or(i32::MAX), i32::try_from(*parts).unwrap_or(i32::MAX));
+            let numbers =
+                (i32::try_from(*part).unwrap_or(i32::MAX), i32::try_from(*parts).unwrap_or(i32::MAX));
             copies::insert_part(&sessions.target, slice, label, numbers, &round.snapshot, rows).await?;
             return Ok((piece(Extent::Whole), false, ("part-before-commit", "part-landed")));
         }
@@ -215,7 +216,8 @@ async fn pipe(
     );
     let write = format!("COPY {} ({}) FROM STDIN{format}", mapping.target.sql(), mapping.target_list());
     let rows = sessions.source.copy_out(&read).await.map_err(MirrorError::sql("reading a piece"))?;
-    let sink = sessions.target.copy_in::<_, Bytes>(&write).await.map_err(MirrorError::sql("landing a piece"))?;
+    let sink =
+        sessions.target.copy_in::<_, Bytes>(&write).await.map_err(MirrorError::sql("landing a piece"))?;
     pin_mut!(rows);
     pin_mut!(sink);
     let mut buffer = BytesMut::with_capacity(CHUNK_BYTES * 2);

@@ -186,7 +186,9 @@ impl Engine {
         let workers = self.config.options.workers.max(1);
         let mut jobs = Vec::new();
         let mut rows = 0;
-        for (table, run) in self.tables.iter().enumerate().filter(|(_, run)| run.wants_copy() && !run.by_ranges) {
+        for (table, run) in
+            self.tables.iter().enumerate().filter(|(_, run)| run.wants_copy() && !run.by_ranges)
+        {
             let expected = expected_rows(&run.mapping);
             if !jobs.is_empty() && rows + expected > SMALL_ROUND_ROWS {
                 continue;
@@ -204,7 +206,9 @@ impl Engine {
         }
         for (table, run) in self.tables.iter().enumerate().filter(|(_, run)| run.wants_copy()) {
             let stretches = next_ranges(&self.source, run, self.copying.rows_per_range, workers * 2).await?;
-            jobs.extend(stretches.into_iter().map(|stretch| Job { table, extent: JobExtent::Range(stretch) }));
+            jobs.extend(
+                stretches.into_iter().map(|stretch| Job { table, extent: JobExtent::Range(stretch) }),
+            );
             if !jobs.is_empty() {
                 break;
             }
@@ -230,7 +234,11 @@ impl Engine {
         let plan = RoundPlan {
             claim: self.applier.claim().clone(),
             jobs: jobs.to_vec(),
-            tables: self.tables.iter().map(|table| (table.label.clone(), Arc::clone(&table.mapping))).collect(),
+            tables: self
+                .tables
+                .iter()
+                .map(|table| (table.label.clone(), Arc::clone(&table.mapping)))
+                .collect(),
             same_major: self.copying.same_major,
         };
         let Some(exporter) = self.copying.exporter.take() else { return Ok(RoundEnd::Complete) };
@@ -260,7 +268,7 @@ impl Engine {
                 if landed.is_ok() {
                     landed = take_report(tables, report);
                 }
-                shown.show(name, "copying", None, tables, seen, 0);
+                shown.show(name, ("copying", None), tables, seen, 0);
             }
             landed
         };

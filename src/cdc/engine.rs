@@ -268,7 +268,9 @@ impl Engine {
                 && !table.pieces.is_live()
         });
         let stale = self.persisted_at.elapsed() >= IDLE_PERSIST_EVERY;
-        if self.consumed.end > applied && (awaited || stale || self.copying.awaits(applied, self.consumed.end)) {
+        if self.consumed.end > applied
+            && (awaited || stale || self.copying.awaits(applied, self.consumed.end))
+        {
             self.applier.commit(self.consumed).await?;
             self.persisted_at = Instant::now();
             failpoint::hit("idle-persisted");
@@ -316,7 +318,11 @@ impl Engine {
         })
         .await?;
         for failed in &finished.failed {
-            tracing::error!(slice = self.slice(), object = failed, "a deferred index or constraint could not be made");
+            tracing::error!(
+                slice = self.slice(),
+                object = failed,
+                "a deferred index or constraint could not be made"
+            );
         }
         self.finished = true;
         Ok(())
@@ -326,7 +332,8 @@ impl Engine {
         let behind = self.assembler.received().bytes_since(self.applier.applied());
         self.vitals.set_lag_bytes(behind);
         let copying = self.tables.iter().any(TableRun::wants_copy);
-        let passed = self.tables.iter().all(|table| table.pieces.is_live() || table.state == TableState::Diverged);
+        let passed =
+            self.tables.iter().all(|table| table.pieces.is_live() || table.state == TableState::Diverged);
         let phase = match (copying, passed) {
             (true, _) => "copying",
             (false, false) => "catching up",
@@ -334,7 +341,7 @@ impl Engine {
         };
         let waiting = self.copying.waits_for();
         self.vitals.set_phase(phase, waiting.as_deref());
-        self.config.board.show(self.slice(), phase, waiting.as_deref(), &self.tables, &self.vitals, behind);
+        self.config.board.show(self.slice(), (phase, waiting.as_deref()), &self.tables, &self.vitals, behind);
     }
 
     /// Stops at a transaction border: what is complete is committed, what is not is left to the next start.

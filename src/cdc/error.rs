@@ -4,7 +4,7 @@ use crate::journal::JournalError;
 use crate::plan::LinkError;
 use crate::postgres::connect::ConnectError;
 use crate::postgres::replication::ReplicationError;
-use crate::postgres::sqlstate;
+use crate::postgres::sqlstate::Failure;
 
 use super::stream::StreamError;
 
@@ -66,6 +66,12 @@ pub enum MirrorError {
     Stopped,
 }
 
+/// A cancelled statement, too, may go through when it is done again: somebody's time limit or hand stopped it.
+fn passes(error: &tokio_postgres::Error) -> bool {
+    let failure = Failure::of(error);
+    failure.is_retryable() || failure == Failure::Cancelled
+}
+
 impl MirrorError {
     pub(crate) fn sql(action: &'static str) -> impl FnOnce(tokio_postgres::Error) -> Self {
         move |source| Self::Sql { action, source }
@@ -76,8 +82,8 @@ impl MirrorError {
     pub fn is_retryable(&self) -> bool {
         match self {
             Self::Connect(error) => error.is_retryable(),
-            Self::Sql { source, .. } => sqlstate::is_retryable(source),
-            Self::Journal(error) => error.database_error().is_some_and(sqlstate::is_retryable),
+            Self::Sql { source, .. } => passes(source),
+            Self::Journal(error) => error.database_error().is_some_and(passes),
             Self::Replication(error) => error.is_retryable(),
             Self::Stream(StreamError::Replication(error)) => error.is_retryable(),
             Self::Restart { .. } => true,

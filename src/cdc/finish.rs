@@ -42,7 +42,10 @@ pub async fn run(
         match session.batch_execute(&row.create_sql).await {
             Ok(()) => {
                 deferred::set_done(&session, row.id).await?;
-                session.batch_execute("COMMIT").await.map_err(MirrorError::sql("finishing an index or constraint"))?;
+                session
+                    .batch_execute("COMMIT")
+                    .await
+                    .map_err(MirrorError::sql("finishing an index or constraint"))?;
                 finished.done += 1;
                 failpoint::hit("deferred-one-done");
             }

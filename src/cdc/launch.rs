@@ -43,6 +43,20 @@ pub async fn run_once(
     first: bool,
     stop: &CancellationToken,
 ) -> Result<(), MirrorError> {
+    // Before the engine runs nothing is held that a dropped future could leave half done: every step of a start is
+    // one that a crash may follow.
+    let (engine, slot) = tokio::select! {
+        prepared = prepare(config, process, first) => prepared?,
+        () = stop.cancelled() => return Err(MirrorError::Stopped),
+    };
+    engine.run(slot, stop).await
+}
+
+async fn prepare(
+    config: &SliceConfig,
+    process: &ProcessName,
+    first: bool,
+) -> Result<(Engine, String), MirrorError> {
     let slice = config.mapping.slice.as_str();
     config.board.phase(slice, "starting", None);
     let mut links = connect(config).await?;
@@ -72,7 +86,7 @@ pub async fn run_once(
         }
     }
     let engine = bring_up(config, links, (row.slot.as_str(), publication.as_str()), claim).await?;
-    engine.run(row.slot.clone(), stop).await
+    Ok((engine, row.slot))
 }
 
 async fn connect(config: &SliceConfig) -> Result<Links, MirrorError> {
@@ -104,8 +118,11 @@ async fn prepare_slot(
             start::wait_for_slot(&links.source, &row.slot, &tell).await?;
             let slot = source::slot(&links.source, &row.slot).await?;
             let moved = i32::try_from(links.system.timeline) != Ok(row.source.timeline);
-            let history =
-                if moved { links.replication.timeline_history(links.system.timeline).await? } else { Vec::new() };
+            let history = if moved {
+                links.replication.timeline_history(links.system.timeline).await?
+            } else {
+                Vec::new()
+            };
             let fault = start::find_fault(row, &links.system, (database, uuid), slot.as_ref(), &history);
             if let Some(fault) = fault {
                 streams::set_state(&links.target, slice, row.nonce, fault.state, Some(&fault.detail)).await?;
@@ -143,7 +160,8 @@ async fn bring_up(
     let (nonce, applied) = (claim.nonce, claim.applied);
     let reader = open(&config.read, slice).await?;
     let applier = Applier::new(links.target, claim).await?;
-    let stream = links.replication.start(slot, applied, publication, StreamOptions { streaming: true }).await?;
+    let stream =
+        links.replication.start(slot, applied, publication, StreamOptions { streaming: true }).await?;
     tracing::info!(slice, slot, from = %applied, "the stream starts");
     Ok(Engine {
         config: config.clone(),
@@ -182,9 +200,9 @@ async fn restore_tables(config: &SliceConfig, target: &Session) -> Result<Vec<Ta
         let mapping = Arc::new(mapping.clone());
         let whole = rows_are_whole(target, &mapping).await?;
         // A table goes on in the form in which it was begun, whatever its size has become.
-        let begun = pieces.iter().any(|piece| {
-            piece.source_table == label && matches!(piece.extent, copies::Extent::Range { .. })
-        });
+        let begun = pieces
+            .iter()
+            .any(|piece| piece.source_table == label && matches!(piece.extent, copies::Extent::Range { .. }));
         let by_ranges = begun || choose_ranges(&mapping, rows_per_range);
         tables.push(TableRun::restore(&mapping, row, &pieces, whole, by_ranges)?);
     }
@@ -207,7 +225,11 @@ async fn retry(
     empty_and_forget(target, claim, &[(mapping.source.to_string(), mapping.target.sql())]).await
 }
 
-async fn empty_and_forget(target: &Session, claim: &Claim, tables: &[(String, String)]) -> Result<(), MirrorError> {
+async fn empty_and_forget(
+    target: &Session,
+    claim: &Claim,
+    tables: &[(String, String)],
+) -> Result<(), MirrorError> {
     let statements = streams::ClaimStatements::prepare(target).await?;
     target.batch_execute("BEGIN").await.map_err(MirrorError::sql("opening a transaction"))?;
     if !claim.share(target, &statements).await? {
@@ -231,6 +253,11 @@ async fn rebuild(
 ) -> Result<StreamRow, MirrorError> {
     let slice = starting.slice;
     let tell = |text: &str| config.board.phase(slice, "waiting", Some(text));
+    // The old slot goes first: a crash after it leaves a stream in a gap, never a slot that nobody knows of.
+    start::wait_for_slot(&links.source, &row.slot, &tell).await?;
+    if source::slot(&links.source, &row.slot).await?.is_some() {
+        links.replication.drop_slot(&row.slot).await?;
+    }
     let slot = start::slot_name(starting.plan, slice);
     if !streams::reset(&links.target, slice, row.nonce, &slot, identity).await? {
         return Err(MirrorError::Fenced { slice: slice.to_owned() });
@@ -242,10 +269,6 @@ async fn rebuild(
     let tables: Vec<(String, String)> =
         config.mapping.tables.iter().map(|table| (table.source.to_string(), table.target.sql())).collect();
     empty_and_forget(&links.target, &claim, &tables).await?;
-    start::wait_for_slot(&links.source, &row.slot, &tell).await?;
-    if source::slot(&links.source, &row.slot).await?.is_some() {
-        links.replication.drop_slot(&row.slot).await?;
-    }
     let fresh = streams::read(&links.target, slice).await?;
     fresh.ok_or_else(|| MirrorError::Unreadable { what: format!("the stream row of slice {slice}") })
 }

@@ -39,7 +39,7 @@ pub async fn run(configs: Vec<SliceConfig>, process: ProcessName, stop: Cancella
         .map(|config| {
             let slice = config.mapping.slice.clone();
             let (process, stop) = (Arc::clone(&process), stop.clone());
-            let task = tokio::spawn(async move { keep_running(config, &process, &stop).await });
+            let task = tokio::spawn(async move { Box::pin(keep_running(config, &process, &stop)).await });
             (slice, task)
         })
         .collect();
@@ -64,12 +64,7 @@ async fn keep_running(
     let mut attempt = 0u32;
     loop {
         let started = Instant::now();
-        let ended = tokio::select! {
-            ended = launch::run_once(&config, process, attempt == 0, stop) => ended,
-            // Before the engine runs nothing is held that a dropped future could leave half done.
-            () = launch::stopped_before_start(stop) => Err(MirrorError::Stopped),
-        };
-        let error = match ended {
+        let error = match Box::pin(launch::run_once(&config, process, attempt == 0, stop)).await {
             Ok(()) | Err(MirrorError::Stopped) => {
                 config.board.phase(&slice, "stopped", None);
                 return Ok(());
@@ -85,7 +80,12 @@ async fn keep_running(
             pause = PAUSE_FIRST;
         }
         let chain = chain_of(&error);
-        tracing::warn!(slice, error = chain, pause_ms = u64::try_from(pause.as_millis()).unwrap_or(0), "trying again");
+        tracing::warn!(
+            slice,
+            error = chain,
+            pause_ms = u64::try_from(pause.as_millis()).unwrap_or(0),
+            "trying again"
+        );
         config.board.phase(&slice, "waiting", Some(&chain));
         let jitter = pause.mul_f64(fastrand::f64() * 0.3);
         tokio::select! {
@@ -130,7 +130,11 @@ impl Board {
     pub fn new(slices: &[String]) -> (Self, watch::Receiver<Progress>) {
         let slices = slices
             .iter()
-            .map(|slice| SliceProgress { slice: slice.clone(), phase: "starting".to_owned(), ..SliceProgress::default() })
+            .map(|slice| SliceProgress {
+                slice: slice.clone(),
+                phase: "starting".to_owned(),
+                ..SliceProgress::default()
+            })
             .collect();
         let (sender, receiver) = watch::channel(Progress { slices });
         (Self { sender: Arc::new(sender), speeds: Arc::default() }, receiver)
@@ -148,10 +152,10 @@ impl Board {
     pub fn show(
         &self,
         slice: &str,
-        phase: &str,
-        detail: Option<&str>,
+        (phase, detail): (&str, Option<&str>),
         tables: &[TableRun],
-        (vitals, lag_bytes): (&Vitals, u64),
+        vitals: &Vitals,
+        lag_bytes: u64,
     ) {
         let tables = tables.iter().map(|table| self.table(slice, table)).collect();
         self.update(slice, |shown| {
@@ -191,9 +195,11 @@ impl Board {
         const STRETCH: Duration = Duration::from_millis(500);
         let mut speeds = self.speeds.lock().unwrap_or_else(PoisonError::into_inner);
         let now = Instant::now();
-        let speed = speeds
-            .entry((slice.to_owned(), table.label.clone()))
-            .or_insert(Speed { at: now, rows: table.rows_copied, rows_per_s: 0.0 });
+        let speed = speeds.entry((slice.to_owned(), table.label.clone())).or_insert(Speed {
+            at: now,
+            rows: table.rows_copied,
+            rows_per_s: 0.0,
+        });
         let elapsed = now.duration_since(speed.at);
         if elapsed >= STRETCH && table.rows_copied > speed.rows {
             #[expect(clippy::cast_precision_loss, reason = "a speed for display")]

@@ -176,10 +176,12 @@ struct WalMeter {
 impl WalMeter {
     fn watch(&mut self, slice: &str, held: u64, safe: Option<i64>, budget: u64) {
         let now = Instant::now();
-        let left = budget.saturating_sub(held).min(safe.map_or(u64::MAX, |safe| u64::try_from(safe).unwrap_or(0)));
-        let time_left_s = self.last.and_then(|(at, before)| time_left_s(held, before, now.duration_since(at), left));
+        let left =
+            budget.saturating_sub(held).min(safe.map_or(u64::MAX, |safe| u64::try_from(safe).unwrap_or(0)));
+        let time_left_s =
+            self.last.and_then(|(at, before)| time_left_s(held, before, now.duration_since(at), left));
         self.last = Some((now, held));
-        let percent = if budget == 0 { 100 } else { held.saturating_mul(100) / budget };
+        let percent = held.saturating_mul(100).checked_div(budget).unwrap_or(100);
         let step = [90, 80, 50].into_iter().find(|step| percent >= *step).unwrap_or(0);
         if step > self.warned_percent {
             tracing::warn!(

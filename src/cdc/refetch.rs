@@ -91,9 +91,11 @@ async fn read_row(reader: &Session, mapping: &TableMapping, key: &Key) -> Result
     Ok(messages.iter().find_map(|message| match message {
         SimpleQueryMessage::Row(row) => Some(
             (0..row.len())
-                .map(|index| row.get(index).map_or(Value::Null, |text| Value::Text(Bytes::from(text.to_owned()))))
+                .map(|index| {
+                    row.get(index).map_or(Value::Null, |text| Value::Text(Bytes::from(text.to_owned())))
+                })
                 .collect(),
         ),
-        _ => None,
+        SimpleQueryMessage::CommandComplete(_) | SimpleQueryMessage::RowDescription(_) | _ => None,
     }))
 }

@@ -87,7 +87,8 @@ pub async fn run(
     if lock_tables(sessions, &names, stop, waiting).await? == RoundEnd::Stopped {
         return Ok((Lsn::ZERO, RoundEnd::Stopped));
     }
-    let Some((snapshot, snapshot_name)) = export_snapshot(sessions, ring, (&oids, stop), waiting).await? else {
+    let Some((snapshot, snapshot_name)) = export_snapshot(sessions, ring, (&oids, stop), waiting).await?
+    else {
         close(sessions).await?;
         return Ok((Lsn::ZERO, if stop.is_cancelled() { RoundEnd::Stopped } else { RoundEnd::GaveWay }));
     };
@@ -121,7 +122,11 @@ fn table_names(plan: &RoundPlan) -> Vec<String> {
     let mut numbers: Vec<usize> = plan.jobs.iter().map(|job| job.table).collect();
     numbers.sort_unstable();
     numbers.dedup();
-    numbers.iter().filter_map(|number| plan.tables.get(*number)).map(|(_, table)| table.source.sql()).collect()
+    numbers
+        .iter()
+        .filter_map(|number| plan.tables.get(*number))
+        .map(|(_, table)| table.source.sql())
+        .collect()
 }
 
 /// Step 1: every worker holds ACCESS SHARE on every table before any snapshot is taken. LOCK TABLE takes none.

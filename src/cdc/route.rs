@@ -63,9 +63,17 @@ impl Router {
     ///
     /// # Errors
     /// [`MirrorError::Refused`] when the table changed its shape.
-    pub fn table_of(&mut self, relation: &Arc<Relation>, tables: &[TableRun]) -> Result<Option<usize>, MirrorError> {
+    pub fn table_of(
+        &mut self,
+        relation: &Arc<Relation>,
+        tables: &[TableRun],
+    ) -> Result<Option<usize>, MirrorError> {
         self.bind(relation, tables)?;
-        Ok(self.bindings.get(&relation.oid).and_then(|binding| binding.table.as_ref()).map(|(table, _)| *table))
+        Ok(self
+            .bindings
+            .get(&relation.oid)
+            .and_then(|binding| binding.table.as_ref())
+            .map(|(table, _)| *table))
     }
 
     fn bind(&mut self, relation: &Arc<Relation>, tables: &[TableRun]) -> Result<(), MirrorError> {
@@ -78,10 +86,11 @@ impl Router {
         let table = match number.and_then(|number| Some((number, tables.get(number)?))) {
             None => None,
             Some((number, table)) => {
-                let reader = RowReader::new(relation, &table.mapping).map_err(|drift| MirrorError::Refused {
-                    what: format!("{drift}; the mirror stopped before the first event of the new shape"),
-                    next: "strangler check PLAN".to_owned(),
-                })?;
+                let reader =
+                    RowReader::new(relation, &table.mapping).map_err(|drift| MirrorError::Refused {
+                        what: format!("{drift}; the mirror stopped before the first event of the new shape"),
+                        next: "strangler check PLAN".to_owned(),
+                    })?;
                 Some((number, reader))
             }
         };
@@ -151,9 +160,10 @@ impl Router {
 fn end_of(reader: &RowReader, table: &TableRun, row: &Tuple, event: EventOrigin) -> Result<End, MirrorError> {
     let key = reader.key(row).map_err(|missing| MirrorError::Unreadable { what: missing.to_string() })?;
     let standing = if reader.takes(row) {
-        table.pieces.standing(&key, &event).map_err(|error| MirrorError::Unreadable {
-            what: format!("{}: {error}; a key", table.label),
-        })?
+        table
+            .pieces
+            .standing(&key, &event)
+            .map_err(|error| MirrorError::Unreadable { what: format!("{}: {error}; a key", table.label) })?
     } else {
         Standing::Absent
     };

@@ -46,11 +46,7 @@ impl Spill {
     /// What the file system answered.
     pub fn create(folder: &Path) -> io::Result<Self> {
         let file = tempfile::tempfile_in(folder)?;
-        Ok(Self {
-            file: BufWriter::with_capacity(BUFFER_BYTES, file),
-            aborted: HashSet::new(),
-            bytes: 0,
-        })
+        Ok(Self { file: BufWriter::with_capacity(BUFFER_BYTES, file), aborted: HashSet::new(), bytes: 0 })
     }
 
     /// Adds a message of subtransaction `xid`.

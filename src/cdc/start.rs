@@ -68,7 +68,8 @@ pub async fn check_provisioned(
             provision(),
         );
     }
-    let (Some(here), Some(there)) = (slices::gate(source, slice).await?, slices::gate(target, slice).await?) else {
+    let (Some(here), Some(there)) = (slices::gate(source, slice).await?, slices::gate(target, slice).await?)
+    else {
         return refused(format!("slice {slice} has no gate row on one side"), provision());
     };
     if here.state != "OPEN" || there.state != "FENCED" {
@@ -85,7 +86,8 @@ pub async fn check_provisioned(
 }
 
 fn missing_schema(error: crate::journal::JournalError) -> Result<Option<slices::SliceRow>, MirrorError> {
-    let code = error.database_error().and_then(tokio_postgres::Error::code).map(|code| code.code().to_owned());
+    let code =
+        error.database_error().and_then(tokio_postgres::Error::code).map(|code| code.code().to_owned());
     match code.as_deref() {
         Some("42P01" | "3F000") => Ok(None),
         Some(_) | None => Err(error.into()),
@@ -201,7 +203,9 @@ pub async fn create_slot(
     if source::slot(source, &row.slot).await?.is_some() {
         replication.drop_slot(&row.slot).await?;
     }
-    let start = replication.create_slot(&row.slot, SlotOptions::default()).await?;
+    // From 17 on a standby can take the slot over, when the monolith is set up for it; `check` looks at that.
+    let options = SlotOptions { temporary: false, failover: replication.server_major() >= 17 };
+    let start = replication.create_slot(&row.slot, options).await?;
     failpoint::hit("slot-created");
     if !streams::set_running(target, slice, row.nonce, start).await? {
         return Err(MirrorError::Fenced { slice: slice.to_owned() });
@@ -232,8 +236,13 @@ pub fn find_fault(
     let gap = |detail: String| Some(Fault { state: StreamState::Gap, detail });
     let diverged = |detail: String| Some(Fault { state: StreamState::Diverged, detail });
     let source = &row.source;
-    if system.system_identifier != source.system_identifier || database != source.database_oid || uuid != source.uuid {
-        return diverged("the monolith's link leads to another database than the one that was mirrored".to_owned());
+    if system.system_identifier != source.system_identifier
+        || database != source.database_oid
+        || uuid != source.uuid
+    {
+        return diverged(
+            "the monolith's link leads to another database than the one that was mirrored".to_owned(),
+        );
     }
     if i32::try_from(system.timeline) != Ok(source.timeline) {
         let switch = history.iter().find(|switch| i32::try_from(switch.timeline) == Ok(source.timeline));
@@ -283,19 +292,23 @@ pub fn find_fault(
 ///
 /// # Errors
 /// [`MirrorError::Sql`].
-pub async fn wait_for_slot(source: &Client, slot: &str, waiting: &(dyn Fn(&str) + Send + Sync)) -> Result<(), MirrorError> {
+pub async fn wait_for_slot(
+    source: &Client,
+    slot: &str,
+    waiting: &(dyn Fn(&str) + Send + Sync),
+) -> Result<(), MirrorError> {
     loop {
-        let Some(pid) = source::slot(source, slot).await?.and_then(|facts| facts.active_pid) else { return Ok(()) };
+        let Some(pid) = source::slot(source, slot).await?.and_then(|facts| facts.active_pid) else {
+            return Ok(());
+        };
         waiting(&format!("replication slot {slot} is still held by process {pid} of the monolith"));
-        source
-            .execute("SELECT pg_terminate_backend($1, 2000)", &[&pid])
-            .await
-            .map(drop)
-            .or_else(|error| {
+        source.execute("SELECT pg_terminate_backend($1, 2000)", &[&pid]).await.map(drop).or_else(
+            |error| {
                 // Without the right to end it, wait for wal_sender_timeout.
                 tracing::warn!(pid, error = %error, "the session that holds the slot could not be ended");
                 Ok::<(), MirrorError>(())
-            })?;
+            },
+        )?;
         tokio::time::sleep(SLOT_PAUSE).await;
     }
 }

@@ -10,7 +10,12 @@ use crate::name::quote_ident;
 #[must_use]
 pub fn delete(table: &TableMapping) -> String {
     let count = table.key.len();
-    format!("DELETE FROM ONLY {} AS t USING {} WHERE {}", table.target.sql(), unnest(count, "k"), key_match(table))
+    format!(
+        "DELETE FROM ONLY {} AS t USING {} WHERE {}",
+        table.target.sql(),
+        unnest(count, "k"),
+        key_match(table)
+    )
 }
 
 /// Which form of update a row needs.
@@ -48,7 +53,8 @@ pub fn update(table: &TableMapping, form: &UpdateForm) -> Option<String> {
     if assignments.is_empty() {
         return None;
     }
-    let names: Vec<String> = (0..table.key.len()).map(|k| format!("k{k}")).chain((0..place).map(|v| format!("v{v}"))).collect();
+    let names: Vec<String> =
+        (0..table.key.len()).map(|k| format!("k{k}")).chain((0..place).map(|v| format!("v{v}"))).collect();
     let arrays: Vec<String> = (1..=names.len()).map(|n| format!("${n}::text[]")).collect();
     Some(format!(
         "UPDATE ONLY {} AS t SET {} FROM unnest({}) AS s({}) WHERE {}",

@@ -218,7 +218,9 @@ impl Assembler {
                 }
                 Ok(None)
             }
-            Message::StreamStop => Err(StreamError::Order { what: "a stream block ended that had not begun" }),
+            Message::StreamStop => {
+                Err(StreamError::Order { what: "a stream block ended that had not begun" })
+            }
             Message::StreamCommit { xid, commit_lsn, end_lsn, commit_time_us } => {
                 self.begin_replay(xid, commit_lsn, end_lsn, commit_time_us)
             }
@@ -302,7 +304,9 @@ impl Assembler {
                     let relations = relations.into_iter().map(relation_of).collect::<Result<_, _>>()?;
                     return Ok(Some(Event::Truncate(relations)));
                 }
-                Message::Logical { prefix, content, .. } => return Ok(Some(Event::Marker { prefix, content })),
+                Message::Logical { prefix, content, .. } => {
+                    return Ok(Some(Event::Marker { prefix, content }));
+                }
                 Message::Origin { .. } | Message::Type { .. } => {}
                 Message::Begin(_)
                 | Message::Commit { .. }
@@ -323,5 +327,8 @@ impl Assembler {
 }
 
 fn known(relations: &HashMap<u32, Arc<Relation>>, oid: u32) -> Result<Arc<Relation>, StreamError> {
-    relations.get(&oid).map(Arc::clone).ok_or(StreamError::Order { what: "a row of a table not yet described" })
+    relations
+        .get(&oid)
+        .map(Arc::clone)
+        .ok_or(StreamError::Order { what: "a row of a table not yet described" })
 }

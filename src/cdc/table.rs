@@ -79,9 +79,8 @@ impl TableRun {
     /// # Errors
     /// [`MirrorError::Unreadable`].
     pub fn add(&mut self, piece: &PieceRow) -> Result<(), MirrorError> {
-        let unreadable = |what: &str| MirrorError::Unreadable {
-            what: format!("a piece of {}: its {what}", self.label),
-        };
+        let unreadable =
+            |what: &str| MirrorError::Unreadable { what: format!("a piece of {}: its {what}", self.label) };
         let snapshot = piece.snapshot.parse().map_err(|_| unreadable("snapshot"))?;
         let stamp = Stamp { snapshot: Arc::new(snapshot), lsn: piece.lsn };
         match &piece.extent {
@@ -148,7 +147,11 @@ pub fn choose_ranges(mapping: &TableMapping, rows_per_range: u64) -> bool {
 pub fn expected_rows(mapping: &TableMapping) -> u64 {
     /// A lean row with its header.
     const ROW_BYTES: u64 = 64;
-    #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "an estimate that is never negative")]
+    #[expect(
+        clippy::cast_possible_truncation,
+        clippy::cast_sign_loss,
+        reason = "an estimate that is never negative"
+    )]
     let estimate = mapping.rows_estimate.max(0.0) as u64;
     if estimate > 0 { estimate } else { mapping.heap_bytes / ROW_BYTES }
 }

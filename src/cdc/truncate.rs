@@ -21,7 +21,11 @@ pub async fn apply(applier: &mut Applier, table: &TableRun, event: EventOrigin) 
         Truncation::All => empty_table(session, &mapping.target.sql()).await,
         Truncation::Some { whole, ranges, keys_gone, keys_kept } => {
             let mut statements = Vec::new();
-            let kept = if keys_kept.is_empty() { None } else { Some(format!("NOT {}", keys_condition(mapping, &keys_kept))) };
+            let kept = if keys_kept.is_empty() {
+                None
+            } else {
+                Some(format!("NOT {}", keys_condition(mapping, &keys_kept)))
+            };
             if whole {
                 statements.push(delete(mapping, None, kept.as_deref()));
             }
