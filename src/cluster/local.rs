@@ -366,7 +366,7 @@ fn lock_file_says_ready(data_dir: &Path, pid: u32) -> bool {
 }
 
 /// A port that nobody listens on at the moment.
-fn draw_port() -> u16 {
+pub(super) fn draw_port() -> u16 {
     let mut port = fastrand::u16(PORTS);
     for _ in 0..PORT_DRAWS {
         if TcpListener::bind((Ipv4Addr::LOCALHOST, port)).is_ok() {
