@@ -191,7 +191,7 @@ impl LocalCluster {
             if name.contains(['\n', '\0']) || value.contains(['\n', '\0']) {
                 return Err(ClusterError::BadSetting { name: name.to_owned() });
             }
-            let value = value.replace('\\', "\\\\").replace('\'', "''");
+            let value = value.replace('\\', "\\\\").replace('\'', "\\'");
             let _ = writeln!(text, "{name} = '{value}'");
         }
         let path = self.data_dir().join("postgresql.conf");
