@@ -11,7 +11,7 @@
 //! |---|---|---|
 //! | 0 | [`lsn`] [`name`] [`change`] [`snapshot`] [`clock`] [`failpoint`] | words; no I/O |
 //! | 1 | [`catalog`] [`plan`] [`mapping`] [`landing`] | decisions; no I/O |
-//! | 2 | [`postgres`] [`journal`] | hands: connections and the statements on them |
+//! | 2 | [`postgres`] [`journal`] [`cluster`] | hands: servers, connections and the statements on them |
 //! | 3 | [`cdc`] | the mirror |
 
 pub mod change;
@@ -26,6 +26,7 @@ pub mod landing;
 pub mod mapping;
 pub mod plan;
 
+pub mod cluster;
 pub mod journal;
 pub mod postgres;
 
