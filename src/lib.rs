@@ -11,6 +11,7 @@
 //! |---|---|---|
 //! | 0 | [`lsn`] [`name`] [`change`] [`snapshot`] [`clock`] [`failpoint`] | words; no I/O |
 //! | 1 | [`catalog`] [`plan`] [`mapping`] `landing` | decisions; no I/O |
+//! | 2 | [`postgres`] | hands on the servers: one primitive per module |
 
 pub mod change;
 pub mod clock;
@@ -22,3 +23,5 @@ pub mod snapshot;
 pub mod catalog;
 pub mod mapping;
 pub mod plan;
+
+pub mod postgres;
