@@ -11,7 +11,7 @@
 //! |---|---|---|
 //! | 0 | [`lsn`] [`name`] [`change`] [`snapshot`] [`clock`] [`failpoint`] [`problem`] | words; no I/O |
 //! | 1 | [`catalog`] [`plan`] [`mapping`] `landing` | decisions; no I/O |
-//! | 2 | [`postgres`] | hands on the servers: one primitive per module |
+//! | 2 | [`postgres`] [`cluster`] | hands: I/O, without deciding |
 
 pub mod change;
 pub mod clock;
@@ -25,4 +25,5 @@ pub mod catalog;
 pub mod mapping;
 pub mod plan;
 
+pub mod cluster;
 pub mod postgres;

@@ -5,6 +5,10 @@
     clippy::indexing_slicing,
     reason = "a test that meets the unexpected must stop"
 )]
+#![allow(unreachable_pub, reason = "nothing outside can reach anything here")]
 
+mod support;
+
+mod architecture;
+mod cluster;
 mod introspect;
-mod server;
