@@ -12,3 +12,5 @@ mod support;
 mod architecture;
 mod cluster;
 mod introspect;
+
+mod plans;
