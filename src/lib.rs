@@ -22,3 +22,5 @@ pub mod snapshot;
 pub mod catalog;
 pub mod mapping;
 pub mod plan;
+
+pub mod demo;
