@@ -11,6 +11,8 @@
 //! |---|---|---|
 //! | 0 | [`lsn`] [`name`] [`change`] [`snapshot`] [`clock`] [`failpoint`] | words; no I/O |
 //! | 1 | [`catalog`] [`plan`] [`mapping`] `landing` | decisions; no I/O |
+//! | 2 | [`cluster`] | hands: I/O, without deciding |
+//! | 6 | [`demo`] | faces the user; imports all |
 
 pub mod change;
 pub mod clock;
@@ -22,5 +24,7 @@ pub mod snapshot;
 pub mod catalog;
 pub mod mapping;
 pub mod plan;
+
+pub mod cluster;
 
 pub mod demo;

@@ -1,0 +1,6 @@
+//! What several test files need.
+
+pub mod cluster;
+pub mod tables;
+pub mod wait;
+pub mod writers;
