@@ -9,9 +9,10 @@
 //!
 //! | rung | modules | what they may do |
 //! |---|---|---|
-//! | 0 | [`lsn`] [`name`] [`change`] [`snapshot`] [`clock`] [`failpoint`] | words; no I/O |
+//! | 0 | [`lsn`] [`name`] [`change`] [`snapshot`] [`clock`] [`failpoint`] [`problem`] | words; no I/O |
 //! | 1 | [`catalog`] [`plan`] [`mapping`] `landing` | decisions; no I/O |
-//! | 2 | [`cluster`] | hands: I/O, without deciding |
+//! | 2 | [`cluster`] [`postgres`] | hands: I/O, without deciding |
+//! | 4 | [`reconcile`] | compares the two sides |
 //! | 6 | [`demo`] | faces the user; imports all |
 
 pub mod change;
@@ -19,6 +20,7 @@ pub mod clock;
 pub mod failpoint;
 pub mod lsn;
 pub mod name;
+pub mod problem;
 pub mod snapshot;
 
 pub mod catalog;
@@ -26,5 +28,8 @@ pub mod mapping;
 pub mod plan;
 
 pub mod cluster;
+pub mod postgres;
+
+pub mod reconcile;
 
 pub mod demo;

@@ -1,0 +1,3 @@
+//! Hands on PostgreSQL: what the tool reads from and writes to servers, one primitive per module.
+
+pub mod introspect;
