@@ -9,6 +9,8 @@
 
 mod account;
 mod binaries;
+#[cfg(feature = "containers")]
+mod container;
 mod error;
 mod guard;
 mod home;
@@ -17,6 +19,8 @@ mod local;
 use std::fmt;
 
 pub use binaries::{Binaries, Version};
+#[cfg(feature = "containers")]
+pub use container::ContainerCluster;
 pub use error::ClusterError;
 pub use local::{Auth, LocalCluster, Options};
 
@@ -38,6 +42,8 @@ const SETTINGS: &[(&str, &str)] = &[
     ("max_connections", "200"),
     ("shared_buffers", "32MB"),
     ("max_wal_size", "512MB"),
+    // In files of the data directory, so that they go with it even if the server is killed.
+    ("dynamic_shared_memory_type", "mmap"),
     ("timezone", "UTC"),
     ("log_timezone", "UTC"),
 ];

@@ -108,6 +108,20 @@ async fn a_frozen_server_is_stopped_and_removed() {
     assert!(!dir.exists());
 }
 
+#[cfg(target_os = "linux")]
+#[test]
+fn a_killed_server_leaves_no_shared_memory() {
+    let cluster = launch();
+    let lock_file = fs::read_to_string(cluster.data_dir().join("postmaster.pid")).unwrap();
+    let segment = lock_file.lines().nth(6).unwrap().split_whitespace().nth(1).unwrap().to_owned();
+    let segments = || fs::read_to_string("/proc/sysvipc/shm").unwrap();
+    let is_there = || segments().lines().any(|line| line.split_whitespace().nth(1) == Some(segment.as_str()));
+    assert!(is_there());
+    kill_process(cluster.pid().unwrap(), Signal::KILL).unwrap();
+    drop(cluster);
+    until_blocking("the killed server's memory to go", SOON, || (!is_there()).then_some(()));
+}
+
 /// A server's traces: what must be gone once its owner is gone.
 struct Traces {
     dir: PathBuf,
@@ -220,5 +234,22 @@ async fn every_installed_major_version_starts() {
         let cluster = launch_with(Options { binaries: Some(binaries.clone()), ..Options::default() });
         connect(&cluster.admin_url()).await.batch_execute("SELECT 1").await.unwrap();
         assert_eq!(cluster.version_num(), binaries.version.num());
+    }
+}
+
+/// Needs a container engine and its image, and fails without.
+#[cfg(feature = "containers")]
+#[tokio::test(flavor = "multi_thread")]
+async fn a_container_keeps_its_data_and_port_as_a_local_cluster_does() {
+    let mut cluster =
+        strangler::cluster::ContainerCluster::launch("17").unwrap_or_else(|error| panic!("{error}"));
+    assert_eq!(cluster.version_num() / 10_000, 17);
+    let url = cluster.admin_url();
+    connect(&url).await.batch_execute("CREATE TABLE kept (x int)").await.unwrap();
+    for mode in [StopMode::Smart, StopMode::Fast, StopMode::Immediate] {
+        cluster.stop(mode).unwrap();
+        assert!(try_connect(&url).await.is_err(), "{mode:?}");
+        cluster.start().unwrap();
+        connect(&url).await.batch_execute("TABLE kept").await.unwrap();
     }
 }

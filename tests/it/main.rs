@@ -9,6 +9,7 @@
 
 mod support;
 
+mod architecture;
 mod cluster;
 mod introspect;
 mod reconcile;
