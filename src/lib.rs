@@ -11,7 +11,7 @@
 //! |---|---|---|
 //! | 0 | [`lsn`] [`name`] [`change`] [`snapshot`] [`clock`] [`failpoint`] [`problem`] | words; no I/O |
 //! | 1 | [`catalog`] [`plan`] [`mapping`] `landing` | decisions; no I/O |
-//! | 2 | [`cluster`] [`postgres`] | hands: I/O, without deciding |
+//! | 2 | [`postgres`] [`cluster`] | hands: I/O, without deciding |
 //! | 4 | [`reconcile`] | compares the two sides |
 //! | 6 | [`demo`] | faces the user; imports all |
 

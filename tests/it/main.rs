@@ -14,5 +14,4 @@ mod cluster;
 mod introspect;
 mod reconcile;
 mod retail;
-mod server;
 mod writers;
