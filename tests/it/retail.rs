@@ -1,10 +1,14 @@
 //! The retail monolith that the demo and the documentation use, and the traffic on it.
 
+use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex};
 
 use strangler::cluster::{Cluster, LocalCluster};
 use strangler::demo::traffic::{Rate, Tally, Traffic};
-use strangler::demo::{self, Act, Ending, Options, RETAIL_DATA_SQL, RETAIL_SCHEMA_SQL};
+use strangler::demo::{self, Act, Ending, Options, RETAIL_DATA_SQL, RETAIL_PLAN, RETAIL_SCHEMA_SQL, stage};
+use strangler::mapping::compile;
+use strangler::plan::{self, LinkTemplate};
+use strangler::postgres::introspect;
 use tokio_postgres::Client;
 use tokio_util::sync::CancellationToken;
 
@@ -116,6 +120,38 @@ async fn acknowledged(traffic: &Traffic, goal: u64) -> Tally {
         (tally.acknowledged >= goal).then_some(tally)
     })
     .await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_retail_plan_maps_the_retail_monolith_without_a_problem() {
+    let cluster = launch();
+    create_database(&cluster, "retail").await;
+    let client = connect(&cluster.url("retail")).await;
+    client.batch_execute(RETAIL_SCHEMA_SQL).await.unwrap();
+    let parsed = plan::parse(RETAIL_PLAN.as_bytes(), "retail.yaml")
+        .unwrap_or_else(|all| panic!("{}", all.render(false)));
+    assert!(parsed.warnings.is_empty(), "{}", parsed.warnings.render(false));
+    let monolith = introspect::read(&client).await.unwrap();
+    let (mappings, problems) = compile(&parsed.plan, &monolith);
+    assert!(problems.is_empty(), "{problems:?}");
+    let moved: usize = mappings.values().map(|slice| slice.tables.len()).sum();
+    assert_eq!((mappings.len(), moved), (6, 13));
+    let lines = mappings["ordering"].tables.iter().find(|table| table.target.name == "order_lines").unwrap();
+    assert_eq!(lines.target.schema, "sales");
+    let references: Vec<String> =
+        lines.soft_references.iter().map(|reference| reference.references.to_string()).collect();
+    assert_eq!(references, ["Products"]);
+
+    let wanted: BTreeSet<String> = LinkTemplate::new(RETAIL_PLAN).variables().into_iter().collect();
+    let services = stage::PLACES.iter().filter_map(|place| place.service);
+    let service_links = services
+        .flat_map(|name| ["ADMIN", "APPLY"].map(|link| format!("{}_{link}_URL", name.to_uppercase())));
+    let links = ["ADMIN", "READ", "APPLY"].map(|link| format!("MONOLITH_{link}_URL"));
+    assert_eq!(
+        wanted,
+        service_links.chain(links).collect(),
+        "every place of the demo has its links in the plan"
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]
