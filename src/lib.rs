@@ -13,6 +13,8 @@
 //! | 1 | [`catalog`] [`plan`] [`mapping`] [`landing`] | decisions; no I/O |
 //! | 2 | [`postgres`] [`journal`] [`cluster`] | hands: servers, connections and the statements on them |
 //! | 3 | [`cdc`] | the mirror |
+//! | 4 | [`reconcile`] | proof that both sides are equal |
+//! | 6 | [`demo`] | what the operator is shown |
 
 pub mod change;
 pub mod clock;
@@ -32,3 +34,7 @@ pub mod journal;
 pub mod postgres;
 
 pub mod cdc;
+
+pub mod reconcile;
+
+pub mod demo;

@@ -12,5 +12,7 @@ mod support;
 mod architecture;
 mod cluster;
 mod introspect;
-
 mod plans;
+mod reconcile;
+mod retail;
+mod writers;

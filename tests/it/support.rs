@@ -3,3 +3,4 @@
 pub mod cluster;
 pub mod tables;
 pub mod wait;
+pub mod writers;
