@@ -221,6 +221,7 @@ mod tests {
                 type_sql: cast_sql.to_owned(),
                 cast_sql: cast_sql.to_owned(),
                 binary: false,
+                source_type_oid: 23,
                 class: None,
                 identity_always: false,
             };

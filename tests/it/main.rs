@@ -14,5 +14,7 @@ mod cluster;
 mod introspect;
 mod plans;
 mod reconcile;
+mod replication;
 mod retail;
+mod sessions;
 mod writers;

@@ -54,6 +54,7 @@ fn mapping(filter: Vec<FilterTerm>) -> TableMapping {
         type_sql: (*cast_sql).to_owned(),
         cast_sql: (*cast_sql).to_owned(),
         binary: false,
+        source_type_oid: 0,
         class: None,
         identity_always: false,
     };
