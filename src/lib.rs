@@ -12,6 +12,7 @@
 //! | 0 | [`lsn`] [`name`] [`change`] [`snapshot`] [`clock`] [`failpoint`] [`problem`] | words; no I/O |
 //! | 1 | [`catalog`] [`plan`] [`mapping`] `landing` | decisions; no I/O |
 //! | 2 | [`postgres`] [`cluster`] | hands: I/O, without deciding |
+//! | 5 | [`check`] | what an operator asks for, step by step |
 
 pub mod change;
 pub mod clock;
@@ -27,3 +28,5 @@ pub mod plan;
 
 pub mod cluster;
 pub mod postgres;
+
+pub mod check;
