@@ -33,7 +33,9 @@ mod wal_level;
 use serde::Serialize;
 
 pub use crate::problem::{Place, Problem, Severity};
-pub use facts::{APPLY_ROLE, Database, Facts, Link, LinkFailure, LinkName, LinkRole, Role, Server, Slot};
+pub use facts::{
+    APPLY_ROLE, Database, Facts, Link, LinkFailure, LinkName, LinkRole, Named, Role, Server, Slot,
+};
 pub use gather::{Links, Opened, gather};
 pub use predict::{COPY_BYTES_PER_SECOND, Predictions, SlicePrediction, TablePrediction};
 pub use slots::ServerNeeds;

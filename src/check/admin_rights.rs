@@ -2,16 +2,16 @@
 
 use std::collections::BTreeMap;
 
-use super::facts::{APPLY_ROLE, Database, Facts, LinkName, LinkRole};
+use super::facts::{APPLY_ROLE, Database, Facts, LinkName, LinkRole, Named};
 use super::read_rights::shown;
 use crate::name::{TableName, quote_ident};
 use crate::problem::Problem;
 
 pub(super) fn rule(facts: &Facts) -> Vec<Problem> {
     let mut problems = Vec::new();
-    for (name, database) in facts.databases() {
+    for Named { name, service, database } in facts.databases() {
         let Some(role) = database.role(LinkName::Admin).filter(|role| !role.superuser) else { continue };
-        if name == "monolith" {
+        if service.is_none() {
             problems.extend(ownership(facts, role));
         }
         if !role.create_in_database {
@@ -30,7 +30,7 @@ pub(super) fn rule(facts: &Facts) -> Vec<Problem> {
                     )),
             );
         }
-        let absent = absent_roles(facts, &name, database);
+        let absent = absent_roles(facts, service, database);
         if !role.create_role && !absent.is_empty() {
             let make: Vec<String> = absent
                 .iter()
@@ -77,9 +77,9 @@ fn ownership(facts: &Facts, role: &LinkRole) -> Option<Problem> {
 }
 
 /// Roles that provision would have to make, with what they need.
-fn absent_roles(facts: &Facts, name: &str, database: &Database) -> Vec<(String, &'static str)> {
+fn absent_roles(facts: &Facts, service: Option<&str>, database: &Database) -> Vec<(String, &'static str)> {
     let mut needed = vec![(APPLY_ROLE.to_owned(), " LOGIN")];
-    if let Some(service) = facts.plan.services.get(name.trim_start_matches("service ")) {
+    if let Some(service) = service.and_then(|name| facts.plan.services.get(name)) {
         needed.extend([(service.owner.clone(), ""), (service.app.clone(), " LOGIN")]);
     }
     needed.retain(|(role, _)| !database.roles.contains_key(role));

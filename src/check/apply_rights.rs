@@ -1,12 +1,12 @@
 //! What the apply links need: to be the applier's role, and to apply without firing triggers.
 
-use super::facts::{APPLY_ROLE, Facts, LinkName};
+use super::facts::{APPLY_ROLE, Facts, LinkName, Named};
 use crate::name::quote_ident;
 use crate::problem::Problem;
 
 pub(super) fn rule(facts: &Facts) -> Vec<Problem> {
     let mut problems = Vec::new();
-    for (name, database) in facts.databases() {
+    for Named { name, database, .. } in facts.databases() {
         let Some(role) = database.role(LinkName::Apply).filter(|role| !role.superuser) else { continue };
         if role.name != APPLY_ROLE {
             problems.push(

@@ -179,6 +179,17 @@ pub struct Slot {
     pub database: Option<String>,
 }
 
+/// A database with how a report names it.
+#[derive(Debug)]
+pub struct Named<'a> {
+    /// `monolith`, `service orders`.
+    pub name: String,
+    /// The service; `None` for the monolith.
+    pub service: Option<&'a str>,
+    /// What is known of it.
+    pub database: &'a Database,
+}
+
 impl Database {
     /// The role of an open link.
     #[must_use]
@@ -203,10 +214,15 @@ impl Database {
 }
 
 impl Facts {
-    /// The monolith and all services, with how a report names them.
-    pub fn databases(&self) -> impl Iterator<Item = (String, &Database)> {
-        let services = self.services.iter().map(|(name, database)| (format!("service {name}"), database));
-        std::iter::once(("monolith".to_owned(), &self.monolith)).chain(services)
+    /// The monolith and all services.
+    pub fn databases(&self) -> impl Iterator<Item = Named<'_>> {
+        let services = self.services.iter().map(|(name, database)| Named {
+            name: format!("service {name}"),
+            service: Some(name),
+            database,
+        });
+        let monolith = Named { name: "monolith".to_owned(), service: None, database: &self.monolith };
+        std::iter::once(monolith).chain(services)
     }
 
     /// The services with their plan, where both are known.

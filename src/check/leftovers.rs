@@ -1,13 +1,13 @@
 //! Slots and publications that carry our names and belong to no slice that is provisioned.
 
-use super::facts::{Database, Facts};
+use super::facts::{Database, Facts, Named};
 use super::slots::OWN;
 use crate::name::{quote_ident, quote_literal};
 use crate::problem::Problem;
 
 pub(super) fn rule(facts: &Facts) -> Vec<Problem> {
     let mut problems = Vec::new();
-    for (name, database) in facts.databases() {
+    for Named { name, database, .. } in facts.databases() {
         let (Some(catalog), Some(server)) = (&database.catalog, &database.server) else { continue };
         // Where our schema is, its rows own these objects, and status and doctor speak about them.
         if catalog.schemas.iter().any(|schema| schema == "strangler") {

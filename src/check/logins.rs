@@ -1,21 +1,21 @@
 //! Roles that somebody must be able to log in as: LOGIN, and a password, which the tool never makes up.
 
-use super::facts::{APPLY_ROLE, Database, Facts, LinkName, Role};
+use super::facts::{APPLY_ROLE, Facts, LinkName, Named, Role};
 use crate::name::quote_ident;
 use crate::problem::Problem;
 
 pub(super) fn rule(facts: &Facts) -> Vec<Problem> {
     let mut problems = Vec::new();
-    for (name, database) in facts.databases() {
-        let app =
-            facts.plan.services.get(name.trim_start_matches("service ")).map(|service| service.app.as_str());
-        for role_name in app.into_iter().chain([APPLY_ROLE]) {
+    for Named { name, service, database } in facts.databases() {
+        let service = service.and_then(|service| facts.plan.services.get(service));
+        // An open apply link needs nothing more: it logs in as that role, or as a superuser who can become it.
+        let apply = if database.role(LinkName::Apply).is_some() { None } else { Some(APPLY_ROLE) };
+        for role_name in service.map(|service| service.app.as_str()).into_iter().chain(apply) {
             if let Some(role) = database.roles.get(role_name) {
-                problems.extend(missing(&name, database, role_name, role));
+                problems.extend(missing(&name, role_name, role));
             }
         }
-        let owner =
-            facts.plan.services.get(name.trim_start_matches("service ")).map(|service| &service.owner);
+        let owner = service.map(|service| &service.owner);
         if let Some(owner) = owner.filter(|owner| database.roles.get(*owner).is_some_and(|role| role.login)) {
             problems.push(
                 Problem::warning("owner-login", &name)
@@ -28,7 +28,7 @@ pub(super) fn rule(facts: &Facts) -> Vec<Problem> {
     problems
 }
 
-fn missing(name: &str, database: &Database, role_name: &str, role: &Role) -> Option<Problem> {
+fn missing(name: &str, role_name: &str, role: &Role) -> Option<Problem> {
     let quoted = quote_ident(role_name);
     if !role.login {
         let problem = Problem::error("no-login", name)
@@ -38,12 +38,6 @@ fn missing(name: &str, database: &Database, role_name: &str, role: &Role) -> Opt
         return Some(problem);
     }
     if role.has_password != Some(false) {
-        return None;
-    }
-    // An apply link that is open proves that no password is asked for.
-    let proven =
-        role_name == APPLY_ROLE && database.role(LinkName::Apply).is_some_and(|link| link.name == APPLY_ROLE);
-    if proven {
         return None;
     }
     let problem = Problem::warning("no-password", name)

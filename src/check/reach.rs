@@ -1,6 +1,6 @@
 //! Databases that could not be reached or read.
 
-use super::facts::{APPLY_ROLE, Facts, Link, LinkFailure, LinkName};
+use super::facts::{APPLY_ROLE, Facts, Link, LinkFailure, LinkName, Named};
 use crate::problem::Problem;
 
 /// The code that makes the exit code say that a database could not be reached.
@@ -8,7 +8,7 @@ pub(super) const UNREACHABLE: &str = "unreachable";
 
 pub(super) fn rule(facts: &Facts) -> Vec<Problem> {
     let mut problems = Vec::new();
-    for (name, database) in facts.databases() {
+    for Named { name, database, .. } in facts.databases() {
         for (link, state) in &database.links {
             let Link::Failed(failure) = state else { continue };
             // Before `provision` the role is not there yet, and whether it will get a password is not known here.

@@ -1,6 +1,6 @@
 //! Settings of the monolith's server that a mirror runs into.
 
-use super::facts::Facts;
+use super::facts::{Facts, Named};
 use crate::name::quote_literal;
 use crate::problem::Problem;
 
@@ -62,12 +62,12 @@ fn idle_slots(facts: &Facts) -> Option<Problem> {
 
 fn prepared(facts: &Facts) -> Vec<Problem> {
     let mut problems = Vec::new();
-    for (name, database) in facts.databases() {
+    for Named { name, database, .. } in facts.databases() {
         let waiting = database.server.as_ref().map_or(0, |server| server.prepared_transactions);
         if waiting > 0 {
             problems.push(
                 Problem::error("prepared-transactions", &name)
-                    .fact(format!("{waiting} prepared transactions wait for their end on its server"))
+                    .fact(format!("prepared transactions that wait for their end on its server: {waiting}"))
                     .consequence(
                         "a slot can't be created before they end, and a gate they hold can't be fenced",
                     )

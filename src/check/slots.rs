@@ -5,7 +5,7 @@
 
 use serde::Serialize;
 
-use super::facts::{Database, Facts, Server};
+use super::facts::{Database, Facts, Named, Server};
 use crate::problem::{Problem, Severity};
 
 /// What the slices take of one server.
@@ -41,7 +41,7 @@ pub(super) fn rule(facts: &Facts) -> Vec<Problem> {
 /// Sums up every server that was reached.
 pub(super) fn needs(facts: &Facts) -> Vec<ServerNeeds> {
     let mut servers: Vec<(&str, ServerNeeds)> = Vec::new();
-    for (name, database) in facts.databases() {
+    for Named { name, service, database } in facts.databases() {
         let Some(server) = &database.server else { continue };
         if !servers.iter().any(|(instance, _)| *instance == server.instance) {
             servers.push((&server.instance, limits(database, server)));
@@ -49,13 +49,12 @@ pub(super) fn needs(facts: &Facts) -> Vec<ServerNeeds> {
         let found = servers.iter_mut().find(|(instance, _)| *instance == server.instance);
         let Some((_, needs)) = found else { continue };
         let there = own_slots(database);
-        if name == "monolith" {
-            needs.forward.extend(facts.plan.slices.keys().cloned());
-            needs.forward_there += there;
-        } else {
-            let service = name.trim_start_matches("service ");
+        if let Some(service) = service {
             needs.reverse.extend(facts.plan.slices_of(service).map(|(slice, _)| slice.to_owned()));
             needs.reverse_there += there;
+        } else {
+            needs.forward.extend(facts.plan.slices.keys().cloned());
+            needs.forward_there += there;
         }
         needs.databases.push(name);
     }

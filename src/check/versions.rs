@@ -1,6 +1,6 @@
 //! PostgreSQL 14 to 18, and no service older than the monolith.
 
-use super::facts::Facts;
+use super::facts::{Facts, Named};
 use crate::problem::Problem;
 
 /// The newest major version that the tool is tested on.
@@ -9,7 +9,7 @@ const NEWEST_MAJOR: u32 = 18;
 pub(super) fn rule(facts: &Facts) -> Vec<Problem> {
     let mut problems = Vec::new();
     let monolith = facts.monolith.catalog.as_ref().map(|catalog| catalog.major());
-    for (name, database) in facts.databases() {
+    for Named { name, database, .. } in facts.databases() {
         let Some(catalog) = &database.catalog else { continue };
         let major = catalog.major();
         if major > NEWEST_MAJOR {

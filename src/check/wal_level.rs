@@ -1,15 +1,15 @@
 //! Logical decoding needs `wal_level = logical` on both sides: the monolith for the forward mirror, a service for
 //! the reverse one.
 
-use super::facts::Facts;
+use super::facts::{Facts, Named};
 use crate::problem::{Problem, Severity};
 
 pub(super) fn rule(facts: &Facts) -> Vec<Problem> {
     facts
         .databases()
-        .filter_map(|(name, database)| {
+        .filter_map(|Named { name, service, database }| {
             let level = database.setting("wal_level").filter(|level| *level != "logical")?;
-            let (severity, consequence) = if name == "monolith" {
+            let (severity, consequence) = if service.is_none() {
                 (Severity::Error, "its changes can't be decoded, so nothing can be mirrored")
             } else {
                 (Severity::Warning, "the reverse mirror can't be armed, so its slices can't flip")

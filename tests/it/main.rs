@@ -10,5 +10,6 @@
 mod support;
 
 mod architecture;
+mod check;
 mod cluster;
 mod introspect;
