@@ -14,6 +14,7 @@
 //! | 2 | [`postgres`] [`journal`] [`cluster`] | hands: servers, connections and the statements on them |
 //! | 3 | [`cdc`] | the mirror |
 //! | 4 | [`reconcile`] | proof that both sides are equal |
+//! | 5 | [`check`] | who may write; what must be there; what stands in the way |
 //! | 6 | [`demo`] | what the operator is shown |
 
 pub mod change;
@@ -36,5 +37,7 @@ pub mod postgres;
 pub mod cdc;
 
 pub mod reconcile;
+
+pub mod check;
 
 pub mod demo;

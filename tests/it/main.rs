@@ -10,6 +10,7 @@
 mod support;
 
 mod architecture;
+mod check;
 mod cluster;
 mod introspect;
 mod plans;
