@@ -11,6 +11,8 @@
 //! |---|---|---|
 //! | 0 | [`lsn`] [`name`] [`change`] [`snapshot`] [`clock`] [`failpoint`] | words; no I/O |
 //! | 1 | [`catalog`] [`plan`] [`mapping`] `landing` | decisions; no I/O |
+//! | 3 | [`cdc`] | the mirror |
+//! | 6 | [`status`] [`cli`] | the binary; only [`cli`] prints, reads the environment or knows exit codes |
 
 pub mod change;
 pub mod clock;
@@ -22,3 +24,9 @@ pub mod snapshot;
 pub mod catalog;
 pub mod mapping;
 pub mod plan;
+
+pub mod cdc;
+
+pub mod status;
+
+pub mod cli;

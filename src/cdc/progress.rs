@@ -1,0 +1,45 @@
+//! What a running mirror tells whoever watches it. The engine publishes it through a watch channel, so a slow
+//! watcher sees the latest state and never holds the engine up.
+
+/// All slices that one process mirrors.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Progress {
+    /// One entry per slice, in the order of the plan.
+    pub slices: Vec<SliceProgress>,
+}
+
+/// One slice.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct SliceProgress {
+    /// Slice name.
+    pub slice: String,
+    /// What the engine is doing, as in `strangler.mirror_process.phase`.
+    pub phase: String,
+    /// Every table of the slice.
+    pub tables: Vec<TableProgress>,
+    /// WAL between the monolith's position and the one applied.
+    pub lag_bytes: u64,
+    /// Age of the service's data in milliseconds, when the source has told its time.
+    pub lag_ms: Option<f64>,
+    /// WAL that the monolith holds for the slice.
+    pub wal_held_bytes: u64,
+    /// More about the phase, such as the error that a reconnect waits after.
+    pub detail: Option<String>,
+}
+
+/// One table.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct TableProgress {
+    /// The monolith's name for it.
+    pub name: String,
+    /// `pending`, `copying`, `live` or `diverged`.
+    pub state: String,
+    /// Rows copied.
+    pub rows: u64,
+    /// Rows expected.
+    pub rows_estimate: u64,
+    /// Bytes copied.
+    pub bytes: u64,
+    /// Rows per second, lately.
+    pub rows_per_s: f64,
+}
