@@ -11,6 +11,7 @@
 //! |---|---|---|
 //! | 0 | [`lsn`] [`name`] [`change`] [`snapshot`] [`clock`] [`failpoint`] | words; no I/O |
 //! | 1 | [`catalog`] [`plan`] [`mapping`] `landing` | decisions; no I/O |
+//! | 2 | [`cluster`] | hands: I/O, without deciding |
 //! | 3 | [`cdc`] | the mirror |
 //! | 6 | [`status`] [`cli`] | the binary; only [`cli`] prints, reads the environment or knows exit codes |
 
@@ -24,6 +25,8 @@ pub mod snapshot;
 pub mod catalog;
 pub mod mapping;
 pub mod plan;
+
+pub mod cluster;
 
 pub mod cdc;
 

@@ -1,0 +1,5 @@
+//! What several test files need.
+
+pub mod cluster;
+pub mod tables;
+pub mod wait;

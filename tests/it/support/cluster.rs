@@ -1,0 +1,73 @@
+//! Servers for tests.
+
+use strangler::cluster::{Auth, Cluster, LocalCluster, Options};
+use strangler::name::quote_ident;
+use tokio_postgres::{Client, NoTls};
+
+/// A server with the usual settings, which lets everyone in without a password.
+pub fn launch() -> LocalCluster {
+    launch_with(Options::default())
+}
+
+/// As [`launch`], with settings or an installation of the test's own.
+pub fn launch_with(options: Options) -> LocalCluster {
+    LocalCluster::launch(Options { auth: Auth::Trust, ..options }).unwrap_or_else(|error| panic!("{error}"))
+}
+
+/// A monolith and one service, each on a server of its own.
+pub struct Pair {
+    pub monolith: LocalCluster,
+    pub service: LocalCluster,
+}
+
+impl Pair {
+    /// The monolith's database.
+    pub const MONOLITH: &str = "monolith";
+    /// The service's database.
+    pub const SERVICE: &str = "service";
+
+    /// Starts both servers and creates an empty database on each.
+    pub async fn launch() -> Self {
+        let pair = Self { monolith: launch(), service: launch() };
+        create_database(&pair.monolith, Self::MONOLITH).await;
+        create_database(&pair.service, Self::SERVICE).await;
+        pair
+    }
+
+    pub fn monolith_url(&self) -> String {
+        self.monolith.url(Self::MONOLITH)
+    }
+
+    pub fn service_url(&self) -> String {
+        self.service.url(Self::SERVICE)
+    }
+
+    /// A superuser's session in the monolith's database.
+    pub async fn monolith(&self) -> Client {
+        connect(&self.monolith_url()).await
+    }
+
+    /// A superuser's session in the service's database.
+    pub async fn service(&self) -> Client {
+        connect(&self.service_url()).await
+    }
+}
+
+/// Creates an empty database.
+pub async fn create_database(cluster: &dyn Cluster, name: &str) {
+    let client = connect(&cluster.admin_url()).await;
+    client.batch_execute(&format!("CREATE DATABASE {}", quote_ident(name))).await.unwrap();
+}
+
+/// A session. It ends when the client is dropped or the server goes.
+pub async fn connect(url: &str) -> Client {
+    try_connect(url).await.unwrap_or_else(|error| panic!("no connection: {error:?}"))
+}
+
+/// As [`connect`], for servers that may refuse.
+pub async fn try_connect(url: &str) -> Result<Client, tokio_postgres::Error> {
+    let (client, connection) = tokio_postgres::connect(url, NoTls).await?;
+    // The end of the connection shows at the client, whose next statement fails.
+    tokio::spawn(async move { drop(connection.await) });
+    Ok(client)
+}
