@@ -11,7 +11,7 @@
 //! |---|---|---|
 //! | 0 | [`lsn`] [`name`] [`change`] [`snapshot`] [`clock`] [`failpoint`] | words; no I/O |
 //! | 1 | [`catalog`] [`plan`] [`mapping`] `landing` | decisions; no I/O |
-//! | 2 | [`cluster`] | hands: I/O, without deciding |
+//! | 2 | [`cluster`] [`postgres`] `journal` | hands: I/O, without deciding |
 //! | 3 | [`cdc`] | the mirror |
 //! | 6 | [`status`] [`cli`] | the binary; only [`cli`] prints, reads the environment or knows exit codes |
 
@@ -27,6 +27,7 @@ pub mod mapping;
 pub mod plan;
 
 pub mod cluster;
+pub mod postgres;
 
 pub mod cdc;
 

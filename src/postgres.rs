@@ -1,0 +1,16 @@
+//! PostgreSQL as seen from the client's side of a socket: sessions, the replication protocol, the messages of the
+//! logical stream, and what an error of the server means.
+//!
+//! [`connect::Server`] is one way into one database and makes both kinds of connection: a [`connect::Session`] for
+//! SQL and a [`replication::Connection`] for slots and the stream. Both read their link in the same way (`link`),
+//! dial in the same way (`wire`) and hold the same opinion of certificates (`tls`).
+
+pub mod connect;
+mod link;
+pub mod pgoutput;
+pub mod replication;
+pub mod sqlstate;
+mod tls;
+mod wire;
+
+pub use connect::{ConnectError, Server, Session, SessionRole};

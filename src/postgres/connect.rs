@@ -1,0 +1,389 @@
+//! One way into one database, and the sessions made through it.
+//!
+//! Who calls it: everything that talks to a database. A [`Server`] resolves its link anew for every connection, so
+//! that a rotated secret is picked up, and gives every session the same settings, so that text printed by one
+//! database means the same in another (`settings`).
+
+use std::fmt;
+use std::io;
+use std::ops::{Deref, DerefMut};
+use std::sync::Arc;
+
+use rustls::ClientConfig;
+use secrecy::ExposeSecret;
+use tokio::time::timeout;
+use tokio_postgres::config::{SslMode as ConfigSslMode, SslNegotiation};
+use tokio_util::task::AbortOnDropHandle;
+
+use super::link::{self, Endpoint, Keepalive, Link, Place, SslMode};
+use super::wire::{self, Address, AlreadyEncrypted, DialError, Encryption, Wire};
+use super::{replication, tls};
+use crate::plan::{LinkTemplate, Variables};
+
+mod error;
+mod settings;
+
+pub use error::ConnectError;
+pub(super) use error::LoginError;
+pub(super) use settings::STARTUP_SETTINGS;
+
+/// The role that appliers log in as. Gates let only this `session_user` write on a fenced side.
+pub const APPLY_ROLE: &str = "strangler_apply";
+
+/// What a session is for; decides who it is and what fires on its writes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum SessionRole {
+    /// DDL, publications, gates.
+    Admin,
+    /// Catalogs, snapshots, slots.
+    Read,
+    /// Writes mirrored rows: the session user is [`APPLY_ROLE`] and ordinary triggers do not fire.
+    Apply,
+}
+
+/// One way into one database. Cheap to clone; `Debug` shows no secret.
+#[derive(Clone)]
+pub struct Server {
+    label: String,
+    link: LinkTemplate,
+    role: SessionRole,
+    variables: Arc<dyn Variables>,
+}
+
+impl Server {
+    /// `label` names the database in every message: `monolith`, `service orders`.
+    pub fn new(
+        label: impl Into<String>,
+        link: LinkTemplate,
+        role: SessionRole,
+        variables: Arc<dyn Variables>,
+    ) -> Self {
+        Self { label: label.into(), link, role, variables }
+    }
+
+    /// The name given at the start.
+    #[must_use]
+    pub fn label(&self) -> &str {
+        &self.label
+    }
+
+    /// Where the link leads: `monolith (host/dbname as user)`. Never the password.
+    ///
+    /// # Errors
+    /// [`ConnectError::Link`] and [`ConnectError::Syntax`] when the link can't be read.
+    pub fn describe(&self) -> Result<String, ConnectError> {
+        let link = self.link()?;
+        let hosts = link.endpoints.iter().map(|endpoint| match &endpoint.place {
+            Place::Directory(directory) => directory.display().to_string(),
+            Place::Host { name, .. } => name.clone(),
+        });
+        let hosts = hosts.collect::<Vec<_>>().join(",");
+        Ok(format!("{} ({hosts}/{} as {})", self.label, link.database, link.user))
+    }
+
+    /// Opens a session for SQL. `application` is what `pg_stat_activity.application_name` shows.
+    ///
+    /// # Errors
+    /// [`ConnectError`]; the hosts of the link are tried in order, and the last failure is the one returned,
+    /// unless a server refused the login itself.
+    pub async fn connect(&self, application: &str) -> Result<Session, ConnectError> {
+        let link = self.link()?;
+        let (session, at) = self.open(&link, &SqlLogin { link: &link, application }).await?;
+        let prepared = timeout(link.connect_timeout, settings::prepare(&session, self.role, &at)).await;
+        match prepared {
+            Ok(result) => result.map(|()| session),
+            Err(_elapsed) => Err(ConnectError::Timeout { at, after: link.connect_timeout }),
+        }
+    }
+
+    /// Opens a connection that speaks the replication protocol to one database (`replication=database`).
+    ///
+    /// # Errors
+    /// As [`Self::connect`].
+    pub async fn replicate(&self, application: &str) -> Result<replication::Connection, ConnectError> {
+        let link = self.link()?;
+        let login = replication::WalLogin { link: &link, application, label: &self.label };
+        Ok(self.open(&link, &login).await?.0)
+    }
+
+    fn link(&self) -> Result<Link, ConnectError> {
+        let label = || self.label.clone();
+        let text = self.link.resolve(&*self.variables);
+        let text = text.map_err(|source| ConnectError::Link { label: label(), source })?;
+        link::parse(text.expose_secret()).map_err(|source| ConnectError::Syntax { label: label(), source })
+    }
+
+    /// Tries every address of every endpoint until one takes the login; returns where that was, too.
+    async fn open<L: Login>(&self, link: &Link, login: &L) -> Result<(L::Made, String), ConnectError> {
+        let tls = self.tls(link)?;
+        let mut endpoints = link.endpoints.clone();
+        if link.shuffle {
+            fastrand::shuffle(&mut endpoints);
+        }
+        let mut last = None;
+        for endpoint in &endpoints {
+            let at = self.at(link, endpoint);
+            let addresses = match timeout(link.connect_timeout, wire::addresses(endpoint)).await {
+                Ok(Ok(addresses)) => addresses,
+                Ok(Err(source)) => {
+                    last = Some(ConnectError::Unreachable { at, source });
+                    continue;
+                }
+                Err(_elapsed) => {
+                    last = Some(ConnectError::Timeout { at, after: link.connect_timeout });
+                    continue;
+                }
+            };
+            for address in addresses {
+                let route =
+                    Route { address, keepalive: link.keepalive, tls: tls.clone(), direct: link.tls.direct };
+                match self.attempt(link, login, &route, &at).await {
+                    Ok(made) => return Ok((made, at)),
+                    // Another host would refuse the same login: say so rather than what the last host said.
+                    Err(error) if error.is_refused_login() => return Err(error),
+                    Err(error) => last = Some(error),
+                }
+            }
+        }
+        let nothing = || io::Error::new(io::ErrorKind::NotFound, "the name has no address");
+        Err(last.unwrap_or_else(|| ConnectError::Unreachable { at: self.label.clone(), source: nothing() }))
+    }
+
+    /// One address, with the second try that `sslmode=allow` and `prefer` mean.
+    async fn attempt<L: Login>(
+        &self,
+        link: &Link,
+        login: &L,
+        route: &Route,
+        at: &str,
+    ) -> Result<L::Made, ConnectError> {
+        let mut result = Err(ConnectError::Timeout { at: at.to_owned(), after: link.connect_timeout });
+        for encryption in wire::attempts(link.tls.mode, &route.address) {
+            let once = timeout(link.connect_timeout, once(link, login, route, *encryption, at)).await;
+            result = once.unwrap_or_else(|_elapsed| {
+                Err(ConnectError::Timeout { at: at.to_owned(), after: link.connect_timeout })
+            });
+            match &result {
+                Err(error) if error.may_depend_on_encryption() => {}
+                Ok(_) | Err(_) => return result,
+            }
+        }
+        result
+    }
+
+    fn tls(&self, link: &Link) -> Result<Option<Arc<ClientConfig>>, ConnectError> {
+        let over_tcp = |endpoint: &Endpoint| matches!(endpoint.place, Place::Host { .. });
+        if link.tls.mode == SslMode::Disable || !link.endpoints.iter().any(over_tcp) {
+            return Ok(None);
+        }
+        let config = tls::client_config(&link.tls);
+        let config =
+            config.map_err(|source| ConnectError::Certificates { label: self.label.clone(), source })?;
+        Ok(Some(Arc::new(config)))
+    }
+
+    fn at(&self, link: &Link, endpoint: &Endpoint) -> String {
+        let host = match &endpoint.place {
+            Place::Directory(directory) => directory.display().to_string(),
+            Place::Host { name, .. } => name.clone(),
+        };
+        format!("{} ({host}:{}/{} as {})", self.label, endpoint.port, link.database, link.user)
+    }
+}
+
+impl fmt::Debug for Server {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Server").field("label", &self.label).field("role", &self.role).finish_non_exhaustive()
+    }
+}
+
+async fn once<L: Login>(
+    link: &Link,
+    login: &L,
+    route: &Route,
+    encryption: Encryption,
+    at: &str,
+) -> Result<L::Made, ConnectError> {
+    let wire = route.dial(encryption).await.map_err(|error| match error {
+        DialError::Socket(source) => ConnectError::Unreachable { at: at.to_owned(), source },
+        DialError::NoTls => ConnectError::NoTls { at: at.to_owned() },
+        DialError::Handshake(source) => ConnectError::Tls { at: at.to_owned(), source },
+    })?;
+    let encrypted = wire.is_encrypted();
+    let made = login.login(wire, route).await;
+    let (made, reported) = made.map_err(|error| ConnectError::from_login(error, at, encrypted))?;
+    if link.wanted.admits(reported.hot_standby, reported.read_only) {
+        Ok(made)
+    } else {
+        Err(ConnectError::WrongServer { at: at.to_owned(), wanted: link.wanted.as_str() })
+    }
+}
+
+/// One address with everything that dialling it again takes.
+#[derive(Debug, Clone)]
+pub(super) struct Route {
+    address: Address,
+    keepalive: Keepalive,
+    tls: Option<Arc<ClientConfig>>,
+    direct: bool,
+}
+
+impl Route {
+    async fn dial(&self, encryption: Encryption) -> Result<Wire, DialError> {
+        wire::dial(&self.address, encryption, self.keepalive, self.tls.as_ref(), self.direct).await
+    }
+}
+
+/// What a server said of itself at login.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct Reported {
+    pub(super) hot_standby: bool,
+    pub(super) read_only: bool,
+}
+
+impl Reported {
+    /// From the parameters `in_hot_standby` and `default_transaction_read_only`, which PostgreSQL 14 and newer
+    /// report (PostgreSQL documentation, section 55.2.7).
+    pub(super) fn from_parameters<'a>(parameter: impl Fn(&str) -> Option<&'a str>) -> Self {
+        let on = |name| parameter(name) == Some("on");
+        Self { hot_standby: on("in_hot_standby"), read_only: on("default_transaction_read_only") }
+    }
+}
+
+/// Logs in over a wire that is ready for it.
+pub(super) trait Login: Sync {
+    /// What a login makes.
+    type Made: Send;
+
+    /// Sends the startup message and answers what the server asks.
+    fn login(
+        &self,
+        wire: Wire,
+        route: &Route,
+    ) -> impl Future<Output = Result<(Self::Made, Reported), LoginError>> + Send;
+}
+
+struct SqlLogin<'a> {
+    link: &'a Link,
+    application: &'a str,
+}
+
+impl Login for SqlLogin<'_> {
+    type Made = Session;
+
+    async fn login(&self, wire: Wire, route: &Route) -> Result<(Session, Reported), LoginError> {
+        let encryption = if wire.is_encrypted() { Encryption::Always } else { Encryption::Never };
+        let mut config = tokio_postgres::Config::new();
+        config.user(&self.link.user).dbname(&self.link.database).application_name(self.application);
+        config.channel_binding(self.link.channel_binding);
+        if let Some(password) = &self.link.password {
+            config.password(password.expose_secret());
+        }
+        if let Some(options) = &self.link.options {
+            config.options(options);
+        }
+        // The wire is encrypted already: "direct" keeps the client from asking for it once more.
+        if encryption == Encryption::Always {
+            config.ssl_mode(ConfigSslMode::Require).ssl_negotiation(SslNegotiation::Direct);
+        } else {
+            config.ssl_mode(ConfigSslMode::Disable);
+        }
+        let connected = config.connect_raw(wire, AlreadyEncrypted).await;
+        let (client, connection) = connected.map_err(LoginError::from_client)?;
+        let reported = Reported::from_parameters(|name| connection.parameter(name));
+        let server_major = connection.parameter("server_version").map_or(0, major);
+        let cancel = CancelToken { token: client.cancel_token(), route: route.clone(), encryption };
+        let driver = AbortOnDropHandle::new(tokio::spawn(async move {
+            // Whoever uses the session gets the same error from the call that it breaks.
+            if let Err(error) = connection.await {
+                tracing::debug!(error = %error, "session ended");
+            }
+        }));
+        Ok((Session { client, cancel, server_major, _driver: driver }, reported))
+    }
+}
+
+/// The major version in `server_version`, e.g. 15 in `15.18 (Debian 15.18-1)`; 0 when there is none.
+pub(super) fn major(version: &str) -> u32 {
+    version.split(|c: char| !c.is_ascii_digit()).next().and_then(|digits| digits.parse().ok()).unwrap_or(0)
+}
+
+/// A session with its settings made. Everything that [`tokio_postgres::Client`] does, it does; dropping it closes
+/// the connection at once.
+pub struct Session {
+    client: tokio_postgres::Client,
+    cancel: CancelToken,
+    server_major: u32,
+    _driver: AbortOnDropHandle<()>,
+}
+
+impl Session {
+    /// A handle that can stop the running statement from elsewhere.
+    #[must_use]
+    pub fn cancel_token(&self) -> CancelToken {
+        self.cancel.clone()
+    }
+
+    /// The connection is gone; every further call fails.
+    #[must_use]
+    pub fn is_closed(&self) -> bool {
+        self.client.is_closed()
+    }
+
+    /// Major version of the server, e.g. 15.
+    #[must_use]
+    pub fn server_major(&self) -> u32 {
+        self.server_major
+    }
+}
+
+impl fmt::Debug for Session {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Session").field("closed", &self.is_closed()).finish_non_exhaustive()
+    }
+}
+
+impl Deref for Session {
+    type Target = tokio_postgres::Client;
+
+    fn deref(&self) -> &Self::Target {
+        &self.client
+    }
+}
+
+impl DerefMut for Session {
+    fn deref_mut(&mut self) -> &mut Self::Target {
+        &mut self.client
+    }
+}
+
+/// Stops the statement that a session is running, over a connection of its own to the same address.
+#[derive(Clone)]
+pub struct CancelToken {
+    token: tokio_postgres::CancelToken,
+    route: Route,
+    encryption: Encryption,
+}
+
+impl CancelToken {
+    /// Asks the server to stop. The statement fails with 57014 if the request was in time; the server does not say
+    /// whether it was.
+    ///
+    /// # Errors
+    /// The server could not be reached.
+    pub async fn cancel(&self) -> Result<(), io::Error> {
+        let wire = self.route.dial(self.encryption).await.map_err(|error| match error {
+            DialError::Socket(error) | DialError::Handshake(error) => error,
+            DialError::NoTls => {
+                io::Error::new(io::ErrorKind::ConnectionRefused, "the server has no TLS any more")
+            }
+        })?;
+        self.token.cancel_query_raw(wire, AlreadyEncrypted).await.map_err(io::Error::other)
+    }
+}
+
+impl fmt::Debug for CancelToken {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("CancelToken")
+    }
+}

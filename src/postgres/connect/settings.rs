@@ -1,0 +1,96 @@
+//! The settings that every session gets, and who an apply session is.
+
+use tokio_postgres::SimpleQueryMessage;
+use tokio_postgres::error::SqlState;
+
+use super::{APPLY_ROLE, ConnectError, Session, SessionRole};
+
+/// How values are written, whatever role, database or server would have set. With these, the text that one database
+/// prints is read by another as the same value.
+pub(in crate::postgres) const STARTUP_SETTINGS: &[(&str, &str)] = &[
+    ("DateStyle", "ISO, MDY"),
+    ("IntervalStyle", "postgres"),
+    ("extra_float_digits", "3"),
+    ("TimeZone", "UTC"),
+    ("bytea_output", "hex"),
+    ("client_encoding", "UTF8"),
+    ("lc_monetary", "C"),
+    // Expressions that the server prints then name the schema of everything that is not built in.
+    ("search_path", "pg_catalog"),
+];
+
+/// What only an SQL session needs. Limits that an administrator set for a role are made for the application: a copy
+/// of a large table may run for hours. Callers that want a limit set their own. A row that a policy hides makes the
+/// statement fail rather than be missed (PostgreSQL documentation, section 20.11.1, `row_security`).
+const SQL_SETTINGS: &[(&str, &str)] = &[
+    ("statement_timeout", "0"),
+    ("lock_timeout", "0"),
+    ("idle_in_transaction_session_timeout", "0"),
+    ("idle_session_timeout", "0"),
+    ("row_security", "off"),
+];
+
+const ABOUT_ME: &str = "SELECT session_user,
+    (SELECT rolsuper FROM pg_catalog.pg_roles WHERE rolname = session_user),
+    EXISTS (SELECT FROM pg_catalog.pg_roles WHERE rolname = 'strangler_apply'),
+    pg_catalog.current_setting('session_replication_role')";
+
+/// Makes the settings of a new session.
+pub(super) async fn prepare(session: &Session, role: SessionRole, at: &str) -> Result<(), ConnectError> {
+    let failed = |source| ConnectError::Settings { at: at.to_owned(), source };
+    session.batch_execute(&statements(session.server_major())).await.map_err(failed)?;
+    match role {
+        SessionRole::Admin | SessionRole::Read => Ok(()),
+        SessionRole::Apply => become_applier(session, at).await,
+    }
+}
+
+fn statements(server_major: u32) -> String {
+    let newer: &[(&str, &str)] = if server_major >= 17 { &[("transaction_timeout", "0")] } else { &[] };
+    let all = STARTUP_SETTINGS.iter().chain(SQL_SETTINGS).chain(newer);
+    all.map(|(name, value)| match *name {
+        // The only settings here that are lists; a quoted list would be one element.
+        "DateStyle" | "search_path" => format!("SET {name} = {value}; "),
+        _ => format!("SET {name} = '{value}'; "),
+    })
+    .collect()
+}
+
+/// Triggers must not fire a second time on mirrored rows, and the gate looks at `session_user`. A superuser becomes
+/// the applier, so that one link is enough on a development database.
+async fn become_applier(session: &Session, at: &str) -> Result<(), ConnectError> {
+    let failed = |source| ConnectError::Settings { at: at.to_owned(), source };
+    let answer = session.simple_query(ABOUT_ME).await.map_err(failed)?;
+    let row = answer.iter().find_map(|message| {
+        let SimpleQueryMessage::Row(row) = message else { return None };
+        Some(row)
+    });
+    let text = |index| row.and_then(|row| row.get(index)).unwrap_or_default();
+    let (user, superuser, role_exists, replica) =
+        (text(0), text(1) == "t", text(2) == "t", text(3) == "replica");
+    if user != APPLY_ROLE && !superuser {
+        return Err(ConnectError::NotApplier { at: at.to_owned(), user: user.to_owned() });
+    }
+    if !replica {
+        let set = session.batch_execute("SET session_replication_role = replica").await;
+        set.map_err(|source| match source.code() {
+            Some(&SqlState::INSUFFICIENT_PRIVILEGE) => {
+                ConnectError::ReplicaRole { at: at.to_owned(), grant: grant(session.server_major()) }
+            }
+            _ => failed(source),
+        })?;
+    }
+    if user != APPLY_ROLE && role_exists {
+        session.batch_execute("SET SESSION AUTHORIZATION strangler_apply").await.map_err(failed)?;
+    }
+    Ok(())
+}
+
+/// PostgreSQL 15 made parameters grantable; before it, only a setting of the role helps, made by a superuser.
+fn grant(server_major: u32) -> &'static str {
+    if server_major >= 15 {
+        "GRANT SET ON PARAMETER session_replication_role TO strangler_apply"
+    } else {
+        "ALTER ROLE strangler_apply SET session_replication_role = replica"
+    }
+}

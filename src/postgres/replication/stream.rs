@@ -1,0 +1,125 @@
+//! The consumer's end of a running stream.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::mpsc::{self, error::TryRecvError};
+use tokio::time::timeout;
+use tokio_util::task::AbortOnDropHandle;
+
+use super::Frame;
+use super::channel::Channel;
+use super::error::ReplicationError;
+use super::feedback::{self, Positions};
+use super::reader::{Batch, Outcome, Reader};
+use crate::lsn::Lsn;
+
+/// How long [`Stream::stop`] waits for the server to say good-bye. It answers between two messages, so this is long;
+/// one that is busy inside a large transaction is left to notice by itself.
+const STOP_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// A running stream. One task reads, one reports positions; both go on while nobody calls [`Self::next`], the reader
+/// until the queue is full. Dropping the stream closes the connection at once.
+#[derive(Debug)]
+pub struct Stream {
+    batch: Option<Batch>,
+    queue: mpsc::UnboundedReceiver<Outcome>,
+    positions: Arc<Positions>,
+    label: String,
+    reader: AbortOnDropHandle<()>,
+    writer: AbortOnDropHandle<()>,
+}
+
+impl Stream {
+    pub(super) fn run(channel: Channel, from: Lsn, period: Duration) -> Self {
+        let Channel { wire, buffer, label } = channel;
+        let (read, write) = tokio::io::split(wire);
+        let (sender, queue) = mpsc::unbounded_channel();
+        let positions = Arc::new(Positions::new(from));
+        let failed = (sender.clone(), label.clone());
+        let reader = Reader {
+            wire: read,
+            buffer,
+            label: label.clone(),
+            positions: Arc::clone(&positions),
+            queue: sender,
+        };
+        let reporting = feedback::run(write, Arc::clone(&positions), period);
+        let writer = tokio::spawn(async move {
+            if let Err(error) = reporting.await {
+                let (sender, label) = failed;
+                drop(sender.send(Err(ReplicationError::Lost { label, kind: error.kind() })));
+            }
+        });
+        Self {
+            batch: None,
+            queue,
+            positions,
+            label,
+            reader: AbortOnDropHandle::new(tokio::spawn(reader.run())),
+            writer: AbortOnDropHandle::new(writer),
+        }
+    }
+
+    /// The next frame, waiting for it. Cancel safe: a frame is either returned or still there.
+    ///
+    /// # Errors
+    /// [`ReplicationError`], once; then [`ReplicationError::Ended`].
+    pub async fn next(&mut self) -> Result<Frame, ReplicationError> {
+        loop {
+            if let Some(frame) = self.batch.as_mut().and_then(|batch| batch.frames.next()) {
+                return Ok(frame);
+            }
+            // Dropped before waiting: its share of the queue is free again.
+            self.batch = None;
+            match self.queue.recv().await {
+                Some(outcome) => self.batch = Some(outcome?),
+                None => return Err(self.ended()),
+            }
+        }
+    }
+
+    /// The next frame if one has been received, else `None`. Never waits.
+    ///
+    /// # Errors
+    /// As [`Self::next`].
+    pub fn try_next(&mut self) -> Result<Option<Frame>, ReplicationError> {
+        loop {
+            if let Some(frame) = self.batch.as_mut().and_then(|batch| batch.frames.next()) {
+                return Ok(Some(frame));
+            }
+            self.batch = None;
+            match self.queue.try_recv() {
+                Ok(outcome) => self.batch = Some(outcome?),
+                Err(TryRecvError::Empty) => return Ok(None),
+                Err(TryRecvError::Disconnected) => return Err(self.ended()),
+            }
+        }
+    }
+
+    /// Tells the server that everything before `flushed` is durable on the target and may be forgotten. Reported
+    /// within some 10 ms, and again with every status. Never moves back.
+    pub fn confirm(&self, flushed: Lsn) {
+        self.positions.confirm(flushed);
+    }
+
+    /// Ends the stream in order: the last confirmed position is reported, and the slot is free when this returns,
+    /// unless the server took too long to answer.
+    pub async fn stop(self) {
+        let Self { batch, queue, positions, label, reader, writer } = self;
+        // Frees the queue, so that the reader gets to the server's answer.
+        drop((batch, queue));
+        positions.stopping.cancel();
+        let ended = timeout(STOP_TIMEOUT, async move {
+            drop(writer.await);
+            drop(reader.await);
+        });
+        if ended.await.is_err() {
+            tracing::debug!(database = %label, "the server did not end the stream in time");
+        }
+    }
+
+    fn ended(&self) -> ReplicationError {
+        ReplicationError::Ended { label: self.label.clone() }
+    }
+}
