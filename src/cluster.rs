@@ -9,6 +9,8 @@
 
 mod account;
 mod binaries;
+#[cfg(feature = "containers")]
+mod container;
 mod error;
 mod guard;
 mod home;
@@ -17,6 +19,8 @@ mod local;
 use std::fmt;
 
 pub use binaries::{Binaries, Version};
+#[cfg(feature = "containers")]
+pub use container::ContainerCluster;
 pub use error::ClusterError;
 pub use local::{Auth, LocalCluster, Options};
 

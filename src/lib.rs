@@ -9,7 +9,7 @@
 //!
 //! | rung | modules | what they may do |
 //! |---|---|---|
-//! | 0 | [`lsn`] [`name`] [`change`] [`snapshot`] [`clock`] [`failpoint`] | words; no I/O |
+//! | 0 | [`lsn`] [`name`] [`change`] [`snapshot`] [`clock`] [`failpoint`] [`problem`] | words; no I/O |
 //! | 1 | [`catalog`] [`plan`] [`mapping`] `landing` | decisions; no I/O |
 //! | 2 | [`cluster`] [`postgres`] `journal` | hands: I/O, without deciding |
 //! | 3 | [`cdc`] | the mirror |
@@ -20,6 +20,7 @@ pub mod clock;
 pub mod failpoint;
 pub mod lsn;
 pub mod name;
+pub mod problem;
 pub mod snapshot;
 
 pub mod catalog;

@@ -3,9 +3,25 @@
 //! A mapping is what the plan hash pins, what `provision` builds tables from and what the mirror turns changes
 //! through. Nothing here does I/O.
 
+mod columns;
+mod compile;
+mod expand;
+mod filter;
+#[cfg(test)]
+pub(crate) mod fixture;
+mod hash;
+mod identity;
+mod references;
+mod spelling;
+#[cfg(test)]
+mod tests;
+
 use std::collections::BTreeMap;
 
 use crate::name::TableName;
+
+pub use compile::{MappingProblem, compile};
+pub use expand::{Listed, expand};
 
 /// The compiled mapping of one slice.
 #[derive(Debug, Clone)]

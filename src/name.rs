@@ -1,6 +1,9 @@
 //! Names of schemas, tables and columns, and the only place that quotes them for SQL.
 
+use std::collections::BTreeSet;
 use std::fmt;
+use std::iter::Peekable;
+use std::str::Chars;
 
 use serde::{Deserialize, Serialize};
 
@@ -144,6 +147,57 @@ pub fn quote_list<'a>(names: impl IntoIterator<Item = &'a str>) -> String {
     names.into_iter().map(quote_ident).collect::<Vec<_>>().join(", ")
 }
 
+/// Identifiers found in a text, each with the one before it when a dot joins them.
+pub type Identifiers = BTreeSet<(Option<String>, String)>;
+
+/// The identifiers of an SQL text as PostgreSQL would read them: unquoted ones in lower case, quoted ones as they
+/// are. Strings are searched too, since dynamic SQL stands in them, and so are comments: it errs on the side of
+/// finding too much.
+#[must_use]
+pub fn identifiers_in(text: &str) -> Identifiers {
+    let mut found = Identifiers::new();
+    let mut before: Option<String> = None;
+    let mut joined = false;
+    let mut chars = text.chars().peekable();
+    while let Some(c) = chars.next() {
+        let name = if c == '"' {
+            quoted_rest(&mut chars)
+        } else if c.is_alphabetic() || c == '_' {
+            let mut name = c.to_lowercase().to_string();
+            while let Some(c) = chars.next_if(|c| c.is_alphanumeric() || *c == '_' || *c == '$') {
+                name.extend(c.to_lowercase());
+            }
+            name
+        } else {
+            joined = c == '.' && before.is_some();
+            if !joined {
+                before = None;
+            }
+            continue;
+        };
+        found.insert((if joined { before.take() } else { None }, name.clone()));
+        before = Some(name);
+        joined = false;
+    }
+    found
+}
+
+/// What stands up to the closing double quote.
+fn quoted_rest(chars: &mut Peekable<Chars<'_>>) -> String {
+    let mut name = String::new();
+    while let Some(c) = chars.next() {
+        match c {
+            '"' if chars.peek() == Some(&'"') => {
+                chars.next();
+                name.push('"');
+            }
+            '"' => break,
+            other => name.push(other),
+        }
+    }
+    name
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -177,5 +231,17 @@ mod tests {
         assert_eq!(quote_ident("a\"b"), "\"a\"\"b\"");
         assert_eq!(quote_literal("it's"), "'it''s'");
         assert_eq!(quote_literal("a\\'b"), "E'a\\\\''b'");
+    }
+
+    #[test]
+    fn identifiers_are_found_as_postgresql_reads_them() {
+        let found = identifiers_in("SELECT Lower(o.\"Na\"\"me\"), 1 FROM s.t");
+        let has =
+            |before: Option<&str>, name: &str| found.contains(&(before.map(str::to_owned), name.to_owned()));
+        assert!(has(None, "lower") && has(Some("o"), "Na\"me") && has(Some("s"), "t"));
+        assert!(!has(None, "t") && !has(None, "Lower"));
+        for text in ["", "\"", "a.", ".a", "\"a\".\"", "é.ü", "a..b", "$1$"] {
+            assert!(identifiers_in(text).len() <= 3, "{text}");
+        }
     }
 }

@@ -9,7 +9,7 @@
 
 use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::Read;
-use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::UNIX_EPOCH;
@@ -69,6 +69,8 @@ impl Home {
         if found.mode() & 0o022 != 0 {
             return Err(unsafe_home("can be written by other users"));
         }
+        // The process's umask may have taken some of the mode away.
+        fs::set_permissions(&path, fs::Permissions::from_mode(mode)).map_err(io("open up", &path))?;
         Ok(Self { path })
     }
 
@@ -232,7 +234,7 @@ fn fingerprint(path: &Path) -> u64 {
 }
 
 /// Other users of the machine reach the server's port, so the password must not be guessable.
-fn random_password() -> Result<String> {
+pub(super) fn random_password() -> Result<String> {
     let source = Path::new("/dev/urandom");
     let mut bytes = [0_u8; 16];
     File::open(source).and_then(|mut file| file.read_exact(&mut bytes)).map_err(io("read", source))?;

@@ -191,7 +191,7 @@ impl LocalCluster {
             if name.contains(['\n', '\0']) || value.contains(['\n', '\0']) {
                 return Err(ClusterError::BadSetting { name: name.to_owned() });
             }
-            let value = value.replace('\\', "\\\\").replace('\'', "''");
+            let value = value.replace('\\', "\\\\").replace('\'', "\\'");
             let _ = writeln!(text, "{name} = '{value}'");
         }
         let path = self.data_dir().join("postgresql.conf");
@@ -366,7 +366,7 @@ fn lock_file_says_ready(data_dir: &Path, pid: u32) -> bool {
 }
 
 /// A port that nobody listens on at the moment.
-fn draw_port() -> u16 {
+pub(super) fn draw_port() -> u16 {
     let mut port = fastrand::u16(PORTS);
     for _ in 0..PORT_DRAWS {
         if TcpListener::bind((Ipv4Addr::LOCALHOST, port)).is_ok() {

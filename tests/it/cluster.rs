@@ -222,3 +222,20 @@ async fn every_installed_major_version_starts() {
         assert_eq!(cluster.version_num(), binaries.version.num());
     }
 }
+
+/// Needs a container engine and its image, and fails without.
+#[cfg(feature = "containers")]
+#[tokio::test(flavor = "multi_thread")]
+async fn a_container_keeps_its_data_and_port_as_a_local_cluster_does() {
+    let mut cluster =
+        strangler::cluster::ContainerCluster::launch("17").unwrap_or_else(|error| panic!("{error}"));
+    assert_eq!(cluster.version_num() / 10_000, 17);
+    let url = cluster.admin_url();
+    connect(&url).await.batch_execute("CREATE TABLE kept (x int)").await.unwrap();
+    for mode in [StopMode::Smart, StopMode::Fast, StopMode::Immediate] {
+        cluster.stop(mode).unwrap();
+        assert!(try_connect(&url).await.is_err(), "{mode:?}");
+        cluster.start().unwrap();
+        connect(&url).await.batch_execute("TABLE kept").await.unwrap();
+    }
+}

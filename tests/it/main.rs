@@ -1,7 +1,14 @@
 //! The one integration test binary. Tests start their own PostgreSQL servers and fail loudly without one.
-#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test that meets the unexpected must stop")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::indexing_slicing,
+    reason = "a test that meets the unexpected must stop"
+)]
 #![allow(unreachable_pub, reason = "nothing outside can reach anything here")]
 
 mod support;
 
+mod architecture;
 mod cluster;
+mod introspect;

@@ -1,0 +1,114 @@
+//! A problem: what stands between a plan and a split that keeps its promises, in words an operator can act on.
+
+use std::fmt;
+
+use serde::Serialize;
+
+/// How much a problem matters.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Severity {
+    /// The next step would fail or lose something: it is refused until this is gone.
+    Error,
+    /// The step works, and somebody should know what it costs or what could go wrong.
+    Warning,
+    /// Good to know.
+    Note,
+}
+
+impl fmt::Display for Severity {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Error => "error",
+            Self::Warning => "warning",
+            Self::Note => "note",
+        })
+    }
+}
+
+/// Where in the plan file something stands, from 1.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+pub struct Place {
+    /// Line.
+    pub line: u32,
+    /// Column.
+    pub column: u32,
+}
+
+/// One problem. Problems order by severity, object and code, so that a report reads the same each time.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+pub struct Problem {
+    /// How much it matters.
+    pub severity: Severity,
+    /// What it is about, as an operator names it: `Orders`, `monolith`, `service orders`.
+    pub object: String,
+    /// Stable name of the rule, e.g. `no-key`.
+    pub code: &'static str,
+    /// The rule of the plan that it comes from, where there is one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub place: Option<Place>,
+    /// What was found.
+    pub fact: String,
+    /// What follows when nothing is done.
+    pub consequence: String,
+    /// What to type or write next.
+    pub next: String,
+}
+
+impl Problem {
+    /// A problem whose words follow with [`Self::fact`], [`Self::consequence`] and [`Self::next`].
+    pub fn new(severity: Severity, code: &'static str, object: impl fmt::Display) -> Self {
+        Self {
+            severity,
+            object: object.to_string(),
+            code,
+            place: None,
+            fact: String::new(),
+            consequence: String::new(),
+            next: String::new(),
+        }
+    }
+
+    /// An error.
+    pub fn error(code: &'static str, object: impl fmt::Display) -> Self {
+        Self::new(Severity::Error, code, object)
+    }
+
+    /// A warning.
+    pub fn warning(code: &'static str, object: impl fmt::Display) -> Self {
+        Self::new(Severity::Warning, code, object)
+    }
+
+    /// A note.
+    pub fn note(code: &'static str, object: impl fmt::Display) -> Self {
+        Self::new(Severity::Note, code, object)
+    }
+
+    /// Says what was found.
+    #[must_use]
+    pub fn fact(mut self, words: impl Into<String>) -> Self {
+        self.fact = words.into();
+        self
+    }
+
+    /// Says what follows.
+    #[must_use]
+    pub fn consequence(mut self, words: impl Into<String>) -> Self {
+        self.consequence = words.into();
+        self
+    }
+
+    /// Says what to do.
+    #[must_use]
+    pub fn next(mut self, words: impl Into<String>) -> Self {
+        self.next = words.into();
+        self
+    }
+
+    /// Says which rule of the plan it comes from: line and column, from 1.
+    #[must_use]
+    pub fn at(mut self, (line, column): (u32, u32)) -> Self {
+        self.place = Some(Place { line, column });
+        self
+    }
+}
