@@ -3,6 +3,18 @@
 //! [`parse`] turns a file into a [`Plan`] or into all of its problems at once. A `Plan` knows nothing of any
 //! database; [`crate::mapping`] joins it with catalogs.
 
+mod check;
+mod decode;
+mod file;
+mod link;
+mod parse;
+mod problem;
+mod resolve;
+mod schema;
+mod source;
+mod tree;
+mod units;
+
 use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::Arc;
@@ -11,6 +23,11 @@ use std::time::Duration;
 use secrecy::SecretString;
 
 use crate::name::TableName;
+
+pub use parse::{Parsed, parse, read};
+pub use problem::{Place, PlanProblem, PlanProblems, Related, Severity};
+pub use schema::json_schema;
+pub use source::PlanSource;
 
 /// A plan that made sense on its own.
 #[derive(Debug, Clone)]
@@ -185,8 +202,21 @@ impl Default for Policy {
 
 /// A connection URL as the plan writes it, with `${ENV}` and `${file:/path}` still in place.
 /// It may hold a secret in clear, so it is never shown.
-#[derive(Clone, PartialEq, Eq)]
-pub struct LinkTemplate(Arc<str>);
+///
+/// Two are equal when their texts are, wherever they stand.
+#[derive(Clone)]
+pub struct LinkTemplate {
+    text: Arc<str>,
+    place: Option<Place>,
+}
+
+impl PartialEq for LinkTemplate {
+    fn eq(&self, other: &Self) -> bool {
+        self.text == other.text
+    }
+}
+
+impl Eq for LinkTemplate {}
 
 /// Where `${…}` in a link finds its value. The library never reads the environment by itself: the command line
 /// passes this in.
@@ -227,13 +257,24 @@ impl LinkTemplate {
     /// Wraps the text of a plan.
     #[must_use]
     pub fn new(text: &str) -> Self {
-        Self(Arc::from(text))
+        Self { text: Arc::from(text), place: None }
+    }
+
+    /// The same, with the place in the plan file.
+    pub(crate) fn placed(text: &str, place: Place) -> Self {
+        Self { text: Arc::from(text), place: Some(place) }
+    }
+
+    /// Where the plan file writes it, for problems such as a missing variable.
+    #[must_use]
+    pub fn place(&self) -> Option<Place> {
+        self.place
     }
 
     /// Names of the environment variables that the template uses, in order.
     #[must_use]
     pub fn variables(&self) -> Vec<String> {
-        self.0
+        self.text
             .split("${")
             .skip(1)
             .filter_map(|rest| rest.split_once('}'))
@@ -243,13 +284,42 @@ impl LinkTemplate {
             .collect()
     }
 
+    /// One problem for each variable or file that cannot be had.
+    fn missing(&self, variables: &dyn Variables) -> Vec<PlanProblem> {
+        let mut found = Vec::new();
+        for name in
+            self.text.split("${").skip(1).filter_map(|rest| rest.split_once('}').map(|(name, _)| name))
+        {
+            let problem = if let Some(path) = name.strip_prefix("file:") {
+                let Err(error) = variables.file(path) else { continue };
+                PlanProblem::error(
+                    "plan.missing-file",
+                    format!("the file {path} of this link cannot be read: {error}"),
+                )
+                .help(format!("mount or write the file; `ls -l {path}` shows whether this user may read it"))
+            } else if variables.variable(name).is_none() {
+                let whole = *self.text == *format!("${{{name}}}");
+                let example = if whole { "postgres://user:password@host:5432/database" } else { "…" };
+                PlanProblem::error(
+                    "plan.missing-variable",
+                    format!("the environment variable {name} is not set"),
+                )
+                .help(format!("type `export {name}={example}` with the real value, then try again"))
+            } else {
+                continue;
+            };
+            found.push(problem.at(self.place));
+        }
+        found
+    }
+
     /// Fills in the variables. Done again for every new connection, so that a rotated secret is picked up.
     ///
     /// # Errors
     /// [`LinkError`], which names the variable or file and never a value.
     pub fn resolve(&self, variables: &dyn Variables) -> Result<SecretString, LinkError> {
         let mut url = String::new();
-        let mut rest: &str = &self.0;
+        let mut rest: &str = &self.text;
         while let Some((before, after)) = rest.split_once("${") {
             let (name, after) = after.split_once('}').ok_or(LinkError::Unclosed)?;
             url.push_str(before);
@@ -276,6 +346,24 @@ impl fmt::Debug for LinkTemplate {
 }
 
 impl Plan {
+    /// Variables and files that the links name and that cannot be had, one problem for each place. To be asked
+    /// before connecting, so that the operator hears of all of them at once.
+    #[must_use]
+    pub fn missing_variables(&self, variables: &dyn Variables) -> Vec<PlanProblem> {
+        let of = |links: &Links| [links.admin.clone(), links.read.clone(), links.apply.clone()];
+        let services = self.services.values().flat_map(|service| of(&service.links));
+        let mut found: Vec<PlanProblem> = Vec::new();
+        for link in of(&self.monolith.links).into_iter().chain(services) {
+            for problem in link.missing(variables) {
+                // A `url` serves as three links and is one place.
+                if !found.contains(&problem) {
+                    found.push(problem);
+                }
+            }
+        }
+        found
+    }
+
     /// Slices of one service.
     pub fn slices_of<'a>(&'a self, service: &'a str) -> impl Iterator<Item = (&'a str, &'a Slice)> {
         self.slices

@@ -12,3 +12,4 @@ mod support;
 mod architecture;
 mod cluster;
 mod introspect;
+mod plans;
