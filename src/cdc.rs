@@ -1,3 +1,29 @@
-//! The mirror.
+//! The mirror: copies the tables of a slice in rounds, and follows the monolith's logical stream.
+//!
+//! One [`engine`] runs per slice: it owns the replication stream, decides about each event ([`route`]) with the
+//! landing rule, collects operations into batches ([`batch`]) and applies them together with the position
+//! ([`apply`]). Between batches, with the stream standing still, it runs rounds ([`round`]) that land pieces
+//! ([`copy`]). [`mirror`] runs the engines of a plan and starts them again when a link breaks.
 
+pub mod apply;
+pub mod batch;
+pub mod borders;
+pub mod copy;
+pub(crate) mod copying;
+pub mod engine;
+pub mod error;
+pub mod finish;
+pub mod launch;
+pub mod mirror;
 pub mod progress;
+pub mod pulse;
+pub mod refetch;
+pub mod round;
+pub mod route;
+pub mod source;
+pub mod spill;
+pub mod start;
+pub mod statements;
+pub mod stream;
+pub mod table;
+pub mod truncate;

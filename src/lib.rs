@@ -2,18 +2,19 @@
 //! application keeps running.
 //!
 //! The way of the data: a plan file is read ([`plan`]), joined with what the databases look like ([`catalog`]) into
-//! a [`mapping`]; the mirror (`cdc`) copies tables and follows the monolith's logical stream through that mapping,
-//! deciding about every event with the landing rule (`landing`).
+//! a [`mapping`]; the mirror ([`cdc`]) copies tables and follows the monolith's logical stream through that mapping,
+//! deciding about every event with the landing rule ([`landing`]).
 //!
 //! Modules stand on rungs and import only from lower ones, or from the same rung to their left; a test holds this.
 //!
 //! | rung | modules | what they may do |
 //! |---|---|---|
 //! | 0 | [`lsn`] [`name`] [`change`] [`snapshot`] [`clock`] [`failpoint`] [`problem`] | words; no I/O |
-//! | 1 | [`catalog`] [`plan`] [`mapping`] `landing` | decisions; no I/O |
-//! | 2 | [`cluster`] [`postgres`] `journal` | hands: I/O, without deciding |
+//! | 1 | [`catalog`] [`plan`] [`mapping`] [`landing`] | decisions; no I/O |
+//! | 2 | [`postgres`] [`journal`] [`cluster`] | hands: servers, connections and the statements on them |
 //! | 3 | [`cdc`] | the mirror |
-//! | 6 | [`status`] [`cli`] | the binary; only [`cli`] prints, reads the environment or knows exit codes |
+//! | 6 | [`status`] | where everything stands |
+//! | 7 | [`cli`] | the only module that prints, reads the environment or knows exit codes |
 
 pub mod change;
 pub mod clock;
@@ -24,10 +25,12 @@ pub mod problem;
 pub mod snapshot;
 
 pub mod catalog;
+pub mod landing;
 pub mod mapping;
 pub mod plan;
 
 pub mod cluster;
+pub mod journal;
 pub mod postgres;
 
 pub mod cdc;

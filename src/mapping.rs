@@ -18,6 +18,8 @@ mod tests;
 
 use std::collections::BTreeMap;
 
+pub mod row;
+
 use crate::name::TableName;
 
 pub use compile::{MappingProblem, compile};
@@ -78,6 +80,8 @@ pub struct ColumnMapping {
     pub cast_sql: String,
     /// Binary COPY may pass through when both servers are of one major version.
     pub binary: bool,
+    /// `pg_type.oid` in the monolith, to notice a changed type in the stream. Not part of the plan hash.
+    pub source_type_oid: u32,
     /// Class of a classified column: its values are never shown.
     pub class: Option<String>,
     /// The target column is an identity GENERATED ALWAYS: inserts need OVERRIDING SYSTEM VALUE.

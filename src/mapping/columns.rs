@@ -87,6 +87,7 @@ pub(super) fn map(
             cast_sql: column.cast_sql.clone(),
             binary: column.type_builtin
                 && Type::from_oid(column.type_oid).is_some_and(|t| is_binary_stable(&t)),
+            source_type_oid: column.type_oid,
             class: class.map(|classified| classified.class.clone()),
             identity_always: column.identity == Some('a'),
         });

@@ -88,6 +88,18 @@ impl Failure {
     }
 }
 
+/// The five characters of the server's SQLSTATE, when the error is the server's.
+#[must_use]
+pub fn code(error: &Error) -> Option<&str> {
+    error.code().map(SqlState::code)
+}
+
+/// A lock was not to be had within `lock_timeout` (55P03).
+#[must_use]
+pub fn is_lock_timeout(error: &Error) -> bool {
+    code(error) == Some("55P03")
+}
+
 /// The connection is gone, or the server said that it is about to be.
 #[must_use]
 pub fn is_connection_lost(error: &Error) -> bool {

@@ -92,6 +92,8 @@ CREATE TABLE strangler.mirror_process (
     pid int NOT NULL,
     phase text NOT NULL,
     detail text,
+    lag_bytes bigint,
+    lag_ms double precision,
     started_at timestamptz NOT NULL DEFAULT now(),
     seen_at timestamptz NOT NULL DEFAULT now(),
     stopped_at timestamptz,

@@ -1,0 +1,242 @@
+//! One worker of a round: reads jobs under the round's snapshot and lands each in a target transaction of its own.
+
+use std::collections::VecDeque;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use bytes::{Bytes, BytesMut};
+use futures_util::{SinkExt, TryStreamExt, pin_mut};
+use tokio::sync::mpsc;
+
+use super::borders::{Job, JobExtent, range_condition};
+use super::error::MirrorError;
+use crate::failpoint;
+use crate::journal::copies::{self, Extent, PieceRow};
+use crate::journal::streams::{Claim, ClaimStatements};
+use crate::landing::key::Point;
+use crate::lsn::Lsn;
+use crate::mapping::TableMapping;
+use crate::postgres::connect::Session;
+
+/// Bytes of COPY data per message to the target: COPY gives one message per row, and small ones cost more than
+/// their bytes.
+const CHUNK_BYTES: usize = 64 * 1024;
+/// Landed bytes between two reports of progress.
+const REPORT_BYTES: u64 = 4 << 20;
+
+/// A worker's two sessions, kept from round to round.
+#[derive(Debug)]
+pub struct WorkerSessions {
+    /// On the monolith.
+    pub source: Session,
+    /// On the service, under the apply role.
+    pub target: Session,
+    statements: ClaimStatements,
+}
+
+impl WorkerSessions {
+    /// Takes over two fresh sessions.
+    ///
+    /// # Errors
+    /// [`MirrorError`].
+    pub async fn new(source: Session, target: Session) -> Result<Self, MirrorError> {
+        let statements = ClaimStatements::prepare(&target).await?;
+        Ok(Self { source, target, statements })
+    }
+}
+
+/// What all workers of a round share.
+#[derive(Debug)]
+pub struct RoundWork {
+    /// Claim that landings check.
+    pub claim: Claim,
+    /// Name of the exported snapshot.
+    pub snapshot_name: String,
+    /// The snapshot's text.
+    pub snapshot: String,
+    /// WAL insert position read after the snapshot.
+    pub lsn: Lsn,
+    /// Tables by number: label and mapping.
+    pub tables: Vec<(String, Arc<TableMapping>)>,
+    /// Both servers are of one major version, so binary COPY may pass through.
+    pub same_major: bool,
+    /// Jobs not yet taken.
+    pub queue: Mutex<VecDeque<Job>>,
+}
+
+/// What a worker reports.
+#[derive(Debug)]
+pub enum Report {
+    /// A piece has landed and is recorded.
+    Landed {
+        /// Number of the table.
+        table: usize,
+        /// What was read and under which snapshot.
+        piece: PieceRow,
+        /// The piece is recorded; otherwise it is a part of one that isn't complete yet.
+        complete: bool,
+        /// Its rows.
+        rows: u64,
+        /// Its bytes.
+        bytes: u64,
+    },
+    /// Bytes on their way, for display.
+    Moving {
+        /// Number of the table.
+        table: usize,
+        /// Bytes since the last report.
+        bytes: u64,
+    },
+}
+
+/// Works until the queue is empty. The source transaction, with its locks and the imported snapshot, stays open:
+/// the round ends it, so that no table is rewritten while another worker still reads.
+///
+/// # Errors
+/// [`MirrorError`].
+pub async fn work(
+    sessions: &WorkerSessions,
+    round: &RoundWork,
+    reports: &mpsc::Sender<Report>,
+) -> Result<(), MirrorError> {
+    loop {
+        let job = round.queue.lock().unwrap_or_else(PoisonError::into_inner).pop_front();
+        let Some(job) = job else { return Ok(()) };
+        land(sessions, round, &job, reports).await?;
+    }
+}
+
+async fn land(
+    sessions: &WorkerSessions,
+    round: &RoundWork,
+    job: &Job,
+    reports: &mpsc::Sender<Report>,
+) -> Result<(), MirrorError> {
+    let Some((label, mapping)) = round.tables.get(job.table) else { return Ok(()) };
+    let target = &sessions.target;
+    target.batch_execute("BEGIN").await.map_err(MirrorError::sql("opening a landing"))?;
+    if !round.claim.share(target, &sessions.statements).await? {
+        return Err(MirrorError::Fenced { slice: round.claim.slice.clone() });
+    }
+    let condition = job_condition(&sessions.source, mapping, job).await?;
+    let (rows, bytes) = pipe(sessions, round, (job.table, mapping), condition, reports).await?;
+    let count = i64::try_from(rows).unwrap_or(i64::MAX);
+    let (piece, complete, names) = record(sessions, round, (label, job), count).await?;
+    let byte_count = i64::try_from(bytes).unwrap_or(i64::MAX);
+    copies::add_copied(target, &round.claim.slice, label, count, byte_count).await?;
+    failpoint::hit(names.0);
+    target.batch_execute("COMMIT").await.map_err(MirrorError::sql("committing a landing"))?;
+    failpoint::hit(names.1);
+    let report = Report::Landed { table: job.table, piece, complete, rows, bytes };
+    // A closed channel means that the round is being given up; what has landed stays.
+    let _ = reports.send(report).await;
+    Ok(())
+}
+
+/// Records what a job landed: a piece, or a part of one. Returns the piece, whether it is complete, and the kill
+/// points before and after the commit.
+async fn record(
+    sessions: &WorkerSessions,
+    round: &RoundWork,
+    (label, job): (&str, &Job),
+    rows: i64,
+) -> Result<(PieceRow, bool, (&'static str, &'static str)), MirrorError> {
+    let slice = &round.claim.slice;
+    let piece = |extent| PieceRow {
+        source_table: label.to_owned(),
+        extent,
+        snapshot: round.snapshot.clone(),
+        lsn: round.lsn,
+    };
+    let (piece, names) = match &job.extent {
+        JobExtent::Range((lo, hi)) => {
+            let text = |point: &Point| point.to_string();
+            let extent = Extent::Range { lo: lo.as_ref().map(text), hi: hi.as_ref().map(text) };
+            (piece(extent), ("range-before-commit", "range-landed"))
+        }
+        JobExtent::Part { parts: 1, .. } => (piece(Extent::Whole), ("whole-before-commit", "whole-landed")),
+        JobExtent::Part { part, parts } => {
+            let numbers =
+                (i32::try_from(*part).unwrap_or(i32::MAX), i32::try_from(*parts).unwrap_or(i32::MAX));
+            copies::insert_part(&sessions.target, slice, label, numbers, &round.snapshot, rows).await?;
+            return Ok((piece(Extent::Whole), false, ("part-before-commit", "part-landed")));
+        }
+    };
+    copies::insert_piece(&sessions.target, slice, &piece, rows).await?;
+    Ok((piece, true, names))
+}
+
+/// Which rows of the source a job takes. Borders of parts come from the table's size now, inside the worker's
+/// transaction, and the last part has no upper border: rows that are visible can stand behind an older size.
+async fn job_condition(
+    source: &Session,
+    mapping: &TableMapping,
+    job: &Job,
+) -> Result<Option<String>, MirrorError> {
+    let mut terms: Vec<String> = mapping.filter_sql().into_iter().collect();
+    match job.extent {
+        JobExtent::Range(stretch) => terms.extend(range_condition(mapping, stretch)),
+        JobExtent::Part { parts: 1, .. } => {}
+        JobExtent::Part { part, parts } => {
+            let row = source
+                .query_one(
+                    "SELECT pg_relation_size($1::text::regclass) / current_setting('block_size')::int8",
+                    &[&mapping.source.sql()],
+                )
+                .await
+                .map_err(MirrorError::sql("measuring a table"))?;
+            let pages: i64 = row.get(0);
+            let border = |number: u32| i64::from(number) * pages / i64::from(parts);
+            if part > 0 {
+                terms.push(format!("ctid >= '({},0)'::tid", border(part)));
+            }
+            if part + 1 < parts {
+                terms.push(format!("ctid < '({},0)'::tid", border(part + 1)));
+            }
+        }
+    }
+    Ok(if terms.is_empty() { None } else { Some(terms.join(" AND ")) })
+}
+
+/// Streams the rows through, unread: binary where both sides read it alike, text otherwise.
+async fn pipe(
+    sessions: &WorkerSessions,
+    round: &RoundWork,
+    (number, mapping): (usize, &TableMapping),
+    condition: Option<String>,
+    reports: &mpsc::Sender<Report>,
+) -> Result<(u64, u64), MirrorError> {
+    let binary = round.same_major && mapping.columns.iter().all(|column| column.binary);
+    let format = if binary { " (FORMAT binary)" } else { "" };
+    let only = if mapping.partitioned { "" } else { "ONLY " };
+    let filter = condition.map_or_else(String::new, |sql| format!(" WHERE {sql}"));
+    let read = format!(
+        "COPY (SELECT {} FROM {only}{}{filter}) TO STDOUT{format}",
+        mapping.source_list(),
+        mapping.source.sql()
+    );
+    let write = format!("COPY {} ({}) FROM STDIN{format}", mapping.target.sql(), mapping.target_list());
+    let rows = sessions.source.copy_out(&read).await.map_err(MirrorError::sql("reading a piece"))?;
+    let sink =
+        sessions.target.copy_in::<_, Bytes>(&write).await.map_err(MirrorError::sql("landing a piece"))?;
+    pin_mut!(rows);
+    pin_mut!(sink);
+    let mut buffer = BytesMut::with_capacity(CHUNK_BYTES * 2);
+    let (mut bytes, mut unreported) = (0u64, 0u64);
+    while let Some(row) = rows.try_next().await.map_err(MirrorError::sql("reading a piece"))? {
+        bytes += row.len() as u64;
+        unreported += row.len() as u64;
+        buffer.extend_from_slice(&row);
+        if buffer.len() >= CHUNK_BYTES {
+            sink.send(buffer.split().freeze()).await.map_err(MirrorError::sql("landing a piece"))?;
+            buffer.reserve(CHUNK_BYTES * 2);
+        }
+        if unreported >= REPORT_BYTES {
+            // Display only: a full channel loses nothing but a refresh.
+            let _ = reports.try_send(Report::Moving { table: number, bytes: unreported });
+            unreported = 0;
+        }
+    }
+    sink.send(buffer.freeze()).await.map_err(MirrorError::sql("landing a piece"))?;
+    let landed = sink.finish().await.map_err(MirrorError::sql("landing a piece"))?;
+    Ok((landed, bytes))
+}

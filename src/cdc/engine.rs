@@ -1,0 +1,362 @@
+//! The engine of one slice: one loop that waits for an event, decides, acts.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use tokio::sync::Semaphore;
+use tokio_util::sync::CancellationToken;
+
+use super::apply::Applier;
+use super::batch::{Batch, BatchLimits, Boundary};
+use super::copying::Copying;
+use super::error::MirrorError;
+use super::finish;
+use super::pulse::{Pulse, Vitals, heartbeat_number};
+use super::route::{RefetchSessions, Router};
+use super::source::HEARTBEAT_PREFIX;
+use super::stream::{Assembler, Event};
+use super::table::TableRun;
+use super::truncate;
+use crate::change::{Relation, TransactionFrame};
+use crate::failpoint;
+use crate::journal::copies::{self, TableState};
+use crate::journal::process;
+use crate::landing::pieces::EventOrigin;
+use crate::mapping::SliceMapping;
+use crate::name::TableName;
+use crate::postgres::connect::{Server, Session};
+
+/// How long the loop waits for an event before it looks at the clock.
+const TICK: Duration = Duration::from_millis(100);
+/// A position that only moved over unrelated WAL is made durable this often, so that the monolith can let go of it.
+const IDLE_PERSIST_EVERY: Duration = Duration::from_secs(5);
+
+/// How a mirror runs.
+#[derive(Debug, Clone)]
+pub struct MirrorOptions {
+    /// Copy workers per slice.
+    pub workers: usize,
+    /// Rows per key-range piece; `None` sizes them to a few seconds a round.
+    pub rows_per_range: Option<u64>,
+    /// Folder of the spill files.
+    pub spill_folder: PathBuf,
+    /// When a batch is full.
+    pub limits: BatchLimits,
+    /// Tables to copy again, by the monolith's name.
+    pub retry: Vec<TableName>,
+    /// Start the slices over with new slots and full copies.
+    pub rebuild: bool,
+    /// Take over from a mirror that seems to be alive.
+    pub take_over: bool,
+}
+
+/// Everything that one slice's engine is given.
+#[derive(Debug, Clone)]
+pub struct SliceConfig {
+    /// Plan.
+    pub plan: String,
+    /// The slice's mapping.
+    pub mapping: Arc<SliceMapping>,
+    /// The monolith, for reading.
+    pub read: Server,
+    /// The service, under the apply role.
+    pub apply: Server,
+    /// The service, for deferred indexes and constraints.
+    pub admin: Server,
+    /// WAL that the plan lets the monolith hold, in bytes.
+    pub wal_budget_bytes: u64,
+    /// How it runs.
+    pub options: Arc<MirrorOptions>,
+    /// Rounds that may run at once, over all slices of the process.
+    pub rounds: Arc<Semaphore>,
+    /// What the operator sees.
+    pub board: super::mirror::Board,
+}
+
+/// A running engine.
+#[derive(Debug)]
+pub(crate) struct Engine {
+    pub(crate) config: SliceConfig,
+    pub(crate) applier: Applier,
+    /// On the monolith, outside transactions.
+    pub(crate) source: Session,
+    /// On the monolith, for refetches.
+    pub(crate) reader: Session,
+    pub(crate) assembler: Assembler,
+    pub(crate) router: Router,
+    pub(crate) tables: Vec<TableRun>,
+    pub(crate) copying: Copying,
+    pub(crate) vitals: Arc<Vitals>,
+    pub(crate) nonce: i64,
+    pub(crate) batch: Batch,
+    /// The transaction whose events arrive; none between transactions.
+    pub(crate) current: Option<EventOrigin>,
+    /// Everything up to here has been decided about.
+    pub(crate) consumed: Boundary,
+    pub(crate) persisted_at: Instant,
+    /// A heartbeat has been consumed and waits for the commit of what came before it.
+    pub(crate) heartbeat: Option<u64>,
+    /// Deferred statements were tried since the last table went live.
+    pub(crate) finished: bool,
+}
+
+impl Engine {
+    /// Runs until it is stopped or can't go on.
+    pub(crate) async fn run(mut self, slot: String, stop: &CancellationToken) -> Result<(), MirrorError> {
+        let pulse = Pulse {
+            slice: self.slice().to_owned(),
+            nonce: self.nonce,
+            slot,
+            wal_budget_bytes: self.config.wal_budget_bytes,
+            read: self.config.read.clone(),
+            apply: self.config.apply.clone(),
+            vitals: Arc::clone(&self.vitals),
+        };
+        let pulse_stop = CancellationToken::new();
+        let guard = pulse_stop.clone().drop_guard();
+        let beating = tokio::spawn(pulse.run(pulse_stop));
+        let ended = self.follow(stop).await;
+        drop(guard);
+        // The pulse ends by itself within a beat; its sessions must not outlive this run.
+        let _ = beating.await;
+        match ended {
+            Ok(()) => self.close().await,
+            Err(error) => Err(error),
+        }
+    }
+
+    pub(crate) fn slice(&self) -> &str {
+        &self.config.mapping.slice
+    }
+
+    async fn follow(&mut self, stop: &CancellationToken) -> Result<(), MirrorError> {
+        loop {
+            if stop.is_cancelled() {
+                return Ok(());
+            }
+            if self.current.is_none() && self.batch.is_idle() {
+                self.settle().await?;
+                if self.copy_next(stop).await? {
+                    continue;
+                }
+            }
+            let arrived = self.assembler.try_next()?;
+            let event = match arrived {
+                Some(event) => Some(event),
+                None => self.wait(stop).await?,
+            };
+            if let Some(event) = event {
+                self.take(event).await?;
+            }
+        }
+    }
+
+    /// The stream has nothing ready: what is complete is committed at once, then waited for.
+    async fn wait(&mut self, stop: &CancellationToken) -> Result<Option<Event>, MirrorError> {
+        if self.current.is_none() {
+            self.commit_batch().await?;
+        }
+        self.show();
+        tokio::select! {
+            event = self.assembler.next() => Ok(Some(event?)),
+            () = stop.cancelled() => Ok(None),
+            () = tokio::time::sleep(TICK) => Ok(None),
+        }
+    }
+
+    async fn take(&mut self, event: Event) -> Result<(), MirrorError> {
+        match event {
+            Event::Begin(TransactionFrame { xid, commit_lsn, .. }) => {
+                self.current = Some(EventOrigin { xid, commit_lsn });
+            }
+            Event::Row { relation, change } => {
+                let Some(origin) = self.current else { return Ok(()) };
+                let sessions = RefetchSessions { reader: &self.reader, position: &self.source };
+                self.router
+                    .row((&relation, &change), origin, &mut self.tables, &mut self.batch, sessions)
+                    .await?;
+                if self.batch.is_full(&self.config.options.limits) {
+                    self.flush().await?;
+                }
+            }
+            Event::Truncate(relations) => self.truncate(&relations).await?,
+            Event::Marker { prefix, content } => {
+                if prefix == HEARTBEAT_PREFIX {
+                    self.heartbeat = heartbeat_number(&content, self.slice(), self.nonce).or(self.heartbeat);
+                }
+            }
+            Event::Commit { end, time_us } => self.end_transaction(Boundary { end, time_us }).await?,
+            Event::Idle { wal_end, time_us } => {
+                if self.current.is_none() && self.batch.is_idle() && wal_end >= self.consumed.end {
+                    self.consumed = Boundary { end: wal_end, time_us };
+                }
+            }
+        }
+        Ok(())
+    }
+
+    async fn end_transaction(&mut self, boundary: Boundary) -> Result<(), MirrorError> {
+        if let Some(origin) = self.current.take() {
+            self.copying.consume(origin.xid);
+        }
+        self.consumed = boundary;
+        if self.batch.is_idle() {
+            self.report_heartbeat();
+            return Ok(());
+        }
+        self.batch.boundary = Some(boundary);
+        if self.batch.is_due(&self.config.options.limits) { self.commit_batch().await } else { Ok(()) }
+    }
+
+    async fn flush(&mut self) -> Result<(), MirrorError> {
+        let diverged = self.applier.flush(&mut self.batch, &self.tables).await?;
+        for divergence in diverged {
+            if let Some(table) = self.tables.get_mut(divergence.table) {
+                tracing::error!(
+                    slice = self.config.mapping.slice,
+                    table = table.label,
+                    detail = divergence.detail,
+                    "the table diverged and stands still; copy it again with `strangler mirror PLAN --retry TABLE`"
+                );
+                table.stand_still(divergence.detail);
+            }
+        }
+        Ok(())
+    }
+
+    /// Commits what the batch holds up to its last boundary. Between transactions only.
+    async fn commit_batch(&mut self) -> Result<(), MirrorError> {
+        let Some(boundary) = self.batch.boundary else { return Ok(()) };
+        self.flush().await?;
+        self.applier.commit(boundary).await?;
+        self.batch.clear_committed();
+        self.persisted_at = Instant::now();
+        self.assembler.confirm(boundary.end);
+        failpoint::hit("apply-confirmed");
+        self.report_heartbeat();
+        Ok(())
+    }
+
+    fn report_heartbeat(&mut self) {
+        if let Some(number) = self.heartbeat.take() {
+            self.vitals.heartbeat_applied(number);
+        }
+    }
+
+    async fn truncate(&mut self, relations: &[Arc<Relation>]) -> Result<(), MirrorError> {
+        let Some(origin) = self.current else { return Ok(()) };
+        for relation in relations {
+            let Some(number) = self.router.table_of(relation, &self.tables)? else { continue };
+            self.flush().await?;
+            if let Some(table) = self.tables.get(number)
+                && table.state != TableState::Diverged
+            {
+                truncate::apply(&mut self.applier, table, origin).await?;
+                self.batch.flushed = true;
+            }
+        }
+        Ok(())
+    }
+
+    /// Between transactions with nothing to commit: makes a position durable that only passed unrelated WAL, and
+    /// lets tables go live whose pieces are all passed.
+    async fn settle(&mut self) -> Result<(), MirrorError> {
+        let applied = self.applier.applied();
+        let awaited = self.tables.iter().any(|table| {
+            table.pieces.passed_at().is_some_and(|lsn| lsn > applied && lsn <= self.consumed.end)
+                && !table.pieces.is_live()
+        });
+        let stale = self.persisted_at.elapsed() >= IDLE_PERSIST_EVERY;
+        if self.consumed.end > applied
+            && (awaited || stale || self.copying.awaits(applied, self.consumed.end))
+        {
+            self.applier.commit(self.consumed).await?;
+            self.persisted_at = Instant::now();
+            failpoint::hit("idle-persisted");
+            self.assembler.confirm(self.consumed.end);
+        }
+        self.go_live().await
+    }
+
+    async fn go_live(&mut self) -> Result<(), MirrorError> {
+        let applied = self.applier.applied();
+        let ready: Vec<usize> = (0..self.tables.len())
+            .filter(|number| self.tables.get(*number).is_some_and(|table| table.can_go_live(applied)))
+            .collect();
+        if !ready.is_empty() {
+            let slice = self.slice().to_owned();
+            let session = self.applier.open_session().await?;
+            for table in ready.iter().filter_map(|number| self.tables.get(*number)) {
+                copies::set_live(session, &slice, &table.label).await?;
+            }
+            self.applier.commit(Boundary { end: applied, time_us: self.consumed.time_us }).await?;
+            failpoint::hit("table-live");
+            for number in ready {
+                if let Some(table) = self.tables.get_mut(number) {
+                    table.go_live();
+                    tracing::info!(slice, table = table.label, rows = table.rows_copied, "the table is live");
+                }
+            }
+            self.finished = false;
+        }
+        let waiting = |table: &TableRun| matches!(table.state, TableState::Pending | TableState::Copying);
+        if !self.finished && !self.tables.iter().any(waiting) {
+            self.finish().await?;
+        }
+        Ok(())
+    }
+
+    async fn finish(&mut self) -> Result<(), MirrorError> {
+        let vitals = Arc::clone(&self.vitals);
+        let board = self.config.board.clone();
+        let slice = self.slice().to_owned();
+        let finished = finish::run(&self.config.admin, &slice, self.nonce, &|row, number, total| {
+            let detail = format!("{} on {} ({} of {total})", row.object, row.target_table, number + 1);
+            vitals.set_phase("finishing", Some(&detail));
+            board.phase(&slice, "finishing", Some(&detail));
+        })
+        .await?;
+        for failed in &finished.failed {
+            tracing::error!(
+                slice = self.slice(),
+                object = failed,
+                "a deferred index or constraint could not be made"
+            );
+        }
+        self.finished = true;
+        Ok(())
+    }
+
+    fn show(&self) {
+        let behind = self.assembler.received().bytes_since(self.applier.applied());
+        self.vitals.set_lag_bytes(behind);
+        let copying = self.tables.iter().any(TableRun::wants_copy);
+        let passed =
+            self.tables.iter().all(|table| table.pieces.is_live() || table.state == TableState::Diverged);
+        let phase = match (copying, passed) {
+            (true, _) => "copying",
+            (false, false) => "catching up",
+            (false, true) => "streaming",
+        };
+        let waiting = self.copying.waits_for();
+        self.vitals.set_phase(phase, waiting.as_deref());
+        self.config.board.show(self.slice(), (phase, waiting.as_deref()), &self.tables, &self.vitals, behind);
+    }
+
+    /// Stops at a transaction border: what is complete is committed, what is not is left to the next start.
+    async fn close(mut self) -> Result<(), MirrorError> {
+        if self.current.is_none() {
+            self.commit_batch().await?;
+            if self.consumed.end > self.applier.applied() && self.batch.is_idle() {
+                self.applier.commit(self.consumed).await?;
+                self.assembler.confirm(self.consumed.end);
+            }
+        }
+        let target = super::start::open(&self.config.apply, self.slice()).await?;
+        process::stopped(&target, self.slice(), self.nonce, None).await?;
+        self.assembler.stop().await;
+        failpoint::hit("stopped-cleanly");
+        Ok(())
+    }
+}

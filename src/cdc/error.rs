@@ -1,0 +1,116 @@
+//! What stops a mirror, and whether trying again can help.
+
+use crate::journal::JournalError;
+use crate::plan::LinkError;
+use crate::postgres::connect::ConnectError;
+use crate::postgres::replication::ReplicationError;
+use crate::postgres::sqlstate::Failure;
+
+use super::stream::StreamError;
+
+/// A slice's mirror can't go on as it is.
+#[derive(Debug, thiserror::Error)]
+pub enum MirrorError {
+    /// A link could not be opened.
+    #[error("the mirror could not connect")]
+    Connect(#[from] ConnectError),
+    /// A link's variables could not be filled in.
+    #[error("a link of the plan can't be used")]
+    Link(#[from] LinkError),
+    /// A statement failed.
+    #[error("{action} failed")]
+    Sql {
+        /// What was done.
+        action: &'static str,
+        /// Why.
+        #[source]
+        source: tokio_postgres::Error,
+    },
+    /// Our own tables.
+    #[error("the mirror's own tables could not be used")]
+    Journal(#[from] JournalError),
+    /// The replication connection outside the stream.
+    #[error("a replication command failed")]
+    Replication(#[from] ReplicationError),
+    /// The replication stream.
+    #[error("the stream can't be followed")]
+    Stream(#[from] StreamError),
+    /// Another process took over: this one must stop and changes nothing more.
+    #[error("another mirror took over slice {slice}")]
+    Fenced {
+        /// Slice.
+        slice: String,
+    },
+    /// The state of the databases forbids to go on; an operator has to act.
+    #[error("{what}")]
+    Refused {
+        /// The object and the fact.
+        what: String,
+        /// What to type next.
+        next: String,
+    },
+    /// A stored value can't be read.
+    #[error("{what} can't be read")]
+    Unreadable {
+        /// Which.
+        what: String,
+    },
+    /// The engine lets go of everything and starts over at once.
+    #[error("starting over: {why}")]
+    Restart {
+        /// Why.
+        why: &'static str,
+    },
+    /// The operator asked to stop.
+    #[error("stopped")]
+    Stopped,
+}
+
+/// A cancelled statement, too, may go through when it is done again: somebody's time limit or hand stopped it.
+fn passes(error: &tokio_postgres::Error) -> bool {
+    let failure = Failure::of(error);
+    failure.is_retryable() || failure == Failure::Cancelled
+}
+
+impl MirrorError {
+    pub(crate) fn sql(action: &'static str) -> impl FnOnce(tokio_postgres::Error) -> Self {
+        move |source| Self::Sql { action, source }
+    }
+
+    /// Whether the same again, after a pause, can go well.
+    #[must_use]
+    pub fn is_retryable(&self) -> bool {
+        match self {
+            Self::Connect(error) => error.is_retryable(),
+            Self::Sql { source, .. } => passes(source),
+            Self::Journal(error) => error.database_error().is_some_and(passes),
+            Self::Replication(error) => error.is_retryable(),
+            Self::Stream(StreamError::Replication(error)) => error.is_retryable(),
+            Self::Restart { .. } => true,
+            Self::Stream(StreamError::Decode(_) | StreamError::Spill { .. } | StreamError::Order { .. })
+            | Self::Link(_)
+            | Self::Fenced { .. }
+            | Self::Refused { .. }
+            | Self::Unreadable { .. }
+            | Self::Stopped => false,
+        }
+    }
+
+    /// What the operator should type, when the error itself knows.
+    #[must_use]
+    pub fn next(&self) -> Option<&str> {
+        match self {
+            Self::Refused { next, .. } => Some(next),
+            Self::Fenced { .. } => Some("strangler status PLAN"),
+            Self::Connect(_)
+            | Self::Link(_)
+            | Self::Sql { .. }
+            | Self::Journal(_)
+            | Self::Replication(_)
+            | Self::Stream(_)
+            | Self::Unreadable { .. }
+            | Self::Restart { .. }
+            | Self::Stopped => None,
+        }
+    }
+}

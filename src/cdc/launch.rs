@@ -1,0 +1,274 @@
+//! Brings one slice's engine up: claims the stream, makes or checks the slot, restores the tables, starts the stream.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use tokio_util::sync::CancellationToken;
+
+use super::apply::Applier;
+use super::batch::{Batch, Boundary};
+use super::copying::{Copying, ROWS_PER_RANGE_FIRST};
+use super::engine::{Engine, SliceConfig};
+use super::error::MirrorError;
+use super::finish;
+use super::pulse::Vitals;
+use super::route::Router;
+use super::source;
+use super::start::{self, ProcessName, Starting, open};
+use super::stream::Assembler;
+use super::table::{TableRun, choose_ranges, rows_are_whole};
+use crate::journal::copies::{self, TableState};
+use crate::journal::streams::{self, Claim, StreamRow, StreamState};
+use crate::lsn::Lsn;
+use crate::name::TableName;
+use crate::postgres::connect::Session;
+use crate::postgres::replication::{Connection, StreamOptions, SystemIdentity};
+
+/// The sessions of a start.
+struct Links {
+    source: Session,
+    target: Session,
+    replication: Connection,
+    system: SystemIdentity,
+}
+
+/// Starts and runs a slice's engine until it is stopped or fails. `first` marks the operator's own start, at which
+/// another live mirror is a refusal and `--retry` and `--rebuild` are done.
+///
+/// # Errors
+/// [`MirrorError`].
+pub async fn run_once(
+    config: &SliceConfig,
+    process: &ProcessName,
+    first: bool,
+    stop: &CancellationToken,
+) -> Result<(), MirrorError> {
+    // Before the engine runs nothing is held that a dropped future could leave half done: every step of a start is
+    // one that a crash may follow.
+    let (engine, slot) = tokio::select! {
+        prepared = prepare(config, process, first) => prepared?,
+        () = stop.cancelled() => return Err(MirrorError::Stopped),
+    };
+    engine.run(slot, stop).await
+}
+
+async fn prepare(
+    config: &SliceConfig,
+    process: &ProcessName,
+    first: bool,
+) -> Result<(Engine, String), MirrorError> {
+    let slice = config.mapping.slice.as_str();
+    config.board.phase(slice, "starting", None);
+    let mut links = connect(config).await?;
+    let starting = Starting { plan: &config.plan, slice, plan_hash: &config.mapping.hash, process };
+    let (epoch, publication) = start::check_provisioned(&links.source, &links.target, starting).await?;
+    if first && !config.options.take_over {
+        start::check_alone(&links.target, starting).await?;
+    }
+    let identity = start::identify(&links.source, &links.system).await?;
+    let row = start::claim_stream(&links.target, starting, (epoch, &publication), &identity).await?;
+    let row = if first && config.options.rebuild {
+        rebuild(config, &mut links, starting, row, &identity).await?
+    } else {
+        row
+    };
+    let applied = prepare_slot(config, &mut links, &row, (identity.database_oid, &identity.uuid)).await?;
+    let claim = Claim { slice: slice.to_owned(), nonce: row.nonce, epoch, applied };
+    let labels: Vec<(String, String)> =
+        config.mapping.tables.iter().map(|table| (table.source.to_string(), table.target.sql())).collect();
+    start::void_parts(&links.target, &claim, &|label| {
+        labels.iter().find(|(source, _)| source == label).map(|(_, target)| target.clone())
+    })
+    .await?;
+    if first {
+        for table in &config.options.retry {
+            retry(config, &links.target, &claim, table).await?;
+        }
+    }
+    let engine = bring_up(config, links, (row.slot.as_str(), publication.as_str()), claim).await?;
+    Ok((engine, row.slot))
+}
+
+async fn connect(config: &SliceConfig) -> Result<Links, MirrorError> {
+    let slice = config.mapping.slice.as_str();
+    let source = open(&config.read, slice).await?;
+    let target = open(&config.apply, slice).await?;
+    let mut replication = config.read.replicate(&start::application_name(slice)).await?;
+    let system = replication.identify_system().await?;
+    Ok(Links { source, target, replication, system })
+}
+
+/// Makes the slot of a new stream, or checks the one of an older stream. Returns the applied position.
+async fn prepare_slot(
+    config: &SliceConfig,
+    links: &mut Links,
+    row: &StreamRow,
+    (database, uuid): (u32, &str),
+) -> Result<Lsn, MirrorError> {
+    let slice = config.mapping.slice.as_str();
+    let tell = |text: &str| config.board.phase(slice, "waiting", Some(text));
+    match row.state {
+        StreamState::Creating => {
+            tell("the new replication slot waits for running transactions of the monolith's cluster");
+            start::wait_for_slot(&links.source, &row.slot, &tell).await?;
+            start::create_slot(&links.source, &mut links.replication, &links.target, (slice, row)).await
+        }
+        StreamState::Gap | StreamState::Diverged => Err(refuse(slice, row.detail.as_deref())),
+        StreamState::Running => {
+            start::wait_for_slot(&links.source, &row.slot, &tell).await?;
+            let slot = source::slot(&links.source, &row.slot).await?;
+            let moved = i32::try_from(links.system.timeline) != Ok(row.source.timeline);
+            let history = if moved {
+                links.replication.timeline_history(links.system.timeline).await?
+            } else {
+                Vec::new()
+            };
+            let fault = start::find_fault(row, &links.system, (database, uuid), slot.as_ref(), &history);
+            if let Some(fault) = fault {
+                streams::set_state(&links.target, slice, row.nonce, fault.state, Some(&fault.detail)).await?;
+                return Err(refuse(slice, Some(&fault.detail)));
+            }
+            if moved {
+                let timeline = i32::try_from(links.system.timeline).unwrap_or(i32::MAX);
+                streams::set_timeline(&links.target, slice, row.nonce, timeline).await?;
+            }
+            Ok(row.applied)
+        }
+    }
+}
+
+fn refuse(slice: &str, detail: Option<&str>) -> MirrorError {
+    MirrorError::Refused {
+        what: format!(
+            "slice {slice} can't go on: {}",
+            detail.unwrap_or("its stream is marked as broken, without a reason")
+        ),
+        next: format!("strangler mirror PLAN --slice {slice} --rebuild, which copies the slice again"),
+    }
+}
+
+async fn bring_up(
+    config: &SliceConfig,
+    links: Links,
+    (slot, publication): (&str, &str),
+    claim: Claim,
+) -> Result<Engine, MirrorError> {
+    let slice = config.mapping.slice.as_str();
+    let tables = restore_tables(config, &links.target).await?;
+    let same_major = links.source.server_major() == links.target.server_major();
+    let copying = Copying::new(config.options.rows_per_range, same_major);
+    let (nonce, applied) = (claim.nonce, claim.applied);
+    let reader = open(&config.read, slice).await?;
+    let applier = Applier::new(links.target, claim).await?;
+    let stream =
+        links.replication.start(slot, applied, publication, StreamOptions { streaming: true }).await?;
+    tracing::info!(slice, slot, from = %applied, "the stream starts");
+    Ok(Engine {
+        config: config.clone(),
+        applier,
+        source: links.source,
+        reader,
+        assembler: Assembler::new(stream, config.options.spill_folder.clone()),
+        router: Router::default(),
+        tables,
+        copying,
+        vitals: Arc::new(Vitals::default()),
+        nonce,
+        batch: Batch::default(),
+        current: None,
+        consumed: Boundary { end: applied, time_us: i64::MIN },
+        persisted_at: Instant::now(),
+        heartbeat: None,
+        finished: false,
+    })
+}
+
+async fn restore_tables(config: &SliceConfig, target: &Session) -> Result<Vec<TableRun>, MirrorError> {
+    let slice = config.mapping.slice.as_str();
+    let rows = copies::tables(target, slice).await?;
+    let pieces = copies::pieces(target, slice).await?;
+    let rows_per_range = config.options.rows_per_range.unwrap_or(ROWS_PER_RANGE_FIRST);
+    let mut tables = Vec::new();
+    for mapping in &config.mapping.tables {
+        let label = mapping.source.to_string();
+        let Some(row) = rows.iter().find(|row| row.source_table == label) else {
+            return Err(MirrorError::Refused {
+                what: format!("the table {label} of slice {slice} is not provisioned in its service"),
+                next: format!("strangler provision PLAN --slice {slice}"),
+            });
+        };
+        let mapping = Arc::new(mapping.clone());
+        let whole = rows_are_whole(target, &mapping).await?;
+        // A table goes on in the form in which it was begun, whatever its size has become.
+        let begun = pieces
+            .iter()
+            .any(|piece| piece.source_table == label && matches!(piece.extent, copies::Extent::Range { .. }));
+        let by_ranges = begun || choose_ranges(&mapping, rows_per_range);
+        tables.push(TableRun::restore(&mapping, row, &pieces, whole, by_ranges)?);
+    }
+    Ok(tables)
+}
+
+/// `--retry`: empties a table and lets it be copied again. Its unique indexes besides the key's wait for the data
+/// again, because pieces of different snapshots may break them for a while.
+async fn retry(
+    config: &SliceConfig,
+    target: &Session,
+    claim: &Claim,
+    table: &TableName,
+) -> Result<(), MirrorError> {
+    let Some(mapping) = config.mapping.tables.iter().find(|mapping| &mapping.source == table) else {
+        return Ok(());
+    };
+    let slice = config.mapping.slice.as_str();
+    finish::defer_again(&config.admin, slice, claim.nonce, mapping).await?;
+    empty_and_forget(target, claim, &[(mapping.source.to_string(), mapping.target.sql())]).await
+}
+
+async fn empty_and_forget(
+    target: &Session,
+    claim: &Claim,
+    tables: &[(String, String)],
+) -> Result<(), MirrorError> {
+    let statements = streams::ClaimStatements::prepare(target).await?;
+    target.batch_execute("BEGIN").await.map_err(MirrorError::sql("opening a transaction"))?;
+    if !claim.share(target, &statements).await? {
+        return Err(MirrorError::Fenced { slice: claim.slice.clone() });
+    }
+    for (source, table) in tables {
+        start::empty_table(target, table).await?;
+        copies::delete_parts(target, &claim.slice, source).await?;
+        copies::set_without_pieces(target, &claim.slice, source, TableState::Pending, None).await?;
+    }
+    target.batch_execute("COMMIT").await.map_err(MirrorError::sql("emptying tables"))
+}
+
+/// `--rebuild`: gives the old slot back and starts over under a new one, with every table to be copied again.
+async fn rebuild(
+    config: &SliceConfig,
+    links: &mut Links,
+    starting: Starting<'_>,
+    row: StreamRow,
+    identity: &streams::Source,
+) -> Result<StreamRow, MirrorError> {
+    let slice = starting.slice;
+    let tell = |text: &str| config.board.phase(slice, "waiting", Some(text));
+    // The old slot goes first: a crash after it leaves a stream in a gap, never a slot that nobody knows of.
+    start::wait_for_slot(&links.source, &row.slot, &tell).await?;
+    if source::slot(&links.source, &row.slot).await?.is_some() {
+        links.replication.drop_slot(&row.slot).await?;
+    }
+    let slot = start::slot_name(starting.plan, slice);
+    if !streams::reset(&links.target, slice, row.nonce, &slot, identity).await? {
+        return Err(MirrorError::Fenced { slice: slice.to_owned() });
+    }
+    let claim = Claim { slice: slice.to_owned(), nonce: row.nonce, epoch: row.epoch, applied: Lsn::ZERO };
+    for mapping in &config.mapping.tables {
+        finish::defer_again(&config.admin, slice, row.nonce, mapping).await?;
+    }
+    let tables: Vec<(String, String)> =
+        config.mapping.tables.iter().map(|table| (table.source.to_string(), table.target.sql())).collect();
+    empty_and_forget(&links.target, &claim, &tables).await?;
+    let fresh = streams::read(&links.target, slice).await?;
+    fresh.ok_or_else(|| MirrorError::Unreadable { what: format!("the stream row of slice {slice}") })
+}

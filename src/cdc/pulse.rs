@@ -1,0 +1,227 @@
+//! What goes on beside a slice's engine on sessions of its own, so that it neither waits for the engine nor makes it
+//! wait: heartbeats down the stream, the sign of life for `status`, the watch over held WAL.
+
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use tokio::sync::Notify;
+use tokio_util::sync::CancellationToken;
+
+use super::error::MirrorError;
+use super::source::{self, HEARTBEAT_PREFIX};
+use super::start::open;
+use crate::journal::process::{self, Sighting};
+use crate::postgres::connect::{Server, Session};
+
+/// A heartbeat each second: often enough for a lag that people read, one transaction id a second on the monolith.
+const BEAT_EVERY: Duration = Duration::from_secs(1);
+/// Every how many beats the mirror's own row and the slot's facts are refreshed.
+const SIGHT_EVERY: u64 = 2;
+/// A heartbeat that hangs, e.g. behind a synchronous standby that is away, is given up and its session dropped.
+const BEAT_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// What pulse and engine tell each other.
+#[derive(Debug, Default)]
+pub struct Vitals {
+    inner: Mutex<Inner>,
+    nudged: Notify,
+}
+
+#[derive(Debug, Default)]
+struct Inner {
+    sighting: Sighting,
+    sent: Option<(u64, Instant)>,
+    held_bytes: u64,
+}
+
+impl Vitals {
+    fn with<T>(&self, f: impl FnOnce(&mut Inner) -> T) -> T {
+        f(&mut self.inner.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// The engine waits for the stream to pass a position: a heartbeat now brings it there.
+    pub fn nudge(&self) {
+        self.nudged.notify_one();
+    }
+
+    /// The engine says what it does.
+    pub fn set_phase(&self, phase: &str, detail: Option<&str>) {
+        self.with(|inner| {
+            phase.clone_into(&mut inner.sighting.phase);
+            inner.sighting.detail = detail.map(str::to_owned);
+        });
+    }
+
+    /// The engine says how far behind it is, in bytes of WAL.
+    pub fn set_lag_bytes(&self, bytes: u64) {
+        self.with(|inner| inner.sighting.lag_bytes = i64::try_from(bytes).ok());
+    }
+
+    /// Heartbeat number `number` and everything before it is applied.
+    pub fn heartbeat_applied(&self, number: u64) {
+        self.with(|inner| {
+            if let Some((sent, at)) = inner.sent
+                && sent == number
+            {
+                inner.sighting.lag_ms = Some(at.elapsed().as_secs_f64() * 1000.0);
+            }
+        });
+    }
+
+    /// The last measured lag in milliseconds.
+    #[must_use]
+    pub fn lag_ms(&self) -> Option<f64> {
+        self.with(|inner| inner.sighting.lag_ms)
+    }
+
+    /// WAL that the monolith holds for the slot, in bytes.
+    #[must_use]
+    pub fn held_bytes(&self) -> u64 {
+        self.with(|inner| inner.held_bytes)
+    }
+}
+
+/// What a pulse needs.
+#[derive(Debug, Clone)]
+pub struct Pulse {
+    /// Slice.
+    pub slice: String,
+    /// Nonce of the engine that it belongs to.
+    pub nonce: i64,
+    /// Its slot.
+    pub slot: String,
+    /// WAL that the plan lets the monolith hold, in bytes.
+    pub wal_budget_bytes: u64,
+    /// The monolith.
+    pub read: Server,
+    /// The service.
+    pub apply: Server,
+    /// Shared with the engine.
+    pub vitals: Arc<Vitals>,
+}
+
+/// Content of heartbeat `number` of the engine with `nonce`.
+#[must_use]
+pub fn heartbeat_content(slice: &str, nonce: i64, number: u64) -> String {
+    format!("{slice}:{nonce}:{number}")
+}
+
+/// Number of a heartbeat, when it is one of this slice's engine.
+#[must_use]
+pub fn heartbeat_number(content: &[u8], slice: &str, nonce: i64) -> Option<u64> {
+    let mut parts = std::str::from_utf8(content).ok()?.rsplitn(3, ':');
+    let (number, found_nonce, found_slice) = (parts.next()?, parts.next()?, parts.next()?);
+    if found_slice == slice && found_nonce.parse() == Ok(nonce) { number.parse().ok() } else { None }
+}
+
+impl Pulse {
+    /// Beats until it is stopped. Trouble with its sessions only costs beats: the engine notices by itself what
+    /// concerns it.
+    pub async fn run(self, stop: CancellationToken) {
+        let mut sessions: Option<(Session, Session)> = None;
+        let mut meter = WalMeter::default();
+        let mut number = 0;
+        while !stop.is_cancelled() {
+            number += 1;
+            let beat = tokio::time::timeout(BEAT_TIMEOUT, self.beat(&mut sessions, number, &mut meter));
+            match beat.await {
+                Ok(Ok(())) => {}
+                Ok(Err(error)) => {
+                    tracing::debug!(slice = self.slice, error = %error, "a heartbeat failed");
+                    sessions = None;
+                }
+                Err(_) => {
+                    tracing::warn!(slice = self.slice, "a heartbeat got no answer in 5 s");
+                    sessions = None;
+                }
+            }
+            tokio::select! {
+                () = stop.cancelled() => {}
+                () = self.vitals.nudged.notified() => {}
+                () = tokio::time::sleep(BEAT_EVERY) => {}
+            }
+        }
+    }
+
+    async fn beat(
+        &self,
+        sessions: &mut Option<(Session, Session)>,
+        number: u64,
+        meter: &mut WalMeter,
+    ) -> Result<(), MirrorError> {
+        if sessions.is_none() {
+            *sessions = Some((open(&self.read, &self.slice).await?, open(&self.apply, &self.slice).await?));
+        }
+        let Some((source, target)) = sessions.as_ref() else { return Ok(()) };
+        if number % SIGHT_EVERY == 1 {
+            if let Some(slot) = source::slot(source, &self.slot).await? {
+                self.vitals.with(|inner| inner.held_bytes = slot.held_bytes);
+                meter.watch(&self.slice, slot.held_bytes, slot.safe_bytes, self.wal_budget_bytes);
+            }
+            let sighting = self.vitals.with(|inner| inner.sighting.clone());
+            process::beat(target, &self.slice, self.nonce, &sighting).await?;
+        }
+        self.vitals.with(|inner| inner.sent = Some((number, Instant::now())));
+        source::emit(source, HEARTBEAT_PREFIX, &heartbeat_content(&self.slice, self.nonce, number)).await
+    }
+}
+
+/// Warns about held WAL, once per step, with the time left at the present rate.
+#[derive(Debug, Default)]
+struct WalMeter {
+    last: Option<(Instant, u64)>,
+    warned_percent: u64,
+}
+
+impl WalMeter {
+    fn watch(&mut self, slice: &str, held: u64, safe: Option<i64>, budget: u64) {
+        let now = Instant::now();
+        let left =
+            budget.saturating_sub(held).min(safe.map_or(u64::MAX, |safe| u64::try_from(safe).unwrap_or(0)));
+        let time_left_s =
+            self.last.and_then(|(at, before)| time_left_s(held, before, now.duration_since(at), left));
+        self.last = Some((now, held));
+        let percent = held.saturating_mul(100).checked_div(budget).unwrap_or(100);
+        let step = [90, 80, 50].into_iter().find(|step| percent >= *step).unwrap_or(0);
+        if step > self.warned_percent {
+            tracing::warn!(
+                slice,
+                held_bytes = held,
+                budget_bytes = budget,
+                percent,
+                time_left_s,
+                "the monolith holds WAL for this slice; see `strangler status`"
+            );
+        }
+        self.warned_percent = step;
+    }
+}
+
+/// Seconds until `left` bytes are used up at the rate seen; `None` while the held amount doesn't grow.
+fn time_left_s(held: u64, before: u64, elapsed: Duration, left: u64) -> Option<u64> {
+    let grown = held.checked_sub(before).filter(|grown| *grown > 0)?;
+    let elapsed_ms = u64::try_from(elapsed.as_millis()).ok()?;
+    Some(left.saturating_mul(elapsed_ms) / grown / 1000)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_heartbeats_of_the_same_slice_and_engine_count() {
+        let content = heartbeat_content("orders", 7, 42);
+        assert_eq!(heartbeat_number(content.as_bytes(), "orders", 7), Some(42));
+        assert_eq!(heartbeat_number(content.as_bytes(), "orders", 8), None);
+        assert_eq!(heartbeat_number(content.as_bytes(), "order", 7), None);
+        assert_eq!(heartbeat_number(b"\xff", "orders", 7), None);
+    }
+
+    #[test]
+    fn time_left_is_told_only_while_held_wal_grows() {
+        let second = Duration::from_secs(1);
+        assert_eq!(time_left_s(2_000, 1_000, second, 10_000), Some(10));
+        assert_eq!(time_left_s(1_000, 1_000, second, 10_000), None);
+        assert_eq!(time_left_s(500, 1_000, second, 10_000), None);
+    }
+}

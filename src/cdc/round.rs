@@ -1,0 +1,235 @@
+//! A round: one snapshot, and the pieces copied under it. The stream stands still at P while it runs.
+//!
+//! The order of the steps is the safety of it (`docs/protocol.md`, "Landing"): every worker locks the round's tables
+//! before the snapshot exists, because TRUNCATE and rewriting ALTER TABLE don't respect snapshots; the snapshot is
+//! used only if it sees every transaction that the stream has delivered; the WAL position is read after it.
+
+use std::collections::VecDeque;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use futures_util::future::try_join_all;
+use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
+
+use super::borders::Job;
+use super::copy::{Report, RoundWork, WorkerSessions, work};
+use super::error::MirrorError;
+use super::source;
+use crate::journal::streams::{self, Claim};
+use crate::landing::ring::Ring;
+use crate::lsn::Lsn;
+use crate::mapping::TableMapping;
+use crate::postgres::connect::Session;
+use crate::postgres::sqlstate;
+
+/// Wait for a table lock before all workers let go and try again: writers queue behind a waiting exclusive lock,
+/// which in turn queues behind nothing of ours for longer than this.
+const LOCK_TIMEOUT_MS: u32 = 200;
+/// Pause between attempts at locks or at a snapshot, doubled up to the longest.
+const PAUSE_FIRST: Duration = Duration::from_millis(1);
+const PAUSE_MAX: Duration = Duration::from_millis(50);
+/// How often a running round looks for a successor and for writers that wait behind its locks.
+const WATCH_EVERY: Duration = Duration::from_millis(500);
+
+/// How a round ended. In every case what has landed is landed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum RoundEnd {
+    /// All jobs are done.
+    Complete,
+    /// Somebody waited for an exclusive lock on one of its tables.
+    GaveWay,
+    /// The operator asked to stop.
+    Stopped,
+}
+
+/// The sessions of a round.
+#[derive(Debug)]
+pub struct RoundSessions<'a> {
+    /// Exports the snapshot; takes no lock.
+    pub exporter: &'a Session,
+    /// Reads positions and locks while the round runs.
+    pub source: &'a Session,
+    /// Reads the nonce on the service.
+    pub target: &'a Session,
+    /// One per worker.
+    pub workers: &'a [WorkerSessions],
+}
+
+/// What a round is to do.
+#[derive(Debug)]
+pub struct RoundPlan {
+    /// Claim at P.
+    pub claim: Claim,
+    /// Jobs in order.
+    pub jobs: Vec<Job>,
+    /// All tables of the slice by number: label and mapping.
+    pub tables: Vec<(String, Arc<TableMapping>)>,
+    /// Both servers are of one major version.
+    pub same_major: bool,
+}
+
+/// Runs a round and returns the WAL position that the stream has to pass, and how it ended.
+/// `ring` is pruned by every snapshot taken; `waiting` is called with what the round waits for.
+///
+/// # Errors
+/// [`MirrorError`]; sessions are then in an unknown state and must not be used again.
+pub async fn run(
+    sessions: &RoundSessions<'_>,
+    plan: RoundPlan,
+    ring: &mut Ring,
+    reports: &mpsc::Sender<Report>,
+    stop: &CancellationToken,
+    waiting: &(dyn Fn(&str) + Send + Sync),
+) -> Result<(Lsn, RoundEnd), MirrorError> {
+    let names = table_names(&plan);
+    let oids = source::table_oids(sessions.source, &names).await?;
+    if lock_tables(sessions, &names, stop, waiting).await? == RoundEnd::Stopped {
+        return Ok((Lsn::ZERO, RoundEnd::Stopped));
+    }
+    let Some((snapshot, snapshot_name)) = export_snapshot(sessions, ring, (&oids, stop), waiting).await?
+    else {
+        close(sessions).await?;
+        return Ok((Lsn::ZERO, if stop.is_cancelled() { RoundEnd::Stopped } else { RoundEnd::GaveWay }));
+    };
+    let lsn = source::insert_position(sessions.source).await?;
+    for worker in sessions.workers {
+        worker
+            .source
+            .batch_execute(&format!("SET TRANSACTION SNAPSHOT '{snapshot_name}'"))
+            .await
+            .map_err(MirrorError::sql("importing the round's snapshot"))?;
+    }
+    let round = RoundWork {
+        claim: plan.claim.clone(),
+        snapshot_name,
+        snapshot,
+        lsn,
+        tables: plan.tables,
+        same_major: plan.same_major,
+        queue: Mutex::new(VecDeque::from(plan.jobs)),
+    };
+    let working = try_join_all(sessions.workers.iter().map(|worker| work(worker, &round, reports)));
+    let end = tokio::select! {
+        worked = working => { worked?; RoundEnd::Complete }
+        watched = watch(sessions, &plan.claim, &oids, stop) => return Ok((lsn, watched?)),
+    };
+    close(sessions).await?;
+    Ok((lsn, end))
+}
+
+fn table_names(plan: &RoundPlan) -> Vec<String> {
+    let mut numbers: Vec<usize> = plan.jobs.iter().map(|job| job.table).collect();
+    numbers.sort_unstable();
+    numbers.dedup();
+    numbers
+        .iter()
+        .filter_map(|number| plan.tables.get(*number))
+        .map(|(_, table)| table.source.sql())
+        .collect()
+}
+
+/// Step 1: every worker holds ACCESS SHARE on every table before any snapshot is taken. LOCK TABLE takes none.
+async fn lock_tables(
+    sessions: &RoundSessions<'_>,
+    names: &[String],
+    stop: &CancellationToken,
+    waiting: &(dyn Fn(&str) + Send + Sync),
+) -> Result<RoundEnd, MirrorError> {
+    let sql = format!(
+        "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY; SET LOCAL lock_timeout = {LOCK_TIMEOUT_MS}; \
+         LOCK TABLE {} IN ACCESS SHARE MODE",
+        names.join(", ")
+    );
+    let mut pause = PAUSE_MAX;
+    loop {
+        let mut timed_out = false;
+        for worker in sessions.workers {
+            match worker.source.batch_execute(&sql).await {
+                Ok(()) => {}
+                Err(error) if sqlstate::is_lock_timeout(&error) => {
+                    timed_out = true;
+                    break;
+                }
+                Err(error) => return Err(MirrorError::sql("locking the round's tables")(error)),
+            }
+        }
+        if !timed_out {
+            return Ok(RoundEnd::Complete);
+        }
+        close(sessions).await?;
+        if stop.is_cancelled() {
+            return Ok(RoundEnd::Stopped);
+        }
+        waiting("a table is locked by somebody else");
+        tokio::time::sleep(pause).await;
+        pause = (pause * 2).min(Duration::from_secs(1));
+    }
+}
+
+/// Steps 2 and 3: takes snapshots until one sees every transaction that the stream has delivered. There is no limit
+/// to the attempts: with a synchronous standby away, a commit can stay invisible for as long as it is away.
+/// `None` when the round has to let go meanwhile.
+async fn export_snapshot(
+    sessions: &RoundSessions<'_>,
+    ring: &mut Ring,
+    (oids, stop): (&[u32], &CancellationToken),
+    waiting: &(dyn Fn(&str) + Send + Sync),
+) -> Result<Option<(String, String)>, MirrorError> {
+    let mut pause = PAUSE_FIRST;
+    loop {
+        let exporter = sessions.exporter;
+        exporter
+            .batch_execute("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY")
+            .await
+            .map_err(MirrorError::sql("opening a round"))?;
+        let snapshot = source::snapshot(exporter).await?;
+        if ring.prune(&snapshot) {
+            let row = exporter
+                .query_one("SELECT pg_export_snapshot()", &[])
+                .await
+                .map_err(MirrorError::sql("exporting a snapshot"))?;
+            ring.clear();
+            return Ok(Some((snapshot.to_string(), row.get(0))));
+        }
+        exporter.batch_execute("ROLLBACK").await.map_err(MirrorError::sql("giving a snapshot up"))?;
+        if stop.is_cancelled() || source::waits_for_exclusive_lock(sessions.source, oids).await? {
+            return Ok(None);
+        }
+        if pause == PAUSE_MAX {
+            waiting("a commit is in the log but not visible yet; is a synchronous standby away?");
+        }
+        tokio::time::sleep(pause).await;
+        pause = (pause * 2).min(PAUSE_MAX);
+    }
+}
+
+/// Returns when the round has to let go before its end: sessions are then in the middle of a COPY and must be dropped.
+async fn watch(
+    sessions: &RoundSessions<'_>,
+    claim: &Claim,
+    oids: &[u32],
+    stop: &CancellationToken,
+) -> Result<RoundEnd, MirrorError> {
+    loop {
+        tokio::select! {
+            () = stop.cancelled() => return Ok(RoundEnd::Stopped),
+            () = tokio::time::sleep(WATCH_EVERY) => {}
+        }
+        if streams::current_nonce(sessions.target, &claim.slice).await? != Some(claim.nonce) {
+            return Err(MirrorError::Fenced { slice: claim.slice.clone() });
+        }
+        if source::waits_for_exclusive_lock(sessions.source, oids).await? {
+            return Ok(RoundEnd::GaveWay);
+        }
+    }
+}
+
+/// Step 7: ends the transactions of exporter and workers.
+async fn close(sessions: &RoundSessions<'_>) -> Result<(), MirrorError> {
+    let all = sessions.workers.iter().map(|worker| &worker.source).chain(std::iter::once(sessions.exporter));
+    for session in all {
+        session.batch_execute("ROLLBACK").await.map_err(MirrorError::sql("closing a round"))?;
+    }
+    Ok(())
+}

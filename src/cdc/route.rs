@@ -1,0 +1,210 @@
+//! From an event to operations on the target: binds tables, asks the landing rule, refetches where it must.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use super::batch::Batch;
+use super::error::MirrorError;
+use super::refetch::refetch;
+use super::table::TableRun;
+use crate::change::{OldTuple, Relation, RowChange, Tuple, Value};
+use crate::landing::key::Key;
+use crate::landing::pieces::{EventOrigin, Standing};
+use crate::landing::rule::{UpdateVerdict, decide_update};
+use crate::landing::sets::RowOperation;
+use crate::mapping::row::RowReader;
+use crate::postgres::connect::Session;
+
+/// How events fared, for tests that must know that the load met the rare cases, and for `status`.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct RouteCounts {
+    /// Events that became operations.
+    pub applied: u64,
+    /// Events that a piece already held, or whose rows are not copied yet.
+    pub skipped: u64,
+    /// Key changes between ends that stood differently.
+    pub mixed_key_changes: u64,
+    /// Rows read again from the source.
+    pub refetched: u64,
+}
+
+/// A relation of the stream, bound to the slice's table where it has one.
+#[derive(Debug)]
+struct Binding {
+    relation: Arc<Relation>,
+    table: Option<(usize, RowReader)>,
+}
+
+/// Routes events of one slice.
+#[derive(Debug, Default)]
+pub struct Router {
+    bindings: HashMap<u32, Binding>,
+    /// Counts since the start.
+    pub counts: RouteCounts,
+}
+
+/// The sessions that a refetch reads through.
+#[derive(Debug, Clone, Copy)]
+pub struct RefetchSessions<'a> {
+    /// Reads the row.
+    pub reader: &'a Session,
+    /// Reads the position.
+    pub position: &'a Session,
+}
+
+/// One end of a change: its projected row and how it stands.
+struct End {
+    key: Key,
+    standing: Standing,
+}
+
+impl Router {
+    /// The slice's table that a relation is, when it is one.
+    ///
+    /// # Errors
+    /// [`MirrorError::Refused`] when the table changed its shape.
+    pub fn table_of(
+        &mut self,
+        relation: &Arc<Relation>,
+        tables: &[TableRun],
+    ) -> Result<Option<usize>, MirrorError> {
+        self.bind(relation, tables)?;
+        Ok(self
+            .bindings
+            .get(&relation.oid)
+            .and_then(|binding| binding.table.as_ref())
+            .map(|(table, _)| *table))
+    }
+
+    fn bind(&mut self, relation: &Arc<Relation>, tables: &[TableRun]) -> Result<(), MirrorError> {
+        if self.bindings.get(&relation.oid).is_some_and(|known| Arc::ptr_eq(&known.relation, relation)) {
+            return Ok(());
+        }
+        let number = tables.iter().position(|table| {
+            table.mapping.source.schema == relation.schema && table.mapping.source.name == relation.name
+        });
+        let table = match number.and_then(|number| Some((number, tables.get(number)?))) {
+            None => None,
+            Some((number, table)) => {
+                let reader =
+                    RowReader::new(relation, &table.mapping).map_err(|drift| MirrorError::Refused {
+                        what: format!("{drift}; the mirror stopped before the first event of the new shape"),
+                        next: "strangler check PLAN".to_owned(),
+                    })?;
+                Some((number, reader))
+            }
+        };
+        self.bindings.insert(relation.oid, Binding { relation: Arc::clone(relation), table });
+        Ok(())
+    }
+
+    /// Adds to the batch what a row change means for the target.
+    ///
+    /// # Errors
+    /// [`MirrorError`].
+    pub async fn row(
+        &mut self,
+        (relation, change): (&Arc<Relation>, &RowChange),
+        event: EventOrigin,
+        tables: &mut [TableRun],
+        batch: &mut Batch,
+        sessions: RefetchSessions<'_>,
+    ) -> Result<(), MirrorError> {
+        self.bind(relation, tables)?;
+        let Some(Binding { table: Some((number, reader)), .. }) = self.bindings.get(&relation.oid) else {
+            return Ok(());
+        };
+        let number = *number;
+        let Some(table) = tables.get_mut(number) else { return Ok(()) };
+        let operation = match change {
+            RowChange::Insert { new } => {
+                let row = reader.project(new);
+                let end = end_of(reader, table, &row, event)?;
+                (end.standing == Standing::Apply).then_some(RowOperation::Insert { key: end.key, row })
+            }
+            RowChange::Delete { old } => {
+                let end = end_of(reader, table, &reader.project(old.tuple()), event)?;
+                (end.standing == Standing::Apply).then_some(RowOperation::Delete { key: end.key })
+            }
+            RowChange::Update { old, new } => {
+                let (old, new, row) = ends_of_update(reader, table, (old.as_ref(), new), event)?;
+                if old.key != new.key && old.standing != new.standing {
+                    self.counts.mixed_key_changes += 1;
+                }
+                let complete = !row.contains(&Value::Unchanged);
+                match decide_update(old.standing, new.standing, complete) {
+                    UpdateVerdict::Nothing => None,
+                    UpdateVerdict::Update => Some(RowOperation::Update { old: old.key, new: new.key, row }),
+                    UpdateVerdict::DeleteOld => Some(RowOperation::Delete { key: old.key }),
+                    UpdateVerdict::InsertNew => Some(RowOperation::Insert { key: new.key, row }),
+                    UpdateVerdict::Refetch => {
+                        self.counts.refetched += 1;
+                        refetch_into(table, batch, (new.key, event.xid), sessions).await?
+                    }
+                }
+            }
+        };
+        match operation {
+            None => self.counts.skipped += 1,
+            Some(operation) => {
+                self.counts.applied += 1;
+                let bytes = size_bytes(&operation);
+                batch.push(number, operation, bytes);
+            }
+        }
+        Ok(())
+    }
+}
+
+/// An end that the filter leaves out stands like one that is not copied: the target never holds it.
+fn end_of(reader: &RowReader, table: &TableRun, row: &Tuple, event: EventOrigin) -> Result<End, MirrorError> {
+    let key = reader.key(row).map_err(|missing| MirrorError::Unreadable { what: missing.to_string() })?;
+    let standing = if reader.takes(row) {
+        table
+            .pieces
+            .standing(&key, &event)
+            .map_err(|error| MirrorError::Unreadable { what: format!("{}: {error}; a key", table.label) })?
+    } else {
+        Standing::Absent
+    };
+    Ok(End { key, standing })
+}
+
+/// Both ends of an update. Without an old tuple neither the key nor a column of the filter has changed, because
+/// both belong to the replica identity.
+fn ends_of_update(
+    reader: &RowReader,
+    table: &TableRun,
+    (old, new): (Option<&OldTuple>, &Tuple),
+    event: EventOrigin,
+) -> Result<(End, End, Tuple), MirrorError> {
+    let row = reader.project_new(new, old);
+    let new_end = end_of(reader, table, &row, event)?;
+    let old_end = match old {
+        None => End { key: new_end.key.clone(), standing: new_end.standing },
+        Some(old) => end_of(reader, table, &reader.project(old.tuple()), event)?,
+    };
+    Ok((old_end, new_end, row))
+}
+
+async fn refetch_into(
+    table: &mut TableRun,
+    batch: &mut Batch,
+    (key, xid): (Key, u32),
+    sessions: RefetchSessions<'_>,
+) -> Result<Option<RowOperation>, MirrorError> {
+    let fetched = refetch(sessions.reader, sessions.position, &table.mapping, &key, xid).await?;
+    table.add(&fetched.piece)?;
+    batch.key_pieces.push(fetched.piece);
+    Ok(fetched.row.map(|row| RowOperation::Insert { key, row }))
+}
+
+fn size_bytes(operation: &RowOperation) -> usize {
+    /// What an operation costs beside its values: keys, vectors, map entries.
+    const OVERHEAD_BYTES: usize = 128;
+    let row = match operation {
+        RowOperation::Insert { row, .. } | RowOperation::Update { row, .. } => row.as_slice(),
+        RowOperation::Delete { .. } => &[],
+    };
+    OVERHEAD_BYTES + row.iter().map(|value| value.size_bytes() + size_of::<Value>()).sum::<usize>()
+}

@@ -1,0 +1,173 @@
+//! What the mirror asks the monolith beside the replication stream: snapshots, positions, heartbeats, the slot.
+
+use std::sync::Arc;
+
+use tokio_postgres::Client;
+use tokio_postgres::types::PgLsn;
+
+use super::error::MirrorError;
+use crate::lsn::Lsn;
+use crate::snapshot::{FullXid, Snapshot};
+
+/// Prefix of the logical messages that measure the way from a commit to its application.
+pub const HEARTBEAT_PREFIX: &str = "strangler.heartbeat";
+
+/// A transaction id of the monolith that no later writer can be older than: takes one in a transaction of its own.
+/// Rounds wait until every transaction before it has ended. `pg_snapshot_xmax` would not do: it is only the latest
+/// completed id plus one, so that a running writer can already have it.
+///
+/// # Errors
+/// [`MirrorError::Sql`].
+pub async fn take_barrier(source: &Client) -> Result<FullXid, MirrorError> {
+    let row = source
+        .query_one("SELECT pg_current_xact_id()::text", &[])
+        .await
+        .map_err(MirrorError::sql("taking a barrier transaction"))?;
+    let text: &str = row.get(0);
+    text.parse().map_err(|_| MirrorError::Unreadable { what: "a transaction id".to_owned() })
+}
+
+/// The session's current snapshot: a new one in a READ COMMITTED session, the transaction's own in a
+/// REPEATABLE READ transaction.
+///
+/// # Errors
+/// [`MirrorError`].
+pub async fn snapshot(source: &Client) -> Result<Arc<Snapshot>, MirrorError> {
+    let row = source
+        .query_one("SELECT pg_current_snapshot()::text", &[])
+        .await
+        .map_err(MirrorError::sql("taking a snapshot"))?;
+    let text: &str = row.get(0);
+    text.parse().map(Arc::new).map_err(|_| MirrorError::Unreadable { what: "a snapshot".to_owned() })
+}
+
+/// WAL insert position.
+///
+/// # Errors
+/// [`MirrorError::Sql`].
+pub async fn insert_position(source: &Client) -> Result<Lsn, MirrorError> {
+    let row = source
+        .query_one("SELECT pg_current_wal_insert_lsn()", &[])
+        .await
+        .map_err(MirrorError::sql("reading the WAL position"))?;
+    let lsn: PgLsn = row.get(0);
+    Ok(lsn.into())
+}
+
+/// Sends a message down the stream, in a transaction of its own, so that it is flushed at once.
+///
+/// # Errors
+/// [`MirrorError::Sql`].
+pub async fn emit(source: &Client, prefix: &str, content: &str) -> Result<(), MirrorError> {
+    source
+        .execute("SELECT pg_logical_emit_message(true, $1, $2)", &[&prefix, &content])
+        .await
+        .map(drop)
+        .map_err(MirrorError::sql("sending a marker"))
+}
+
+/// What the monolith holds for a slot.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SlotFacts {
+    /// Output plugin.
+    pub plugin: String,
+    /// Database it decodes.
+    pub database: String,
+    /// Position that was last confirmed.
+    pub confirmed: Option<Lsn>,
+    /// `reserved`, `extended`, `unreserved`, `lost`.
+    pub wal_status: Option<String>,
+    /// Bytes of WAL held, from `restart_lsn` to now.
+    pub held_bytes: u64,
+    /// Bytes that can still be written before the slot is lost, when `max_slot_wal_keep_size` limits it.
+    pub safe_bytes: Option<i64>,
+    /// Backend that streams from it now.
+    pub active_pid: Option<i32>,
+}
+
+/// Reads a slot; `None` when there is none of that name.
+///
+/// # Errors
+/// [`MirrorError::Sql`].
+pub async fn slot(source: &Client, name: &str) -> Result<Option<SlotFacts>, MirrorError> {
+    let row = source
+        .query_opt(
+            "SELECT plugin::text, coalesce(database::text, ''), confirmed_flush_lsn, wal_status, \
+                 coalesce(pg_wal_lsn_diff(pg_current_wal_lsn(), restart_lsn), 0)::int8, safe_wal_size, active_pid \
+             FROM pg_replication_slots WHERE slot_name = $1",
+            &[&name],
+        )
+        .await
+        .map_err(MirrorError::sql("reading the slot"))?;
+    Ok(row.map(|row| {
+        let confirmed: Option<PgLsn> = row.get(2);
+        let held: i64 = row.get(4);
+        SlotFacts {
+            plugin: row.get::<_, Option<String>>(0).unwrap_or_default(),
+            database: row.get(1),
+            confirmed: confirmed.map(Lsn::from),
+            wal_status: row.get(3),
+            held_bytes: u64::try_from(held).unwrap_or(0),
+            safe_bytes: row.get(5),
+            active_pid: row.get(6),
+        }
+    }))
+}
+
+/// Tables of `oids` that a session waits to lock exclusively, e.g. for a TRUNCATE: everything that comes after it
+/// waits too, so a round lets go of them.
+///
+/// # Errors
+/// [`MirrorError::Sql`].
+pub async fn waits_for_exclusive_lock(source: &Client, oids: &[u32]) -> Result<bool, MirrorError> {
+    let row = source
+        .query_one(
+            "SELECT EXISTS (SELECT 1 FROM pg_locks WHERE locktype = 'relation' AND NOT granted \
+                 AND mode = 'AccessExclusiveLock' AND relation = ANY ($1) \
+                 AND database = (SELECT oid FROM pg_database WHERE datname = current_database()))",
+            &[&oids],
+        )
+        .await
+        .map_err(MirrorError::sql("looking for waiting writers"))?;
+    Ok(row.get(0))
+}
+
+/// Oids of tables by their quoted names, partitions included.
+///
+/// # Errors
+/// [`MirrorError::Sql`].
+pub async fn table_oids(source: &Client, tables: &[String]) -> Result<Vec<u32>, MirrorError> {
+    let rows = source
+        .query(
+            "SELECT t.oid FROM unnest($1::text[]) AS n(name), \
+                 LATERAL (SELECT n.name::regclass::oid AS oid \
+                     UNION SELECT relid::oid FROM pg_partition_tree(n.name::regclass)) AS t",
+            &[&tables],
+        )
+        .await
+        .map_err(MirrorError::sql("looking tables up"))?;
+    Ok(rows.iter().map(|row| row.get(0)).collect())
+}
+
+/// The transaction that the barrier waits for longest, in words: pid, age, application.
+///
+/// # Errors
+/// [`MirrorError::Sql`].
+pub async fn oldest_transaction(source: &Client) -> Result<String, MirrorError> {
+    let row = source
+        .query_opt(
+            "SELECT format('process %s (%s, database %s), open for %s s', pid, \
+                 coalesce(nullif(application_name, ''), 'no application name'), datname, \
+                 round(extract(epoch FROM clock_timestamp() - xact_start))) \
+             FROM pg_stat_activity WHERE backend_xid IS NOT NULL AND pid <> pg_backend_pid() \
+             ORDER BY age(backend_xid) DESC LIMIT 1",
+            &[],
+        )
+        .await
+        .map_err(MirrorError::sql("looking for the oldest transaction"))?;
+    let who = match row {
+        Some(row) => row.get(0),
+        None => "a prepared transaction, or one that has just ended".to_owned(),
+    };
+    Ok(format!("copying waits for older transactions of the monolith's cluster to end: {who}"))
+}

@@ -1,0 +1,386 @@
+//! What must be true before a slice's stream may be read: who may write, which slot, from where.
+
+use std::time::Duration;
+
+use tokio_postgres::Client;
+
+use super::error::MirrorError;
+use super::source::{self, SlotFacts};
+use crate::failpoint;
+use crate::journal::streams::{self, Claim, ClaimStatements, Source, StreamRow, StreamState};
+use crate::journal::{copies, process, slices};
+use crate::lsn::Lsn;
+use crate::postgres::connect::{Server, Session};
+use crate::postgres::replication::{Connection, SlotOptions, SystemIdentity, TimelineSwitch};
+
+/// A mirror that was seen within this time and did not stop is taken to be alive.
+const ALIVE_S: f64 = 10.0;
+/// How long the nonce may wait for an older process's open transaction before that process's sessions are ended.
+const NONCE_WAIT_MS: u32 = 2_000;
+/// Attempts at a slot that another session still holds: `wal_sender_timeout` is a minute by default.
+const SLOT_PAUSE: Duration = Duration::from_millis(500);
+
+/// Who this process is, for other operators to read.
+#[derive(Debug, Clone)]
+pub struct ProcessName {
+    /// Host name.
+    pub host: String,
+    /// Process id.
+    pub pid: u32,
+}
+
+/// What a start needs to know of its slice.
+#[derive(Debug, Clone, Copy)]
+pub struct Starting<'a> {
+    /// Plan.
+    pub plan: &'a str,
+    /// Slice.
+    pub slice: &'a str,
+    /// Hash of the mapping compiled from the plan and the monolith as they are now.
+    pub plan_hash: &'a str,
+    /// This process.
+    pub process: &'a ProcessName,
+}
+
+/// Checks that the slice was provisioned as the plan says, and that the monolith has the authority.
+/// Returns the epoch and the publication.
+///
+/// # Errors
+/// [`MirrorError::Refused`], which says what to type.
+pub async fn check_provisioned(
+    source: &Client,
+    target: &Client,
+    starting: Starting<'_>,
+) -> Result<(i64, String), MirrorError> {
+    let slice = starting.slice;
+    let provision = || format!("strangler provision PLAN --slice {slice}");
+    let refused = |what: String, next: String| Err(MirrorError::Refused { what, next });
+    let Some(row) = slices::read(target, slice).await.or_else(missing_schema)? else {
+        return refused(format!("slice {slice} is not provisioned in its service"), provision());
+    };
+    if row.plan_hash != starting.plan_hash {
+        return refused(
+            format!(
+                "slice {slice} was provisioned from another mapping (plan {}): the plan or the monolith's tables \
+                 have changed since",
+                row.plan
+            ),
+            provision(),
+        );
+    }
+    let (Some(here), Some(there)) = (slices::gate(source, slice).await?, slices::gate(target, slice).await?)
+    else {
+        return refused(format!("slice {slice} has no gate row on one side"), provision());
+    };
+    if here.state != "OPEN" || there.state != "FENCED" {
+        return refused(
+            format!(
+                "slice {slice} is {} in the monolith (epoch {}) and {} in the service (epoch {}): this version \
+                 mirrors only from a monolith that has the authority",
+                here.state, here.epoch, there.state, there.epoch
+            ),
+            format!("strangler status PLAN --slice {slice}"),
+        );
+    }
+    Ok((here.epoch, row.publication))
+}
+
+fn missing_schema(error: crate::journal::JournalError) -> Result<Option<slices::SliceRow>, MirrorError> {
+    let code =
+        error.database_error().and_then(tokio_postgres::Error::code).map(|code| code.code().to_owned());
+    match code.as_deref() {
+        Some("42P01" | "3F000") => Ok(None),
+        Some(_) | None => Err(error.into()),
+    }
+}
+
+/// Refuses when another mirror of the slice is alive; a courtesy, for safety rests on the nonce.
+///
+/// # Errors
+/// [`MirrorError::Refused`] naming the other process.
+pub async fn check_alone(target: &Client, starting: Starting<'_>) -> Result<(), MirrorError> {
+    let slice = starting.slice;
+    let Some(other) = process::read(target, slice).await? else { return Ok(()) };
+    let ours = other.host == starting.process.host && u32::try_from(other.pid) == Ok(starting.process.pid);
+    if other.stopped || other.seen_s > ALIVE_S || ours {
+        return Ok(());
+    }
+    Err(MirrorError::Refused {
+        what: format!(
+            "a mirror of slice {slice} is running on {} as process {}, last seen {:.1} s ago",
+            other.host, other.pid, other.seen_s
+        ),
+        next: "strangler status PLAN, or strangler mirror PLAN --take-over".to_owned(),
+    })
+}
+
+/// The slice's stream row under a nonce of our own. Makes the row on the first start.
+///
+/// # Errors
+/// [`MirrorError`].
+pub async fn claim_stream(
+    target: &Client,
+    starting: Starting<'_>,
+    (epoch, publication): (i64, &str),
+    source: &Source,
+) -> Result<StreamRow, MirrorError> {
+    let slot = slot_name(starting.plan, starting.slice);
+    streams::insert_creating(target, starting.slice, epoch, (&slot, publication), source).await?;
+    failpoint::hit("stream-row-inserted");
+    let row = take_nonce(target, starting.slice).await?;
+    failpoint::hit("nonce-taken");
+    let pid = i32::try_from(starting.process.pid).unwrap_or(i32::MAX);
+    process::register(target, starting.slice, row.nonce, &starting.process.host, pid).await?;
+    Ok(row)
+}
+
+/// Takes the nonce. It waits for open landings of an older process; when such a process is frozen, its open
+/// transaction would hold us for ever, so its sessions are ended: they belong to the same role and slice.
+async fn take_nonce(target: &Client, slice: &str) -> Result<StreamRow, MirrorError> {
+    target
+        .batch_execute(&format!("SET lock_timeout = {NONCE_WAIT_MS}"))
+        .await
+        .map_err(MirrorError::sql("setting a lock timeout"))?;
+    let taken = match streams::take_nonce(target, slice).await {
+        Err(error) if error.database_error().is_some_and(crate::postgres::sqlstate::is_lock_timeout) => {
+            end_older_sessions(target, slice).await?;
+            streams::take_nonce(target, slice).await
+        }
+        other => other,
+    };
+    target.batch_execute("RESET lock_timeout").await.map_err(MirrorError::sql("resetting a lock timeout"))?;
+    taken?.ok_or_else(|| MirrorError::Unreadable { what: format!("the stream row of slice {slice}") })
+}
+
+async fn end_older_sessions(target: &Client, slice: &str) -> Result<(), MirrorError> {
+    let rows = target
+        .query(
+            "SELECT pid FROM pg_locks l JOIN pg_stat_activity a USING (pid) \
+             WHERE l.relation = 'strangler.stream'::regclass AND a.pid <> pg_backend_pid() \
+               AND a.application_name = $1",
+            &[&application_name(slice)],
+        )
+        .await
+        .map_err(MirrorError::sql("looking for an older mirror's sessions"))?;
+    for row in rows {
+        let pid: i32 = row.get(0);
+        tracing::warn!(slice, pid, "ending a session that an older mirror left open");
+        target
+            .execute("SELECT pg_terminate_backend($1, 5000)", &[&pid])
+            .await
+            .map_err(MirrorError::sql("ending an older mirror's session"))?;
+    }
+    Ok(())
+}
+
+/// Application name of a slice's sessions, as it shows in `pg_stat_activity`.
+#[must_use]
+pub fn application_name(slice: &str) -> String {
+    format!("strangler mirror {slice}")
+}
+
+/// A slot name with a random end, so that a slot that somebody makes again under "the" name is noticed.
+#[must_use]
+pub fn slot_name(plan: &str, slice: &str) -> String {
+    let suffix: String = std::iter::repeat_with(fastrand::lowercase).take(6).collect();
+    let mut stem = format!("strangler_{plan}_{slice}");
+    stem.truncate(56);
+    format!("{stem}_{suffix}")
+}
+
+/// Makes the slot of a stream in state `creating`. A slot of that name can only be a former attempt of ours, from
+/// which nothing was read, so it is dropped first. No transaction of ours is open meanwhile: slot creation waits for
+/// every transaction of the monolith's whole cluster.
+///
+/// # Errors
+/// [`MirrorError`].
+pub async fn create_slot(
+    source: &Client,
+    replication: &mut Connection,
+    target: &Client,
+    (slice, row): (&str, &StreamRow),
+) -> Result<Lsn, MirrorError> {
+    if source::slot(source, &row.slot).await?.is_some() {
+        replication.drop_slot(&row.slot).await?;
+    }
+    // From 17 on a standby can take the slot over, when the monolith is set up for it; `check` looks at that.
+    let options = SlotOptions { temporary: false, failover: replication.server_major() >= 17 };
+    let start = replication.create_slot(&row.slot, options).await?;
+    failpoint::hit("slot-created");
+    if !streams::set_running(target, slice, row.nonce, start).await? {
+        return Err(MirrorError::Fenced { slice: slice.to_owned() });
+    }
+    failpoint::hit("stream-row-running");
+    Ok(start)
+}
+
+/// What a start found wrong with a stream that was running.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Fault {
+    /// `Gap` or `Diverged`.
+    pub state: StreamState,
+    /// The facts.
+    pub detail: String,
+}
+
+/// The start checks of a running stream. PostgreSQL itself would go on silently from the slot's position when asked
+/// for an older one, so they are made here. Pure, so that each can be tested.
+#[must_use]
+pub fn find_fault(
+    row: &StreamRow,
+    system: &SystemIdentity,
+    (database, uuid): (u32, &str),
+    slot: Option<&SlotFacts>,
+    history: &[TimelineSwitch],
+) -> Option<Fault> {
+    let gap = |detail: String| Some(Fault { state: StreamState::Gap, detail });
+    let diverged = |detail: String| Some(Fault { state: StreamState::Diverged, detail });
+    let source = &row.source;
+    if system.system_identifier != source.system_identifier
+        || database != source.database_oid
+        || uuid != source.uuid
+    {
+        return diverged(
+            "the monolith's link leads to another database than the one that was mirrored".to_owned(),
+        );
+    }
+    if i32::try_from(system.timeline) != Ok(source.timeline) {
+        let switch = history.iter().find(|switch| i32::try_from(switch.timeline) == Ok(source.timeline));
+        match switch {
+            Some(switch) if switch.switch_lsn >= row.applied => {}
+            Some(switch) => {
+                return diverged(format!(
+                    "the monolith went on from {} on timeline {}, but {} was already applied: transactions were \
+                     applied that it does not have",
+                    switch.switch_lsn, system.timeline, row.applied
+                ));
+            }
+            None => {
+                return diverged(format!(
+                    "timeline {} of the monolith does not descend from timeline {}",
+                    system.timeline, source.timeline
+                ));
+            }
+        }
+    }
+    if row.applied > system.flush_lsn {
+        return diverged(format!(
+            "the monolith's log ends at {}, before the applied position {}: it was restored to an earlier point",
+            system.flush_lsn, row.applied
+        ));
+    }
+    let Some(slot) = slot else { return gap(format!("the replication slot {} is gone", row.slot)) };
+    if slot.plugin != "pgoutput" || Some(&slot.database) != system.database.as_ref() {
+        return gap(format!("the replication slot {} is not the one that the mirror made", row.slot));
+    }
+    if slot.wal_status.as_deref() == Some("lost") {
+        return gap(format!("the monolith has removed WAL that the replication slot {} needed", row.slot));
+    }
+    match slot.confirmed {
+        Some(confirmed) if confirmed <= row.applied => None,
+        Some(confirmed) => gap(format!(
+            "the replication slot {} stands at {confirmed}, past the applied position {}: somebody else read from it \
+             or moved it",
+            row.slot, row.applied
+        )),
+        None => gap(format!("the replication slot {} has no confirmed position", row.slot)),
+    }
+}
+
+/// Waits until no session holds the slot. A walsender of a dead or frozen process holds it until it notices; one of
+/// our own role is told to end.
+///
+/// # Errors
+/// [`MirrorError::Sql`].
+pub async fn wait_for_slot(
+    source: &Client,
+    slot: &str,
+    waiting: &(dyn Fn(&str) + Send + Sync),
+) -> Result<(), MirrorError> {
+    loop {
+        let Some(pid) = source::slot(source, slot).await?.and_then(|facts| facts.active_pid) else {
+            return Ok(());
+        };
+        waiting(&format!("replication slot {slot} is still held by process {pid} of the monolith"));
+        source.execute("SELECT pg_terminate_backend($1, 2000)", &[&pid]).await.map(drop).or_else(
+            |error| {
+                // Without the right to end it, wait for wal_sender_timeout.
+                tracing::warn!(pid, error = %error, "the session that holds the slot could not be ended");
+                Ok::<(), MirrorError>(())
+            },
+        )?;
+        tokio::time::sleep(SLOT_PAUSE).await;
+    }
+}
+
+/// Empties tables whose whole-table piece was interrupted: its snapshot is lost, so what it landed decides nothing.
+///
+/// # Errors
+/// [`MirrorError`].
+pub async fn void_parts(
+    target: &Session,
+    claim: &Claim,
+    target_of: &(dyn Fn(&str) -> Option<String> + Send + Sync),
+) -> Result<(), MirrorError> {
+    let slice = &claim.slice;
+    let statements = ClaimStatements::prepare(target).await?;
+    for source_table in copies::tables_with_parts(target, slice).await? {
+        let Some(table) = target_of(&source_table) else { continue };
+        target.batch_execute("BEGIN").await.map_err(MirrorError::sql("opening a transaction"))?;
+        if !claim.share(target, &statements).await? {
+            return Err(MirrorError::Fenced { slice: slice.clone() });
+        }
+        empty_table(target, &table).await?;
+        copies::delete_parts(target, slice, &source_table).await?;
+        copies::set_without_pieces(target, slice, &source_table, copies::TableState::Pending, None).await?;
+        target.batch_execute("COMMIT").await.map_err(MirrorError::sql("emptying a half-copied table"))?;
+        failpoint::hit("parts-voided");
+    }
+    Ok(())
+}
+
+/// Empties a table inside the open transaction: TRUNCATE, or DELETE where a foreign key forbids that.
+///
+/// # Errors
+/// [`MirrorError::Sql`].
+pub async fn empty_table(target: &Client, table: &str) -> Result<(), MirrorError> {
+    let run = async |sql: &str| target.batch_execute(sql).await;
+    run("SAVEPOINT emptying").await.map_err(MirrorError::sql("emptying a table"))?;
+    if let Err(error) = run(&format!("TRUNCATE ONLY {table}")).await {
+        if crate::postgres::sqlstate::code(&error) != Some("0A000") {
+            return Err(MirrorError::sql("emptying a table")(error));
+        }
+        run("ROLLBACK TO SAVEPOINT emptying").await.map_err(MirrorError::sql("emptying a table"))?;
+        run(&format!("DELETE FROM ONLY {table}")).await.map_err(MirrorError::sql("emptying a table"))?;
+    }
+    run("RELEASE SAVEPOINT emptying").await.map_err(MirrorError::sql("emptying a table"))
+}
+
+/// Where a plan's monolith is: for identity in the stream row.
+///
+/// # Errors
+/// [`MirrorError`].
+pub async fn identify(source: &Client, system: &SystemIdentity) -> Result<Source, MirrorError> {
+    let row = source
+        .query_one("SELECT oid FROM pg_database WHERE datname = current_database()", &[])
+        .await
+        .map_err(MirrorError::sql("reading the monolith's identity"))?;
+    let uuid = slices::database_uuid(source).await?.ok_or_else(|| MirrorError::Refused {
+        what: "the monolith has no identity yet".to_owned(),
+        next: "strangler provision PLAN".to_owned(),
+    })?;
+    Ok(Source {
+        system_identifier: system.system_identifier.clone(),
+        database_oid: row.get(0),
+        uuid,
+        timeline: i32::try_from(system.timeline).unwrap_or(i32::MAX),
+    })
+}
+
+/// Opens a session under the slice's application name.
+///
+/// # Errors
+/// [`MirrorError::Connect`].
+pub async fn open(server: &Server, slice: &str) -> Result<Session, MirrorError> {
+    Ok(server.connect(&application_name(slice)).await?)
+}

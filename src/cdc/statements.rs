@@ -1,0 +1,102 @@
+//! The SQL that applies sets of row operations to one target table.
+//!
+//! Every statement takes one `text[]` per column and casts inside, so that one form serves every type. Casts name
+//! the type without its modifier: a value that doesn't fit is an error, never cut.
+
+use crate::mapping::TableMapping;
+use crate::name::quote_ident;
+
+/// Deletes rows by key: one `text[]` per key column, in key order.
+#[must_use]
+pub fn delete(table: &TableMapping) -> String {
+    let count = table.key.len();
+    format!(
+        "DELETE FROM ONLY {} AS t USING {} WHERE {}",
+        table.target.sql(),
+        unnest(count, "k"),
+        key_match(table)
+    )
+}
+
+/// Which form of update a row needs.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct UpdateForm {
+    /// The key changes, so key columns are set too.
+    pub key_changes: bool,
+    /// For each mapped column, whether the row holds a value for it.
+    pub carried: Vec<bool>,
+}
+
+/// Updates rows by key: one `text[]` per key column with the old key, then one per carried column.
+/// `None` when there is nothing to set.
+#[must_use]
+pub fn update(table: &TableMapping, form: &UpdateForm) -> Option<String> {
+    let mut assignments = Vec::new();
+    let mut guards = vec![key_match(table)];
+    let mut place = 0;
+    for (index, column) in table.columns.iter().enumerate() {
+        if form.carried.get(index) != Some(&true) {
+            continue;
+        }
+        let value = format!("s.v{place}::{}", column.cast_sql);
+        place += 1;
+        let in_key = table.key.contains(&index);
+        if column.identity_always {
+            // Such a column can't be set; where it did change, the row must not be taken for updated.
+            if !in_key || form.key_changes {
+                guards.push(format!("t.{} IS NOT DISTINCT FROM {value}", quote_ident(&column.target)));
+            }
+        } else if !in_key || form.key_changes {
+            assignments.push(format!("{} = {value}", quote_ident(&column.target)));
+        }
+    }
+    if assignments.is_empty() {
+        return None;
+    }
+    let names: Vec<String> =
+        (0..table.key.len()).map(|k| format!("k{k}")).chain((0..place).map(|v| format!("v{v}"))).collect();
+    let arrays: Vec<String> = (1..=names.len()).map(|n| format!("${n}::text[]")).collect();
+    Some(format!(
+        "UPDATE ONLY {} AS t SET {} FROM unnest({}) AS s({}) WHERE {}",
+        table.target.sql(),
+        assignments.join(", "),
+        arrays.join(", "),
+        names.join(", "),
+        guards.join(" AND ")
+    ))
+}
+
+/// Inserts rows: one `text[]` per mapped column.
+#[must_use]
+pub fn insert(table: &TableMapping) -> String {
+    let values: Vec<String> =
+        table.columns.iter().enumerate().map(|(n, column)| format!("s.v{n}::{}", column.cast_sql)).collect();
+    format!(
+        "INSERT INTO {} ({}) OVERRIDING SYSTEM VALUE SELECT {} FROM {}",
+        table.target.sql(),
+        table.target_list(),
+        values.join(", "),
+        unnest(table.columns.len(), "v")
+    )
+}
+
+/// Inserts rows through COPY in text format.
+#[must_use]
+pub fn copy_in_text(table: &TableMapping) -> String {
+    format!("COPY {} ({}) FROM STDIN", table.target.sql(), table.target_list())
+}
+
+fn unnest(count: usize, prefix: &str) -> String {
+    let arrays: Vec<String> = (1..=count).map(|n| format!("${n}::text[]")).collect();
+    let names: Vec<String> = (0..count).map(|n| format!("{prefix}{n}")).collect();
+    format!("unnest({}) AS s({})", arrays.join(", "), names.join(", "))
+}
+
+fn key_match(table: &TableMapping) -> String {
+    let terms: Vec<String> = table
+        .key_columns()
+        .enumerate()
+        .map(|(n, column)| format!("t.{} = s.k{n}::{}", quote_ident(&column.target), column.cast_sql))
+        .collect();
+    terms.join(" AND ")
+}

@@ -1,0 +1,182 @@
+//! One table of a running slice: its mapping, its pieces, how it stands.
+
+use std::sync::Arc;
+
+use tokio_postgres::Client;
+
+use super::error::MirrorError;
+use crate::journal::copies::{Extent, PieceRow, TableRow, TableState};
+use crate::landing::key::{Key, Point};
+use crate::landing::pieces::{RangePiece, Stamp, TablePieces};
+use crate::lsn::Lsn;
+use crate::mapping::{KeyOrder, TableMapping};
+
+/// A table as the engine holds it in memory; the stored truth is in the service's database.
+#[derive(Debug)]
+pub struct TableRun {
+    /// Name in the monolith, as a plan writes it: the key of our stored rows.
+    pub label: String,
+    /// Its mapping.
+    pub mapping: Arc<TableMapping>,
+    /// Copied pieces; empty while nothing is copied and while the table stands still.
+    pub pieces: TablePieces,
+    /// How it stands.
+    pub state: TableState,
+    /// Every column of the target table is mapped, so that a changed key may become delete and insert.
+    pub rows_are_whole: bool,
+    /// Copied in key ranges rather than as a whole.
+    pub by_ranges: bool,
+    /// Rows landed so far.
+    pub rows_copied: u64,
+    /// COPY bytes landed so far.
+    pub bytes_copied: u64,
+    /// COPY bytes on their way, not landed yet: for display.
+    pub bytes_moving: u64,
+    /// What the parts of an unfinished whole-table piece were read under.
+    pub parts_read: Option<PieceRow>,
+    /// Why it stands still, for the operator.
+    pub detail: Option<String>,
+}
+
+impl TableRun {
+    /// A table as its stored rows tell.
+    ///
+    /// # Errors
+    /// [`MirrorError::Unreadable`] when a stored piece can't be read.
+    pub fn restore(
+        mapping: &Arc<TableMapping>,
+        row: &TableRow,
+        pieces: &[PieceRow],
+        rows_are_whole: bool,
+        by_ranges: bool,
+    ) -> Result<Self, MirrorError> {
+        let order = mapping.key_order;
+        let mut table = Self {
+            label: row.source_table.clone(),
+            mapping: Arc::clone(mapping),
+            pieces: TablePieces::empty(order),
+            state: row.state,
+            rows_are_whole,
+            by_ranges,
+            rows_copied: u64::try_from(row.rows_copied).unwrap_or(0),
+            bytes_copied: u64::try_from(row.bytes_copied).unwrap_or(0),
+            bytes_moving: 0,
+            parts_read: None,
+            detail: row.detail.clone(),
+        };
+        if row.state == TableState::Live {
+            table.pieces = TablePieces::live(order);
+            return Ok(table);
+        }
+        for piece in pieces.iter().filter(|piece| piece.source_table == row.source_table) {
+            table.add(piece)?;
+        }
+        Ok(table)
+    }
+
+    /// Adds a piece that has landed.
+    ///
+    /// # Errors
+    /// [`MirrorError::Unreadable`].
+    pub fn add(&mut self, piece: &PieceRow) -> Result<(), MirrorError> {
+        let unreadable =
+            |what: &str| MirrorError::Unreadable { what: format!("a piece of {}: its {what}", self.label) };
+        let snapshot = piece.snapshot.parse().map_err(|_| unreadable("snapshot"))?;
+        let stamp = Stamp { snapshot: Arc::new(snapshot), lsn: piece.lsn };
+        match &piece.extent {
+            Extent::Whole => self.pieces.add_whole(stamp),
+            Extent::Key(parts) => self.pieces.add_key(Key::from_strings(parts.clone()), stamp),
+            Extent::Range { lo, hi } => {
+                let order = self.mapping.key_order;
+                let point = |text: &Option<String>| match text {
+                    None => Ok(None),
+                    Some(text) => Point::parse(order, text.as_bytes()).map(Some),
+                };
+                let lo = point(lo).map_err(|_| unreadable("lower border"))?;
+                let hi = point(hi).map_err(|_| unreadable("upper border"))?;
+                self.pieces.add_range(RangePiece { lo, hi, stamp });
+            }
+        }
+        Ok(())
+    }
+
+    /// Something is left to copy.
+    #[must_use]
+    pub fn wants_copy(&self) -> bool {
+        matches!(self.state, TableState::Pending | TableState::Copying) && self.pieces.first_gap().is_some()
+    }
+
+    /// All is copied, and the stream has passed it at `applied`.
+    #[must_use]
+    pub fn can_go_live(&self, applied: Lsn) -> bool {
+        matches!(self.state, TableState::Pending | TableState::Copying)
+            && self.pieces.passed_at().is_some_and(|lsn| applied >= lsn)
+    }
+
+    /// Every piece is passed: all events apply from here on.
+    pub fn go_live(&mut self) {
+        self.pieces = TablePieces::live(self.mapping.key_order);
+        self.state = TableState::Live;
+    }
+
+    /// The table stands still: its events are dropped until it is copied again.
+    pub fn stand_still(&mut self, detail: String) {
+        self.pieces = TablePieces::empty(self.mapping.key_order);
+        self.state = TableState::Diverged;
+        self.detail = Some(detail);
+    }
+}
+
+/// Chooses key ranges for a table whose key is laid out in order on disk, so that a range reads few pages, and that
+/// is large enough to be worth more than one piece.
+#[must_use]
+pub fn choose_ranges(mapping: &TableMapping, rows_per_range: u64) -> bool {
+    /// Below this, index order jumps about the heap and a range reads more pages than it needs.
+    const CORRELATED: f64 = 0.9;
+    let correlated = match (mapping.key_order, mapping.key_correlation) {
+        (KeyOrder::Opaque, _) => false,
+        (_, Some(correlation)) => correlation.abs() >= CORRELATED,
+        (KeyOrder::Integer, None) => true,
+        (KeyOrder::Uuid, None) => false,
+    };
+    correlated && expected_rows(mapping) > rows_per_range.saturating_mul(2)
+}
+
+/// Rows that the catalogs promise; where a table was never analysed, a guess from its size.
+#[must_use]
+pub fn expected_rows(mapping: &TableMapping) -> u64 {
+    /// A lean row with its header.
+    const ROW_BYTES: u64 = 64;
+    #[expect(
+        clippy::cast_possible_truncation,
+        clippy::cast_sign_loss,
+        reason = "an estimate that is never negative"
+    )]
+    let estimate = mapping.rows_estimate.max(0.0) as u64;
+    if estimate > 0 { estimate } else { mapping.heap_bytes / ROW_BYTES }
+}
+
+/// Whether every column of the target table that can be written is mapped.
+///
+/// # Errors
+/// [`MirrorError::Sql`].
+pub async fn rows_are_whole(target: &Client, mapping: &TableMapping) -> Result<bool, MirrorError> {
+    let row = target
+        .query_one(
+            "SELECT count(*)::int8 FROM pg_attribute a JOIN pg_class c ON c.oid = a.attrelid \
+             JOIN pg_namespace n ON n.oid = c.relnamespace \
+             WHERE n.nspname = $1 AND c.relname = $2 AND a.attnum > 0 AND NOT a.attisdropped \
+               AND a.attgenerated = ''",
+            &[&mapping.target.schema, &mapping.target.name],
+        )
+        .await
+        .map_err(MirrorError::sql("reading the columns of a target table"))?;
+    let columns: i64 = row.get(0);
+    if columns == 0 {
+        return Err(MirrorError::Refused {
+            what: format!("the table {} does not exist in the service", mapping.target),
+            next: "strangler provision PLAN".to_owned(),
+        });
+    }
+    Ok(usize::try_from(columns) == Ok(mapping.columns.len()))
+}

@@ -1,0 +1,316 @@
+//! Copy state: which tables wait, copy or live, and the pieces whose snapshots still decide about events.
+
+use tokio_postgres::Client;
+use tokio_postgres::types::PgLsn;
+
+use super::JournalError;
+use crate::lsn::Lsn;
+
+/// How a table stands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum TableState {
+    /// Nothing copied. Set by `provision`; stored.
+    Pending,
+    /// Some pieces are in. Set by the first landing; stored.
+    Copying,
+    /// All pieces are in and the stream is past them. Set by the mirror; stored.
+    Live,
+    /// An event met rows that it could not have met: the table stands still until it is copied again. Stored.
+    Diverged,
+}
+
+impl TableState {
+    /// The stored form.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Pending => "pending",
+            Self::Copying => "copying",
+            Self::Live => "live",
+            Self::Diverged => "diverged",
+        }
+    }
+
+    fn parse(text: &str) -> Result<Self, JournalError> {
+        [Self::Pending, Self::Copying, Self::Live, Self::Diverged]
+            .into_iter()
+            .find(|state| state.as_str() == text)
+            .ok_or_else(|| JournalError::Unreadable { what: "mirror_table.state", found: text.to_owned() })
+    }
+}
+
+/// One table's row.
+#[derive(Debug, Clone)]
+pub struct TableRow {
+    /// The monolith's table, as a plan writes it.
+    pub source_table: String,
+    /// How it stands.
+    pub state: TableState,
+    /// Why, where it stands still.
+    pub detail: Option<String>,
+    /// Rows landed so far.
+    pub rows_copied: i64,
+    /// Bytes of COPY data landed so far.
+    pub bytes_copied: i64,
+}
+
+/// Extent of a piece, in the form that is stored.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Extent {
+    /// Keys in (lo, hi]; `None` is open.
+    Range {
+        /// Exclusive lower border.
+        lo: Option<String>,
+        /// Inclusive upper border.
+        hi: Option<String>,
+    },
+    /// The whole table.
+    Whole,
+    /// One key, in key order.
+    Key(Vec<String>),
+}
+
+/// One piece's row.
+#[derive(Debug, Clone)]
+pub struct PieceRow {
+    /// The monolith's table, as a plan writes it.
+    pub source_table: String,
+    /// What it covers.
+    pub extent: Extent,
+    /// Snapshot that it was read under.
+    pub snapshot: String,
+    /// WAL insert position read after that snapshot.
+    pub lsn: Lsn,
+}
+
+/// All tables of a slice.
+///
+/// # Errors
+/// [`JournalError`].
+pub async fn tables(client: &Client, slice: &str) -> Result<Vec<TableRow>, JournalError> {
+    let rows = client
+        .query(
+            "SELECT source_table, state, detail, rows_copied, bytes_copied FROM strangler.mirror_table \
+             WHERE slice = $1 ORDER BY source_table",
+            &[&slice],
+        )
+        .await
+        .map_err(JournalError::database("reading the tables' states"))?;
+    rows.iter()
+        .map(|row| {
+            Ok(TableRow {
+                source_table: row.get(0),
+                state: TableState::parse(row.get(1))?,
+                detail: row.get(2),
+                rows_copied: row.get(3),
+                bytes_copied: row.get(4),
+            })
+        })
+        .collect()
+}
+
+/// All pieces of a slice.
+///
+/// # Errors
+/// [`JournalError`].
+pub async fn pieces(client: &Client, slice: &str) -> Result<Vec<PieceRow>, JournalError> {
+    let rows = client
+        .query(
+            "SELECT source_table, kind, lo, hi, key, snapshot, lsn FROM strangler.piece WHERE slice = $1",
+            &[&slice],
+        )
+        .await
+        .map_err(JournalError::database("reading the pieces"))?;
+    rows.iter()
+        .map(|row| {
+            let kind: &str = row.get(1);
+            let extent = match kind {
+                "range" => Extent::Range { lo: row.get(2), hi: row.get(3) },
+                "whole" => Extent::Whole,
+                "key" => Extent::Key(row.get(4)),
+                other => {
+                    return Err(JournalError::Unreadable { what: "piece.kind", found: other.to_owned() });
+                }
+            };
+            let lsn: PgLsn = row.get(6);
+            Ok(PieceRow { source_table: row.get(0), extent, snapshot: row.get(5), lsn: lsn.into() })
+        })
+        .collect()
+}
+
+/// Records a piece, in the transaction that lands its rows.
+///
+/// # Errors
+/// [`JournalError::Database`].
+pub async fn insert_piece(
+    client: &Client,
+    slice: &str,
+    piece: &PieceRow,
+    rows: i64,
+) -> Result<(), JournalError> {
+    let (kind, lo, hi, key): (&str, Option<&str>, Option<&str>, Option<&[String]>) = match &piece.extent {
+        Extent::Range { lo, hi } => ("range", lo.as_deref(), hi.as_deref(), None),
+        Extent::Whole => ("whole", None, None, None),
+        Extent::Key(key) => ("key", None, None, Some(key)),
+    };
+    client
+        .execute(
+            "INSERT INTO strangler.piece (slice, source_table, kind, lo, hi, key, snapshot, lsn, rows) \
+             VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9)",
+            &[
+                &slice,
+                &piece.source_table,
+                &kind,
+                &lo,
+                &hi,
+                &key,
+                &piece.snapshot,
+                &PgLsn::from(piece.lsn),
+                &rows,
+            ],
+        )
+        .await
+        .map(drop)
+        .map_err(JournalError::database("recording a piece"))
+}
+
+/// Replaces the piece of one key: a later refetch decides from its own snapshot on.
+///
+/// # Errors
+/// [`JournalError::Database`].
+pub async fn replace_key_piece(client: &Client, slice: &str, piece: &PieceRow) -> Result<(), JournalError> {
+    if let Extent::Key(key) = &piece.extent {
+        client
+            .execute(
+                "DELETE FROM strangler.piece WHERE slice = $1 AND source_table = $2 AND kind = 'key' AND key = $3",
+                &[&slice, &piece.source_table, key],
+            )
+            .await
+            .map_err(JournalError::database("replacing a key's piece"))?;
+    }
+    insert_piece(client, slice, piece, 1).await
+}
+
+/// Records a finished part of a whole-table piece.
+///
+/// # Errors
+/// [`JournalError::Database`].
+pub async fn insert_part(
+    client: &Client,
+    slice: &str,
+    source_table: &str,
+    part: (i32, i32),
+    snapshot: &str,
+    rows: i64,
+) -> Result<(), JournalError> {
+    client
+        .execute(
+            "INSERT INTO strangler.part (slice, source_table, part, parts, snapshot, rows) \
+             VALUES ($1, $2, $3, $4, $5, $6)",
+            &[&slice, &source_table, &part.0, &part.1, &snapshot, &rows],
+        )
+        .await
+        .map(drop)
+        .map_err(JournalError::database("recording a part"))
+}
+
+/// Removes a table's parts and returns how many there were.
+///
+/// # Errors
+/// [`JournalError::Database`].
+pub async fn delete_parts(client: &Client, slice: &str, source_table: &str) -> Result<u64, JournalError> {
+    client
+        .execute(
+            "DELETE FROM strangler.part WHERE slice = $1 AND source_table = $2",
+            &[&slice, &source_table],
+        )
+        .await
+        .map_err(JournalError::database("removing parts"))
+}
+
+/// Tables that hold parts of an unfinished whole-table piece.
+///
+/// # Errors
+/// [`JournalError::Database`].
+pub async fn tables_with_parts(client: &Client, slice: &str) -> Result<Vec<String>, JournalError> {
+    let rows = client
+        .query("SELECT DISTINCT source_table FROM strangler.part WHERE slice = $1 ORDER BY 1", &[&slice])
+        .await
+        .map_err(JournalError::database("reading parts"))?;
+    Ok(rows.iter().map(|row| row.get(0)).collect())
+}
+
+/// Adds to a table's copied counts, in the transaction that lands the rows.
+///
+/// # Errors
+/// [`JournalError::Database`].
+pub async fn add_copied(
+    client: &Client,
+    slice: &str,
+    source_table: &str,
+    rows: i64,
+    bytes: i64,
+) -> Result<(), JournalError> {
+    client
+        .execute(
+            "UPDATE strangler.mirror_table SET rows_copied = rows_copied + $3, bytes_copied = bytes_copied + $4, \
+                 state = 'copying', copy_started_at = coalesce(copy_started_at, now()) \
+             WHERE slice = $1 AND source_table = $2",
+            &[&slice, &source_table, &rows, &bytes],
+        )
+        .await
+        .map(drop)
+        .map_err(JournalError::database("counting copied rows"))
+}
+
+/// All pieces of a table are in and passed: forgets them and marks the table live.
+///
+/// # Errors
+/// [`JournalError::Database`].
+pub async fn set_live(client: &Client, slice: &str, source_table: &str) -> Result<(), JournalError> {
+    forget_pieces(client, slice, source_table).await?;
+    client
+        .execute(
+            "UPDATE strangler.mirror_table SET state = 'live', detail = NULL, live_at = now() \
+             WHERE slice = $1 AND source_table = $2",
+            &[&slice, &source_table],
+        )
+        .await
+        .map(drop)
+        .map_err(JournalError::database("marking a table live"))
+}
+
+/// Takes a table back to nothing copied, or to standing still; its pieces are gone either way.
+///
+/// # Errors
+/// [`JournalError::Database`].
+pub async fn set_without_pieces(
+    client: &Client,
+    slice: &str,
+    source_table: &str,
+    state: TableState,
+    detail: Option<&str>,
+) -> Result<(), JournalError> {
+    forget_pieces(client, slice, source_table).await?;
+    client
+        .execute(
+            "UPDATE strangler.mirror_table SET state = $3, detail = $4, rows_copied = 0, bytes_copied = 0, \
+                 copy_started_at = NULL, live_at = NULL \
+             WHERE slice = $1 AND source_table = $2",
+            &[&slice, &source_table, &state.as_str(), &detail],
+        )
+        .await
+        .map(drop)
+        .map_err(JournalError::database("taking a table back"))
+}
+
+async fn forget_pieces(client: &Client, slice: &str, source_table: &str) -> Result<(), JournalError> {
+    client
+        .execute(
+            "DELETE FROM strangler.piece WHERE slice = $1 AND source_table = $2",
+            &[&slice, &source_table],
+        )
+        .await
+        .map(drop)
+        .map_err(JournalError::database("forgetting pieces"))
+}

@@ -1,0 +1,120 @@
+//! The running mirror's own row: who it is and when it was last seen. Courtesy only; safety rests on the nonce.
+
+use tokio_postgres::Client;
+
+use super::JournalError;
+
+/// A mirror process as its row tells.
+#[derive(Debug, Clone, PartialEq)]
+pub struct ProcessRow {
+    /// Nonce that it took.
+    pub nonce: i64,
+    /// Host name.
+    pub host: String,
+    /// Process id there.
+    pub pid: i32,
+    /// Seconds since it was last seen, by the database's clock.
+    pub seen_s: f64,
+    /// It stopped in good order.
+    pub stopped: bool,
+}
+
+/// How the mirror is doing, for `status`.
+#[derive(Debug, Clone, Default)]
+pub struct Sighting {
+    /// `copying`, `catching up`, `streaming`, `waiting`.
+    pub phase: String,
+    /// One line more.
+    pub detail: Option<String>,
+    /// WAL bytes not yet applied.
+    pub lag_bytes: Option<i64>,
+    /// Milliseconds from a commit on the source to the same state here, as last measured.
+    pub lag_ms: Option<f64>,
+}
+
+/// The row of the forward mirror of a slice.
+///
+/// # Errors
+/// [`JournalError::Database`].
+pub async fn read(client: &Client, slice: &str) -> Result<Option<ProcessRow>, JournalError> {
+    let row = client
+        .query_opt(
+            "SELECT nonce, host, pid, extract(epoch FROM clock_timestamp() - seen_at)::float8, \
+                 stopped_at IS NOT NULL \
+             FROM strangler.mirror_process WHERE slice = $1 AND dir = 'forward'",
+            &[&slice],
+        )
+        .await
+        .map_err(JournalError::database("reading the mirror's row"))?;
+    Ok(row.map(|row| ProcessRow {
+        nonce: row.get(0),
+        host: row.get(1),
+        pid: row.get(2),
+        seen_s: row.get(3),
+        stopped: row.get(4),
+    }))
+}
+
+/// A mirror starts.
+///
+/// # Errors
+/// [`JournalError::Database`].
+pub async fn register(
+    client: &Client,
+    slice: &str,
+    nonce: i64,
+    host: &str,
+    pid: i32,
+) -> Result<(), JournalError> {
+    client
+        .execute(
+            "INSERT INTO strangler.mirror_process (slice, dir, nonce, host, pid, phase) \
+             VALUES ($1, 'forward', $2, $3, $4, 'starting') \
+             ON CONFLICT (slice, dir) DO UPDATE SET nonce = excluded.nonce, host = excluded.host, \
+                 pid = excluded.pid, phase = 'starting', detail = NULL, lag_bytes = NULL, lag_ms = NULL, \
+                 started_at = now(), seen_at = now(), stopped_at = NULL",
+            &[&slice, &nonce, &host, &pid],
+        )
+        .await
+        .map(drop)
+        .map_err(JournalError::database("registering the mirror"))
+}
+
+/// The mirror is alive.
+///
+/// # Errors
+/// [`JournalError::Database`].
+pub async fn beat(client: &Client, slice: &str, nonce: i64, sighting: &Sighting) -> Result<(), JournalError> {
+    client
+        .execute(
+            "UPDATE strangler.mirror_process SET seen_at = clock_timestamp(), phase = $3, detail = $4, \
+                 lag_bytes = $5, lag_ms = $6 \
+             WHERE slice = $1 AND dir = 'forward' AND nonce = $2",
+            &[&slice, &nonce, &sighting.phase, &sighting.detail, &sighting.lag_bytes, &sighting.lag_ms],
+        )
+        .await
+        .map(drop)
+        .map_err(JournalError::database("updating the mirror's row"))
+}
+
+/// The mirror stopped in good order.
+///
+/// # Errors
+/// [`JournalError::Database`].
+pub async fn stopped(
+    client: &Client,
+    slice: &str,
+    nonce: i64,
+    detail: Option<&str>,
+) -> Result<(), JournalError> {
+    client
+        .execute(
+            "UPDATE strangler.mirror_process SET seen_at = clock_timestamp(), stopped_at = clock_timestamp(), \
+                 phase = 'stopped', detail = $3 \
+             WHERE slice = $1 AND dir = 'forward' AND nonce = $2",
+            &[&slice, &nonce, &detail],
+        )
+        .await
+        .map(drop)
+        .map_err(JournalError::database("recording the mirror's stop"))
+}

@@ -1,0 +1,65 @@
+//! What a database knows about a slice: its provisioned mapping and its gate.
+
+use tokio_postgres::Client;
+
+use super::JournalError;
+use crate::name::quote_ident;
+
+/// A provisioned slice.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SliceRow {
+    /// Plan that it came from.
+    pub plan: String,
+    /// Hash of the mapping that was provisioned.
+    pub plan_hash: String,
+    /// Forward publication on the monolith.
+    pub publication: String,
+}
+
+/// Who may write, as one database's gate row tells.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct GateRow {
+    /// `OPEN` or `FENCED`.
+    pub state: String,
+    /// Grows with every change of authority.
+    pub epoch: i64,
+    /// Who owns the slice, or `moving`.
+    pub owner: String,
+}
+
+/// The slice, when it was provisioned here.
+///
+/// # Errors
+/// [`JournalError::Database`]; SQLSTATE 42P01 or 3F000 inside it means that nothing was ever provisioned here.
+pub async fn read(client: &Client, slice: &str) -> Result<Option<SliceRow>, JournalError> {
+    let row = client
+        .query_opt("SELECT plan, plan_hash, publication FROM strangler.slice WHERE slice = $1", &[&slice])
+        .await
+        .map_err(JournalError::database("reading the slice"))?;
+    Ok(row.map(|row| SliceRow { plan: row.get(0), plan_hash: row.get(1), publication: row.get(2) }))
+}
+
+/// The gate of a slice in this database.
+///
+/// # Errors
+/// [`JournalError::Database`].
+pub async fn gate(client: &Client, slice: &str) -> Result<Option<GateRow>, JournalError> {
+    let table = quote_ident(&format!("gate_{slice}"));
+    let row = client
+        .query_opt(&format!("SELECT state, epoch, owner FROM strangler.{table}"), &[])
+        .await
+        .map_err(JournalError::database("reading the gate"))?;
+    Ok(row.map(|row| GateRow { state: row.get(0), epoch: row.get(1), owner: row.get(2) }))
+}
+
+/// The random uuid of this database.
+///
+/// # Errors
+/// [`JournalError::Database`].
+pub async fn database_uuid(client: &Client) -> Result<Option<String>, JournalError> {
+    let row = client
+        .query_opt("SELECT uuid::text FROM strangler.database", &[])
+        .await
+        .map_err(JournalError::database("reading the database's identity"))?;
+    Ok(row.map(|row| row.get(0)))
+}

@@ -1,0 +1,370 @@
+//! The stream row: how far one direction of a slice has been applied, and who may go on.
+
+use tokio_postgres::types::PgLsn;
+use tokio_postgres::{Client, Row, Statement};
+
+use super::JournalError;
+use crate::lsn::Lsn;
+
+/// How a stream stands; `gap` and `diverged` need an operator.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum StreamState {
+    /// The row is written, the slot is not known to exist yet. Set by the mirror's first start; stored.
+    Creating,
+    /// The slot exists and its start position is in the row. Set once the slot is made; stored.
+    Running,
+    /// The slot went past the applied position, so changes are lost to the stream. Set at start; stored.
+    Gap,
+    /// The source is not the one, or not on the timeline, that was applied. Set at start; stored.
+    Diverged,
+}
+
+impl StreamState {
+    /// The stored form.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Creating => "creating",
+            Self::Running => "running",
+            Self::Gap => "gap",
+            Self::Diverged => "diverged",
+        }
+    }
+
+    fn parse(text: &str) -> Result<Self, JournalError> {
+        [Self::Creating, Self::Running, Self::Gap, Self::Diverged]
+            .into_iter()
+            .find(|state| state.as_str() == text)
+            .ok_or_else(|| JournalError::Unreadable { what: "stream.state", found: text.to_owned() })
+    }
+}
+
+/// Which source a stream reads, and where in it the stream starts.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Source {
+    /// System identifier of its cluster.
+    pub system_identifier: String,
+    /// Its database's oid.
+    pub database_oid: u32,
+    /// Its random uuid.
+    pub uuid: String,
+    /// Timeline that was current when the slot was made or last checked.
+    pub timeline: i32,
+}
+
+/// One stream row.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct StreamRow {
+    /// Epoch of the authority that the stream serves.
+    pub epoch: i64,
+    /// `APPLY`, `TRIPWIRE` or `OFF`.
+    pub mode: String,
+    /// How it stands.
+    pub state: StreamState,
+    /// Why, for states that need an operator.
+    pub detail: Option<String>,
+    /// Replication slot on the source.
+    pub slot: String,
+    /// Publication on the source.
+    pub publication: String,
+    /// The source.
+    pub source: Source,
+    /// End of the last applied transaction's commit record. Moved only inside the apply transaction.
+    pub applied: Lsn,
+    /// Number of the process that may write; each start takes the next one.
+    pub nonce: i64,
+}
+
+const COLUMNS: &str = "epoch, mode, state, detail, slot, publication, src_system_identifier, \
+     src_database_oid, src_uuid::text, src_timeline, applied_lsn, nonce";
+
+fn from_row(row: &Row) -> Result<StreamRow, JournalError> {
+    let read = |source| JournalError::Database { action: "reading the stream row", source };
+    let applied: PgLsn = row.try_get(10).map_err(read)?;
+    Ok(StreamRow {
+        epoch: row.try_get(0).map_err(read)?,
+        mode: row.try_get(1).map_err(read)?,
+        state: StreamState::parse(row.try_get(2).map_err(read)?)?,
+        detail: row.try_get(3).map_err(read)?,
+        slot: row.try_get(4).map_err(read)?,
+        publication: row.try_get(5).map_err(read)?,
+        source: Source {
+            system_identifier: row.try_get(6).map_err(read)?,
+            database_oid: row.try_get(7).map_err(read)?,
+            uuid: row.try_get(8).map_err(read)?,
+            timeline: row.try_get(9).map_err(read)?,
+        },
+        applied: applied.into(),
+        nonce: row.try_get(11).map_err(read)?,
+    })
+}
+
+/// The forward stream of a slice, when it was ever started.
+///
+/// # Errors
+/// [`JournalError`].
+pub async fn read(client: &Client, slice: &str) -> Result<Option<StreamRow>, JournalError> {
+    let sql =
+        format!("SELECT {COLUMNS} FROM strangler.stream WHERE slice = $1 AND dir = 'forward' AND lane = 0");
+    let row =
+        client.query_opt(&sql, &[&slice]).await.map_err(JournalError::database("reading the stream row"))?;
+    row.as_ref().map(from_row).transpose()
+}
+
+/// Writes the row of a stream whose slot is about to be made. Leaves an existing row alone.
+///
+/// # Errors
+/// [`JournalError::Database`].
+pub async fn insert_creating(
+    client: &Client,
+    slice: &str,
+    epoch: i64,
+    names: (&str, &str),
+    source: &Source,
+) -> Result<(), JournalError> {
+    let (slot, publication) = names;
+    client
+        .execute(
+            "INSERT INTO strangler.stream (slice, dir, lane, epoch, mode, state, slot, publication, \
+                 src_system_identifier, src_database_oid, src_uuid, src_timeline, applied_lsn) \
+             VALUES ($1, 'forward', 0, $2, 'APPLY', 'creating', $3, $4, $5, $6, $7::text::uuid, $8, '0/0') \
+             ON CONFLICT DO NOTHING",
+            &[
+                &slice,
+                &epoch,
+                &slot,
+                &publication,
+                &source.system_identifier,
+                &source.database_oid,
+                &source.uuid,
+                &source.timeline,
+            ],
+        )
+        .await
+        .map(drop)
+        .map_err(JournalError::database("writing the stream row"))
+}
+
+/// Takes the next nonce: waits for every landing and apply of an older process, then shuts it out.
+///
+/// # Errors
+/// [`JournalError::Database`], also when the wait passes the session's `lock_timeout`.
+pub async fn take_nonce(client: &Client, slice: &str) -> Result<Option<StreamRow>, JournalError> {
+    let sql = format!(
+        "UPDATE strangler.stream SET nonce = nonce + 1 \
+         WHERE slice = $1 AND dir = 'forward' AND lane = 0 RETURNING {COLUMNS}"
+    );
+    let row = client.query_opt(&sql, &[&slice]).await.map_err(JournalError::database("taking the nonce"))?;
+    row.as_ref().map(from_row).transpose()
+}
+
+/// The slot exists: the stream starts at `start`. `false` when another process took over meanwhile.
+///
+/// # Errors
+/// [`JournalError::Database`].
+pub async fn set_running(client: &Client, slice: &str, nonce: i64, start: Lsn) -> Result<bool, JournalError> {
+    client
+        .execute(
+            "UPDATE strangler.stream SET state = 'running', detail = NULL, applied_lsn = $3, applied_at = now() \
+             WHERE slice = $1 AND dir = 'forward' AND lane = 0 AND nonce = $2 AND state = 'creating'",
+            &[&slice, &nonce, &PgLsn::from(start)],
+        )
+        .await
+        .map(|rows| rows == 1)
+        .map_err(JournalError::database("recording the new slot"))
+}
+
+/// Puts a stream into a state that needs an operator, or back to `creating` under a new slot name.
+/// `false` when another process took over meanwhile.
+///
+/// # Errors
+/// [`JournalError::Database`].
+pub async fn set_state(
+    client: &Client,
+    slice: &str,
+    nonce: i64,
+    state: StreamState,
+    detail: Option<&str>,
+) -> Result<bool, JournalError> {
+    client
+        .execute(
+            "UPDATE strangler.stream SET state = $3, detail = $4 \
+             WHERE slice = $1 AND dir = 'forward' AND lane = 0 AND nonce = $2",
+            &[&slice, &nonce, &state.as_str(), &detail],
+        )
+        .await
+        .map(|rows| rows == 1)
+        .map_err(JournalError::database("recording the stream's state"))
+}
+
+/// Starts a stream over: a new slot name and source, nothing applied. `false` when another process took over.
+///
+/// # Errors
+/// [`JournalError::Database`].
+pub async fn reset(
+    client: &Client,
+    slice: &str,
+    nonce: i64,
+    slot: &str,
+    source: &Source,
+) -> Result<bool, JournalError> {
+    client
+        .execute(
+            "UPDATE strangler.stream SET state = 'creating', detail = NULL, slot = $3, applied_lsn = '0/0', \
+                 src_system_identifier = $4, src_database_oid = $5, src_uuid = $6::text::uuid, src_timeline = $7 \
+             WHERE slice = $1 AND dir = 'forward' AND lane = 0 AND nonce = $2",
+            &[
+                &slice,
+                &nonce,
+                &slot,
+                &source.system_identifier,
+                &source.database_oid,
+                &source.uuid,
+                &source.timeline,
+            ],
+        )
+        .await
+        .map(|rows| rows == 1)
+        .map_err(JournalError::database("starting the stream over"))
+}
+
+/// Records that the source went on under a new timeline that holds everything applied so far.
+///
+/// # Errors
+/// [`JournalError::Database`].
+pub async fn set_timeline(
+    client: &Client,
+    slice: &str,
+    nonce: i64,
+    timeline: i32,
+) -> Result<(), JournalError> {
+    client
+        .execute(
+            "UPDATE strangler.stream SET src_timeline = $3 \
+             WHERE slice = $1 AND dir = 'forward' AND lane = 0 AND nonce = $2",
+            &[&slice, &nonce, &timeline],
+        )
+        .await
+        .map(drop)
+        .map_err(JournalError::database("recording the timeline"))
+}
+
+/// The nonce in force, to notice a successor while nothing is written.
+///
+/// # Errors
+/// [`JournalError::Database`].
+pub async fn current_nonce(client: &Client, slice: &str) -> Result<Option<i64>, JournalError> {
+    client
+        .query_opt(
+            "SELECT nonce FROM strangler.stream WHERE slice = $1 AND dir = 'forward' AND lane = 0",
+            &[&slice],
+        )
+        .await
+        .map(|row| row.map(|row| row.get(0)))
+        .map_err(JournalError::database("reading the nonce"))
+}
+
+/// What a process must find in the stream row before it may write: its own nonce, epoch and position.
+#[derive(Debug, Clone)]
+pub struct Claim {
+    /// Slice.
+    pub slice: String,
+    /// Nonce taken at start.
+    pub nonce: i64,
+    /// Epoch read at start.
+    pub epoch: i64,
+    /// Position up to which everything is applied.
+    pub applied: Lsn,
+}
+
+/// The statements of a [`Claim`], prepared once per connection.
+#[derive(Debug, Clone)]
+pub struct ClaimStatements {
+    lock: Statement,
+    share: Statement,
+    advance: Statement,
+}
+
+impl ClaimStatements {
+    /// Prepares them.
+    ///
+    /// # Errors
+    /// [`JournalError::Database`].
+    pub async fn prepare(client: &Client) -> Result<Self, JournalError> {
+        let check = |strength: &str| {
+            format!(
+                "SELECT 1 FROM strangler.stream WHERE slice = $1 AND dir = 'forward' AND lane = 0 \
+                 AND nonce = $2 AND epoch = $3 AND mode = 'APPLY' AND applied_lsn = $4 {strength}"
+            )
+        };
+        let advance = "UPDATE strangler.stream SET applied_lsn = $5, applied_at = now(), \
+                 source_time = greatest(source_time, \
+                     timestamptz '2000-01-01 00:00:00+00' + $6::bigint * interval '1 microsecond') \
+             WHERE slice = $1 AND dir = 'forward' AND lane = 0 AND nonce = $2 AND epoch = $3 \
+               AND mode = 'APPLY' AND applied_lsn = $4";
+        let prepare = async |sql: &str| {
+            client.prepare(sql).await.map_err(JournalError::database("preparing the stream row's statements"))
+        };
+        Ok(Self {
+            lock: prepare(&check("FOR UPDATE")).await?,
+            share: prepare(&check("FOR SHARE")).await?,
+            advance: prepare(advance).await?,
+        })
+    }
+}
+
+impl Claim {
+    /// First statement of an apply transaction: locks the row if it still is as claimed. `false` means that this
+    /// process was shut out, and that the transaction must be rolled back.
+    ///
+    /// # Errors
+    /// [`JournalError::Database`].
+    pub async fn lock(&self, client: &Client, statements: &ClaimStatements) -> Result<bool, JournalError> {
+        self.check(client, &statements.lock).await
+    }
+
+    /// First statement of a landing: the same check, shared, so that landings of one process run side by side.
+    ///
+    /// # Errors
+    /// [`JournalError::Database`].
+    pub async fn share(&self, client: &Client, statements: &ClaimStatements) -> Result<bool, JournalError> {
+        self.check(client, &statements.share).await
+    }
+
+    async fn check(&self, client: &Client, statement: &Statement) -> Result<bool, JournalError> {
+        client
+            .query_opt(statement, &[&self.slice, &self.nonce, &self.epoch, &PgLsn::from(self.applied)])
+            .await
+            .map(|row| row.is_some())
+            .map_err(JournalError::database("checking the stream row"))
+    }
+
+    /// Last statement of an apply transaction that holds the lock: the position moves to `to`.
+    /// `source_time_us` is the source's time of that state, in microseconds since 2000-01-01 UTC.
+    ///
+    /// # Errors
+    /// [`JournalError::Database`].
+    pub async fn advance(
+        &self,
+        client: &Client,
+        statements: &ClaimStatements,
+        to: Lsn,
+        source_time_us: i64,
+    ) -> Result<bool, JournalError> {
+        client
+            .execute(
+                &statements.advance,
+                &[
+                    &self.slice,
+                    &self.nonce,
+                    &self.epoch,
+                    &PgLsn::from(self.applied),
+                    &PgLsn::from(to),
+                    &source_time_us,
+                ],
+            )
+            .await
+            .map(|rows| rows == 1)
+            .map_err(JournalError::database("moving the applied position"))
+    }
+}

@@ -1,0 +1,132 @@
+//! From the tuples of one relation to rows of the target: which value goes where, what the key is, and whether the
+//! filter takes the row.
+
+use std::collections::HashSet;
+
+use bytes::Bytes;
+
+use super::TableMapping;
+use crate::change::{OldTuple, Relation, Tuple, Value};
+use crate::landing::key::Key;
+
+/// The stream describes the table otherwise than the mapping that was provisioned.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{table} changed its shape: {changes}")]
+pub struct ShapeDrift {
+    /// The monolith's table, as a plan writes it.
+    pub table: String,
+    /// What changed, in words.
+    pub changes: String,
+}
+
+/// A tuple lacks a value that identifies its row.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("an event on {table} carries no value for the key column {column}")]
+pub struct KeyMissing {
+    /// The monolith's table.
+    pub table: String,
+    /// Its key column.
+    pub column: String,
+}
+
+/// Reads tuples of one relation, as the stream described it, through one table's mapping.
+#[derive(Debug)]
+pub struct RowReader {
+    table: String,
+    /// For each mapped column, its place in the relation's tuples.
+    places: Vec<usize>,
+    /// For each mapped column, its name, to name what is missing.
+    names: Vec<String>,
+    /// Mapped columns that form the key.
+    key: Vec<usize>,
+    /// Mapped columns with the values that the filter takes.
+    filter: Vec<(usize, HashSet<Bytes>)>,
+}
+
+impl RowReader {
+    /// Joins a relation with the mapping of its table.
+    ///
+    /// # Errors
+    /// [`ShapeDrift`] when a mapped column is missing or has another type, or when a column appeared that the
+    /// mapping neither carries nor leaves behind.
+    pub fn new(relation: &Relation, mapping: &TableMapping) -> Result<Self, ShapeDrift> {
+        let mut changes = Vec::new();
+        let mut places = Vec::with_capacity(mapping.columns.len());
+        for column in &mapping.columns {
+            let place = relation.columns.iter().position(|candidate| candidate.name == column.source);
+            match place.and_then(|place| Some((place, relation.columns.get(place)?))) {
+                None => changes.push(format!("column {} is gone", column.source)),
+                Some((_, found)) if found.type_oid != column.source_type_oid => {
+                    changes.push(format!("column {} has another type", column.source));
+                }
+                Some((place, _)) => places.push(place),
+            }
+        }
+        for found in &relation.columns {
+            if mapping.column(&found.name).is_none() && !mapping.dropped.contains(&found.name) {
+                changes.push(format!("column {} is new", found.name));
+            }
+        }
+        if !changes.is_empty() {
+            return Err(ShapeDrift { table: mapping.source.to_string(), changes: changes.join(", ") });
+        }
+        let value = |text: &String| Bytes::from(text.clone());
+        Ok(Self {
+            table: mapping.source.to_string(),
+            places,
+            names: mapping.columns.iter().map(|column| column.source.clone()).collect(),
+            key: mapping.key.clone(),
+            filter: mapping
+                .filter
+                .iter()
+                .map(|term| (term.column, term.values.iter().map(value).collect()))
+                .collect(),
+        })
+    }
+
+    /// The mapped columns of a tuple, in mapping order.
+    #[must_use]
+    pub fn project(&self, tuple: &Tuple) -> Tuple {
+        self.places.iter().map(|place| tuple.get(*place).cloned().unwrap_or(Value::Null)).collect()
+    }
+
+    /// The mapped columns of a new tuple, with unchanged values taken from a full old tuple where there is one:
+    /// under REPLICA IDENTITY FULL the old tuple holds them.
+    #[must_use]
+    pub fn project_new(&self, new: &Tuple, old: Option<&OldTuple>) -> Tuple {
+        let mut row = self.project(new);
+        if let Some(OldTuple::Full(old)) = old {
+            for (value, place) in row.iter_mut().zip(&self.places) {
+                if *value == Value::Unchanged {
+                    *value = old.get(*place).cloned().unwrap_or(Value::Unchanged);
+                }
+            }
+        }
+        row
+    }
+
+    /// The key of a projected row.
+    ///
+    /// # Errors
+    /// [`KeyMissing`].
+    pub fn key(&self, row: &Tuple) -> Result<Key, KeyMissing> {
+        let part = |index: &usize| match row.get(*index) {
+            Some(Value::Text(text)) => Ok(text.clone()),
+            Some(Value::Null | Value::Unchanged) | None => Err(KeyMissing {
+                table: self.table.clone(),
+                column: self.names.get(*index).cloned().unwrap_or_default(),
+            }),
+        };
+        self.key.iter().map(part).collect::<Result<Vec<_>, _>>().map(Key::new)
+    }
+
+    /// Whether the filter takes a projected row. Its columns belong to the replica identity, so that old keys
+    /// carry them.
+    #[must_use]
+    pub fn takes(&self, row: &Tuple) -> bool {
+        self.filter.iter().all(|(index, values)| match row.get(*index) {
+            Some(Value::Text(text)) => values.contains(text),
+            Some(Value::Null | Value::Unchanged) | None => false,
+        })
+    }
+}
