@@ -15,7 +15,8 @@
 //! | 3 | [`cdc`] | the mirror |
 //! | 4 | [`reconcile`] | proof that both sides are equal |
 //! | 5 | [`check`] | who may write; what must be there; what stands in the way |
-//! | 6 | [`demo`] | what the operator is shown |
+//! | 6 | [`status`] [`demo`] | what the operator is shown |
+//! | 7 | [`cli`] | the command line; the only place that prints or reads the environment |
 
 pub mod change;
 pub mod clock;
@@ -41,3 +42,6 @@ pub mod reconcile;
 pub mod check;
 
 pub mod demo;
+pub mod status;
+
+pub mod cli;

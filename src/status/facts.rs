@@ -1,0 +1,170 @@
+//! What the databases say about a slice, before anything is concluded from it.
+
+use serde::Deserialize;
+
+use crate::lsn::Lsn;
+
+/// Everything that is known about one slice.
+#[derive(Debug, Clone)]
+pub struct SliceFacts {
+    /// Slice name.
+    pub slice: String,
+    /// Service that will own it.
+    pub service: String,
+    /// The plan's limit on the WAL held for it, in bytes.
+    pub wal_budget_bytes: u64,
+    /// What the service's database says.
+    pub service_side: Side<ServiceFacts>,
+    /// What the monolith says.
+    pub monolith_side: Side<MonolithFacts>,
+    /// An earlier reading of the WAL held, for the rate.
+    pub earlier: Option<WalReading>,
+}
+
+/// What one database said, or why it said nothing.
+#[derive(Debug, Clone)]
+pub enum Side<T> {
+    /// It answered.
+    Read(T),
+    /// It could not be reached or read; the reason holds no secret.
+    Silent(String),
+}
+
+impl<T> Side<T> {
+    /// The facts, when there are any.
+    pub fn facts(&self) -> Option<&T> {
+        match self {
+            Self::Read(facts) => Some(facts),
+            Self::Silent(_) => None,
+        }
+    }
+}
+
+/// How much WAL a slot held at a moment.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct WalReading {
+    /// When, by the monolith's clock, in microseconds since 1970.
+    pub at_us: i64,
+    /// WAL held, in bytes.
+    pub held_bytes: u64,
+}
+
+/// What the service's database says about a slice. Ages are by that database's clock, which is the only one that
+/// wrote the times.
+#[derive(Debug, Clone, Default, Deserialize)]
+pub struct ServiceFacts {
+    /// `now()` in microseconds since 1970.
+    pub now_us: i64,
+    /// `strangler.slice` has a row: `provision` got this far.
+    pub provisioned: bool,
+    /// `strangler.gate_<slice>`.
+    pub gate: Option<Gate>,
+    /// The forward row of `strangler.stream`.
+    pub stream: Option<Stream>,
+    /// The forward row of `strangler.mirror_process`.
+    pub process: Option<ProcessRow>,
+    /// Rows of `strangler.mirror_table`.
+    pub tables: Vec<TableRow>,
+    /// Rows of `strangler.deferred` that are not done, as `kind object on table`.
+    pub deferred: Vec<String>,
+}
+
+/// What the monolith says about a slice.
+#[derive(Debug, Clone, Default, Deserialize)]
+pub struct MonolithFacts {
+    /// `now()` in microseconds since 1970.
+    pub now_us: i64,
+    /// `pg_current_wal_lsn()`.
+    #[serde(deserialize_with = "from_text")]
+    pub current_lsn: Lsn,
+    /// `strangler.gate_<slice>`.
+    pub gate: Option<Gate>,
+    /// Every logical slot of this database.
+    pub slots: Vec<Slot>,
+}
+
+/// A gate row.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+pub struct Gate {
+    /// `OPEN` or `FENCED`.
+    pub state: String,
+    /// Its epoch.
+    pub epoch: i64,
+}
+
+/// A stream row.
+#[derive(Debug, Clone, Deserialize)]
+pub struct Stream {
+    /// `creating`, `running`, `gap` or `diverged`.
+    pub state: String,
+    /// Why, for a gap or a divergence.
+    pub detail: Option<String>,
+    /// Slot on the monolith.
+    pub slot: String,
+    /// Position up to which everything is applied.
+    #[serde(deserialize_with = "from_text")]
+    pub applied_lsn: Lsn,
+    /// Time on the monolith at which its state was the one applied, in microseconds since 1970.
+    pub source_time_us: Option<i64>,
+    /// The process that may apply.
+    pub nonce: i64,
+}
+
+/// A process row.
+#[derive(Debug, Clone, Deserialize)]
+pub struct ProcessRow {
+    /// Its number among all that ever ran.
+    pub nonce: i64,
+    /// Machine.
+    pub host: String,
+    /// Process number.
+    pub pid: i32,
+    /// What it said it was doing.
+    pub phase: String,
+    /// More about that.
+    pub detail: Option<String>,
+    /// Seconds since its last sign of life.
+    pub seen_seconds_ago: f64,
+    /// It said goodbye.
+    pub stopped: bool,
+}
+
+/// A table row.
+#[derive(Debug, Clone, Deserialize)]
+pub struct TableRow {
+    /// The monolith's name.
+    pub source_table: String,
+    /// The service's name.
+    pub target_table: String,
+    /// `pending`, `copying`, `live` or `diverged`.
+    pub state: String,
+    /// Why.
+    pub detail: Option<String>,
+    /// Rows copied, with those of unfinished pieces.
+    pub rows_copied: u64,
+    /// Rows expected.
+    pub rows_estimate: u64,
+    /// Seconds since its copy began.
+    pub copy_seconds: Option<f64>,
+}
+
+/// A row of `pg_replication_slots` (PostgreSQL documentation, section 54.19).
+#[derive(Debug, Clone, Deserialize)]
+pub struct Slot {
+    /// Name.
+    pub name: String,
+    /// Somebody streams from it.
+    pub active: bool,
+    /// `reserved`, `extended`, `unreserved` or `lost`.
+    pub wal_status: String,
+    /// WAL held, in bytes: from `restart_lsn` to the current position.
+    pub held_bytes: u64,
+    /// Bytes until the slot is in danger of being lost; absent without `max_slot_wal_keep_size`.
+    pub safe_wal_bytes: Option<i64>,
+}
+
+/// Reads a position from its text.
+fn from_text<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<Lsn, D::Error> {
+    let text = String::deserialize(deserializer)?;
+    text.parse().map_err(serde::de::Error::custom)
+}

@@ -1,0 +1,342 @@
+//! From facts to a status: one pure function and its parts.
+
+use super::facts::{Gate, MonolithFacts, ProcessRow, ServiceFacts, Side, Slot, Stream, TableRow};
+use super::{
+    Authority, Lag, Phase, Process, SliceFacts, SliceStatus, TableStatus, Unreachable, Wal, WalLimit,
+    WalReading,
+};
+
+/// The mirror writes a sign of life every 2 seconds; one that missed five of them is taken for dead. A second
+/// mirror is harmless, so a wrong guess costs nothing.
+pub const DEAD_AFTER_SECONDS: f64 = 10.0;
+
+/// Headroom below this part of the limit raises an alarm: one tenth leaves time to act before the limit acts.
+const LITTLE_HEADROOM: u64 = 10;
+
+/// What to type about a plan: the verbs with the plan's path, quoted for a shell.
+#[derive(Debug, Clone)]
+pub struct Commands {
+    plan: String,
+}
+
+impl Commands {
+    /// Commands about the plan in this file.
+    #[must_use]
+    pub fn about(plan_path: &str) -> Self {
+        Self { plan: shell_word(plan_path) }
+    }
+
+    fn of(&self, verb: &str, slice: &str, rest: &str) -> String {
+        format!("strangler {verb} {} --slice {}{rest}", self.plan, shell_word(slice))
+    }
+}
+
+/// The text as one word of a POSIX shell.
+#[must_use]
+pub fn shell_word(text: &str) -> String {
+    let plain = |c: char| c.is_ascii_alphanumeric() || "_-./:@%+=,".contains(c);
+    if !text.is_empty() && text.chars().all(plain) {
+        text.to_owned()
+    } else {
+        format!("'{}'", text.replace('\'', r"'\''"))
+    }
+}
+
+/// Where a slice stands.
+#[must_use]
+pub fn judge(facts: &SliceFacts, commands: &Commands) -> SliceStatus {
+    let service = facts.service_side.facts();
+    let monolith = facts.monolith_side.facts();
+    let (authority, epoch) =
+        authority(service.and_then(|s| s.gate.as_ref()), monolith.and_then(|m| m.gate.as_ref()));
+    let slot = slot_of(service, monolith);
+    let phase = service.map_or(Phase::Unknown, |service| phase(service, slot));
+    let tables: Vec<TableStatus> = service
+        .map(|service| service.tables.iter().map(|row| table(row, &facts.slice, commands)).collect())
+        .unwrap_or_default();
+    let wal = match slot {
+        SlotFacts::Present(slot) => Some(wal(slot, facts.wal_budget_bytes, monolith, facts.earlier)),
+        SlotFacts::None | SlotFacts::Missing => None,
+    };
+    let mut status = SliceStatus {
+        slice: facts.slice.clone(),
+        service: facts.service.clone(),
+        phase,
+        authority,
+        epoch,
+        lag: service.and_then(|service| lag(service, monolith)),
+        rows_copied: tables.iter().map(|table| table.rows_copied).sum(),
+        rows_estimate: tables.iter().map(|table| table.rows_estimate).sum(),
+        copy_seconds_left: service
+            .filter(|_| phase == Phase::Copying)
+            .and_then(|s| copy_seconds_left(&s.tables)),
+        wal,
+        process: service.and_then(|service| service.process.as_ref()).map(process),
+        tables,
+        deferred: service.map(|service| service.deferred.clone()).unwrap_or_default(),
+        unreachable: unreachable(facts),
+        alarms: Vec::new(),
+        next: None,
+    };
+    status.alarms = alarms(&status, service, slot);
+    status.next = next(&status, commands);
+    status
+}
+
+/// What is known about a slice's slot.
+#[derive(Debug, Clone, Copy)]
+enum SlotFacts<'a> {
+    /// Nothing: no stream yet, or the monolith can't be read.
+    None,
+    /// The stream row names a slot that the monolith does not have.
+    Missing,
+    /// The slot.
+    Present(&'a Slot),
+}
+
+fn slot_of<'a>(service: Option<&ServiceFacts>, monolith: Option<&'a MonolithFacts>) -> SlotFacts<'a> {
+    let (Some(stream), Some(monolith)) = (service.and_then(|service| service.stream.as_ref()), monolith)
+    else {
+        return SlotFacts::None;
+    };
+    match monolith.slots.iter().find(|slot| slot.name == stream.slot) {
+        Some(slot) => SlotFacts::Present(slot),
+        // The row is written before the slot is made, so its absence means nothing yet.
+        None if stream.state == "creating" => SlotFacts::None,
+        None => SlotFacts::Missing,
+    }
+}
+
+fn phase(service: &ServiceFacts, slot: SlotFacts<'_>) -> Phase {
+    if !service.provisioned {
+        return Phase::NotProvisioned;
+    }
+    let lost = match slot {
+        SlotFacts::Missing => true,
+        SlotFacts::Present(slot) => slot.wal_status == "lost",
+        SlotFacts::None => false,
+    };
+    match service.stream.as_ref().map(|stream| stream.state.as_str()) {
+        Some("gap") => return Phase::Gap,
+        Some("diverged") => return Phase::Diverged,
+        Some(_) if lost => return Phase::Gap,
+        Some(_) | None => {}
+    }
+    let Some(process) = &service.process else {
+        return if service.stream.is_some() { Phase::Stopped } else { Phase::Provisioned };
+    };
+    match life(process, service.stream.as_ref()) {
+        Life::Stopped => Phase::Stopped,
+        Life::Dead => Phase::Dead,
+        Life::Alive if still_copying(service) => Phase::Copying,
+        Life::Alive if process.phase == "streaming" => Phase::Streaming,
+        Life::Alive => Phase::CatchingUp,
+    }
+}
+
+fn still_copying(service: &ServiceFacts) -> bool {
+    let waits = |table: &TableRow| matches!(table.state.as_str(), "pending" | "copying");
+    service.tables.iter().any(waits)
+        || service.stream.as_ref().is_none_or(|stream| stream.state == "creating")
+}
+
+enum Life {
+    Alive,
+    Stopped,
+    Dead,
+}
+
+/// A goodbye counts only from the process that may apply: an older one that was frozen and woke up may say goodbye
+/// while its successor works.
+fn life(process: &ProcessRow, stream: Option<&Stream>) -> Life {
+    let current = stream.is_none_or(|stream| stream.nonce == process.nonce);
+    if process.stopped && current {
+        Life::Stopped
+    } else if process.seen_seconds_ago > DEAD_AFTER_SECONDS {
+        Life::Dead
+    } else {
+        Life::Alive
+    }
+}
+
+fn authority(service: Option<&Gate>, monolith: Option<&Gate>) -> (Authority, Option<i64>) {
+    let open = |gate: &Gate| gate.state == "OPEN";
+    let authority = match (monolith.map(open), service.map(open)) {
+        (Some(true), Some(true)) => Authority::Both,
+        (Some(false), Some(false)) => Authority::Nobody,
+        (Some(true), _) => Authority::Monolith,
+        (_, Some(true)) => Authority::Service,
+        (Some(false) | None, Some(false) | None) => Authority::Unknown,
+    };
+    (authority, [service, monolith].into_iter().flatten().map(|gate| gate.epoch).max())
+}
+
+fn lag(service: &ServiceFacts, monolith: Option<&MonolithFacts>) -> Option<Lag> {
+    let stream = service.stream.as_ref().filter(|stream| stream.state != "creating")?;
+    let now_us = monolith.map_or(service.now_us, |monolith| monolith.now_us);
+    Some(Lag {
+        bytes: monolith.map(|monolith| monolith.current_lsn.bytes_since(stream.applied_lsn)),
+        seconds: stream.source_time_us.map(|at| seconds_between(at, now_us)),
+        applied_lsn: stream.applied_lsn,
+    })
+}
+
+#[expect(clippy::cast_precision_loss, reason = "a period that is shown; 2^53 microseconds are 285 years")]
+fn seconds_between(from_us: i64, to_us: i64) -> f64 {
+    to_us.saturating_sub(from_us).max(0) as f64 / 1e6
+}
+
+#[expect(clippy::cast_precision_loss, reason = "an estimate that is shown; 2^53 rows or bytes are far away")]
+fn as_float(number: u64) -> f64 {
+    number as f64
+}
+
+fn wal(slot: &Slot, budget_bytes: u64, monolith: Option<&MonolithFacts>, earlier: Option<WalReading>) -> Wal {
+    let in_budget = budget_bytes.saturating_sub(slot.held_bytes);
+    let safe = slot.safe_wal_bytes.map(|bytes| u64::try_from(bytes).unwrap_or(0));
+    let (headroom_bytes, limit) = match safe {
+        Some(safe) if safe < in_budget => (safe, WalLimit::MaxSlotWalKeepSize),
+        Some(_) | None => (in_budget, WalLimit::WalBudget),
+    };
+    let rate = monolith.zip(earlier).and_then(|(monolith, earlier)| {
+        let grown = slot.held_bytes.checked_sub(earlier.held_bytes).filter(|grown| *grown > 0)?;
+        let seconds = seconds_between(earlier.at_us, monolith.now_us);
+        (seconds > 0.0).then(|| as_float(grown) / seconds)
+    });
+    Wal {
+        slot: slot.name.clone(),
+        active: slot.active,
+        wal_status: slot.wal_status.clone(),
+        held_bytes: slot.held_bytes,
+        budget_bytes,
+        headroom_bytes,
+        limit,
+        seconds_left: rate.map(|rate| as_float(headroom_bytes) / rate),
+    }
+}
+
+/// Rows to go over the rate since the copy began. The rate counts pauses of the mirror too, so it errs to the
+/// long side.
+fn copy_seconds_left(tables: &[TableRow]) -> Option<f64> {
+    let begun = || tables.iter().filter_map(|table| table.copy_seconds.map(|seconds| (table, seconds)));
+    let elapsed = begun().map(|(_, seconds)| seconds).fold(0.0, f64::max);
+    let copied: u64 = begun().map(|(table, _)| table.rows_copied).sum();
+    let left: u64 = tables
+        .iter()
+        .filter(|table| matches!(table.state.as_str(), "pending" | "copying"))
+        .map(|table| table.rows_estimate.saturating_sub(table.rows_copied))
+        .sum();
+    (copied > 0 && elapsed > 0.0).then(|| as_float(left) * elapsed / as_float(copied))
+}
+
+fn process(row: &ProcessRow) -> Process {
+    Process {
+        host: row.host.clone(),
+        pid: row.pid,
+        doing: row.phase.clone(),
+        detail: row.detail.clone(),
+        seen_seconds_ago: row.seen_seconds_ago,
+    }
+}
+
+fn table(row: &TableRow, slice: &str, commands: &Commands) -> TableStatus {
+    let retry = || commands.of("mirror", slice, &format!(" --retry {}", shell_word(&row.source_table)));
+    TableStatus {
+        table: row.source_table.clone(),
+        target: row.target_table.clone(),
+        state: row.state.clone(),
+        detail: row.detail.clone(),
+        rows_copied: row.rows_copied,
+        rows_estimate: row.rows_estimate,
+        next: (row.state == "diverged").then(retry),
+    }
+}
+
+fn unreachable(facts: &SliceFacts) -> Vec<Unreachable> {
+    let mut list = Vec::new();
+    if let Side::Silent(reason) = &facts.monolith_side {
+        list.push(Unreachable { database: "monolith".to_owned(), reason: reason.clone() });
+    }
+    if let Side::Silent(reason) = &facts.service_side {
+        list.push(Unreachable { database: facts.service.clone(), reason: reason.clone() });
+    }
+    list
+}
+
+fn alarms(status: &SliceStatus, service: Option<&ServiceFacts>, slot: SlotFacts<'_>) -> Vec<String> {
+    let mut alarms = Vec::new();
+    if status.authority == Authority::Both {
+        alarms.push("both gates are open: stop the application's writes before anything else".to_owned());
+    }
+    let detail =
+        service.and_then(|service| service.stream.as_ref()).and_then(|stream| stream.detail.as_deref());
+    match (status.phase, slot) {
+        (Phase::Gap, SlotFacts::Missing) => {
+            alarms.push(
+                "the replication slot is gone from the monolith, and the changes since with it".to_owned(),
+            );
+        }
+        (Phase::Gap, SlotFacts::Present(slot)) if slot.wal_status == "lost" => {
+            alarms.push(
+                "the monolith dropped WAL that the slot still needed (max_slot_wal_keep_size)".to_owned(),
+            );
+        }
+        (Phase::Gap, SlotFacts::None | SlotFacts::Present(_)) => {
+            alarms.push(format!("changes are missing: {}", detail.unwrap_or("no reason recorded")));
+        }
+        (Phase::Diverged, _) => {
+            alarms.push(format!("the service differs: {}", detail.unwrap_or("no reason recorded")));
+        }
+        (Phase::Dead, _) => alarms.extend(status.process.as_ref().map(|process| {
+            let (pid, host) = (process.pid, &process.host);
+            let seconds = process.seen_seconds_ago;
+            format!(
+                "the mirror (process {pid} on {host}) gave its last sign of life {seconds:.0} seconds ago"
+            )
+        })),
+        (
+            Phase::Unknown
+            | Phase::NotProvisioned
+            | Phase::Provisioned
+            | Phase::Copying
+            | Phase::CatchingUp
+            | Phase::Streaming
+            | Phase::Stopped,
+            _,
+        ) => {}
+    }
+    alarms.extend(status.tables.iter().filter(|table| table.state == "diverged").map(|table| {
+        format!("table {} diverged: {}", table.table, table.detail.as_deref().unwrap_or("no reason recorded"))
+    }));
+    alarms.extend(status.wal.as_ref().and_then(wal_alarm));
+    alarms
+}
+
+fn wal_alarm(wal: &Wal) -> Option<String> {
+    // The real limit behind a headroom is that headroom and what is already held.
+    let limit_bytes = wal.headroom_bytes.saturating_add(wal.held_bytes);
+    if wal.wal_status == "unreserved" {
+        Some("the monolith may drop WAL that the slot needs at its next checkpoint".to_owned())
+    } else if wal.wal_status != "lost" && wal.headroom_bytes < limit_bytes / LITTLE_HEADROOM {
+        Some(format!("little room is left for the WAL held: the limit is {}", wal.limit.words()))
+    } else {
+        None
+    }
+}
+
+/// One command, the most urgent one.
+fn next(status: &SliceStatus, commands: &Commands) -> Option<String> {
+    let of = |verb, rest| Some(commands.of(verb, &status.slice, rest));
+    match status.phase {
+        Phase::Unknown => None,
+        Phase::NotProvisioned => of("provision", ""),
+        Phase::Provisioned | Phase::Stopped | Phase::Dead => of("mirror", ""),
+        Phase::Gap | Phase::Diverged => of("mirror", " --rebuild"),
+        Phase::Copying | Phase::CatchingUp | Phase::Streaming => {
+            status.tables.iter().find_map(|table| table.next.clone())
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,284 @@
+use super::*;
+use crate::lsn::Lsn;
+
+const SECOND_US: i64 = 1_000_000;
+
+fn gate(state: &str) -> Option<Gate> {
+    Some(Gate { state: state.to_owned(), epoch: 3 })
+}
+
+fn live(name: &str) -> TableRow {
+    TableRow {
+        source_table: name.to_owned(),
+        target_table: name.to_lowercase(),
+        state: "live".to_owned(),
+        detail: None,
+        rows_copied: 100,
+        rows_estimate: 100,
+        copy_seconds: Some(10.0),
+    }
+}
+
+/// A slice that streams in good health, 100 ms and 64 bytes behind.
+fn streaming() -> SliceFacts {
+    SliceFacts {
+        slice: "ordering".to_owned(),
+        service: "orders".to_owned(),
+        wal_budget_bytes: 1000,
+        service_side: Side::Read(ServiceFacts {
+            now_us: 500 * SECOND_US,
+            provisioned: true,
+            gate: gate("FENCED"),
+            stream: Some(Stream {
+                state: "running".to_owned(),
+                detail: None,
+                slot: "strangler_retail_ordering".to_owned(),
+                applied_lsn: Lsn(1000),
+                source_time_us: Some(100 * SECOND_US - 100_000),
+                nonce: 7,
+            }),
+            process: Some(ProcessRow {
+                nonce: 7,
+                host: "box".to_owned(),
+                pid: 42,
+                phase: "streaming".to_owned(),
+                detail: None,
+                seen_seconds_ago: 1.0,
+                stopped: false,
+            }),
+            tables: vec![live("public.Orders"), live("public.OrderLines")],
+            deferred: Vec::new(),
+        }),
+        monolith_side: Side::Read(MonolithFacts {
+            now_us: 100 * SECOND_US,
+            current_lsn: Lsn(1064),
+            gate: gate("OPEN"),
+            slots: vec![Slot {
+                name: "strangler_retail_ordering".to_owned(),
+                active: true,
+                wal_status: "reserved".to_owned(),
+                held_bytes: 200,
+                safe_wal_bytes: None,
+            }],
+        }),
+        earlier: None,
+    }
+}
+
+fn with_service(change: impl FnOnce(&mut ServiceFacts)) -> SliceFacts {
+    let mut facts = streaming();
+    if let Side::Read(service) = &mut facts.service_side {
+        change(service);
+    }
+    facts
+}
+
+fn with_monolith(change: impl FnOnce(&mut MonolithFacts)) -> SliceFacts {
+    let mut facts = streaming();
+    if let Side::Read(monolith) = &mut facts.monolith_side {
+        change(monolith);
+    }
+    facts
+}
+
+fn status(facts: &SliceFacts) -> SliceStatus {
+    judge(facts, &Commands::about("plans/retail.yaml"))
+}
+
+fn mirror(rest: &str) -> Option<String> {
+    Some(format!("strangler mirror plans/retail.yaml --slice ordering{rest}"))
+}
+
+#[test]
+fn a_healthy_stream_has_lag_by_the_monoliths_clock_and_nothing_to_do() {
+    let status = status(&streaming());
+    assert_eq!(
+        (status.phase, status.authority, status.epoch),
+        (Phase::Streaming, Authority::Monolith, Some(3))
+    );
+    assert_eq!(status.lag, Some(Lag { bytes: Some(64), seconds: Some(0.1), applied_lsn: Lsn(1000) }));
+    assert_eq!((status.rows_copied, status.rows_estimate), (200, 200));
+    assert!(status.alarms.is_empty(), "{:?}", status.alarms);
+    assert_eq!(status.next, None);
+}
+
+#[test]
+fn without_a_slice_row_it_is_not_provisioned() {
+    let status = status(&with_service(|service| *service = ServiceFacts::default()));
+    assert_eq!(status.phase, Phase::NotProvisioned);
+    assert_eq!(status.next.as_deref(), Some("strangler provision plans/retail.yaml --slice ordering"));
+}
+
+#[test]
+fn provisioned_and_never_mirrored_asks_for_the_mirror() {
+    let status = status(&with_service(|service| {
+        (service.stream, service.process) = (None, None);
+        service.tables.clear();
+    }));
+    assert_eq!((status.phase, status.lag.clone()), (Phase::Provisioned, None));
+    assert_eq!(status.next, mirror(""));
+}
+
+#[test]
+fn a_table_that_is_not_live_means_copying_with_the_time_left() {
+    let status = status(&with_service(|service| {
+        let orders = service.tables.get_mut(0).unwrap();
+        orders.state = "copying".to_owned();
+        orders.rows_estimate = 300;
+    }));
+    assert_eq!(status.phase, Phase::Copying);
+    // 200 rows in 10 seconds, and 200 more to go.
+    assert_eq!(status.copy_seconds_left, Some(10.0));
+}
+
+#[test]
+fn a_slot_still_in_the_making_is_no_gap() {
+    let mut facts = with_service(|service| {
+        service.stream.as_mut().unwrap().state = "creating".to_owned();
+        service.tables.clear();
+    });
+    if let Side::Read(monolith) = &mut facts.monolith_side {
+        monolith.slots.clear();
+    }
+    let status = status(&facts);
+    assert_eq!((status.phase, status.lag), (Phase::Copying, None));
+}
+
+#[test]
+fn alive_with_all_tables_live_and_not_streaming_is_catching_up() {
+    for phase in ["catching up", "waiting"] {
+        let facts = with_service(|service| service.process.as_mut().unwrap().phase = phase.to_owned());
+        assert_eq!(status(&facts).phase, Phase::CatchingUp, "{phase}");
+    }
+}
+
+#[test]
+fn a_goodbye_of_the_current_process_means_stopped_however_long_ago() {
+    let status = status(&with_service(|service| {
+        let process = service.process.as_mut().unwrap();
+        (process.stopped, process.seen_seconds_ago) = (true, 86_400.0);
+    }));
+    assert_eq!((status.phase, status.next), (Phase::Stopped, mirror("")));
+    assert!(status.alarms.is_empty(), "{:?}", status.alarms);
+}
+
+#[test]
+fn a_goodbye_of_an_older_process_does_not_stop_its_successor() {
+    let status = status(&with_service(|service| {
+        let process = service.process.as_mut().unwrap();
+        (process.stopped, process.nonce) = (true, 6);
+    }));
+    assert_eq!(status.phase, Phase::Streaming);
+}
+
+#[test]
+fn silence_without_a_goodbye_is_death_from_the_limit_on() {
+    let seen = |seconds| status(&with_service(|s| s.process.as_mut().unwrap().seen_seconds_ago = seconds));
+    assert_eq!(seen(DEAD_AFTER_SECONDS).phase, Phase::Streaming);
+    let dead = seen(DEAD_AFTER_SECONDS + 0.1);
+    assert_eq!((dead.phase, dead.next), (Phase::Dead, mirror("")));
+    assert!(dead.alarms[0].contains("process 42 on box"), "{:?}", dead.alarms);
+}
+
+#[test]
+fn a_lost_or_missing_slot_is_a_gap_and_asks_for_a_rebuild() {
+    let lost = with_monolith(|monolith| monolith.slots[0].wal_status = "lost".to_owned());
+    let missing = with_monolith(|monolith| monolith.slots.clear());
+    let recorded = with_service(|service| service.stream.as_mut().unwrap().state = "gap".to_owned());
+    for facts in [lost, missing, recorded] {
+        let status = status(&facts);
+        assert_eq!((status.phase, status.next), (Phase::Gap, mirror(" --rebuild")));
+        assert_eq!(status.alarms.len(), 1, "{:?}", status.alarms);
+    }
+}
+
+#[test]
+fn a_diverged_stream_outranks_a_dead_process() {
+    let status = status(&with_service(|service| {
+        let stream = service.stream.as_mut().unwrap();
+        (stream.state, stream.detail) = ("diverged".to_owned(), Some("timeline 2 follows 1".to_owned()));
+        service.process.as_mut().unwrap().seen_seconds_ago = 999.0;
+    }));
+    assert_eq!(status.phase, Phase::Diverged);
+    assert_eq!(status.alarms, ["the service differs: timeline 2 follows 1"]);
+}
+
+#[test]
+fn a_diverged_table_is_named_with_the_command_that_retries_it_while_the_rest_streams() {
+    let status = status(&with_service(|service| {
+        let lines = service.tables.get_mut(1).unwrap();
+        lines.source_table = "public.Order Lines".to_owned();
+        (lines.state, lines.detail) = ("diverged".to_owned(), Some("update hit 0 rows".to_owned()));
+    }));
+    assert_eq!(status.phase, Phase::Streaming);
+    assert_eq!(status.alarms, ["table public.Order Lines diverged: update hit 0 rows"]);
+    assert_eq!(status.next, mirror(" --retry 'public.Order Lines'"));
+}
+
+#[test]
+fn a_silent_service_leaves_the_phase_unknown_and_says_so() {
+    let mut facts = streaming();
+    facts.service_side = Side::Silent("connection refused".to_owned());
+    let status = status(&facts);
+    assert_eq!((status.phase, status.authority, status.next), (Phase::Unknown, Authority::Monolith, None));
+    let silent = Unreachable { database: "orders".to_owned(), reason: "connection refused".to_owned() };
+    assert_eq!(status.unreachable, [silent]);
+}
+
+#[test]
+fn a_silent_monolith_leaves_phase_and_age_known_and_claims_no_gap() {
+    let mut facts = streaming();
+    facts.monolith_side = Side::Silent("connection refused".to_owned());
+    let status = status(&facts);
+    assert_eq!((status.phase, status.wal.clone()), (Phase::Streaming, None));
+    let lag = status.lag.unwrap();
+    assert_eq!(lag.bytes, None);
+    assert!(lag.seconds.is_some());
+}
+
+#[test]
+fn the_nearer_wal_limit_counts_and_the_rate_of_two_readings_gives_the_time_left() {
+    let mut facts = with_monolith(|monolith| monolith.slots[0].safe_wal_bytes = Some(400));
+    facts.earlier = Some(WalReading { at_us: 98 * SECOND_US, held_bytes: 100 });
+    let wal = status(&facts).wal.unwrap();
+    assert_eq!((wal.headroom_bytes, wal.limit), (400, WalLimit::MaxSlotWalKeepSize));
+    // 100 bytes in 2 seconds.
+    assert_eq!(wal.seconds_left, Some(8.0));
+
+    facts.earlier = Some(WalReading { at_us: 98 * SECOND_US, held_bytes: 200 });
+    assert_eq!(status(&facts).wal.unwrap().seconds_left, None, "WAL held that does not grow has no end");
+}
+
+#[test]
+fn little_headroom_and_unreserved_wal_raise_an_alarm() {
+    let budget = with_monolith(|monolith| monolith.slots[0].held_bytes = 901);
+    assert_eq!(status(&budget).alarms, ["little room is left for the WAL held: the limit is wal_budget"]);
+    let unreserved = with_monolith(|monolith| monolith.slots[0].wal_status = "unreserved".to_owned());
+    assert_eq!(status(&unreserved).alarms.len(), 1);
+    let plenty = with_monolith(|monolith| monolith.slots[0].held_bytes = 899);
+    assert!(status(&plenty).alarms.is_empty());
+}
+
+#[test]
+fn authority_follows_both_gates() {
+    let of = |monolith: Option<&str>, service: Option<&str>| {
+        let mut facts = with_service(|facts| facts.gate = service.and_then(gate));
+        if let Side::Read(facts) = &mut facts.monolith_side {
+            facts.gate = monolith.and_then(gate);
+        }
+        status(&facts).authority
+    };
+    assert_eq!(of(Some("OPEN"), Some("FENCED")), Authority::Monolith);
+    assert_eq!(of(Some("FENCED"), Some("OPEN")), Authority::Service);
+    assert_eq!(of(Some("FENCED"), Some("FENCED")), Authority::Nobody);
+    assert_eq!(of(Some("OPEN"), Some("OPEN")), Authority::Both);
+    assert_eq!(of(None, Some("FENCED")), Authority::Unknown);
+    assert_eq!(of(None, None), Authority::Unknown);
+}
+
+#[test]
+fn what_is_to_be_typed_survives_a_shell() {
+    assert_eq!(shell_word("plans/retail.yaml"), "plans/retail.yaml");
+    assert_eq!(shell_word("my plan's.yaml"), r"'my plan'\''s.yaml'");
+    assert_eq!(shell_word(""), "''");
+}

@@ -1,0 +1,141 @@
+//! The questions that `status` asks. Each side is one statement, so its facts belong to one moment, and it holds no
+//! transaction open; nothing here locks or writes.
+
+use std::collections::BTreeMap;
+
+use tokio_postgres::Client;
+
+use super::facts::{Gate, MonolithFacts, ServiceFacts};
+use crate::name::{quote_ident, quote_literal};
+
+/// A database answered, but not what was asked.
+#[derive(Debug, thiserror::Error)]
+pub enum ReadError {
+    /// The statement failed.
+    #[error("reading {what} failed")]
+    Query {
+        /// What was read.
+        what: &'static str,
+        /// What the server or the connection said.
+        source: tokio_postgres::Error,
+    },
+    /// The tables of schema `strangler` are of another version.
+    #[error("{what} do not look as this version of strangler left them")]
+    Shape {
+        /// What was read.
+        what: &'static str,
+        /// What did not fit.
+        source: serde_json::Error,
+    },
+}
+
+const SERVICE_SQL: &str = "
+SELECT s.slice, jsonb_build_object(
+    'now_us', (extract(epoch FROM now()) * 1000000)::bigint,
+    'provisioned', EXISTS (SELECT FROM strangler.slice p WHERE p.slice = s.slice),
+    'stream', (SELECT jsonb_build_object('state', state, 'detail', detail, 'slot', slot, 'applied_lsn', applied_lsn,
+            'source_time_us', (extract(epoch FROM source_time) * 1000000)::bigint, 'nonce', nonce)
+        FROM strangler.stream t WHERE t.slice = s.slice AND dir = 'forward' AND lane = 0),
+    'process', (SELECT jsonb_build_object('nonce', nonce, 'host', host, 'pid', pid, 'phase', phase,
+            'detail', detail, 'seen_seconds_ago', greatest(0, extract(epoch FROM now() - seen_at)),
+            'stopped', stopped_at IS NOT NULL)
+        FROM strangler.mirror_process m WHERE m.slice = s.slice AND dir = 'forward'),
+    'tables', (SELECT coalesce(jsonb_agg(jsonb_build_object('source_table', source_table,
+            'target_table', target_table, 'state', state, 'detail', detail,
+            'rows_copied', greatest(0, rows_copied,
+                (SELECT sum(rows) FROM strangler.piece p
+                    WHERE (p.slice, p.source_table) = (m.slice, m.source_table) AND kind <> 'key'),
+                (SELECT sum(rows) FROM strangler.part p
+                    WHERE (p.slice, p.source_table) = (m.slice, m.source_table)))::bigint,
+            'rows_estimate', greatest(0, rows_estimate),
+            'copy_seconds', greatest(0, extract(epoch FROM coalesce(live_at, now()) - copy_started_at)))
+            ORDER BY source_table), '[]')
+        FROM strangler.mirror_table m WHERE m.slice = s.slice),
+    'deferred', (SELECT coalesce(jsonb_agg(replace(kind, '_', ' ') || ' ' || object || ' on ' || target_table
+            ORDER BY id), '[]')
+        FROM strangler.deferred d WHERE d.slice = s.slice AND done_at IS NULL))::text
+FROM unnest($1::text[]) AS s (slice)";
+
+// WAL held is counted from restart_lsn: that is where the server must keep segments from (PostgreSQL documentation,
+// section 54.19). A slot whose WAL is gone has no restart_lsn.
+const MONOLITH_SQL: &str = "
+SELECT jsonb_build_object(
+    'now_us', (extract(epoch FROM clock_timestamp()) * 1000000)::bigint,
+    'current_lsn', pg_current_wal_lsn(),
+    'slots', (SELECT coalesce(jsonb_agg(jsonb_build_object('name', slot_name, 'active', active,
+            'wal_status', coalesce(wal_status, 'reserved'),
+            'held_bytes', coalesce(greatest(0, pg_wal_lsn_diff(pg_current_wal_lsn(), restart_lsn)), 0)::bigint,
+            'safe_wal_bytes', safe_wal_size)), '[]')
+        FROM pg_replication_slots WHERE slot_type = 'logical' AND database = current_database()))::text";
+
+/// The facts of these slices in a service's database.
+///
+/// # Errors
+/// [`ReadError`].
+pub async fn service(client: &Client, slices: &[&str]) -> Result<BTreeMap<String, ServiceFacts>, ReadError> {
+    let what = "the mirror's progress";
+    let failed = |source| ReadError::Query { what, source };
+    let mut facts: BTreeMap<String, ServiceFacts> =
+        slices.iter().map(|slice| ((*slice).to_owned(), ServiceFacts::default())).collect();
+    let exists = "SELECT to_regclass('strangler.deferred') IS NOT NULL";
+    if !client.query_one(exists, &[]).await.map_err(failed)?.get::<_, bool>(0) {
+        return Ok(facts);
+    }
+    for row in client.query(SERVICE_SQL, &[&slices]).await.map_err(failed)? {
+        let text: String = row.get(1);
+        let read = serde_json::from_str(&text).map_err(|source| ReadError::Shape { what, source })?;
+        facts.insert(row.get(0), read);
+    }
+    for (slice, gate) in gates(client, slices).await? {
+        if let Some(facts) = facts.get_mut(&slice) {
+            facts.gate = Some(gate);
+        }
+    }
+    Ok(facts)
+}
+
+/// The facts of these slices in the monolith.
+///
+/// # Errors
+/// [`ReadError`].
+pub async fn monolith(
+    client: &Client,
+    slices: &[&str],
+) -> Result<BTreeMap<String, MonolithFacts>, ReadError> {
+    let what = "replication slots";
+    let row =
+        client.query_one(MONOLITH_SQL, &[]).await.map_err(|source| ReadError::Query { what, source })?;
+    let text: String = row.get(0);
+    let shared: MonolithFacts =
+        serde_json::from_str(&text).map_err(|source| ReadError::Shape { what, source })?;
+    let mut gates = gates(client, slices).await?;
+    let facts = slices.iter().map(|slice| {
+        let gate = gates.remove(*slice);
+        ((*slice).to_owned(), MonolithFacts { gate, ..shared.clone() })
+    });
+    Ok(facts.collect())
+}
+
+/// Gate rows by slice. A gate is a table of its own, so that one slice's readers never meet another's fence; which
+/// of them exist is asked first, because a statement that names a missing table fails as a whole.
+async fn gates(client: &Client, slices: &[&str]) -> Result<BTreeMap<String, Gate>, ReadError> {
+    let failed = |source| ReadError::Query { what: "the gates", source };
+    let exist = "SELECT slice FROM unnest($1::text[]) AS s (slice)
+        WHERE to_regclass('strangler.' || quote_ident('gate_' || slice)) IS NOT NULL";
+    let selects: Vec<String> = client
+        .query(exist, &[&slices])
+        .await
+        .map_err(failed)?
+        .iter()
+        .map(|row| {
+            let slice: &str = row.get(0);
+            let table = quote_ident(&format!("gate_{slice}"));
+            format!("SELECT {}, state, epoch FROM strangler.{table}", quote_literal(slice))
+        })
+        .collect();
+    if selects.is_empty() {
+        return Ok(BTreeMap::new());
+    }
+    let rows = client.query(&selects.join(" UNION ALL "), &[]).await.map_err(failed)?;
+    Ok(rows.iter().map(|row| (row.get(0), Gate { state: row.get(1), epoch: row.get(2) })).collect())
+}
