@@ -42,6 +42,8 @@ const SETTINGS: &[(&str, &str)] = &[
     ("max_connections", "200"),
     ("shared_buffers", "32MB"),
     ("max_wal_size", "512MB"),
+    // In files of the data directory, so that they go with it even if the server is killed.
+    ("dynamic_shared_memory_type", "mmap"),
     ("timezone", "UTC"),
     ("log_timezone", "UTC"),
 ];

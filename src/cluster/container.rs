@@ -32,8 +32,7 @@ const POLL: Duration = Duration::from_millis(50);
 
 /// A server in a container of the image `postgres`, with a port of its own. Dropping it removes the container.
 pub struct ContainerCluster {
-    /// Its own, and always entered from a thread of its own, so that callers may be inside another one.
-    runtime: Option<Runtime>,
+    engine: Engine,
     container: Option<ContainerAsync<GenericImage>>,
     host: String,
     port: u16,
@@ -57,11 +56,7 @@ impl ContainerCluster {
     /// # Errors
     /// [`ClusterError::Container`] when there is no engine, no such image, or no server in time.
     pub fn launch(tag: &str) -> Result<Self> {
-        let runtime = tokio::runtime::Builder::new_multi_thread()
-            .worker_threads(1)
-            .enable_all()
-            .build()
-            .map_err(|error| failed("be talked to about", error))?;
+        let engine = Engine::new()?;
         let (password, port) = (random_password()?, draw_port());
         let settings = SETTINGS.iter().flat_map(|(name, value)| ["-c".to_owned(), format!("{name}={value}")]);
         let request = GenericImage::new("postgres", tag)
@@ -69,13 +64,13 @@ impl ContainerCluster {
             .with_cmd(settings)
             // A fixed port, because the engine would draw another one at each start.
             .with_mapped_port(port, ContainerPort::Tcp(PORT));
-        let (container, host) = blocking(&runtime, async {
+        let (container, host) = engine.run(async {
             let container = request.start().await.map_err(|error| failed("start", error))?;
             let host = container.get_host().await.map_err(|error| failed("tell the address of", error))?;
             Ok::<_, ClusterError>((container, host.to_string()))
         })?;
-        let (runtime, container) = (Some(runtime), Some(container));
-        let mut cluster = Self { runtime, container, host, port, password, version_num: 0 };
+        let container = Some(container);
+        let mut cluster = Self { engine, container, host, port, password, version_num: 0 };
         cluster.version_num = cluster.wait_until_ready()?;
         Ok(cluster)
     }
@@ -92,19 +87,12 @@ impl ContainerCluster {
             Ok::<String, tokio_postgres::Error>(row?.get(0))
         };
         let tries = usize::try_from(READY_TIMEOUT.as_millis() / POLL.as_millis()).unwrap_or(usize::MAX);
-        let text = self.run(async {
+        let text = self.engine.run(async {
             let every = ConstantBuilder::new().with_delay(POLL).with_max_times(tries);
             let answer = tokio::time::timeout(READY_TIMEOUT, ask.retry(every)).await;
             answer.map_err(|error| failed("bring up in time", error))?.map_err(|error| failed("reach", error))
         })?;
         text.parse().map_err(|error| failed("read the version of", error))
-    }
-
-    fn run<T: Send>(&self, work: impl Future<Output = Result<T>> + Send) -> Result<T> {
-        match &self.runtime {
-            Some(runtime) => blocking(runtime, work),
-            None => Err(failed("find", std::io::Error::other("it was removed"))),
-        }
     }
 
     fn container(&self) -> Result<&ContainerAsync<GenericImage>> {
@@ -127,7 +115,7 @@ impl Cluster for ContainerCluster {
 
     fn stop(&mut self, mode: StopMode) -> Result<()> {
         let container = self.container()?;
-        self.run(async {
+        self.engine.run(async {
             let running =
                 || async { container.is_running().await.map_err(|error| failed("ask about", error)) };
             if !running().await? {
@@ -152,15 +140,44 @@ impl Cluster for ContainerCluster {
 
     fn start(&mut self) -> Result<()> {
         let container = self.container()?;
-        self.run(async { container.start().await.map_err(|error| failed("start", error)) })?;
+        self.engine.run(async { container.start().await.map_err(|error| failed("start", error)) })?;
         self.wait_until_ready().map(|_| ())
     }
 }
 
 impl Drop for ContainerCluster {
     fn drop(&mut self) {
-        if let (Some(runtime), Some(container)) = (self.runtime.take(), self.container.take()) {
-            let _ = blocking(&runtime, container.rm());
+        if let Some(container) = self.container.take() {
+            let _ = self.engine.run(async { container.rm().await.map_err(|error| failed("remove", error)) });
+        }
+    }
+}
+
+/// Where the conversation with the engine runs: a runtime of its own, always entered from a thread of its own and never
+/// waited for, so that callers may be inside another runtime.
+struct Engine(Option<Runtime>);
+
+impl Engine {
+    fn new() -> Result<Self> {
+        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build();
+        Ok(Self(Some(runtime.map_err(|error| failed("be used for", error))?)))
+    }
+
+    /// Runs work to its end.
+    fn run<T: Send>(&self, work: impl Future<Output = Result<T>> + Send) -> Result<T> {
+        let Some(runtime) = &self.0 else {
+            return Err(failed("find", std::io::Error::other("it was removed")));
+        };
+        std::thread::scope(|scope| match scope.spawn(|| runtime.block_on(work)).join() {
+            Ok(value) => value,
+            Err(panic) => std::panic::resume_unwind(panic),
+        })
+    }
+}
+
+impl Drop for Engine {
+    fn drop(&mut self) {
+        if let Some(runtime) = self.0.take() {
             runtime.shutdown_background();
         }
     }
@@ -168,12 +185,4 @@ impl Drop for ContainerCluster {
 
 fn failed(what: &'static str, source: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> ClusterError {
     ClusterError::Container { what, source: source.into() }
-}
-
-/// Runs work to its end on a thread of its own: a runtime refuses to be entered from inside another.
-fn blocking<T: Send>(runtime: &Runtime, work: impl Future<Output = T> + Send) -> T {
-    std::thread::scope(|scope| match scope.spawn(|| runtime.block_on(work)).join() {
-        Ok(value) => value,
-        Err(panic) => std::panic::resume_unwind(panic),
-    })
 }

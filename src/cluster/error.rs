@@ -104,7 +104,7 @@ pub enum ClusterError {
     /// The container engine refused, or there is none.
     #[cfg(feature = "containers")]
     #[error(
-        "the container engine could not {what}; check that it runs and that DOCKER_HOST names its socket"
+        "the container engine could not {what} a PostgreSQL container; check that the engine runs and that DOCKER_HOST names its socket"
     )]
     Container {
         /// The step, as a bare verb.

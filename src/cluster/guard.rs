@@ -17,7 +17,9 @@ pub(super) const PID_FILE: &str = "server.pid";
 /// The folder is moved away first. A server that is just being started has either written its process id before that,
 /// and is found, or cannot write it any more, and does not start. A process id is believed only while its command line
 /// names the folder (where the system shows command lines), because ids are used again. SIGCONT is for a server that
-/// was frozen; SIGKILL comes last, as it leaves a System V memory segment behind.
+/// was frozen; SIGKILL comes last.
+///
+/// A server that was killed leaves its lock file behind, whose seventh line names its System V memory segment.
 const SCRIPT: &str = r#"
 trap '' HUP INT TERM
 while read -r _; do :; done
@@ -37,6 +39,8 @@ if [ -n "$pid" ]; then
     sleep 0.1
   done 2>/dev/null
 fi
+segment=$(sed -n '7s/.* //p' "$gone/data/postmaster.pid" 2>/dev/null)
+[ -z "$segment" ] || ipcrm -m "$segment" 2>/dev/null
 tries=0
 until rm -rf "$gone" 2>/dev/null || [ $tries -ge 50 ]; do tries=$((tries + 1)); sleep 0.1; done
 "#;
@@ -61,7 +65,7 @@ impl Guard {
     }
 }
 
-/// Lets the guard go and waits for it: it finds the folder removed, or removes it.
+/// Lets the guard go to its work and waits for the end of it.
 impl Drop for Guard {
     fn drop(&mut self) {
         drop(self.input.take());

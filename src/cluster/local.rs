@@ -3,7 +3,7 @@
 use std::fmt::{self, Write as _};
 use std::fs::{self, File, OpenOptions};
 use std::io::{Read, Seek, SeekFrom, Write};
-use std::net::{Ipv4Addr, TcpListener};
+use std::net::{Ipv4Addr, TcpListener, TcpStream};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Child;
@@ -305,8 +305,7 @@ impl Cluster for LocalCluster {
     /// waited for.
     fn start(&mut self) -> Result<()> {
         let deadline = Instant::now() + START_TIMEOUT;
-        self.stop_if_dead()?;
-        if self.server.is_some() {
+        if self.is_up_or_dead()? {
             return Ok(());
         }
         loop {
@@ -323,19 +322,28 @@ impl Cluster for LocalCluster {
 }
 
 impl LocalCluster {
-    /// Forgets a server that was killed from outside.
-    fn stop_if_dead(&mut self) -> Result<()> {
-        let dir = self.claim.dir.clone();
-        if let Some(child) = &mut self.server
-            && child.try_wait().map_err(io("wait for the server in", &dir))?.is_some()
-        {
-            self.server = None;
+    /// Whether the server takes connections. Forgets one that was killed from outside; a process that is being killed
+    /// closes its port a moment before its end can be seen, which is waited for.
+    fn is_up_or_dead(&mut self) -> Result<bool> {
+        let deadline = Instant::now() + STOP_TIMEOUT;
+        while let Some(child) = &mut self.server {
+            if child.try_wait().map_err(io("wait for the server in", &self.claim.dir))?.is_some() {
+                self.server = None;
+            } else if TcpStream::connect((Ipv4Addr::LOCALHOST, self.port)).is_ok() {
+                return Ok(true);
+            } else if Instant::now() >= deadline {
+                let log = self.log_since(0);
+                let (dir, seconds) = (self.claim.dir.clone(), STOP_TIMEOUT.as_secs());
+                return Err(ClusterError::NotReady { dir, seconds, log });
+            } else {
+                thread::sleep(POLL);
+            }
         }
-        Ok(())
+        Ok(false)
     }
 }
 
-/// Stops the server and removes the folder. The guard goes after this and removes what could not be removed here.
+/// Stops the server. The guard, which goes after this, removes the folder and whatever else is left.
 impl Drop for LocalCluster {
     fn drop(&mut self) {
         if self.stop(StopMode::Immediate).is_err()
@@ -344,7 +352,6 @@ impl Drop for LocalCluster {
             let _ = child.kill();
             let _ = child.wait();
         }
-        let _ = fs::remove_dir_all(&self.claim.dir);
     }
 }
 

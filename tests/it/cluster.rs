@@ -108,6 +108,20 @@ async fn a_frozen_server_is_stopped_and_removed() {
     assert!(!dir.exists());
 }
 
+#[cfg(target_os = "linux")]
+#[test]
+fn a_killed_server_leaves_no_shared_memory() {
+    let cluster = launch();
+    let lock_file = fs::read_to_string(cluster.data_dir().join("postmaster.pid")).unwrap();
+    let segment = lock_file.lines().nth(6).unwrap().split_whitespace().nth(1).unwrap().to_owned();
+    let segments = || fs::read_to_string("/proc/sysvipc/shm").unwrap();
+    let is_there = || segments().lines().any(|line| line.split_whitespace().nth(1) == Some(segment.as_str()));
+    assert!(is_there());
+    kill_process(cluster.pid().unwrap(), Signal::KILL).unwrap();
+    drop(cluster);
+    until_blocking("the killed server's memory to go", SOON, || (!is_there()).then_some(()));
+}
+
 /// A server's traces: what must be gone once its owner is gone.
 struct Traces {
     dir: PathBuf,

@@ -1,0 +1,36 @@
+# `make` alone lists what there is. Nothing here needs more than Rust, git, a C compiler and make; a PostgreSQL server
+# is looked for, and installed by scripts/install-postgres.sh where there is none.
+
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+.PHONY: help demo test lint soak postgres
+
+# The test runner's own output stays visible. A run in which no test ran is a failure.
+TOTAL = awk '/^test result: ok/ { passed += $$4 } END { print passed + 0, "tests passed"; exit passed == 0 }'
+
+help: ## Lists the targets
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+demo: postgres ## Walks the journey on servers of its own; make demo ARGS="--keep" to look around
+	cargo run --profile demo -- demo $(ARGS)
+
+test: postgres ## Runs every test, in under 20 minutes on 2 cores
+	@mkdir -p target
+	set -o pipefail; cargo test --features failpoints 2>&1 | tee target/test.log
+	@$(TOTAL) target/test.log
+
+lint: ## Checks formatting, lints and documentation; dependencies too where cargo-deny is installed
+	cargo fmt --check
+	cargo clippy --all-targets --features failpoints -- -D warnings
+	cargo clippy --all-targets --features failpoints,containers -- -D warnings
+	RUSTDOCFLAGS="-D warnings" cargo doc --no-deps --document-private-items --features failpoints
+	@if command -v cargo-deny >/dev/null; then cargo deny --offline check bans licenses sources; \
+	else echo "cargo-deny is not installed: dependencies were not checked against deny.toml"; fi
+
+soak: postgres ## Runs the full matrices of the long tests; write the result into docs/soak.md
+	@mkdir -p target
+	set -o pipefail; STRANGLER_SOAK=1 cargo test --features failpoints -- soak 2>&1 | tee target/soak.log
+	@$(TOTAL) target/soak.log
+
+postgres:
+	@scripts/install-postgres.sh
