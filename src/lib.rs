@@ -11,7 +11,7 @@
 //! |---|---|---|
 //! | 0 | [`lsn`] [`name`] [`change`] [`snapshot`] [`clock`] [`failpoint`] [`problem`] | words; no I/O |
 //! | 1 | [`catalog`] [`plan`] [`mapping`] `landing` | decisions; no I/O |
-//! | 2 | [`postgres`] [`cluster`] | hands: I/O, without deciding |
+//! | 2 | [`postgres`] [`journal`] [`cluster`] | hands: I/O, without deciding |
 //! | 5 | [`check`] | what an operator asks for, step by step |
 
 pub mod change;
@@ -27,6 +27,7 @@ pub mod mapping;
 pub mod plan;
 
 pub mod cluster;
+pub mod journal;
 pub mod postgres;
 
 pub mod check;

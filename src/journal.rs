@@ -1,0 +1,3 @@
+//! Our own tables in schema `strangler`: the only state that the tool keeps.
+
+pub mod migrate;
