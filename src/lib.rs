@@ -12,7 +12,7 @@
 //! | 0 | [`lsn`] [`name`] [`change`] [`snapshot`] [`clock`] [`failpoint`] [`problem`] | words; no I/O |
 //! | 1 | [`catalog`] [`plan`] [`mapping`] `landing` | decisions; no I/O |
 //! | 2 | [`postgres`] [`journal`] [`cluster`] | hands: I/O, without deciding |
-//! | 5 | [`dualwrite`] [`check`] | what an operator asks for, step by step |
+//! | 5 | [`dualwrite`] [`provision`] [`check`] | what an operator asks for, step by step |
 
 pub mod change;
 pub mod clock;
@@ -32,3 +32,4 @@ pub mod postgres;
 
 pub mod check;
 pub mod dualwrite;
+pub mod provision;

@@ -13,3 +13,4 @@ mod architecture;
 mod check;
 mod cluster;
 mod introspect;
+mod provision;
