@@ -14,6 +14,7 @@ mod check;
 mod cluster;
 mod introspect;
 mod plans;
+mod provision;
 mod reconcile;
 mod replication;
 mod retail;
