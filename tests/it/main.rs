@@ -11,5 +11,8 @@ mod support;
 
 mod architecture;
 mod cluster;
+mod help;
 mod introspect;
+mod logging;
 mod plans;
+mod status;
