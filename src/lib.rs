@@ -13,8 +13,10 @@
 //! | 1 | [`catalog`] [`plan`] [`mapping`] [`landing`] | decisions; no I/O |
 //! | 2 | [`postgres`] [`journal`] [`cluster`] | hands: servers, connections and the statements on them |
 //! | 3 | [`cdc`] | the mirror |
-//! | 6 | [`status`] | where everything stands |
-//! | 7 | [`cli`] | the only module that prints, reads the environment or knows exit codes |
+//! | 4 | [`reconcile`] | proof that both sides are equal |
+//! | 5 | [`check`] | who may write; what must be there; what stands in the way |
+//! | 6 | [`status`] [`demo`] | what the operator is shown |
+//! | 7 | [`cli`] | the command line; the only place that prints or reads the environment |
 
 pub mod change;
 pub mod clock;
@@ -35,6 +37,11 @@ pub mod postgres;
 
 pub mod cdc;
 
+pub mod reconcile;
+
+pub mod check;
+
+pub mod demo;
 pub mod status;
 
 pub mod cli;

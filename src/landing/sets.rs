@@ -173,3 +173,145 @@ fn into_sets(chains: Vec<Chain>, rows_are_whole: bool) -> Sets {
     }
     sets
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use proptest::prelude::*;
+
+    use super::*;
+
+    /// A target table with two columns, the key and one value.
+    type Table = BTreeMap<String, String>;
+
+    fn key(name: &str) -> Key {
+        Key::from_strings(vec![name.to_owned()])
+    }
+
+    fn name_of(key: &Key) -> String {
+        key.to_strings().concat()
+    }
+
+    fn value_of(value: &Value) -> Option<String> {
+        value.as_bytes().map(|bytes| String::from_utf8_lossy(bytes).into_owned())
+    }
+
+    /// What the source did, one by one. `None` when it could not have happened.
+    fn replay(table: &mut Table, operations: &[RowOperation]) -> Option<()> {
+        for operation in operations {
+            match operation {
+                RowOperation::Insert { key, row } => {
+                    let taken = table.insert(name_of(key), value_of(&row[1])?).is_some();
+                    (!taken).then_some(())?;
+                }
+                RowOperation::Delete { key } => table.remove(&name_of(key)).map(drop)?,
+                RowOperation::Update { old, new, row } => {
+                    let before = table.remove(&name_of(old))?;
+                    let taken = table.insert(name_of(new), value_of(&row[1]).unwrap_or(before)).is_some();
+                    (!taken).then_some(())?;
+                }
+            }
+        }
+        Some(())
+    }
+
+    /// What PostgreSQL does with the sets: `Err` stands for a unique violation or a wrong row count.
+    fn execute(table: &mut Table, sets: &Sets) -> Result<(), ()> {
+        for deleted in &sets.deletes {
+            table.remove(&name_of(deleted)).ok_or(())?;
+        }
+        for update in &sets.updates {
+            let before = table.remove(&name_of(&update.origin)).ok_or(())?;
+            let after = value_of(&update.row[1]).unwrap_or(before);
+            if table.insert(name_of(&update.key), after).is_some() {
+                return Err(());
+            }
+        }
+        for row in &sets.inserts {
+            let name = value_of(&row[0]).ok_or(())?;
+            if table.insert(name, value_of(&row[1]).ok_or(())?).is_some() {
+                return Err(());
+            }
+        }
+        Ok(())
+    }
+
+    /// Random operations that can have happened on a table that holds every even key of 0..12.
+    fn history() -> impl Strategy<Value = (Table, Vec<RowOperation>)> {
+        prop::collection::vec((0..3u8, 0..12u8, 0..12u8, any::<bool>()), 0..40).prop_map(|draws| {
+            let start: Table = (0..12).step_by(2).map(|n| (n.to_string(), format!("start {n}"))).collect();
+            let mut table = start.clone();
+            let mut operations = Vec::new();
+            for (count, (kind, a, b, unchanged)) in draws.into_iter().enumerate() {
+                let (a, b) = (a.to_string(), b.to_string());
+                let value = if unchanged { Value::Unchanged } else { Value::text(format!("v{count}")) };
+                let operation = match kind {
+                    0 => RowOperation::Insert {
+                        key: key(&a),
+                        row: vec![Value::text(a.clone()), Value::text(format!("v{count}"))],
+                    },
+                    1 => RowOperation::Delete { key: key(&a) },
+                    _ => {
+                        RowOperation::Update { old: key(&a), new: key(&b), row: vec![Value::text(b), value] }
+                    }
+                };
+                let mut after = table.clone();
+                if replay(&mut after, std::slice::from_ref(&operation)).is_some() {
+                    table = after;
+                    operations.push(operation);
+                }
+            }
+            (start, operations)
+        })
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(2000))]
+
+        #[test]
+        fn sets_give_what_the_operations_give_or_meet_a_constraint((start, operations) in history(), whole: bool) {
+            let mut expected = start.clone();
+            prop_assert!(replay(&mut expected, &operations).is_some());
+            let sets = coalesce(&operations, whole).unwrap();
+            let mut found = start;
+            if execute(&mut found, &sets).is_ok() {
+                prop_assert_eq!(found, expected);
+            } else {
+                let changes_keys =
+                    operations.iter().any(|o| matches!(o, RowOperation::Update { old, new, .. } if old != new));
+                prop_assert!(changes_keys, "only key changes may fall to strict replay");
+            }
+        }
+
+        #[test]
+        fn what_can_not_have_happened_is_never_taken_silently((start, mut operations) in history(), at: prop::sample::Index, pick in 0..12u8) {
+            let extra = RowOperation::Delete { key: key(&pick.to_string()) };
+            operations.insert(at.index(operations.len() + 1), extra);
+            let possible = replay(&mut start.clone(), &operations).is_some();
+            let mut found = start;
+            let taken = match coalesce(&operations, true) {
+                Err(_) => false,
+                Ok(sets) => execute(&mut found, &sets).is_ok(),
+            };
+            prop_assert!(possible || !taken);
+        }
+    }
+
+    #[test]
+    fn a_delete_and_an_insert_of_one_key_stay_two_rows() {
+        let row = vec![Value::text("1"), Value::text("new")];
+        let operations =
+            [RowOperation::Delete { key: key("1") }, RowOperation::Insert { key: key("1"), row }];
+        let sets = coalesce(&operations, true).unwrap();
+        assert_eq!((sets.deletes.len(), sets.updates.len(), sets.inserts.len()), (1, 0, 1));
+    }
+
+    #[test]
+    fn a_key_change_with_an_unchanged_value_stays_an_update() {
+        let row = vec![Value::text("2"), Value::Unchanged];
+        let operations = [RowOperation::Update { old: key("1"), new: key("2"), row }];
+        let sets = coalesce(&operations, true).unwrap();
+        assert_eq!((sets.deletes.len(), sets.updates.len(), sets.inserts.len()), (0, 1, 0));
+    }
+}

@@ -209,9 +209,8 @@ async fn once<L: Login>(
         DialError::NoTls => ConnectError::NoTls { at: at.to_owned() },
         DialError::Handshake(source) => ConnectError::Tls { at: at.to_owned(), source },
     })?;
-    let encrypted = wire.is_encrypted();
     let made = login.login(wire, route).await;
-    let (made, reported) = made.map_err(|error| ConnectError::from_login(error, at, encrypted))?;
+    let (made, reported) = made.map_err(|error| ConnectError::from_login(error, at))?;
     if link.wanted.admits(reported.hot_standby, reported.read_only) {
         Ok(made)
     } else {

@@ -10,9 +10,15 @@
 mod support;
 
 mod architecture;
+mod check;
 mod cluster;
 mod help;
 mod introspect;
 mod logging;
 mod plans;
+mod reconcile;
+mod replication;
+mod retail;
+mod sessions;
 mod status;
+mod writers;

@@ -4,3 +4,4 @@ pub mod binary;
 pub mod cluster;
 pub mod tables;
 pub mod wait;
+pub mod writers;

@@ -82,8 +82,6 @@ pub enum ConnectError {
         sqlstate: String,
         /// What the server said.
         message: String,
-        /// The session was encrypted.
-        encrypted: bool,
     },
     /// The server asked for a password.
     #[error(
@@ -213,11 +211,11 @@ impl ConnectError {
         matches!(self, Self::Tls { .. } | Self::NoTls { .. }) || self.sqlstate() == Some("28000")
     }
 
-    pub(super) fn from_login(error: LoginError, at: &str, encrypted: bool) -> Self {
+    pub(super) fn from_login(error: LoginError, at: &str) -> Self {
         let at = at.to_owned();
         match error {
             LoginError::Server { sqlstate, message } => match sqlstate.as_str() {
-                "28P01" | "28000" => Self::Authentication { at, sqlstate, message, encrypted },
+                "28P01" | "28000" => Self::Authentication { at, sqlstate, message },
                 "3D000" => Self::NoDatabase { at },
                 _ => Self::Refused { at, sqlstate, message },
             },

@@ -62,11 +62,12 @@ impl Reader {
     pub(super) async fn run(mut self) {
         let room = Arc::new(Semaphore::new(usize::try_from(QUEUE_BYTES).unwrap_or(usize::MAX)));
         let error = match self.read(&room).await {
-            Ok(()) => ReplicationError::Ended { label: self.label },
+            Ok(()) => ReplicationError::Ended { label: self.label.clone() },
             Err(error) => error,
         };
         // Nobody listens when the stream was stopped.
         drop(self.queue.send(Err(error)));
+        self.positions.stopping.cancel();
     }
 
     async fn read(&mut self, room: &Arc<Semaphore>) -> Result<(), ReplicationError> {
@@ -131,10 +132,10 @@ impl Reader {
                     frames.extend(self.frame(message.freeze())?);
                 }
                 b'E' => return Err(self.refused(&mut message)),
-                // CopyDone: the server has nothing more to send.
-                b'c' | b'C' | b'Z' => return Ok(Walk::End),
-                // A setting that changed, a notice.
-                b'S' | b'N' => {}
+                // ReadyForQuery, the answer to our CopyDone: the server has let go of the slot.
+                b'Z' => return Ok(Walk::End),
+                // The server's CopyDone and CommandComplete, which come first; a setting that changed, a notice.
+                b'c' | b'C' | b'S' | b'N' => {}
                 _ => return Err(self.protocol("a message that is no part of a stream")),
             }
         }

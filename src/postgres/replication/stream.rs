@@ -23,6 +23,7 @@ const STOP_TIMEOUT: Duration = Duration::from_secs(2);
 #[derive(Debug)]
 pub struct Stream {
     batch: Option<Batch>,
+    failed: bool,
     queue: mpsc::UnboundedReceiver<Outcome>,
     positions: Arc<Positions>,
     label: String,
@@ -36,7 +37,7 @@ impl Stream {
         let (read, write) = tokio::io::split(wire);
         let (sender, queue) = mpsc::unbounded_channel();
         let positions = Arc::new(Positions::new(from));
-        let failed = (sender.clone(), label.clone());
+        let (error_to, of, shared) = (sender.clone(), label.clone(), Arc::clone(&positions));
         let reader = Reader {
             wire: read,
             buffer,
@@ -46,13 +47,17 @@ impl Stream {
         };
         let reporting = feedback::run(write, Arc::clone(&positions), period);
         let writer = tokio::spawn(async move {
-            if let Err(error) = reporting.await {
-                let (sender, label) = failed;
-                drop(sender.send(Err(ReplicationError::Lost { label, kind: error.kind() })));
+            match reporting.await {
+                // The reader has the better reason when it ended first.
+                Err(error) if !shared.stopping.is_cancelled() => {
+                    drop(error_to.send(Err(ReplicationError::Lost { label: of, kind: error.kind() })));
+                }
+                Ok(()) | Err(_) => {}
             }
         });
         Self {
             batch: None,
+            failed: false,
             queue,
             positions,
             label,
@@ -72,10 +77,11 @@ impl Stream {
             }
             // Dropped before waiting: its share of the queue is free again.
             self.batch = None;
-            match self.queue.recv().await {
-                Some(outcome) => self.batch = Some(outcome?),
-                None => return Err(self.ended()),
+            if self.failed {
+                return Err(self.ended());
             }
+            let outcome = self.queue.recv().await;
+            self.take(outcome)?;
         }
     }
 
@@ -89,10 +95,13 @@ impl Stream {
                 return Ok(Some(frame));
             }
             self.batch = None;
+            if self.failed {
+                return Err(self.ended());
+            }
             match self.queue.try_recv() {
-                Ok(outcome) => self.batch = Some(outcome?),
+                Ok(outcome) => self.take(Some(outcome))?,
                 Err(TryRecvError::Empty) => return Ok(None),
-                Err(TryRecvError::Disconnected) => return Err(self.ended()),
+                Err(TryRecvError::Disconnected) => self.take(None)?,
             }
         }
     }
@@ -106,7 +115,7 @@ impl Stream {
     /// Ends the stream in order: the last confirmed position is reported, and the slot is free when this returns,
     /// unless the server took too long to answer.
     pub async fn stop(self) {
-        let Self { batch, queue, positions, label, reader, writer } = self;
+        let Self { batch, queue, positions, label, reader, writer, failed: _ } = self;
         // Frees the queue, so that the reader gets to the server's answer.
         drop((batch, queue));
         positions.stopping.cancel();
@@ -117,6 +126,18 @@ impl Stream {
         if ended.await.is_err() {
             tracing::debug!(database = %label, "the server did not end the stream in time");
         }
+    }
+
+    /// An error is the last thing that a stream gives, whatever is still in the queue behind it.
+    fn take(&mut self, outcome: Option<Outcome>) -> Result<(), ReplicationError> {
+        match outcome.unwrap_or_else(|| Err(self.ended())) {
+            Ok(batch) => self.batch = Some(batch),
+            Err(error) => {
+                self.failed = true;
+                return Err(error);
+            }
+        }
+        Ok(())
     }
 
     fn ended(&self) -> ReplicationError {

@@ -1,0 +1,147 @@
+//! The roles of applications: on the monolith they should not own what moves; a service's should reach only its own
+//! database.
+
+use super::facts::{Facts, Role};
+use super::read_rights::shown;
+use crate::name::{TableName, quote_ident};
+use crate::problem::Problem;
+
+pub(super) fn rule(facts: &Facts) -> Vec<Problem> {
+    let mut problems = Vec::new();
+    for name in &facts.plan.monolith.app_roles {
+        match facts.monolith.roles.get(name) {
+            Some(role) => problems.extend(powerful(facts, name, role)),
+            None if facts.monolith.server.is_some() => problems.push(
+                Problem::warning("app-role-absent", "monolith")
+                    .fact(format!("app_roles names {name}, and the server has no such role"))
+                    .consequence("its use of the tables can't be watched, nor its rights revoked in the end")
+                    .next("correct monolith.app_roles in the plan"),
+            ),
+            None => {}
+        }
+    }
+    for (name, service, database) in facts.planned_services() {
+        if database
+            .roles
+            .get(&service.app)
+            .is_some_and(|role| role.superuser || role.member_of.contains(&service.owner))
+        {
+            problems.push(
+                Problem::warning("app-role-powerful", format!("service {name}"))
+                    .fact(format!(
+                        "the application role {} is a superuser or a member of {}",
+                        service.app, service.owner
+                    ))
+                    .consequence("it could disable the gates that fence it")
+                    .next(format!(
+                        "run: ALTER ROLE {app} NOSUPERUSER; REVOKE {} FROM {app};",
+                        quote_ident(&service.owner),
+                        app = quote_ident(&service.app)
+                    )),
+            );
+        }
+        problems.extend(reaches(facts, name, &service.app));
+    }
+    problems
+}
+
+fn powerful(facts: &Facts, name: &str, role: &Role) -> Option<Problem> {
+    let quoted = quote_ident(name);
+    if role.superuser {
+        let problem = Problem::warning("app-role-powerful", "monolith")
+            .fact(format!("the application role {name} is a superuser"))
+            .consequence("it could disable the gates that fence it")
+            .next(format!("run: ALTER ROLE {quoted} NOSUPERUSER; and grant it what it needs"));
+        return Some(problem);
+    }
+    let owned: Vec<&crate::catalog::Table> = facts
+        .moved_tables()
+        .filter(|table| table.owner == name || role.member_of.contains(&table.owner))
+        .collect();
+    let names: Vec<TableName> = owned.iter().map(|table| table.name.clone()).collect();
+    if names.is_empty() {
+        return None;
+    }
+    let problem = Problem::warning("app-role-owns", "monolith")
+        .fact(format!("the application role {name} owns, or is a member of the owner of, {}", shown(&names)))
+        .consequence("an owner can disable a gate, and migrations run under it can change tables while they are mirrored")
+        .next(format!(
+            "give the tables to a role without login: ALTER TABLE … OWNER TO …; GRANT SELECT, INSERT, UPDATE, DELETE ON … TO {quoted};"
+        ));
+    Some(problem)
+}
+
+/// Each service's role belongs in its own database only. PUBLIC may connect everywhere unless that is revoked
+/// (PostgreSQL documentation, section 5.8).
+fn reaches<'a>(facts: &'a Facts, own: &'a str, app: &'a str) -> impl Iterator<Item = Problem> + 'a {
+    facts.planned_services().filter(move |(name, other, _)| *name != own && other.app != app).filter_map(
+        move |(name, other, database)| {
+            let role = database.roles.get(app).filter(|role| role.login && role.may_connect && !role.superuser)?;
+            let catalog = database.catalog.as_ref()?;
+            let (db, by) = (quote_ident(&catalog.database), quote_ident(&other.app));
+            let from = if role.member_of.contains(&other.app) { by.clone() } else { "PUBLIC".to_owned() };
+            let problem = Problem::warning("app-role-reaches", format!("service {name}"))
+                .fact(format!("the application role {app} of service {own} may connect to database {}", catalog.database))
+                .consequence("one service could use another's database directly")
+                .next(format!(
+                    "run: REVOKE CONNECT ON DATABASE {db} FROM {from}, {}; GRANT CONNECT ON DATABASE {db} TO {by}, strangler_apply;",
+                    quote_ident(app)
+                ));
+            Some(problem)
+        },
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::check::fixture::{clean, expect};
+    use crate::mapping::fixture::name;
+    use crate::problem::Severity;
+
+    #[test]
+    fn application_roles_that_could_lift_the_gates_are_named() {
+        assert_eq!(rule(&clean()), []);
+        let mut facts = clean();
+        facts.monolith_catalog().tables.get_mut(&name("Orders")).unwrap().owner = "retail_app".into();
+        expect(&rule(&facts), Severity::Warning, "app-role-owns", "Orders");
+        let mut facts = clean();
+        facts.monolith.roles.get_mut("retail_app").unwrap().member_of.insert("owner".into());
+        expect(&rule(&facts), Severity::Warning, "app-role-owns", "OrderLines, Orders, Products");
+        let mut facts = clean();
+        facts.monolith.roles.get_mut("retail_app").unwrap().superuser = true;
+        expect(&rule(&facts), Severity::Warning, "app-role-powerful", "NOSUPERUSER");
+        let mut facts = clean();
+        facts
+            .service("catalog")
+            .roles
+            .get_mut("catalog_app")
+            .unwrap()
+            .member_of
+            .insert("catalog_owner".into());
+        expect(
+            &rule(&facts),
+            Severity::Warning,
+            "app-role-powerful",
+            "REVOKE \"catalog_owner\" FROM \"catalog_app\";",
+        );
+        let mut facts = clean();
+        facts.monolith.roles.clear();
+        expect(&rule(&facts), Severity::Warning, "app-role-absent", "retail_app");
+    }
+
+    #[test]
+    fn a_role_that_reaches_another_service_is_named() {
+        let mut facts = clean();
+        let role = Role { login: true, may_connect: true, ..Role::default() };
+        facts.service("catalog").roles.insert("ordering_app".into(), role);
+        expect(
+            &rule(&facts),
+            Severity::Warning,
+            "app-role-reaches",
+            "REVOKE CONNECT ON DATABASE \"catalog\" FROM PUBLIC",
+        );
+        facts.service("catalog").roles.get_mut("ordering_app").unwrap().may_connect = false;
+        assert_eq!(rule(&facts), []);
+    }
+}

@@ -1,0 +1,298 @@
+//! Finds out the facts: the only part of `check` that talks to servers. It changes nothing on them.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use tokio::time::Instant;
+use tokio_postgres::{Client, Error};
+
+use super::facts::{APPLY_ROLE, Database, Facts, Link, LinkFailure, LinkName, LinkRole, Role, Server, Slot};
+use crate::lsn::Lsn;
+use crate::mapping::{Mappings, compile, expand};
+use crate::name::TableName;
+use crate::plan::Plan;
+use crate::postgres::introspect;
+
+/// How far apart the two readings of the WAL position are at least. Shorter ones catch no more than noise; a longer
+/// wait would be felt.
+const WAL_SAMPLE: Duration = Duration::from_millis(500);
+
+/// A link as the caller opened it, or why it could not.
+pub type Opened = Result<Client, LinkFailure>;
+
+/// The links into one database. Where two of them are one and the same url, open it twice.
+#[derive(Debug)]
+pub struct Links {
+    /// DDL, publications, gates.
+    pub admin: Opened,
+    /// REPLICATION and SELECT; a service has none.
+    pub read: Option<Opened>,
+    /// Logs in as `strangler_apply`.
+    pub apply: Opened,
+}
+
+/// Looks at all databases of a plan. A link that failed is itself a fact, and the rest is still looked at.
+pub async fn gather(plan: &Plan, monolith: &Links, services: &BTreeMap<String, Links>) -> Facts {
+    let mut roles: BTreeSet<String> = plan.monolith.app_roles.iter().cloned().collect();
+    roles.insert(APPLY_ROLE.to_owned());
+    for service in plan.services.values() {
+        roles.extend([service.owner.clone(), service.app.clone()]);
+    }
+    let roles: Vec<String> = roles.into_iter().collect();
+    let monolith_facts = look(monolith, &roles).await;
+    let (mappings, mapping_problems, moved) = join(plan, &monolith_facts);
+    let mut facts = Facts {
+        plan: plan.clone(),
+        mappings,
+        mapping_problems,
+        moved,
+        monolith: monolith_facts,
+        services: BTreeMap::new(),
+    };
+    for (name, links) in services {
+        let mut database = look(links, &roles).await;
+        let targets: Vec<TableName> = facts
+            .mappings
+            .values()
+            .filter(|slice| slice.service == *name)
+            .flat_map(|slice| slice.tables.iter().map(|table| table.target.clone()))
+            .collect();
+        look_at_targets(links, &targets, &mut database).await;
+        facts.services.insert(name.clone(), database);
+    }
+    facts
+}
+
+type Joined = (Mappings, Vec<crate::problem::Problem>, BTreeMap<TableName, Vec<String>>);
+
+fn join(plan: &Plan, monolith: &Database) -> Joined {
+    let Some(catalog) = &monolith.catalog else { return (Mappings::new(), Vec::new(), BTreeMap::new()) };
+    let (mappings, problems) = compile(plan, catalog);
+    let mut moved: BTreeMap<TableName, Vec<String>> = BTreeMap::new();
+    for one in expand(plan, catalog).0 {
+        moved.entry(one.table.name.clone()).or_default().push(one.slice.to_owned());
+    }
+    (mappings, problems, moved)
+}
+
+/// Everything about one database that does not depend on the mapping.
+async fn look(links: &Links, roles: &[String]) -> Database {
+    let mut database = Database::default();
+    let named = [
+        (LinkName::Admin, Some(&links.admin)),
+        (LinkName::Read, links.read.as_ref()),
+        (LinkName::Apply, Some(&links.apply)),
+    ];
+    for (name, opened) in named {
+        match opened {
+            None => {}
+            Some(Err(failure)) => {
+                database.links.insert(name, Link::Failed(failure.clone()));
+            }
+            Some(Ok(client)) => match read_link(client, name).await {
+                Ok(role) => {
+                    database.links.insert(name, Link::Open(role));
+                }
+                Err(error) => {
+                    database.links.insert(name, Link::Failed(LinkFailure::new(&error)));
+                }
+            },
+        }
+    }
+    let open = [Some(&links.admin), links.read.as_ref(), Some(&links.apply)];
+    let Some(client) = open.into_iter().flatten().find_map(|opened| opened.as_ref().ok()) else {
+        return database;
+    };
+    let sample = WalSample::start(client).await;
+    match introspect::read(client).await {
+        Ok(catalog) => database.catalog = Some(catalog),
+        Err(error) => database.unread.push(LinkFailure::new(&error).words),
+    }
+    match read_roles(client, roles).await {
+        Ok(found) => database.roles = found,
+        Err(error) => database.unread.push(LinkFailure::new(&error).words),
+    }
+    match read_server(client, sample).await {
+        Ok(server) => database.server = Some(server),
+        Err(error) => database.unread.push(LinkFailure::new(&error).words),
+    }
+    database
+}
+
+async fn read_link(client: &Client, link: LinkName) -> Result<LinkRole, Error> {
+    let sql = "SELECT r.rolname::text, r.rolsuper, \
+                      r.rolreplication OR EXISTS (SELECT FROM pg_catalog.pg_roles g WHERE g.rolname = 'rds_replication' \
+                        AND pg_catalog.pg_has_role(r.oid, g.oid, 'MEMBER')), \
+                      r.rolcreaterole, \
+                      pg_catalog.has_database_privilege(pg_catalog.current_database(), 'CREATE') \
+               FROM pg_catalog.pg_roles r WHERE r.rolname = session_user";
+    let row = client.query_one(sql, &[]).await?;
+    let mut role = LinkRole {
+        name: row.try_get(0)?,
+        superuser: row.try_get(1)?,
+        replication: row.try_get(2)?,
+        create_role: row.try_get(3)?,
+        create_in_database: row.try_get(4)?,
+        replica_role: false,
+        unreadable: BTreeSet::new(),
+        row_filtered: BTreeSet::new(),
+    };
+    if link == LinkName::Apply {
+        role.replica_role = may_set_replica_role(client).await?;
+    }
+    if link == LinkName::Read {
+        let sql = "SELECT n.nspname::text, c.relname::text, \
+                          NOT (pg_catalog.has_schema_privilege(n.oid, 'USAGE') \
+                               AND pg_catalog.has_table_privilege(c.oid, 'SELECT')), \
+                          pg_catalog.row_security_active(c.oid) \
+                   FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace \
+                   WHERE c.relkind IN ('r', 'p') AND n.nspname !~ '^pg_' AND n.nspname <> 'information_schema'";
+        for row in client.query(sql, &[]).await? {
+            let table = TableName::new(row.try_get::<_, String>(0)?, row.try_get::<_, String>(1)?);
+            if row.try_get(3)? {
+                role.row_filtered.insert(table.clone());
+            }
+            if row.try_get(2)? {
+                role.unreadable.insert(table);
+            }
+        }
+    }
+    Ok(role)
+}
+
+/// Tried rather than looked up: managed servers let other roles set it than the catalogs tell.
+async fn may_set_replica_role(client: &Client) -> Result<bool, Error> {
+    let row = client
+        .query_one("SELECT pg_catalog.current_setting('session_replication_role') = 'replica'", &[])
+        .await?;
+    if row.try_get(0)? {
+        return Ok(true);
+    }
+    let tried = client.batch_execute("BEGIN; SET LOCAL session_replication_role = replica").await;
+    client.batch_execute("ROLLBACK").await?;
+    match tried {
+        Ok(()) => Ok(true),
+        Err(error) if error.as_db_error().is_some() => Ok(false),
+        Err(error) => Err(error),
+    }
+}
+
+async fn read_roles(client: &Client, names: &[String]) -> Result<BTreeMap<String, Role>, Error> {
+    let sql = "SELECT r.rolname::text, r.rolsuper, r.rolcanlogin, \
+                      ARRAY(SELECT g.rolname::text FROM pg_catalog.pg_roles g WHERE g.oid <> r.oid \
+                            AND NOT r.rolsuper AND pg_catalog.pg_has_role(r.oid, g.oid, 'MEMBER')), \
+                      pg_catalog.has_database_privilege(r.oid, pg_catalog.current_database(), 'CONNECT') \
+               FROM pg_catalog.pg_roles r WHERE r.rolname = ANY($1)";
+    let mut roles = BTreeMap::new();
+    for row in client.query(sql, &[&names]).await? {
+        let role = Role {
+            superuser: row.try_get(1)?,
+            login: row.try_get(2)?,
+            member_of: row.try_get::<_, Vec<String>>(3)?.into_iter().collect(),
+            has_password: None,
+            may_connect: row.try_get(4)?,
+        };
+        roles.insert(row.try_get(0)?, role);
+    }
+    let sql = "SELECT pg_catalog.has_table_privilege('pg_catalog.pg_authid', 'SELECT')";
+    if client.query_one(sql, &[]).await?.try_get(0)? {
+        let sql =
+            "SELECT rolname::text, rolpassword IS NOT NULL FROM pg_catalog.pg_authid WHERE rolname = ANY($1)";
+        for row in client.query(sql, &[&names]).await? {
+            if let Some(role) = roles.get_mut(&row.try_get::<_, String>(0)?) {
+                role.has_password = Some(row.try_get(1)?);
+            }
+        }
+    }
+    Ok(roles)
+}
+
+/// Two readings of the WAL position with the catalogs' reading between them.
+struct WalSample {
+    started: Instant,
+    /// Absent where the position can't be read, such as on a standby.
+    first: Option<Lsn>,
+}
+
+impl WalSample {
+    async fn start(client: &Client) -> Self {
+        Self { started: Instant::now(), first: wal_position(client).await }
+    }
+
+    async fn bytes_per_second(&self, client: &Client) -> Option<f64> {
+        let first = self.first?;
+        tokio::time::sleep_until(self.started + WAL_SAMPLE).await;
+        let last = wal_position(client).await?;
+        Some(to_f64(last.bytes_since(first)) / self.started.elapsed().as_secs_f64())
+    }
+}
+
+async fn wal_position(client: &Client) -> Option<Lsn> {
+    let row = client.query_one("SELECT pg_catalog.pg_current_wal_lsn()::text", &[]).await.ok()?;
+    row.try_get::<_, String>(0).ok()?.parse().ok()
+}
+
+#[expect(clippy::cast_precision_loss, reason = "a rate needs no more than 53 bits")]
+fn to_f64(bytes: u64) -> f64 {
+    bytes as f64
+}
+
+async fn read_server(client: &Client, sample: WalSample) -> Result<Server, Error> {
+    let sql = "SELECT (SELECT system_identifier::text FROM pg_catalog.pg_control_system()) \
+                        || '/' || extract(epoch FROM pg_catalog.pg_postmaster_start_time())::text, \
+                      (SELECT count(*) FROM pg_catalog.pg_stat_replication), \
+                      (SELECT count(*) FROM pg_catalog.pg_prepared_xacts), \
+                      (SELECT (wal_bytes / greatest(extract(epoch FROM now() - stats_reset), 60))::float8 \
+                         FROM pg_catalog.pg_stat_wal), \
+                      ARRAY(SELECT name::text FROM pg_catalog.pg_available_extensions), \
+                      ARRAY(SELECT pubname::text FROM pg_catalog.pg_publication)";
+    let row = client.query_one(sql, &[]).await?;
+    let count =
+        |index: usize| row.try_get::<_, i64>(index).map(|count| u32::try_from(count).unwrap_or(u32::MAX));
+    let mean: Option<f64> = row.try_get(3)?;
+    let slots = client
+        .query("SELECT slot_name::text, database::text FROM pg_catalog.pg_replication_slots", &[])
+        .await?;
+    let seen = sample.bytes_per_second(client).await;
+    Ok(Server {
+        instance: row.try_get(0)?,
+        slots: slots
+            .iter()
+            .map(|slot| Ok(Slot { name: slot.try_get(0)?, database: slot.try_get(1)? }))
+            .collect::<Result<_, Error>>()?,
+        senders_in_use: count(1)?,
+        prepared_transactions: count(2)?,
+        wal_bytes_per_second: mean.into_iter().chain(seen).reduce(f64::max),
+        available_extensions: row.try_get::<_, Vec<String>>(4)?.into_iter().collect(),
+        publications: row.try_get::<_, Vec<String>>(5)?.into_iter().collect(),
+        filled: BTreeSet::new(),
+        closed: BTreeSet::new(),
+        provisioned: BTreeSet::new(),
+    })
+}
+
+/// What stands where the plan wants to put its tables.
+async fn look_at_targets(links: &Links, targets: &[TableName], database: &mut Database) {
+    let open = [&links.admin, &links.apply].into_iter().find_map(|opened| opened.as_ref().ok());
+    let (Some(client), Some(catalog), Some(server)) = (open, &database.catalog, &mut database.server) else {
+        return;
+    };
+    for target in targets.iter().filter(|target| catalog.table(target).is_some()) {
+        let sql = format!("SELECT EXISTS (SELECT FROM {})", target.sql());
+        match client.query_one(&sql, &[]).await.and_then(|row| row.try_get(0)) {
+            Ok(true) => {
+                server.filled.insert(target.clone());
+            }
+            Ok(false) => {}
+            Err(_) => {
+                server.closed.insert(target.clone());
+            }
+        }
+    }
+    if catalog.schemas.iter().any(|schema| schema == "strangler") {
+        match client.query("SELECT slice FROM strangler.slice", &[]).await {
+            Ok(rows) => server.provisioned = rows.iter().filter_map(|row| row.try_get(0).ok()).collect(),
+            Err(error) => database.unread.push(LinkFailure::new(&error).words),
+        }
+    }
+}

@@ -1,0 +1,191 @@
+//! What already stands where the plan puts its tables.
+
+use super::facts::{Facts, Server};
+use crate::catalog::{Table, TableKind};
+use crate::mapping::TableMapping;
+use crate::name::quote_ident;
+use crate::plan::Ddl;
+use crate::problem::Problem;
+
+pub(super) fn rule(facts: &Facts) -> Vec<Problem> {
+    let mut problems = Vec::new();
+    for (slice, mapping) in &facts.mappings {
+        let Some(service) = facts.plan.services.get(&mapping.service) else { continue };
+        let Some(database) = facts.services.get(&mapping.service) else { continue };
+        let (Some(catalog), Some(server)) = (&database.catalog, &database.server) else { continue };
+        let provisioned = server.provisioned.contains(slice);
+        for table in &mapping.tables {
+            let name = format!("service {}: {}", mapping.service, table.target);
+            match (catalog.table(&table.target), service.ddl) {
+                (None, Ddl::Create) => {}
+                (None, Ddl::Adopt) => problems.push(
+                    Problem::error("target-absent", name)
+                        .fact("the plan adopts this table and the service does not have it")
+                        .consequence("there is nothing to mirror into")
+                        .next("run the service's own migrations, or write `ddl: create`"),
+                ),
+                (Some(target), ddl) => {
+                    problems.extend(differences(&name, table, target, ddl));
+                    if !provisioned {
+                        problems.extend(not_empty(&name, table, server));
+                    }
+                }
+            }
+        }
+    }
+    problems
+}
+
+/// A table that the mirror has not filled must be empty, or its rows would meet those that are copied.
+fn not_empty(name: &str, table: &TableMapping, server: &Server) -> Option<Problem> {
+    if server.filled.contains(&table.target) {
+        let problem = Problem::error("target-not-empty", name)
+            .fact("the table holds rows, and they are not the mirror's")
+            .consequence("rows that are copied would collide with them, or stand beside them")
+            .next(format!("look at them; when they can go: TRUNCATE {};", table.target.sql()));
+        return Some(problem);
+    }
+    server.closed.contains(&table.target).then(|| {
+        Problem::error("target-not-readable", name)
+            .fact("the admin link's role may not look into the table")
+            .consequence("whether it is empty is not known")
+            .next(format!("run: GRANT SELECT ON {} TO the role of the admin link", table.target.sql()))
+    })
+}
+
+fn differences(name: &str, table: &TableMapping, target: &Table, ddl: Ddl) -> Vec<Problem> {
+    let mut found: Vec<String> = Vec::new();
+    if !matches!(target.kind, TableKind::Ordinary | TableKind::Partitioned) {
+        found.push("it is no table".to_owned());
+    }
+    for column in &table.columns {
+        match target.column(&column.target) {
+            None => found.push(format!("it has no column {}", column.target)),
+            Some(there) if there.generated_sql.is_some() => {
+                found.push(format!("its column {} is generated", column.target));
+            }
+            Some(there) if bare(&there.type_sql) != bare(&column.type_sql) => {
+                found.push(format!(
+                    "its column {} is {}, not {}",
+                    column.target, there.type_sql, column.type_sql
+                ));
+            }
+            Some(_) => {}
+        }
+    }
+    let carried = |name: &str| table.columns.iter().any(|column| column.target == name);
+    let needed = target.columns.iter().filter(|there| {
+        there.not_null
+            && there.default_sql.is_none()
+            && there.identity.is_none()
+            && there.generated_sql.is_none()
+            && !carried(&there.name)
+    });
+    found.extend(
+        needed.map(|there| {
+            format!("its column {} is NOT NULL without default, and nothing fills it", there.name)
+        }),
+    );
+    let key: Vec<Option<&str>> = table.key_columns().map(|column| Some(column.target.as_str())).collect();
+    let keyed = target.indexes.iter().any(|index| {
+        let mut columns: Vec<Option<&str>> = index.columns.iter().map(Option::as_deref).collect();
+        let mut wanted = key.clone();
+        columns.sort_unstable();
+        wanted.sort_unstable();
+        index.unique && index.valid && !index.partial && columns == wanted
+    });
+    let mut problems: Vec<Problem> = Vec::new();
+    if !found.is_empty() {
+        problems.push(
+            Problem::error("target-differs", name)
+                .fact(found.join("; "))
+                .consequence("rows could not be written there as the plan says")
+                .next(match ddl {
+                    Ddl::Create => {
+                        "drop or rename the table, so that provision makes it, or write `to` in the plan"
+                            .to_owned()
+                    }
+                    Ddl::Adopt => {
+                        "change the service's migrations, or the plan's columns, until both agree".to_owned()
+                    }
+                }),
+        );
+    } else if !keyed {
+        let columns: Vec<String> = key.iter().flatten().map(|name| quote_ident(name)).collect();
+        problems.push(
+            Problem::error("target-without-key", name)
+                .fact(format!("it has no unique index on exactly its key ({})", columns.join(", ")))
+                .consequence("updates and deletes could not find their row, and a row could be there twice")
+                .next(format!(
+                    "run on the service: ALTER TABLE {} ADD PRIMARY KEY ({});",
+                    table.target.sql(),
+                    columns.join(", ")
+                )),
+        );
+    }
+    problems
+}
+
+/// A type without its schema: user types may live in another one in the service.
+fn bare(type_sql: &str) -> &str {
+    type_sql.rsplit_once('.').map_or(type_sql, |(_, name)| name)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::check::fixture::{clean, expect};
+    use crate::mapping::fixture::{column, name, table};
+    use crate::problem::Severity;
+    use tokio_postgres::types::Type;
+
+    /// Facts in which service `ordering` has a table Orders.
+    fn standing(ddl: Ddl, edit: impl FnOnce(&mut Table)) -> Facts {
+        let mut facts = clean();
+        facts.plan.services.get_mut("ordering").unwrap().ddl = ddl;
+        facts.mappings.get_mut("ordering").unwrap().tables.retain(|table| table.source == name("Orders"));
+        let mut orders = table("Orders", vec![column("Id", &Type::INT8), column("Region", &Type::TEXT)]);
+        edit(&mut orders);
+        facts.service_catalog("ordering").tables.insert(orders.name.clone(), orders);
+        facts
+    }
+
+    #[test]
+    fn equal_empty_tables_are_no_problem() {
+        assert_eq!(rule(&clean()), []);
+        assert_eq!(rule(&standing(Ddl::Create, |_| ())), []);
+        assert_eq!(rule(&standing(Ddl::Adopt, |_| ())), []);
+    }
+
+    #[test]
+    fn rows_that_are_not_the_mirrors_are_a_problem() {
+        let mut facts = standing(Ddl::Create, |_| ());
+        facts.service("ordering").server.as_mut().unwrap().filled.insert(name("Orders"));
+        expect(&rule(&facts), Severity::Error, "target-not-empty", "TRUNCATE \"public\".\"Orders\";");
+        facts.service("ordering").server.as_mut().unwrap().provisioned.insert("ordering".into());
+        assert_eq!(rule(&facts), []);
+        let mut facts = standing(Ddl::Create, |_| ());
+        facts.service("ordering").server.as_mut().unwrap().closed.insert(name("Orders"));
+        expect(&rule(&facts), Severity::Error, "target-not-readable", "GRANT SELECT");
+    }
+
+    #[test]
+    fn differences_are_told_all_at_once() {
+        let facts = standing(Ddl::Adopt, |orders| {
+            orders.columns[0].type_sql = "integer".into();
+            orders.columns.remove(1);
+            let mut extra = column("tenant", &Type::TEXT);
+            extra.not_null = true;
+            orders.columns.push(extra);
+        });
+        let problems = rule(&facts);
+        expect(&problems, Severity::Error, "target-differs", "Id is integer, not bigint");
+        expect(&problems, Severity::Error, "target-differs", "it has no column Region");
+        expect(&problems, Severity::Error, "target-differs", "tenant is NOT NULL without default");
+        let facts = standing(Ddl::Adopt, |orders| orders.indexes.clear());
+        expect(&rule(&facts), Severity::Error, "target-without-key", "ADD PRIMARY KEY (\"Id\");");
+        let mut facts = standing(Ddl::Adopt, |_| ());
+        facts.service_catalog("ordering").tables.clear();
+        expect(&rule(&facts), Severity::Error, "target-absent", "ddl: create");
+    }
+}
