@@ -6,6 +6,8 @@ use std::ffi::OsString;
 
 use clap::Parser;
 
+mod check;
+mod demo;
 pub mod environment;
 mod interrupt;
 pub mod logging;
@@ -45,8 +47,10 @@ const EXIT_CODES: &str = "Exit codes: 0 done and clean, 1 problems or difference
 
 #[derive(Debug, clap::Subcommand)]
 enum Verb {
+    Check(check::Arguments),
     Mirror(mirror::Arguments),
     Status(status::Arguments),
+    Demo(demo::Arguments),
     Schema(schema::Arguments),
 }
 
@@ -73,8 +77,10 @@ impl Arguments {
             tokio::runtime::Builder::new_multi_thread().enable_all().build().map_err(CliError::Start)?;
         let outcome = runtime.block_on(async {
             match &self.verb {
+                Verb::Check(arguments) => Box::pin(check::run(ui, arguments)).await,
                 Verb::Mirror(arguments) => Box::pin(mirror::run(ui, arguments)).await,
                 Verb::Status(arguments) => Box::pin(status::run(ui, arguments)).await,
+                Verb::Demo(arguments) => Box::pin(demo::run(ui, arguments)).await,
                 Verb::Schema(arguments) => schema::run(ui, arguments),
             }
         });

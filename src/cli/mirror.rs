@@ -9,7 +9,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::interrupt::Interrupts;
 use super::mirror_progress::Display;
-use super::open::{self, Needs, Opened, PlanArguments};
+use super::open::{self, Needs, Opened, PlanFile, Slices};
 use super::report::{CliError, Exit};
 use super::ui::Ui;
 use crate::cdc::batch::BatchLimits;
@@ -38,7 +38,9 @@ const ROUNDS: usize = 1;
 #[derive(Debug, clap::Args)]
 pub(super) struct Arguments {
     #[command(flatten)]
-    plan: PlanArguments,
+    plan: PlanFile,
+    #[command(flatten)]
+    slices: Slices,
     /// Empty this table and copy it again; may be given several times
     #[arg(long, value_name = "TABLE")]
     retry: Vec<String>,
@@ -57,7 +59,7 @@ pub(super) struct Arguments {
 }
 
 pub(super) async fn run(ui: &mut Ui, arguments: &Arguments) -> Result<Exit, CliError> {
-    let opened = open::open(ui, &arguments.plan, Needs::All)?;
+    let opened = open::open(ui, &arguments.plan, &arguments.slices.slices, Needs::All)?;
     let mappings = opened.mappings(ui).await?;
     let retry = tables(&arguments.retry, &opened, &mappings)?;
     let (board, progress) = Board::new(&opened.slices);

@@ -15,12 +15,17 @@ use crate::postgres::{ConnectError, Server, SessionRole};
 use crate::problem::{self, Problem};
 use crate::status::judge::{Commands, shell_word};
 
-/// A plan and the slices that a command is about.
+/// The plan that a command is about.
 #[derive(Debug, clap::Args)]
-pub(super) struct PlanArguments {
+pub(super) struct PlanFile {
     /// The plan file
     #[arg(value_name = "PLAN")]
-    pub(super) plan: PathBuf,
+    plan: PathBuf,
+}
+
+/// The slices that a command is about.
+#[derive(Debug, clap::Args)]
+pub(super) struct Slices {
     /// Only this slice; may be given several times [default: all]
     #[arg(long = "slice", value_name = "SLICE")]
     pub(super) slices: Vec<String>,
@@ -106,17 +111,22 @@ impl Opened {
     }
 }
 
-/// Reads the plan and prepares the links; connects to nothing. Warnings about the plan go to stderr.
+/// Reads the plan and prepares the links; connects to nothing. No slices means all of them. Warnings about the plan go to stderr.
 ///
 /// # Errors
 /// The plan does not make sense, a slice is not in it, or a link can't be filled in or read: all of them at once.
-pub(super) fn open(ui: &mut Ui, arguments: &PlanArguments, needs: Needs) -> Result<Opened, CliError> {
-    let parsed = plan::read(&arguments.plan).map_err(CliError::Plan)?;
+pub(super) fn open(
+    ui: &mut Ui,
+    file: &PlanFile,
+    slices: &[String],
+    needs: Needs,
+) -> Result<Opened, CliError> {
+    let parsed = plan::read(&file.plan).map_err(CliError::Plan)?;
     if !parsed.warnings.is_empty() {
         ui.words(parsed.warnings.render(ui.words_paint() == Paint::Colour).trim_end());
     }
     let Parsed { plan, source, .. } = parsed;
-    let slices = chosen(&plan, &arguments.slices)?;
+    let slices = chosen(&plan, slices)?;
     let variables: Arc<dyn Variables> = Arc::new(Environment);
     let monolith = ways("monolith", &plan.monolith.links, &variables);
     let mut used = used_links(&plan.monolith.links, &monolith, needs);
@@ -132,7 +142,7 @@ pub(super) fn open(ui: &mut Ui, arguments: &PlanArguments, needs: Needs) -> Resu
     if !problems.is_empty() {
         return Err(CliError::Plan(source.problems(problems)));
     }
-    let path = arguments.plan.display().to_string();
+    let path = file.plan.display().to_string();
     Ok(Opened { plan, source, path, slices, monolith, services })
 }
 

@@ -7,6 +7,7 @@ use std::process::ExitCode;
 
 use super::ui::{Ink, Paint, Ui};
 use crate::cdc::error::MirrorError;
+use crate::demo::DemoError;
 use crate::plan::PlanProblems;
 use crate::postgres::ConnectError;
 use crate::postgres::introspect::IntrospectError;
@@ -75,6 +76,9 @@ pub enum CliError {
     /// Slices whose mirror can't go on.
     #[error("the mirror of {} can't go on", .0.iter().map(|(slice, _)| slice.as_str()).collect::<Vec<_>>().join(", "))]
     Mirror(Vec<(String, MirrorError)>),
+    /// The demo's servers, or its commentary.
+    #[error("the demo stopped")]
+    Demo(#[from] DemoError),
     /// stdout is closed, or its disk full.
     #[error("the output could not be written")]
     Output(#[from] io::Error),
@@ -113,6 +117,7 @@ impl CliError {
                 let exits = ends.iter().map(|(_, error)| mirror_page(error).exit);
                 page(exits.fold(Exit::Incomplete, said_first), "mirror", None)
             }
+            Self::Demo(_) => page(Exit::Incomplete, "demo", None),
             Self::Output(_) => page(Exit::Incomplete, "output", None),
             Self::Start(_) => page(Exit::Incomplete, "start", None),
             Self::Interrupted { .. } => page(Exit::Interrupted, "interrupted", None),
@@ -153,7 +158,11 @@ pub fn finish(ui: &mut Ui, outcome: Result<Exit, CliError>) -> Exit {
     match &error {
         CliError::CommandLine(error) => return command_line(ui, error),
         // Whoever closed the pipe knows; a message would only disturb what follows it.
-        CliError::Output(error) if error.kind() == io::ErrorKind::BrokenPipe => return page.exit,
+        CliError::Output(error) | CliError::Demo(DemoError::Write(error))
+            if error.kind() == io::ErrorKind::BrokenPipe =>
+        {
+            return page.exit;
+        }
         CliError::Plan(problems) => ui.words(problems.render(ui.words_paint() == Paint::Colour).trim_end()),
         CliError::Interrupted { .. } => ui.words(&error.to_string()),
         CliError::Mirror(ends) => {
@@ -164,6 +173,7 @@ pub fn finish(ui: &mut Ui, outcome: Result<Exit, CliError>) -> Exit {
         CliError::Unknown { .. }
         | CliError::Connect(_)
         | CliError::Catalog(_)
+        | CliError::Demo(_)
         | CliError::Output(_)
         | CliError::Start(_) => show(ui, &error.to_string(), &error, &page),
     }

@@ -5,7 +5,7 @@ use std::time::Duration;
 use serde::Serialize;
 
 use super::interrupt::Interrupts;
-use super::open::{self, Needs, PlanArguments};
+use super::open::{self, Needs, PlanFile, Slices};
 use super::report::{CliError, Exit};
 use super::ui::{Format, Ui};
 use crate::clock::{Clock, SystemClock};
@@ -30,7 +30,9 @@ const EVERY: Duration = Duration::from_secs(1);
 #[derive(Debug, clap::Args)]
 pub(super) struct Arguments {
     #[command(flatten)]
-    plan: PlanArguments,
+    plan: PlanFile,
+    #[command(flatten)]
+    slices: Slices,
     /// Go on until interrupted: each second on a terminal, a line per change otherwise
     #[arg(long)]
     watch: bool,
@@ -47,7 +49,7 @@ struct Document<'a> {
 }
 
 pub(super) async fn run(ui: &mut Ui, arguments: &Arguments) -> Result<Exit, CliError> {
-    let opened = open::open(ui, &arguments.plan, Needs::Admin)?;
+    let opened = open::open(ui, &arguments.plan, &arguments.slices.slices, Needs::Admin)?;
     let commands = opened.commands();
     let services = opened.services.iter().map(|(name, ways)| (name.clone(), ways.admin.clone())).collect();
     let mut reader = Reader::new(&opened.plan, &opened.slices, opened.monolith.admin.clone(), services);
