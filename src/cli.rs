@@ -2,9 +2,90 @@
 //!
 //! Only this module and what is below it read the environment, print, or know of exit codes.
 
+use std::ffi::OsString;
+
+use clap::Parser;
+
+mod check;
+mod demo;
 pub mod environment;
+mod interrupt;
 pub mod logging;
+mod mirror;
 pub mod mirror_progress;
+mod open;
 pub mod report;
+mod schema;
+mod status;
 pub mod ui;
 pub mod words;
+
+use logging::{LogFormat, LogLevel};
+use report::{CliError, Exit};
+use ui::Ui;
+
+/// Split a shared PostgreSQL database into one database per service, while the application keeps running
+///
+/// The order of a journey: check, provision, mirror; status says at any time where every slice stands and what to
+/// type next.
+#[derive(Debug, clap::Parser)]
+#[command(name = "strangler", version, max_term_width = 110, infer_subcommands = false)]
+#[command(after_help = EXIT_CODES, disable_help_subcommand = true)]
+pub struct Arguments {
+    #[command(subcommand)]
+    verb: Verb,
+    /// How log lines on stderr look
+    #[arg(long, global = true, value_enum, default_value_t, value_name = "FORMAT", help_heading = "Log")]
+    log_format: LogFormat,
+    /// Which events are logged
+    #[arg(long, global = true, value_enum, default_value_t, value_name = "LEVEL", help_heading = "Log")]
+    log_level: LogLevel,
+}
+
+const EXIT_CODES: &str = "Exit codes: 0 done and clean, 1 problems or differences, 2 usage or plan error, 3 refused, \
+4 a database could not be reached, 5 incomplete, 130 interrupted";
+
+#[derive(Debug, clap::Subcommand)]
+enum Verb {
+    Check(check::Arguments),
+    Mirror(mirror::Arguments),
+    Status(status::Arguments),
+    Demo(demo::Arguments),
+    Schema(schema::Arguments),
+}
+
+impl Arguments {
+    /// Reads the command line.
+    ///
+    /// # Errors
+    /// [`CliError::CommandLine`], which also carries help and version.
+    pub fn read(words: impl IntoIterator<Item = OsString>) -> Result<Self, CliError> {
+        Self::try_parse_from(words).map_err(CliError::CommandLine)
+    }
+
+    /// Starts the log that was asked for.
+    pub fn start_log(&self, ui: &Ui) {
+        logging::start(self.log_format, self.log_level, ui.words_paint(), ui.bars());
+    }
+
+    /// Does what was typed, on a runtime of its own.
+    ///
+    /// # Errors
+    /// [`CliError`]; [`report::finish`] shows it.
+    pub fn run(self, ui: &mut Ui) -> Result<Exit, CliError> {
+        let runtime =
+            tokio::runtime::Builder::new_multi_thread().enable_all().build().map_err(CliError::Start)?;
+        let outcome = runtime.block_on(async {
+            match &self.verb {
+                Verb::Check(arguments) => Box::pin(check::run(ui, arguments)).await,
+                Verb::Mirror(arguments) => Box::pin(mirror::run(ui, arguments)).await,
+                Verb::Status(arguments) => Box::pin(status::run(ui, arguments)).await,
+                Verb::Demo(arguments) => Box::pin(demo::run(ui, arguments)).await,
+                Verb::Schema(arguments) => schema::run(ui, arguments),
+            }
+        });
+        // A resolver thread may still wait for a name server; nobody waits for it.
+        runtime.shutdown_background();
+        outcome
+    }
+}

@@ -1,6 +1,6 @@
 //! Where every slice stands: read from both databases, decided here, shown by the command line.
 //!
-//! [`read`] asks the databases for [`facts`]; [`judge`] turns the facts of one slice into a [`SliceStatus`] without
+//! [`gather`] asks the databases, by the statements of [`read`], for [`facts`]; [`judge`] turns the facts of one slice into a [`SliceStatus`] without
 //! any I/O. Nothing is remembered between runs: what `status` says is what the databases hold, so it is right
 //! whether the mirror runs, was stopped, or died.
 
@@ -9,6 +9,7 @@ use serde::Serialize;
 use crate::lsn::Lsn;
 
 pub mod facts;
+pub mod gather;
 pub mod judge;
 pub mod read;
 
@@ -221,7 +222,7 @@ pub struct TableStatus {
 pub struct Unreachable {
     /// `monolith` or the service's name.
     pub database: String,
-    /// Why, without any secret.
+    /// Which database and why, without any secret.
     pub reason: String,
 }
 

@@ -5,8 +5,13 @@ use std::error::Error;
 use std::io;
 use std::process::ExitCode;
 
-use super::ui::{Ink, Ui};
-use crate::plan::LinkError;
+use super::ui::{Ink, Paint, Ui};
+use crate::cdc::error::MirrorError;
+use crate::demo::DemoError;
+use crate::plan::PlanProblems;
+use crate::postgres::ConnectError;
+use crate::postgres::introspect::IntrospectError;
+use crate::status::judge::shell_word;
 
 /// What a command's end means to the shell. The numbers are a contract.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -47,17 +52,33 @@ pub enum CliError {
     /// The command line does not parse, or asked for help or the version.
     #[error(transparent)]
     CommandLine(clap::Error),
-    /// `--slice` names no slice of the plan.
-    #[error("the plan has no slice {}", quoted_list(.names))]
-    UnknownSlice {
+    /// An option names something that the plan doesn't have.
+    #[error("the plan has no {what} {}", quoted_list(.names))]
+    Unknown {
+        /// `slice` or `table`.
+        what: &'static str,
+        /// Option that named it.
+        option: &'static str,
         /// What was typed.
         names: Vec<String>,
         /// What the plan has.
         known: Vec<String>,
     },
-    /// Links could not be filled in, all of them.
-    #[error("{} of the plan can't be filled in", if .0.len() == 1 { "a link" } else { "links" })]
-    Links(Vec<BadLink>),
+    /// The plan does not make sense, or its links can't be used.
+    #[error(transparent)]
+    Plan(PlanProblems),
+    /// A database could not be reached.
+    #[error(transparent)]
+    Connect(#[from] ConnectError),
+    /// A database could be reached, but not read.
+    #[error("the catalogs of the monolith could not be read")]
+    Catalog(#[from] IntrospectError),
+    /// Slices whose mirror can't go on.
+    #[error("the mirror of {} can't go on", .0.iter().map(|(slice, _)| slice.as_str()).collect::<Vec<_>>().join(", "))]
+    Mirror(Vec<(String, MirrorError)>),
+    /// The demo's servers, or its commentary.
+    #[error("the demo stopped")]
+    Demo(#[from] DemoError),
     /// stdout is closed, or its disk full.
     #[error("the output could not be written")]
     Output(#[from] io::Error),
@@ -70,18 +91,6 @@ pub enum CliError {
         /// What is left behind, in words.
         state: String,
     },
-}
-
-/// A link that could not be filled in.
-#[derive(Debug, thiserror::Error)]
-#[error("{database}, link {link}")]
-pub struct BadLink {
-    /// `monolith` or the service's name.
-    pub database: String,
-    /// Key in the plan: `admin`, `read` or `apply`.
-    pub link: &'static str,
-    /// Why.
-    pub source: LinkError,
 }
 
 /// What is shown for an error.
@@ -98,15 +107,45 @@ impl CliError {
         let page = |exit, code, hint| Page { exit, code, hint };
         match self {
             Self::CommandLine(_) => page(Exit::Usage, "command-line", None),
-            Self::UnknownSlice { names, known } => {
-                page(Exit::Usage, "unknown-slice", Some(slice_hint(names, known)))
+            Self::Unknown { option, names, known, .. } => {
+                page(Exit::Usage, "unknown-name", Some(name_hint(option, names, known)))
             }
-            Self::Links(bad) => page(Exit::Usage, "link-not-filled", Some(link_hint(bad))),
+            Self::Plan(_) => page(Exit::Usage, "plan", None),
+            Self::Connect(_) => page(Exit::Unreachable, "database-unreachable", None),
+            Self::Catalog(_) => page(Exit::Incomplete, "catalog-unreadable", None),
+            Self::Mirror(ends) => {
+                let exits = ends.iter().map(|(_, error)| mirror_page(error).exit);
+                page(exits.fold(Exit::Incomplete, said_first), "mirror", None)
+            }
+            Self::Demo(_) => page(Exit::Incomplete, "demo", None),
             Self::Output(_) => page(Exit::Incomplete, "output", None),
             Self::Start(_) => page(Exit::Incomplete, "start", None),
             Self::Interrupted { .. } => page(Exit::Interrupted, "interrupted", None),
         }
     }
+}
+
+/// Why one slice's mirror ended.
+fn mirror_page(error: &MirrorError) -> Page {
+    let (exit, code) = match error {
+        MirrorError::Connect(_) | MirrorError::Link(_) => (Exit::Unreachable, "database-unreachable"),
+        MirrorError::Refused { .. } => (Exit::Refused, "mirror-refused"),
+        MirrorError::Fenced { .. } => (Exit::Refused, "mirror-taken-over"),
+        MirrorError::Sql { .. }
+        | MirrorError::Journal(_)
+        | MirrorError::Replication(_)
+        | MirrorError::Stream(_)
+        | MirrorError::Unreadable { .. }
+        | MirrorError::Restart { .. }
+        | MirrorError::Stopped => (Exit::Incomplete, "mirror-failed"),
+    };
+    Page { exit, code, hint: error.next().map(str::to_owned) }
+}
+
+/// Of two exit codes the one that says that less is known, then the one that asks for more.
+fn said_first(one: Exit, other: Exit) -> Exit {
+    let order = [Exit::Unreachable, Exit::Refused, Exit::Incomplete];
+    order.into_iter().find(|exit| *exit == one || *exit == other).unwrap_or(one)
 }
 
 /// Shows how a command ended and gives its exit code.
@@ -119,25 +158,33 @@ pub fn finish(ui: &mut Ui, outcome: Result<Exit, CliError>) -> Exit {
     match &error {
         CliError::CommandLine(error) => return command_line(ui, error),
         // Whoever closed the pipe knows; a message would only disturb what follows it.
-        CliError::Output(error) if error.kind() == io::ErrorKind::BrokenPipe => return page.exit,
-        CliError::Interrupted { .. } => ui.words(&error.to_string()),
-        CliError::UnknownSlice { .. } | CliError::Links(_) | CliError::Output(_) | CliError::Start(_) => {
-            show(ui, &error, &page);
+        CliError::Output(error) | CliError::Demo(DemoError::Write(error))
+            if error.kind() == io::ErrorKind::BrokenPipe =>
+        {
+            return page.exit;
         }
+        CliError::Plan(problems) => ui.words(problems.render(ui.words_paint() == Paint::Colour).trim_end()),
+        CliError::Interrupted { .. } => ui.words(&error.to_string()),
+        CliError::Mirror(ends) => {
+            for (slice, error) in ends {
+                show(ui, &format!("slice {slice}: {error}"), error, &mirror_page(error));
+            }
+        }
+        CliError::Unknown { .. }
+        | CliError::Connect(_)
+        | CliError::Catalog(_)
+        | CliError::Demo(_)
+        | CliError::Output(_)
+        | CliError::Start(_) => show(ui, &error.to_string(), &error, &page),
     }
     page.exit
 }
 
-fn show(ui: &mut Ui, error: &CliError, page: &Page) {
+fn show(ui: &mut Ui, heading: &str, error: &dyn Error, page: &Page) {
     let paint = ui.words_paint();
-    let heading = paint.ink(Ink::Alarm, &format!("error[{}]:", page.code));
-    ui.words(&format!("{heading} {error}"));
-    let causes = if let CliError::Links(bad) = error {
-        bad.iter().map(|bad| chain(bad)).collect()
-    } else {
-        sources(error)
-    };
-    for (index, cause) in causes.iter().enumerate() {
+    let code = paint.ink(Ink::Alarm, &format!("error[{}]:", page.code));
+    ui.words(&format!("{code} {heading}"));
+    for (index, cause) in sources(error).iter().enumerate() {
         ui.words(&format!("  {}. {cause}", index + 1));
     }
     if let Some(hint) = &page.hint {
@@ -158,14 +205,6 @@ fn command_line(ui: &mut Ui, error: &clap::Error) -> Exit {
     }
 }
 
-/// An error and its causes on one line, outermost first.
-#[must_use]
-pub fn chain(error: &dyn Error) -> String {
-    let mut parts = vec![error.to_string()];
-    parts.extend(sources(error));
-    parts.join(": ")
-}
-
 fn sources(error: &dyn Error) -> Vec<String> {
     std::iter::successors(error.source(), |cause: &&dyn Error| (*cause).source())
         .map(ToString::to_string)
@@ -176,35 +215,18 @@ fn quoted_list(names: &[String]) -> String {
     names.iter().map(|name| format!("{name:?}")).collect::<Vec<_>>().join(", ")
 }
 
-fn slice_hint(names: &[String], known: &[String]) -> String {
+fn name_hint(option: &str, names: &[String], known: &[String]) -> String {
     let likely = names.iter().filter_map(|name| {
         let distance = |known: &&String| strsim::damerau_levenshtein(name, known);
         // Up to a third of the letters wrong is a slip; more is another word.
         known.iter().min_by_key(distance).filter(|known| distance(known) * 3 <= name.chars().count().max(3))
     });
-    let likely: Vec<&str> = likely.map(String::as_str).collect();
+    let likely: Vec<String> = likely.map(|name| format!("{option} {}", shell_word(name))).collect();
     let all = known.join(", ");
     if likely.is_empty() {
-        format!("its slices are {all}")
+        format!("it has {all}")
     } else {
-        format!("did you mean --slice {}? The slices are {all}", likely.join(" --slice "))
-    }
-}
-
-fn link_hint(bad: &[BadLink]) -> String {
-    let mut names: Vec<&str> = bad
-        .iter()
-        .filter_map(|bad| match &bad.source {
-            LinkError::NoVariable { name } => Some(name.as_str()),
-            LinkError::NoFile { .. } | LinkError::Unclosed => None,
-        })
-        .collect();
-    names.dedup();
-    match names.first() {
-        None => "correct the links in the plan, or the files that they name".to_owned(),
-        Some(name) => {
-            format!("set it before the command: export {name}=postgresql://user@host:5432/database")
-        }
+        format!("did you mean {}? The plan has {all}", likely.join(" "))
     }
 }
 
@@ -215,8 +237,9 @@ mod tests {
     #[test]
     fn a_slip_finds_the_slice_and_another_word_does_not() {
         let known = ["catalog".to_owned(), "ordering".to_owned()];
-        assert!(slice_hint(&["orderng".to_owned()], &known).starts_with("did you mean --slice ordering?"));
-        assert_eq!(slice_hint(&["payments".to_owned()], &known), "its slices are catalog, ordering");
+        let hint = |name: &str| name_hint("--slice", &[name.to_owned()], &known);
+        assert!(hint("orderng").starts_with("did you mean --slice ordering?"));
+        assert_eq!(hint("payments"), "it has catalog, ordering");
     }
 
     #[test]

@@ -143,6 +143,11 @@ impl Ui {
         })
     }
 
+    /// stdout itself, for a commentary that is written as it happens.
+    pub fn data_writer(&mut self) -> &mut (dyn Write + Send) {
+        &mut *self.data
+    }
+
     /// Writes a value as one JSON document: indented for a report, or on one line for a sequence of them.
     ///
     /// # Errors

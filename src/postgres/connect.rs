@@ -336,6 +336,15 @@ impl Session {
     }
 }
 
+impl Session {
+    /// The client alone, for code that wants to own one. Its connection ends when it is dropped.
+    #[must_use]
+    pub fn into_client(self) -> tokio_postgres::Client {
+        drop(self._driver.detach());
+        self.client
+    }
+}
+
 impl fmt::Debug for Session {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Session").field("closed", &self.is_closed()).finish_non_exhaustive()

@@ -123,6 +123,8 @@ pub struct ProcessRow {
     pub phase: String,
     /// More about that.
     pub detail: Option<String>,
+    /// Age in milliseconds of the monolith's state that it applied last, measured by a heartbeat through the stream.
+    pub lag_ms: Option<f64>,
     /// Seconds since its last sign of life.
     pub seen_seconds_ago: f64,
     /// It said goodbye.

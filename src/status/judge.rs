@@ -10,6 +10,10 @@ use super::{
 /// mirror is harmless, so a wrong guess costs nothing.
 pub const DEAD_AFTER_SECONDS: f64 = 10.0;
 
+/// An idle stream makes its position durable every 5 seconds, so between two of them the stored time says little and the
+/// mirror's own measurement is the truth. An older position means that nothing arrives, and the measurement is stale.
+const MEASURED_WITHIN_SECONDS: f64 = 8.0;
+
 /// Headroom below this part of the limit raises an alarm: one tenth leaves time to act before the limit acts.
 const LITTLE_HEADROOM: u64 = 10;
 
@@ -174,9 +178,16 @@ fn authority(service: Option<&Gate>, monolith: Option<&Gate>) -> (Authority, Opt
 fn lag(service: &ServiceFacts, monolith: Option<&MonolithFacts>) -> Option<Lag> {
     let stream = service.stream.as_ref().filter(|stream| stream.state != "creating")?;
     let now_us = monolith.map_or(service.now_us, |monolith| monolith.now_us);
+    let durable = stream.source_time_us.map(|at| seconds_between(at, now_us));
+    let measured =
+        service.process.as_ref().filter(|process| !process.stopped).and_then(|process| process.lag_ms);
+    let seconds = match (durable, measured) {
+        (Some(durable), Some(ms)) if durable <= MEASURED_WITHIN_SECONDS => Some(durable.min(ms / 1000.0)),
+        (durable, _) => durable,
+    };
     Some(Lag {
         bytes: monolith.map(|monolith| monolith.current_lsn.bytes_since(stream.applied_lsn)),
-        seconds: stream.source_time_us.map(|at| seconds_between(at, now_us)),
+        seconds,
         applied_lsn: stream.applied_lsn,
     })
 }

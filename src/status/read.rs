@@ -37,7 +37,7 @@ SELECT s.slice, jsonb_build_object(
             'source_time_us', (extract(epoch FROM source_time) * 1000000)::bigint, 'nonce', nonce)
         FROM strangler.stream t WHERE t.slice = s.slice AND dir = 'forward' AND lane = 0),
     'process', (SELECT jsonb_build_object('nonce', nonce, 'host', host, 'pid', pid, 'phase', phase,
-            'detail', detail, 'seen_seconds_ago', greatest(0, extract(epoch FROM now() - seen_at)),
+            'detail', detail, 'lag_ms', lag_ms, 'seen_seconds_ago', greatest(0, extract(epoch FROM now() - seen_at)),
             'stopped', stopped_at IS NOT NULL)
         FROM strangler.mirror_process m WHERE m.slice = s.slice AND dir = 'forward'),
     'tables', (SELECT coalesce(jsonb_agg(jsonb_build_object('source_table', source_table,
@@ -48,7 +48,7 @@ SELECT s.slice, jsonb_build_object(
                 (SELECT sum(rows) FROM strangler.part p
                     WHERE (p.slice, p.source_table) = (m.slice, m.source_table)))::bigint,
             'rows_estimate', greatest(0, rows_estimate),
-            'copy_seconds', greatest(0, extract(epoch FROM coalesce(live_at, now()) - copy_started_at)))
+            'copy_seconds', extract(epoch FROM coalesce(live_at, now()) - copy_started_at))
             ORDER BY source_table), '[]')
         FROM strangler.mirror_table m WHERE m.slice = s.slice),
     'deferred', (SELECT coalesce(jsonb_agg(replace(kind, '_', ' ') || ' ' || object || ' on ' || target_table

@@ -1,0 +1,184 @@
+//! `strangler mirror`.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::Semaphore;
+use tokio_util::sync::CancellationToken;
+
+use super::interrupt::Interrupts;
+use super::mirror_progress::Display;
+use super::open::{self, Needs, Opened, PlanFile, Slices};
+use super::report::{CliError, Exit};
+use super::ui::Ui;
+use crate::cdc::batch::BatchLimits;
+use crate::cdc::engine::{MirrorOptions, SliceConfig};
+use crate::cdc::error::MirrorError;
+use crate::cdc::mirror::{self, Board, SliceEnd};
+use crate::cdc::start::ProcessName;
+use crate::mapping::{Mappings, SliceMapping};
+use crate::name::TableName;
+
+/// How often progress is shown: smooth on a terminal, and nothing beside the work.
+const SHOW_EVERY: Duration = Duration::from_millis(250);
+
+/// Rounds at once over all slices. One keeps the monolith's longest snapshot as short as it can be; the workers of that
+/// round are the parallelism.
+const ROUNDS: usize = 1;
+
+/// Copy the tables of every slice, then keep them current
+///
+/// Copies first, in parallel and resumable, then follows the monolith's changes for as long as it runs. The application
+/// goes on writing to the monolith all the while; the services may read.
+///
+/// Ctrl-C stops at a transaction border; the next start goes on there. A mirror that was killed loses nothing either.
+/// Broken connections are made again without end. A slice that can't go on says why and what to type, and does not
+/// stop the others.
+#[derive(Debug, clap::Args)]
+pub(super) struct Arguments {
+    #[command(flatten)]
+    plan: PlanFile,
+    #[command(flatten)]
+    slices: Slices,
+    /// Empty this table and copy it again; may be given several times
+    #[arg(long, value_name = "TABLE")]
+    retry: Vec<String>,
+    /// Start the slices over: new replication slots, every table copied again
+    #[arg(long)]
+    rebuild: bool,
+    /// Take over from a mirror that seems to be alive
+    #[arg(long)]
+    take_over: bool,
+    /// Connections that copy in parallel
+    #[arg(long, value_name = "NUMBER", default_value_t = 4, value_parser = clap::value_parser!(u8).range(1..=64))]
+    workers: u8,
+    /// Where transactions that don't fit into memory wait [default: the system's folder for temporary files]
+    #[arg(long, value_name = "FOLDER")]
+    spill_folder: Option<PathBuf>,
+}
+
+pub(super) async fn run(ui: &mut Ui, arguments: &Arguments) -> Result<Exit, CliError> {
+    let opened = open::open(ui, &arguments.plan, &arguments.slices.slices, Needs::All)?;
+    let mappings = opened.mappings(ui).await?;
+    let retry = tables(&arguments.retry, &opened, &mappings)?;
+    let (board, progress) = Board::new(&opened.slices);
+    let configs = configs(&opened, mappings, &board, arguments, &retry);
+    let mut interrupts = Interrupts::listen().map_err(CliError::Start)?;
+    let stop = CancellationToken::new();
+    let mut running = tokio::spawn(Box::pin(mirror::run(configs, this_process(), stop.clone())));
+    let mut display = Display::default();
+    let mut ticks = tokio::time::interval(SHOW_EVERY);
+    let ends = loop {
+        tokio::select! {
+            ends = &mut running => break ends,
+            _ = ticks.tick() => {
+                let latest = progress.borrow().clone();
+                display.show(ui, &latest);
+            }
+            () = interrupts.next() => {
+                if stop.is_cancelled() {
+                    display.finish();
+                    return Err(interrupted("stopped in the middle of a transaction, which the next start does again"));
+                }
+                stop.cancel();
+                ui.words("stopping at the next transaction border; once more stops at once");
+            }
+        }
+    };
+    let latest = progress.borrow().clone();
+    display.show(ui, &latest);
+    display.finish();
+    let ends = ends.map_err(|error| CliError::Start(std::io::Error::other(error)))?;
+    outcome(ends, &opened)
+}
+
+/// A slice that stopped because it was asked to is no failure; being asked to stop is still an interruption.
+fn outcome(ends: Vec<SliceEnd>, opened: &Opened) -> Result<Exit, CliError> {
+    let failed: Vec<(String, MirrorError)> = ends
+        .into_iter()
+        .filter_map(|end| end.result.err().map(|error| (end.slice, error)))
+        .map(|(slice, error)| (slice, typed(error, opened)))
+        .collect();
+    if failed.is_empty() {
+        Err(interrupted(&format!(
+            "every slice stopped at a transaction border; {} goes on there",
+            again(opened)
+        )))
+    } else {
+        Err(CliError::Mirror(failed))
+    }
+}
+
+fn interrupted(state: &str) -> CliError {
+    CliError::Interrupted { state: state.to_owned() }
+}
+
+fn again(opened: &Opened) -> String {
+    opened.typed("strangler mirror PLAN")
+}
+
+fn typed(error: MirrorError, opened: &Opened) -> MirrorError {
+    if let MirrorError::Refused { what, next } = error {
+        MirrorError::Refused { what, next: opened.typed(&next) }
+    } else {
+        error
+    }
+}
+
+/// The tables that `--retry` names, each in one of the chosen slices.
+fn tables(names: &[String], opened: &Opened, mappings: &Mappings) -> Result<Vec<TableName>, CliError> {
+    let chosen = opened.slices.iter().filter_map(|slice| mappings.get(slice));
+    let known: Vec<&TableName> = chosen.flat_map(|slice| &slice.tables).map(|table| &table.source).collect();
+    let (mut found, mut unknown) = (Vec::new(), Vec::new());
+    for name in names {
+        match TableName::parse(name, "public") {
+            Ok(table) if known.contains(&&table) => found.push(table),
+            Ok(_) | Err(_) => unknown.push(name.clone()),
+        }
+    }
+    if unknown.is_empty() {
+        return Ok(found);
+    }
+    let known = known.iter().map(ToString::to_string).collect();
+    Err(CliError::Unknown { what: "table", option: "--retry", names: unknown, known })
+}
+
+fn configs(
+    opened: &Opened,
+    mut mappings: Mappings,
+    board: &Board,
+    arguments: &Arguments,
+    retry: &[TableName],
+) -> Vec<SliceConfig> {
+    let options = Arc::new(MirrorOptions {
+        workers: usize::from(arguments.workers),
+        rows_per_range: None,
+        spill_folder: arguments.spill_folder.clone().unwrap_or_else(std::env::temp_dir),
+        limits: BatchLimits::default(),
+        retry: retry.to_vec(),
+        rebuild: arguments.rebuild,
+        take_over: arguments.take_over,
+    });
+    let rounds = Arc::new(Semaphore::new(ROUNDS));
+    let config = |mapping: SliceMapping| {
+        let service = opened.services.get(&mapping.service)?;
+        Some(SliceConfig {
+            plan: opened.plan.name.clone(),
+            wal_budget_bytes: opened.plan.slices.get(&mapping.slice)?.policy.wal_budget_bytes,
+            mapping: Arc::new(mapping),
+            read: opened.monolith.read.clone(),
+            apply: service.apply.clone(),
+            admin: service.admin.clone(),
+            options: Arc::clone(&options),
+            rounds: Arc::clone(&rounds),
+            board: board.clone(),
+        })
+    };
+    opened.slices.iter().filter_map(|slice| config(mappings.remove(slice)?)).collect()
+}
+
+fn this_process() -> ProcessName {
+    let host = rustix::system::uname().nodename().to_string_lossy().into_owned();
+    ProcessName { host, pid: std::process::id() }
+}

@@ -1,0 +1,194 @@
+//! What every verb about a plan begins with: read the plan, choose the slices, find the ways into the databases.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use super::environment::Environment;
+use super::report::CliError;
+use super::ui::{Paint, Ui};
+use crate::cdc::mirror::chain_of;
+use crate::mapping::{self, Mappings};
+use crate::plan::{self, LinkTemplate, Links, Parsed, Plan, PlanProblem, PlanSource, Variables};
+use crate::postgres::introspect;
+use crate::postgres::{ConnectError, Server, SessionRole};
+use crate::problem::{self, Problem};
+use crate::status::judge::{Commands, shell_word};
+
+/// The plan that a command is about.
+#[derive(Debug, clap::Args)]
+pub(super) struct PlanFile {
+    /// The plan file
+    #[arg(value_name = "PLAN")]
+    plan: PathBuf,
+}
+
+/// The slices that a command is about.
+#[derive(Debug, clap::Args)]
+pub(super) struct Slices {
+    /// Only this slice; may be given several times [default: all]
+    #[arg(long = "slice", value_name = "SLICE")]
+    pub(super) slices: Vec<String>,
+}
+
+/// Which links a verb uses. Only their variables must be set.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Needs {
+    /// `admin` on both sides.
+    Admin,
+    /// Every link of both sides.
+    All,
+}
+
+/// A plan that makes sense, the slices asked for, and ways into the databases.
+#[derive(Debug)]
+pub(super) struct Opened {
+    /// The plan.
+    pub(super) plan: Plan,
+    /// Its file, for problems that only a database can tell.
+    pub(super) source: PlanSource,
+    /// Path as typed.
+    pub(super) path: String,
+    /// Names of the slices, in the order of the plan.
+    pub(super) slices: Vec<String>,
+    /// The monolith.
+    pub(super) monolith: Ways,
+    /// The services that the slices belong to.
+    pub(super) services: BTreeMap<String, Ways>,
+}
+
+/// The ways into one database.
+#[derive(Debug, Clone)]
+pub(super) struct Ways {
+    /// DDL, publications, gates.
+    pub(super) admin: Server,
+    /// Catalogs, snapshots, slots.
+    pub(super) read: Server,
+    /// Mirrored rows.
+    pub(super) apply: Server,
+}
+
+impl Opened {
+    /// What to type about this plan.
+    pub(super) fn commands(&self) -> Commands {
+        Commands::about(&self.path)
+    }
+
+    /// A command in which the engine wrote `PLAN`, because it doesn't know the file, as it must be typed.
+    pub(super) fn typed(&self, command: &str) -> String {
+        command.replace(" PLAN", &format!(" {}", shell_word(&self.path)))
+    }
+
+    /// Joins the plan with the monolith's tables. What is only good to know goes to stderr.
+    ///
+    /// # Errors
+    /// The monolith can't be read, or the plan doesn't fit it: every problem at its place in the plan.
+    pub(super) async fn mappings(&self, ui: &mut Ui) -> Result<Mappings, CliError> {
+        let session = self.monolith.read.connect("strangler mirror").await?;
+        let catalog = introspect::read(&session).await?;
+        let (mappings, problems) = mapping::compile(&self.plan, &catalog);
+        let unusable = problems.iter().any(|problem| problem.severity == problem::Severity::Error);
+        let problems = self.source.problems(problems.iter().map(|problem| self.shown(problem)).collect());
+        if unusable {
+            return Err(CliError::Plan(problems));
+        }
+        if !problems.is_empty() {
+            ui.words(problems.render(ui.words_paint() == Paint::Colour).trim_end());
+        }
+        Ok(mappings)
+    }
+
+    fn shown(&self, problem: &Problem) -> PlanProblem {
+        let message = format!("{}: {}; {}", problem.object, problem.fact, problem.consequence);
+        let place = problem.place.and_then(|place| self.source.key_under((place.line, place.column), &[]));
+        let shown = match problem.severity {
+            problem::Severity::Error => PlanProblem::error(problem.code, message),
+            problem::Severity::Warning | problem::Severity::Note => {
+                PlanProblem::warning(problem.code, message)
+            }
+        };
+        shown.help(problem.next.clone()).at(place)
+    }
+}
+
+/// Reads the plan and prepares the links; connects to nothing. No slices means all of them. Warnings about the plan go to stderr.
+///
+/// # Errors
+/// The plan does not make sense, a slice is not in it, or a link can't be filled in or read: all of them at once.
+pub(super) fn open(
+    ui: &mut Ui,
+    file: &PlanFile,
+    slices: &[String],
+    needs: Needs,
+) -> Result<Opened, CliError> {
+    let parsed = plan::read(&file.plan).map_err(CliError::Plan)?;
+    if !parsed.warnings.is_empty() {
+        ui.words(parsed.warnings.render(ui.words_paint() == Paint::Colour).trim_end());
+    }
+    let Parsed { plan, source, .. } = parsed;
+    let slices = chosen(&plan, slices)?;
+    let variables: Arc<dyn Variables> = Arc::new(Environment);
+    let monolith = ways("monolith", &plan.monolith.links, &variables);
+    let mut used = used_links(&plan.monolith.links, &monolith, needs);
+    let mut services = BTreeMap::new();
+    for (name, service) in &plan.services {
+        if slices.iter().any(|slice| plan.service_of(slice).is_some_and(|(owner, _)| owner == name)) {
+            let ways = ways(&format!("service {name}"), &service.links, &variables);
+            used.extend(used_links(&service.links, &ways, needs));
+            services.insert(name.clone(), ways);
+        }
+    }
+    let problems = link_problems(&plan, &used, &*variables);
+    if !problems.is_empty() {
+        return Err(CliError::Plan(source.problems(problems)));
+    }
+    let path = file.plan.display().to_string();
+    Ok(Opened { plan, source, path, slices, monolith, services })
+}
+
+fn chosen(plan: &Plan, wanted: &[String]) -> Result<Vec<String>, CliError> {
+    let known: Vec<String> = plan.slices.keys().cloned().collect();
+    let unknown: Vec<String> = wanted.iter().filter(|name| !known.contains(name)).cloned().collect();
+    if !unknown.is_empty() {
+        return Err(CliError::Unknown { what: "slice", option: "--slice", names: unknown, known });
+    }
+    Ok(known.into_iter().filter(|name| wanted.is_empty() || wanted.contains(name)).collect())
+}
+
+fn ways(label: &str, links: &Links, variables: &Arc<dyn Variables>) -> Ways {
+    let server = |link: &LinkTemplate, role| Server::new(label, link.clone(), role, Arc::clone(variables));
+    Ways {
+        admin: server(&links.admin, SessionRole::Admin),
+        read: server(&links.read, SessionRole::Read),
+        apply: server(&links.apply, SessionRole::Apply),
+    }
+}
+
+fn used_links(links: &Links, ways: &Ways, needs: Needs) -> Vec<(LinkTemplate, Server)> {
+    let pair = |link: &LinkTemplate, server: &Server| (link.clone(), server.clone());
+    let mut used = vec![pair(&links.admin, &ways.admin)];
+    if needs == Needs::All {
+        used.extend([pair(&links.read, &ways.read), pair(&links.apply, &ways.apply)]);
+    }
+    used
+}
+
+/// Fills in and reads each used link once, so that everything that is wrong is said before anything is begun.
+fn link_problems(
+    plan: &Plan,
+    used: &[(LinkTemplate, Server)],
+    variables: &dyn Variables,
+) -> Vec<PlanProblem> {
+    let of_used = |problem: &PlanProblem| used.iter().any(|(link, _)| link.place() == problem.place);
+    let mut problems: Vec<PlanProblem> =
+        plan.missing_variables(variables).into_iter().filter(of_used).collect();
+    for (link, server) in used {
+        if let Err(error @ ConnectError::Syntax { .. }) = server.describe() {
+            let problem = PlanProblem::error("plan.bad-link", chain_of(&error));
+            problems.push(
+                problem.help("a link reads postgresql://user:password@host:5432/database").at(link.place()),
+            );
+        }
+    }
+    problems
+}

@@ -1,0 +1,248 @@
+//! A slice's status as text: a heading, then a line per fact, then what to type.
+
+use crate::cli::ui::{Ink, Paint};
+use crate::cli::words;
+use crate::status::{Lag, Phase, SliceStatus, TableStatus, Wal};
+
+/// The whole status of one slice, several lines.
+pub(super) fn page(status: &SliceStatus, paint: Paint) -> String {
+    let mut lines = vec![format!(
+        "{}  {}  {}",
+        paint.ink(Ink::Strong, &status.slice),
+        paint.ink(phase_ink(status.phase), status.phase.words()),
+        paint.ink(Ink::Faint, &format!("monolith -> {}", status.service)),
+    )];
+    let mut fact = |name: &str, value: String| lines.push(format!("  {name:<10} {value}"));
+    if let Some(epoch) = status.epoch {
+        fact("authority", format!("{}, epoch {epoch}", status.authority.words()));
+    }
+    for silent in &status.unreachable {
+        fact("not read", paint.ink(Ink::Alarm, &silent.reason));
+    }
+    if let Some(lag) = &status.lag {
+        fact("lag", lag_words(lag));
+    }
+    if !status.tables.is_empty() {
+        fact("rows", rows_words(status));
+        fact("tables", tables_words(&status.tables));
+    }
+    if let Some(wal) = &status.wal {
+        fact("wal held", wal_words(wal));
+        fact("slot", slot_words(wal));
+    }
+    if !status.deferred.is_empty() {
+        fact("deferred", deferred_words(&status.deferred));
+    }
+    if let Some(process) = status.process.as_ref().filter(|_| shows_process(status.phase)) {
+        let detail = process.detail.as_deref().map(|detail| format!(": {detail}")).unwrap_or_default();
+        fact("mirror", format!("process {} on {}, {}{detail}", process.pid, process.host, process.doing));
+    }
+    for table in status.tables.iter().filter(|table| table.state != "live" && table.state != "diverged") {
+        fact("", table_words(table));
+    }
+    for alarm in &status.alarms {
+        fact("alarm", paint.ink(Ink::Alarm, alarm));
+    }
+    for next in next_commands(status) {
+        fact("next", paint.ink(Ink::Strong, &next));
+    }
+    lines.join("\n") + "\n"
+}
+
+/// What must change for a watcher to want a new line: not the numbers that change all the time.
+pub(super) fn headline(status: &SliceStatus) -> String {
+    let live = status.tables.iter().filter(|table| table.state == "live").count();
+    let mut parts = vec![
+        format!("{} {}", status.slice, status.phase.words()),
+        format!("authority {}", status.authority.words()),
+    ];
+    if let Some(epoch) = status.epoch {
+        parts.push(format!("epoch {epoch}"));
+    }
+    if !status.tables.is_empty() {
+        parts.push(format!("{live} of {} live", words::plural(status.tables.len(), "table")));
+    }
+    if !status.deferred.is_empty() {
+        parts.push(format!("{} deferred", status.deferred.len()));
+    }
+    parts.extend(status.unreachable.iter().map(|silent| format!("not read: {}", silent.reason)));
+    // The seconds in a dead mirror's alarm grow without anything having changed.
+    parts.extend(
+        status.alarms.iter().filter(|_| status.phase != Phase::Dead).map(|alarm| format!("alarm: {alarm}")),
+    );
+    parts.join(", ")
+}
+
+fn phase_ink(phase: Phase) -> Ink {
+    match phase {
+        Phase::Streaming => Ink::Good,
+        Phase::Copying | Phase::CatchingUp | Phase::Provisioned => Ink::Strong,
+        Phase::NotProvisioned | Phase::Stopped => Ink::Caution,
+        Phase::Unknown | Phase::Dead | Phase::Gap | Phase::Diverged => Ink::Alarm,
+    }
+}
+
+/// A process that said goodbye is no news, and a dead one has an alarm.
+fn shows_process(phase: Phase) -> bool {
+    matches!(phase, Phase::Copying | Phase::CatchingUp | Phase::Streaming)
+}
+
+fn lag_words(lag: &Lag) -> String {
+    let bytes = lag.bytes.map(|bytes| format!("{} of WAL", words::bytes(bytes)));
+    let seconds = lag.seconds.map(words::seconds);
+    let parts: Vec<String> = [bytes, seconds].into_iter().flatten().collect();
+    let parts = if parts.is_empty() { "unknown".to_owned() } else { parts.join(", ") };
+    format!("{parts}; applied up to {}", lag.applied_lsn)
+}
+
+fn rows_words(status: &SliceStatus) -> String {
+    let copied = words::count(status.rows_copied);
+    let left = status.copy_seconds_left.map(|seconds| format!(", about {} left", words::seconds(seconds)));
+    format!("{copied} copied of about {}{}", words::count(status.rows_estimate), left.unwrap_or_default())
+}
+
+fn tables_words(tables: &[TableStatus]) -> String {
+    let number = |state: &str| tables.iter().filter(|table| table.state == state).count();
+    let states = ["live", "copying", "pending", "diverged"].map(|state| (number(state), state));
+    let parts =
+        states.iter().filter(|(number, _)| *number > 0).map(|(number, state)| format!("{number} {state}"));
+    parts.collect::<Vec<_>>().join(", ")
+}
+
+fn wal_words(wal: &Wal) -> String {
+    let left = wal.seconds_left.map(|seconds| format!(", full in about {}", words::seconds(seconds)));
+    format!(
+        "{} of a budget of {}; {} left to {}{}",
+        words::bytes(wal.held_bytes),
+        words::bytes(wal.budget_bytes),
+        words::bytes(wal.headroom_bytes),
+        wal.limit.words(),
+        left.unwrap_or_default(),
+    )
+}
+
+fn slot_words(wal: &Wal) -> String {
+    format!("{}, {}, {}", wal.slot, if wal.active { "in use" } else { "not in use" }, wal.wal_status)
+}
+
+fn deferred_words(deferred: &[String]) -> String {
+    const SHOWN: usize = 3;
+    let first = deferred.iter().take(SHOWN).map(String::as_str).collect::<Vec<_>>().join(", ");
+    match deferred.len().saturating_sub(SHOWN) {
+        0 => format!("{first}; made once the copy is done"),
+        more => format!("{first} and {more} more; made once the copy is done"),
+    }
+}
+
+fn table_words(table: &TableStatus) -> String {
+    let detail = table.detail.as_deref().map(|detail| format!(": {detail}")).unwrap_or_default();
+    let (rows, estimate) = (words::count(table.rows_copied), words::count(table.rows_estimate));
+    format!("{} {}, {rows} of about {estimate} rows{detail}", table.table, table.state)
+}
+
+/// The slice's next command, then that of every diverged table.
+fn next_commands(status: &SliceStatus) -> Vec<String> {
+    let mut commands: Vec<String> = status.next.iter().cloned().collect();
+    for command in status.tables.iter().filter_map(|table| table.next.as_ref()) {
+        if !commands.contains(command) {
+            commands.push(command.clone());
+        }
+    }
+    commands
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::lsn::Lsn;
+    use crate::status::{Authority, Process, Unreachable, WalLimit};
+
+    fn status() -> SliceStatus {
+        let table = |name: &str, state: &str| TableStatus {
+            table: name.to_owned(),
+            target: name.to_lowercase(),
+            state: state.to_owned(),
+            detail: (state == "diverged").then(|| "update hit 0 rows".to_owned()),
+            rows_copied: 1500,
+            rows_estimate: 2000,
+            next: (state == "diverged")
+                .then(|| format!("strangler mirror p.yaml --slice ordering --retry {name}")),
+        };
+        SliceStatus {
+            slice: "ordering".to_owned(),
+            service: "orders".to_owned(),
+            phase: Phase::Copying,
+            authority: Authority::Monolith,
+            epoch: Some(0),
+            lag: Some(Lag { bytes: Some(2048), seconds: Some(0.0124), applied_lsn: Lsn(0x16_0000_0A00) }),
+            rows_copied: 4500,
+            rows_estimate: 6000,
+            copy_seconds_left: Some(90.0),
+            wal: Some(Wal {
+                slot: "strangler_retail_ordering".to_owned(),
+                active: true,
+                wal_status: "reserved".to_owned(),
+                held_bytes: 16_800_000,
+                budget_bytes: 50_000_000_000,
+                headroom_bytes: 1_000_000_000,
+                limit: WalLimit::MaxSlotWalKeepSize,
+                seconds_left: Some(7200.0),
+            }),
+            process: Some(Process {
+                host: "box".to_owned(),
+                pid: 42,
+                doing: "copying".to_owned(),
+                detail: None,
+                seen_seconds_ago: 1.0,
+            }),
+            tables: vec![table("Carts", "live"), table("Orders", "copying"), table("Lines", "diverged")],
+            deferred: vec!["index orders_sku on sales.orders".to_owned()],
+            unreachable: Vec::new(),
+            alarms: vec!["table Lines diverged: update hit 0 rows".to_owned()],
+            next: Some("strangler mirror p.yaml --slice ordering --retry Lines".to_owned()),
+        }
+    }
+
+    #[test]
+    fn a_page_says_every_fact_and_each_command_once() {
+        insta::assert_snapshot!(page(&status(), Paint::Plain), @r"
+        ordering  copying  monolith -> orders
+          authority  monolith, epoch 0
+          lag        2.0 kB of WAL, 12 ms; applied up to 16/A00
+          rows       4,500 copied of about 6,000, about 1 min 30 s left
+          tables     1 live, 1 copying, 1 diverged
+          wal held   16.8 MB of a budget of 50.0 GB; 1.0 GB left to max_slot_wal_keep_size, full in about 2 h 0 min
+          slot       strangler_retail_ordering, in use, reserved
+          deferred   index orders_sku on sales.orders; made once the copy is done
+          mirror     process 42 on box, copying
+                     Orders copying, 1,500 of about 2,000 rows
+          alarm      table Lines diverged: update hit 0 rows
+          next       strangler mirror p.yaml --slice ordering --retry Lines
+        ");
+    }
+
+    #[test]
+    fn alarms_are_red_on_a_terminal() {
+        let page = page(&status(), Paint::Colour);
+        assert!(page.contains("\u{1b}[31;1mtable Lines diverged"), "{page}");
+    }
+
+    #[test]
+    fn a_silent_database_is_named_with_its_reason() {
+        let mut status = status();
+        status.unreachable =
+            vec![Unreachable { database: "monolith".to_owned(), reason: "monolith: refused".to_owned() }];
+        assert!(page(&status, Paint::Plain).contains("not read   monolith: refused"));
+        assert!(headline(&status).contains("not read: monolith: refused"));
+    }
+
+    #[test]
+    fn numbers_do_not_change_the_headline_and_states_do() {
+        let (before, mut after) = (status(), status());
+        after.lag = None;
+        after.rows_copied += 1;
+        assert_eq!(headline(&before), headline(&after));
+        after.phase = Phase::Streaming;
+        assert_ne!(headline(&before), headline(&after));
+    }
+}

@@ -1,0 +1,170 @@
+//! Reads all databases of a plan at once, again and again for a watcher, and never lets one that is away hold up
+//! the others.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::time::Duration;
+
+use futures_util::future::join_all;
+use tokio::time::timeout;
+
+use super::facts::{MonolithFacts, ServiceFacts, Side, SliceFacts, WalReading};
+use super::read::{self, ReadError};
+use crate::cdc::mirror::chain_of;
+use crate::plan::Plan;
+use crate::postgres::{Server, Session};
+
+/// How long one database may take before the others are shown without it. Longer than the 10 seconds that a link gives
+/// one attempt to connect, so that the reason comes from there.
+const READ_TIMEOUT: Duration = Duration::from_secs(15);
+
+/// Readings of the WAL held that are kept for the rate: a minute's worth for a watcher who reads each second.
+const READINGS_KEPT: usize = 60;
+
+/// `pg_stat_activity.application_name` of its sessions.
+const APPLICATION: &str = "strangler status";
+
+/// Reads the databases of some slices.
+#[derive(Debug)]
+pub struct Reader {
+    slices: Vec<Chosen>,
+    monolith: Database,
+    services: BTreeMap<String, Database>,
+    readings: BTreeMap<String, VecDeque<WalReading>>,
+}
+
+/// A slice that is read.
+#[derive(Debug)]
+struct Chosen {
+    slice: String,
+    service: String,
+    wal_budget_bytes: u64,
+}
+
+/// One database, with the session to it while it lasts.
+#[derive(Debug)]
+struct Database {
+    server: Server,
+    session: Option<Session>,
+    slices: Vec<String>,
+}
+
+impl Reader {
+    /// Reads these slices of the plan, through these servers. Slices that the plan doesn't have are left out.
+    #[must_use]
+    pub fn new(plan: &Plan, slices: &[String], monolith: Server, services: BTreeMap<String, Server>) -> Self {
+        let chosen: Vec<Chosen> = slices
+            .iter()
+            .filter_map(|name| plan.slices.get_key_value(name))
+            .map(|(name, slice)| Chosen {
+                slice: name.clone(),
+                service: slice.service.clone(),
+                wal_budget_bytes: slice.policy.wal_budget_bytes,
+            })
+            .collect();
+        let of = |service: Option<&str>| {
+            let wanted =
+                chosen.iter().filter(|chosen| service.is_none_or(|service| chosen.service == service));
+            wanted.map(|chosen| chosen.slice.clone()).collect()
+        };
+        let services = services
+            .into_iter()
+            .map(|(name, server)| {
+                let slices = of(Some(&name));
+                (name, Database { server, session: None, slices })
+            })
+            .collect();
+        let monolith = Database { server: monolith, session: None, slices: of(None) };
+        Self { slices: chosen, monolith, services, readings: BTreeMap::new() }
+    }
+
+    /// The facts of every slice, in the order given. Never fails: a database that says nothing is a fact too.
+    pub async fn read(&mut self) -> Vec<SliceFacts> {
+        let services = join_all(self.services.iter_mut().map(async |(name, database)| {
+            let facts = database.ask(async |session, slices| read::service(session, slices).await).await;
+            (name.clone(), facts)
+        }));
+        let monolith = self.monolith.ask(async |session, slices| read::monolith(session, slices).await);
+        let (monolith, services) = tokio::join!(monolith, services);
+        let services: BTreeMap<String, Result<BTreeMap<String, ServiceFacts>, String>> =
+            services.into_iter().collect();
+        let mut all = Vec::new();
+        for chosen in &self.slices {
+            let service_side = match services.get(&chosen.service) {
+                Some(answer) => side(answer, &chosen.slice),
+                None => Side::Silent("the plan names no such service".to_owned()),
+            };
+            let monolith_side = side(&monolith, &chosen.slice);
+            let readings = self.readings.entry(chosen.slice.clone()).or_default();
+            let earlier = readings.front().copied();
+            if let Some(reading) = reading(&service_side, &monolith_side) {
+                readings.push_back(reading);
+                if readings.len() > READINGS_KEPT {
+                    readings.pop_front();
+                }
+            }
+            all.push(SliceFacts {
+                slice: chosen.slice.clone(),
+                service: chosen.service.clone(),
+                wal_budget_bytes: chosen.wal_budget_bytes,
+                service_side,
+                monolith_side,
+                earlier,
+            });
+        }
+        all
+    }
+
+    /// Some slice has a slot, so that a second reading would tell how fast its WAL grows.
+    #[must_use]
+    pub fn would_learn_rates(&self) -> bool {
+        self.readings.values().any(|readings| readings.len() == 1)
+    }
+}
+
+impl Database {
+    /// Asks one question, over a new session when there is none or the old one broke.
+    async fn ask<T>(
+        &mut self,
+        question: impl AsyncFnOnce(&Session, &[&str]) -> Result<T, ReadError>,
+    ) -> Result<T, String> {
+        let Self { server, session, slices } = self;
+        let slices: Vec<&str> = slices.iter().map(String::as_str).collect();
+        // Taken out meanwhile: a session whose question was given up half-way must not answer the next one.
+        let kept = session.take().filter(|session| !session.is_closed());
+        let answer = timeout(READ_TIMEOUT, async {
+            let open = match kept {
+                Some(open) => open,
+                None => server.connect(APPLICATION).await.map_err(|error| chain_of(&error))?,
+            };
+            let answer = question(&open, &slices).await;
+            let answer = answer.map_err(|error| format!("{}: {}", server.label(), chain_of(&error)))?;
+            Ok((open, answer))
+        });
+        match answer.await {
+            Ok(Ok((open, answer))) => {
+                *session = Some(open);
+                Ok(answer)
+            }
+            Ok(Err(reason)) => {
+                tracing::debug!(database = server.label(), reason, "not read");
+                Err(reason)
+            }
+            Err(_elapsed) => {
+                Err(format!("{}: no answer within {} seconds", server.label(), READ_TIMEOUT.as_secs()))
+            }
+        }
+    }
+}
+
+fn side<T: Clone + Default>(answer: &Result<BTreeMap<String, T>, String>, slice: &str) -> Side<T> {
+    match answer {
+        Ok(facts) => Side::Read(facts.get(slice).cloned().unwrap_or_default()),
+        Err(reason) => Side::Silent(reason.clone()),
+    }
+}
+
+fn reading(service: &Side<ServiceFacts>, monolith: &Side<MonolithFacts>) -> Option<WalReading> {
+    let (stream, monolith) = (service.facts()?.stream.as_ref()?, monolith.facts()?);
+    let slot = monolith.slots.iter().find(|slot| slot.name == stream.slot)?;
+    Some(WalReading { at_us: monolith.now_us, held_bytes: slot.held_bytes })
+}

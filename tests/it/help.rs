@@ -1,0 +1,114 @@
+//! What the binary says about itself and about mistakes, to the letter.
+
+use std::fs;
+use std::path::Path;
+
+use clap::CommandFactory;
+use strangler::cli::Arguments;
+
+use crate::support::binary::{command, run};
+
+/// A plan whose links are variables, so that a test can point them anywhere.
+pub const PLAN: &str = "\
+version: 1
+plan: retail
+monolith: { url: \"${MONOLITH_URL}\" }
+services:
+  orders: { url: \"${ORDERS_URL}\" }
+slices:
+  ordering:
+    service: orders
+    tables: { Orders: {} }
+";
+
+/// A link that nobody answers: port 1 needs privileges, and nothing listens there.
+pub const NOBODY: &str = "postgresql://someone:hidden@127.0.0.1:1/nowhere";
+
+/// A directory with `plan.yaml`.
+pub fn plan_dir(text: &str) -> tempfile::TempDir {
+    let dir = tempfile::tempdir().unwrap();
+    fs::write(dir.path().join("plan.yaml"), text).unwrap();
+    dir
+}
+
+#[test]
+fn every_help_page_is_as_reviewed() {
+    let here = Path::new(".");
+    insta::assert_snapshot!("help_short", run(here, &[], &["-h"]).page());
+    insta::assert_snapshot!("help", run(here, &[], &["--help"]).page());
+    let verbs: Vec<String> =
+        Arguments::command().get_subcommands().map(|verb| verb.get_name().to_owned()).collect();
+    assert!(!verbs.is_empty());
+    for verb in verbs {
+        insta::assert_snapshot!(format!("help_{verb}_short"), run(here, &[], &[&verb, "-h"]).page());
+        insta::assert_snapshot!(format!("help_{verb}"), run(here, &[], &[&verb, "--help"]).page());
+    }
+}
+
+#[test]
+fn version_is_data_and_nothing_typed_is_a_usage_error() {
+    let version = run(Path::new("."), &[], &["--version"]);
+    assert_eq!(version.stdout, format!("strangler {}\n", env!("CARGO_PKG_VERSION")));
+    assert_eq!(version.exit, Some(0));
+    let nothing = run(Path::new("."), &[], &[]);
+    assert_eq!((nothing.exit, nothing.stdout.as_str()), (Some(2), ""));
+}
+
+#[test]
+fn a_mistyped_command_line_is_explained() {
+    let here = Path::new(".");
+    insta::assert_snapshot!("usage_unknown_verb", run(here, &[], &["statsu", "plan.yaml"]).page());
+    insta::assert_snapshot!(
+        "usage_unknown_option",
+        run(here, &[], &["status", "plan.yaml", "--slcie", "a"]).page()
+    );
+    insta::assert_snapshot!("usage_no_plan", run(here, &[], &["status"]).page());
+}
+
+#[test]
+fn missing_variables_are_all_named_at_once() {
+    let dir = plan_dir(PLAN);
+    insta::assert_snapshot!("error_missing_variables", run(dir.path(), &[], &["status", "plan.yaml"]).page());
+}
+
+#[test]
+fn an_unknown_slice_gets_a_suggestion() {
+    let dir = plan_dir(PLAN);
+    let links = [("MONOLITH_URL", NOBODY), ("ORDERS_URL", NOBODY)];
+    let ended = run(dir.path(), &links, &["status", "plan.yaml", "--slice", "orderng"]);
+    insta::assert_snapshot!("error_unknown_slice", ended.page());
+}
+
+#[test]
+fn a_link_that_is_no_link_is_a_plan_error() {
+    let dir = plan_dir(PLAN);
+    let links = [("MONOLITH_URL", "hidden"), ("ORDERS_URL", "postgresql://a:hidden@h/d?sslmode=maybe")];
+    insta::assert_snapshot!("error_bad_links", run(dir.path(), &links, &["status", "plan.yaml"]).page());
+}
+
+#[test]
+fn a_plan_with_problems_shows_all_of_them() {
+    let text = PLAN.replace("service: orders", "servcie: orders").replace("version: 1", "version: 9");
+    let dir = plan_dir(&text);
+    insta::assert_snapshot!("error_plan_problems", run(dir.path(), &[], &["status", "plan.yaml"]).page());
+    insta::assert_snapshot!("error_no_plan_file", run(dir.path(), &[], &["status", "missing.yaml"]).page());
+}
+
+#[test]
+fn unreachable_databases_are_said_at_their_slices() {
+    let dir = plan_dir(PLAN);
+    let links = [("MONOLITH_URL", NOBODY), ("ORDERS_URL", NOBODY)];
+    insta::assert_snapshot!("error_unreachable", run(dir.path(), &links, &["status", "plan.yaml"]).page());
+    let json = run(dir.path(), &links, &["status", "plan.yaml", "--format", "json"]);
+    insta::assert_snapshot!("error_unreachable_json", json.page());
+    let document: serde_json::Value = serde_json::from_str(&json.stdout).unwrap();
+    assert_eq!(document["slices"][0]["phase"], "unknown");
+}
+
+#[test]
+fn a_closed_pipe_ends_the_command_without_a_word() {
+    let (reader, writer) = std::io::pipe().unwrap();
+    drop(reader);
+    let output = command(Path::new("."), &["--help"]).stdout(writer).output().unwrap();
+    assert_eq!((output.status.code(), output.stderr.as_slice()), (Some(5), b"".as_slice()));
+}
