@@ -12,6 +12,7 @@ mod support;
 mod architecture;
 mod check;
 mod cluster;
+mod crash;
 mod help;
 mod introspect;
 mod logging;
