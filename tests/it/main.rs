@@ -13,6 +13,7 @@ mod architecture;
 mod check;
 mod cluster;
 mod crash;
+mod failpoints;
 mod help;
 mod introspect;
 mod logging;
