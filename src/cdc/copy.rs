@@ -1,6 +1,6 @@
 //! One worker of a round: reads jobs under the round's snapshot and lands each in a target transaction of its own.
 
-use std::collections::VecDeque;
+use std::collections::{HashMap, VecDeque};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use bytes::{Bytes, BytesMut};
@@ -59,6 +59,8 @@ pub struct RoundWork {
     pub tables: Vec<(String, Arc<TableMapping>)>,
     /// Both servers are of one major version, so binary COPY may pass through.
     pub same_major: bool,
+    /// Pages of tables that are copied in parts, by number.
+    pub pages: HashMap<usize, i64>,
     /// Jobs not yet taken.
     pub queue: Mutex<VecDeque<Job>>,
 }
@@ -117,7 +119,7 @@ async fn land(
     if !round.claim.share(target, &sessions.statements).await? {
         return Err(MirrorError::Fenced { slice: round.claim.slice.clone() });
     }
-    let condition = job_condition(&sessions.source, mapping, job).await?;
+    let condition = job_condition(round, mapping, job);
     let (rows, bytes) = pipe(sessions, round, (job.table, mapping), condition, reports).await?;
     let count = i64::try_from(rows).unwrap_or(i64::MAX);
     let (piece, complete, names) = record(sessions, round, (label, job), count).await?;
@@ -165,26 +167,15 @@ async fn record(
     Ok((piece, true, names))
 }
 
-/// Which rows of the source a job takes. Borders of parts come from the table's size now, inside the worker's
-/// transaction, and the last part has no upper border: rows that are visible can stand behind an older size.
-async fn job_condition(
-    source: &Session,
-    mapping: &TableMapping,
-    job: &Job,
-) -> Result<Option<String>, MirrorError> {
+/// Which rows of the source a job takes. The last of several parts has no upper border: rows that are visible can
+/// stand behind the size that was measured.
+fn job_condition(round: &RoundWork, mapping: &TableMapping, job: &Job) -> Option<String> {
     let mut terms: Vec<String> = mapping.filter_sql().into_iter().collect();
     match job.extent {
         JobExtent::Range(stretch) => terms.extend(range_condition(mapping, stretch)),
         JobExtent::Part { parts: 1, .. } => {}
         JobExtent::Part { part, parts } => {
-            let row = source
-                .query_one(
-                    "SELECT pg_relation_size($1::text::regclass) / current_setting('block_size')::int8",
-                    &[&mapping.source.sql()],
-                )
-                .await
-                .map_err(MirrorError::sql("measuring a table"))?;
-            let pages: i64 = row.get(0);
+            let pages = round.pages.get(&job.table).copied().unwrap_or(0);
             let border = |number: u32| i64::from(number) * pages / i64::from(parts);
             if part > 0 {
                 terms.push(format!("ctid >= '({},0)'::tid", border(part)));
@@ -194,7 +185,7 @@ async fn job_condition(
             }
         }
     }
-    Ok(if terms.is_empty() { None } else { Some(terms.join(" AND ")) })
+    if terms.is_empty() { None } else { Some(terms.join(" AND ")) }
 }
 
 /// Streams the rows through, unread: binary where both sides read it alike, text otherwise.

@@ -73,7 +73,14 @@ async fn prepare(
         let _ = process::try_lock(&links.target, slice).await?;
     }
     let identity = start::identify(&links.source, &links.system).await?;
-    let row = start::claim_stream(&links.target, starting, (epoch, &publication), &identity, *held).await?;
+    let row = start::claim_stream(
+        &links.target,
+        starting,
+        (epoch, &publication),
+        &identity,
+        (*held, &config.admin),
+    )
+    .await?;
     *held = Some(row.nonce);
     let row = if first && config.options.rebuild {
         rebuild(config, &mut links, starting, row, &identity).await?

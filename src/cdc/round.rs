@@ -4,7 +4,7 @@
 //! before the snapshot exists, because TRUNCATE and rewriting ALTER TABLE don't respect snapshots; the snapshot is
 //! used only if it sees every transaction that the stream has delivered; the WAL position is read after it.
 
-use std::collections::VecDeque;
+use std::collections::{HashMap, VecDeque};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -12,7 +12,7 @@ use futures_util::future::try_join_all;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
-use super::borders::Job;
+use super::borders::{Job, JobExtent};
 use super::copy::{Report, RoundWork, WorkerSessions, work};
 use super::error::MirrorError;
 use super::source;
@@ -100,7 +100,9 @@ pub async fn run(
             .await
             .map_err(MirrorError::sql("importing the round's snapshot"))?;
     }
+    let pages = count_pages(sessions.source, &plan).await?;
     let round = RoundWork {
+        pages,
         claim: plan.claim.clone(),
         snapshot_name,
         snapshot,
@@ -116,6 +118,22 @@ pub async fn run(
     };
     close(sessions).await?;
     Ok((lsn, end))
+}
+
+/// Pages of the tables that are copied in parts, measured once and after the snapshot: every visible row then stands
+/// in a page below it or in the last part, which has no upper border. Were each worker to measure for itself, a table
+/// that grows meanwhile would have pages between two parts.
+async fn count_pages(source: &Session, plan: &RoundPlan) -> Result<HashMap<usize, i64>, MirrorError> {
+    let mut pages = HashMap::new();
+    for job in &plan.jobs {
+        if pages.contains_key(&job.table) || !matches!(job.extent, JobExtent::Part { parts, .. } if parts > 1) {
+            continue;
+        }
+        if let Some((_, table)) = plan.tables.get(job.table) {
+            pages.insert(job.table, source::pages(source, &table.source.sql()).await?);
+        }
+    }
+    Ok(pages)
 }
 
 fn table_names(plan: &RoundPlan) -> Vec<String> {
