@@ -5,6 +5,7 @@
 
 pub mod copies;
 pub mod deferred;
+pub mod migrate;
 pub mod process;
 pub mod slices;
 pub mod streams;

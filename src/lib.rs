@@ -14,7 +14,7 @@
 //! | 2 | [`postgres`] [`journal`] [`cluster`] | hands: servers, connections and the statements on them |
 //! | 3 | [`cdc`] | the mirror |
 //! | 4 | [`reconcile`] | proof that both sides are equal |
-//! | 5 | [`check`] | who may write; what must be there; what stands in the way |
+//! | 5 | [`dualwrite`] [`provision`] [`check`] | who may write; what must be there; what stands in the way |
 //! | 6 | [`status`] [`demo`] | what the operator is shown |
 //! | 7 | [`cli`] | the command line; the only place that prints or reads the environment |
 
@@ -40,6 +40,8 @@ pub mod cdc;
 pub mod reconcile;
 
 pub mod check;
+pub mod dualwrite;
+pub mod provision;
 
 pub mod demo;
 pub mod status;

@@ -97,6 +97,8 @@ pub(crate) struct Engine {
     pub(crate) persisted_at: Instant,
     /// A heartbeat has been consumed and waits for the commit of what came before it.
     pub(crate) heartbeat: Option<u64>,
+    /// When the board was last brought up to date.
+    pub(crate) shown_at: Option<Instant>,
     /// Deferred statements were tried since the last table went live.
     pub(crate) finished: bool,
 }
@@ -328,7 +330,11 @@ impl Engine {
         Ok(())
     }
 
-    fn show(&self) {
+    fn show(&mut self) {
+        if self.shown_at.is_some_and(|at| at.elapsed() < TICK) {
+            return;
+        }
+        self.shown_at = Some(Instant::now());
         let behind = self.assembler.received().bytes_since(self.applier.applied());
         self.vitals.set_lag_bytes(behind);
         let copying = self.tables.iter().any(TableRun::wants_copy);

@@ -18,6 +18,7 @@ use super::start::{self, ProcessName, Starting, open};
 use super::stream::Assembler;
 use super::table::{TableRun, choose_ranges, rows_are_whole};
 use crate::journal::copies::{self, TableState};
+use crate::journal::process;
 use crate::journal::streams::{self, Claim, StreamRow, StreamState};
 use crate::lsn::Lsn;
 use crate::name::TableName;
@@ -32,21 +33,22 @@ struct Links {
     system: SystemIdentity,
 }
 
-/// Starts and runs a slice's engine until it is stopped or fails. `first` marks the operator's own start, at which
-/// another live mirror is a refusal and `--retry` and `--rebuild` are done.
+/// Starts and runs a slice's engine until it is stopped or fails. `held` is the nonce of this process's last run:
+/// none marks the operator's own start, at which another live mirror is a refusal and `--retry` and `--rebuild` are
+/// done; later starts go on only while nobody took over meanwhile.
 ///
 /// # Errors
 /// [`MirrorError`].
 pub async fn run_once(
     config: &SliceConfig,
     process: &ProcessName,
-    first: bool,
+    held: &mut Option<i64>,
     stop: &CancellationToken,
 ) -> Result<(), MirrorError> {
     // Before the engine runs nothing is held that a dropped future could leave half done: every step of a start is
     // one that a crash may follow.
     let (engine, slot) = tokio::select! {
-        prepared = prepare(config, process, first) => prepared?,
+        prepared = prepare(config, process, held) => prepared?,
         () = stop.cancelled() => return Err(MirrorError::Stopped),
     };
     engine.run(slot, stop).await
@@ -55,18 +57,23 @@ pub async fn run_once(
 async fn prepare(
     config: &SliceConfig,
     process: &ProcessName,
-    first: bool,
+    held: &mut Option<i64>,
 ) -> Result<(Engine, String), MirrorError> {
+    let first = held.is_none();
     let slice = config.mapping.slice.as_str();
     config.board.phase(slice, "starting", None);
     let mut links = connect(config).await?;
     let starting = Starting { plan: &config.plan, slice, plan_hash: &config.mapping.hash, process };
     let (epoch, publication) = start::check_provisioned(&links.source, &links.target, starting).await?;
-    if first && !config.options.take_over {
-        start::check_alone(&links.target, starting).await?;
+    if first {
+        start::check_alone(&links.target, starting, config.options.take_over).await?;
+    } else {
+        // The session of the last run may still hold it for a moment; the nonce decides.
+        let _ = process::try_lock(&links.target, slice).await?;
     }
     let identity = start::identify(&links.source, &links.system).await?;
-    let row = start::claim_stream(&links.target, starting, (epoch, &publication), &identity).await?;
+    let row = start::claim_stream(&links.target, starting, (epoch, &publication), &identity, *held).await?;
+    *held = Some(row.nonce);
     let row = if first && config.options.rebuild {
         rebuild(config, &mut links, starting, row, &identity).await?
     } else {
@@ -176,9 +183,10 @@ async fn bring_up(
         nonce,
         batch: Batch::default(),
         current: None,
-        consumed: Boundary { end: applied, time_us: i64::MIN },
+        consumed: Boundary { end: applied, time_us: 0 },
         persisted_at: Instant::now(),
         heartbeat: None,
+        shown_at: None,
         finished: false,
     })
 }

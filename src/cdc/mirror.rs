@@ -61,10 +61,10 @@ async fn keep_running(
 ) -> Result<(), MirrorError> {
     let slice = config.mapping.slice.clone();
     let mut pause = PAUSE_FIRST;
-    let mut attempt = 0u32;
+    let mut held = None;
     loop {
         let started = Instant::now();
-        let error = match Box::pin(launch::run_once(&config, process, attempt == 0, stop)).await {
+        let error = match Box::pin(launch::run_once(&config, process, &mut held, stop)).await {
             Ok(()) | Err(MirrorError::Stopped) => {
                 config.board.phase(&slice, "stopped", None);
                 return Ok(());
@@ -75,7 +75,6 @@ async fn keep_running(
                 return Err(error);
             }
         };
-        attempt += 1;
         if started.elapsed() >= HEALTHY_AFTER {
             pause = PAUSE_FIRST;
         }

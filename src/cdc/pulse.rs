@@ -121,10 +121,14 @@ impl Pulse {
         let mut sessions: Option<(Session, Session)> = None;
         let mut meter = WalMeter::default();
         let mut number = 0;
-        while !stop.is_cancelled() {
+        loop {
             number += 1;
             let beat = tokio::time::timeout(BEAT_TIMEOUT, self.beat(&mut sessions, number, &mut meter));
-            match beat.await {
+            let beaten = tokio::select! {
+                () = stop.cancelled() => return,
+                beaten = beat => beaten,
+            };
+            match beaten {
                 Ok(Ok(())) => {}
                 Ok(Err(error)) => {
                     tracing::debug!(slice = self.slice, error = %error, "a heartbeat failed");
@@ -136,7 +140,7 @@ impl Pulse {
                 }
             }
             tokio::select! {
-                () = stop.cancelled() => {}
+                () = stop.cancelled() => return,
                 () = self.vitals.nudged.notified() => {}
                 () = tokio::time::sleep(BEAT_EVERY) => {}
             }

@@ -94,15 +94,22 @@ fn missing_schema(error: crate::journal::JournalError) -> Result<Option<slices::
     }
 }
 
-/// Refuses when another mirror of the slice is alive; a courtesy, for safety rests on the nonce.
+/// Takes the slice's session lock, and refuses when another live mirror holds it; a courtesy, for safety rests on the
+/// nonce. A mirror that holds the lock but was not seen for a while is taken to be frozen: it is taken over.
 ///
 /// # Errors
 /// [`MirrorError::Refused`] naming the other process.
-pub async fn check_alone(target: &Client, starting: Starting<'_>) -> Result<(), MirrorError> {
+pub async fn check_alone(
+    target: &Client,
+    starting: Starting<'_>,
+    take_over: bool,
+) -> Result<(), MirrorError> {
     let slice = starting.slice;
+    if process::try_lock(target, slice).await? || take_over {
+        return Ok(());
+    }
     let Some(other) = process::read(target, slice).await? else { return Ok(()) };
-    let ours = other.host == starting.process.host && u32::try_from(other.pid) == Ok(starting.process.pid);
-    if other.stopped || other.seen_s > ALIVE_S || ours {
+    if other.seen_s > ALIVE_S {
         return Ok(());
     }
     Err(MirrorError::Refused {
@@ -123,11 +130,12 @@ pub async fn claim_stream(
     starting: Starting<'_>,
     (epoch, publication): (i64, &str),
     source: &Source,
+    held: Option<i64>,
 ) -> Result<StreamRow, MirrorError> {
     let slot = slot_name(starting.plan, starting.slice);
     streams::insert_creating(target, starting.slice, epoch, (&slot, publication), source).await?;
     failpoint::hit("stream-row-inserted");
-    let row = take_nonce(target, starting.slice).await?;
+    let row = take_nonce(target, starting.slice, held).await?;
     failpoint::hit("nonce-taken");
     let pid = i32::try_from(starting.process.pid).unwrap_or(i32::MAX);
     process::register(target, starting.slice, row.nonce, &starting.process.host, pid).await?;
@@ -136,20 +144,20 @@ pub async fn claim_stream(
 
 /// Takes the nonce. It waits for open landings of an older process; when such a process is frozen, its open
 /// transaction would hold us for ever, so its sessions are ended: they belong to the same role and slice.
-async fn take_nonce(target: &Client, slice: &str) -> Result<StreamRow, MirrorError> {
+async fn take_nonce(target: &Client, slice: &str, held: Option<i64>) -> Result<StreamRow, MirrorError> {
     target
         .batch_execute(&format!("SET lock_timeout = {NONCE_WAIT_MS}"))
         .await
         .map_err(MirrorError::sql("setting a lock timeout"))?;
-    let taken = match streams::take_nonce(target, slice).await {
+    let taken = match streams::take_nonce(target, slice, held).await {
         Err(error) if error.database_error().is_some_and(crate::postgres::sqlstate::is_lock_timeout) => {
             end_older_sessions(target, slice).await?;
-            streams::take_nonce(target, slice).await
+            streams::take_nonce(target, slice, held).await
         }
         other => other,
     };
     target.batch_execute("RESET lock_timeout").await.map_err(MirrorError::sql("resetting a lock timeout"))?;
-    taken?.ok_or_else(|| MirrorError::Unreadable { what: format!("the stream row of slice {slice}") })
+    taken?.ok_or_else(|| MirrorError::Fenced { slice: slice.to_owned() })
 }
 
 async fn end_older_sessions(target: &Client, slice: &str) -> Result<(), MirrorError> {

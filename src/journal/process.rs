@@ -55,6 +55,22 @@ pub async fn read(client: &Client, slice: &str) -> Result<Option<ProcessRow>, Jo
     }))
 }
 
+/// First key of the session lock that a mirror holds on the service while it runs.
+const LOCK_CLASS: i32 = 1_398_035_027;
+
+/// Takes the slice's mirror lock for this session. `false` when another session holds it: that of a live mirror, or
+/// of a frozen one.
+///
+/// # Errors
+/// [`JournalError::Database`].
+pub async fn try_lock(client: &Client, slice: &str) -> Result<bool, JournalError> {
+    client
+        .query_one("SELECT pg_try_advisory_lock($1, hashtext($2))", &[&LOCK_CLASS, &slice])
+        .await
+        .map(|row| row.get(0))
+        .map_err(JournalError::database("taking the mirror's lock"))
+}
+
 /// A mirror starts.
 ///
 /// # Errors

@@ -90,16 +90,16 @@ impl RowReader {
         self.places.iter().map(|place| tuple.get(*place).cloned().unwrap_or(Value::Null)).collect()
     }
 
-    /// The mapped columns of a new tuple, with unchanged values taken from a full old tuple where there is one:
-    /// under REPLICA IDENTITY FULL the old tuple holds them.
+    /// The mapped columns of a new tuple, with unchanged values taken from the old tuple where it holds them: all of
+    /// them under REPLICA IDENTITY FULL, those of the identity otherwise.
     #[must_use]
     pub fn project_new(&self, new: &Tuple, old: Option<&OldTuple>) -> Tuple {
         let mut row = self.project(new);
-        if let Some(OldTuple::Full(old)) = old {
-            for (value, place) in row.iter_mut().zip(&self.places) {
-                if *value == Value::Unchanged {
-                    *value = old.get(*place).cloned().unwrap_or(Value::Unchanged);
-                }
+        let Some(old) = old else { return row };
+        for (index, (value, place)) in row.iter_mut().zip(&self.places).enumerate() {
+            let held = matches!(old, OldTuple::Full(_)) || self.key.contains(&index);
+            if *value == Value::Unchanged && held {
+                *value = old.tuple().get(*place).cloned().unwrap_or(Value::Unchanged);
             }
         }
         row

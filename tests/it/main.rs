@@ -16,6 +16,7 @@ mod help;
 mod introspect;
 mod logging;
 mod plans;
+mod provision;
 mod reconcile;
 mod replication;
 mod retail;

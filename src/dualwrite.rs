@@ -1,0 +1,3 @@
+//! Who may write: the gates that let exactly one side of a slice take the application's writes.
+
+pub mod gate;

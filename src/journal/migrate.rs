@@ -1,0 +1,89 @@
+//! Brings the schema `strangler` of one database to the form that this version knows.
+
+use refinery_core::{Migration, Runner};
+use tokio_postgres::Client;
+
+/// Where the applied versions are recorded.
+pub const HISTORY: &str = "strangler.schema_history";
+
+/// Creates the schema; the history table lives in it, so this comes before every version.
+pub const CREATE_SCHEMA: &str = "CREATE SCHEMA IF NOT EXISTS strangler";
+
+/// Every version: name in the form `V<number>__<words>`, and its SQL.
+pub const VERSIONS: &[(&str, &str)] = &[("V1__schema", include_str!("migrations/V1__schema.sql"))];
+
+/// Advisory lock under which versions are applied. Gates use the same class with keys from 1.
+const LOCK: (i32, i32) = (1_398_035_026, -1);
+
+/// The schema could not be brought to the present version.
+#[derive(Debug, thiserror::Error)]
+pub enum MigrateError {
+    /// A statement failed.
+    #[error("could not {what} the schema strangler")]
+    Query {
+        /// What was tried.
+        what: &'static str,
+        /// What the server said.
+        source: tokio_postgres::Error,
+    },
+    /// A version failed, or the database knows one that this program doesn't.
+    #[error(
+        "could not upgrade the schema strangler; if a newer strangler has provisioned this database, use that one"
+    )]
+    Upgrade {
+        /// Which one, and why.
+        source: Box<refinery_core::Error>,
+    },
+}
+
+/// Versions that the database lacks, by name, in order. The connection may be in a transaction.
+///
+/// # Errors
+/// [`MigrateError::Query`].
+pub async fn missing(client: &Client) -> Result<Vec<&'static str>, MigrateError> {
+    let failed = |source| MigrateError::Query { what: "look at", source };
+    // Reading the catalog first keeps a surrounding transaction alive where there is no history yet.
+    let there = "SELECT EXISTS (SELECT FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace \
+                 WHERE n.nspname = 'strangler' AND c.relname = 'schema_history')";
+    let there: bool = client.query_one(there, &[]).await.and_then(|row| row.try_get(0)).map_err(failed)?;
+    if !there {
+        return Ok(VERSIONS.iter().map(|(name, _)| *name).collect());
+    }
+    let sql = format!("SELECT 'V' || version || '__' || name FROM {HISTORY}");
+    let rows = client.query(&sql, &[]).await.map_err(failed)?;
+    let applied: Vec<String> =
+        rows.iter().map(|row| row.try_get(0)).collect::<Result<_, _>>().map_err(failed)?;
+    Ok(VERSIONS.iter().map(|(name, _)| *name).filter(|name| !applied.iter().any(|a| a == name)).collect())
+}
+
+/// Applies the versions that are missing, all in one transaction, one process at a time. Safe to repeat.
+///
+/// # Errors
+/// [`MigrateError`]; the database is then as before.
+pub async fn run(client: &mut Client) -> Result<(), MigrateError> {
+    let failed = |what| move |source| MigrateError::Query { what, source };
+    let (class, key) = LOCK;
+    client.execute("SELECT pg_advisory_lock($1, $2)", &[&class, &key]).await.map_err(failed("lock"))?;
+    let outcome = upgrade(client).await;
+    let unlocked = client.execute("SELECT pg_advisory_unlock($1, $2)", &[&class, &key]).await;
+    outcome?;
+    unlocked.map_err(failed("unlock"))?;
+    Ok(())
+}
+
+async fn upgrade(client: &mut Client) -> Result<(), MigrateError> {
+    let upgrade = |source| MigrateError::Upgrade { source: Box::new(source) };
+    client
+        .batch_execute(CREATE_SCHEMA)
+        .await
+        .map_err(|source| MigrateError::Query { what: "create", source })?;
+    let versions: Vec<Migration> = VERSIONS
+        .iter()
+        .map(|(name, sql)| Migration::unapplied(name, sql))
+        .collect::<Result<_, _>>()
+        .map_err(upgrade)?;
+    let mut runner = Runner::new(&versions).set_grouped(true);
+    runner.set_migration_table_name(HISTORY);
+    runner.run_async(client).await.map_err(upgrade)?;
+    Ok(())
+}

@@ -1,0 +1,398 @@
+//! Tables that the service's own migrations made: verified, then readied for the mirror. Whatever could refuse rows
+//! before all of them are there is written down word for word and taken off, to be put back by the mirror.
+
+use serde_json::json;
+
+use super::Statement;
+use super::deferred::{Deferred, Rank, insert, validate};
+use super::draft::{Draft, Site, in_service, journal};
+use super::objects::validated;
+use super::slices::new_hash;
+use super::tables::{guard, mirror_row, refuse_rows};
+use crate::catalog::{Column, Index, Table, TableKind};
+use crate::mapping::{ColumnMapping, SliceMapping, TableMapping};
+use crate::name::{TableName, quote_ident, quote_literal};
+use crate::problem::Problem;
+
+/// Verifies every table of the service and adds what readies them.
+pub(super) fn adopt(draft: &mut Draft<'_>, site: &Site<'_>) {
+    let mut ready = Vec::new();
+    for (slice, mapping) in site.tables() {
+        let problems = verify(draft, site, mapping);
+        if problems.is_empty() {
+            ready.push((slice, mapping));
+        }
+        problems.into_iter().for_each(|problem| draft.problem(problem));
+    }
+    for slice in site.slices.iter().filter(|slice| site.remade.contains(slice.slice.as_str())) {
+        release(draft, site, slice);
+    }
+    for (slice, mapping) in &ready {
+        guard(draft, site, slice, &mapping.target);
+        if !site.known(slice, mapping) {
+            let what = ("adopt table", &*mapping.target.to_string());
+            let statements = vec![mirror_row(slice, mapping).into()];
+            draft.journaled(site.database(), Some(&slice.slice), what, statements);
+        }
+    }
+    set_aside(draft, site);
+}
+
+/// All mismatches between a mapping and the table that is there.
+fn verify(draft: &Draft<'_>, site: &Site<'_>, mapping: &TableMapping) -> Vec<Problem> {
+    let object = in_service(site, format!("table {}", mapping.target));
+    let refused = |fact: String, next: String| {
+        Problem::error("adopt-mismatch", &object)
+            .fact(fact)
+            .consequence("the mirror could not write every row of the monolith into it")
+            .next(next)
+    };
+    let Some(table) = site.catalog.table(&mapping.target) else {
+        return vec![refused(
+            "it does not exist".to_owned(),
+            "run the service's migrations first, or write `ddl: create` in the plan".to_owned(),
+        )];
+    };
+    let mut problems = Vec::new();
+    if !matches!(table.kind, TableKind::Ordinary | TableKind::Partitioned) {
+        problems.push(refused("it is not a table".to_owned(), "name a table with `to:`".to_owned()));
+    }
+    let heirs = site.catalog.tables.values().filter(|one| one.inherits.contains(&table.name));
+    problems.extend(heirs.map(|heir| {
+        refused(
+            format!("{} inherits from it, and a gate on it does not guard {}", heir.name, heir.name),
+            format!("run in the service: ALTER TABLE {} NO INHERIT {}", heir.name.sql(), table.name.sql()),
+        )
+    }));
+    if !table.can_own {
+        let next = format!(
+            "run in the service: GRANT {} TO {}",
+            quote_ident(&table.owner),
+            quote_ident(&site.state.user)
+        );
+        problems.push(refused(
+            format!("it belongs to {}, and {} is no member of that role", table.owner, site.state.user),
+            next,
+        ));
+    }
+    for (fact, next) in columns(draft, mapping, table) {
+        problems.push(refused(fact, next));
+    }
+    if key_index(mapping, table).is_none() {
+        let key: Vec<&str> = mapping.key_columns().map(|column| column.target.as_str()).collect();
+        problems.push(refused(
+            format!(
+                "no primary key or unique index over NOT NULL columns covers exactly ({})",
+                key.join(", ")
+            ),
+            format!("run in the service: ALTER TABLE {} ADD UNIQUE (…)", table.name.sql()),
+        ));
+    }
+    problems
+}
+
+/// Fact and advice of each column that does not fit.
+fn columns(draft: &Draft<'_>, mapping: &TableMapping, table: &Table) -> Vec<(String, String)> {
+    let mut found = Vec::new();
+    let alter = |column: &str, what: &str| {
+        format!(
+            "run in the service: ALTER TABLE {} ALTER COLUMN {} {what}",
+            table.name.sql(),
+            quote_ident(column)
+        )
+    };
+    let source = draft.survey.monolith.table(&mapping.source);
+    for wanted in &mapping.columns {
+        let name = &wanted.target;
+        let Some(present) = table.column(name) else {
+            let add = format!(
+                "run in the service: ALTER TABLE {} ADD COLUMN {} {}, or drop the column in the plan",
+                table.name.sql(),
+                quote_ident(name),
+                wanted.type_sql
+            );
+            found.push((format!("it has no column {name}"), add));
+            continue;
+        };
+        if !fits(draft, wanted, source.and_then(|source| source.column(&wanted.source)), present) {
+            let fact = format!(
+                "column {name} is {}, and the monolith's {} does not fit into it",
+                present.type_sql, wanted.type_sql
+            );
+            found.push((fact, alter(name, &format!("TYPE {}", wanted.type_sql))));
+        }
+        if present.generated_sql.is_some() {
+            found.push((format!("column {name} is generated"), alter(name, "DROP EXPRESSION")));
+        }
+        if present.identity == Some('a') && !wanted.identity_always {
+            let fact = format!("column {name} is GENERATED ALWAYS, and the mirror brings its values");
+            found.push((fact, alter(name, "SET GENERATED BY DEFAULT")));
+        }
+        let nullable =
+            source.and_then(|source| source.column(&wanted.source)).is_some_and(|source| !source.not_null);
+        if present.not_null && nullable {
+            found.push((
+                format!("column {name} is NOT NULL, and the monolith's is not"),
+                alter(name, "DROP NOT NULL"),
+            ));
+        }
+    }
+    let extra =
+        table.columns.iter().filter(|column| mapping.columns.iter().all(|one| one.target != column.name));
+    for column in extra {
+        let filled =
+            column.default_sql.is_some() || column.identity.is_some() || column.generated_sql.is_some();
+        if column.not_null && !filled {
+            let fact =
+                format!("column {} is NOT NULL without a default, and nothing is mapped to it", column.name);
+            found.push((fact, alter(&column.name, "DROP NOT NULL")));
+        }
+    }
+    found
+}
+
+/// Whether every value of the monolith's column keeps its meaning in the service's.
+fn fits(draft: &Draft<'_>, wanted: &ColumnMapping, source: Option<&Column>, present: &Column) -> bool {
+    if let Some(name) = source.and_then(|source| source.user_type.as_ref()) {
+        // An enum may have another name in the service; its labels decide.
+        let theirs = present.user_type.as_ref();
+        let same_name = theirs == Some(name) && present.type_sql == wanted.type_sql;
+        let kind = draft.survey.monolith.types.get(name).map(|of| &of.kind);
+        let present_kind = theirs.and_then(|name| {
+            draft.survey.services.values().find_map(|catalog| catalog.types.get(name)).map(|of| &of.kind)
+        });
+        return same_name || (kind.is_some() && kind == present_kind);
+    }
+    wider(&wanted.type_sql, &present.type_sql)
+}
+
+/// Equal, or a type that holds every value of the other one in the same text form.
+fn wider(from: &str, to: &str) -> bool {
+    const INTEGERS: [&str; 3] = ["smallint", "integer", "bigint"];
+    if from == to {
+        return true;
+    }
+    let place = |name: &str| INTEGERS.iter().position(|integer| *integer == name);
+    if let (Some(from), Some(to)) = (place(from), place(to)) {
+        return from <= to;
+    }
+    let length = |name: &str| -> Option<u32> {
+        name.strip_prefix("character varying(")?.strip_suffix(')')?.parse().ok()
+    };
+    match (length(from), length(to)) {
+        (Some(from), Some(to)) => from <= to,
+        (Some(_), None) => to == "character varying" || to == "text",
+        (None, _) => match from {
+            "character varying" => to == "text",
+            "text" => to == "character varying",
+            _ => from.starts_with("numeric(") && to == "numeric",
+        },
+    }
+}
+
+/// The index that tells rows apart in the service.
+fn key_index<'a>(mapping: &TableMapping, table: &'a Table) -> Option<&'a Index> {
+    let mut key: Vec<&str> = mapping.key_columns().map(|column| column.target.as_str()).collect();
+    key.sort_unstable();
+    let covers = |index: &&Index| {
+        let columns: Option<Vec<&str>> = index.columns.iter().map(Option::as_deref).collect();
+        let mut columns = columns.unwrap_or_default();
+        columns.sort_unstable();
+        table.can_identify(index) && columns == key
+    };
+    let mut fitting: Vec<&Index> = table.indexes.iter().filter(covers).collect();
+    fitting.sort_by_key(|index| !index.primary);
+    fitting.first().copied()
+}
+
+/// Something to write down and take off.
+struct Aside<'a> {
+    slice: &'a SliceMapping,
+    table: &'a TableName,
+    what: Vec<Deferred>,
+    /// Written instead of `what` for a foreign key into another slice, which waits until both have flipped.
+    note: Option<Statement>,
+    drop_sql: String,
+}
+
+/// Writes down and drops, for all tables of the service in one transaction: a foreign key must go before the unique
+/// index that it leans on, whichever table has it, and nothing may go that is not written down.
+fn set_aside(draft: &mut Draft<'_>, site: &Site<'_>) {
+    let mut asides = foreign_keys(site);
+    asides.extend(unique_indexes(draft, site));
+    if asides.is_empty() {
+        return;
+    }
+    let mut tables: Vec<&TableName> = asides.iter().map(|aside| aside.table).collect();
+    tables.sort();
+    tables.dedup();
+    let mut statements: Vec<Statement> = Vec::new();
+    for table in tables {
+        statements.push(format!("LOCK TABLE {} IN ACCESS EXCLUSIVE MODE", table.sql()).into());
+        statements.push(refuse_rows(table));
+    }
+    let mut rows: Vec<(&SliceMapping, &Deferred)> =
+        asides.iter().flat_map(|aside| aside.what.iter().map(|one| (aside.slice, one))).collect();
+    rows.sort_by_key(|(_, one)| one.rank);
+    for (slice, one) in rows {
+        statements.extend(insert(site, slice, std::slice::from_ref(one)));
+    }
+    statements.extend(asides.iter().filter_map(|aside| aside.note.clone()));
+    statements.extend(asides.iter().map(|aside| Statement::from(aside.drop_sql.clone())));
+    let what = ("set aside constraints of", "the adopted tables");
+    draft.journaled(site.database(), None, what, statements);
+}
+
+/// Slices that still may be changed, with their tables.
+fn open_tables<'a>(site: &Site<'a>) -> impl Iterator<Item = (&'a SliceMapping, &'a TableMapping)> {
+    let state = site.state;
+    site.tables().filter(move |(slice, _)| !state.mirrored(&slice.slice))
+}
+
+fn foreign_keys<'a>(site: &Site<'a>) -> Vec<Aside<'a>> {
+    let mut asides = Vec::new();
+    for (slice, mapping) in open_tables(site) {
+        let keys = site.catalog.foreign_keys.iter();
+        for key in keys.filter(|key| key.table == mapping.target && !key.inherited) {
+            let target = mapping.target.sql();
+            let name = quote_ident(&key.name);
+            let add = format!("ALTER TABLE {target} ADD CONSTRAINT {name} {}", key.definition_sql);
+            // A partitioned table takes no foreign key without validating it.
+            let plain = site.catalog.table(&mapping.target).map(|table| table.kind)
+                == Some(TableKind::Partitioned)
+                || !validated(&key.definition_sql);
+            let one =
+                |rank, object: String, sql| Deferred { rank, table: mapping.target.clone(), object, sql };
+            let elsewhere = |other: &SliceMapping| {
+                other.slice != slice.slice && other.tables.iter().any(|one| one.target == key.references)
+            };
+            let note = site.slices.iter().any(|other| elsewhere(other)).then(|| {
+                let object = format!("foreign key {} of {}", key.name, mapping.target);
+                let detail = json!({ "object": object, "create_sql": add });
+                journal(Some(&slice.slice), "set aside between slices", &detail)
+            });
+            let what = if note.is_some() {
+                Vec::new()
+            } else if plain {
+                vec![one(Rank::ForeignKey, key.name.clone(), add)]
+            } else {
+                vec![
+                    one(Rank::ForeignKey, key.name.clone(), format!("{add} NOT VALID")),
+                    one(
+                        Rank::Validate,
+                        format!("validate {}", key.name),
+                        validate(&mapping.target, &key.name),
+                    ),
+                ]
+            };
+            asides.push(Aside {
+                slice,
+                table: &mapping.target,
+                what,
+                note,
+                drop_sql: format!("ALTER TABLE {target} DROP CONSTRAINT {name}"),
+            });
+        }
+    }
+    asides
+}
+
+fn unique_indexes<'a>(draft: &mut Draft<'_>, site: &Site<'a>) -> Vec<Aside<'a>> {
+    let mut asides = Vec::new();
+    for (slice, mapping) in open_tables(site) {
+        let Some(table) = site.catalog.table(&mapping.target) else { continue };
+        let Some(key) = key_index(mapping, table) else { continue };
+        let secondary = |index: &&Index| (index.unique || index.exclusion) && index.name != key.name;
+        for index in table.indexes.iter().filter(secondary) {
+            leaning(draft, site, table, index);
+            let target = mapping.target.sql();
+            let constraint = index
+                .constraint
+                .as_ref()
+                .and_then(|name| table.constraints.iter().find(|constraint| constraint.name == *name));
+            let (rank, object, sql, drop_sql) = match constraint {
+                Some(constraint) => {
+                    let name = quote_ident(&constraint.name);
+                    (
+                        Rank::Constraint,
+                        constraint.name.clone(),
+                        format!("ALTER TABLE {target} ADD CONSTRAINT {name} {}", constraint.definition_sql),
+                        format!("ALTER TABLE {target} DROP CONSTRAINT {name}"),
+                    )
+                }
+                None => (
+                    Rank::Index,
+                    index.name.clone(),
+                    index.definition_sql.clone(),
+                    format!("DROP INDEX {}", TableName::new(&table.name.schema, &index.name).sql()),
+                ),
+            };
+            let what = vec![Deferred { rank, table: mapping.target.clone(), object, sql }];
+            asides.push(Aside { slice, table: &mapping.target, what, note: None, drop_sql });
+        }
+    }
+    asides
+}
+
+/// Foreign keys of tables that are not adopted would keep an index from being dropped.
+fn leaning(draft: &mut Draft<'_>, site: &Site<'_>, table: &Table, index: &Index) {
+    let columns: Vec<&str> = index.columns.iter().filter_map(Option::as_deref).collect();
+    let keys = site.catalog.foreign_keys.iter().filter(|key| {
+        let mut referenced: Vec<&str> = key.referenced_columns.iter().map(String::as_str).collect();
+        let mut columns = columns.clone();
+        referenced.sort_unstable();
+        columns.sort_unstable();
+        key.references == table.name && referenced == columns
+    });
+    for key in keys.filter(|key| open_tables(site).all(|(_, mapping)| mapping.target != key.table)) {
+        draft.problem(
+            Problem::error("foreign-key-in-the-way", in_service(site, format!("foreign key {} of {}", key.name, key.table)))
+                .fact(format!("it leans on index {} of {}, which must wait for the data", index.name, table.name))
+                .consequence("rows could be refused while they are mirrored")
+                .next(format!(
+                    "run in the service, and add it again once the slice is live: ALTER TABLE {} DROP CONSTRAINT {}",
+                    key.table.sql(),
+                    quote_ident(&key.name)
+                )),
+        );
+    }
+}
+
+/// Gives up tables for a new form of the plan, before anything was mirrored: puts back what was set aside, so that
+/// the next verification sees the tables as they were.
+fn release(draft: &mut Draft<'_>, site: &Site<'_>, slice: &SliceMapping) {
+    let mut rows: Vec<_> = site.state.deferred.iter().filter(|((of, ..), _)| *of == slice.slice).collect();
+    let rank = |kind: &str, object: &str| match (kind, object.starts_with("validate ")) {
+        ("index", _) => 0,
+        ("constraint", _) => 1,
+        ("foreign_key", _) => 2,
+        _ => 3,
+    };
+    rows.sort_by_key(|((_, _, kind, object), _)| rank(kind, object));
+    let gone = |table: &str| {
+        TableName::parse(table, "public")
+            .map_or(true, |name| slice.tables.iter().all(|one| one.target != name))
+    };
+    let mut statements: Vec<Statement> = rows
+        .iter()
+        .filter(|((_, table, ..), row)| !row.done && gone(table))
+        .map(|(_, row)| Statement::from(row.create_sql.clone()))
+        .collect();
+    let name = quote_literal(&slice.slice);
+    let kept: Vec<String> = slice.tables.iter().map(|one| quote_literal(&one.target.to_string())).collect();
+    statements.push(
+        format!(
+            "DELETE FROM strangler.deferred WHERE slice = {name} AND NOT target_table = ANY (ARRAY[{}]::text[])",
+            kept.join(", ")
+        )
+        .into(),
+    );
+    statements.push(format!("DELETE FROM strangler.mirror_table WHERE slice = {name}").into());
+    statements.push(new_hash(slice));
+    draft.journaled(
+        site.database(),
+        Some(&slice.slice),
+        ("release tables of slice", &slice.slice),
+        statements,
+    );
+}

@@ -1,0 +1,454 @@
+//! What waits until the data is in: secondary indexes, unique and exclusion constraints, checks that old rows may
+//! break, and foreign keys inside the slice. It is written down in `strangler.deferred` in the order in which the
+//! mirror puts it in place.
+
+use serde_json::json;
+
+use super::Statement;
+use super::anatomy::{ForeignKeyShape, IndexKey, IndexShape, Used};
+use super::draft::{Draft, Site, journal};
+use super::expression::{Stuck, carry, target_of};
+use super::objects::validated;
+use super::tables::{describe, key_index};
+use crate::catalog::{ConstraintKind, ForeignKey, Index, Table, UserTypeKind};
+use crate::mapping::{SliceMapping, TableMapping};
+use crate::name::{TableName, quote_ident, quote_list, quote_literal};
+use crate::problem::Problem;
+
+/// One statement that waits. The order of the variants of `kind` is the order of execution.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Deferred {
+    pub(super) rank: Rank,
+    pub(super) table: TableName,
+    pub(super) object: String,
+    pub(super) sql: String,
+}
+
+/// Foreign keys need the unique indexes they refer to, and are validated once all of them stand.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Rank {
+    Index,
+    Constraint,
+    Domain,
+    ForeignKey,
+    Validate,
+}
+
+impl Rank {
+    /// `kind` in `strangler.deferred`.
+    pub(super) fn kind(self) -> &'static str {
+        match self {
+            Self::Index => "index",
+            Self::Constraint => "constraint",
+            Self::ForeignKey => "foreign_key",
+            Self::Domain | Self::Validate => "statement",
+        }
+    }
+}
+
+/// Adds one step per slice with all that is not written down yet.
+pub(super) fn record(draft: &mut Draft<'_>, site: &Site<'_>) {
+    for slice in &site.slices {
+        if site.state.mirrored(&slice.slice) {
+            continue;
+        }
+        let mut found = Vec::new();
+        let mut notes = Vec::new();
+        for mapping in &slice.tables {
+            let Some(table) = draft.survey.monolith.table(&mapping.source) else { continue };
+            indexes(draft, mapping, table, &mut found, &mut notes);
+            checks(draft, mapping, table, &mut found);
+            domains(draft, mapping, table, &mut found);
+            foreign_keys(draft, slice, mapping, table, &mut found, &mut notes);
+        }
+        found.sort_by_key(|one| one.rank);
+        let mut statements = insert(site, slice, &found);
+        statements.extend(remember(draft, site, slice, notes));
+        draft.journaled(site.database(), Some(&slice.slice), ("defer for slice", &slice.slice), statements);
+    }
+}
+
+/// Rows for what is not in `strangler.deferred`, in the given order.
+pub(super) fn insert(site: &Site<'_>, slice: &SliceMapping, found: &[Deferred]) -> Vec<Statement> {
+    let remade = site.remade.contains(slice.slice.as_str());
+    let known = |one: &&Deferred| {
+        let kind = one.rank.kind().to_owned();
+        let key = (slice.slice.clone(), one.table.to_string(), kind, one.object.clone());
+        !remade && site.state.deferred.contains_key(&key)
+    };
+    let row = |one: &Deferred| {
+        let values = [&slice.slice, &one.table.to_string(), one.rank.kind(), &one.object, &one.sql];
+        Statement::from(format!(
+            "INSERT INTO strangler.deferred (slice, target_table, kind, object, create_sql) VALUES ({}) \
+             ON CONFLICT (slice, target_table, kind, object) DO NOTHING",
+            values.map(quote_literal).join(", ")
+        ))
+    };
+    found.iter().filter(|one| !known(one)).map(row).collect()
+}
+
+/// Something that does not go along as it was, for the journal.
+pub(super) struct Note {
+    action: &'static str,
+    object: String,
+    detail: String,
+    problem: bool,
+}
+
+fn left_out(what: &str, name: &str, table: &Table, why: String) -> Note {
+    let object = format!("{what} {name} of {}", table.name);
+    Note { action: "left out", object, detail: why, problem: true }
+}
+
+/// Journal entries that are not there yet; what was left out is a warning each time.
+fn remember(
+    draft: &mut Draft<'_>,
+    site: &Site<'_>,
+    slice: &SliceMapping,
+    notes: Vec<Note>,
+) -> Vec<Statement> {
+    let mut statements = Vec::new();
+    for note in notes {
+        let key = (slice.slice.clone(), note.action.to_owned(), note.object.clone());
+        if !site.state.notes.contains(&key) {
+            let detail = json!({ "object": note.object, "detail": note.detail });
+            statements.push(journal(Some(&slice.slice), note.action, &detail));
+        }
+        if note.problem {
+            draft.problem(
+                Problem::warning("left-out", &note.object)
+                    .fact(note.detail)
+                    .consequence(format!("service {} goes without it", site.name))
+                    .next("make it by hand in the service once the slice is live, where it is needed"),
+            );
+        }
+    }
+    statements
+}
+
+fn indexes(
+    draft: &Draft<'_>,
+    mapping: &TableMapping,
+    table: &Table,
+    found: &mut Vec<Deferred>,
+    notes: &mut Vec<Note>,
+) {
+    let key = key_index(mapping, table).map(|index| index.name.as_str());
+    for index in table.indexes.iter().filter(|index| Some(index.name.as_str()) != key) {
+        let what = if index.constraint.is_some() { "constraint" } else { "index" };
+        let name = index.constraint.as_ref().unwrap_or(&index.name);
+        if !index.valid {
+            notes.push(left_out(what, name, table, "it is invalid on the monolith".to_owned()));
+            continue;
+        }
+        let rank = if index.constraint.is_some() { Rank::Constraint } else { Rank::Index };
+        match statement(draft, mapping, table, index) {
+            Ok(sql) => {
+                found.push(Deferred { rank, table: mapping.target.clone(), object: name.clone(), sql })
+            }
+            Err(stuck) => notes.push(left_out(what, name, table, stuck.fact())),
+        }
+    }
+}
+
+fn statement(
+    draft: &Draft<'_>,
+    mapping: &TableMapping,
+    table: &Table,
+    index: &Index,
+) -> Result<String, Stuck> {
+    let anatomy = &draft.survey.anatomy;
+    let exclusion = table
+        .constraints
+        .iter()
+        .find(|one| one.kind == ConstraintKind::Exclusion && Some(&one.name) == index.constraint.as_ref());
+    if let Some(exclusion) = exclusion {
+        let used = Used::Constraint(table.name.clone(), exclusion.name.clone());
+        let definition = carry(mapping, table, anatomy.needs_of(&used), &exclusion.definition_sql)?;
+        return Ok(add(mapping, &exclusion.name, &definition));
+    }
+    let Some(shape) = anatomy.indexes.get(&(table.name.clone(), index.name.clone())) else {
+        return Err(Stuck::Unreadable);
+    };
+    match &index.constraint {
+        Some(constraint) => add_constraint(mapping, table, (constraint, index.primary), shape),
+        None => create_index(draft, mapping, table, (&index.name, shape)),
+    }
+}
+
+fn add(mapping: &TableMapping, name: &str, definition: &str) -> String {
+    format!("ALTER TABLE {} ADD CONSTRAINT {} {definition}", mapping.target.sql(), quote_ident(name))
+}
+
+/// A primary key or unique constraint under the service's names.
+pub(super) fn add_constraint(
+    mapping: &TableMapping,
+    table: &Table,
+    (name, primary): (&str, bool),
+    shape: &IndexShape,
+) -> Result<String, Stuck> {
+    let mut columns = Vec::new();
+    for key in shape.keys.iter().filter(|key| !key.included) {
+        columns.push(quote_ident(carried(mapping, table, key)?));
+    }
+    let kind = if primary { "PRIMARY KEY" } else { "UNIQUE" };
+    let distinct = if shape.nulls_not_distinct { " NULLS NOT DISTINCT" } else { "" };
+    let mut definition = format!("{kind}{distinct} ({}){}", columns.join(", "), tail(mapping, table, shape));
+    if shape.deferrable {
+        definition.push_str(" DEFERRABLE");
+    }
+    if shape.initially_deferred {
+        definition.push_str(" INITIALLY DEFERRED");
+    }
+    Ok(add(mapping, name, &definition))
+}
+
+/// An index under the service's names.
+pub(super) fn create_index(
+    draft: &Draft<'_>,
+    mapping: &TableMapping,
+    table: &Table,
+    (name, shape): (&str, &IndexShape),
+) -> Result<String, Stuck> {
+    let used = Used::Index(table.name.clone(), name.to_owned());
+    let needs = draft.survey.anatomy.needs_of(&used);
+    let mut keys = Vec::new();
+    for key in shape.keys.iter().filter(|key| !key.included) {
+        let mut sql = match &key.column {
+            Some(_) => quote_ident(carried(mapping, table, key)?),
+            None => {
+                // What the expression uses and what the predicate uses come as one list, so each is searched only
+                // for its own: a column that stands in neither would otherwise seem lost.
+                carry_part(mapping, table, needs, &key.expression_sql)?
+            }
+        };
+        for (word, part) in [(" COLLATE ", &key.collation_sql), (" ", &key.opclass_sql)] {
+            if let Some(part) = part {
+                sql.push_str(word);
+                sql.push_str(part);
+            }
+        }
+        sql.push_str(order(key));
+        keys.push(sql);
+    }
+    let predicate = match &shape.predicate_sql {
+        Some(predicate) => format!(" WHERE {}", carry_part(mapping, table, needs, predicate)?),
+        None => String::new(),
+    };
+    let distinct = if shape.nulls_not_distinct { " NULLS NOT DISTINCT" } else { "" };
+    Ok(format!(
+        "CREATE {}INDEX {} ON {} USING {} ({}){}{predicate}",
+        if shape.unique { "UNIQUE " } else { "" },
+        quote_ident(name),
+        mapping.target.sql(),
+        quote_ident(&shape.method),
+        keys.join(", "),
+        included(mapping, table, shape) + distinct + &storage(shape),
+    ))
+}
+
+/// `carry` for one of several expressions that share a list of needs.
+fn carry_part(
+    mapping: &TableMapping,
+    table: &Table,
+    needs: &[super::anatomy::Reference],
+    sql: &str,
+) -> Result<String, Stuck> {
+    let here = crate::name::identifiers_in(sql);
+    let stands = |need: &&super::anatomy::Reference| match need {
+        super::anatomy::Reference::Column(column) => here.iter().any(|(_, name)| name == column),
+        super::anatomy::Reference::Type(_) | super::anatomy::Reference::Routine { .. } => false,
+    };
+    let needs: Vec<_> = needs.iter().filter(stands).cloned().collect();
+    carry(mapping, table, &needs, sql)
+}
+
+fn carried<'a>(mapping: &'a TableMapping, table: &'a Table, key: &IndexKey) -> Result<&'a str, Stuck> {
+    let column = key.column.as_deref().ok_or(Stuck::Unreadable)?;
+    target_of(mapping, table, column).ok_or_else(|| Stuck::Dropped(vec![column.to_owned()]))
+}
+
+/// The order of an index key, where it is not the usual one: NULLS LAST for ascending, NULLS FIRST for descending.
+fn order(key: &IndexKey) -> &'static str {
+    match (key.descending, key.nulls_first) {
+        (false, false) => "",
+        (false, true) => " NULLS FIRST",
+        (true, true) => " DESC",
+        (true, false) => " DESC NULLS LAST",
+    }
+}
+
+fn tail(mapping: &TableMapping, table: &Table, shape: &IndexShape) -> String {
+    included(mapping, table, shape) + &storage(shape)
+}
+
+/// Included columns save a look at the table; those that stay behind are left out.
+fn included(mapping: &TableMapping, table: &Table, shape: &IndexShape) -> String {
+    let columns = shape.keys.iter().filter(|key| key.included);
+    let names: Vec<&str> = columns.filter_map(|key| carried(mapping, table, key).ok()).collect();
+    if names.is_empty() { String::new() } else { format!(" INCLUDE ({})", quote_list(names)) }
+}
+
+fn storage(shape: &IndexShape) -> String {
+    shape.storage_sql.as_ref().map_or_else(String::new, |storage| format!(" WITH ({storage})"))
+}
+
+/// Checks that were never validated. `tables` refused those that can't be carried.
+fn checks(draft: &Draft<'_>, mapping: &TableMapping, table: &Table, found: &mut Vec<Deferred>) {
+    let open = |one: &&crate::catalog::Constraint| one.kind == ConstraintKind::Check && !one.validated;
+    for check in table.constraints.iter().filter(open) {
+        let used = Used::Constraint(table.name.clone(), check.name.clone());
+        let needs = draft.survey.anatomy.needs_of(&used);
+        if let Ok(definition) = carry(mapping, table, needs, &check.definition_sql) {
+            found.push(Deferred {
+                rank: Rank::Constraint,
+                table: mapping.target.clone(),
+                object: check.name.clone(),
+                sql: add(mapping, &check.name, &definition),
+            });
+        }
+    }
+}
+
+/// Checks of domains that were never validated.
+fn domains(draft: &Draft<'_>, mapping: &TableMapping, table: &Table, found: &mut Vec<Deferred>) {
+    for column in table.columns.iter().filter(|one| target_of(mapping, table, &one.name).is_some()) {
+        let mut next = column.user_type.as_ref();
+        while let Some(of) = next.and_then(|name| draft.survey.monolith.types.get(name)) {
+            let UserTypeKind::Domain { checks, base_type, .. } = &of.kind else { break };
+            for (check, definition) in checks.iter().filter(|(_, definition)| !validated(definition)) {
+                let object = format!("constraint {check} of domain {}", of.name);
+                if found.iter().all(|one| one.object != object) {
+                    let sql = format!(
+                        "ALTER DOMAIN {} ADD CONSTRAINT {} {definition}",
+                        of.name.sql(),
+                        quote_ident(check)
+                    );
+                    found.push(Deferred { rank: Rank::Domain, table: mapping.target.clone(), object, sql });
+                }
+            }
+            next = base_type.as_ref();
+        }
+    }
+}
+
+fn foreign_keys(
+    draft: &Draft<'_>,
+    slice: &SliceMapping,
+    mapping: &TableMapping,
+    table: &Table,
+    found: &mut Vec<Deferred>,
+    notes: &mut Vec<Note>,
+) {
+    let monolith = &draft.survey.monolith;
+    for key in monolith.foreign_keys.iter().filter(|key| key.table == table.name && !key.inherited) {
+        let Some(other) = slice.tables.iter().find(|other| other.source == key.references) else { continue };
+        if !same_rows(mapping, other) {
+            let why = format!("{} takes only some rows, which need not be those referred to", other.source);
+            notes.push(left_out("foreign key", &key.name, table, why));
+            continue;
+        }
+        let shape = draft.survey.anatomy.foreign_keys.get(&(table.name.clone(), key.name.clone()));
+        let referenced = monolith.table(&other.source);
+        match shape
+            .zip(referenced)
+            .map(|(shape, referenced)| foreign_key(key, shape, (mapping, table), (other, referenced)))
+        {
+            Some(Ok(definition)) => found.extend(with_validation(mapping, key, &definition)),
+            Some(Err(stuck)) => notes.push(left_out("foreign key", &key.name, table, stuck.fact())),
+            None => {}
+        }
+    }
+    notes.extend(mapping.soft_references.iter().map(|soft| Note {
+        action: "soft reference",
+        object: format!(
+            "{}({}) to {}({})",
+            mapping.target,
+            soft.columns.join(", "),
+            soft.references,
+            soft.referenced_columns.join(", ")
+        ),
+        detail: describe(soft),
+        problem: false,
+    }));
+}
+
+/// Whether a row that is taken has all the rows it refers to beside it.
+fn same_rows(mapping: &TableMapping, referenced: &TableMapping) -> bool {
+    let terms = |of: &TableMapping| -> Vec<(Option<String>, Vec<String>)> {
+        let name = |column: usize| of.columns.get(column).map(|column| column.source.clone());
+        of.filter.iter().map(|term| (name(term.column), term.values.clone())).collect()
+    };
+    referenced.filter.is_empty() || terms(mapping) == terms(referenced)
+}
+
+/// Added without a look at the rows, then validated under a lock that lets writers through (ALTER TABLE).
+fn with_validation(mapping: &TableMapping, key: &ForeignKey, definition: &str) -> Vec<Deferred> {
+    let one = |rank, object, sql| Deferred { rank, table: mapping.target.clone(), object, sql };
+    let definition = format!("{definition} NOT VALID");
+    let mut found = vec![one(Rank::ForeignKey, key.name.clone(), add(mapping, &key.name, &definition))];
+    if key.validated {
+        found.push(one(
+            Rank::Validate,
+            format!("validate {}", key.name),
+            validate(&mapping.target, &key.name),
+        ));
+    }
+    found
+}
+
+/// Looks at the rows of a constraint that was added NOT VALID.
+pub(super) fn validate(table: &TableName, constraint: &str) -> String {
+    format!("ALTER TABLE {} VALIDATE CONSTRAINT {}", table.sql(), quote_ident(constraint))
+}
+
+fn foreign_key(
+    key: &ForeignKey,
+    shape: &ForeignKeyShape,
+    (mapping, table): (&TableMapping, &Table),
+    (other, referenced): (&TableMapping, &Table),
+) -> Result<String, Stuck> {
+    let list = |of: &TableMapping, in_table: &Table, columns: &[String]| -> Result<String, Stuck> {
+        let mut names = Vec::new();
+        for column in columns {
+            let target = target_of(of, in_table, column);
+            names.push(quote_ident(target.ok_or_else(|| Stuck::Dropped(vec![column.clone()]))?));
+        }
+        Ok(names.join(", "))
+    };
+    let mut sql = format!(
+        "FOREIGN KEY ({}) REFERENCES {} ({})",
+        list(mapping, table, &key.columns)?,
+        other.target.sql(),
+        list(other, referenced, &key.referenced_columns)?
+    );
+    if shape.match_kind == 'f' {
+        sql.push_str(" MATCH FULL");
+    }
+    for (event, action) in [("UPDATE", shape.on_update), ("DELETE", shape.on_delete)] {
+        if let Some(action) = action_sql(action) {
+            sql.push_str(&format!(" ON {event} {action}"));
+        }
+    }
+    if !shape.on_delete_columns.is_empty() {
+        sql.push_str(&format!(" ({})", list(mapping, table, &shape.on_delete_columns)?));
+    }
+    if shape.deferrable {
+        sql.push_str(" DEFERRABLE");
+    }
+    if shape.initially_deferred {
+        sql.push_str(" INITIALLY DEFERRED");
+    }
+    Ok(sql)
+}
+
+/// `None` for NO ACTION, which needs no words.
+fn action_sql(letter: char) -> Option<&'static str> {
+    match letter {
+        'r' => Some("RESTRICT"),
+        'c' => Some("CASCADE"),
+        'n' => Some("SET NULL"),
+        'd' => Some("SET DEFAULT"),
+        _ => None,
+    }
+}

@@ -1,0 +1,243 @@
+//! Carries an expression from the monolith's column names to the service's.
+//!
+//! `pg_depend` says exactly which columns an expression uses. With them renamed, the printed expression is changed
+//! word by word, and given up when it can't be done for certain; what is wrong all the same fails when it is created.
+
+use super::anatomy::Reference;
+use crate::catalog::Table;
+use crate::mapping::TableMapping;
+use crate::name::quote_ident;
+
+/// Why an expression can't go along.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Stuck {
+    /// It uses columns that stay behind.
+    Dropped(Vec<String>),
+    /// It uses renamed columns in a way that can't be changed for certain.
+    Unreadable,
+}
+
+impl Stuck {
+    /// As the fact of a problem.
+    pub(super) fn fact(&self) -> String {
+        match self {
+            Self::Dropped(columns) => format!("it uses {}, which the plan drops", columns.join(", ")),
+            Self::Unreadable => {
+                "it uses renamed columns in a way that can't be rewritten for certain".to_owned()
+            }
+        }
+    }
+}
+
+/// Name of a monolith column in the service; `None` when it stays behind. Generated columns keep theirs.
+pub(super) fn target_of<'a>(mapping: &'a TableMapping, source: &'a Table, column: &str) -> Option<&'a str> {
+    if let Some(mapped) = mapping.column(column) {
+        return Some(&mapped.target);
+    }
+    let generated = source.column(column).filter(|column| column.generated_sql.is_some())?;
+    if mapping.dropped.contains(&generated.name) { None } else { Some(&generated.name) }
+}
+
+/// The expression with the service's names.
+pub(super) fn carry(
+    mapping: &TableMapping,
+    source: &Table,
+    needs: &[Reference],
+    sql: &str,
+) -> Result<String, Stuck> {
+    let mut dropped = Vec::new();
+    let mut renamed = Vec::new();
+    for need in needs {
+        let Reference::Column(column) = need else { continue };
+        match target_of(mapping, source, column) {
+            None => dropped.push(column.clone()),
+            Some(target) if target != column => renamed.push((column.as_str(), target)),
+            Some(_) => {}
+        }
+    }
+    if !dropped.is_empty() {
+        return Err(Stuck::Dropped(dropped));
+    }
+    rename(sql, &renamed).ok_or(Stuck::Unreadable)
+}
+
+/// A piece of an expression as PostgreSQL prints it.
+#[derive(Debug, PartialEq, Eq)]
+enum Token {
+    /// An identifier or a lower-case word, without its quotes.
+    Name(String),
+    /// A keyword: PostgreSQL prints those of its syntax in upper case and quotes identifiers with capitals.
+    Keyword(String),
+    /// A string constant or a number.
+    Constant,
+    /// White space.
+    Space,
+    /// `::` or any other single character.
+    Sign(String),
+}
+
+/// Replaces the named columns; `None` when one of them can't be found where a column can stand.
+fn rename(sql: &str, renamed: &[(&str, &str)]) -> Option<String> {
+    if renamed.is_empty() {
+        return Some(sql.to_owned());
+    }
+    let tokens = tokens(sql)?;
+    let solid: Vec<usize> = (0..tokens.len())
+        .filter(|at| tokens.get(*at).is_some_and(|(token, _)| *token != Token::Space))
+        .collect();
+    let token = |place: usize| solid.get(place).and_then(|at| tokens.get(*at)).map(|(token, _)| token);
+    let sign = |place: Option<usize>, text: &str| {
+        place.and_then(token).is_some_and(|token| matches!(token, Token::Sign(sign) if sign == text))
+    };
+    let mut pieces: Vec<String> = tokens.iter().map(|(_, text)| (*text).to_owned()).collect();
+    let mut found = vec![false; renamed.len()];
+    let mut in_type = false;
+    for place in 0..solid.len() {
+        let before = place.checked_sub(1);
+        let after = Some(place + 1);
+        in_type = match token(place) {
+            Some(Token::Sign(text)) if text == "::" => true,
+            Some(Token::Name(_)) => in_type,
+            Some(Token::Sign(text)) if text == "." => in_type,
+            _ => false,
+        };
+        let Some(Token::Name(name)) = token(place) else { continue };
+        let collation = before
+            .and_then(token)
+            .is_some_and(|token| matches!(token, Token::Keyword(word) if word == "COLLATE"));
+        // EXTRACT(year FROM …): the field is printed like a column.
+        let field = sign(before, "(")
+            && place
+                .checked_sub(2)
+                .and_then(token)
+                .is_some_and(|token| matches!(token, Token::Keyword(word) if word == "EXTRACT"));
+        if in_type || collation || field || sign(before, ".") || sign(after, ".") || sign(after, "(") {
+            continue;
+        }
+        let Some(which) = renamed.iter().position(|(from, _)| from == name) else { continue };
+        let target = renamed.get(which).map(|(_, to)| quote_ident(to))?;
+        let piece = solid.get(place).and_then(|at| pieces.get_mut(*at))?;
+        *piece = target;
+        *found.get_mut(which)? = true;
+    }
+    found.iter().all(|found| *found).then(|| pieces.concat())
+}
+
+/// Cuts an expression into tokens with their text. `None` for what PostgreSQL never prints.
+fn tokens(sql: &str) -> Option<Vec<(Token, &str)>> {
+    let mut found = Vec::new();
+    let mut rest = sql;
+    while let Some(first) = rest.chars().next() {
+        let word = |c: char| c.is_alphanumeric() || c == '_' || c == '$';
+        let (token, length) = if first.is_whitespace() {
+            (Token::Space, rest.find(|c: char| !c.is_whitespace()).unwrap_or(rest.len()))
+        } else if first == '"' {
+            let length = closing(rest, 1, '"', false)?;
+            (Token::Name(unquoted(rest.get(1..length - 1)?)), length)
+        } else if first == '\'' {
+            (Token::Constant, closing(rest, 1, '\'', false)?)
+        } else if rest.starts_with("E'") {
+            (Token::Constant, closing(rest, 2, '\'', true)?)
+        } else if rest.starts_with("B'") || rest.starts_with("X'") {
+            (Token::Constant, closing(rest, 2, '\'', false)?)
+        } else if first.is_ascii_digit() {
+            let number = |c: char| c.is_ascii_alphanumeric() || c == '.';
+            (Token::Constant, rest.find(|c| !number(c)).unwrap_or(rest.len()))
+        } else if first.is_alphabetic() || first == '_' {
+            let length = rest.find(|c| !word(c)).unwrap_or(rest.len());
+            let text = rest.get(..length)?;
+            let keyword = text.chars().any(char::is_uppercase);
+            (if keyword { Token::Keyword(text.to_owned()) } else { Token::Name(text.to_owned()) }, length)
+        } else if rest.starts_with("::") {
+            (Token::Sign("::".to_owned()), 2)
+        } else {
+            (Token::Sign(first.to_string()), first.len_utf8())
+        };
+        found.push((token, rest.get(..length)?));
+        rest = rest.get(length..)?;
+    }
+    Some(found)
+}
+
+/// What an identifier's double quotes hold: a doubled one stands for one.
+fn unquoted(body: &str) -> String {
+    let mut name = String::new();
+    let mut chars = body.chars();
+    while let Some(c) = chars.next() {
+        name.push(c);
+        if c == '"' {
+            chars.next();
+        }
+    }
+    name
+}
+
+/// Length up to and with the closing quote; a doubled quote does not close, nor does one after a backslash where
+/// those count.
+fn closing(text: &str, start: usize, quote: char, backslashes: bool) -> Option<usize> {
+    let mut chars = text.char_indices().skip_while(|(at, _)| *at < start).peekable();
+    while let Some((at, c)) = chars.next() {
+        if backslashes && c == '\\' {
+            chars.next();
+        } else if c == quote {
+            if chars.peek().is_some_and(|(_, next)| *next == quote) {
+                chars.next();
+            } else {
+                return Some(at + quote.len_utf8());
+            }
+        }
+    }
+    None
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn columns_are_renamed_wherever_they_stand() {
+        for (sql, expected) in [
+            ("(\"Qty\" > 0)", "(\"quantity\" > 0)"),
+            (
+                "((\"Qty\" >= 0) AND (\"Qty\" <= \"Max\"))",
+                "((\"quantity\" >= 0) AND (\"quantity\" <= \"Max\"))",
+            ),
+            ("(\"a\"\"b\" < \"Qty\")", "(\"a\"\"b\" < \"quantity\")"),
+            ("lower((\"Qty\")::text)", "lower((\"quantity\")::text)"),
+            ("('Qty \"Qty\"'::text || \"Qty\")", "('Qty \"Qty\"'::text || \"quantity\")"),
+            ("(E'\\\\\\'Qty' = \"Qty\")", "(E'\\\\\\'Qty' = \"quantity\")"),
+            ("(\"Qty\" = ANY (ARRAY[1, 2]))", "(\"quantity\" = ANY (ARRAY[1, 2]))"),
+        ] {
+            assert_eq!(rename(sql, &[("Qty", "quantity")]).as_deref(), Some(expected), "{sql}");
+        }
+    }
+
+    #[test]
+    fn words_that_only_look_like_the_column_stay() {
+        for (column, sql, expected) in [
+            ("year", "(EXTRACT(year FROM at) > year)", "(EXTRACT(year FROM at) > \"x\")"),
+            ("lower", "(lower(lower) = 'a')", "(lower(\"x\") = 'a')"),
+            ("time", "((at)::timestamp with time zone > time)", "((at)::timestamp with time zone > \"x\")"),
+            ("C", "(\"C\" COLLATE \"C\" > 'a')", "(\"x\" COLLATE \"C\" > 'a')"),
+            ("city", "((addr).city <> city)", "((addr).city <> \"x\")"),
+            ("money", "((a)::public.money > money)", "((a)::public.money > \"x\")"),
+            ("precision", "((a)::double precision + precision)", "((a)::double precision + \"x\")"),
+        ] {
+            assert_eq!(rename(sql, &[(column, "x")]).as_deref(), Some(expected), "{sql}");
+        }
+    }
+
+    #[test]
+    fn swapped_names_do_not_run_into_each_other() {
+        assert_eq!(rename("(a < b)", &[("a", "b"), ("b", "a")]).as_deref(), Some("(\"b\" < \"a\")"));
+    }
+
+    #[test]
+    fn what_cannot_be_found_or_read_is_given_up() {
+        assert_eq!(rename("(\"T\".* IS NOT NULL)", &[("a", "b")]), None);
+        for broken in ["\"a", "'a", "E'a\\'", "a \"b"] {
+            assert_eq!(rename(broken, &[("a", "b")]), None, "{broken}");
+        }
+        assert_eq!(rename("'a", &[]).as_deref(), Some("'a"), "nothing to do is always possible");
+    }
+}

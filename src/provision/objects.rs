@@ -1,0 +1,319 @@
+//! What tables stand on: extensions, schemas, types and sequences.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use super::Statement;
+use super::anatomy::{Reference, Used};
+use super::draft::{Draft, Site, in_service};
+use super::expression::target_of;
+use super::state::{Grant, GrantOn};
+use crate::catalog::{Sequence, UserType, UserTypeKind};
+use crate::mapping::TableMapping;
+use crate::name::{TableName, quote_ident, quote_literal};
+use crate::plan::Ddl;
+use crate::problem::Problem;
+
+/// Adds steps for whatever the service's tables need and it does not have.
+pub(super) fn create(draft: &mut Draft<'_>, site: &Site<'_>) {
+    let needed = needed(draft, site);
+    extensions(draft, site, &needed.extensions);
+    routines(draft, site, &needed);
+    schemas(draft, site, &needed);
+    types(draft, site, &needed.types);
+    sequences(draft, site);
+}
+
+#[derive(Default)]
+struct Needed {
+    extensions: BTreeSet<String>,
+    /// Types in the order in which they can be created.
+    types: Vec<TableName>,
+    /// Who needs which function, operator or operator class.
+    routines: BTreeMap<(String, String), String>,
+}
+
+/// Follows what `pg_depend` says from the tables' definitions down to types, functions and extensions.
+fn needed(draft: &Draft<'_>, site: &Site<'_>) -> Needed {
+    let mut needed = Needed::default();
+    let survey = draft.survey;
+    for (_, mapping) in site.tables() {
+        let Some(table) = survey.monolith.table(&mapping.source) else { continue };
+        let name = &table.name;
+        let columns = table.columns.iter().filter(|column| target_of(mapping, table, &column.name).is_some());
+        for column in columns {
+            if let Some(of) = &column.user_type {
+                follow_type(draft, of, &mut needed);
+            }
+            follow(draft, &Used::Column(name.clone(), column.name.clone()), &mut needed);
+        }
+        for constraint in &table.constraints {
+            follow(draft, &Used::Constraint(name.clone(), constraint.name.clone()), &mut needed);
+        }
+        for index in &table.indexes {
+            follow(draft, &Used::Index(name.clone(), index.name.clone()), &mut needed);
+        }
+    }
+    needed
+}
+
+fn follow(draft: &Draft<'_>, used: &Used, needed: &mut Needed) {
+    for reference in draft.survey.anatomy.needs_of(used) {
+        match reference {
+            Reference::Column(_) => {}
+            Reference::Type(name) => follow_type(draft, name, needed),
+            Reference::Routine { extension: Some(extension), .. } => {
+                needed.extensions.insert(extension.clone());
+            }
+            Reference::Routine { kind, identity, extension: None } => {
+                let key = (kind.clone(), identity.clone());
+                needed.routines.entry(key).or_insert_with(|| label(used));
+            }
+        }
+    }
+}
+
+/// Adds a type behind those it needs itself. PostgreSQL has no circles among types.
+fn follow_type(draft: &Draft<'_>, name: &TableName, needed: &mut Needed) {
+    if needed.types.contains(name) {
+        return;
+    }
+    let Some(of) = draft.survey.monolith.types.get(name) else { return };
+    if let Some(extension) = &of.extension {
+        needed.extensions.insert(extension.clone());
+        return;
+    }
+    let used = Used::Type(name.clone());
+    let own = Reference::Type(name.clone());
+    if !draft.survey.anatomy.needs_of(&used).contains(&own) {
+        follow(draft, &used, needed);
+    }
+    needed.types.push(name.clone());
+}
+
+fn label(used: &Used) -> String {
+    match used {
+        Used::Column(table, column) => format!("column {table}.{column}"),
+        Used::Constraint(table, name) => format!("constraint {name} of {table}"),
+        Used::Index(table, name) => format!("index {name} of {table}"),
+        Used::Type(name) => format!("type {name}"),
+    }
+}
+
+fn extensions(draft: &mut Draft<'_>, site: &Site<'_>, needed: &BTreeSet<String>) {
+    for extension in needed.iter().filter(|name| !site.catalog.extensions.contains_key(*name)) {
+        let name = quote_ident(extension);
+        if !site.state.available_extensions.contains(extension) {
+            draft.problem(
+                Problem::error("extension-missing", in_service(site, format!("extension {extension}")))
+                    .fact("types or functions of the tables need it, and the server does not have its files")
+                    .consequence("the tables could not be created")
+                    .next(format!("install the extension's package on the server of service {}", site.name)),
+            );
+            continue;
+        }
+        let schema = draft.survey.anatomy.extension_schemas.get(extension).map_or("public", String::as_str);
+        let statements = vec![
+            Statement::from(format!("CREATE SCHEMA IF NOT EXISTS {}", quote_ident(schema))),
+            Statement::from(format!("CREATE EXTENSION IF NOT EXISTS {name} SCHEMA {}", quote_ident(schema))),
+        ];
+        draft.journaled(site.database(), None, ("create extension", extension), statements);
+    }
+}
+
+/// Functions are code, so they are not copied: the service's people decide.
+fn routines(draft: &mut Draft<'_>, site: &Site<'_>, needed: &Needed) {
+    for (key, user) in &needed.routines {
+        if site.state.routines.contains(key) {
+            continue;
+        }
+        let (kind, identity) = key;
+        draft.problem(
+            Problem::error("routine-missing", in_service(site, format!("{kind} {identity}")))
+                .fact(format!("{user} calls it, and the service does not have it"))
+                .consequence("the table could not be created, or not without its rules")
+                .next(format!("create the {kind} in the service's database, then run provision again")),
+        );
+    }
+}
+
+fn schemas(draft: &mut Draft<'_>, site: &Site<'_>, needed: &Needed) {
+    let tables = site.tables().map(|(_, table)| table.target.schema.clone());
+    let types = needed.types.iter().map(|name| name.schema.clone());
+    let wanted: BTreeSet<String> = tables.chain(types).collect();
+    let owner = &site.service.owner;
+    for schema in wanted {
+        let statement = match site.state.schema_owners.get(&schema) {
+            Some(present) if present == owner => continue,
+            Some(_) => {
+                let has = |privilege: &str| {
+                    let on = GrantOn::Schema(schema.clone());
+                    let grant = Grant { on, role: owner.clone(), privilege: privilege.to_owned() };
+                    site.state.grants.contains(&grant)
+                };
+                if has("CREATE") && has("USAGE") {
+                    continue;
+                }
+                format!("GRANT CREATE, USAGE ON SCHEMA {} TO {}", quote_ident(&schema), quote_ident(owner))
+            }
+            None => format!("CREATE SCHEMA {} AUTHORIZATION {}", quote_ident(&schema), quote_ident(owner)),
+        };
+        draft.journaled(site.database(), None, ("prepare schema", &schema), vec![statement.into()]);
+    }
+}
+
+fn types(draft: &mut Draft<'_>, site: &Site<'_>, needed: &[TableName]) {
+    let monolith = &draft.survey.monolith;
+    for name in needed {
+        let Some(wanted) = monolith.types.get(name) else { continue };
+        if let Some(present) = site.catalog.types.get(name) {
+            if present.kind != wanted.kind {
+                draft.problem(
+                    Problem::error("type-differs", in_service(site, format!("type {name}")))
+                        .fact("the service has a type of this name that is defined in another way")
+                        .consequence("values could be refused or mean something else")
+                        .next("drop or rename it in the service's database, then run provision again"),
+                );
+            }
+            continue;
+        }
+        match create_type(wanted) {
+            Some(mut statements) => {
+                let sql = name.sql();
+                let owner = quote_ident(&site.service.owner);
+                statements.push(format!("ALTER TYPE {sql} OWNER TO {owner}"));
+                if let Some(comment) = &wanted.comment {
+                    statements.push(format!("COMMENT ON TYPE {sql} IS {}", quote_literal(comment)));
+                }
+                let statements = statements.into_iter().map(Statement::from).collect();
+                draft.journaled(site.database(), None, ("create type", &name.to_string()), statements);
+            }
+            None => draft.problem(
+                Problem::error("type-not-created", in_service(site, format!("type {name}")))
+                    .fact("it is no enum, domain or composite, and the service does not have it")
+                    .consequence("tables that use it could not be created")
+                    .next("create the type in the service's database, then run provision again"),
+            ),
+        }
+    }
+}
+
+/// `None` for kinds that are not made here. Checks of a domain that were never validated wait for the data: see
+/// `deferred`.
+fn create_type(of: &UserType) -> Option<Vec<String>> {
+    let name = of.name.sql();
+    let sql = match &of.kind {
+        UserTypeKind::Enum(labels) => {
+            let labels: Vec<String> = labels.iter().map(|label| quote_literal(label)).collect();
+            format!("CREATE TYPE {name} AS ENUM ({})", labels.join(", "))
+        }
+        UserTypeKind::Composite(fields) => {
+            let fields: Vec<String> =
+                fields.iter().map(|(field, of)| format!("{} {of}", quote_ident(field))).collect();
+            format!("CREATE TYPE {name} AS ({})", fields.join(", "))
+        }
+        UserTypeKind::Domain { base_sql, default_sql, not_null, checks, base_type: _ } => {
+            let mut sql = format!("CREATE DOMAIN {name} AS {base_sql}");
+            if let Some(default) = default_sql {
+                sql.push_str(&format!(" DEFAULT {default}"));
+            }
+            if *not_null {
+                sql.push_str(" NOT NULL");
+            }
+            for (check, definition) in checks.iter().filter(|(_, definition)| validated(definition)) {
+                sql.push_str(&format!(" CONSTRAINT {} {definition}", quote_ident(check)));
+            }
+            sql
+        }
+        UserTypeKind::Other => return None,
+    };
+    Some(vec![sql])
+}
+
+/// Whether a constraint's definition, as `pg_get_constraintdef` prints it, holds for every row there is.
+pub(super) fn validated(definition: &str) -> bool {
+    !definition.ends_with(" NOT VALID")
+}
+
+/// Sequences that are made for a table's defaults, by their names in the service. An identity brings its own.
+pub(super) fn sequences_of(draft: &Draft<'_>, site: &Site<'_>, mapping: &TableMapping) -> Vec<TableName> {
+    if site.service.ddl == Ddl::Adopt {
+        return adopted_sequences(site, mapping);
+    }
+    let Some(table) = draft.survey.monolith.table(&mapping.source) else { return Vec::new() };
+    table
+        .columns
+        .iter()
+        .filter(|column| column.identity.is_none() && mapping.column(&column.name).is_some())
+        .filter_map(|column| column.sequence.as_ref())
+        .map(|sequence| sequence_target(site, sequence))
+        .collect()
+}
+
+fn adopted_sequences(site: &Site<'_>, mapping: &TableMapping) -> Vec<TableName> {
+    let columns = site.catalog.table(&mapping.target).map_or(&[][..], |table| table.columns.as_slice());
+    let drawn = columns.iter().filter(|column| column.identity.is_none());
+    drawn.filter_map(|column| column.sequence.clone()).collect()
+}
+
+/// Where a sequence of the monolith goes.
+pub(super) fn sequence_target(site: &Site<'_>, sequence: &TableName) -> TableName {
+    TableName::new(site.service.into.as_ref().unwrap_or(&sequence.schema), &sequence.name)
+}
+
+fn sequences(draft: &mut Draft<'_>, site: &Site<'_>) {
+    let mut done = BTreeSet::new();
+    for (slice, mapping) in site.tables() {
+        let Some(table) = draft.survey.monolith.table(&mapping.source) else { continue };
+        let drawn = table
+            .columns
+            .iter()
+            .filter(|column| column.identity.is_none() && mapping.column(&column.name).is_some())
+            .filter_map(|column| column.sequence.as_ref());
+        for name in drawn {
+            let target = sequence_target(site, name);
+            let Some(sequence) = draft.survey.monolith.sequences.get(name) else { continue };
+            let remade = site.remade.contains(slice.slice.as_str());
+            if !done.insert(target.clone()) || (!remade && present(draft, site, &target)) {
+                continue;
+            }
+            let sql = target.sql();
+            let statements = vec![
+                Statement::from(format!(
+                    "CREATE SEQUENCE IF NOT EXISTS {sql} AS {} {}",
+                    sequence.type_sql,
+                    options(sequence)
+                )),
+                format!("ALTER SEQUENCE {sql} OWNER TO {}", quote_ident(&site.service.owner)).into(),
+            ];
+            let what = ("create sequence", &*target.to_string());
+            draft.journaled(site.database(), Some(&slice.slice), what, statements);
+        }
+    }
+}
+
+fn present(draft: &mut Draft<'_>, site: &Site<'_>, name: &TableName) -> bool {
+    let Some(owner) = site.state.sequence_owners.get(name) else { return false };
+    if *owner != site.service.owner {
+        draft.problem(
+            Problem::error("sequence-taken", in_service(site, format!("sequence {name}")))
+                .fact(format!("it exists and belongs to {owner}, not to {}", site.service.owner))
+                .consequence("values could be given out twice, to somebody else's table too")
+                .next("rename or drop it in the service's database, then run provision again"),
+        );
+    }
+    true
+}
+
+/// `INCREMENT BY … MINVALUE … MAXVALUE … START WITH … CACHE … CYCLE`. Where the values stand is set when the slice
+/// flips.
+pub(super) fn options(sequence: &Sequence) -> String {
+    format!(
+        "INCREMENT BY {} MINVALUE {} MAXVALUE {} START WITH {} CACHE {}{}",
+        sequence.increment,
+        sequence.min,
+        sequence.max,
+        sequence.start,
+        sequence.cache,
+        if sequence.cycle { " CYCLE" } else { "" }
+    )
+}

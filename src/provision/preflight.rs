@@ -1,0 +1,226 @@
+//! What must hold before anything is made: the databases are who they should be, and nobody else's work is in the
+//! way.
+
+use std::collections::BTreeMap;
+
+use super::draft::{Draft, Site, in_service};
+use super::state::State;
+use super::{Database, publication};
+use crate::catalog::{Catalog, Table, TableKind};
+use crate::dualwrite::gate;
+use crate::mapping::SliceMapping;
+use crate::name::{TableName, quote_ident};
+use crate::plan::Ddl;
+use crate::problem::Problem;
+
+/// PostgreSQL cuts longer names (documentation, section 4.1.1).
+const NAME_BYTES_MAX: usize = 63;
+
+/// Adds a problem for everything that would stop the run half way or touch what is not ours.
+pub(super) fn check(draft: &mut Draft<'_>) {
+    names(draft);
+    let survey = draft.survey;
+    identity(draft, &Database::Monolith, &survey.monolith, &survey.monolith_state);
+    for service in draft.mappings.values().map(|slice| &slice.service) {
+        if !survey.service_states.contains_key(service) {
+            draft.problem(
+                Problem::error("no-connection", format!("service {service}"))
+                    .fact("its admin link gave no connection")
+                    .consequence("nothing can be made there")
+                    .next(format!("check services.{service}.admin in the plan")),
+            );
+        }
+    }
+    ownership(draft);
+    for site in draft.sites() {
+        identity(draft, &site.database(), site.catalog, site.state);
+        same_database(draft, &site);
+        for slice in &site.slices {
+            belongs(draft, &site.database(), site.state, slice);
+            belongs(draft, &Database::Monolith, &survey.monolith_state, slice);
+        }
+        if site.service.owner == site.service.app && site.service.ddl == Ddl::Create {
+            draft.problem(
+                Problem::error("owner-is-app", format!("service {}", site.name))
+                    .fact(format!("owner and app are one role, {}", site.service.app))
+                    .consequence("an application that owns its tables can switch the gate off")
+                    .next("name two roles in the plan: `owner:` and `app:`"),
+            );
+        }
+        relation_names(draft, &site);
+    }
+    partitions(draft);
+}
+
+fn names(draft: &mut Draft<'_>) {
+    let plan = &draft.plan.name;
+    let long = |slice: &&String| {
+        slice.len() > gate::SLICE_NAME_BYTES_MAX || publication::name(plan, slice).len() > NAME_BYTES_MAX
+    };
+    let problems: Vec<Problem> = draft
+        .mappings
+        .keys()
+        .filter(long)
+        .map(|slice| {
+            Problem::error("slice-name-too-long", format!("slice {slice}"))
+                .fact(format!("with the plan's name it makes names of more than {NAME_BYTES_MAX} bytes"))
+                .consequence("PostgreSQL would cut the names of its gate and publication")
+                .next("give the slice or the plan a shorter name")
+        })
+        .collect();
+    problems.into_iter().for_each(|problem| draft.problem(problem));
+}
+
+/// A copy of a provisioned database must not be taken for the original.
+fn identity(draft: &mut Draft<'_>, database: &Database, catalog: &Catalog, state: &State) {
+    let now = (catalog.identity.system_identifier.clone(), catalog.identity.database_oid);
+    let Some(recorded) = state.recorded_identity.as_ref().filter(|recorded| **recorded != now) else {
+        return;
+    };
+    draft.problem(
+        Problem::error("other-database", database)
+            .fact(format!(
+                "database {} says that it is {}/{} and the server says {}/{}: it is a copy or was restored",
+                catalog.database, recorded.0, recorded.1, now.0, now.1
+            ))
+            .consequence("gates and progress in it are those of another database")
+            .next(
+                "point the link to the original, or drop the schema strangler here if this copy starts anew",
+            ),
+    );
+}
+
+fn same_database(draft: &mut Draft<'_>, site: &Site<'_>) {
+    let survey = draft.survey;
+    let same = site.state.server == survey.monolith_state.server
+        && site.catalog.identity.database_oid == survey.monolith.identity.database_oid;
+    if same {
+        draft.problem(
+            Problem::error("service-is-monolith", format!("service {}", site.name))
+                .fact(format!("its link leads to the monolith's own database, {}", survey.monolith.database))
+                .consequence("there would be nothing to split")
+                .next("create a database for the service and put its name into the link"),
+        );
+    }
+}
+
+/// The slice's row, where there is one, must be of this plan and mapping.
+fn belongs(draft: &mut Draft<'_>, database: &Database, state: &State, slice: &SliceMapping) {
+    let Some(row) = state.slices.get(&slice.slice) else { return };
+    let name = &slice.slice;
+    let object = format!("slice {name} on {database}");
+    let side = if *database == Database::Monolith { "monolith" } else { "service" };
+    if row.plan != draft.plan.name || row.service != slice.service || row.side != side {
+        draft.problem(
+            Problem::error("slice-taken", &object)
+                .fact(format!(
+                    "it was provisioned by plan {} for service {} as the {} side",
+                    row.plan, row.service, row.side
+                ))
+                .consequence("two slices would share one gate")
+                .next("give the slice another name, or undo the other one first with `strangler abandon`"),
+        );
+        return;
+    }
+    let service = draft.survey.service_states.get(&slice.service);
+    if row.plan_hash != slice.hash && service.is_some_and(|state| state.mirrored(name)) {
+        draft.problem(
+            Problem::error("mapping-changed", &object)
+                .fact("its mapping is another one than when it was provisioned, and data was mirrored since")
+                .consequence("rows mirrored so far went through the old mapping")
+                .next(format!(
+                    "bring the old mapping back in the plan, or start the slice anew: `strangler abandon PLAN \
+                     --slice {name}`, then provision"
+                )),
+        );
+    }
+}
+
+/// Only an owner may publish a table (CREATE PUBLICATION) or hang a gate on it.
+fn ownership(draft: &mut Draft<'_>) {
+    let survey = draft.survey;
+    let tables = draft.mappings.values().flat_map(|slice| &slice.tables);
+    let foreign =
+        tables.filter_map(|table| survey.monolith.table(&table.source)).filter(|table| !table.can_own);
+    for table in foreign {
+        draft.problem(
+            Problem::error("not-owner", format!("table {}", table.name))
+                .fact(format!(
+                    "it belongs to {}, and {} is no member of that role",
+                    table.owner, survey.monolith_state.user
+                ))
+                .consequence("it could not be published")
+                .next(format!(
+                    "run on the monolith: GRANT {} TO {}",
+                    quote_ident(&table.owner),
+                    quote_ident(&survey.monolith_state.user)
+                )),
+        );
+    }
+}
+
+/// Tables, indexes and sequences of a schema share one space of names.
+fn relation_names(draft: &mut Draft<'_>, site: &Site<'_>) {
+    if site.service.ddl == Ddl::Adopt {
+        return;
+    }
+    let mut taken: BTreeMap<TableName, String> = BTreeMap::new();
+    let mut claims: Vec<(TableName, String)> = Vec::new();
+    for (_, table) in site.tables() {
+        let Some(source) = draft.survey.monolith.table(&table.source) else { continue };
+        claims.push((table.target.clone(), format!("table {}", table.source)));
+        claims.extend(source.indexes.iter().map(|index| {
+            let name = TableName::new(&table.target.schema, &index.name);
+            (name, format!("index {} of {}", index.name, table.source))
+        }));
+    }
+    for (name, what) in claims {
+        if let Some(other) = taken.insert(name.clone(), what.clone()) {
+            draft.problem(
+                Problem::error("relation-name-taken", in_service(site, format!("relation {name}")))
+                    .fact(format!("{other} and {what} would both get this name"))
+                    .consequence("the second could not be created")
+                    .next("rename one of them on the monolith: ALTER TABLE or ALTER INDEX … RENAME TO …"),
+            );
+        }
+    }
+}
+
+/// Publishing a table makes UPDATE and DELETE fail on a partition without replica identity, for the application
+/// (PostgreSQL documentation, section 31.1).
+fn partitions(draft: &mut Draft<'_>) {
+    let catalog = &draft.survey.monolith;
+    let mut problems = Vec::new();
+    for table in draft.mappings.values().flat_map(|slice| &slice.tables).filter(|table| table.partitioned) {
+        for leaf in leaves(catalog, &table.source) {
+            if leaf.key_columns().is_none() {
+                problems.push(
+                    Problem::error("partition-without-identity", format!("partition {}", leaf.name))
+                        .fact(format!("it has no replica identity, and {} would be published", table.source))
+                        .consequence("the application's UPDATE and DELETE on it would fail")
+                        .next(format!(
+                            "run on the monolith: ALTER TABLE {} REPLICA IDENTITY …",
+                            leaf.name.sql()
+                        )),
+                );
+            }
+        }
+    }
+    problems.into_iter().for_each(|problem| draft.problem(problem));
+}
+
+/// The partitions below a partitioned table that hold rows.
+pub(super) fn leaves<'a>(catalog: &'a Catalog, root: &TableName) -> Vec<&'a Table> {
+    let mut found = Vec::new();
+    let mut roots = vec![root.clone()];
+    while let Some(parent) = roots.pop() {
+        for table in catalog.tables.values().filter(|table| table.partition_of.as_ref() == Some(&parent)) {
+            if table.kind == TableKind::Partitioned {
+                roots.push(table.name.clone());
+            } else {
+                found.push(table);
+            }
+        }
+    }
+    found
+}

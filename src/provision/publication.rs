@@ -1,0 +1,84 @@
+//! The forward publication of each slice: exactly the slice's tables.
+
+use std::collections::BTreeSet;
+
+use super::draft::Draft;
+use super::{Database, Statement};
+use crate::catalog::TableKind;
+use crate::mapping::SliceMapping;
+use crate::name::{TableName, quote_ident};
+use crate::problem::Problem;
+
+/// `strangler_<plan>_<slice>`.
+pub(super) fn name(plan: &str, slice: &str) -> String {
+    format!("strangler_{plan}_{slice}")
+}
+
+/// Creates what is missing and makes existing publications exact. Before a stream begins that is free; after it,
+/// changes of a table that was out for a while would be lost, so it is refused.
+pub(super) fn publish(draft: &mut Draft<'_>) {
+    for slice in draft.mappings.values() {
+        let publication = name(&draft.plan.name, &slice.slice);
+        let statements = statements(draft, slice, &publication);
+        let streams = draft.survey.service_states.get(&slice.service);
+        let begun = streams.is_some_and(|state| state.streams.contains(&slice.slice));
+        if begun && !statements.is_empty() {
+            draft.problem(
+                Problem::error("publication-changed", format!("publication {publication}"))
+                    .fact("it is not what the slice needs any more, and the slice's stream has begun")
+                    .consequence("changes made meanwhile may be missing from the stream")
+                    .next(format!(
+                        "start the slice anew: `strangler abandon PLAN --slice {}`, then provision",
+                        slice.slice
+                    )),
+            );
+            continue;
+        }
+        let what = ("publish", publication.as_str());
+        draft.journaled(Database::Monolith, Some(&slice.slice), what, statements);
+    }
+}
+
+fn statements(draft: &mut Draft<'_>, slice: &SliceMapping, name: &str) -> Vec<Statement> {
+    let catalog = &draft.survey.monolith;
+    let wanted: BTreeSet<TableName> = slice.tables.iter().map(|table| table.source.clone()).collect();
+    // ONLY, because a table's inheritance children would come in with it; for a partitioned table it must not stand,
+    // for its partitions are always meant (CREATE PUBLICATION).
+    let one = |table: &TableName| match catalog.table(table).map(|table| table.kind) {
+        Some(TableKind::Partitioned) => table.sql(),
+        _ => format!("ONLY {}", table.sql()),
+    };
+    let list = |tables: &mut dyn Iterator<Item = &TableName>| tables.map(one).collect::<Vec<_>>().join(", ");
+    let publication = quote_ident(name);
+    let Some(present) = draft.survey.monolith_state.publications.get(name) else {
+        return vec![Statement::from(format!(
+            "CREATE PUBLICATION {publication} FOR TABLE {} WITH (publish_via_partition_root = true)",
+            list(&mut wanted.iter())
+        ))];
+    };
+    if present.all_tables {
+        draft.problem(
+            Problem::error("publication-taken", format!("publication {name}"))
+                .fact("somebody else made it, FOR ALL TABLES")
+                .consequence("it can't be narrowed to the slice's tables")
+                .next(format!("if nobody needs it, run on the monolith: DROP PUBLICATION {publication}")),
+        );
+        return Vec::new();
+    }
+    let mut statements = Vec::new();
+    let mut missing = wanted.difference(&present.tables).peekable();
+    if missing.peek().is_some() {
+        statements.push(format!("ALTER PUBLICATION {publication} ADD TABLE {}", list(&mut missing)));
+    }
+    let mut superfluous = present.tables.difference(&wanted).peekable();
+    if superfluous.peek().is_some() {
+        statements.push(format!("ALTER PUBLICATION {publication} DROP TABLE {}", list(&mut superfluous)));
+    }
+    if !present.as_ours {
+        statements.push(format!(
+            "ALTER PUBLICATION {publication} SET (publish = 'insert, update, delete, truncate', \
+             publish_via_partition_root = true)"
+        ));
+    }
+    statements.into_iter().map(Statement::from).collect()
+}

@@ -1,0 +1,194 @@
+//! Reads what there is and takes the steps.
+
+use std::collections::BTreeMap;
+
+use tokio_postgres::Client;
+
+use super::state::{self, State};
+use super::{
+    Database, Databases, Design, Event, Logins, ProvisionError, Statement, Step, Survey, Work, anatomy,
+    begin, design,
+};
+use crate::catalog::Catalog;
+use crate::dualwrite::gate;
+use crate::journal::migrate;
+use crate::mapping::compile;
+use crate::plan::Plan;
+use crate::postgres::introspect;
+use crate::problem::Severity;
+
+/// Reads the catalogs and what is provisioned, each database in transactions of its own.
+///
+/// # Errors
+/// [`ProvisionError::Read`], [`ProvisionError::State`], [`ProvisionError::Migrate`].
+pub async fn survey(databases: &Databases) -> Result<Survey, ProvisionError> {
+    let (monolith, monolith_state) = look(&Database::Monolith, &databases.monolith).await?;
+    let anatomy = anatomy::read(&databases.monolith).await.map_err(|source| ProvisionError::State {
+        database: Database::Monolith,
+        what: "the definitions of its tables",
+        source,
+    })?;
+    let mut survey = Survey {
+        monolith,
+        anatomy,
+        monolith_state,
+        services: BTreeMap::new(),
+        service_states: BTreeMap::new(),
+    };
+    for (name, client) in &databases.services {
+        let (catalog, state) = look(&Database::Service(name.clone()), client).await?;
+        survey.services.insert(name.clone(), catalog);
+        survey.service_states.insert(name.clone(), state);
+    }
+    Ok(survey)
+}
+
+async fn look(database: &Database, client: &Client) -> Result<(Catalog, State), ProvisionError> {
+    let catalog = introspect::read(client)
+        .await
+        .map_err(|source| ProvisionError::Read { database: database.clone(), source })?;
+    let state = state::read(database, client).await?;
+    Ok((catalog, state))
+}
+
+/// Surveys, maps and designs, without changing anything: what `--dry-run` shows. `only` names the slices to look at;
+/// empty means all. The plan's own problems are among the design's, and with an error there it has no steps.
+///
+/// # Errors
+/// What reading gave: [`ProvisionError::Read`], [`ProvisionError::State`], [`ProvisionError::Migrate`].
+pub async fn prepare(
+    plan: &Plan,
+    only: &[String],
+    databases: &Databases,
+    logins: &Logins,
+) -> Result<Design, ProvisionError> {
+    Ok(outline(plan, only, &survey(databases).await?, logins))
+}
+
+fn outline(plan: &Plan, only: &[String], survey: &Survey, logins: &Logins) -> Design {
+    let (mut mappings, problems) = compile(plan, &survey.monolith);
+    if problems.iter().any(|problem| problem.severity == Severity::Error) {
+        // Such mappings lack tables, which must not be taken for tables that left the plan.
+        return Design { steps: Vec::new(), problems };
+    }
+    mappings.retain(|name, _| only.is_empty() || only.contains(name));
+    let mut design = design(plan, &mappings, survey, logins);
+    design.problems.extend(problems);
+    design.problems.sort();
+    design.problems.dedup();
+    design
+}
+
+/// Does what [`prepare`] shows, step by step, while it keeps other runs of provision away. Returns what was done.
+///
+/// # Errors
+/// [`ProvisionError`]. Committed steps stay.
+pub async fn run(
+    plan: &Plan,
+    only: &[String],
+    databases: &mut Databases,
+    logins: &Logins,
+    report: &mut (dyn FnMut(Event<'_>) + Send),
+) -> Result<Design, ProvisionError> {
+    lock(databases).await?;
+    let outcome = locked_run(plan, only, databases, logins, report).await;
+    unlock(databases).await;
+    outcome
+}
+
+async fn locked_run(
+    plan: &Plan,
+    only: &[String],
+    databases: &mut Databases,
+    logins: &Logins,
+    report: &mut (dyn FnMut(Event<'_>) + Send),
+) -> Result<Design, ProvisionError> {
+    loop {
+        let survey = survey(databases).await?;
+        let design = outline(plan, only, &survey, logins);
+        if design.refusals().next().is_some() {
+            return Err(ProvisionError::Refused { problems: design.problems });
+        }
+        let total = design.steps.len();
+        for (step, number) in design.steps.iter().zip(1..) {
+            report(Event::Started { number, total, step });
+            execute(databases, step).await?;
+            report(Event::Done { number, total });
+        }
+        // Upgrades of our own tables come alone; what is left to do shows once they are through.
+        let mut states = std::iter::once(&survey.monolith_state).chain(survey.service_states.values());
+        if !states.any(|state| state.outdated) {
+            return Ok(design);
+        }
+    }
+}
+
+/// Takes one step. A step is either kept as a whole or not at all.
+///
+/// # Errors
+/// [`ProvisionError::Step`], [`ProvisionError::Migrate`], [`ProvisionError::NoConnection`].
+pub async fn execute(databases: &mut Databases, step: &Step) -> Result<(), ProvisionError> {
+    let database = &step.database;
+    let client = databases
+        .get_mut(database)
+        .ok_or_else(|| ProvisionError::NoConnection { database: database.clone() })?;
+    match &step.work {
+        Work::Migrate => migrate::run(client)
+            .await
+            .map_err(|source| ProvisionError::Migrate { database: database.clone(), source }),
+        Work::Sql(statements) => {
+            let outcome = transact(client, statements).await;
+            if outcome.is_err() {
+                // When the connection broke there is nothing to roll back; the first error tells the story.
+                let _ = client.batch_execute("ROLLBACK").await;
+            }
+            outcome.map_err(|source| ProvisionError::Step {
+                database: database.clone(),
+                purpose: step.purpose.clone(),
+                object: step.object.clone(),
+                source,
+            })
+        }
+    }
+}
+
+async fn transact(client: &Client, statements: &[Statement]) -> Result<(), tokio_postgres::Error> {
+    client.batch_execute(&begin()).await?;
+    for statement in statements {
+        client.batch_execute(&statement.sql).await?;
+    }
+    client.batch_execute("COMMIT").await
+}
+
+/// Session locks rather than a transaction, so that nothing is held open across databases.
+async fn lock(databases: &Databases) -> Result<(), ProvisionError> {
+    for (database, client) in databases.all() {
+        let sql = "SELECT pg_try_advisory_lock($1, 0)";
+        let row = client.query_one(sql, &[&gate::LOCK_CLASS]).await;
+        match row.and_then(|row| row.try_get::<_, bool>(0)) {
+            Ok(true) => {}
+            Ok(false) => {
+                unlock(databases).await;
+                return Err(ProvisionError::Busy { database });
+            }
+            Err(source) => {
+                unlock(databases).await;
+                return Err(ProvisionError::State { database, what: "its locks", source });
+            }
+        }
+    }
+    Ok(())
+}
+
+async fn unlock(databases: &Databases) {
+    for (_, client) in databases.all() {
+        // Only releases what this session holds; a broken connection has released it already.
+        let sql = format!(
+            "DO $$ BEGIN IF EXISTS (SELECT FROM pg_locks WHERE locktype = 'advisory' AND pid = pg_backend_pid() \
+             AND classid = {class} AND objid = 0 AND objsubid = 2) \
+             THEN PERFORM pg_advisory_unlock({class}, 0); END IF; END $$",
+            class = gate::LOCK_CLASS
+        );
+        let _ = client.batch_execute(&sql).await;
+    }
+}
