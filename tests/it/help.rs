@@ -126,20 +126,13 @@ fn codes() -> BTreeSet<String> {
             }
             let text = fs::read_to_string(&entry).unwrap();
             let text = text.split("#[cfg(test)]\nmod").next().unwrap().to_owned();
-            for start in [
-                "Problem::error(",
-                "Problem::warning(",
-                "Problem::note(",
-                "Page { exit, code:",
-                "page(Exit::",
-            ] {
-                for rest in text.split(start).skip(1) {
-                    let literal = rest
-                        .split('"')
-                        .nth(1)
-                        .filter(|_| rest.trim_start().starts_with(['"', 'U', 'I', 'R']));
-                    codes.extend(literal.map(str::to_owned));
-                }
+            for start in ["Problem::error(\"", "Problem::warning(\"", "Problem::note(\""] {
+                codes.extend(
+                    text.split(start).skip(1).filter_map(|rest| rest.split('"').next()).map(str::to_owned),
+                );
+            }
+            for rest in text.split("page(Exit::").skip(1) {
+                codes.extend(rest.split('"').nth(1).map(str::to_owned));
             }
         }
     }

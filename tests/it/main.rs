@@ -14,6 +14,7 @@ mod check;
 mod cluster;
 mod help;
 mod introspect;
+mod journey;
 mod logging;
 mod plans;
 mod provision;

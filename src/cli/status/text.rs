@@ -4,6 +4,9 @@ use crate::cli::ui::{Ink, Paint};
 use crate::cli::words;
 use crate::status::{Lag, Phase, SliceStatus, TableStatus, Wal};
 
+/// Growth that takes longer than a month to meet its limit is nobody's worry today.
+const WORTH_SAYING_SECONDS: f64 = 30.0 * 86_400.0;
+
 /// The whole status of one slice, several lines.
 pub(super) fn page(status: &SliceStatus, paint: Paint) -> String {
     let mut lines = vec![format!(
@@ -110,7 +113,10 @@ fn tables_words(tables: &[TableStatus]) -> String {
 }
 
 fn wal_words(wal: &Wal) -> String {
-    let left = wal.seconds_left.map(|seconds| format!(", full in about {}", words::seconds(seconds)));
+    let left = wal
+        .seconds_left
+        .filter(|seconds| *seconds < WORTH_SAYING_SECONDS)
+        .map(|seconds| format!(", full in about {}", words::seconds(seconds)));
     format!(
         "{} of a budget of {}; {} left to {}{}",
         words::bytes(wal.held_bytes),
