@@ -115,7 +115,7 @@ fn milestone(slice: &SliceProgress) -> String {
     format!("{} {:?} {}", slice.phase, slice.detail, states.collect::<Vec<_>>().join(" "))
 }
 
-/// One line about a slice, such as `ordering: streaming, 12 ms behind (0 B), 16.8 MB of WAL held`. Before the engine is
+/// One line about a slice, such as `ordering: streaming, 12 ms behind, 16.8 MB of WAL held`. Before the engine is
 /// up and after it has ended there are no numbers that mean anything.
 fn slice_line(slice: &SliceProgress, paint: Paint) -> String {
     let ink = if slice.phase == "streaming" { Ink::Good } else { Ink::Strong };
@@ -142,12 +142,21 @@ fn measurements(slice: &SliceProgress) -> Vec<String> {
         parts.push(format!("about {} left", words::seconds(seconds)));
     }
     if !still_copying(slice) {
-        let behind = slice.lag_ms.map(|ms| format!("{} behind", words::seconds(ms / 1000.0)));
-        let bytes = words::bytes(slice.lag_bytes);
-        parts.push(behind.map_or_else(|| format!("{bytes} behind"), |behind| format!("{behind} ({bytes})")));
+        parts.push(lag_words(slice));
     }
     parts.push(format!("{} of WAL held", words::bytes(slice.wal_held_bytes)));
     parts
+}
+
+/// Bytes say something while the stream is behind. After that they count WAL of others, which the position only passes
+/// from time to time.
+fn lag_words(slice: &SliceProgress) -> String {
+    let bytes = words::bytes(slice.lag_bytes);
+    match slice.lag_ms {
+        Some(ms) if ms < 1000.0 => format!("{} behind", words::seconds(ms / 1000.0)),
+        Some(ms) => format!("{} behind ({bytes})", words::seconds(ms / 1000.0)),
+        None => format!("{bytes} behind"),
+    }
 }
 
 /// One line about a table, such as `public.Orders: 120,000 of about 200,000 rows (60 %), 80,000 rows/s, 1.0 s left`.
@@ -235,11 +244,15 @@ mod tests {
 
     #[test]
     fn a_streaming_slice_shows_its_lag() {
-        let slice = slice("streaming", vec![table("public.Orders", "live", 200_000)]);
+        let mut slice = slice("streaming", vec![table("public.Orders", "live", 200_000)]);
         assert_eq!(
             slice_line(&slice, Paint::Plain),
-            "ordering: streaming, 12 ms behind (64 B), 16.8 MB of WAL held"
+            "ordering: streaming, 12 ms behind, 16.8 MB of WAL held"
         );
+        slice.lag_ms = Some(3400.0);
+        assert!(slice_line(&slice, Paint::Plain).contains("3.4 s behind (64 B)"));
+        slice.lag_ms = None;
+        assert!(slice_line(&slice, Paint::Plain).contains("streaming, 64 B behind"));
     }
 
     #[test]
