@@ -53,6 +53,9 @@ pub(super) struct Arguments {
     /// Connections that copy in parallel
     #[arg(long, value_name = "NUMBER", default_value_t = 4, value_parser = clap::value_parser!(u8).range(1..=64))]
     workers: u8,
+    /// Rows per key-range piece [default: sized so that a round takes about 2 s]
+    #[arg(long, value_name = "NUMBER", value_parser = clap::value_parser!(u64).range(1..))]
+    rows_per_piece: Option<u64>,
     /// Where transactions that don't fit into memory wait [default: the system's folder for temporary files]
     #[arg(long, value_name = "FOLDER")]
     spill_folder: Option<PathBuf>,
@@ -153,7 +156,7 @@ fn configs(
 ) -> Vec<SliceConfig> {
     let options = Arc::new(MirrorOptions {
         workers: usize::from(arguments.workers),
-        rows_per_range: None,
+        rows_per_range: arguments.rows_per_piece,
         spill_folder: arguments.spill_folder.clone().unwrap_or_else(std::env::temp_dir),
         limits: BatchLimits::default(),
         retry: retry.to_vec(),

@@ -12,6 +12,8 @@ mod support;
 mod architecture;
 mod check;
 mod cluster;
+mod crash;
+mod failpoints;
 mod help;
 mod introspect;
 mod journey;

@@ -1,5 +1,6 @@
 //! What several test files need.
 
+pub mod bench;
 pub mod binary;
 pub mod cluster;
 pub mod tables;

@@ -9,6 +9,11 @@ pub fn launch() -> LocalCluster {
     launch_with(Options::default())
 }
 
+/// The usual settings, to be added to.
+pub fn options() -> Options {
+    Options::default()
+}
+
 /// As [`launch`], with settings or an installation of the test's own.
 pub fn launch_with(options: Options) -> LocalCluster {
     LocalCluster::launch(Options { auth: Auth::Trust, ..options }).unwrap_or_else(|error| panic!("{error}"))

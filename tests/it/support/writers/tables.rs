@@ -41,6 +41,27 @@ impl Table {
     pub(crate) const LEFT: [Self; 4] = [Self::Accounts, Self::Moves, Self::Sessions, Self::Places];
     /// Tables of the plan's slice `papers`, service `right`.
     pub(crate) const RIGHT: [Self; 4] = [Self::Documents, Self::Events, Self::Scratch, Self::Done];
+
+    /// Every column that the plan carries over, row by row, in the same order on both sides.
+    pub(crate) fn query(self, side: Side) -> String {
+        let name = |monolith, service| if side == Side::Monolith { monolith } else { service };
+        match self {
+            Self::Accounts => "SELECT id, balance FROM accounts".to_owned(),
+            Self::Moves => name(
+                r#"SELECT "Id", "Writer", "Seq", "Ticket", "Tag" FROM "Moves""#,
+                r#"SELECT id, "Writer", "Seq", "Ticket", label FROM moves"#,
+            )
+            .to_owned(),
+            Self::Sessions => "SELECT id, writer, seq, state FROM sessions".to_owned(),
+            Self::Places => "SELECT region, slot, writer, seq, amount FROM places".to_owned(),
+            Self::Documents => {
+                format!("SELECT id, writer, seq, {}, body FROM documents", name("title", "heading"))
+            }
+            Self::Events => "SELECT id, writer, seq, n, payload FROM events".to_owned(),
+            Self::Scratch => "SELECT id, writer, seq FROM scratch".to_owned(),
+            Self::Done => "SELECT writer, seq, kind FROM done".to_owned(),
+        }
+    }
 }
 
 /// The schema of the workload, for an empty database.
