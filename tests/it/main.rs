@@ -16,6 +16,7 @@ mod crash;
 mod failpoints;
 mod help;
 mod introspect;
+mod journey;
 mod logging;
 mod plans;
 mod provision;
