@@ -169,7 +169,10 @@ pub async fn pages(source: &Client, table: &str) -> Result<i64, MirrorError> {
 ///
 /// # Errors
 /// [`MirrorError::Sql`].
-pub async fn published(source: &Client, publication: &str) -> Result<BTreeSet<(String, String)>, MirrorError> {
+pub async fn published(
+    source: &Client,
+    publication: &str,
+) -> Result<BTreeSet<(String, String)>, MirrorError> {
     let rows = source
         .query(
             "SELECT schemaname::text, tablename::text FROM pg_publication_tables WHERE pubname = $1",
