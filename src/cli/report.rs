@@ -254,6 +254,13 @@ fn name_hint(option: &str, names: &[String], known: &[String]) -> String {
     }
 }
 
+/// Whether somewhere among the causes a link broke.
+fn lost_connection(error: &(dyn std::error::Error + 'static)) -> bool {
+    std::iter::successors(Some(error), |error: &&(dyn std::error::Error + 'static)| (*error).source())
+        .filter_map(|error| error.downcast_ref::<tokio_postgres::Error>())
+        .any(sqlstate::is_connection_lost)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -279,11 +286,4 @@ mod tests {
         ];
         assert_eq!(all.map(Exit::number), [0, 1, 2, 3, 4, 5, 130]);
     }
-}
-
-/// Whether somewhere among the causes a link broke.
-fn lost_connection(error: &(dyn std::error::Error + 'static)) -> bool {
-    std::iter::successors(Some(error), |error: &&(dyn std::error::Error + 'static)| (*error).source())
-        .filter_map(|error| error.downcast_ref::<tokio_postgres::Error>())
-        .any(sqlstate::is_connection_lost)
 }
