@@ -146,6 +146,12 @@ pub enum DemoError {
     /// Both sides could not be seen.
     #[error(transparent)]
     View(#[from] ViewError),
+    /// A service's own application could not look at its data.
+    #[error("visit the order service")]
+    Visit(#[source] tokio_postgres::Error),
+    /// A service's application could write, though the monolith has authority.
+    #[error("the order service let its application delete a row; its gate must refuse that")]
+    GateOpen,
     /// An act needs something that an earlier one makes.
     #[error("the act comes before {0}")]
     TooEarly(&'static str),

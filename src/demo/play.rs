@@ -5,11 +5,12 @@ use std::io::Write;
 use std::time::{Duration, Instant};
 
 use tokio_postgres::Config;
+use tokio_postgres::error::SqlState;
 use tokio_util::sync::CancellationToken;
 
 use super::narrator::{Narrator, count, seconds};
 use super::operator::{Mirror, News, Operator, PLAN_PATH, typed};
-use super::stage::{MONOLITH, PLACES, Stage};
+use super::stage::{MONOLITH, ORDERS, PLACES, Stage};
 use super::traffic::{Rate, Traffic};
 use super::view::{Glance, View};
 use super::{Act, DemoError, Options, RETAIL_PLAN};
@@ -27,13 +28,19 @@ const WARM_UP: u64 = 200;
 const GLANCE: Duration = Duration::from_millis(50);
 
 /// How often the audience hears of the lag.
-const LAG_LINE: Duration = Duration::from_millis(500);
+const LAG_LINE: Duration = Duration::from_secs(1);
 
 /// A service this close behind has its data in the time of a page view.
 const CLOSE_SECONDS: f64 = 0.25;
 
 /// So many readings in a row must be that close: one may be luck.
 const CLOSE_READINGS: u32 = 3;
+
+/// What the order service asks.
+const FRESHNESS: &str = "SELECT slice, age::text FROM strangler.freshness";
+
+/// A write that must be refused.
+const INTRUSION: &str = r#"DELETE FROM sales."Orders" WHERE "Id" = 1"#;
 
 /// The copy takes seconds; a machine that does much else at the same time needs more.
 const PATIENCE: Duration = Duration::from_secs(180);
@@ -72,7 +79,7 @@ impl<'a> Play<'a> {
                 Act::Check => self.check(&plan).await?,
                 Act::Provision => self.provision().await?,
                 Act::Mirror => self.start_mirror().await?,
-                Act::Status => self.status().await?,
+                Act::Status => self.status(&plan).await?,
                 Act::Prove => self.prove().await?,
             }
         }
@@ -175,7 +182,7 @@ impl<'a> Play<'a> {
         let (begun, mut close) = (Instant::now(), 0);
         self.narrator.say("Its lines about single tables and short steps are left out here.")?;
         let mut ticks = tokio::time::interval(LAG_LINE);
-        let mut lines = Phases::default();
+        let (mut lines, mut shown) = (Phases::default(), None);
         while close < CLOSE_READINGS {
             let glance = tokio::select! {
                     news = mirror.next() => match news {
@@ -189,7 +196,14 @@ impl<'a> Play<'a> {
                     },
                     glance = async { ticks.tick().await; Glance::of(&view.slices().await) } => glance,
                 };
+            if begun.elapsed() > PATIENCE {
+                return Err(too_slow("the services to catch up"));
+            }
             close = if glance.is_within(CLOSE_SECONDS) { close + 1 } else { 0 };
+            if shown == Some(glance) {
+                continue;
+            }
+            shown = Some(glance);
             self.narrator.say(&format!("{:>6}: {glance}", seconds(begun.elapsed())))?;
             if begun.elapsed() > PATIENCE {
                 return Err(too_slow("the services to catch up"));
@@ -200,14 +214,41 @@ impl<'a> Play<'a> {
         Ok(())
     }
 
-    async fn status(&mut self) -> Result<(), DemoError> {
+    async fn status(&mut self, plan: &Plan) -> Result<(), DemoError> {
         let Journey { operator, .. } = self.journey.as_ref().ok_or(TOO_EARLY)?;
         self.narrator.act("Status: where does every slice stand?")?;
         let words = ["status", PLAN_PATH];
         self.narrator.command(&typed(&words))?;
         let said = operator.run(&words).await?;
         self.narrator.paragraphs(&said.data, 2, 0, "more slices")?;
-        Ok(())
+        self.narrator.blank()?;
+        self.visit_orders(plan).await
+    }
+
+    /// What a service's own application can do by now: read, and not write.
+    async fn visit_orders(&mut self, plan: &Plan) -> Result<(), DemoError> {
+        let Some(service) = plan.services.get(ORDERS.label()) else { return Ok(()) };
+        self.narrator
+            .say("The services may read already. How old their data is, asked as the order service:")?;
+        let psql = format!("psql {} -U {}", ORDERS.database, service.app);
+        let client = self.stage.application(ORDERS, &service.app).await?;
+        self.narrator.command(&format!("{psql} -tc '{FRESHNESS}'"))?;
+        let row = client.query_one(FRESHNESS, &[]).await.map_err(DemoError::Visit)?;
+        let (slice, age): (String, String) =
+            row.try_get(0).and_then(|slice| Ok((slice, row.try_get(1)?))).map_err(DemoError::Visit)?;
+        self.narrator.output(&format!("{slice} | {age}"))?;
+        self.narrator.say("They may not write until authority has moved to them:")?;
+        self.narrator.command(&format!("{psql} -c '{INTRUSION}'"))?;
+        match client.batch_execute(INTRUSION).await {
+            Err(error) => match error.as_db_error() {
+                Some(refusal) if refusal.code() == &SqlState::READ_ONLY_SQL_TRANSACTION => {
+                    self.narrator.output(&format!("ERROR:  {}", refusal.message()))?;
+                    Ok(())
+                }
+                Some(_) | None => Err(DemoError::Visit(error)),
+            },
+            Ok(()) => Err(DemoError::GateOpen),
+        }
     }
 
     async fn prove(&mut self) -> Result<(), DemoError> {
@@ -226,8 +267,11 @@ impl<'a> Play<'a> {
             error = ended(mirror) => return Err(error),
         }
         self.narrator.say(&format!(
-            "All six services have applied everything up to {position}, the end of the monolith's log."
+            "All {} transactions are over, and {position} is the end of the monolith's log. After {} every mirror has",
+            count(traffic.tally().acknowledged),
+            seconds(begun.elapsed())
         ))?;
+        self.narrator.say("noted that it is there; an idle one does that every 5 s.")?;
         let mut all = Vec::new();
         for slice in view.mappings().await?.values() {
             for table in view.compare(slice).await? {

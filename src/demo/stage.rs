@@ -28,12 +28,15 @@ pub struct Place {
 /// The monolith's place.
 pub(super) const MONOLITH: Place = Place { service: None, database: "RetailMonolith" };
 
+/// The place of the order service.
+pub(super) const ORDERS: Place = Place { service: Some("orders"), database: "OrdersDB" };
+
 /// The monolith and its services, as the architecture record names them.
 pub const PLACES: [Place; 7] = [
     MONOLITH,
     Place { service: Some("products"), database: "ProductsDB" },
     Place { service: Some("inventory"), database: "InventoryDB" },
-    Place { service: Some("orders"), database: "OrdersDB" },
+    ORDERS,
     Place { service: Some("carts"), database: "CartsDB" },
     Place { service: Some("checkout"), database: "CheckoutDB" },
     Place { service: Some("payments"), database: "PaymentsDB" },
@@ -192,6 +195,17 @@ impl Stage {
             .and_then(|mut open| open.write_all(links.shell_text().as_bytes()))
             .map_err(failed(&file))?;
         Ok(folder)
+    }
+
+    /// Logs in as a service's application, after giving its role a password.
+    ///
+    /// # Errors
+    /// [`StageError`].
+    pub(super) async fn application(&self, place: Place, role: &str) -> Result<Client, StageError> {
+        let failed = sql_failed("log in as the service", place);
+        let admin = connect(&self.server(place)?.url(place.database)).await.map_err(failed)?;
+        let link = self.log_in(&admin, place, role).await?;
+        connect(&link).await.map_err(failed)
     }
 
     /// Commands that lead into each database as its superuser, through the unix socket and so without a password.

@@ -33,6 +33,7 @@ fn the_demo_mirrors_the_retail_plan_under_traffic_and_proves_both_sides_equal() 
         "328,064 rows in 16 tables",
         "Plan retail: 0 errors",
         "6 of 6 slices stream",
+        "ERROR:  strangler: sales.Orders is owned by",
         "OrderLines -> sales.order_lines",
         "13 tables, ",
         "digests of the contents are equal",
