@@ -10,9 +10,9 @@ use super::table::TableRun;
 use crate::change::{OldTuple, Relation, RowChange, Tuple, Value};
 use crate::landing::key::Key;
 use crate::landing::pieces::{EventOrigin, Standing};
+use crate::landing::row::RowReader;
 use crate::landing::rule::{UpdateVerdict, decide_update};
 use crate::landing::sets::RowOperation;
-use crate::mapping::row::RowReader;
 use crate::name::TableName;
 use crate::postgres::connect::Session;
 
