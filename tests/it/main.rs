@@ -13,6 +13,7 @@ mod architecture;
 mod check;
 mod cluster;
 mod crash;
+mod demo;
 mod failpoints;
 mod help;
 mod introspect;
