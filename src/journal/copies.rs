@@ -304,7 +304,11 @@ pub async fn set_without_pieces(
         .map_err(JournalError::database("taking a table back"))
 }
 
-async fn forget_pieces(client: &Client, slice: &str, source_table: &str) -> Result<(), JournalError> {
+/// Forgets all pieces of a table, e.g. the refetched keys of a live one once the stream has passed them.
+///
+/// # Errors
+/// [`JournalError::Database`].
+pub async fn forget_pieces(client: &Client, slice: &str, source_table: &str) -> Result<(), JournalError> {
     client
         .execute(
             "DELETE FROM strangler.piece WHERE slice = $1 AND source_table = $2",
