@@ -21,6 +21,7 @@ mod logging;
 mod plans;
 mod provision;
 mod reconcile;
+mod regression;
 mod replication;
 mod retail;
 mod sessions;
