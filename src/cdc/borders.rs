@@ -74,7 +74,8 @@ async fn border_after(
     let name = quote_ident(&column.source);
     let condition = range_condition(mapping, stretch).map_or_else(String::new, |sql| format!("WHERE {sql} "));
     let sql = format!(
-        "SELECT {name}::text FROM {} {condition}ORDER BY {name} OFFSET {} LIMIT 1",
+        // A bare name after ORDER BY would be the output column, and sort the whole rest of the table as text.
+        "SELECT {name}::text FROM {} AS t {condition}ORDER BY t.{name} OFFSET {} LIMIT 1",
         mapping.source.sql(),
         rows.saturating_sub(1)
     );

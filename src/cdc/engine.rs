@@ -299,17 +299,28 @@ impl Engine {
             let slice = self.slice().to_owned();
             let session = self.applier.open_session().await?;
             for table in ready.iter().filter_map(|number| self.tables.get(*number)) {
-                copies::set_live(session, &slice, &table.label).await?;
+                if table.state == TableState::Live {
+                    copies::forget_pieces(session, &slice, &table.label).await?;
+                } else {
+                    copies::set_live(session, &slice, &table.label).await?;
+                }
             }
             self.applier.commit(Boundary { end: applied, time_us: self.consumed.time_us }).await?;
             failpoint::hit("table-live");
             for number in ready {
                 if let Some(table) = self.tables.get_mut(number) {
+                    if table.state != TableState::Live {
+                        self.finished = false;
+                        tracing::info!(
+                            slice,
+                            table = table.label,
+                            rows = table.rows_copied,
+                            "the table is live"
+                        );
+                    }
                     table.go_live();
-                    tracing::info!(slice, table = table.label, rows = table.rows_copied, "the table is live");
                 }
             }
-            self.finished = false;
         }
         let waiting = |table: &TableRun| matches!(table.state, TableState::Pending | TableState::Copying);
         if !self.finished && !self.tables.iter().any(waiting) {

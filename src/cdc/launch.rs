@@ -11,6 +11,7 @@ use super::copying::{Copying, ROWS_PER_RANGE_FIRST};
 use super::engine::{Engine, SliceConfig};
 use super::error::MirrorError;
 use super::finish;
+use super::publication;
 use super::pulse::Vitals;
 use super::route::Router;
 use super::source::{self, Published, unpublished};
@@ -71,6 +72,7 @@ async fn prepare(
         // The session of the last run may still hold it for a moment; the nonce decides.
         let _ = process::try_lock(&links.target, slice).await?;
     }
+    publication::check(&links.source, &publication, slice).await?;
     let identity = start::identify(&links.source, &links.system).await?;
     let row = start::claim_stream(
         &links.target,

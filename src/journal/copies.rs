@@ -329,7 +329,11 @@ pub async fn set_published_as(
         .map_err(JournalError::database("recording a table's place in the publication"))
 }
 
-async fn forget_pieces(client: &Client, slice: &str, source_table: &str) -> Result<(), JournalError> {
+/// Forgets all pieces of a table, e.g. the refetched keys of a live one once the stream has passed them.
+///
+/// # Errors
+/// [`JournalError::Database`].
+pub async fn forget_pieces(client: &Client, slice: &str, source_table: &str) -> Result<(), JournalError> {
     client
         .execute(
             "DELETE FROM strangler.piece WHERE slice = $1 AND source_table = $2",

@@ -22,6 +22,7 @@ mod logging;
 mod plans;
 mod provision;
 mod reconcile;
+mod regression;
 mod replication;
 mod retail;
 mod sessions;
