@@ -19,6 +19,7 @@ mod help;
 mod introspect;
 mod journey;
 mod logging;
+mod memory;
 mod plans;
 mod provision;
 mod reconcile;

@@ -81,9 +81,14 @@ impl Bench {
 
     /// Starts a mirror in the background, with small pieces so that both kinds occur.
     pub fn mirror(&self, failpoint: Option<&str>, arguments: &[&str]) -> Mirror {
+        self.mirror_sized(failpoint, &[&["--rows-per-piece", "400"], arguments].concat())
+    }
+
+    /// Starts a mirror in the background, with pieces of the size that it chooses itself.
+    pub fn mirror_sized(&self, failpoint: Option<&str>, arguments: &[&str]) -> Mirror {
         self.runs.set(self.runs.get() + 1);
         let log = self.folder.path().join(format!("mirror-{}.log", self.runs.get()));
-        let mut all = vec!["mirror", "plan.yaml", "--rows-per-piece", "400", "--log-level", "debug"];
+        let mut all = vec!["mirror", "plan.yaml", "--log-level", "debug"];
         all.extend(arguments);
         let mut command = self.command(&all);
         if let Some(failpoint) = failpoint {
@@ -145,6 +150,13 @@ impl Bench {
 }
 
 impl Mirror {
+    /// The most memory that it has had resident, in kB.
+    pub fn peak_kb(&self) -> u64 {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.child.id())).unwrap();
+        let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap();
+        line.trim().trim_end_matches(" kB").parse().unwrap()
+    }
+
     /// What it wrote so far, for messages.
     pub fn log(&self) -> String {
         std::fs::read_to_string(&self.log).unwrap_or_default()
