@@ -14,7 +14,7 @@ use super::error::MirrorError;
 use super::finish;
 use super::pulse::{Pulse, Vitals, heartbeat_number};
 use super::route::{RefetchSessions, Router};
-use super::source::HEARTBEAT_PREFIX;
+use super::source::{HEARTBEAT_PREFIX, Published};
 use super::stream::{Assembler, Event};
 use super::table::TableRun;
 use super::truncate;
@@ -85,6 +85,9 @@ pub(crate) struct Engine {
     pub(crate) reader: Session,
     pub(crate) assembler: Assembler,
     pub(crate) router: Router,
+    /// The publication as it was at the start; the pulse watches that it stays so.
+    pub(crate) publication: String,
+    pub(crate) published: Arc<Published>,
     pub(crate) tables: Vec<TableRun>,
     pub(crate) copying: Copying,
     pub(crate) vitals: Arc<Vitals>,
@@ -113,6 +116,8 @@ impl Engine {
             wal_budget_bytes: self.config.wal_budget_bytes,
             read: self.config.read.clone(),
             apply: self.config.apply.clone(),
+            publication: self.publication.clone(),
+            published: Arc::clone(&self.published),
             vitals: Arc::clone(&self.vitals),
         };
         let pulse_stop = CancellationToken::new();
@@ -264,6 +269,10 @@ impl Engine {
     /// Between transactions with nothing to commit: makes a position durable that only passed unrelated WAL, and
     /// lets tables go live whose pieces are all passed.
     async fn settle(&mut self) -> Result<(), MirrorError> {
+        if let Some(what) = self.vitals.fault() {
+            let next = format!("strangler check PLAN; then strangler status PLAN --slice {}", self.slice());
+            return Err(MirrorError::Refused { what, next });
+        }
         let applied = self.applier.applied();
         let awaited = self.tables.iter().any(|table| {
             table.pieces.passed_at().is_some_and(|lsn| lsn > applied && lsn <= self.consumed.end)

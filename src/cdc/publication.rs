@@ -1,18 +1,16 @@
-//! Whether the publication still carries everything: what it leaves out never arrives, and nothing else would say so.
+//! Whether the publication still carries whole tables: what it leaves out never arrives, and nothing else would say so.
 
 use tokio_postgres::Client;
 
 use super::error::MirrorError;
-use super::source;
-use crate::mapping::SliceMapping;
 use crate::name::quote_ident;
 
-/// Refuses to follow a publication that lost a table, a kind of change, rows or columns since it was provisioned. One
-/// that is gone is left to the server, which refuses by itself.
+/// Refuses to follow a publication that leaves out a kind of change, rows or columns. One that is gone is left to the
+/// server, which refuses by itself.
 ///
 /// # Errors
 /// [`MirrorError::Refused`] with what to run on the monolith; [`MirrorError::Sql`].
-pub async fn check(source: &Client, publication: &str, mapping: &SliceMapping) -> Result<(), MirrorError> {
+pub async fn check(source: &Client, publication: &str, slice: &str) -> Result<(), MirrorError> {
     // Row filters and column lists came with PostgreSQL 15, so the columns are looked for by name.
     let row = source
         .query_opt(
@@ -26,19 +24,8 @@ pub async fn check(source: &Client, publication: &str, mapping: &SliceMapping) -
         .map_err(MirrorError::sql("reading the publication"))?;
     let Some(row) = row else { return Ok(()) };
     let (whole, restricted): (bool, Vec<String>) = (row.get(0), row.get(1));
-    let published = source::published(source, publication).await?;
-    let missing: Vec<_> = mapping
-        .tables
-        .iter()
-        .map(|table| &table.source)
-        .filter(|name| !published.contains(&(name.schema.clone(), name.name.clone())))
-        .collect();
     let name = quote_ident(publication);
     let (mut facts, mut remedies) = (Vec::new(), Vec::new());
-    for table in missing {
-        facts.push(format!("has not the table {table}"));
-        remedies.push(format!("ALTER PUBLICATION {name} ADD TABLE {};", table.sql()));
-    }
     for table in &restricted {
         facts.push(format!("leaves out rows or columns of {table}"));
         remedies
@@ -60,9 +47,8 @@ pub async fn check(source: &Client, publication: &str, mapping: &SliceMapping) -
             facts.join(", ")
         ),
         next: format!(
-            "on the monolith: {} Then strangler mirror PLAN --slice {} --rebuild",
+            "on the monolith: {} Then strangler mirror PLAN --slice {slice} --rebuild",
             remedies.join(" "),
-            mapping.slice
         ),
     })
 }

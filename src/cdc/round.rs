@@ -126,7 +126,8 @@ pub async fn run(
 async fn count_pages(source: &Session, plan: &RoundPlan) -> Result<HashMap<usize, i64>, MirrorError> {
     let mut pages = HashMap::new();
     for job in &plan.jobs {
-        if pages.contains_key(&job.table) || !matches!(job.extent, JobExtent::Part { parts, .. } if parts > 1) {
+        if pages.contains_key(&job.table) || !matches!(job.extent, JobExtent::Part { parts, .. } if parts > 1)
+        {
             continue;
         }
         if let Some((_, table)) = plan.tables.get(job.table) {

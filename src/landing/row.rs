@@ -5,9 +5,9 @@ use std::collections::{BTreeSet, HashSet};
 
 use bytes::Bytes;
 
-use super::TableMapping;
+use super::key::Key;
 use crate::change::{OldTuple, Relation, Tuple, Value};
-use crate::landing::key::Key;
+use crate::mapping::TableMapping;
 
 /// The stream describes the table otherwise than the mapping that was provisioned.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
