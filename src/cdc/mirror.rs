@@ -81,6 +81,7 @@ async fn keep_running(
             Err(error) if error.is_retryable() => error,
             Err(error) => {
                 config.board.phase(&slice, "stopped", Some(&error.to_string()));
+                record_end(&config, &memory, &error).await;
                 return Err(error);
             }
         };
@@ -102,6 +103,17 @@ async fn keep_running(
         }
         pause = (pause * 2).min(PAUSE_MAX);
     }
+}
+
+/// Leaves word in the service why the mirror of a slice ended, for `status`; one that was shut out leaves none.
+async fn record_end(config: &SliceConfig, memory: &Memory, error: &MirrorError) {
+    let Some(nonce) = memory.nonce else { return };
+    let recording = async {
+        let target = open(&config.apply, &config.mapping.slice).await.ok()?;
+        process::stopped(&target, &config.mapping.slice, nonce, Some(&error.to_string())).await.ok()
+    };
+    // Without it, `status` tells by the missing sign of life.
+    let _ = tokio::time::timeout(SIGHT_EVERY, recording).await;
 }
 
 /// Waits before the next attempt, and meanwhile shows the service, if it can be reached, that the mirror lives.

@@ -8,6 +8,7 @@ use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
 use super::error::MirrorError;
+use super::publication;
 use super::source::{self, HEARTBEAT_PREFIX, Published};
 use super::start::open;
 use crate::journal::process::{self, Sighting};
@@ -181,6 +182,11 @@ impl Pulse {
                         self.publication, self.slice
                     ));
                 });
+            }
+            if let Err(MirrorError::Refused { what, .. }) =
+                publication::check(source, &self.publication, &self.slice).await
+            {
+                self.vitals.with(|inner| inner.fault = Some(what));
             }
             let sighting = self.vitals.with(|inner| inner.sighting.clone());
             process::beat(target, &self.slice, self.nonce, &sighting).await?;
