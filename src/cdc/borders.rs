@@ -73,8 +73,10 @@ async fn border_after(
     let Some(column) = mapping.key_columns().next() else { return Ok(None) };
     let name = quote_ident(&column.source);
     let condition = range_condition(mapping, stretch).map_or_else(String::new, |sql| format!("WHERE {sql} "));
+    // Only an inner query sorts by the key as it is: beside `name::text`, `ORDER BY name` would mean the text, and
+    // every border would sort the whole table.
     let sql = format!(
-        "SELECT {name}::text FROM {} {condition}ORDER BY {name} OFFSET {} LIMIT 1",
+        "SELECT key::text FROM (SELECT {name} AS key FROM {} {condition}ORDER BY 1 OFFSET {} LIMIT 1) AS border",
         mapping.source.sql(),
         rows.saturating_sub(1)
     );
