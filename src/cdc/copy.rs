@@ -1,6 +1,6 @@
 //! One worker of a round: reads jobs under the round's snapshot and lands each in a target transaction of its own.
 
-use std::collections::VecDeque;
+use std::collections::{HashMap, VecDeque};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use bytes::{Bytes, BytesMut};
@@ -10,6 +10,7 @@ use tokio::sync::mpsc;
 use super::borders::{Job, JobExtent, range_condition};
 use super::error::MirrorError;
 use crate::failpoint;
+use crate::failpoint::hooks::{Hooks, Mutant};
 use crate::journal::copies::{self, Extent, PieceRow};
 use crate::journal::streams::{Claim, ClaimStatements};
 use crate::landing::key::Point;
@@ -59,8 +60,12 @@ pub struct RoundWork {
     pub tables: Vec<(String, Arc<TableMapping>)>,
     /// Both servers are of one major version, so binary COPY may pass through.
     pub same_major: bool,
+    /// Pages of each table that is copied in parts, measured once, after the snapshot.
+    pub pages: HashMap<usize, i64>,
     /// Jobs not yet taken.
     pub queue: Mutex<VecDeque<Job>>,
+    /// What tests change.
+    pub hooks: Hooks,
 }
 
 /// What a worker reports.
@@ -112,12 +117,19 @@ async fn land(
     reports: &mpsc::Sender<Report>,
 ) -> Result<(), MirrorError> {
     let Some((label, mapping)) = round.tables.get(job.table) else { return Ok(()) };
+    round.hooks.pass("landing").await;
     let target = &sessions.target;
     target.batch_execute("BEGIN").await.map_err(MirrorError::sql("opening a landing"))?;
     if !round.claim.share(target, &sessions.statements).await? {
         return Err(MirrorError::Fenced { slice: round.claim.slice.clone() });
     }
-    let condition = job_condition(&sessions.source, mapping, job).await?;
+    if round.hooks.mutant(Mutant::PartsKept)
+        && let JobExtent::Part { part, .. } = job.extent
+        && copies::has_part(target, &round.claim.slice, label, part).await?
+    {
+        return target.batch_execute("ROLLBACK").await.map_err(MirrorError::sql("keeping a part"));
+    }
+    let condition = job_condition(mapping, job, round.pages.get(&job.table).copied());
     let (rows, bytes) = pipe(sessions, round, (job.table, mapping), condition, reports).await?;
     let count = i64::try_from(rows).unwrap_or(i64::MAX);
     let (piece, complete, names) = record(sessions, round, (label, job), count).await?;
@@ -126,6 +138,7 @@ async fn land(
     failpoint::hit(names.0);
     target.batch_execute("COMMIT").await.map_err(MirrorError::sql("committing a landing"))?;
     failpoint::hit(names.1);
+    round.hooks.pass("landed").await;
     let report = Report::Landed { table: job.table, piece, complete, rows, bytes };
     // A closed channel means that the round is being given up; what has landed stays.
     let _ = reports.send(report).await;
@@ -165,27 +178,15 @@ async fn record(
     Ok((piece, true, names))
 }
 
-/// Which rows of the source a job takes. Borders of parts come from the table's size now, inside the worker's
-/// transaction, and the last part has no upper border: rows that are visible can stand behind an older size.
-async fn job_condition(
-    source: &Session,
-    mapping: &TableMapping,
-    job: &Job,
-) -> Result<Option<String>, MirrorError> {
+/// Which rows of the source a job takes. All parts of a table take their borders from one size, or rows between two
+/// sizes would be in no part. The last part has no upper border: rows that are visible can stand behind that size.
+fn job_condition(mapping: &TableMapping, job: &Job, pages: Option<i64>) -> Option<String> {
     let mut terms: Vec<String> = mapping.filter_sql().into_iter().collect();
     match job.extent {
         JobExtent::Range(stretch) => terms.extend(range_condition(mapping, stretch)),
         JobExtent::Part { parts: 1, .. } => {}
         JobExtent::Part { part, parts } => {
-            let row = source
-                .query_one(
-                    "SELECT pg_relation_size($1::text::regclass) / current_setting('block_size')::int8",
-                    &[&mapping.source.sql()],
-                )
-                .await
-                .map_err(MirrorError::sql("measuring a table"))?;
-            let pages: i64 = row.get(0);
-            let border = |number: u32| i64::from(number) * pages / i64::from(parts);
+            let border = |number: u32| i64::from(number) * pages.unwrap_or(0) / i64::from(parts);
             if part > 0 {
                 terms.push(format!("ctid >= '({},0)'::tid", border(part)));
             }
@@ -194,7 +195,7 @@ async fn job_condition(
             }
         }
     }
-    Ok(if terms.is_empty() { None } else { Some(terms.join(" AND ")) })
+    if terms.is_empty() { None } else { Some(terms.join(" AND ")) }
 }
 
 /// Streams the rows through, unread: binary where both sides read it alike, text otherwise.

@@ -17,6 +17,7 @@ use super::source;
 use super::start::{self, ProcessName, Starting, open};
 use super::stream::Assembler;
 use super::table::{TableRun, choose_ranges, rows_are_whole};
+use crate::failpoint::hooks::Mutant;
 use crate::journal::copies::{self, TableState};
 use crate::journal::process;
 use crate::journal::streams::{self, Claim, StreamRow, StreamState};
@@ -51,7 +52,7 @@ pub async fn run_once(
         prepared = prepare(config, process, held) => prepared?,
         () = stop.cancelled() => return Err(MirrorError::Stopped),
     };
-    engine.run(slot, stop).await
+    Box::pin(engine.run(slot, stop)).await
 }
 
 async fn prepare(
@@ -83,10 +84,12 @@ async fn prepare(
     let claim = Claim { slice: slice.to_owned(), nonce: row.nonce, epoch, applied };
     let labels: Vec<(String, String)> =
         config.mapping.tables.iter().map(|table| (table.source.to_string(), table.target.sql())).collect();
-    start::void_parts(&links.target, &claim, &|label| {
-        labels.iter().find(|(source, _)| source == label).map(|(_, target)| target.clone())
-    })
-    .await?;
+    if !config.options.hooks.mutant(Mutant::PartsKept) {
+        start::void_parts(&links.target, &claim, &|label| {
+            labels.iter().find(|(source, _)| source == label).map(|(_, target)| target.clone())
+        })
+        .await?;
+    }
     if first {
         for table in &config.options.retry {
             retry(config, &links.target, &claim, table).await?;
@@ -176,7 +179,7 @@ async fn bring_up(
         source: links.source,
         reader,
         assembler: Assembler::new(stream, config.options.spill_folder.clone()),
-        router: Router::default(),
+        router: Router::new(config.options.hooks.clone()),
         tables,
         copying,
         vitals: Arc::new(Vitals::default()),

@@ -54,6 +54,21 @@ pub async fn insert_position(source: &Client) -> Result<Lsn, MirrorError> {
     Ok(lsn.into())
 }
 
+/// Size of a table's main fork in pages, by its quoted name.
+///
+/// # Errors
+/// [`MirrorError::Sql`].
+pub async fn pages(source: &Client, table: &str) -> Result<i64, MirrorError> {
+    source
+        .query_one(
+            "SELECT pg_relation_size($1::text::regclass) / current_setting('block_size')::int8",
+            &[&table],
+        )
+        .await
+        .map(|row| row.get(0))
+        .map_err(MirrorError::sql("measuring a table"))
+}
+
 /// Sends a message down the stream, in a transaction of its own, so that it is flushed at once.
 ///
 /// # Errors

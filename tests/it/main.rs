@@ -15,6 +15,7 @@ mod cluster;
 mod crash;
 mod help;
 mod introspect;
+mod landing;
 mod logging;
 mod plans;
 mod provision;
