@@ -32,7 +32,7 @@ mod unarmed {
 
     /// Nothing, in this build.
     #[derive(Debug, Clone, Default)]
-    pub struct Hooks;
+    pub struct Hooks(());
 
     impl Hooks {
         /// The rule is always as it should be.
