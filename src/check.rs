@@ -39,7 +39,7 @@ pub use facts::{
 pub use gather::{Links, Opened, gather};
 pub use predict::{COPY_BYTES_PER_SECOND, Predictions, SlicePrediction, TablePrediction};
 pub use slots::ServerNeeds;
-pub use text::text;
+pub use text::{list, text};
 
 /// Everything that check looks for beside what compiling the mapping finds.
 const RULES: &[fn(&Facts) -> Vec<Problem>] = &[

@@ -14,6 +14,7 @@ pub mod logging;
 mod mirror;
 pub mod mirror_progress;
 mod open;
+mod provision;
 pub mod report;
 mod schema;
 mod status;
@@ -48,6 +49,7 @@ const EXIT_CODES: &str = "Exit codes: 0 done and clean, 1 problems or difference
 #[derive(Debug, clap::Subcommand)]
 enum Verb {
     Check(check::Arguments),
+    Provision(provision::Arguments),
     Mirror(mirror::Arguments),
     Status(status::Arguments),
     Demo(demo::Arguments),
@@ -78,6 +80,7 @@ impl Arguments {
         let outcome = runtime.block_on(async {
             match &self.verb {
                 Verb::Check(arguments) => Box::pin(check::run(ui, arguments)).await,
+                Verb::Provision(arguments) => Box::pin(provision::run(ui, arguments)).await,
                 Verb::Mirror(arguments) => Box::pin(mirror::run(ui, arguments)).await,
                 Verb::Status(arguments) => Box::pin(status::run(ui, arguments)).await,
                 Verb::Demo(arguments) => Box::pin(demo::run(ui, arguments)).await,

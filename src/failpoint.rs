@@ -11,11 +11,11 @@ pub const MIRROR: &[&str] = &[
     "slot-created",
     "stream-row-running",
     "nonce-taken",
-    "parts-voided",
     "range-before-commit",
     "range-landed",
     "part-before-commit",
     "part-landed",
+    "parts-voided",
     "whole-before-commit",
     "whole-landed",
     "round-ended",
@@ -29,6 +29,13 @@ pub const MIRROR: &[&str] = &[
     "stopped-cleanly",
 ];
 
+/// Kill points of `mirror --retry` and `mirror --rebuild`, in their order.
+pub const COPY_AGAIN: &[&str] =
+    &["rebuild-slot-dropped", "rebuild-reset", "unique-deferred-again", "emptied-for-copy"];
+
+/// Kill points of starts that find something wrong, or a source that went on under a new timeline.
+pub const START: &[&str] = &["fault-recorded", "timeline-recorded"];
+
 /// Dies here when the environment asks for it.
 #[cfg(feature = "failpoints")]
 pub fn hit(name: &'static str) {
@@ -36,7 +43,10 @@ pub fn hit(name: &'static str) {
     use std::sync::atomic::{AtomicU64, Ordering};
     static WANTED: OnceLock<Option<(String, u64)>> = OnceLock::new();
     static COUNT: AtomicU64 = AtomicU64::new(0);
-    debug_assert!(MIRROR.contains(&name), "failpoint {name} is not in the list that tests go through");
+    debug_assert!(
+        [MIRROR, COPY_AGAIN, START].concat().contains(&name),
+        "failpoint {name} is not in the lists that tests go through"
+    );
     let wanted = WANTED.get_or_init(|| {
         let text = std::env::var("STRANGLER_FAILPOINT").ok()?;
         let (name, count) = text.split_once(':').unwrap_or((text.as_str(), "1"));

@@ -60,7 +60,7 @@ pub struct RoundWork {
     pub tables: Vec<(String, Arc<TableMapping>)>,
     /// Both servers are of one major version, so binary COPY may pass through.
     pub same_major: bool,
-    /// Pages of each table that is copied in parts, measured once, after the snapshot.
+    /// Pages of tables that are copied in parts, by number.
     pub pages: HashMap<usize, i64>,
     /// Jobs not yet taken.
     pub queue: Mutex<VecDeque<Job>>,
@@ -129,7 +129,7 @@ async fn land(
     {
         return target.batch_execute("ROLLBACK").await.map_err(MirrorError::sql("keeping a part"));
     }
-    let condition = job_condition(mapping, job, round.pages.get(&job.table).copied());
+    let condition = job_condition(round, mapping, job);
     let (rows, bytes) = pipe(sessions, round, (job.table, mapping), condition, reports).await?;
     let count = i64::try_from(rows).unwrap_or(i64::MAX);
     let (piece, complete, names) = record(sessions, round, (label, job), count).await?;
@@ -178,15 +178,16 @@ async fn record(
     Ok((piece, true, names))
 }
 
-/// Which rows of the source a job takes. All parts of a table take their borders from one size, or rows between two
-/// sizes would be in no part. The last part has no upper border: rows that are visible can stand behind that size.
-fn job_condition(mapping: &TableMapping, job: &Job, pages: Option<i64>) -> Option<String> {
+/// Which rows of the source a job takes. The last of several parts has no upper border: rows that are visible can
+/// stand behind the size that was measured.
+fn job_condition(round: &RoundWork, mapping: &TableMapping, job: &Job) -> Option<String> {
     let mut terms: Vec<String> = mapping.filter_sql().into_iter().collect();
     match job.extent {
         JobExtent::Range(stretch) => terms.extend(range_condition(mapping, stretch)),
         JobExtent::Part { parts: 1, .. } => {}
         JobExtent::Part { part, parts } => {
-            let border = |number: u32| i64::from(number) * pages.unwrap_or(0) / i64::from(parts);
+            let pages = round.pages.get(&job.table).copied().unwrap_or(0);
+            let border = |number: u32| i64::from(number) * pages / i64::from(parts);
             if part > 0 {
                 terms.push(format!("ctid >= '({},0)'::tid", border(part)));
             }

@@ -192,16 +192,17 @@ impl Engine {
     /// Small whole tables together, else one large one in parts, else ranges of one table.
     async fn next_jobs(&self) -> Result<Vec<Job>, MirrorError> {
         let workers = self.config.options.workers.max(1);
+        let small_rows = SMALL_ROUND_ROWS.min(self.copying.rows_per_range);
         let mut jobs = Vec::new();
         let mut rows = 0;
         for (table, run) in
             self.tables.iter().enumerate().filter(|(_, run)| run.wants_copy() && !run.by_ranges)
         {
             let expected = expected_rows(&run.mapping);
-            if !jobs.is_empty() && rows + expected > SMALL_ROUND_ROWS {
+            if !jobs.is_empty() && rows + expected > small_rows {
                 continue;
             }
-            let large = expected > SMALL_ROUND_ROWS && !run.mapping.partitioned;
+            let large = expected > small_rows && !run.mapping.partitioned;
             let parts = if large { u32::try_from(workers).unwrap_or(1) } else { 1 };
             jobs.extend((0..parts).map(|part| Job { table, extent: JobExtent::Part { part, parts } }));
             rows += expected;

@@ -96,7 +96,9 @@ pub async fn defer_again(
         session.batch_execute(&sql).await.map_err(MirrorError::sql("taking a unique index away"))?;
         deferred::set_waiting(&session, row.id).await?;
     }
-    session.batch_execute("COMMIT").await.map_err(MirrorError::sql("taking unique indexes away"))
+    session.batch_execute("COMMIT").await.map_err(MirrorError::sql("taking unique indexes away"))?;
+    failpoint::hit("unique-deferred-again");
+    Ok(())
 }
 
 async fn guard(session: &Session, slice: &str, nonce: i64) -> Result<(), MirrorError> {

@@ -17,6 +17,7 @@ use super::source;
 use super::start::{self, ProcessName, Starting, open};
 use super::stream::Assembler;
 use super::table::{TableRun, choose_ranges, rows_are_whole};
+use crate::failpoint;
 use crate::failpoint::hooks::Mutant;
 use crate::journal::copies::{self, TableState};
 use crate::journal::process;
@@ -73,7 +74,14 @@ async fn prepare(
         let _ = process::try_lock(&links.target, slice).await?;
     }
     let identity = start::identify(&links.source, &links.system).await?;
-    let row = start::claim_stream(&links.target, starting, (epoch, &publication), &identity, *held).await?;
+    let row = start::claim_stream(
+        &links.target,
+        starting,
+        (epoch, &publication),
+        &identity,
+        (*held, &config.admin),
+    )
+    .await?;
     *held = Some(row.nonce);
     let row = if first && config.options.rebuild {
         rebuild(config, &mut links, starting, row, &identity).await?
@@ -136,11 +144,13 @@ async fn prepare_slot(
             let fault = start::find_fault(row, &links.system, (database, uuid), slot.as_ref(), &history);
             if let Some(fault) = fault {
                 streams::set_state(&links.target, slice, row.nonce, fault.state, Some(&fault.detail)).await?;
+                failpoint::hit("fault-recorded");
                 return Err(refuse(slice, Some(&fault.detail)));
             }
             if moved {
                 let timeline = i32::try_from(links.system.timeline).unwrap_or(i32::MAX);
                 streams::set_timeline(&links.target, slice, row.nonce, timeline).await?;
+                failpoint::hit("timeline-recorded");
             }
             Ok(row.applied)
         }
@@ -251,7 +261,9 @@ async fn empty_and_forget(
         copies::delete_parts(target, &claim.slice, source).await?;
         copies::set_without_pieces(target, &claim.slice, source, TableState::Pending, None).await?;
     }
-    target.batch_execute("COMMIT").await.map_err(MirrorError::sql("emptying tables"))
+    target.batch_execute("COMMIT").await.map_err(MirrorError::sql("emptying tables"))?;
+    failpoint::hit("emptied-for-copy");
+    Ok(())
 }
 
 /// `--rebuild`: gives the old slot back and starts over under a new one, with every table to be copied again.
@@ -268,11 +280,13 @@ async fn rebuild(
     start::wait_for_slot(&links.source, &row.slot, &tell).await?;
     if source::slot(&links.source, &row.slot).await?.is_some() {
         links.replication.drop_slot(&row.slot).await?;
+        failpoint::hit("rebuild-slot-dropped");
     }
     let slot = start::slot_name(starting.plan, slice);
     if !streams::reset(&links.target, slice, row.nonce, &slot, identity).await? {
         return Err(MirrorError::Fenced { slice: slice.to_owned() });
     }
+    failpoint::hit("rebuild-reset");
     let claim = Claim { slice: slice.to_owned(), nonce: row.nonce, epoch: row.epoch, applied: Lsn::ZERO };
     for mapping in &config.mapping.tables {
         finish::defer_again(&config.admin, slice, row.nonce, mapping).await?;

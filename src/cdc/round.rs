@@ -105,16 +105,16 @@ pub async fn run(
             .await
             .map_err(MirrorError::sql("importing the round's snapshot"))?;
     }
-    let pages = measure(sessions.source, &plan).await?;
+    let pages = count_pages(sessions.source, &plan).await?;
     plan.hooks.pass("snapshot").await;
     let round = RoundWork {
+        pages,
         claim: plan.claim.clone(),
         snapshot_name,
         snapshot,
         lsn,
         tables: plan.tables,
         same_major: plan.same_major,
-        pages,
         queue: Mutex::new(VecDeque::from(plan.jobs)),
         hooks: plan.hooks,
     };
@@ -127,6 +127,23 @@ pub async fn run(
     Ok((lsn, end))
 }
 
+/// Pages of the tables that are copied in parts, measured once and after the snapshot: every visible row then stands
+/// in a page below it or in the last part, which has no upper border. Were each worker to measure for itself, a table
+/// that grows meanwhile would have pages between two parts.
+async fn count_pages(source: &Session, plan: &RoundPlan) -> Result<HashMap<usize, i64>, MirrorError> {
+    let mut pages = HashMap::new();
+    for job in &plan.jobs {
+        if pages.contains_key(&job.table) || !matches!(job.extent, JobExtent::Part { parts, .. } if parts > 1)
+        {
+            continue;
+        }
+        if let Some((_, table)) = plan.tables.get(job.table) {
+            pages.insert(job.table, source::pages(source, &table.source.sql()).await?);
+        }
+    }
+    Ok(pages)
+}
+
 fn table_names(plan: &RoundPlan) -> Vec<String> {
     let mut numbers: Vec<usize> = plan.jobs.iter().map(|job| job.table).collect();
     numbers.sort_unstable();
@@ -136,18 +153,6 @@ fn table_names(plan: &RoundPlan) -> Vec<String> {
         .filter_map(|number| plan.tables.get(*number))
         .map(|(_, table)| table.source.sql())
         .collect()
-}
-
-/// Pages of the tables that are copied in parts. Measured after the snapshot, so that they hold every row that it
-/// sees but those behind the last page, and once, so that all parts agree.
-async fn measure(source: &Session, plan: &RoundPlan) -> Result<HashMap<usize, i64>, MirrorError> {
-    let mut pages = HashMap::new();
-    for job in &plan.jobs {
-        let JobExtent::Part { part: 0, parts: 2.. } = job.extent else { continue };
-        let Some((_, mapping)) = plan.tables.get(job.table) else { continue };
-        pages.insert(job.table, source::pages(source, &mapping.source.sql()).await?);
-    }
-    Ok(pages)
 }
 
 /// Step 1: every worker holds ACCESS SHARE on every table before any snapshot is taken. LOCK TABLE takes none.

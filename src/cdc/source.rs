@@ -1,5 +1,6 @@
 //! What the mirror asks the monolith beside the replication stream: snapshots, positions, heartbeats, the slot.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use tokio_postgres::Client;
@@ -52,21 +53,6 @@ pub async fn insert_position(source: &Client) -> Result<Lsn, MirrorError> {
         .map_err(MirrorError::sql("reading the WAL position"))?;
     let lsn: PgLsn = row.get(0);
     Ok(lsn.into())
-}
-
-/// Size of a table's main fork in pages, by its quoted name.
-///
-/// # Errors
-/// [`MirrorError::Sql`].
-pub async fn pages(source: &Client, table: &str) -> Result<i64, MirrorError> {
-    source
-        .query_one(
-            "SELECT pg_relation_size($1::text::regclass) / current_setting('block_size')::int8",
-            &[&table],
-        )
-        .await
-        .map(|row| row.get(0))
-        .map_err(MirrorError::sql("measuring a table"))
 }
 
 /// Sends a message down the stream, in a transaction of its own, so that it is flushed at once.
@@ -162,6 +148,39 @@ pub async fn table_oids(source: &Client, tables: &[String]) -> Result<Vec<u32>, 
         .await
         .map_err(MirrorError::sql("looking tables up"))?;
     Ok(rows.iter().map(|row| row.get(0)).collect())
+}
+
+/// Pages of a table's main fork.
+///
+/// # Errors
+/// [`MirrorError::Sql`].
+pub async fn pages(source: &Client, table: &str) -> Result<i64, MirrorError> {
+    let row = source
+        .query_one(
+            "SELECT pg_relation_size($1::text::regclass) / current_setting('block_size')::int8",
+            &[&table],
+        )
+        .await
+        .map_err(MirrorError::sql("measuring a table"))?;
+    Ok(row.get(0))
+}
+
+/// Tables of a publication, by schema and name.
+///
+/// # Errors
+/// [`MirrorError::Sql`].
+pub async fn published(
+    source: &Client,
+    publication: &str,
+) -> Result<BTreeSet<(String, String)>, MirrorError> {
+    let rows = source
+        .query(
+            "SELECT schemaname::text, tablename::text FROM pg_publication_tables WHERE pubname = $1",
+            &[&publication],
+        )
+        .await
+        .map_err(MirrorError::sql("reading the publication"))?;
+    Ok(rows.iter().map(|row| (row.get(0), row.get(1))).collect())
 }
 
 /// The transaction that the barrier waits for longest, in words: pid, age, application.

@@ -130,12 +130,12 @@ pub async fn claim_stream(
     starting: Starting<'_>,
     (epoch, publication): (i64, &str),
     source: &Source,
-    held: Option<i64>,
+    (held, admin): (Option<i64>, &Server),
 ) -> Result<StreamRow, MirrorError> {
     let slot = slot_name(starting.plan, starting.slice);
     streams::insert_creating(target, starting.slice, epoch, (&slot, publication), source).await?;
     failpoint::hit("stream-row-inserted");
-    let row = take_nonce(target, starting.slice, held).await?;
+    let row = take_nonce(target, starting.slice, (held, admin)).await?;
     failpoint::hit("nonce-taken");
     let pid = i32::try_from(starting.process.pid).unwrap_or(i32::MAX);
     process::register(target, starting.slice, row.nonce, &starting.process.host, pid).await?;
@@ -144,14 +144,18 @@ pub async fn claim_stream(
 
 /// Takes the nonce. It waits for open landings of an older process; when such a process is frozen, its open
 /// transaction would hold us for ever, so its sessions are ended: they belong to the same role and slice.
-async fn take_nonce(target: &Client, slice: &str, held: Option<i64>) -> Result<StreamRow, MirrorError> {
+async fn take_nonce(
+    target: &Client,
+    slice: &str,
+    (held, admin): (Option<i64>, &Server),
+) -> Result<StreamRow, MirrorError> {
     target
         .batch_execute(&format!("SET lock_timeout = {NONCE_WAIT_MS}"))
         .await
         .map_err(MirrorError::sql("setting a lock timeout"))?;
     let taken = match streams::take_nonce(target, slice, held).await {
         Err(error) if error.database_error().is_some_and(crate::postgres::sqlstate::is_lock_timeout) => {
-            end_older_sessions(target, slice).await?;
+            end_older_sessions(target, slice, admin).await?;
             streams::take_nonce(target, slice, held).await
         }
         other => other,
@@ -160,24 +164,35 @@ async fn take_nonce(target: &Client, slice: &str, held: Option<i64>) -> Result<S
     taken?.ok_or_else(|| MirrorError::Fenced { slice: slice.to_owned() })
 }
 
-async fn end_older_sessions(target: &Client, slice: &str) -> Result<(), MirrorError> {
-    let rows = target
-        .query(
-            "SELECT pid FROM pg_locks l JOIN pg_stat_activity a USING (pid) \
+/// Ends sessions that hold the stream row. The apply role may end its own; those that logged in as somebody stronger
+/// are ended by the service's administrator.
+async fn end_older_sessions(target: &Client, slice: &str, admin: &Server) -> Result<(), MirrorError> {
+    let sql = "SELECT DISTINCT a.pid FROM pg_locks l JOIN pg_stat_activity a USING (pid) \
              WHERE l.relation = 'strangler.stream'::regclass AND a.pid <> pg_backend_pid() \
-               AND a.application_name = $1",
-            &[&application_name(slice)],
-        )
+               AND a.application_name = $1";
+    let rows = target
+        .query(sql, &[&application_name(slice)])
         .await
         .map_err(MirrorError::sql("looking for an older mirror's sessions"))?;
-    for row in rows {
-        let pid: i32 = row.get(0);
-        tracing::warn!(slice, pid, "ending a session that an older mirror left open");
-        target
-            .execute("SELECT pg_terminate_backend($1, 5000)", &[&pid])
-            .await
-            .map_err(MirrorError::sql("ending an older mirror's session"))?;
+    let pids: Vec<i32> = rows.iter().map(|row| row.get(0)).collect();
+    tracing::warn!(slice, ?pids, "ending sessions that an older mirror left in a transaction");
+    if terminate(target, &pids).await.is_ok() {
+        return Ok(());
     }
+    let session = open(admin, slice).await?;
+    terminate(&session, &pids).await.map_err(|_| MirrorError::Refused {
+        what: format!(
+            "an older mirror of slice {slice} holds the stream row in the service (processes {pids:?}), and neither \
+             the apply role nor the administrator's link may end its sessions"
+        ),
+        next: "end that mirror, or as a superuser of the service: SELECT pg_terminate_backend(PID)".to_owned(),
+    })
+}
+
+async fn terminate(session: &Client, pids: &[i32]) -> Result<(), tokio_postgres::Error> {
+    session
+        .execute("SELECT pg_terminate_backend(pid, 5000) FROM unnest($1::int[]) AS t(pid)", &[&pids])
+        .await?;
     Ok(())
 }
 

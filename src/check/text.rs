@@ -13,16 +13,23 @@ const INDENT: usize = 9;
 /// Renders a report.
 #[must_use]
 pub fn text(report: &Report) -> String {
-    let mut out = String::new();
-    for problem in &report.problems {
-        show(&mut out, problem);
-    }
+    let mut out = list(&report.problems);
     predictions(&mut out, &report.predictions);
     let counts = [Severity::Error, Severity::Warning, Severity::Note].map(|severity| {
         let count = report.count(severity);
         format!("{count} {severity}{}", if count == 1 { "" } else { "s" })
     });
     let _ = writeln!(out, "Plan {}: {}.", report.plan, counts.join(", "));
+    out
+}
+
+/// Renders problems alone, for verbs that refuse because of them.
+#[must_use]
+pub fn list(problems: &[Problem]) -> String {
+    let mut out = String::new();
+    for problem in problems {
+        show(&mut out, problem);
+    }
     out
 }
 

@@ -6,11 +6,12 @@ use std::sync::Arc;
 use futures_util::future::join_all;
 
 use super::environment::Environment;
-use super::open::{self, Needs, PlanFile};
+use super::interrupt;
+use super::open::{self, Needs, Opened, PlanFile};
 use super::report::{CliError, Exit};
 use super::ui::{Format, Ui};
 use crate::cdc::mirror::chain_of;
-use crate::check::{self, LinkFailure, Links, Opened};
+use crate::check::{self, LinkFailure, Links, Report};
 use crate::plan::{self, LinkTemplate, Variables};
 use crate::postgres::{ConnectError, Server, SessionRole};
 
@@ -35,13 +36,8 @@ pub(super) struct Arguments {
 
 pub(super) async fn run(ui: &mut Ui, arguments: &Arguments) -> Result<Exit, CliError> {
     let opened = open::open(ui, &arguments.plan, &[], Needs::All)?;
-    let monolith = links("monolith", &opened.plan.monolith.links, true).await;
-    let services = opened.services.keys().filter_map(|name| opened.plan.services.get_key_value(name));
-    let services = join_all(services.map(async |(name, service)| {
-        (name.clone(), links(&format!("service {name}"), &service.links, false).await)
-    }));
-    let services: BTreeMap<String, Links> = services.await.into_iter().collect();
-    let report = check::report(&check::gather(&opened.plan, &monolith, &services).await);
+    let report =
+        interrupt::unless("check changes nothing", Box::pin(async { Ok(look(&opened).await) })).await?;
     match arguments.format {
         Format::Text => ui.data(&check::text(&report))?,
         Format::Json => ui.json(&report, false)?,
@@ -53,6 +49,16 @@ pub(super) async fn run(ui: &mut Ui, arguments: &Arguments) -> Result<Exit, CliE
     })
 }
 
+async fn look(opened: &Opened) -> Report {
+    let monolith = links("monolith", &opened.plan.monolith.links, true).await;
+    let services = opened.services.keys().filter_map(|name| opened.plan.services.get_key_value(name));
+    let services = join_all(services.map(async |(name, service)| {
+        (name.clone(), links(&format!("service {name}"), &service.links, false).await)
+    }));
+    let services: BTreeMap<String, Links> = services.await.into_iter().collect();
+    check::report(&check::gather(&opened.plan, &monolith, &services).await)
+}
+
 async fn links(label: &str, links: &plan::Links, with_read: bool) -> Links {
     let read = async { if with_read { Some(connect(label, &links.read).await) } else { None } };
     let (admin, read, apply) = tokio::join!(connect(label, &links.admin), read, connect(label, &links.apply));
@@ -60,7 +66,7 @@ async fn links(label: &str, links: &plan::Links, with_read: bool) -> Links {
 }
 
 /// Every link is opened as a reader, the apply link too: whether its role can apply is one of the things to find out.
-async fn connect(label: &str, link: &LinkTemplate) -> Opened {
+async fn connect(label: &str, link: &LinkTemplate) -> check::Opened {
     let variables: Arc<dyn Variables> = Arc::new(Environment);
     let server = Server::new(label, link.clone(), SessionRole::Read, variables);
     let session = server.connect(APPLICATION).await;

@@ -4,6 +4,8 @@ use std::io;
 
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
+use super::report::CliError;
+
 /// Requests to stop. From the first call on, the process no longer dies of these signals by itself.
 #[derive(Debug)]
 pub(super) struct Interrupts {
@@ -26,5 +28,21 @@ impl Interrupts {
             _ = self.interrupt.recv() => {}
             _ = self.terminate.recv() => {}
         }
+    }
+}
+
+/// Does the work, unless Ctrl-C or SIGTERM comes first: then the work is dropped where it stands, and `state` says what
+/// that leaves behind.
+///
+/// # Errors
+/// Those of the work, and [`CliError::Interrupted`].
+pub(super) async fn unless<T>(
+    state: &str,
+    work: impl Future<Output = Result<T, CliError>>,
+) -> Result<T, CliError> {
+    let mut interrupts = Interrupts::listen().map_err(CliError::Start)?;
+    tokio::select! {
+        outcome = work => outcome,
+        () = interrupts.next() => Err(CliError::Interrupted { state: state.to_owned() }),
     }
 }

@@ -115,8 +115,23 @@ fn milestone(slice: &SliceProgress) -> String {
     format!("{} {:?} {}", slice.phase, slice.detail, states.collect::<Vec<_>>().join(" "))
 }
 
-/// One line about a slice, such as `ordering: streaming, 12 ms behind (0 B), 16.8 MB of WAL held`.
+/// One line about a slice, such as `ordering: streaming, 12 ms behind, 16.8 MB of WAL held`. Before the engine is
+/// up and after it has ended there are no numbers that mean anything.
 fn slice_line(slice: &SliceProgress, paint: Paint) -> String {
+    let ink = if slice.phase == "streaming" { Ink::Good } else { Ink::Strong };
+    let mut line = format!("{}: {}", slice.slice, paint.ink(ink, &slice.phase));
+    let measured = !slice.tables.is_empty() && slice.phase != "stopped";
+    for part in measured.then(|| measurements(slice)).into_iter().flatten() {
+        line.push_str(", ");
+        line.push_str(&part);
+    }
+    if let Some(detail) = &slice.detail {
+        line.push_str(&format!(" ({detail})"));
+    }
+    line
+}
+
+fn measurements(slice: &SliceProgress) -> Vec<String> {
     let mut parts = Vec::new();
     let live = slice.tables.iter().filter(|table| table.state == "live").count();
     let total = slice.tables.len();
@@ -127,17 +142,21 @@ fn slice_line(slice: &SliceProgress, paint: Paint) -> String {
         parts.push(format!("about {} left", words::seconds(seconds)));
     }
     if !still_copying(slice) {
-        let behind = slice.lag_ms.map(|ms| format!("{} behind", words::seconds(ms / 1000.0)));
-        let bytes = words::bytes(slice.lag_bytes);
-        parts.push(behind.map_or_else(|| format!("{bytes} behind"), |behind| format!("{behind} ({bytes})")));
+        parts.push(lag_words(slice));
     }
     parts.push(format!("{} of WAL held", words::bytes(slice.wal_held_bytes)));
-    let ink = if slice.phase == "streaming" { Ink::Good } else { Ink::Strong };
-    let mut line = format!("{}: {}, {}", slice.slice, paint.ink(ink, &slice.phase), parts.join(", "));
-    if let Some(detail) = &slice.detail {
-        line.push_str(&format!(" ({detail})"));
+    parts
+}
+
+/// Bytes say something while the stream is behind. After that they count WAL of others, which the position only passes
+/// from time to time.
+fn lag_words(slice: &SliceProgress) -> String {
+    let bytes = words::bytes(slice.lag_bytes);
+    match slice.lag_ms {
+        Some(ms) if ms < 1000.0 => format!("{} behind", words::seconds(ms / 1000.0)),
+        Some(ms) => format!("{} behind ({bytes})", words::seconds(ms / 1000.0)),
+        None => format!("{bytes} behind"),
     }
-    line
 }
 
 /// One line about a table, such as `public.Orders: 120,000 of about 200,000 rows (60 %), 80,000 rows/s, 1.0 s left`.
@@ -225,11 +244,24 @@ mod tests {
 
     #[test]
     fn a_streaming_slice_shows_its_lag() {
-        let slice = slice("streaming", vec![table("public.Orders", "live", 200_000)]);
+        let mut slice = slice("streaming", vec![table("public.Orders", "live", 200_000)]);
         assert_eq!(
             slice_line(&slice, Paint::Plain),
-            "ordering: streaming, 12 ms behind (64 B), 16.8 MB of WAL held"
+            "ordering: streaming, 12 ms behind, 16.8 MB of WAL held"
         );
+        slice.lag_ms = Some(3400.0);
+        assert!(slice_line(&slice, Paint::Plain).contains("3.4 s behind (64 B)"));
+        slice.lag_ms = None;
+        assert!(slice_line(&slice, Paint::Plain).contains("streaming, 64 B behind"));
+    }
+
+    #[test]
+    fn a_slice_without_an_engine_shows_its_reason_and_no_numbers() {
+        let mut waiting = slice("waiting", Vec::new());
+        waiting.detail = Some("connection refused".to_owned());
+        assert_eq!(slice_line(&waiting, Paint::Plain), "ordering: waiting (connection refused)");
+        let stopped = slice("stopped", vec![table("public.Orders", "live", 200_000)]);
+        assert_eq!(slice_line(&stopped, Paint::Plain), "ordering: stopped");
     }
 
     #[test]

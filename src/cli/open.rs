@@ -8,11 +8,12 @@ use super::environment::Environment;
 use super::report::CliError;
 use super::ui::{Paint, Ui};
 use crate::cdc::mirror::chain_of;
+use crate::check;
 use crate::mapping::{self, Mappings};
-use crate::plan::{self, LinkTemplate, Links, Parsed, Plan, PlanProblem, PlanSource, Variables};
+use crate::plan::{self, LinkTemplate, Links, Parsed, Plan, PlanProblem, Variables};
 use crate::postgres::introspect;
 use crate::postgres::{ConnectError, Server, SessionRole};
-use crate::problem::{self, Problem};
+use crate::problem::Severity;
 use crate::status::judge::{Commands, shell_word};
 
 /// The plan that a command is about.
@@ -45,8 +46,6 @@ pub(super) enum Needs {
 pub(super) struct Opened {
     /// The plan.
     pub(super) plan: Plan,
-    /// Its file, for problems that only a database can tell.
-    pub(super) source: PlanSource,
     /// Path as typed.
     pub(super) path: String,
     /// Names of the slices, in the order of the plan.
@@ -82,32 +81,18 @@ impl Opened {
     /// Joins the plan with the monolith's tables. What is only good to know goes to stderr.
     ///
     /// # Errors
-    /// The monolith can't be read, or the plan doesn't fit it: every problem at its place in the plan.
+    /// The monolith can't be read, or the plan doesn't fit it: all of its problems.
     pub(super) async fn mappings(&self, ui: &mut Ui) -> Result<Mappings, CliError> {
         let session = self.monolith.read.connect("strangler mirror").await?;
         let catalog = introspect::read(&session).await?;
         let (mappings, problems) = mapping::compile(&self.plan, &catalog);
-        let unusable = problems.iter().any(|problem| problem.severity == problem::Severity::Error);
-        let problems = self.source.problems(problems.iter().map(|problem| self.shown(problem)).collect());
-        if unusable {
-            return Err(CliError::Plan(problems));
+        if problems.iter().any(|problem| problem.severity == Severity::Error) {
+            return Err(CliError::Unfit(problems));
         }
         if !problems.is_empty() {
-            ui.words(problems.render(ui.words_paint() == Paint::Colour).trim_end());
+            ui.words(check::list(&problems).trim_end());
         }
         Ok(mappings)
-    }
-
-    fn shown(&self, problem: &Problem) -> PlanProblem {
-        let message = format!("{}: {}; {}", problem.object, problem.fact, problem.consequence);
-        let place = problem.place.and_then(|place| self.source.key_under((place.line, place.column), &[]));
-        let shown = match problem.severity {
-            problem::Severity::Error => PlanProblem::error(problem.code, message),
-            problem::Severity::Warning | problem::Severity::Note => {
-                PlanProblem::warning(problem.code, message)
-            }
-        };
-        shown.help(problem.next.clone()).at(place)
     }
 }
 
@@ -143,7 +128,7 @@ pub(super) fn open(
         return Err(CliError::Plan(source.problems(problems)));
     }
     let path = file.plan.display().to_string();
-    Ok(Opened { plan, source, path, slices, monolith, services })
+    Ok(Opened { plan, path, slices, monolith, services })
 }
 
 fn chosen(plan: &Plan, wanted: &[String]) -> Result<Vec<String>, CliError> {

@@ -7,10 +7,13 @@ use std::process::ExitCode;
 
 use super::ui::{Ink, Paint, Ui};
 use crate::cdc::error::MirrorError;
+use crate::check;
 use crate::demo::DemoError;
 use crate::plan::PlanProblems;
 use crate::postgres::ConnectError;
 use crate::postgres::introspect::IntrospectError;
+use crate::problem::Problem;
+use crate::provision::ProvisionError;
 use crate::status::judge::shell_word;
 
 /// What a command's end means to the shell. The numbers are a contract.
@@ -73,6 +76,12 @@ pub enum CliError {
     /// A database could be reached, but not read.
     #[error("the catalogs of the monolith could not be read")]
     Catalog(#[from] IntrospectError),
+    /// The plan and the monolith's tables don't go together.
+    #[error("the plan does not fit the monolith")]
+    Unfit(Vec<Problem>),
+    /// Provisioning stopped.
+    #[error(transparent)]
+    Provision(#[from] ProvisionError),
     /// Slices whose mirror can't go on.
     #[error("the mirror of {} can't go on", .0.iter().map(|(slice, _)| slice.as_str()).collect::<Vec<_>>().join(", "))]
     Mirror(Vec<(String, MirrorError)>),
@@ -113,6 +122,9 @@ impl CliError {
             Self::Plan(_) => page(Exit::Usage, "plan", None),
             Self::Connect(_) => page(Exit::Unreachable, "database-unreachable", None),
             Self::Catalog(_) => page(Exit::Incomplete, "catalog-unreadable", None),
+            Self::Unfit(_) => page(Exit::Usage, "plan-unfit", None),
+            Self::Provision(ProvisionError::Refused { .. }) => page(Exit::Refused, "provision-refused", None),
+            Self::Provision(_) => page(Exit::Incomplete, "provision-failed", None),
             Self::Mirror(ends) => {
                 let exits = ends.iter().map(|(_, error)| mirror_page(error).exit);
                 page(exits.fold(Exit::Incomplete, said_first), "mirror", None)
@@ -167,10 +179,18 @@ pub fn finish(ui: &mut Ui, outcome: Result<Exit, CliError>) -> Exit {
         CliError::Interrupted { .. } => ui.words(&error.to_string()),
         CliError::Mirror(ends) => {
             for (slice, error) in ends {
-                show(ui, &format!("slice {slice}: {error}"), error, &mirror_page(error));
+                // Refusals name their slice themselves.
+                let named = matches!(error, MirrorError::Refused { .. } | MirrorError::Fenced { .. });
+                let heading = if named { error.to_string() } else { format!("slice {slice}: {error}") };
+                show(ui, &heading, error, &mirror_page(error));
             }
         }
+        CliError::Unfit(problems) | CliError::Provision(ProvisionError::Refused { problems }) => {
+            ui.words(check::list(problems).trim_end());
+            show(ui, &error.to_string(), &error, &page);
+        }
         CliError::Unknown { .. }
+        | CliError::Provision(_)
         | CliError::Connect(_)
         | CliError::Catalog(_)
         | CliError::Demo(_)

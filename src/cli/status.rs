@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use serde::Serialize;
 
-use super::interrupt::Interrupts;
+use super::interrupt::{self, Interrupts};
 use super::open::{self, Needs, PlanFile, Slices};
 use super::report::{CliError, Exit};
 use super::ui::{Format, Ui};
@@ -17,6 +17,9 @@ mod text;
 
 /// Time between readings. A second is long enough for a rate and short enough to watch.
 const EVERY: Duration = Duration::from_secs(1);
+
+/// What an interruption leaves behind.
+const UNTOUCHED: &str = "status changes nothing";
 
 /// Say where every slice stands and what to do next
 ///
@@ -56,11 +59,15 @@ pub(super) async fn run(ui: &mut Ui, arguments: &Arguments) -> Result<Exit, CliE
     if arguments.watch {
         return watch(ui, &opened.plan.name, &mut reader, &commands, arguments.format).await;
     }
-    let mut slices = read(&mut reader, &commands).await;
-    if reader.would_learn_rates() {
+    let slices = interrupt::unless(UNTOUCHED, async {
+        let slices = read(&mut reader, &commands).await;
+        if !reader.would_learn_rates() {
+            return Ok(slices);
+        }
         tokio::time::sleep(EVERY).await;
-        slices = read(&mut reader, &commands).await;
-    }
+        Ok(read(&mut reader, &commands).await)
+    });
+    let slices = slices.await?;
     match arguments.format {
         Format::Text => ui.data(&pages(&slices, ui))?,
         Format::Json => ui.json(&Document { plan: &opened.plan.name, slices: &slices }, false)?,
@@ -86,7 +93,7 @@ async fn watch(
     loop {
         let slices = tokio::select! {
             () = interrupts.next() => {
-                return Err(CliError::Interrupted { state: "status changes nothing".to_owned() });
+                return Err(CliError::Interrupted { state: UNTOUCHED.to_owned() });
             }
             slices = async { ticks.tick().await; read(reader, commands).await } => slices,
         };

@@ -10,7 +10,7 @@ use std::ops::{Deref, DerefMut};
 use std::sync::Arc;
 
 use rustls::ClientConfig;
-use secrecy::ExposeSecret;
+use secrecy::{ExposeSecret, SecretString};
 use tokio::time::timeout;
 use tokio_postgres::config::{SslMode as ConfigSslMode, SslNegotiation};
 use tokio_util::task::AbortOnDropHandle;
@@ -79,6 +79,15 @@ impl Server {
         });
         let hosts = hosts.collect::<Vec<_>>().join(",");
         Ok(format!("{} ({hosts}/{} as {})", self.label, link.database, link.user))
+    }
+
+    /// Who the link logs in as, and with which password: `provision` makes those roles.
+    ///
+    /// # Errors
+    /// As [`Self::describe`].
+    pub fn login(&self) -> Result<(String, Option<SecretString>), ConnectError> {
+        let link = self.link()?;
+        Ok((link.user, link.password))
     }
 
     /// Opens a session for SQL. `application` is what `pg_stat_activity.application_name` shows.

@@ -1,5 +1,6 @@
 //! What the binary says about itself and about mistakes, to the letter.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::path::Path;
 
@@ -111,4 +112,41 @@ fn a_closed_pipe_ends_the_command_without_a_word() {
     drop(reader);
     let output = command(Path::new("."), &["--help"]).stdout(writer).output().unwrap();
     assert_eq!((output.status.code(), output.stderr.as_slice()), (Some(5), b"".as_slice()));
+}
+
+/// Codes as the sources write them: the first argument of a problem, or a word on the lists that choose one.
+fn codes() -> BTreeSet<String> {
+    let mut codes = BTreeSet::new();
+    let mut folders = vec![Path::new(env!("CARGO_MANIFEST_DIR")).join("src")];
+    while let Some(folder) = folders.pop() {
+        for entry in fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path()) {
+            if entry.is_dir() {
+                folders.push(entry);
+                continue;
+            }
+            let text = fs::read_to_string(&entry).unwrap();
+            let text = text.split("#[cfg(test)]\nmod").next().unwrap().to_owned();
+            for start in ["Problem::error(\"", "Problem::warning(\"", "Problem::note(\""] {
+                codes.extend(
+                    text.split(start).skip(1).filter_map(|rest| rest.split('"').next()).map(str::to_owned),
+                );
+            }
+            for rest in text.split("page(Exit::").skip(1) {
+                codes.extend(rest.split('"').nth(1).map(str::to_owned));
+            }
+        }
+    }
+    codes
+}
+
+#[test]
+fn every_code_has_its_line_in_the_documentation() {
+    let read = |name: &str| {
+        fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("docs").join(name)).unwrap()
+    };
+    let known = read("errors.md") + &read("plan.md");
+    let codes = codes();
+    assert!(codes.len() > 60, "the sources hold {} codes only: does this test still find them?", codes.len());
+    let missing: Vec<&String> = codes.iter().filter(|code| !known.contains(&format!("`{code}`"))).collect();
+    assert!(missing.is_empty(), "not in docs/errors.md or docs/plan.md: {missing:?}");
 }
