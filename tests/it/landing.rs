@@ -3,6 +3,7 @@
 
 mod barriers;
 mod keys;
+mod model;
 mod rounds;
 mod wholes;
 

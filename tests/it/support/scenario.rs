@@ -208,11 +208,14 @@ impl Scenario {
         self.write("ALTER SYSTEM SET synchronous_standby_names = 'nobody'").await;
         self.write("SELECT pg_reload_conf()").await;
         self.until_source("SELECT current_setting('synchronous_standby_names') = 'nobody'").await;
-        // The checkpointer tells the others; until it has, a commit would not wait.
+        // The checkpointer tells the others; until it has, a commit does not wait.
         let probe = self.pair.monolith().await;
-        let hung = tokio::spawn(async move { probe.batch_execute("CREATE TABLE probe ()").await });
+        let probing = tokio::spawn(async move {
+            // Nothing of it is in the stream, so no round waits for it.
+            while probe.batch_execute("CREATE TABLE probe (); DROP TABLE probe").await.is_ok() {}
+        });
         self.until_hung(1).await;
-        drop(hung);
+        probing.abort();
     }
 
     /// Waits until so many commits hang.
