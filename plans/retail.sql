@@ -230,7 +230,9 @@ CREATE VIEW "ProductSales" AS
 -- The role that the application logs in as. It owns nothing; an administrator gives it a password.
 
 DO $$ BEGIN
-    CREATE ROLE retail_app LOGIN;
+    IF NOT EXISTS (SELECT FROM pg_roles WHERE rolname = 'retail_app') THEN
+        CREATE ROLE retail_app LOGIN;
+    END IF;
 EXCEPTION WHEN duplicate_object OR unique_violation THEN
     NULL; -- roles belong to the whole cluster, and another copy of this database may have made it
 END $$;

@@ -16,6 +16,7 @@ pub mod finish;
 pub mod launch;
 pub mod mirror;
 pub mod progress;
+pub mod publication;
 pub mod pulse;
 pub mod refetch;
 pub mod round;

@@ -22,6 +22,7 @@ pub use binaries::{Binaries, Version};
 #[cfg(feature = "containers")]
 pub use container::ContainerCluster;
 pub use error::ClusterError;
+pub use home::random_password;
 pub use local::{Auth, LocalCluster, Options};
 
 /// What the functions of this module return.

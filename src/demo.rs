@@ -2,21 +2,28 @@
 //!
 //! [`run`] plays the acts in order, on a [`stage`] that is gone when it returns, however that happens.
 
+mod links;
 mod narrator;
+mod operator;
+mod play;
+mod roles;
 mod shop;
 pub mod stage;
 pub mod traffic;
+mod view;
 
 use std::fmt;
 use std::io::Write;
+use std::path::PathBuf;
 use std::str::FromStr;
-use std::time::{Duration, Instant};
 
 use tokio_util::sync::CancellationToken;
 
-use narrator::Narrator;
-use stage::{Stage, StageError};
-use traffic::{Rate, Traffic};
+use crate::plan::PlanProblems;
+use operator::OperatorError;
+use play::Play;
+use stage::StageError;
+use view::ViewError;
 
 /// Tables, types and roles of the retail monolith that `plans/retail.yaml` splits.
 pub const RETAIL_SCHEMA_SQL: &str = include_str!("../plans/retail.sql");
@@ -27,15 +34,6 @@ pub const RETAIL_DATA_SQL: &str = include_str!("../plans/retail_data.sql");
 /// The plan that splits it.
 pub const RETAIL_PLAN: &str = include_str!("../plans/retail.yaml");
 
-/// Enough to see every kind of change within seconds, and little enough to leave two cores to the mirror.
-const RATE: Rate = Rate { writers: 4, transactions_per_second: 120 };
-
-/// Transactions that the audience sees before the play goes on.
-const WARM_UP: u64 = 200;
-
-/// How often the traffic is looked at meanwhile.
-const GLANCE: Duration = Duration::from_millis(50);
-
 /// One part of the demo.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Act {
@@ -45,17 +43,41 @@ pub enum Act {
     Load,
     /// The application starts to write, and goes on to the end.
     Traffic,
+    /// An administrator prepares roles; `strangler check` looks at everything.
+    Check,
+    /// `strangler provision` makes the service side.
+    Provision,
+    /// `strangler mirror` copies, then follows.
+    Mirror,
+    /// `strangler status` says where everything stands.
+    Status,
+    /// The traffic pauses, and both sides are compared.
+    Prove,
 }
 
 impl Act {
     /// All acts in order.
-    pub const ALL: [Self; 3] = [Self::Clusters, Self::Load, Self::Traffic];
+    pub const ALL: [Self; 8] = [
+        Self::Clusters,
+        Self::Load,
+        Self::Traffic,
+        Self::Check,
+        Self::Provision,
+        Self::Mirror,
+        Self::Status,
+        Self::Prove,
+    ];
 
     fn name(self) -> &'static str {
         match self {
             Self::Clusters => "clusters",
             Self::Load => "load",
             Self::Traffic => "traffic",
+            Self::Check => "check",
+            Self::Provision => "provision",
+            Self::Mirror => "mirror",
+            Self::Status => "status",
+            Self::Prove => "prove",
         }
     }
 }
@@ -87,12 +109,14 @@ impl FromStr for Act {
 }
 
 /// What the demo is asked to do.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Options {
     /// The last act to play.
     pub until: Act,
     /// Afterwards everything stays, traffic included, until the demo is told to stop.
     pub keep: bool,
+    /// The `strangler` program that the acts run.
+    pub program: PathBuf,
 }
 
 /// How the demo ended.
@@ -113,6 +137,38 @@ pub enum DemoError {
     /// The traffic did not start.
     #[error("start the traffic")]
     Traffic(#[source] tokio_postgres::Error),
+    /// The plan of the demo is wrong.
+    #[error(transparent)]
+    Plan(#[from] PlanProblems),
+    /// A command did not end well.
+    #[error(transparent)]
+    Operator(#[from] OperatorError),
+    /// Both sides could not be seen.
+    #[error(transparent)]
+    View(#[from] ViewError),
+    /// A service's own application could not look at its data.
+    #[error("visit the order service")]
+    Visit(#[source] tokio_postgres::Error),
+    /// A service's application could write, though the monolith has authority.
+    #[error("the order service let its application delete a row; its gate must refuse that")]
+    GateOpen,
+    /// An act needs something that an earlier one makes.
+    #[error("the act comes before {0}")]
+    TooEarly(&'static str),
+    /// Something did not happen in time.
+    #[error("waited {seconds} s in vain for {what}")]
+    TooSlow {
+        /// What was waited for.
+        what: &'static str,
+        /// How long.
+        seconds: u64,
+    },
+    /// The sides hold different rows.
+    #[error("monolith and services differ in {}", tables.join(", "))]
+    Different {
+        /// The monolith's tables.
+        tables: Vec<String>,
+    },
     /// The commentary could not be written.
     #[error("write the commentary")]
     Write(#[from] std::io::Error),
@@ -128,108 +184,14 @@ pub async fn run(
     out: &mut (dyn Write + Send),
     stop: &CancellationToken,
 ) -> Result<Ending, DemoError> {
-    let mut play = Play { narrator: Narrator::new(out), stage: Stage::default(), traffic: None };
+    let mut play = Play::new(out, options);
     let ended = tokio::select! {
         biased;
         () = stop.cancelled() => Ok(Ending::Interrupted),
-        played = play.acts(options, stop) => played.map(|()| Ending::Played),
+        played = Box::pin(play.acts(stop)) => played.map(|()| Ending::Played),
     };
     play.close().await?;
     ended
-}
-
-struct Play<'a> {
-    narrator: Narrator<'a>,
-    stage: Stage,
-    traffic: Option<Traffic>,
-}
-
-impl Play<'_> {
-    async fn acts(&mut self, options: Options, stop: &CancellationToken) -> Result<(), DemoError> {
-        for act in Act::ALL.into_iter().filter(|act| *act <= options.until) {
-            match act {
-                Act::Clusters => self.clusters().await?,
-                Act::Load => self.load().await?,
-                Act::Traffic => self.start_traffic().await?,
-            }
-        }
-        if options.keep {
-            self.keep(stop).await?;
-        }
-        Ok(())
-    }
-
-    async fn clusters(&mut self) -> Result<(), DemoError> {
-        self.narrator.act("A monolith, and an empty database for each service")?;
-        let begun = Instant::now();
-        for place in stage::PLACES {
-            self.stage.open(place).await?;
-            self.narrator.say(&format!(
-                "{:<10} database {}",
-                place.service.unwrap_or("monolith"),
-                place.database
-            ))?;
-        }
-        let (servers, seconds) = (stage::PLACES.len(), begun.elapsed().as_secs_f64());
-        self.narrator.say(&format!("{servers} PostgreSQL servers are up after {seconds:.1} s."))?;
-        Ok(())
-    }
-
-    async fn load(&mut self) -> Result<(), DemoError> {
-        self.narrator.act("The retail monolith: one database that six domains share")?;
-        self.narrator.command("psql -f plans/retail.sql -f plans/retail_data.sql")?;
-        let begun = Instant::now();
-        let loaded = self.stage.load().await?;
-        let (rows, tables, keys) = (loaded.rows, loaded.tables, loaded.foreign_keys);
-        let seconds = begun.elapsed().as_secs_f64();
-        self.narrator
-            .say(&format!("{rows} rows in {tables} tables with {keys} foreign keys, in {seconds:.1} s."))?;
-        Ok(())
-    }
-
-    async fn start_traffic(&mut self) -> Result<(), DemoError> {
-        self.narrator.act("The application is in use, from here to the end")?;
-        let config = self.stage.monolith_config()?;
-        let traffic = Traffic::start(&config, RATE, 1).await.map_err(DemoError::Traffic)?;
-        let begun = Instant::now();
-        while traffic.tally().acknowledged < WARM_UP {
-            tokio::time::sleep(GLANCE).await;
-        }
-        let (count, seconds) = (traffic.tally().acknowledged, begun.elapsed().as_secs_f64());
-        let writers = RATE.writers;
-        self.narrator.say(&format!(
-            "{writers} users fill carts, check out and pay: {count} transactions in the first {seconds:.1} s."
-        ))?;
-        self.traffic = Some(traffic);
-        Ok(())
-    }
-
-    /// Leaves everything as it is until somebody has seen enough.
-    async fn keep(&mut self, stop: &CancellationToken) -> Result<(), DemoError> {
-        self.narrator.act("Look around")?;
-        for line in self.stage.psql_lines() {
-            self.narrator.command(&line)?;
-        }
-        self.narrator.say("Everything runs on until you press Ctrl-C, and is removed then.")?;
-        stop.cancelled().await;
-        Ok(())
-    }
-
-    /// Ends the traffic and removes the servers.
-    async fn close(self) -> Result<(), DemoError> {
-        let Self { mut narrator, stage, traffic } = self;
-        if let Some(traffic) = traffic {
-            let tally = traffic.stop().await;
-            narrator.blank()?;
-            narrator.say(&format!(
-                "The traffic is over: {} transactions acknowledged, {} rolled back by the application, {} refused.",
-                tally.acknowledged, tally.rolled_back, tally.rejected
-            ))?;
-        }
-        stage.close().await?;
-        narrator.say("The servers and their data are removed.")?;
-        Ok(())
-    }
 }
 
 #[cfg(test)]
@@ -244,7 +206,7 @@ mod tests {
         let error = "curtain".parse::<Act>().unwrap_err();
         assert_eq!(
             error.to_string(),
-            "the demo has no act \"curtain\"; its acts are clusters, load, traffic"
+            "the demo has no act \"curtain\"; its acts are clusters, load, traffic, check, provision, mirror, status, prove"
         );
     }
 }

@@ -7,5 +7,6 @@
 pub mod key;
 pub mod pieces;
 pub mod ring;
+pub mod row;
 pub mod rule;
 pub mod sets;

@@ -18,8 +18,6 @@ mod tests;
 
 use std::collections::BTreeMap;
 
-pub mod row;
-
 use crate::name::TableName;
 
 pub use compile::{MappingProblem, compile};

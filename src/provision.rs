@@ -2,7 +2,7 @@
 //! the forward publication.
 //!
 //! [`survey`] reads what there is, [`design`] decides what is missing, as a list of [`Step`]s that `--dry-run` prints
-//! word for word ([`prepare`]), and [`run`] takes them one after the other, each in a transaction of its own on one database. A run
+//! word for word ([`prepare`]), and [`run()`] takes them one after the other, each in a transaction of its own on one database. A run
 //! that is killed leaves whole steps behind, so the next run designs the rest; when all is there it designs nothing.
 //!
 //! Nothing waits on one database while a transaction of ours is open on another, so monolith and services may be

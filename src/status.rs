@@ -1,6 +1,6 @@
 //! Where every slice stands: read from both databases, decided here, shown by the command line.
 //!
-//! [`gather`] asks the databases, by the statements of [`read`], for [`facts`]; [`judge`] turns the facts of one slice into a [`SliceStatus`] without
+//! [`gather`] asks the databases, by the statements of [`read`], for [`facts`]; [`judge()`] turns the facts of one slice into a [`SliceStatus`] without
 //! any I/O. Nothing is remembered between runs: what `status` says is what the databases hold, so it is right
 //! whether the mirror runs, was stopped, or died.
 

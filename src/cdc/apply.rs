@@ -10,7 +10,7 @@ use tokio_postgres::types::ToSql;
 
 use super::batch::{Batch, Boundary};
 use super::error::MirrorError;
-use super::statements::{self, UpdateForm};
+use super::statements::{self, UpdateForm, UpdateSql};
 use super::table::TableRun;
 use crate::change::{Tuple, Value};
 use crate::failpoint;
@@ -73,7 +73,9 @@ impl Applier {
     /// [`MirrorError`].
     pub async fn new(session: Session, claim: Claim) -> Result<Self, MirrorError> {
         session
-            .batch_execute("SET enable_seqscan = off; SET enable_hashjoin = off; SET enable_mergejoin = off; SET jit = off")
+            .batch_execute("SET enable_seqscan = off; SET enable_hashjoin = off; SET enable_mergejoin = off; SET jit = off; \
+             SELECT set_config('synchronous_commit', 'on', false) \
+                 WHERE current_setting('synchronous_commit') = 'off'")
             .await
             .map_err(MirrorError::sql("setting up the apply session"))?;
         let claim_statements = ClaimStatements::prepare(&session).await?;
@@ -111,7 +113,8 @@ impl Applier {
         let tag_text = format!("{}:{}", self.claim.slice, self.claim.epoch);
         let params: [&(dyn ToSql + Sync); 1] = [&tag_text];
         let (begun, locked, tagged) = join3(
-            self.session.batch_execute("BEGIN"),
+            // A deferrable constraint may be broken between two statements of one source transaction.
+            self.session.batch_execute("BEGIN; SET CONSTRAINTS ALL DEFERRED"),
             self.claim.lock(&self.session, &self.claim_statements),
             self.session.execute(&self.tag, &params),
         )
@@ -409,7 +412,13 @@ fn works_of<'a>(mapping: &TableMapping, set: &'a Sets) -> Result<Vec<Work<'a>>, 
         forms.entry(form).or_default().push(update);
     }
     for (form, updates) in forms {
-        let Some(sql) = statements::update(mapping, &form) else { continue };
+        let sql = match statements::update(mapping, &form) {
+            UpdateSql::Statement(sql) => sql,
+            UpdateSql::Nothing => continue,
+            UpdateSql::FixedKey => {
+                return Err(Refusal::Table("a key that is GENERATED ALWAYS changed in place".to_owned()));
+            }
+        };
         let mut arrays = key_arrays(mapping, updates.iter().map(|update| &update.origin))?;
         for (column, carried) in form.carried.iter().enumerate() {
             if *carried {

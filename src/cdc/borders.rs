@@ -73,10 +73,9 @@ async fn border_after(
     let Some(column) = mapping.key_columns().next() else { return Ok(None) };
     let name = quote_ident(&column.source);
     let condition = range_condition(mapping, stretch).map_or_else(String::new, |sql| format!("WHERE {sql} "));
-    // Only an inner query sorts by the key as it is: beside `name::text`, `ORDER BY name` would mean the text, and
-    // every border would sort the whole table.
     let sql = format!(
-        "SELECT key::text FROM (SELECT {name} AS key FROM {} {condition}ORDER BY 1 OFFSET {} LIMIT 1) AS border",
+        // A bare name after ORDER BY would be the output column, and sort the whole rest of the table as text.
+        "SELECT {name}::text FROM {} AS t {condition}ORDER BY t.{name} OFFSET {} LIMIT 1",
         mapping.source.sql(),
         rows.saturating_sub(1)
     );

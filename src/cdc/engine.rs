@@ -15,7 +15,7 @@ use super::finish;
 use super::pulse::{Pulse, Vitals, heartbeat_number};
 use super::refetch::RefetchSessions;
 use super::route::Router;
-use super::source::HEARTBEAT_PREFIX;
+use super::source::{HEARTBEAT_PREFIX, Published};
 use super::stream::{Assembler, Event};
 use super::table::TableRun;
 use super::truncate;
@@ -89,6 +89,9 @@ pub(crate) struct Engine {
     pub(crate) reader: Session,
     pub(crate) assembler: Assembler,
     pub(crate) router: Router,
+    /// The publication as it was at the start; the pulse watches that it stays so.
+    pub(crate) publication: String,
+    pub(crate) published: Arc<Published>,
     pub(crate) tables: Vec<TableRun>,
     pub(crate) copying: Copying,
     pub(crate) vitals: Arc<Vitals>,
@@ -117,6 +120,8 @@ impl Engine {
             wal_budget_bytes: self.config.wal_budget_bytes,
             read: self.config.read.clone(),
             apply: self.config.apply.clone(),
+            publication: self.publication.clone(),
+            published: Arc::clone(&self.published),
             vitals: Arc::clone(&self.vitals),
         };
         let pulse_stop = CancellationToken::new();
@@ -271,6 +276,10 @@ impl Engine {
     /// Between transactions with nothing to commit: makes a position durable that only passed unrelated WAL, and
     /// lets tables go live whose pieces are all passed.
     async fn settle(&mut self) -> Result<(), MirrorError> {
+        if let Some(what) = self.vitals.fault() {
+            let next = format!("strangler check PLAN; then strangler status PLAN --slice {}", self.slice());
+            return Err(MirrorError::Refused { what, next });
+        }
         let applied = self.applier.applied();
         let awaited = self.tables.iter().any(|table| {
             table.pieces.passed_at().is_some_and(|lsn| lsn > applied && lsn <= self.consumed.end)
@@ -297,17 +306,28 @@ impl Engine {
             let slice = self.slice().to_owned();
             let session = self.applier.open_session().await?;
             for table in ready.iter().filter_map(|number| self.tables.get(*number)) {
-                copies::set_live(session, &slice, &table.label).await?;
+                if table.state == TableState::Live {
+                    copies::forget_pieces(session, &slice, &table.label).await?;
+                } else {
+                    copies::set_live(session, &slice, &table.label).await?;
+                }
             }
             self.applier.commit(Boundary { end: applied, time_us: self.consumed.time_us }).await?;
             failpoint::hit("table-live");
             for number in ready {
                 if let Some(table) = self.tables.get_mut(number) {
+                    if table.state != TableState::Live {
+                        self.finished = false;
+                        tracing::info!(
+                            slice,
+                            table = table.label,
+                            rows = table.rows_copied,
+                            "the table is live"
+                        );
+                    }
                     table.go_live();
-                    tracing::info!(slice, table = table.label, rows = table.rows_copied, "the table is live");
                 }
             }
-            self.finished = false;
         }
         let waiting = |table: &TableRun| matches!(table.state, TableState::Pending | TableState::Copying);
         if !self.finished && !self.tables.iter().any(waiting) {

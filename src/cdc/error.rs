@@ -66,10 +66,12 @@ pub enum MirrorError {
     Stopped,
 }
 
-/// A cancelled statement, too, may go through when it is done again: somebody's time limit or hand stopped it.
+/// A cancelled statement, too, may go through when it is done again: somebody's time limit or hand stopped it. And a
+/// database that is read-only, as after a failover or with a full disk, seldom stays so; were it a gate that refused,
+/// the next start would find the authority changed and say so.
 fn passes(error: &tokio_postgres::Error) -> bool {
     let failure = Failure::of(error);
-    failure.is_retryable() || failure == Failure::Cancelled
+    failure.is_retryable() || matches!(failure, Failure::Cancelled | Failure::ReadOnly)
 }
 
 impl MirrorError {

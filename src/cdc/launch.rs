@@ -11,15 +11,16 @@ use super::copying::{Copying, ROWS_PER_RANGE_FIRST};
 use super::engine::{Engine, SliceConfig};
 use super::error::MirrorError;
 use super::finish;
+use super::publication;
 use super::pulse::Vitals;
 use super::route::Router;
-use super::source;
-use super::start::{self, ProcessName, Starting, open};
+use super::source::{self, Published, unpublished};
+use super::start::{self, Memory, ProcessName, Starting, open};
 use super::stream::Assembler;
 use super::table::{TableRun, choose_ranges, rows_are_whole};
 use crate::failpoint;
 use crate::failpoint::hooks::Mutant;
-use crate::journal::copies::{self, TableState};
+use crate::journal::copies::{self, TableRow, TableState};
 use crate::journal::process;
 use crate::journal::streams::{self, Claim, StreamRow, StreamState};
 use crate::lsn::Lsn;
@@ -35,22 +36,21 @@ struct Links {
     system: SystemIdentity,
 }
 
-/// Starts and runs a slice's engine until it is stopped or fails. `held` is the nonce of this process's last run:
-/// none marks the operator's own start, at which another live mirror is a refusal and `--retry` and `--rebuild` are
-/// done; later starts go on only while nobody took over meanwhile.
+/// Starts and runs a slice's engine until it is stopped or fails. `memory` lasts as long as the process: at its first
+/// start another live mirror is a refusal, at later ones another mirror that took over is.
 ///
 /// # Errors
 /// [`MirrorError`].
 pub async fn run_once(
     config: &SliceConfig,
     process: &ProcessName,
-    held: &mut Option<i64>,
+    memory: &mut Memory,
     stop: &CancellationToken,
 ) -> Result<(), MirrorError> {
     // Before the engine runs nothing is held that a dropped future could leave half done: every step of a start is
     // one that a crash may follow.
     let (engine, slot) = tokio::select! {
-        prepared = prepare(config, process, held) => prepared?,
+        prepared = prepare(config, process, memory) => prepared?,
         () = stop.cancelled() => return Err(MirrorError::Stopped),
     };
     Box::pin(engine.run(slot, stop)).await
@@ -59,32 +59,34 @@ pub async fn run_once(
 async fn prepare(
     config: &SliceConfig,
     process: &ProcessName,
-    held: &mut Option<i64>,
+    memory: &mut Memory,
 ) -> Result<(Engine, String), MirrorError> {
-    let first = held.is_none();
     let slice = config.mapping.slice.as_str();
     config.board.phase(slice, "starting", None);
     let mut links = connect(config).await?;
     let starting = Starting { plan: &config.plan, slice, plan_hash: &config.mapping.hash, process };
     let (epoch, publication) = start::check_provisioned(&links.source, &links.target, starting).await?;
-    if first {
+    let published = check_published(config, &links.source, &publication).await?;
+    if !memory.started {
         start::check_alone(&links.target, starting, config.options.take_over).await?;
     } else {
         // The session of the last run may still hold it for a moment; the nonce decides.
         let _ = process::try_lock(&links.target, slice).await?;
     }
+    publication::check(&links.source, &publication, slice).await?;
     let identity = start::identify(&links.source, &links.system).await?;
     let row = start::claim_stream(
         &links.target,
         starting,
         (epoch, &publication),
         &identity,
-        (*held, &config.admin),
+        (memory, &config.admin),
     )
     .await?;
-    *held = Some(row.nonce);
-    let row = if first && config.options.rebuild {
-        rebuild(config, &mut links, starting, row, &identity).await?
+    let row = if memory.rebuild {
+        let row = rebuild(config, &mut links, starting, row, &identity).await?;
+        memory.rebuild = false;
+        row
     } else {
         row
     };
@@ -98,12 +100,12 @@ async fn prepare(
         })
         .await?;
     }
-    if first {
-        for table in &config.options.retry {
-            retry(config, &links.target, &claim, table).await?;
-        }
+    while let Some(table) = memory.retry.last() {
+        retry(config, &links.target, &claim, table).await?;
+        memory.retry.pop();
     }
-    let engine = bring_up(config, links, (row.slot.as_str(), publication.as_str()), claim).await?;
+    let engine =
+        bring_up(config, links, (row.slot.as_str(), publication.as_str()), (claim, published)).await?;
     Ok((engine, row.slot))
 }
 
@@ -171,10 +173,10 @@ async fn bring_up(
     config: &SliceConfig,
     links: Links,
     (slot, publication): (&str, &str),
-    claim: Claim,
+    (claim, published): (Claim, Published),
 ) -> Result<Engine, MirrorError> {
     let slice = config.mapping.slice.as_str();
-    let tables = restore_tables(config, &links.target).await?;
+    let tables = restore_tables(config, &links.target, &published).await?;
     let same_major = links.source.server_major() == links.target.server_major();
     let copying = Copying::new(config.options.rows_per_range, same_major);
     let (nonce, applied) = (claim.nonce, claim.applied);
@@ -190,6 +192,8 @@ async fn bring_up(
         reader,
         assembler: Assembler::new(stream, config.options.spill_folder.clone()),
         router: Router::new(config.options.hooks.clone()),
+        published: Arc::new(published),
+        publication: publication.to_owned(),
         tables,
         copying,
         vitals: Arc::new(Vitals::default()),
@@ -204,7 +208,11 @@ async fn bring_up(
     })
 }
 
-async fn restore_tables(config: &SliceConfig, target: &Session) -> Result<Vec<TableRun>, MirrorError> {
+async fn restore_tables(
+    config: &SliceConfig,
+    target: &Session,
+    published: &Published,
+) -> Result<Vec<TableRun>, MirrorError> {
     let slice = config.mapping.slice.as_str();
     let rows = copies::tables(target, slice).await?;
     let pieces = copies::pieces(target, slice).await?;
@@ -218,6 +226,9 @@ async fn restore_tables(config: &SliceConfig, target: &Session) -> Result<Vec<Ta
                 next: format!("strangler provision PLAN --slice {slice}"),
             });
         };
+        if let Some(entry) = published.get(&mapping.source) {
+            check_entry(target, slice, row, *entry).await?;
+        }
         let mapping = Arc::new(mapping.clone());
         let whole = rows_are_whole(target, &mapping).await?;
         // A table goes on in the form in which it was begun, whatever its size has become.
@@ -228,6 +239,26 @@ async fn restore_tables(config: &SliceConfig, target: &Session) -> Result<Vec<Ta
         tables.push(TableRun::restore(&mapping, row, &pieces, whole, by_ranges)?);
     }
     Ok(tables)
+}
+
+/// A table whose copy began under another entry of the publication has lost changes.
+async fn check_entry(target: &Session, slice: &str, row: &TableRow, entry: u32) -> Result<(), MirrorError> {
+    let label = &row.source_table;
+    match (row.state, row.published_as) {
+        (TableState::Pending | TableState::Diverged, _) | (_, None) => {
+            Ok(copies::set_published_as(target, slice, label, entry).await?)
+        }
+        (TableState::Copying | TableState::Live, Some(known)) if known == entry => Ok(()),
+        (TableState::Copying | TableState::Live, Some(_)) => Err(MirrorError::Refused {
+            what: format!(
+                "the table {label} left the publication of slice {slice} and came back: it was dropped and made \
+                 again, or somebody changed the publication; changes in between are not in the stream"
+            ),
+            next: format!(
+                "strangler mirror PLAN --slice {slice} --retry {label}, which copies the table again"
+            ),
+        }),
+    }
 }
 
 /// `--retry`: empties a table and lets it be copied again. Its unique indexes besides the key's wait for the data
@@ -251,6 +282,18 @@ async fn empty_and_forget(
     claim: &Claim,
     tables: &[(String, String)],
 ) -> Result<(), MirrorError> {
+    begin_emptying(target, claim, tables).await?;
+    target.batch_execute("COMMIT").await.map_err(MirrorError::sql("emptying tables"))?;
+    failpoint::hit("emptied-for-copy");
+    Ok(())
+}
+
+/// Opens a transaction under the claim that empties tables and forgets what was copied of them.
+async fn begin_emptying(
+    target: &Session,
+    claim: &Claim,
+    tables: &[(String, String)],
+) -> Result<(), MirrorError> {
     let statements = streams::ClaimStatements::prepare(target).await?;
     target.batch_execute("BEGIN").await.map_err(MirrorError::sql("opening a transaction"))?;
     if !claim.share(target, &statements).await? {
@@ -261,8 +304,6 @@ async fn empty_and_forget(
         copies::delete_parts(target, &claim.slice, source).await?;
         copies::set_without_pieces(target, &claim.slice, source, TableState::Pending, None).await?;
     }
-    target.batch_execute("COMMIT").await.map_err(MirrorError::sql("emptying tables"))?;
-    failpoint::hit("emptied-for-copy");
     Ok(())
 }
 
@@ -282,18 +323,41 @@ async fn rebuild(
         links.replication.drop_slot(&row.slot).await?;
         failpoint::hit("rebuild-slot-dropped");
     }
+    for mapping in &config.mapping.tables {
+        finish::defer_again(&config.admin, slice, row.nonce, mapping).await?;
+    }
+    let claim = Claim { slice: slice.to_owned(), nonce: row.nonce, epoch: row.epoch, applied: row.applied };
+    let tables: Vec<(String, String)> =
+        config.mapping.tables.iter().map(|table| (table.source.to_string(), table.target.sql())).collect();
+    // One transaction: a stream that starts anew over tables that still count as copied would lose every change
+    // between the two slots.
+    begin_emptying(&links.target, &claim, &tables).await?;
     let slot = start::slot_name(starting.plan, slice);
     if !streams::reset(&links.target, slice, row.nonce, &slot, identity).await? {
         return Err(MirrorError::Fenced { slice: slice.to_owned() });
     }
+    links.target.batch_execute("COMMIT").await.map_err(MirrorError::sql("starting the slice over"))?;
     failpoint::hit("rebuild-reset");
-    let claim = Claim { slice: slice.to_owned(), nonce: row.nonce, epoch: row.epoch, applied: Lsn::ZERO };
-    for mapping in &config.mapping.tables {
-        finish::defer_again(&config.admin, slice, row.nonce, mapping).await?;
-    }
-    let tables: Vec<(String, String)> =
-        config.mapping.tables.iter().map(|table| (table.source.to_string(), table.target.sql())).collect();
-    empty_and_forget(&links.target, &claim, &tables).await?;
     let fresh = streams::read(&links.target, slice).await?;
     fresh.ok_or_else(|| MirrorError::Unreadable { what: format!("the stream row of slice {slice}") })
+}
+
+/// The publication holds exactly the mapping's tables: one that was dropped and made again, or renamed, has left it
+/// or carries another name, and its changes would not come.
+async fn check_published(
+    config: &SliceConfig,
+    source: &Session,
+    publication: &str,
+) -> Result<Published, MirrorError> {
+    let published = source::published(source, publication).await?;
+    match unpublished(&config.mapping, &published) {
+        None => Ok(published),
+        Some(what) => Err(MirrorError::Refused {
+            what: format!("publication {publication} of the monolith is not what provision made: {what}"),
+            next: format!(
+                "strangler check PLAN; then strangler provision PLAN --slice {}",
+                config.mapping.slice
+            ),
+        }),
+    }
 }

@@ -14,8 +14,9 @@ use super::launch;
 use super::progress::{Progress, SliceProgress, TableProgress};
 use super::pulse::Vitals;
 use super::route::RouteCounts;
-use super::start::ProcessName;
+use super::start::{Memory, ProcessName, open};
 use super::table::{TableRun, expected_rows};
+use crate::journal::process::{self, Sighting};
 
 /// Pauses between attempts after a broken link, doubled up to the longest, each with a random part so that many
 /// slices don't return at once.
@@ -23,6 +24,9 @@ const PAUSE_FIRST: Duration = Duration::from_millis(250);
 const PAUSE_MAX: Duration = Duration::from_secs(15);
 /// A run that lasted so long was healthy: the next pause is the shortest again.
 const HEALTHY_AFTER: Duration = Duration::from_secs(30);
+
+/// How often a waiting mirror shows that it lives.
+const SIGHT_EVERY: Duration = Duration::from_secs(3);
 
 /// How the mirror of one slice ended.
 #[derive(Debug)]
@@ -35,14 +39,14 @@ pub struct SliceEnd {
 
 /// Runs all slices until `stop` is cancelled or none can go on. A slice that can't go on does not stop the others.
 /// Dropped before its end, it lets go of everything at once, as a crash would.
-pub async fn run(configs: Vec<SliceConfig>, process: ProcessName, stop: CancellationToken) -> Vec<SliceEnd> {
-    let process = Arc::new(process);
+pub async fn run(configs: Vec<SliceConfig>, this: ProcessName, stop: CancellationToken) -> Vec<SliceEnd> {
+    let this = Arc::new(this);
     let running: Vec<_> = configs
         .into_iter()
         .map(|config| {
             let slice = config.mapping.slice.clone();
-            let (process, stop) = (Arc::clone(&process), stop.clone());
-            let task = tokio::spawn(async move { Box::pin(keep_running(config, &process, &stop)).await });
+            let (this, stop) = (Arc::clone(&this), stop.clone());
+            let task = tokio::spawn(async move { Box::pin(keep_running(config, &this, &stop)).await });
             (slice, AbortOnDropHandle::new(task))
         })
         .collect();
@@ -59,15 +63,20 @@ pub async fn run(configs: Vec<SliceConfig>, process: ProcessName, stop: Cancella
 
 async fn keep_running(
     config: SliceConfig,
-    process: &ProcessName,
+    this: &ProcessName,
     stop: &CancellationToken,
 ) -> Result<(), MirrorError> {
     let slice = config.mapping.slice.clone();
     let mut pause = PAUSE_FIRST;
-    let mut held = None;
+    let mut memory = Memory {
+        started: false,
+        nonce: None,
+        retry: config.options.retry.clone(),
+        rebuild: config.options.rebuild,
+    };
     loop {
         let started = Instant::now();
-        let error = match Box::pin(launch::run_once(&config, process, &mut held, stop)).await {
+        let error = match Box::pin(launch::run_once(&config, this, &mut memory, stop)).await {
             Ok(()) | Err(MirrorError::Stopped) => {
                 config.board.phase(&slice, "stopped", None);
                 return Ok(());
@@ -92,9 +101,27 @@ async fn keep_running(
         let jitter = pause.mul_f64(fastrand::f64() * 0.3);
         tokio::select! {
             () = stop.cancelled() => return Ok(()),
-            () = tokio::time::sleep(pause + jitter) => {}
+            () = Box::pin(wait(&config, &memory, &chain, pause + jitter)) => {}
         }
         pause = (pause * 2).min(PAUSE_MAX);
+    }
+}
+
+/// Waits before the next attempt, and meanwhile shows the service, if it can be reached, that the mirror lives.
+async fn wait(config: &SliceConfig, memory: &Memory, why: &str, pause: Duration) {
+    let until = Instant::now() + pause;
+    let sighting =
+        Sighting { phase: "waiting".to_owned(), detail: Some(why.to_owned()), ..Sighting::default() };
+    while let Some(left) = until.checked_duration_since(Instant::now()) {
+        if let Some(nonce) = memory.nonce {
+            let beat = async {
+                let target = open(&config.apply, &config.mapping.slice).await.ok()?;
+                process::beat(&target, &config.mapping.slice, nonce, &sighting).await.ok()
+            };
+            // A sign of life is a courtesy; without one `status` says that the mirror is not seen.
+            let _ = tokio::time::timeout(left, beat).await;
+        }
+        tokio::time::sleep(left.min(SIGHT_EVERY)).await;
     }
 }
 

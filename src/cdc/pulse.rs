@@ -8,7 +8,7 @@ use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
 use super::error::MirrorError;
-use super::source::{self, HEARTBEAT_PREFIX};
+use super::source::{self, HEARTBEAT_PREFIX, Published};
 use super::start::open;
 use crate::journal::process::{self, Sighting};
 use crate::postgres::connect::{Server, Session};
@@ -31,6 +31,7 @@ pub struct Vitals {
 struct Inner {
     sighting: Sighting,
     sent: Option<(u64, Instant)>,
+    fault: Option<String>,
     held_bytes: u64,
 }
 
@@ -50,6 +51,12 @@ impl Vitals {
             phase.clone_into(&mut inner.sighting.phase);
             inner.sighting.detail = detail.map(str::to_owned);
         });
+    }
+
+    /// What the pulse found that the engine must not go on over.
+    #[must_use]
+    pub fn fault(&self) -> Option<String> {
+        self.with(|inner| inner.fault.clone())
     }
 
     /// The engine says how far behind it is, in bytes of WAL.
@@ -96,6 +103,10 @@ pub struct Pulse {
     pub read: Server,
     /// The service.
     pub apply: Server,
+    /// Publication on the monolith.
+    pub publication: String,
+    /// What it held at the start.
+    pub published: Arc<Published>,
     /// Shared with the engine.
     pub vitals: Arc<Vitals>,
 }
@@ -168,6 +179,15 @@ impl Pulse {
             if let Some(slot) = source::slot(source, &self.slot).await? {
                 self.vitals.with(|inner| inner.held_bytes = slot.held_bytes);
                 meter.watch(&self.slice, slot.held_bytes, slot.safe_bytes, self.wal_budget_bytes);
+            }
+            if source::published(source, &self.publication).await? != *self.published {
+                self.vitals.with(|inner| {
+                    inner.fault = Some(format!(
+                        "publication {} of the monolith changed while slice {} was mirrored: a table was renamed, \
+                         dropped, added or made again",
+                        self.publication, self.slice
+                    ));
+                });
             }
             let sighting = self.vitals.with(|inner| inner.sighting.clone());
             process::beat(target, &self.slice, self.nonce, &sighting).await?;

@@ -11,9 +11,10 @@ use crate::change::{OldTuple, Relation, RowChange, Tuple, Value};
 use crate::failpoint::hooks::{Hooks, Mutant};
 use crate::landing::key::Key;
 use crate::landing::pieces::{EventOrigin, Standing};
+use crate::landing::row::RowReader;
 use crate::landing::rule::{UpdateVerdict, decide_update};
 use crate::landing::sets::RowOperation;
-use crate::mapping::row::RowReader;
+use crate::name::TableName;
 
 /// How events fared, for tests that must know that the load met the rare cases, and for `status`.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -82,7 +83,17 @@ impl Router {
             table.mapping.source.schema == relation.schema && table.mapping.source.name == relation.name
         });
         let table = match number.and_then(|number| Some((number, tables.get(number)?))) {
-            None => None,
+            // The publication holds the slice's tables and no other, so this is one of them under another name.
+            None => {
+                return Err(MirrorError::Refused {
+                    what: format!(
+                        "the stream carries {}, which the mapping does not know: a table of the slice was renamed, or \
+                         one was added to its publication; the mirror stopped before its first event",
+                        TableName::new(relation.schema.clone(), relation.name.clone())
+                    ),
+                    next: "strangler check PLAN".to_owned(),
+                });
+            }
             Some((number, table)) => {
                 let reader =
                     RowReader::new(relation, &table.mapping).map_err(|drift| MirrorError::Refused {
@@ -109,6 +120,7 @@ impl Router {
         sessions: RefetchSessions<'_>,
     ) -> Result<(), MirrorError> {
         self.bind(relation, tables)?;
+        check_width(relation, change)?;
         let Some(Binding { table: Some((number, reader)), .. }) = self.bindings.get(&relation.oid) else {
             return Ok(());
         };
@@ -158,6 +170,20 @@ impl Router {
         }
         Ok(())
     }
+}
+
+/// A tuple of another width than the table's description would shift values between columns.
+fn check_width(relation: &Relation, change: &RowChange) -> Result<(), MirrorError> {
+    let wide = |tuple: &Tuple| tuple.len() == relation.columns.len();
+    let fits = match change {
+        RowChange::Insert { new } => wide(new),
+        RowChange::Delete { old } => wide(old.tuple()),
+        RowChange::Update { old, new } => wide(new) && old.as_ref().is_none_or(|old| wide(old.tuple())),
+    };
+    if fits {
+        return Ok(());
+    }
+    Err(MirrorError::Unreadable { what: format!("a row of {}.{}", relation.schema, relation.name) })
 }
 
 /// An end that the filter leaves out stands like one that is not copied: the target never holds it.

@@ -10,6 +10,7 @@ use crate::failpoint;
 use crate::journal::streams::{self, Claim, ClaimStatements, Source, StreamRow, StreamState};
 use crate::journal::{copies, process, slices};
 use crate::lsn::Lsn;
+use crate::name::TableName;
 use crate::postgres::connect::{Server, Session};
 use crate::postgres::replication::{Connection, SlotOptions, SystemIdentity, TimelineSwitch};
 
@@ -27,6 +28,29 @@ pub struct ProcessName {
     pub host: String,
     /// Process id.
     pub pid: u32,
+    /// Random: tells this process from any other, also of the same id on a host of the same name.
+    token: String,
+}
+
+impl ProcessName {
+    /// This process, for one run of the mirror.
+    #[must_use]
+    pub fn new(host: String, pid: u32) -> Self {
+        Self { host, pid, token: std::iter::repeat_with(fastrand::alphanumeric).take(20).collect() }
+    }
+}
+
+/// What a process remembers of a slice from one run of its engine to the next.
+#[derive(Debug)]
+pub struct Memory {
+    /// It has held the nonce: from then on it goes on only while nobody took over.
+    pub started: bool,
+    /// The nonce of the last run, for signs of life between runs.
+    pub nonce: Option<i64>,
+    /// Tables that the operator wants copied again, until that is done.
+    pub retry: Vec<TableName>,
+    /// The operator wants the slice started over, until that is done.
+    pub rebuild: bool,
 }
 
 /// What a start needs to know of its slice.
@@ -130,12 +154,14 @@ pub async fn claim_stream(
     starting: Starting<'_>,
     (epoch, publication): (i64, &str),
     source: &Source,
-    (held, admin): (Option<i64>, &Server),
+    (memory, admin): (&mut Memory, &Server),
 ) -> Result<StreamRow, MirrorError> {
     let slot = slot_name(starting.plan, starting.slice);
     streams::insert_creating(target, starting.slice, epoch, (&slot, publication), source).await?;
     failpoint::hit("stream-row-inserted");
-    let row = take_nonce(target, starting.slice, (held, admin)).await?;
+    let row = take_nonce(target, starting, (memory.started, admin)).await?;
+    memory.started = true;
+    memory.nonce = Some(row.nonce);
     failpoint::hit("nonce-taken");
     let pid = i32::try_from(starting.process.pid).unwrap_or(i32::MAX);
     process::register(target, starting.slice, row.nonce, &starting.process.host, pid).await?;
@@ -146,17 +172,18 @@ pub async fn claim_stream(
 /// transaction would hold us for ever, so its sessions are ended: they belong to the same role and slice.
 async fn take_nonce(
     target: &Client,
-    slice: &str,
-    (held, admin): (Option<i64>, &Server),
+    starting: Starting<'_>,
+    (again, admin): (bool, &Server),
 ) -> Result<StreamRow, MirrorError> {
+    let (slice, holder) = (starting.slice, starting.process.token.as_str());
     target
         .batch_execute(&format!("SET lock_timeout = {NONCE_WAIT_MS}"))
         .await
         .map_err(MirrorError::sql("setting a lock timeout"))?;
-    let taken = match streams::take_nonce(target, slice, held).await {
+    let taken = match streams::take_nonce(target, slice, holder, again).await {
         Err(error) if error.database_error().is_some_and(crate::postgres::sqlstate::is_lock_timeout) => {
             end_older_sessions(target, slice, admin).await?;
-            streams::take_nonce(target, slice, held).await
+            streams::take_nonce(target, slice, holder, again).await
         }
         other => other,
     };
@@ -369,12 +396,12 @@ pub async fn void_parts(
 pub async fn empty_table(target: &Client, table: &str) -> Result<(), MirrorError> {
     let run = async |sql: &str| target.batch_execute(sql).await;
     run("SAVEPOINT emptying").await.map_err(MirrorError::sql("emptying a table"))?;
-    if let Err(error) = run(&format!("TRUNCATE ONLY {table}")).await {
+    if let Err(error) = run(&format!("TRUNCATE {table}")).await {
         if crate::postgres::sqlstate::code(&error) != Some("0A000") {
             return Err(MirrorError::sql("emptying a table")(error));
         }
         run("ROLLBACK TO SAVEPOINT emptying").await.map_err(MirrorError::sql("emptying a table"))?;
-        run(&format!("DELETE FROM ONLY {table}")).await.map_err(MirrorError::sql("emptying a table"))?;
+        run(&format!("DELETE FROM {table}")).await.map_err(MirrorError::sql("emptying a table"))?;
     }
     run("RELEASE SAVEPOINT emptying").await.map_err(MirrorError::sql("emptying a table"))
 }

@@ -1,7 +1,8 @@
 //! The SQL that applies sets of row operations to one target table.
 //!
 //! Every statement takes one `text[]` per column and casts inside, so that one form serves every type. Casts name
-//! the type without its modifier: a value that doesn't fit is an error, never cut.
+//! the type without its modifier: a value that doesn't fit is an error, never cut. Nothing says ONLY: an adopted
+//! table may be partitioned, and one that others inherit from is refused by `provision`.
 
 use crate::mapping::TableMapping;
 use crate::name::quote_ident;
@@ -10,12 +11,7 @@ use crate::name::quote_ident;
 #[must_use]
 pub fn delete(table: &TableMapping) -> String {
     let count = table.key.len();
-    format!(
-        "DELETE FROM ONLY {} AS t USING {} WHERE {}",
-        table.target.sql(),
-        unnest(count, "k"),
-        key_match(table)
-    )
+    format!("DELETE FROM {} AS t USING {} WHERE {}", table.target.sql(), unnest(count, "k"), key_match(table))
 }
 
 /// Which form of update a row needs.
@@ -27,10 +23,23 @@ pub struct UpdateForm {
     pub carried: Vec<bool>,
 }
 
-/// Updates rows by key: one `text[]` per key column with the old key, then one per carried column.
-/// `None` when there is nothing to set.
+/// What an update comes to.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum UpdateSql {
+    /// A statement that takes one `text[]` per key column with the old key, then one per carried column.
+    Statement(String),
+    /// There is nothing to set.
+    Nothing,
+    /// The key changes, and it is a column that can't be set (GENERATED ALWAYS AS IDENTITY).
+    FixedKey,
+}
+
+/// Updates rows by key.
 #[must_use]
-pub fn update(table: &TableMapping, form: &UpdateForm) -> Option<String> {
+pub fn update(table: &TableMapping, form: &UpdateForm) -> UpdateSql {
+    if form.key_changes && table.key_columns().any(|column| column.identity_always) {
+        return UpdateSql::FixedKey;
+    }
     let mut assignments = Vec::new();
     let mut guards = vec![key_match(table)];
     let mut place = 0;
@@ -51,13 +60,13 @@ pub fn update(table: &TableMapping, form: &UpdateForm) -> Option<String> {
         }
     }
     if assignments.is_empty() {
-        return None;
+        return UpdateSql::Nothing;
     }
     let names: Vec<String> =
         (0..table.key.len()).map(|k| format!("k{k}")).chain((0..place).map(|v| format!("v{v}"))).collect();
     let arrays: Vec<String> = (1..=names.len()).map(|n| format!("${n}::text[]")).collect();
-    Some(format!(
-        "UPDATE ONLY {} AS t SET {} FROM unnest({}) AS s({}) WHERE {}",
+    UpdateSql::Statement(format!(
+        "UPDATE {} AS t SET {} FROM unnest({}) AS s({}) WHERE {}",
         table.target.sql(),
         assignments.join(", "),
         arrays.join(", "),

@@ -82,6 +82,8 @@ pub enum StreamError {
 #[derive(Debug)]
 struct Streamed {
     spill: Spill,
+    /// When it last described each table, as a count of descriptions.
+    described: HashMap<u32, u64>,
 }
 
 /// A transaction that is being read back.
@@ -90,6 +92,7 @@ struct Replaying {
     replay: Replay,
     /// Tables as this transaction described them; adopted by all at its end.
     relations: HashMap<u32, Arc<Relation>>,
+    described: HashMap<u32, u64>,
     end: Lsn,
     time_us: i64,
 }
@@ -100,6 +103,9 @@ pub struct Assembler {
     stream: Stream,
     folder: PathBuf,
     relations: HashMap<u32, Arc<Relation>>,
+    /// When each of them was described, as a count of descriptions.
+    described: HashMap<u32, u64>,
+    descriptions: u64,
     streamed: HashMap<u32, Streamed>,
     /// The transaction whose stream block is open.
     block: Option<u32>,
@@ -115,6 +121,8 @@ impl Assembler {
             stream,
             folder,
             relations: HashMap::new(),
+            described: HashMap::new(),
+            descriptions: 0,
             streamed: HashMap::new(),
             block: None,
             replaying: None,
@@ -199,6 +207,8 @@ impl Assembler {
                 Ok(Some(Event::Commit { end: end_lsn, time_us: commit_time_us }))
             }
             Message::Relation(relation) => {
+                self.descriptions += 1;
+                self.described.insert(relation.oid, self.descriptions);
                 self.relations.insert(relation.oid, Arc::new(relation));
                 Ok(None)
             }
@@ -214,7 +224,7 @@ impl Assembler {
                 self.block = Some(xid);
                 if !self.streamed.contains_key(&xid) {
                     let spill = Spill::create(&self.folder).map_err(self.spill_error())?;
-                    self.streamed.insert(xid, Streamed { spill });
+                    self.streamed.insert(xid, Streamed { spill, described: HashMap::new() });
                 }
                 Ok(None)
             }
@@ -247,6 +257,10 @@ impl Assembler {
             .streamed
             .get_mut(&top)
             .ok_or(StreamError::Order { what: "a block of a transaction that was rolled back" })?;
+        if let Message::Relation(relation) = &decoded.message {
+            self.descriptions += 1;
+            streamed.described.insert(relation.oid, self.descriptions);
+        }
         streamed
             .spill
             .push(decoded.xid.unwrap_or(top), &body)
@@ -265,8 +279,9 @@ impl Assembler {
             .streamed
             .remove(&xid)
             .ok_or(StreamError::Order { what: "a streamed transaction committed that had not begun" })?;
+        let described = streamed.described;
         let replay = streamed.spill.replay().map_err(self.spill_error())?;
-        self.replaying = Some(Replaying { replay, relations: HashMap::new(), end, time_us });
+        self.replaying = Some(Replaying { replay, relations: HashMap::new(), described, end, time_us });
         Ok(Some(Event::Begin(TransactionFrame { xid, commit_lsn, commit_time_us: time_us })))
     }
 
@@ -282,7 +297,7 @@ impl Assembler {
             let Some(message) = message else {
                 let event = Event::Commit { end: replaying.end, time_us: replaying.time_us };
                 if let Some(done) = self.replaying.take() {
-                    self.relations.extend(done.relations);
+                    self.adopt(done);
                 }
                 return Ok(Some(event));
             };
@@ -316,6 +331,18 @@ impl Assembler {
                 | Message::StreamAbort { .. } => {
                     return Err(StreamError::Order { what: "a transaction boundary inside a streamed one" });
                 }
+            }
+        }
+    }
+
+    /// The descriptions of a transaction that was read back hold for all from its commit on, but for tables that
+    /// somebody described anew while it ran.
+    fn adopt(&mut self, done: Replaying) {
+        for (oid, relation) in done.relations {
+            let count = done.described.get(&oid).copied().unwrap_or(0);
+            if self.described.get(&oid).is_none_or(|known| *known < count) {
+                self.described.insert(oid, count);
+                self.relations.insert(oid, relation);
             }
         }
     }

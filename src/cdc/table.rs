@@ -65,8 +65,8 @@ impl TableRun {
             detail: row.detail.clone(),
         };
         if row.state == TableState::Live {
+            // Of a live table only keys are stored: rows that entered its filter and were read again.
             table.pieces = TablePieces::live(order);
-            return Ok(table);
         }
         for piece in pieces.iter().filter(|piece| piece.source_table == row.source_table) {
             table.add(piece)?;
@@ -106,11 +106,16 @@ impl TableRun {
         matches!(self.state, TableState::Pending | TableState::Copying) && self.pieces.first_gap().is_some()
     }
 
-    /// All is copied, and the stream has passed it at `applied`.
+    /// All is copied, and the stream has passed it at `applied`; or the table is live, and the stream has passed the
+    /// keys that were read again since.
     #[must_use]
     pub fn can_go_live(&self, applied: Lsn) -> bool {
-        matches!(self.state, TableState::Pending | TableState::Copying)
-            && self.pieces.passed_at().is_some_and(|lsn| applied >= lsn)
+        let waits = match self.state {
+            TableState::Pending | TableState::Copying => true,
+            TableState::Live => self.pieces.has_keys(),
+            TableState::Diverged => false,
+        };
+        waits && self.pieces.passed_at().is_some_and(|lsn| applied >= lsn)
     }
 
     /// Every piece is passed: all events apply from here on.

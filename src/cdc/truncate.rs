@@ -50,7 +50,7 @@ fn range_sql(mapping: &TableMapping, range: Stretch) -> Option<String> {
 fn delete(mapping: &TableMapping, first: Option<&str>, second: Option<&str>) -> String {
     let terms: Vec<&str> = first.into_iter().chain(second).collect();
     let condition = if terms.is_empty() { String::new() } else { format!(" WHERE {}", terms.join(" AND ")) };
-    format!("DELETE FROM ONLY {}{condition}", mapping.target.sql())
+    format!("DELETE FROM {}{condition}", mapping.target.sql())
 }
 
 fn keys_condition(mapping: &TableMapping, keys: &[Key]) -> String {

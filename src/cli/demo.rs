@@ -9,10 +9,12 @@ use crate::demo::{self, Act, Ending, Options};
 
 /// Show the journey on servers of its own
 ///
-/// Starts a PostgreSQL server for a retail monolith and one for each service, loads the monolith, lets an application
-/// write to it, and walks the journey with a commentary and the commands that an operator would type. Needs PostgreSQL's
-/// server programs (STRANGLER_PG_BIN names their folder; else pg_config and the usual folders are tried), and nothing
-/// that is running already. Everything is gone afterwards, also after Ctrl-C.
+/// Starts a PostgreSQL server for a retail monolith and one for each of six services, lets an application write to the
+/// monolith, and walks the journey: the commands that an operator would type, run by this very program, with a
+/// commentary. Takes about half a minute. At the end the application pauses, and every table is compared on both sides.
+///
+/// Needs PostgreSQL's server programs (STRANGLER_PG_BIN names their folder; else pg_config and the usual folders are
+/// tried), and nothing that is running already. Everything is gone afterwards, also after Ctrl-C.
 #[derive(Debug, clap::Args)]
 pub(super) struct Arguments {
     #[arg(long, value_name = "ACT", default_value_t = last_act(), help = until_help())]
@@ -39,7 +41,9 @@ pub(super) async fn run(ui: &mut Ui, arguments: &Arguments) -> Result<Exit, CliE
         interrupts.next().await;
         asked.cancel();
     });
-    let options = Options { until: arguments.until, keep: arguments.keep };
+    // The acts run this very program, which they must be able to start again even from another folder.
+    let program = std::env::current_exe().map_err(CliError::Start)?;
+    let options = Options { program, until: arguments.until, keep: arguments.keep };
     let ending = demo::run(options, ui.data_writer(), &stop).await;
     listening.abort();
     match ending? {

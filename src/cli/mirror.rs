@@ -184,5 +184,5 @@ fn configs(
 
 fn this_process() -> ProcessName {
     let host = rustix::system::uname().nodename().to_string_lossy().into_owned();
-    ProcessName { host, pid: std::process::id() }
+    ProcessName::new(host, std::process::id())
 }

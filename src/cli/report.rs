@@ -12,6 +12,7 @@ use crate::demo::DemoError;
 use crate::plan::PlanProblems;
 use crate::postgres::ConnectError;
 use crate::postgres::introspect::IntrospectError;
+use crate::postgres::sqlstate;
 use crate::problem::Problem;
 use crate::provision::ProvisionError;
 use crate::status::judge::shell_word;
@@ -121,6 +122,9 @@ impl CliError {
             }
             Self::Plan(_) => page(Exit::Usage, "plan", None),
             Self::Connect(_) => page(Exit::Unreachable, "database-unreachable", None),
+            Self::Catalog(error) if lost_connection(error) => {
+                page(Exit::Unreachable, "database-unreachable", None)
+            }
             Self::Catalog(_) => page(Exit::Incomplete, "catalog-unreadable", None),
             Self::Unfit(_) => page(Exit::Usage, "plan-unfit", None),
             Self::Provision(ProvisionError::Refused { .. }) => page(Exit::Refused, "provision-refused", None),
@@ -248,6 +252,13 @@ fn name_hint(option: &str, names: &[String], known: &[String]) -> String {
     } else {
         format!("did you mean {}? The plan has {all}", likely.join(" "))
     }
+}
+
+/// Whether somewhere among the causes a link broke.
+fn lost_connection(error: &(dyn std::error::Error + 'static)) -> bool {
+    std::iter::successors(Some(error), |error: &&(dyn std::error::Error + 'static)| (*error).source())
+        .filter_map(|error| error.downcast_ref::<tokio_postgres::Error>())
+        .any(sqlstate::is_connection_lost)
 }
 
 #[cfg(test)]

@@ -233,8 +233,11 @@ fn fingerprint(path: &Path) -> u64 {
         .fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3))
 }
 
-/// Other users of the machine reach the server's port, so the password must not be guessable.
-pub(super) fn random_password() -> Result<String> {
+/// A password for a role of a cluster. Other users of the machine reach the server's port, so it can't be guessed.
+///
+/// # Errors
+/// [`super::ClusterError::Io`] when the system gives no random bytes.
+pub fn random_password() -> Result<String> {
     let source = Path::new("/dev/urandom");
     let mut bytes = [0_u8; 16];
     File::open(source).and_then(|mut file| file.read_exact(&mut bytes)).map_err(io("read", source))?;

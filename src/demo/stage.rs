@@ -1,11 +1,20 @@
 //! The servers that the demo plays on: one for the monolith and one for each service, with an empty database each.
 
+use std::fs;
+use std::io::Write;
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+
 use tokio::task::{JoinError, spawn_blocking};
 use tokio_postgres::{Client, Config, NoTls};
 
-use super::{RETAIL_DATA_SQL, RETAIL_SCHEMA_SQL};
-use crate::cluster::{Cluster, ClusterError, LocalCluster, Options};
+use super::links::Links;
+use super::operator::PLAN_PATH;
+use super::{RETAIL_DATA_SQL, RETAIL_PLAN, RETAIL_SCHEMA_SQL, roles};
+use crate::cluster::{self, Cluster, ClusterError, LocalCluster, Options};
 use crate::name::quote_ident;
+use crate::plan::Plan;
+use crate::postgres::connect::APPLY_ROLE;
 
 /// A database of the play.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -16,18 +25,30 @@ pub struct Place {
     pub database: &'static str,
 }
 
-const MONOLITH: Place = Place { service: None, database: "RetailMonolith" };
+/// The monolith's place.
+pub(super) const MONOLITH: Place = Place { service: None, database: "RetailMonolith" };
+
+/// The place of the order service.
+pub(super) const ORDERS: Place = Place { service: Some("orders"), database: "OrdersDB" };
 
 /// The monolith and its services, as the architecture record names them.
 pub const PLACES: [Place; 7] = [
     MONOLITH,
     Place { service: Some("products"), database: "ProductsDB" },
     Place { service: Some("inventory"), database: "InventoryDB" },
-    Place { service: Some("orders"), database: "OrdersDB" },
+    ORDERS,
     Place { service: Some("carts"), database: "CartsDB" },
     Place { service: Some("checkout"), database: "CheckoutDB" },
     Place { service: Some("payments"), database: "PaymentsDB" },
 ];
+
+impl Place {
+    /// What it is called on the stage.
+    #[must_use]
+    pub fn label(self) -> &'static str {
+        self.service.unwrap_or("monolith")
+    }
+}
 
 /// The stage could not be set.
 #[derive(Debug, thiserror::Error)]
@@ -44,6 +65,14 @@ pub enum StageError {
         database: &'static str,
         /// What the server said.
         source: tokio_postgres::Error,
+    },
+    /// The operator's folder could not be filled.
+    #[error("write {}", path.display())]
+    Folder {
+        /// File or folder.
+        path: PathBuf,
+        /// What the system said.
+        source: std::io::Error,
     },
     /// The task that handles a server broke off.
     #[error("handle a server")]
@@ -76,26 +105,30 @@ impl Stage {
     /// # Errors
     /// [`StageError`].
     pub async fn open(&mut self, place: Place) -> Result<(), StageError> {
-        let cluster = spawn_blocking(|| LocalCluster::launch(Options::default())).await??;
-        let failed =
-            |source| StageError::Sql { what: "create the database", database: place.database, source };
+        // Twice the plan's wal_budget, as README.md recommends.
+        let options = Options::default().set("max_slot_wal_keep_size", "40GB");
+        let cluster = spawn_blocking(|| LocalCluster::launch(options)).await??;
+        let failed = sql_failed("create the database", place);
         let admin = connect(&cluster.admin_url()).await.map_err(failed)?;
-        admin
-            .batch_execute(&format!("CREATE DATABASE {}", quote_ident(place.database)))
-            .await
-            .map_err(failed)?;
+        let create = format!("CREATE DATABASE {}", quote_ident(place.database));
+        admin.batch_execute(&create).await.map_err(failed)?;
         self.servers.push((place, cluster));
         Ok(())
     }
 
-    /// Creates the retail monolith's tables and rows.
+    /// Creates the retail monolith's roles, tables and rows. Gives how the application logs in.
     ///
     /// # Errors
     /// [`StageError`].
-    pub async fn load(&self) -> Result<Loaded, StageError> {
-        let failed = |source| StageError::Sql { what: "load the shop", database: MONOLITH.database, source };
-        let client = connect(&self.monolith()?.url(MONOLITH.database)).await.map_err(failed)?;
-        client.batch_execute(RETAIL_SCHEMA_SQL).await.map_err(failed)?;
+    pub async fn load(&self) -> Result<(Loaded, Config), StageError> {
+        let failed = sql_failed("load the shop", MONOLITH);
+        let cluster = self.server(MONOLITH)?;
+        let client = connect(&cluster.url(MONOLITH.database)).await.map_err(failed)?;
+        run(&client, &roles::of_the_application()).await.map_err(failed)?;
+        let link = self.log_in(&client, MONOLITH, roles::RETAIL_APP).await?;
+        let owner = quote_ident(roles::RETAIL_OWNER);
+        let schema = format!("SET ROLE {owner};\n{RETAIL_SCHEMA_SQL};\nRESET ROLE");
+        client.batch_execute(&schema).await.map_err(failed)?;
         client.batch_execute(RETAIL_DATA_SQL).await.map_err(failed)?;
         // The data end with ANALYZE, which has counted tables of this size exactly.
         let counts = "SELECT (SELECT sum(reltuples)::bigint FROM pg_class
@@ -104,19 +137,78 @@ impl Stage {
                              (SELECT count(*) FROM pg_constraint WHERE contype = 'f')";
         let row = client.query_one(counts, &[]).await.map_err(failed)?;
         let count = |index: usize| row.try_get(index).map_err(failed);
-        Ok(Loaded { rows: count(0)?, tables: count(1)?, foreign_keys: count(2)? })
+        let loaded = Loaded { rows: count(0)?, tables: count(1)?, foreign_keys: count(2)? };
+        Ok((loaded, link.parse().map_err(failed)?))
     }
 
-    /// How the application connects to the monolith.
+    /// What an administrator types at a place before the journey.
     ///
     /// # Errors
-    /// [`StageError::NoMonolith`].
-    pub fn monolith_config(&self) -> Result<Config, StageError> {
-        let failed = |source| StageError::Sql { what: "read the link", database: MONOLITH.database, source };
-        self.monolith()?.url(MONOLITH.database).parse().map_err(failed)
+    /// [`StageError::NoMonolith`], when its server is not up.
+    pub fn role_statements(&self, place: Place, plan: &Plan) -> Result<Vec<String>, StageError> {
+        let version = self.server(place)?.version_num();
+        Ok(match place.service.and_then(|name| plan.services.get_key_value(name)) {
+            Some((name, service)) => roles::of_a_service(name, service, place.database, version),
+            None => roles::of_the_monolith(place.database, version),
+        })
     }
 
-    /// Commands that lead into each database, through the unix socket and so without a password.
+    /// Creates the roles of the plan's links everywhere, gives them passwords, and gives the links.
+    ///
+    /// # Errors
+    /// [`StageError`].
+    pub(super) async fn make_roles(&self, plan: &Plan) -> Result<Links, StageError> {
+        let mut links = Links::default();
+        for (place, cluster) in &self.servers {
+            let failed = sql_failed("create the roles", *place);
+            let client = connect(&cluster.url(place.database)).await.map_err(failed)?;
+            run(&client, &self.role_statements(*place, plan)?).await.map_err(failed)?;
+            for (link, role) in link_roles(*place) {
+                let name = format!("{}_{link}_URL", place.label().to_uppercase());
+                links.set(name, self.log_in(&client, *place, &role).await?);
+            }
+        }
+        Ok(links)
+    }
+
+    /// Makes the folder in which the operator types: it has the plan, and the links as a shell reads them. It lies in
+    /// the monolith's folder and goes away with that, whatever happens to us.
+    ///
+    /// # Errors
+    /// [`StageError`].
+    pub(super) fn folder(&self, links: &Links) -> Result<PathBuf, StageError> {
+        let folder = self.server(MONOLITH)?.dir().join("operator");
+        let plan = folder.join(PLAN_PATH);
+        let plans = plan.parent().unwrap_or(&folder);
+        let failed = |path: &Path| {
+            let path = path.to_owned();
+            move |source| StageError::Folder { path, source }
+        };
+        fs::DirBuilder::new().recursive(true).mode(0o700).create(plans).map_err(failed(plans))?;
+        fs::write(&plan, RETAIL_PLAN).map_err(failed(&plan))?;
+        let file = folder.join("links.sh");
+        fs::OpenOptions::new()
+            .write(true)
+            .create_new(true)
+            .mode(0o600)
+            .open(&file)
+            .and_then(|mut open| open.write_all(links.shell_text().as_bytes()))
+            .map_err(failed(&file))?;
+        Ok(folder)
+    }
+
+    /// Logs in as a service's application, after giving its role a password.
+    ///
+    /// # Errors
+    /// [`StageError`].
+    pub(super) async fn application(&self, place: Place, role: &str) -> Result<Client, StageError> {
+        let failed = sql_failed("log in as the service", place);
+        let admin = connect(&self.server(place)?.url(place.database)).await.map_err(failed)?;
+        let link = self.log_in(&admin, place, role).await?;
+        connect(&link).await.map_err(failed)
+    }
+
+    /// Commands that lead into each database as its superuser, through the unix socket and so without a password.
     #[must_use]
     pub fn psql_lines(&self) -> Vec<String> {
         let line = |(place, cluster): &(Place, LocalCluster)| {
@@ -133,10 +225,39 @@ impl Stage {
         Ok(spawn_blocking(|| drop(self)).await?)
     }
 
-    fn monolith(&self) -> Result<&LocalCluster, StageError> {
-        let found = self.servers.iter().find(|(place, _)| *place == MONOLITH);
+    /// Gives the role a password and returns the link with which it logs in from then on.
+    async fn log_in(&self, client: &Client, place: Place, role: &str) -> Result<String, StageError> {
+        let password = cluster::random_password()?;
+        let failed = sql_failed("set a password", place);
+        client.batch_execute(&roles::password(role, &password)).await.map_err(failed)?;
+        Ok(self.server(place)?.url_as(role, &password, place.database))
+    }
+
+    fn server(&self, place: Place) -> Result<&LocalCluster, StageError> {
+        let found = self.servers.iter().find(|(other, _)| *other == place);
         found.map(|(_, cluster)| cluster).ok_or(StageError::NoMonolith)
     }
+}
+
+/// The links of the plan into a place, by the middle of their variable's name, and who logs in through each.
+fn link_roles(place: Place) -> Vec<(&'static str, String)> {
+    let apply = ("APPLY", APPLY_ROLE.to_owned());
+    match place.service {
+        None => vec![
+            ("ADMIN", roles::MONOLITH_ADMIN.to_owned()),
+            ("READ", roles::MONOLITH_READ.to_owned()),
+            apply,
+        ],
+        Some(service) => vec![("ADMIN", roles::deploy(service)), apply],
+    }
+}
+
+fn sql_failed(what: &'static str, place: Place) -> impl Fn(tokio_postgres::Error) -> StageError + Copy {
+    move |source| StageError::Sql { what, database: place.database, source }
+}
+
+async fn run(client: &Client, statements: &[String]) -> Result<(), tokio_postgres::Error> {
+    client.batch_execute(&statements.join(";\n")).await
 }
 
 async fn connect(url: &str) -> Result<Client, tokio_postgres::Error> {

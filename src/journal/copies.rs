@@ -52,6 +52,8 @@ pub struct TableRow {
     pub rows_copied: i64,
     /// Bytes of COPY data landed so far.
     pub bytes_copied: i64,
+    /// `pg_publication_rel.oid` on the monolith since the copy began.
+    pub published_as: Option<u32>,
 }
 
 /// Extent of a piece, in the form that is stored.
@@ -90,7 +92,8 @@ pub struct PieceRow {
 pub async fn tables(client: &Client, slice: &str) -> Result<Vec<TableRow>, JournalError> {
     let rows = client
         .query(
-            "SELECT source_table, state, detail, rows_copied, bytes_copied FROM strangler.mirror_table \
+            "SELECT source_table, state, detail, rows_copied, bytes_copied, published_as \
+             FROM strangler.mirror_table \
              WHERE slice = $1 ORDER BY source_table",
             &[&slice],
         )
@@ -104,6 +107,7 @@ pub async fn tables(client: &Client, slice: &str) -> Result<Vec<TableRow>, Journ
                 detail: row.get(2),
                 rows_copied: row.get(3),
                 bytes_copied: row.get(4),
+                published_as: row.get(5),
             })
         })
         .collect()
@@ -315,7 +319,8 @@ pub async fn set_without_pieces(
     client
         .execute(
             "UPDATE strangler.mirror_table SET state = $3, detail = $4, rows_copied = 0, bytes_copied = 0, \
-                 copy_started_at = NULL, live_at = NULL \
+                 copy_started_at = NULL, live_at = NULL, \
+                 published_as = NULL \
              WHERE slice = $1 AND source_table = $2",
             &[&slice, &source_table, &state.as_str(), &detail],
         )
@@ -324,7 +329,31 @@ pub async fn set_without_pieces(
         .map_err(JournalError::database("taking a table back"))
 }
 
-async fn forget_pieces(client: &Client, slice: &str, source_table: &str) -> Result<(), JournalError> {
+/// Remembers under which entry of the publication a table's changes come, before the first piece is copied.
+///
+/// # Errors
+/// [`JournalError::Database`].
+pub async fn set_published_as(
+    client: &Client,
+    slice: &str,
+    source_table: &str,
+    entry: u32,
+) -> Result<(), JournalError> {
+    client
+        .execute(
+            "UPDATE strangler.mirror_table SET published_as = $3 WHERE slice = $1 AND source_table = $2",
+            &[&slice, &source_table, &entry],
+        )
+        .await
+        .map(drop)
+        .map_err(JournalError::database("recording a table's place in the publication"))
+}
+
+/// Forgets all pieces of a table, e.g. the refetched keys of a live one once the stream has passed them.
+///
+/// # Errors
+/// [`JournalError::Database`].
+pub async fn forget_pieces(client: &Client, slice: &str, source_table: &str) -> Result<(), JournalError> {
     client
         .execute(
             "DELETE FROM strangler.piece WHERE slice = $1 AND source_table = $2",

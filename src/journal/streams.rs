@@ -145,22 +145,26 @@ pub async fn insert_creating(
         .map_err(JournalError::database("writing the stream row"))
 }
 
-/// Takes the next nonce: waits for every landing and apply of an older process, then shuts it out. A process that
-/// already held one passes it, and gets none when somebody else has taken the next meanwhile.
+/// Takes the next nonce: waits for every landing and apply of an older process, then shuts it out. `holder` tells
+/// processes apart. One that has already held a nonce `again` asks for the next, and gets none when somebody else has
+/// taken it meanwhile; its own row tells it even when the answer to its last attempt was lost.
 ///
 /// # Errors
 /// [`JournalError::Database`], also when the wait passes the session's `lock_timeout`.
 pub async fn take_nonce(
     client: &Client,
     slice: &str,
-    held: Option<i64>,
+    holder: &str,
+    again: bool,
 ) -> Result<Option<StreamRow>, JournalError> {
     let sql = format!(
-        "UPDATE strangler.stream SET nonce = nonce + 1 \
-         WHERE slice = $1 AND dir = 'forward' AND lane = 0 AND nonce = coalesce($2, nonce) RETURNING {COLUMNS}"
+        "UPDATE strangler.stream SET nonce = nonce + 1, holder = $2 \
+         WHERE slice = $1 AND dir = 'forward' AND lane = 0 AND (NOT $3 OR holder = $2) RETURNING {COLUMNS}"
     );
-    let row =
-        client.query_opt(&sql, &[&slice, &held]).await.map_err(JournalError::database("taking the nonce"))?;
+    let row = client
+        .query_opt(&sql, &[&slice, &holder, &again])
+        .await
+        .map_err(JournalError::database("taking the nonce"))?;
     row.as_ref().map(from_row).transpose()
 }
 

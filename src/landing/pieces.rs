@@ -69,7 +69,7 @@ impl RangePiece {
 #[derive(Debug, Clone)]
 pub struct TablePieces {
     order: KeyOrder,
-    /// Everything is in and passed: all events apply.
+    /// Everything is in and passed: all events apply, but for those of refetched keys.
     live: bool,
     whole: Option<Stamp>,
     /// Sorted by lower border; never overlap.
@@ -108,6 +108,12 @@ impl TablePieces {
         self.ranges.insert(at, range);
     }
 
+    /// Refetched keys are remembered: a row that entered the filter of a live table, for example.
+    #[must_use]
+    pub fn has_keys(&self) -> bool {
+        !self.keys.is_empty()
+    }
+
     /// Adds or replaces the piece of one refetched key.
     pub fn add_key(&mut self, key: Key, stamp: Stamp) {
         self.keys.insert(key, stamp);
@@ -118,11 +124,11 @@ impl TablePieces {
     /// # Errors
     /// [`PointError`] when the key does not read as its type.
     pub fn standing(&self, key: &Key, event: &EventOrigin) -> Result<Standing, PointError> {
-        if self.live {
-            return Ok(Standing::Apply);
-        }
         if let Some(stamp) = self.keys.get(key) {
             return Ok(stamp.standing(event));
+        }
+        if self.live {
+            return Ok(Standing::Apply);
         }
         if let Some(stamp) = &self.whole {
             return Ok(stamp.standing(event));
@@ -173,9 +179,6 @@ impl TablePieces {
     /// How a TRUNCATE stands towards each piece: pieces that must lose their rows, and whether that is all of them.
     #[must_use]
     pub fn truncation(&self, event: &EventOrigin) -> Truncation {
-        if self.live {
-            return Truncation::All;
-        }
         let applies = |stamp: &Stamp| stamp.standing(event) == Standing::Apply;
         let ranges: Vec<(Option<Point>, Option<Point>)> = self
             .ranges
@@ -187,7 +190,7 @@ impl TablePieces {
             self.keys.iter().filter(|(_, stamp)| !applies(stamp)).map(|(key, _)| key.clone()).collect();
         let keys_gone: Vec<Key> =
             self.keys.iter().filter(|(_, stamp)| applies(stamp)).map(|(key, _)| key.clone()).collect();
-        let whole = self.whole.as_ref().is_some_and(applies);
+        let whole = self.live || self.whole.as_ref().is_some_and(applies);
         let everything = whole || (self.whole.is_none() && ranges.len() == self.ranges.len());
         if everything && keys_seen.is_empty() {
             Truncation::All

@@ -9,7 +9,7 @@ use std::fmt;
 use bytes::Bytes;
 
 use crate::lsn::Lsn;
-use crate::name::quote_ident;
+use crate::name::{quote_ident, quote_literal};
 
 mod channel;
 mod error;
@@ -205,10 +205,10 @@ fn create_slot_command(server_major: u32, slot: &str, options: SlotOptions) -> S
 /// Names are quoted as identifiers inside a string, because the plugin splits the string as a list of identifiers.
 /// The walsender's own grammar knows no `E''` strings, so quotes are doubled and backslashes stay.
 fn start_command(slot: &str, from: Lsn, publication: &str, options: StreamOptions) -> String {
-    let publication = quote_ident(publication).replace('\'', "''");
+    let publication = quote_literal(&quote_ident(publication));
     let streaming = if options.streaming { ", streaming 'on'" } else { "" };
     format!(
-        "START_REPLICATION SLOT {} LOGICAL {from} (proto_version '2', publication_names '{publication}', \
+        "START_REPLICATION SLOT {} LOGICAL {from} (proto_version '2', publication_names {publication}, \
          messages 'true'{streaming})",
         quote_ident(slot)
     )

@@ -1,7 +1,7 @@
 //! Nothing is lost: the mirror is killed at every durable step and at random moments, the servers crash, and in the
 //! end both sides are equal and every acknowledged write is there once.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rustix::process::Signal;
 use strangler::cluster::{Cluster, StopMode};
@@ -40,19 +40,23 @@ async fn killed_at(bench: &Bench, workload: &Workload, name: &str, arguments: &[
         mirror.signal(Signal::TERM);
         return std::os::unix::process::ExitStatusExt::signal(&mirror.wait(REACH)) == Some(9);
     }
-    killed_while(bench, name, arguments, || {
-        assert!(workload.in_flight() > 0, "a kill with no transaction in flight proves little");
-    })
+    killed_while(bench, name, arguments, || workload.in_flight() > 0)
 }
 
-fn killed_while(bench: &Bench, name: &str, arguments: &[&str], check: impl FnOnce()) -> bool {
+/// `in_flight` is asked all the while: a kill with no transaction in flight proves little.
+fn killed_while(bench: &Bench, name: &str, arguments: &[&str], in_flight: impl Fn() -> bool) -> bool {
+    const JUST_NOW: Duration = Duration::from_millis(300);
     let mut mirror = bench.mirror(Some(name), arguments);
-    let deadline = std::time::Instant::now() + REACH;
+    let deadline = Instant::now() + REACH;
+    let mut seen_in_flight = Instant::now() - REACH;
     let died = until_blocking("the kill point or the end of patience", REACH * 2, || {
+        if in_flight() {
+            seen_in_flight = Instant::now();
+        }
         let ended = mirror.exited();
-        (ended.is_some() || std::time::Instant::now() > deadline).then_some(ended)
+        (ended.is_some() || Instant::now() > deadline).then_some(ended)
     });
-    check();
+    assert!(seen_in_flight.elapsed() < JUST_NOW, "no transaction was in flight at {name}");
     match died {
         None => {
             mirror.kill();
@@ -85,7 +89,7 @@ async fn nothing_is_lost_when_the_mirror_is_killed_at_every_durable_step() {
             let ledger = workload.stop().await;
             let source = bench.source().await;
             source.batch_execute("BEGIN; INSERT INTO accounts VALUES (DEFAULT, 0)").await.unwrap();
-            if !killed_while(&bench, name, &[], || {}) {
+            if !killed_while(&bench, name, &[], || true) {
                 missed.push(*name);
             }
             source.batch_execute("ROLLBACK").await.unwrap();
@@ -126,6 +130,9 @@ async fn nothing_is_lost_when_mirror_and_servers_crash_at_random() {
         let some = random.u64(20..200);
         until("the writers go on", REACH, async || (workload.acknowledged() >= before + some).then_some(()))
             .await;
+        // Before its engines run, a mirror ends when a database goes away; the operator is still there to see it.
+        let both_run = || mirror.log().matches("the stream starts").count() >= 2;
+        until("both slices are mirrored", REACH, async || both_run().then_some(())).await;
         if round % (kills / restarts) == 0 {
             let server = if random.bool() { &mut bench.monolith } else { &mut bench.services };
             server.stop(StopMode::Immediate).unwrap();
@@ -139,6 +146,52 @@ async fn nothing_is_lost_when_mirror_and_servers_crash_at_random() {
         mirror.kill();
     }
     let mirror = bench.mirror(None, &[]);
+    finish(&bench, workload, mirror).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn nothing_is_lost_when_copying_again_is_killed() {
+    let (bench, workload) = start(&[]).await;
+    let mirror = bench.mirror(None, &[]);
+    bench.caught_up().await;
+    mirror.kill();
+    for name in failpoint::COPY_AGAIN {
+        let order: &[&str] = if name.starts_with("rebuild") { &["--rebuild"] } else { &["--retry", "Moves"] };
+        let again = [&["--slice", "keys"], order].concat();
+        assert!(killed_at(&bench, &workload, name, &again).await, "{name} was not reached");
+        if *name == "rebuild-slot-dropped" {
+            let refused = bench.command(&["mirror", "plan.yaml", "--slice", "keys"]).output().unwrap();
+            assert_eq!(refused.status.code(), Some(3), "a stream without its slot is not read on");
+            assert!(String::from_utf8_lossy(&refused.stderr).contains("--rebuild"), "the way out is named");
+        } else {
+            let mirror = bench.mirror(None, &[]);
+            bench.caught_up().await;
+            mirror.kill();
+        }
+    }
+    let mirror = bench.mirror(None, &[]);
+    finish(&bench, workload, mirror).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_slot_that_was_dropped_is_a_gap_until_the_slice_is_rebuilt() {
+    let (bench, workload) = start(&[]).await;
+    let mirror = bench.mirror(None, &[]);
+    bench.caught_up().await;
+    mirror.stop();
+    let source = bench.source().await;
+    source
+        .batch_execute("SELECT pg_drop_replication_slot(slot_name) FROM pg_replication_slots")
+        .await
+        .unwrap();
+    assert!(killed_at(&bench, &workload, "fault-recorded", &["--slice", "keys"]).await);
+    for _ in 0..2 {
+        let refused = bench.command(&["mirror", "plan.yaml"]).output().unwrap();
+        let words = String::from_utf8_lossy(&refused.stderr);
+        assert_eq!(refused.status.code(), Some(3), "{words}");
+        assert!(words.contains("is gone") && words.contains("--rebuild"), "{words}");
+    }
+    let mirror = bench.mirror(None, &["--rebuild"]);
     finish(&bench, workload, mirror).await;
 }
 

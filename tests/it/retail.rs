@@ -1,18 +1,16 @@
 //! The retail monolith that the demo and the documentation use, and the traffic on it.
 
 use std::collections::BTreeSet;
-use std::sync::{Arc, Mutex};
 
 use strangler::cluster::{Cluster, LocalCluster};
 use strangler::demo::traffic::{Rate, Tally, Traffic};
-use strangler::demo::{self, Act, Ending, Options, RETAIL_DATA_SQL, RETAIL_PLAN, RETAIL_SCHEMA_SQL, stage};
+use strangler::demo::{RETAIL_DATA_SQL, RETAIL_PLAN, RETAIL_SCHEMA_SQL, stage};
 use strangler::mapping::compile;
 use strangler::plan::{self, LinkTemplate};
 use strangler::postgres::introspect;
 use tokio_postgres::Client;
-use tokio_util::sync::CancellationToken;
 
-use crate::support::cluster::{connect, create_database, launch, try_connect};
+use crate::support::cluster::{connect, create_database, launch};
 use crate::support::wait::{SOON, until};
 
 async fn load(cluster: &LocalCluster, database: &str) -> Client {
@@ -152,63 +150,4 @@ async fn the_retail_plan_maps_the_retail_monolith_without_a_problem() {
         service_links.chain(links).collect(),
         "every place of the demo has its links in the plan"
     );
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn the_demo_tells_what_it_does_and_ends_when_told() {
-    let stop = CancellationToken::new();
-    let (mut out, options) = (Vec::new(), Options { until: Act::Traffic, keep: false });
-    assert_eq!(demo::run(options, &mut out, &stop).await.unwrap(), Ending::Played);
-    let told = String::from_utf8(out).unwrap();
-    for part in [
-        "7 PostgreSQL servers are up",
-        "328064 rows in 16 tables",
-        "transactions in the first",
-        "are removed",
-    ] {
-        assert!(told.contains(part), "{part:?} is not in:\n{told}");
-    }
-
-    let (mut out, options) = (Said::default(), Options { until: Act::Clusters, keep: true });
-    let heard = out.clone();
-    let kept = tokio::spawn({
-        let stop = stop.clone();
-        async move { demo::run(options, &mut out, &stop).await.unwrap() }
-    });
-    let text = until("the demo keeps its servers", SOON, || async {
-        let text = heard.text();
-        text.contains("until you press Ctrl-C").then_some(text)
-    })
-    .await;
-    let urls: Vec<&str> = text.lines().filter_map(|line| line.split('\'').nth(1)).collect();
-    assert_eq!(urls.len(), 7, "{text}");
-    for url in &urls {
-        connect(url).await;
-    }
-    stop.cancel();
-    kept.await.unwrap();
-    for url in urls {
-        assert!(try_connect(url).await.is_err(), "the server is gone: {url}");
-    }
-    assert_eq!(demo::run(options, &mut Vec::new(), &stop).await.unwrap(), Ending::Interrupted);
-}
-
-/// What the demo has said so far.
-#[derive(Clone, Default)]
-struct Said(Arc<Mutex<Vec<u8>>>);
-
-impl Said {
-    fn text(&self) -> String {
-        String::from_utf8(self.0.lock().unwrap().clone()).unwrap()
-    }
-}
-
-impl std::io::Write for Said {
-    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
-        self.0.lock().unwrap().write(bytes)
-    }
-
-    fn flush(&mut self) -> std::io::Result<()> {
-        Ok(())
-    }
 }

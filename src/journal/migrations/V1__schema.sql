@@ -40,6 +40,7 @@ CREATE TABLE strangler.stream (
     applied_at timestamptz NOT NULL DEFAULT now(),
     source_time timestamptz,
     nonce bigint NOT NULL DEFAULT 0,
+    holder text,
     created_at timestamptz NOT NULL DEFAULT now(),
     PRIMARY KEY (slice, dir, lane)
 ) WITH (fillfactor = 10);
@@ -56,8 +57,11 @@ CREATE TABLE strangler.mirror_table (
     rows_estimate bigint NOT NULL DEFAULT 0,
     copy_started_at timestamptz,
     live_at timestamptz,
+    published_as oid,
     PRIMARY KEY (slice, source_table)
 );
+COMMENT ON COLUMN strangler.mirror_table.published_as IS
+    'The monolith''s pg_publication_rel.oid since the copy began: another one means that changes in between are lost';
 
 CREATE TABLE strangler.piece (
     slice text NOT NULL,

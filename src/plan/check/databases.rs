@@ -135,7 +135,8 @@ fn check_links(
     if missing.is_empty() {
         return;
     }
-    let link = |key: &str| format!("`{key}: \"${{{prefix}_{}_URL}}\"`", key.to_uppercase());
+    let variable = |name: &str| format!("${{{prefix}_{name}URL}}");
+    let link = |key: &str| format!("`{key}: {:?}`", variable(&format!("{}_", key.to_uppercase())));
     let lines = |keys: &[&str]| keys.iter().map(|key| link(key)).collect::<Vec<_>>().join(" and ");
     let (message, help) = if links.iter().any(|(key, _)| written(key)) {
         let missing_keys: Vec<String> = missing.iter().map(|key| format!("`{key}`")).collect();
@@ -143,7 +144,7 @@ fn check_links(
     } else {
         (
             format!("{owner} has no link"),
-            format!("write `url: \"${{{prefix}_URL}}\"` for everything, or {}", lines(needed)),
+            format!("write `url: {:?}` for everything, or {}", variable(""), lines(needed)),
         )
     };
     review.add(PlanProblem::error("plan.missing-link", message).at(review.key(path)).help(help));

@@ -28,6 +28,12 @@ const SQL_SETTINGS: &[(&str, &str)] = &[
     ("idle_in_transaction_session_timeout", "0"),
     ("idle_session_timeout", "0"),
     ("row_security", "off"),
+    // How values and literals are read. With `array_nulls = off` a NULL in an array would become the text "NULL".
+    ("array_nulls", "on"),
+    ("standard_conforming_strings", "on"),
+    ("xmloption", "content"),
+    // Landings of one table count their rows side by side, which a stricter level would refuse.
+    ("default_transaction_isolation", "read committed"),
 ];
 
 const ABOUT_ME: &str = "SELECT session_user,

@@ -135,7 +135,7 @@ impl Scenario {
             board,
         };
         let stop = CancellationToken::new();
-        let process = ProcessName { host: "test".to_owned(), pid: std::process::id() };
+        let process = ProcessName::new("test".to_owned(), std::process::id());
         let task = tokio::spawn(mirror::run(vec![config], process, stop.clone()));
         Running { hooks: run.hooks.clone(), board: receiver, stop, task: AbortOnDropHandle::new(task) }
     }

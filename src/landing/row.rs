@@ -1,13 +1,13 @@
 //! From the tuples of one relation to rows of the target: which value goes where, what the key is, and whether the
 //! filter takes the row.
 
-use std::collections::HashSet;
+use std::collections::{BTreeSet, HashSet};
 
 use bytes::Bytes;
 
-use super::TableMapping;
+use super::key::Key;
 use crate::change::{OldTuple, Relation, Tuple, Value};
-use crate::landing::key::Key;
+use crate::mapping::TableMapping;
 
 /// The stream describes the table otherwise than the mapping that was provisioned.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -62,6 +62,12 @@ impl RowReader {
                 Some((place, _)) => places.push(place),
             }
         }
+        // The catalog's order is the mapping's. A column that was dropped and added again under its name and type, with
+        // other values in the old rows and no event for them, has moved to the end.
+        if changes.is_empty() && !places.is_sorted() {
+            changes.push("the order of its columns, so one was dropped and added again".to_owned());
+        }
+        changes.extend(lost_identity(relation, mapping));
         for found in &relation.columns {
             if mapping.column(&found.name).is_none() && !mapping.dropped.contains(&found.name) {
                 changes.push(format!("column {} is new", found.name));
@@ -129,4 +135,18 @@ impl RowReader {
             Some(Value::Null | Value::Unchanged) | None => false,
         })
     }
+}
+
+/// Key and filter columns that old tuples don't carry any more: without them a changed key, or a row that leaves the
+/// filter, would look like a row that stays. Partitions log under identities of their own, which this doesn't show.
+fn lost_identity(relation: &Relation, mapping: &TableMapping) -> Vec<String> {
+    if mapping.partitioned {
+        return Vec::new();
+    }
+    let filtered = mapping.filter.iter().filter_map(|term| mapping.columns.get(term.column));
+    let needed: BTreeSet<&str> =
+        mapping.key_columns().chain(filtered).map(|column| column.source.as_str()).collect();
+    let lost = |name: &&str| relation.columns.iter().any(|column| column.name == *name && !column.key);
+    let words = |name| format!("column {name} has left the replica identity");
+    needed.into_iter().filter(lost).map(words).collect()
 }
