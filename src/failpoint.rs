@@ -3,6 +3,8 @@
 //! In a build with the feature `failpoints` the variable `STRANGLER_FAILPOINT=name[:n]` makes the process kill
 //! itself, as SIGKILL would, when it reaches that point for the n-th time (default 1). Other builds hold none of it.
 
+pub mod hooks;
+
 /// Every kill point of the mirror, in the order in which a run meets them. A test kills at each.
 pub const MIRROR: &[&str] = &[
     "stream-row-inserted",

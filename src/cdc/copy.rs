@@ -10,6 +10,7 @@ use tokio::sync::mpsc;
 use super::borders::{Job, JobExtent, range_condition};
 use super::error::MirrorError;
 use crate::failpoint;
+use crate::failpoint::hooks::{Hooks, Mutant};
 use crate::journal::copies::{self, Extent, PieceRow};
 use crate::journal::streams::{Claim, ClaimStatements};
 use crate::landing::key::Point;
@@ -63,6 +64,8 @@ pub struct RoundWork {
     pub pages: HashMap<usize, i64>,
     /// Jobs not yet taken.
     pub queue: Mutex<VecDeque<Job>>,
+    /// What tests change.
+    pub hooks: Hooks,
 }
 
 /// What a worker reports.
@@ -114,10 +117,17 @@ async fn land(
     reports: &mpsc::Sender<Report>,
 ) -> Result<(), MirrorError> {
     let Some((label, mapping)) = round.tables.get(job.table) else { return Ok(()) };
+    round.hooks.pass("landing").await;
     let target = &sessions.target;
     target.batch_execute("BEGIN").await.map_err(MirrorError::sql("opening a landing"))?;
     if !round.claim.share(target, &sessions.statements).await? {
         return Err(MirrorError::Fenced { slice: round.claim.slice.clone() });
+    }
+    if round.hooks.mutant(Mutant::PartsKept)
+        && let JobExtent::Part { part, .. } = job.extent
+        && copies::has_part(target, &round.claim.slice, label, part).await?
+    {
+        return target.batch_execute("ROLLBACK").await.map_err(MirrorError::sql("keeping a part"));
     }
     let condition = job_condition(round, mapping, job);
     let (rows, bytes) = pipe(sessions, round, (job.table, mapping), condition, reports).await?;
@@ -128,6 +138,7 @@ async fn land(
     failpoint::hit(names.0);
     target.batch_execute("COMMIT").await.map_err(MirrorError::sql("committing a landing"))?;
     failpoint::hit(names.1);
+    round.hooks.pass("landed").await;
     let report = Report::Landed { table: job.table, piece, complete, rows, bytes };
     // A closed channel means that the round is being given up; what has landed stays.
     let _ = reports.send(report).await;

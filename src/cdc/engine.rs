@@ -13,13 +13,15 @@ use super::copying::Copying;
 use super::error::MirrorError;
 use super::finish;
 use super::pulse::{Pulse, Vitals, heartbeat_number};
-use super::route::{RefetchSessions, Router};
+use super::refetch::RefetchSessions;
+use super::route::Router;
 use super::source::{HEARTBEAT_PREFIX, Published};
 use super::stream::{Assembler, Event};
 use super::table::TableRun;
 use super::truncate;
 use crate::change::{Relation, TransactionFrame};
 use crate::failpoint;
+use crate::failpoint::hooks::Hooks;
 use crate::journal::copies::{self, TableState};
 use crate::journal::process;
 use crate::landing::pieces::EventOrigin;
@@ -49,6 +51,8 @@ pub struct MirrorOptions {
     pub rebuild: bool,
     /// Take over from a mirror that seems to be alive.
     pub take_over: bool,
+    /// What tests change in this engine; nothing in other builds.
+    pub hooks: Hooks,
 }
 
 /// Everything that one slice's engine is given.
@@ -128,7 +132,8 @@ impl Engine {
         // The pulse ends by itself within a beat; its sessions must not outlive this run.
         let _ = beating.await;
         match ended {
-            Ok(()) => self.close().await,
+            // In the middle of a transaction close() leaves it to the next start.
+            Ok(()) | Err(MirrorError::Stopped) => self.close().await,
             Err(error) => Err(error),
         }
     }
@@ -154,7 +159,7 @@ impl Engine {
                 None => self.wait(stop).await?,
             };
             if let Some(event) = event {
-                self.take(event).await?;
+                self.take(event, stop).await?;
             }
         }
     }
@@ -172,14 +177,15 @@ impl Engine {
         }
     }
 
-    async fn take(&mut self, event: Event) -> Result<(), MirrorError> {
+    async fn take(&mut self, event: Event, stop: &CancellationToken) -> Result<(), MirrorError> {
         match event {
             Event::Begin(TransactionFrame { xid, commit_lsn, .. }) => {
+                self.config.options.hooks.pass("begin").await;
                 self.current = Some(EventOrigin { xid, commit_lsn });
             }
             Event::Row { relation, change } => {
                 let Some(origin) = self.current else { return Ok(()) };
-                let sessions = RefetchSessions { reader: &self.reader, position: &self.source };
+                let sessions = RefetchSessions { reader: &self.reader, position: &self.source, stop };
                 self.router
                     .row((&relation, &change), origin, &mut self.tables, &mut self.batch, sessions)
                     .await?;
@@ -241,6 +247,7 @@ impl Engine {
         self.persisted_at = Instant::now();
         self.assembler.confirm(boundary.end);
         failpoint::hit("apply-confirmed");
+        self.config.options.hooks.pass("applied").await;
         self.report_heartbeat();
         Ok(())
     }
@@ -278,7 +285,7 @@ impl Engine {
             table.pieces.passed_at().is_some_and(|lsn| lsn > applied && lsn <= self.consumed.end)
                 && !table.pieces.is_live()
         });
-        let stale = self.persisted_at.elapsed() >= IDLE_PERSIST_EVERY;
+        let stale = self.persisted_at.elapsed() >= IDLE_PERSIST_EVERY || self.config.options.hooks.is_eager();
         if self.consumed.end > applied
             && (awaited || stale || self.copying.awaits(applied, self.consumed.end))
         {
@@ -368,6 +375,7 @@ impl Engine {
         let waiting = self.copying.waits_for();
         self.vitals.set_phase(phase, waiting.as_deref());
         self.config.board.show(self.slice(), (phase, waiting.as_deref()), &self.tables, &self.vitals, behind);
+        self.config.board.count(self.slice(), self.router.counts);
     }
 
     /// Stops at a transaction border: what is complete is committed, what is not is left to the next start.

@@ -19,6 +19,7 @@ use super::start::{self, Memory, ProcessName, Starting, open};
 use super::stream::Assembler;
 use super::table::{TableRun, choose_ranges, rows_are_whole};
 use crate::failpoint;
+use crate::failpoint::hooks::Mutant;
 use crate::journal::copies::{self, TableRow, TableState};
 use crate::journal::process;
 use crate::journal::streams::{self, Claim, StreamRow, StreamState};
@@ -93,10 +94,12 @@ async fn prepare(
     let claim = Claim { slice: slice.to_owned(), nonce: row.nonce, epoch, applied };
     let labels: Vec<(String, String)> =
         config.mapping.tables.iter().map(|table| (table.source.to_string(), table.target.sql())).collect();
-    start::void_parts(&links.target, &claim, &|label| {
-        labels.iter().find(|(source, _)| source == label).map(|(_, target)| target.clone())
-    })
-    .await?;
+    if !config.options.hooks.mutant(Mutant::PartsKept) {
+        start::void_parts(&links.target, &claim, &|label| {
+            labels.iter().find(|(source, _)| source == label).map(|(_, target)| target.clone())
+        })
+        .await?;
+    }
     while let Some(table) = memory.retry.last() {
         retry(config, &links.target, &claim, table).await?;
         memory.retry.pop();
@@ -188,7 +191,7 @@ async fn bring_up(
         source: links.source,
         reader,
         assembler: Assembler::new(stream, config.options.spill_folder.clone()),
-        router: Router::default(),
+        router: Router::new(config.options.hooks.clone()),
         published: Arc::new(published),
         publication: publication.to_owned(),
         tables,

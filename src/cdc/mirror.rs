@@ -6,12 +6,14 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
+use tokio_util::task::AbortOnDropHandle;
 
 use super::engine::SliceConfig;
 use super::error::MirrorError;
 use super::launch;
 use super::progress::{Progress, SliceProgress, TableProgress};
 use super::pulse::Vitals;
+use super::route::RouteCounts;
 use super::start::{Memory, ProcessName, open};
 use super::table::{TableRun, expected_rows};
 use crate::journal::process::{self, Sighting};
@@ -36,6 +38,7 @@ pub struct SliceEnd {
 }
 
 /// Runs all slices until `stop` is cancelled or none can go on. A slice that can't go on does not stop the others.
+/// Dropped before its end, it lets go of everything at once, as a crash would.
 pub async fn run(configs: Vec<SliceConfig>, this: ProcessName, stop: CancellationToken) -> Vec<SliceEnd> {
     let this = Arc::new(this);
     let running: Vec<_> = configs
@@ -44,7 +47,7 @@ pub async fn run(configs: Vec<SliceConfig>, this: ProcessName, stop: Cancellatio
             let slice = config.mapping.slice.clone();
             let (this, stop) = (Arc::clone(&this), stop.clone());
             let task = tokio::spawn(async move { Box::pin(keep_running(config, &this, &stop)).await });
-            (slice, task)
+            (slice, AbortOnDropHandle::new(task))
         })
         .collect();
     let mut ends = Vec::new();
@@ -205,8 +208,14 @@ impl Board {
                 lag_ms: vitals.lag_ms(),
                 wal_held_bytes: vitals.held_bytes(),
                 detail: detail.map(str::to_owned),
+                counts: shown.counts,
             };
         });
+    }
+
+    /// Shows how a slice's events fared.
+    pub fn count(&self, slice: &str, counts: RouteCounts) {
+        self.update(slice, |shown| shown.counts = counts);
     }
 
     fn update(&self, slice: &str, change: impl FnOnce(&mut SliceProgress)) {

@@ -1,6 +1,8 @@
 //! What a running mirror tells whoever watches it. The engine publishes it through a watch channel, so a slow
 //! watcher sees the latest state and never holds the engine up.
 
+use super::route::RouteCounts;
+
 /// All slices that one process mirrors.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Progress {
@@ -23,6 +25,8 @@ pub struct SliceProgress {
     pub lag_ms: Option<f64>,
     /// WAL that the monolith holds for the slice.
     pub wal_held_bytes: u64,
+    /// How the stream's events fared since the engine started.
+    pub counts: RouteCounts,
     /// More about the phase, such as the error that a reconnect waits after.
     pub detail: Option<String>,
 }

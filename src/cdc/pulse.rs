@@ -18,7 +18,7 @@ use crate::postgres::connect::{Server, Session};
 const BEAT_EVERY: Duration = Duration::from_secs(1);
 /// Every how many beats the mirror's own row and the slot's facts are refreshed.
 const SIGHT_EVERY: u64 = 2;
-/// A heartbeat that hangs, e.g. behind a synchronous standby that is away, is given up and its session dropped.
+/// A heartbeat that hangs is given up and its session dropped.
 const BEAT_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// What pulse and engine tell each other.
@@ -166,7 +166,14 @@ impl Pulse {
         meter: &mut WalMeter,
     ) -> Result<(), MirrorError> {
         if sessions.is_none() {
-            *sessions = Some((open(&self.read, &self.slice).await?, open(&self.apply, &self.slice).await?));
+            let source = open(&self.read, &self.slice).await?;
+            // A heartbeat tells a time and nothing else, so no standby has to hold it. One that waited for a standby
+            // would keep its server process for as long as the standby is away, whoever hangs up on it.
+            source
+                .batch_execute("SET synchronous_commit = local")
+                .await
+                .map_err(MirrorError::sql("setting up the heartbeat's session"))?;
+            *sessions = Some((source, open(&self.apply, &self.slice).await?));
         }
         let Some((source, target)) = sessions.as_ref() else { return Ok(()) };
         if number % SIGHT_EVERY == 1 {

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use tokio_postgres::SimpleQueryMessage;
+use tokio_util::sync::CancellationToken;
 
 use super::error::MirrorError;
 use super::source;
@@ -21,6 +22,17 @@ const PAUSE_MAX: Duration = Duration::from_millis(50);
 /// How long one attempt may wait behind an exclusive lock.
 const LOCK_TIMEOUT: &str = "SET LOCAL lock_timeout = '2s'";
 
+/// The sessions that a refetch reads through.
+#[derive(Debug, Clone, Copy)]
+pub struct RefetchSessions<'a> {
+    /// Reads the row.
+    pub reader: &'a Session,
+    /// Reads the position.
+    pub position: &'a Session,
+    /// The operator asks to stop.
+    pub stop: &'a CancellationToken,
+}
+
 /// A row as one snapshot sees it, with the piece that decides about its later events.
 #[derive(Debug)]
 pub struct Refetched {
@@ -34,10 +46,9 @@ pub struct Refetched {
 /// too: it had left the list of running transactions before `xid` could lock the row.
 ///
 /// # Errors
-/// [`MirrorError`].
+/// [`MirrorError::Stopped`] when the operator asks to stop while no snapshot sees it yet; [`MirrorError`].
 pub async fn refetch(
-    reader: &Session,
-    position: &Session,
+    RefetchSessions { reader, position, stop }: RefetchSessions<'_>,
     mapping: &TableMapping,
     key: &Key,
     xid: u32,
@@ -53,7 +64,11 @@ pub async fn refetch(
         let snapshot = source::snapshot(reader).await?;
         if !snapshot.sees(snapshot.extend(xid)) {
             reader.batch_execute("ROLLBACK").await.map_err(MirrorError::sql("closing a refetch"))?;
-            tokio::time::sleep(pause).await;
+            // With a synchronous standby away that can take for as long as it is away.
+            tokio::select! {
+                () = stop.cancelled() => return Err(MirrorError::Stopped),
+                () = tokio::time::sleep(pause) => {}
+            }
             pause = (pause * 2).min(PAUSE_MAX);
             continue;
         }

@@ -16,6 +16,7 @@ use super::borders::{Job, JobExtent};
 use super::copy::{Report, RoundWork, WorkerSessions, work};
 use super::error::MirrorError;
 use super::source;
+use crate::failpoint::hooks::{Hooks, Mutant};
 use crate::journal::streams::{self, Claim};
 use crate::landing::ring::Ring;
 use crate::lsn::Lsn;
@@ -67,6 +68,8 @@ pub struct RoundPlan {
     pub tables: Vec<(String, Arc<TableMapping>)>,
     /// Both servers are of one major version.
     pub same_major: bool,
+    /// What tests change.
+    pub hooks: Hooks,
 }
 
 /// Runs a round and returns the WAL position that the stream has to pass, and how it ended.
@@ -82,12 +85,14 @@ pub async fn run(
     stop: &CancellationToken,
     waiting: &(dyn Fn(&str) + Send + Sync),
 ) -> Result<(Lsn, RoundEnd), MirrorError> {
+    plan.hooks.pass("locking").await;
     let names = table_names(&plan);
     let oids = source::table_oids(sessions.source, &names).await?;
-    if lock_tables(sessions, &names, stop, waiting).await? == RoundEnd::Stopped {
+    if lock_tables(sessions, &names, (stop, &plan.hooks), waiting).await? == RoundEnd::Stopped {
         return Ok((Lsn::ZERO, RoundEnd::Stopped));
     }
-    let Some((snapshot, snapshot_name)) = export_snapshot(sessions, ring, (&oids, stop), waiting).await?
+    let Some((snapshot, snapshot_name)) =
+        export_snapshot(sessions, ring, (&oids, stop, &plan.hooks), waiting).await?
     else {
         close(sessions).await?;
         return Ok((Lsn::ZERO, if stop.is_cancelled() { RoundEnd::Stopped } else { RoundEnd::GaveWay }));
@@ -101,6 +106,7 @@ pub async fn run(
             .map_err(MirrorError::sql("importing the round's snapshot"))?;
     }
     let pages = count_pages(sessions.source, &plan).await?;
+    plan.hooks.pass("snapshot").await;
     let round = RoundWork {
         pages,
         claim: plan.claim.clone(),
@@ -110,6 +116,7 @@ pub async fn run(
         tables: plan.tables,
         same_major: plan.same_major,
         queue: Mutex::new(VecDeque::from(plan.jobs)),
+        hooks: plan.hooks,
     };
     let working = try_join_all(sessions.workers.iter().map(|worker| work(worker, &round, reports)));
     let end = tokio::select! {
@@ -152,14 +159,15 @@ fn table_names(plan: &RoundPlan) -> Vec<String> {
 async fn lock_tables(
     sessions: &RoundSessions<'_>,
     names: &[String],
-    stop: &CancellationToken,
+    (stop, hooks): (&CancellationToken, &Hooks),
     waiting: &(dyn Fn(&str) + Send + Sync),
 ) -> Result<RoundEnd, MirrorError> {
-    let sql = format!(
-        "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY; SET LOCAL lock_timeout = {LOCK_TIMEOUT_MS}; \
-         LOCK TABLE {} IN ACCESS SHARE MODE",
-        names.join(", ")
+    let mut sql = format!(
+        "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY; SET LOCAL lock_timeout = {LOCK_TIMEOUT_MS}; "
     );
+    if !hooks.mutant(Mutant::LateLock) {
+        sql.push_str(&format!("LOCK TABLE {} IN ACCESS SHARE MODE", names.join(", ")));
+    }
     let mut pause = PAUSE_MAX;
     loop {
         let mut timed_out = false;
@@ -192,7 +200,7 @@ async fn lock_tables(
 async fn export_snapshot(
     sessions: &RoundSessions<'_>,
     ring: &mut Ring,
-    (oids, stop): (&[u32], &CancellationToken),
+    (oids, stop, hooks): (&[u32], &CancellationToken, &Hooks),
     waiting: &(dyn Fn(&str) + Send + Sync),
 ) -> Result<Option<(String, String)>, MirrorError> {
     let mut pause = PAUSE_FIRST;
@@ -203,13 +211,20 @@ async fn export_snapshot(
             .await
             .map_err(MirrorError::sql("opening a round"))?;
         let snapshot = source::snapshot(exporter).await?;
-        if ring.prune(&snapshot) {
+        if ring.prune(&snapshot) || hooks.mutant(Mutant::NoR1) {
             let row = exporter
                 .query_one("SELECT pg_export_snapshot()", &[])
                 .await
                 .map_err(MirrorError::sql("exporting a snapshot"))?;
             ring.clear();
-            return Ok(Some((snapshot.to_string(), row.get(0))));
+            let recorded = if hooks.mutant(Mutant::LsnWatermark) {
+                // One that sees whatever will happen, so that only positions decide.
+                let end = snapshot.extend(0) + (1 << 30);
+                format!("{end}:{end}:")
+            } else {
+                snapshot.to_string()
+            };
+            return Ok(Some((recorded, row.get(0))));
         }
         exporter.batch_execute("ROLLBACK").await.map_err(MirrorError::sql("giving a snapshot up"))?;
         if stop.is_cancelled() || source::waits_for_exclusive_lock(sessions.source, oids).await? {

@@ -5,16 +5,16 @@ use std::sync::Arc;
 
 use super::batch::Batch;
 use super::error::MirrorError;
-use super::refetch::refetch;
+use super::refetch::{RefetchSessions, refetch};
 use super::table::TableRun;
 use crate::change::{OldTuple, Relation, RowChange, Tuple, Value};
+use crate::failpoint::hooks::{Hooks, Mutant};
 use crate::landing::key::Key;
 use crate::landing::pieces::{EventOrigin, Standing};
 use crate::landing::row::RowReader;
 use crate::landing::rule::{UpdateVerdict, decide_update};
 use crate::landing::sets::RowOperation;
 use crate::name::TableName;
-use crate::postgres::connect::Session;
 
 /// How events fared, for tests that must know that the load met the rare cases, and for `status`.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -42,15 +42,7 @@ pub struct Router {
     bindings: HashMap<u32, Binding>,
     /// Counts since the start.
     pub counts: RouteCounts,
-}
-
-/// The sessions that a refetch reads through.
-#[derive(Debug, Clone, Copy)]
-pub struct RefetchSessions<'a> {
-    /// Reads the row.
-    pub reader: &'a Session,
-    /// Reads the position.
-    pub position: &'a Session,
+    hooks: Hooks,
 }
 
 /// One end of a change: its projected row and how it stands.
@@ -60,6 +52,12 @@ struct End {
 }
 
 impl Router {
+    /// A router that has met nothing yet.
+    #[must_use]
+    pub fn new(hooks: Hooks) -> Self {
+        Self { hooks, ..Self::default() }
+    }
+
     /// The slice's table that a relation is, when it is one.
     ///
     /// # Errors
@@ -143,8 +141,14 @@ impl Router {
                 if old.key != new.key && old.standing != new.standing {
                     self.counts.mixed_key_changes += 1;
                 }
-                let complete = !row.contains(&Value::Unchanged);
-                match decide_update(old.standing, new.standing, complete) {
+                let complete = !row.contains(&Value::Unchanged) || self.hooks.mutant(Mutant::NoRefetch);
+                let in_both = old.standing != Standing::Absent && new.standing != Standing::Absent;
+                let verdict = if self.hooks.mutant(Mutant::OneUpdate) && old.key != new.key && in_both {
+                    UpdateVerdict::Update
+                } else {
+                    decide_update(old.standing, new.standing, complete)
+                };
+                match verdict {
                     UpdateVerdict::Nothing => None,
                     UpdateVerdict::Update => Some(RowOperation::Update { old: old.key, new: new.key, row }),
                     UpdateVerdict::DeleteOld => Some(RowOperation::Delete { key: old.key }),
@@ -219,7 +223,7 @@ async fn refetch_into(
     (key, xid): (Key, u32),
     sessions: RefetchSessions<'_>,
 ) -> Result<Option<RowOperation>, MirrorError> {
-    let fetched = refetch(sessions.reader, sessions.position, &table.mapping, &key, xid).await?;
+    let fetched = refetch(sessions, &table.mapping, &key, xid).await?;
     table.add(&fetched.piece)?;
     batch.key_pieces.push(fetched.piece);
     Ok(fetched.row.map(|row| RowOperation::Insert { key, row }))

@@ -162,6 +162,7 @@ fn configs(
         retry: retry.to_vec(),
         rebuild: arguments.rebuild,
         take_over: arguments.take_over,
+        hooks: crate::failpoint::hooks::Hooks::default(),
     });
     let rounds = Arc::new(Semaphore::new(ROUNDS));
     let config = |mapping: SliceMapping| {

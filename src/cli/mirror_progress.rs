@@ -224,7 +224,7 @@ mod tests {
             lag_bytes: 64,
             lag_ms: Some(12.0),
             wal_held_bytes: 16_800_000,
-            detail: None,
+            ..SliceProgress::default()
         }
     }
 

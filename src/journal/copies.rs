@@ -218,6 +218,26 @@ pub async fn insert_part(
         .map_err(JournalError::database("recording a part"))
 }
 
+/// Whether a part is finished: asked only by the mutant that keeps parts over a crash.
+///
+/// # Errors
+/// [`JournalError::Database`].
+pub async fn has_part(
+    client: &Client,
+    slice: &str,
+    source_table: &str,
+    part: u32,
+) -> Result<bool, JournalError> {
+    client
+        .query_opt(
+            "SELECT 1 FROM strangler.part WHERE slice = $1 AND source_table = $2 AND part = $3::int8",
+            &[&slice, &source_table, &i64::from(part)],
+        )
+        .await
+        .map(|row| row.is_some())
+        .map_err(JournalError::database("reading parts"))
+}
+
 /// Removes a table's parts and returns how many there were.
 ///
 /// # Errors

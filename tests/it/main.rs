@@ -18,6 +18,7 @@ mod failpoints;
 mod help;
 mod introspect;
 mod journey;
+mod landing;
 mod logging;
 mod memory;
 mod plans;

@@ -3,6 +3,7 @@
 pub mod bench;
 pub mod binary;
 pub mod cluster;
+pub mod scenario;
 pub mod tables;
 pub mod wait;
 pub mod writers;
