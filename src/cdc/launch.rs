@@ -24,7 +24,7 @@ use crate::journal::copies::{self, TableRow, TableState};
 use crate::journal::process;
 use crate::journal::streams::{self, Claim, StreamRow, StreamState};
 use crate::lsn::Lsn;
-use crate::name::TableName;
+use crate::name::{TableName, quote_ident};
 use crate::postgres::connect::Session;
 use crate::postgres::replication::{Connection, StreamOptions, SystemIdentity};
 
@@ -355,7 +355,9 @@ async fn check_published(
         Some(what) => Err(MirrorError::Refused {
             what: format!("publication {publication} of the monolith is not what provision made: {what}"),
             next: format!(
-                "strangler check PLAN; then strangler provision PLAN --slice {}",
+                "put back on the monolith what it lacks, with ALTER PUBLICATION {} ADD TABLE or RENAME; then \
+                 strangler mirror PLAN --slice {} --retry TABLE, which copies that table again",
+                quote_ident(publication),
                 config.mapping.slice
             ),
         }),
