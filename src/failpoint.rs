@@ -33,8 +33,9 @@ pub const MIRROR: &[&str] = &[
 pub const COPY_AGAIN: &[&str] =
     &["rebuild-slot-dropped", "rebuild-reset", "unique-deferred-again", "emptied-for-copy"];
 
-/// Kill points of starts that find something wrong, or a source that went on under a new timeline.
-pub const START: &[&str] = &["fault-recorded", "timeline-recorded"];
+/// Kill points of starts that find something wrong, of the end that follows, and of starts that find a source that went
+/// on under a new timeline.
+pub const START: &[&str] = &["fault-recorded", "end-recorded", "timeline-recorded"];
 
 /// Dies here when the environment asks for it.
 #[cfg(feature = "failpoints")]

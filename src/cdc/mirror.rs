@@ -16,6 +16,7 @@ use super::pulse::Vitals;
 use super::route::RouteCounts;
 use super::start::{Memory, ProcessName, open};
 use super::table::{TableRun, expected_rows};
+use crate::failpoint;
 use crate::journal::process::{self, Sighting};
 
 /// Pauses between attempts after a broken link, doubled up to the longest, each with a random part so that many
@@ -113,7 +114,9 @@ async fn record_end(config: &SliceConfig, memory: &Memory, error: &MirrorError) 
     let Some(nonce) = memory.nonce else { return };
     let recording = async {
         let target = open(&config.apply, &config.mapping.slice).await.ok()?;
-        process::stopped(&target, &config.mapping.slice, nonce, Some(&error.to_string())).await.ok()
+        process::stopped(&target, &config.mapping.slice, nonce, Some(&error.to_string())).await.ok()?;
+        failpoint::hit("end-recorded");
+        Some(())
     };
     // Without it, `status` tells by the missing sign of life.
     let _ = tokio::time::timeout(SIGHT_EVERY, recording).await;

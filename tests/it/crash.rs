@@ -184,7 +184,9 @@ async fn a_slot_that_was_dropped_is_a_gap_until_the_slice_is_rebuilt() {
         .batch_execute("SELECT pg_drop_replication_slot(slot_name) FROM pg_replication_slots")
         .await
         .unwrap();
-    assert!(killed_at(&bench, &workload, "fault-recorded", &["--slice", "keys"]).await);
+    for name in ["fault-recorded", "end-recorded"] {
+        assert!(killed_at(&bench, &workload, name, &["--slice", "keys"]).await, "{name} was not reached");
+    }
     for _ in 0..2 {
         let refused = bench.command(&["mirror", "plan.yaml"]).output().unwrap();
         let words = String::from_utf8_lossy(&refused.stderr);
@@ -192,6 +194,25 @@ async fn a_slot_that_was_dropped_is_a_gap_until_the_slice_is_rebuilt() {
         assert!(words.contains("is gone") && words.contains("--rebuild"), "{words}");
     }
     let mirror = bench.mirror(None, &["--rebuild"]);
+    finish(&bench, workload, mirror).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_monolith_that_was_promoted_past_the_applied_position_is_followed_on_its_new_timeline() {
+    let (mut bench, workload) = start(&[]).await;
+    let mirror = bench.mirror(None, &[]);
+    bench.caught_up().await;
+    mirror.stop();
+    // A standby takes no writes, and the writers take no refusal for an answer.
+    let ledger = workload.stop().await;
+    bench.monolith.stop(StopMode::Fast).unwrap();
+    bench.monolith.write_data_file("standby.signal", b"").unwrap();
+    bench.monolith.start().unwrap();
+    bench.source().await.batch_execute("SELECT pg_promote()").await.unwrap();
+    let workload = Workload::resume(&bench.application(), &load(), ledger);
+    workload.advance(50).await;
+    assert!(killed_at(&bench, &workload, "timeline-recorded", &["--slice", "keys"]).await);
+    let mirror = bench.mirror(None, &[]);
     finish(&bench, workload, mirror).await;
 }
 
