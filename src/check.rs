@@ -1,6 +1,6 @@
 //! Looks at every database of a plan, changes nothing, and lists all problems at once with what to do about each.
 //!
-//! [`gather`] finds out the [`Facts`]; the rules are pure functions of them, one small file each. The next rule is a
+//! [`gather()`] finds out the [`Facts`]; the rules are pure functions of them, one small file each. The next rule is a
 //! file with its test and one line in `RULES`.
 
 mod admin_rights;

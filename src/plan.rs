@@ -1,6 +1,6 @@
 //! The migration plan: what the operator wrote, read, checked for sense and given types.
 //!
-//! [`parse`] turns a file into a [`Plan`] or into all of its problems at once. A `Plan` knows nothing of any
+//! [`parse()`] turns a file into a [`Plan`] or into all of its problems at once. A `Plan` knows nothing of any
 //! database; [`crate::mapping`] joins it with catalogs.
 
 mod check;
