@@ -50,8 +50,6 @@ impl WorkerSessions {
 pub struct RoundWork {
     /// Claim that landings check.
     pub claim: Claim,
-    /// Name of the exported snapshot.
-    pub snapshot_name: String,
     /// The snapshot's text.
     pub snapshot: String,
     /// WAL insert position read after the snapshot.

@@ -312,7 +312,7 @@ impl Engine {
                     copies::set_live(session, &slice, &table.label).await?;
                 }
             }
-            self.applier.commit(Boundary { end: applied, time_us: self.consumed.time_us }).await?;
+            self.applier.commit_at(applied, self.consumed.time_us).await?;
             failpoint::hit("table-live");
             for number in ready {
                 if let Some(table) = self.tables.get_mut(number) {

@@ -110,7 +110,6 @@ pub async fn run(
     let round = RoundWork {
         pages,
         claim: plan.claim.clone(),
-        snapshot_name,
         snapshot,
         lsn,
         tables: plan.tables,

@@ -18,7 +18,6 @@ const BUFFER_BYTES: usize = 64 * 1024;
 pub struct Spill {
     file: BufWriter<File>,
     aborted: HashSet<u32>,
-    bytes: u64,
 }
 
 /// Reads a spilled transaction back.
@@ -46,7 +45,7 @@ impl Spill {
     /// What the file system answered.
     pub fn create(folder: &Path) -> io::Result<Self> {
         let file = tempfile::tempfile_in(folder)?;
-        Ok(Self { file: BufWriter::with_capacity(BUFFER_BYTES, file), aborted: HashSet::new(), bytes: 0 })
+        Ok(Self { file: BufWriter::with_capacity(BUFFER_BYTES, file), aborted: HashSet::new() })
     }
 
     /// Adds a message of subtransaction `xid`.
@@ -58,19 +57,12 @@ impl Spill {
         self.file.write_all(&length.to_be_bytes())?;
         self.file.write_all(&xid.to_be_bytes())?;
         self.file.write_all(body)?;
-        self.bytes += 8 + u64::from(length);
         Ok(())
     }
 
     /// A subtransaction was rolled back: its messages so far don't count.
     pub fn abort(&mut self, subxid: u32) {
         self.aborted.insert(subxid);
-    }
-
-    /// Bytes written so far.
-    #[must_use]
-    pub fn bytes(&self) -> u64 {
-        self.bytes
     }
 
     /// The transaction committed: read it back.

@@ -146,12 +146,6 @@ impl Assembler {
         self.received
     }
 
-    /// Bytes of running transactions on disk.
-    #[must_use]
-    pub fn spilled_bytes(&self) -> u64 {
-        self.streamed.values().map(|streamed| streamed.spill.bytes()).sum()
-    }
-
     /// The next event; waits for it. Safe to cancel while it waits.
     ///
     /// # Errors

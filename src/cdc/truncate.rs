@@ -1,7 +1,7 @@
 //! TRUNCATE: every copied row that it concerns goes, in its place in the stream.
 
 use super::apply::Applier;
-use super::borders::{Stretch, target_range_condition};
+use super::borders::target_range_condition;
 use super::error::MirrorError;
 use super::start::empty_table;
 use super::table::TableRun;
@@ -30,7 +30,11 @@ pub async fn apply(applier: &mut Applier, table: &TableRun, event: EventOrigin) 
                 statements.push(delete(mapping, None, kept.as_deref()));
             }
             for range in ranges {
-                statements.push(delete(mapping, range_sql(mapping, range).as_deref(), kept.as_deref()));
+                statements.push(delete(
+                    mapping,
+                    target_range_condition(mapping, range).as_deref(),
+                    kept.as_deref(),
+                ));
             }
             if !keys_gone.is_empty() {
                 statements.push(delete(mapping, Some(&keys_condition(mapping, &keys_gone)), None));
@@ -41,10 +45,6 @@ pub async fn apply(applier: &mut Applier, table: &TableRun, event: EventOrigin) 
             Ok(())
         }
     }
-}
-
-fn range_sql(mapping: &TableMapping, range: Stretch) -> Option<String> {
-    target_range_condition(mapping, range)
 }
 
 fn delete(mapping: &TableMapping, first: Option<&str>, second: Option<&str>) -> String {
