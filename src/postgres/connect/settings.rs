@@ -23,7 +23,7 @@ pub(in crate::postgres) const STARTUP_SETTINGS: &[(&str, &str)] = &[
 /// of a large table may run for hours. Callers that want a limit set their own. A row that a policy hides makes the
 /// statement fail rather than be missed (PostgreSQL documentation, section 20.11.1, `row_security`).
 const SQL_SETTINGS: &[(&str, &str)] = &[
-    ("statement_timeout", "0"),
+    // `statement_timeout` has gone before these.
     ("lock_timeout", "0"),
     ("idle_in_transaction_session_timeout", "0"),
     ("idle_session_timeout", "0"),
@@ -41,13 +41,29 @@ const ABOUT_ME: &str = "SELECT session_user,
     EXISTS (SELECT FROM pg_catalog.pg_roles WHERE rolname = 'strangler_apply'),
     pg_catalog.current_setting('session_replication_role')";
 
+/// How often a limit on statements is taken away before it is believed to win.
+const TRIES: usize = 20;
+
 /// Makes the settings of a new session.
 pub(super) async fn prepare(session: &Session, role: SessionRole, at: &str) -> Result<(), ConnectError> {
     let failed = |source| ConnectError::Settings { at: at.to_owned(), source };
+    unlimit(session).await.map_err(failed)?;
     session.batch_execute(&statements(session.server_major())).await.map_err(failed)?;
     match role {
         SessionRole::Admin | SessionRole::Read => Ok(()),
         SessionRole::Apply => become_applier(session, at).await,
+    }
+}
+
+/// Takes the limit on statements away before anything else is asked. The limit that a role was given holds for this
+/// statement, too: a server under load may not even read one in a limit of a few milliseconds, so it is tried again.
+async fn unlimit(session: &Session) -> Result<(), tokio_postgres::Error> {
+    let mut tries = 1;
+    loop {
+        match session.batch_execute("SET statement_timeout = 0").await {
+            Err(error) if error.code() == Some(&SqlState::QUERY_CANCELED) && tries < TRIES => tries += 1,
+            result => return result,
+        }
     }
 }
 
