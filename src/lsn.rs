@@ -3,6 +3,7 @@
 use std::fmt;
 use std::str::FromStr;
 
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use tokio_postgres::types::PgLsn;
 
 /// A WAL position in bytes since the start of the log (`pg_lsn`, PostgreSQL documentation, section 8.20).
@@ -55,6 +56,19 @@ impl FromStr for Lsn {
             (Some(high), Some(low)) => Ok(Self(high << 32 | low)),
             (None, _) | (_, None) => Err(error()),
         }
+    }
+}
+
+/// As its text, because JSON numbers lose the last bits of it.
+impl Serialize for Lsn {
+    fn serialize<S: Serializer>(&self, to: S) -> Result<S::Ok, S::Error> {
+        to.collect_str(self)
+    }
+}
+
+impl<'de> Deserialize<'de> for Lsn {
+    fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
+        String::deserialize(from)?.parse().map_err(serde::de::Error::custom)
     }
 }
 

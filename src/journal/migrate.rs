@@ -10,7 +10,10 @@ pub const HISTORY: &str = "strangler.schema_history";
 pub const CREATE_SCHEMA: &str = "CREATE SCHEMA IF NOT EXISTS strangler";
 
 /// Every version: name in the form `V<number>__<words>`, and its SQL.
-pub const VERSIONS: &[(&str, &str)] = &[("V1__schema", include_str!("migrations/V1__schema.sql"))];
+pub const VERSIONS: &[(&str, &str)] = &[
+    ("V1__schema", include_str!("migrations/V1__schema.sql")),
+    ("V2__evidence", include_str!("migrations/V2__evidence.sql")),
+];
 
 /// Advisory lock under which versions are applied. Gates use the same class with keys from 1.
 const LOCK: (i32, i32) = (1_398_035_026, -1);

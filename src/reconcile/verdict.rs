@@ -1,0 +1,164 @@
+//! What a reconciliation says in the end. A table that was not compared makes a verdict `incomplete`, whatever the
+//! others say: no verdict is clean by leaving something out.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+use super::finding::{Finding, FindingKind, as_text};
+use crate::lsn::Lsn;
+use crate::name::TableName;
+
+/// The word of a verdict.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Outcome {
+    /// Everything was compared and everything is equal.
+    Clean,
+    /// At least one difference is proven, whatever else could not be looked at.
+    Differs,
+    /// No difference is proven, and something was not compared.
+    Incomplete,
+}
+
+impl Outcome {
+    /// The word, as in JSON and in the ledger.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Clean => "clean",
+            Self::Differs => "differs",
+            Self::Incomplete => "incomplete",
+        }
+    }
+
+    /// The outcome of several parts: a difference wins over a gap, and a gap over clean.
+    pub fn of(parts: impl IntoIterator<Item = Self>) -> Self {
+        parts.into_iter().fold(Self::Clean, |all, part| match (all, part) {
+            (Self::Differs, _) | (_, Self::Differs) => Self::Differs,
+            (Self::Incomplete, _) | (_, Self::Incomplete) => Self::Incomplete,
+            (Self::Clean, Self::Clean) => Self::Clean,
+        })
+    }
+}
+
+impl fmt::Display for Outcome {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(self.as_str())
+    }
+}
+
+/// How much of a table a run looks at.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", tag = "kind")]
+pub enum Coverage {
+    /// Every row.
+    Full,
+    /// Rows whose key falls into a random part of the key's hash; a clean sample is no full proof.
+    Sample {
+        /// Per cent of the rows, above 0 and below 100.
+        percent: f64,
+    },
+    /// Rows that the stream touched after a position.
+    ChangedSince {
+        /// That position on the authority.
+        lsn: Lsn,
+    },
+}
+
+/// How many findings there are of each kind.
+pub type Counts = BTreeMap<FindingKind, u64>;
+
+/// One table's part of a verdict.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct TableVerdict {
+    /// The table by the monolith's name.
+    #[serde(serialize_with = "as_text")]
+    pub source_table: TableName,
+    /// The table by the service's name.
+    #[serde(serialize_with = "as_text")]
+    pub target_table: TableName,
+    /// What is known of it.
+    pub outcome: Outcome,
+    /// What was looked at.
+    pub coverage: Coverage,
+    /// Rows compared on the side that holds the authority.
+    pub rows_authority: u64,
+    /// Rows compared on the other side.
+    pub rows_copy: u64,
+    /// Bytes of the compared tables' main forks on the authority's side.
+    pub bytes: u64,
+    /// Wall time.
+    #[serde(serialize_with = "milliseconds", rename = "duration_ms")]
+    pub duration: Duration,
+    /// All findings, listed or not.
+    pub findings: Counts,
+    /// Why it is incomplete, a sentence each, without values. Empty otherwise.
+    pub reasons: Vec<String>,
+}
+
+/// What one run says about one slice.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Verdict {
+    /// The run's uuid.
+    pub run: String,
+    /// Plan.
+    pub plan: String,
+    /// Slice.
+    pub slice: String,
+    /// Service.
+    pub service: String,
+    /// What is known of the slice.
+    pub outcome: Outcome,
+    /// Values were compared by representation, not only by meaning, and under two hash seeds.
+    pub strict: bool,
+    /// Hash of the slice's mapping.
+    pub plan_hash: String,
+    /// Epoch of the authority.
+    pub epoch: i64,
+    /// Who held the authority: `monolith` or `service`.
+    pub authority: &'static str,
+    /// Position on the authority that everything compared had reached at the end.
+    pub lsn: Lsn,
+    /// When the run began and ended, by the service's clock, as RFC 3339.
+    pub started_at: String,
+    /// See `started_at`.
+    pub finished_at: String,
+    /// Every table that the run was about, in the plan's order.
+    pub tables: Vec<TableVerdict>,
+    /// The findings that are listed; the rest is in the counts.
+    pub listed: Vec<Finding>,
+    /// Why the run as a whole is incomplete, a sentence each.
+    pub reasons: Vec<String>,
+}
+
+impl Verdict {
+    /// All findings by kind.
+    #[must_use]
+    pub fn counts(&self) -> Counts {
+        let mut all = Counts::new();
+        for (kind, count) in self.tables.iter().flat_map(|table| &table.findings) {
+            *all.entry(*kind).or_default() += count;
+        }
+        all
+    }
+}
+
+fn milliseconds<S: serde::Serializer>(duration: &Duration, to: S) -> Result<S::Ok, S::Error> {
+    to.serialize_u64(u64::try_from(duration.as_millis()).unwrap_or(u64::MAX))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nothing_left_out_counts_as_clean() {
+        use Outcome::{Clean, Differs, Incomplete};
+        assert_eq!(Outcome::of([Clean, Clean]), Clean);
+        assert_eq!(Outcome::of([Clean, Incomplete]), Incomplete);
+        assert_eq!(Outcome::of([Incomplete, Differs, Clean]), Differs);
+    }
+}
