@@ -29,4 +29,5 @@ mod replication;
 mod retail;
 mod sessions;
 mod status;
+mod walkthrough;
 mod writers;
