@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 
 use super::draft::{Draft, Site, in_service};
 use super::state::State;
-use super::{Database, publication};
+use super::{Database, START_ANEW, publication};
 use crate::catalog::{Catalog, Table, TableKind};
 use crate::dualwrite::gate;
 use crate::mapping::SliceMapping;
@@ -118,7 +118,7 @@ fn belongs(draft: &mut Draft<'_>, database: &Database, state: &State, slice: &Sl
                     row.plan, row.service, row.side
                 ))
                 .consequence("two slices would share one gate")
-                .next("give the slice another name, or undo the other one first with `strangler abandon`"),
+                .next(format!("give the slice another name, or undo the other one first: {START_ANEW}")),
         );
         return;
     }
@@ -129,8 +129,7 @@ fn belongs(draft: &mut Draft<'_>, database: &Database, state: &State, slice: &Sl
                 .fact("its mapping is another one than when it was provisioned, and data was mirrored since")
                 .consequence("rows mirrored so far went through the old mapping")
                 .next(format!(
-                    "bring the old mapping back in the plan, or start the slice anew: `strangler abandon PLAN \
-                     --slice {name}`, then provision"
+                    "bring the old mapping back in the plan, or start slice {name} anew: {START_ANEW}"
                 )),
         );
     }

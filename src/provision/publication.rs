@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use super::draft::Draft;
-use super::{Database, Statement};
+use super::{Database, START_ANEW, Statement};
 use crate::catalog::TableKind;
 use crate::mapping::SliceMapping;
 use crate::name::{TableName, quote_ident};
@@ -28,7 +28,9 @@ pub(super) fn publish(draft: &mut Draft<'_>) {
                     .fact("it is not what the slice needs any more, and the slice's stream has begun")
                     .consequence("changes made meanwhile may be missing from the stream")
                     .next(format!(
-                        "start the slice anew: `strangler abandon PLAN --slice {}`, then provision",
+                        "run on the monolith: {}; then strangler mirror PLAN --slice {} --rebuild, which copies the \
+                         slice again. Where the plan changed, start the slice anew instead: {START_ANEW}",
+                        statements.iter().map(Statement::shown).collect::<Vec<_>>().join("; "),
                         slice.slice
                     )),
             );

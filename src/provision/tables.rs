@@ -3,7 +3,6 @@
 
 use std::collections::BTreeSet;
 
-use super::Statement;
 use super::anatomy::Used;
 use super::columns::definitions;
 use super::deferred::{add_constraint, create_index};
@@ -12,6 +11,7 @@ use super::expression::{carry, target_of};
 use super::objects::sequence_target;
 use super::slices::new_hash;
 use super::state::Trigger;
+use super::{START_ANEW, Statement};
 use crate::catalog::{ConstraintKind, Index, ReplicaIdentity, Table, TableKind};
 use crate::dualwrite::gate::{self, Hinge};
 use crate::mapping::{SliceMapping, SoftReference, TableMapping};
@@ -34,10 +34,7 @@ pub(super) fn create(draft: &mut Draft<'_>, site: &Site<'_>) {
                 Problem::error("table-lost", in_service(site, format!("table {}", mapping.target)))
                     .fact("provision made it, its slice was mirrored, and it is gone")
                     .consequence("its rows and the stream's progress no longer belong together")
-                    .next(format!(
-                        "start the slice anew: `strangler abandon PLAN --slice {}`, then provision",
-                        slice.slice
-                    )),
+                    .next(format!("start slice {} anew: {START_ANEW}", slice.slice)),
             ),
             (false, _) => one(draft, site, slice, (mapping, table)),
         }

@@ -27,6 +27,7 @@ mod reconcile;
 mod regression;
 mod replication;
 mod retail;
+mod runbooks;
 mod sessions;
 mod status;
 mod writers;
