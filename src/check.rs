@@ -22,6 +22,7 @@ mod logins;
 mod predict;
 mod reach;
 mod read_rights;
+mod schema_rights;
 mod sequences;
 mod server_limits;
 mod slots;
@@ -53,6 +54,7 @@ const RULES: &[fn(&Facts) -> Vec<Problem>] = &[
     predict::rule,
     read_rights::rule,
     admin_rights::rule,
+    schema_rights::rule,
     apply_rights::rule,
     logins::rule,
     application_roles::rule,

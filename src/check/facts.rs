@@ -124,6 +124,8 @@ pub struct LinkRole {
     pub create_in_database: bool,
     /// May set `session_replication_role`, or it is `replica` already. Only asked of apply links.
     pub replica_role: bool,
+    /// Schemas on which it may not grant CREATE and USAGE, with their owners. Only asked of admin links.
+    pub ungrantable: BTreeMap<String, String>,
     /// Tables that it may not SELECT, or whose schema it may not use.
     pub unreadable: BTreeSet<TableName>,
     /// Tables whose rows are filtered for it by row level security.
@@ -143,6 +145,8 @@ pub struct Role {
     pub has_password: Option<bool>,
     /// May connect to this database.
     pub may_connect: bool,
+    /// Schemas that it owns, or in which it was itself granted CREATE and USAGE.
+    pub creates_in: BTreeSet<String>,
 }
 
 /// What matters of a server beside its catalogs.

@@ -134,9 +134,13 @@ async fn read_link(client: &Client, link: LinkName) -> Result<LinkRole, Error> {
         create_role: row.try_get(3)?,
         create_in_database: row.try_get(4)?,
         replica_role: false,
+        ungrantable: BTreeMap::new(),
         unreadable: BTreeSet::new(),
         row_filtered: BTreeSet::new(),
     };
+    if link == LinkName::Admin {
+        role.ungrantable = read_ungrantable(client).await?;
+    }
     if link == LinkName::Apply {
         role.replica_role = may_set_replica_role(client).await?;
     }
@@ -160,6 +164,18 @@ async fn read_link(client: &Client, link: LinkName) -> Result<LinkRole, Error> {
     Ok(role)
 }
 
+/// An owner, and who was given the right WITH GRANT OPTION, may grant it (GRANT). Where everybody may create, as in
+/// `public` before PostgreSQL 15, nobody has to be granted anything.
+async fn read_ungrantable(client: &Client) -> Result<BTreeMap<String, String>, Error> {
+    let sql = "SELECT nspname::text, pg_catalog.pg_get_userbyid(nspowner)::text FROM pg_catalog.pg_namespace \
+               WHERE nspname !~ '^pg_' AND NOT pg_catalog.pg_has_role(nspowner, 'USAGE') \
+                 AND NOT (pg_catalog.has_schema_privilege(oid, 'CREATE WITH GRANT OPTION') \
+                          AND pg_catalog.has_schema_privilege(oid, 'USAGE WITH GRANT OPTION')) \
+                 AND NOT EXISTS (SELECT FROM pg_catalog.aclexplode(nspacl) a \
+                                 WHERE a.grantee = 0 AND a.privilege_type = 'CREATE')";
+    client.query(sql, &[]).await?.iter().map(|row| Ok((row.try_get(0)?, row.try_get(1)?))).collect()
+}
+
 /// Tried rather than looked up: managed servers let other roles set it than the catalogs tell.
 async fn may_set_replica_role(client: &Client) -> Result<bool, Error> {
     let row = client
@@ -181,7 +197,10 @@ async fn read_roles(client: &Client, names: &[String]) -> Result<BTreeMap<String
     let sql = "SELECT r.rolname::text, r.rolsuper, r.rolcanlogin, \
                       ARRAY(SELECT g.rolname::text FROM pg_catalog.pg_roles g WHERE g.oid <> r.oid \
                             AND NOT r.rolsuper AND pg_catalog.pg_has_role(r.oid, g.oid, 'MEMBER')), \
-                      pg_catalog.has_database_privilege(r.oid, pg_catalog.current_database(), 'CONNECT') \
+                      pg_catalog.has_database_privilege(r.oid, pg_catalog.current_database(), 'CONNECT'), \
+                      ARRAY(SELECT n.nspname::text FROM pg_catalog.pg_namespace n WHERE n.nspowner = r.oid OR 2 = \
+                            (SELECT count(DISTINCT a.privilege_type) FROM pg_catalog.aclexplode(n.nspacl) a WHERE a.grantee = r.oid \
+                             AND a.privilege_type IN ('CREATE', 'USAGE'))) \
                FROM pg_catalog.pg_roles r WHERE r.rolname = ANY($1)";
     let mut roles = BTreeMap::new();
     for row in client.query(sql, &[&names]).await? {
@@ -191,6 +210,7 @@ async fn read_roles(client: &Client, names: &[String]) -> Result<BTreeMap<String
             member_of: row.try_get::<_, Vec<String>>(3)?.into_iter().collect(),
             has_password: None,
             may_connect: row.try_get(4)?,
+            creates_in: row.try_get::<_, Vec<String>>(5)?.into_iter().collect(),
         };
         roles.insert(row.try_get(0)?, role);
     }

@@ -38,7 +38,7 @@ pub enum GrantOn {
 pub struct Grant {
     /// What it is on.
     pub on: GrantOn,
-    /// Who has it.
+    /// Who has it; `public` for everybody.
     pub role: String,
     /// Which, e.g. `SELECT`.
     pub privilege: String,
@@ -227,9 +227,10 @@ async fn read_rights(client: &Client, state: &mut State) -> Result<(), Error> {
         };
         state.roles.insert(row.try_get(0)?, role);
     }
-    let sql = "SELECT 'n', n.nspname::text, '', g.rolname::text, a.privilege_type \
+    // No role can be called public, so it stands for everybody.
+    let sql = "SELECT 'n', n.nspname::text, '', coalesce(g.rolname::text, 'public'), a.privilege_type \
                FROM pg_namespace n CROSS JOIN LATERAL aclexplode(n.nspacl) a \
-               JOIN pg_roles g ON g.oid = a.grantee WHERE n.nspname !~ '^pg_' \
+               LEFT JOIN pg_roles g ON g.oid = a.grantee WHERE n.nspname !~ '^pg_' \
                UNION ALL SELECT c.relkind::text, n.nspname::text, c.relname::text, g.rolname::text, a.privilege_type \
                FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace AND n.nspname !~ '^pg_' \
                CROSS JOIN LATERAL aclexplode(c.relacl) a JOIN pg_roles g ON g.oid = a.grantee";
