@@ -24,6 +24,7 @@ mod memory;
 mod plans;
 mod provision;
 mod reconcile;
+mod refusals;
 mod regression;
 mod replication;
 mod retail;
