@@ -9,6 +9,7 @@ pub mod migrate;
 pub mod process;
 pub mod slices;
 pub mod streams;
+pub mod whereabouts;
 
 use tokio_postgres::Client;
 

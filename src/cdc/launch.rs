@@ -67,6 +67,7 @@ async fn prepare(
     config.board.phase(slice, "starting", None);
     let mut links = connect(config).await?;
     let starting = Starting { plan: &config.plan, slice, plan_hash: &config.mapping.hash, process };
+    start::check_links(&links.source, &links.target, (starting, &config.mapping.service)).await?;
     let (epoch, publication) = start::check_provisioned(&links.source, &links.target, starting).await?;
     let published = check_published(config, &links, &publication).await?;
     if !memory.started {

@@ -8,6 +8,7 @@ use super::error::MirrorError;
 use super::source::{self, SlotFacts};
 use crate::failpoint;
 use crate::journal::streams::{self, Claim, ClaimStatements, Source, StreamRow, StreamState};
+use crate::journal::whereabouts::{self, Route};
 use crate::journal::{copies, process, slices};
 use crate::lsn::Lsn;
 use crate::name::TableName;
@@ -64,6 +65,28 @@ pub struct Starting<'a> {
     pub plan_hash: &'a str,
     /// This process.
     pub process: &'a ProcessName,
+}
+
+/// Checks that both links lead where the plan says. Called first at every start: links are filled in anew for each
+/// connection.
+///
+/// # Errors
+/// [`MirrorError::Refused`] over the first link that leads astray.
+pub async fn check_links(
+    source: &Client,
+    target: &Client,
+    (starting, service): (Starting<'_>, &str),
+) -> Result<(), MirrorError> {
+    let (monolith, there) = (whereabouts::read(source).await?, whereabouts::read(target).await?);
+    let route = Route { plan: starting.plan, slice: starting.slice, service };
+    match whereabouts::astray(route, Some(&monolith), Some(&there)).first().map(whereabouts::Astray::problem)
+    {
+        None => Ok(()),
+        Some(problem) => Err(MirrorError::Refused {
+            what: format!("slice {} can't be mirrored: {}: {}", starting.slice, problem.object, problem.fact),
+            next: problem.next,
+        }),
+    }
 }
 
 /// Checks that the slice was provisioned as the plan says, and that the monolith has the authority.

@@ -5,6 +5,7 @@ use std::error::Error;
 use std::fmt;
 
 use crate::catalog::Catalog;
+use crate::journal::whereabouts::Whereabouts;
 use crate::mapping::Mappings;
 use crate::name::TableName;
 use crate::plan::{Plan, Service};
@@ -42,6 +43,8 @@ pub struct Database {
     pub roles: BTreeMap<String, Role>,
     /// The links by name.
     pub links: BTreeMap<LinkName, Link>,
+    /// Where its links lead, by the database's own word; absent when it did not tell.
+    pub whereabouts: Option<Whereabouts>,
     /// What a reachable database did not tell, in words.
     pub unread: Vec<String>,
 }
@@ -114,6 +117,8 @@ impl LinkFailure {
 pub struct LinkRole {
     /// `session_user`.
     pub name: String,
+    /// Which database it leads to: see [`crate::journal::whereabouts::place`].
+    pub place: String,
     /// Superuser.
     pub superuser: bool,
     /// May use replication connections: attribute REPLICATION, or membership in `rds_replication`.

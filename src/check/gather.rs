@@ -7,6 +7,7 @@ use tokio::time::Instant;
 use tokio_postgres::{Client, Error};
 
 use super::facts::{APPLY_ROLE, Database, Facts, Link, LinkFailure, LinkName, LinkRole, Role, Server, Slot};
+use crate::journal::{JournalError, whereabouts};
 use crate::lsn::Lsn;
 use crate::mapping::{Mappings, compile, expand};
 use crate::name::TableName;
@@ -75,6 +76,15 @@ fn join(plan: &Plan, monolith: &Database) -> Joined {
     (mappings, problems, moved)
 }
 
+/// What a link could not be asked.
+#[derive(Debug, thiserror::Error)]
+enum Unread {
+    #[error(transparent)]
+    Statement(#[from] Error),
+    #[error(transparent)]
+    Journal(#[from] JournalError),
+}
+
 /// Everything about one database that does not depend on the mapping.
 async fn look(links: &Links, roles: &[String]) -> Database {
     let mut database = Database::default();
@@ -112,6 +122,10 @@ async fn look(links: &Links, roles: &[String]) -> Database {
         Ok(found) => database.roles = found,
         Err(error) => database.unread.push(LinkFailure::new(&error).words),
     }
+    match whereabouts::read(client).await {
+        Ok(found) => database.whereabouts = Some(found),
+        Err(error) => database.unread.push(LinkFailure::new(&error).words),
+    }
     match read_server(client, sample).await {
         Ok(server) => database.server = Some(server),
         Err(error) => database.unread.push(LinkFailure::new(&error).words),
@@ -119,7 +133,7 @@ async fn look(links: &Links, roles: &[String]) -> Database {
     database
 }
 
-async fn read_link(client: &Client, link: LinkName) -> Result<LinkRole, Error> {
+async fn read_link(client: &Client, link: LinkName) -> Result<LinkRole, Unread> {
     let sql = "SELECT r.rolname::text, r.rolsuper, \
                       r.rolreplication OR EXISTS (SELECT FROM pg_catalog.pg_roles g WHERE g.rolname = 'rds_replication' \
                         AND pg_catalog.pg_has_role(r.oid, g.oid, 'MEMBER')), \
@@ -129,6 +143,7 @@ async fn read_link(client: &Client, link: LinkName) -> Result<LinkRole, Error> {
     let row = client.query_one(sql, &[]).await?;
     let mut role = LinkRole {
         name: row.try_get(0)?,
+        place: whereabouts::place(client).await?,
         superuser: row.try_get(1)?,
         replication: row.try_get(2)?,
         create_role: row.try_get(3)?,
@@ -309,10 +324,6 @@ async fn look_at_targets(links: &Links, targets: &[TableName], database: &mut Da
             }
         }
     }
-    if catalog.schemas.iter().any(|schema| schema == "strangler") {
-        match client.query("SELECT slice FROM strangler.slice", &[]).await {
-            Ok(rows) => server.provisioned = rows.iter().filter_map(|row| row.try_get(0).ok()).collect(),
-            Err(error) => database.unread.push(LinkFailure::new(&error).words),
-        }
-    }
+    let sides = database.whereabouts.iter().flat_map(|found| &found.sides);
+    server.provisioned = sides.map(|side| side.slice.clone()).collect();
 }

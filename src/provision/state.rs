@@ -7,6 +7,7 @@ use tokio_postgres::{Client, Error, Row};
 use super::{Database, ProvisionError};
 use crate::dualwrite::gate;
 use crate::journal::migrate;
+use crate::journal::whereabouts::{self, Whereabouts};
 use crate::name::TableName;
 
 /// A role of the server.
@@ -102,6 +103,8 @@ pub struct Publication {
 /// What is provisioned in one database.
 #[derive(Debug, Clone, Default)]
 pub struct State {
+    /// Where the link leads.
+    pub whereabouts: Whereabouts,
     /// One running server: its identifier alone is shared by copies of a data directory.
     pub server: String,
     /// Connected role.
@@ -176,6 +179,9 @@ pub(super) async fn read(database: &Database, client: &Client) -> Result<State, 
 async fn read_all(database: &Database, client: &Client) -> Result<State, ProvisionError> {
     let failed = |what| move |source| ProvisionError::State { database: database.clone(), what, source };
     let mut state = read_session(client).await.map_err(failed("the session"))?;
+    state.whereabouts = whereabouts::read(client)
+        .await
+        .map_err(|source| ProvisionError::Journal { database: database.clone(), source })?;
     read_rights(client, &mut state).await.map_err(failed("roles and rights"))?;
     read_objects(client, &mut state).await.map_err(failed("extensions, functions and collations"))?;
     read_publications(client, &mut state).await.map_err(failed("publications"))?;

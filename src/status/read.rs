@@ -6,6 +6,7 @@ use std::collections::BTreeMap;
 use tokio_postgres::Client;
 
 use super::facts::{Gate, MonolithFacts, ServiceFacts};
+use crate::journal::JournalError;
 use crate::name::{quote_ident, quote_literal};
 
 /// A database answered, but not what was asked.
@@ -19,6 +20,9 @@ pub enum ReadError {
         /// What the server or the connection said.
         source: tokio_postgres::Error,
     },
+    /// Our own tables could not be read.
+    #[error("asking where the link leads failed")]
+    Journal(#[from] JournalError),
     /// The tables of schema `strangler` are of another version.
     #[error("{what} do not look as this version of strangler left them")]
     Shape {

@@ -1,8 +1,11 @@
 //! What is refused once a stream has begun, with the way out that each refusal names, and what is not refused.
 
+use serde_json::Value;
+use strangler::cluster::Cluster;
 use tokio_postgres::Client;
 
 use crate::support::binary::Ended;
+use crate::support::cluster::{connect, create_database};
 use crate::support::split::Split;
 use crate::support::tables::{Side, assert_same};
 use crate::support::wait::{SOON, until};
@@ -190,4 +193,101 @@ async fn a_table_that_was_made_again_under_a_running_mirror_is_named_with_what_t
     })
     .await;
     mirror.stop();
+}
+
+/// Every verb says that links lead astray, in these words, names the next command, and does nothing else.
+fn assert_astray(split: &Split, slice: &str, words: &[&str]) {
+    for (verb, arguments, exit) in [
+        ("check", &[][..], 1),
+        ("provision", &["--slice", slice][..], 3),
+        ("provision", &["--slice", slice, "--dry-run"][..], 3),
+        ("mirror", &["--slice", slice][..], 3),
+        ("mirror", &["--slice", slice, "--rebuild"][..], 3),
+        ("status", &["--slice", slice][..], 1),
+    ] {
+        let ended = split.run(verb, arguments);
+        assert_eq!(ended.exit, Some(exit), "{verb} {arguments:?}: {}", ended.page());
+        // A report is wrapped where a line is full.
+        let said = format!("{} {}", ended.stdout, ended.stderr);
+        let said = said.split_whitespace().collect::<Vec<_>>().join(" ");
+        for word in words.iter().chain(&["strangler check plan.yaml"]) {
+            assert!(said.contains(word), "{verb}: {word} is not in:\n{}", ended.page());
+        }
+        for word in ["--rebuild", "gap", "flip is under way", "both gates", "not provisioned", "slice-taken"]
+        {
+            assert!(!said.contains(word), "{verb} says {word}:\n{}", ended.page());
+        }
+    }
+    let ended = split.run("status", &["--slice", slice, "--format", "json"]);
+    let status: Value = serde_json::from_str(&ended.stdout).unwrap();
+    let found = &status["slices"][0];
+    assert_eq!((&found["phase"], &found["authority"]), (&"unknown".into(), &"unknown".into()), "{found:#}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn links_of_monolith_and_service_that_are_mixed_up_are_told_before_anything_is_done() {
+    let (mut split, monolith, service) = Split::launch("{ t: {}, u: {} }", TWO).await;
+    let (source, target) = (split.pair.monolith_url(), split.pair.service_url());
+    let both = "both lead to the same database";
+    split.lead("SERVICE", &source);
+    let early = split.run("provision", &[]);
+    assert_refused(&early, &[both]);
+    split.lead("SERVICE", &target);
+    split.provision();
+    let mirror = split.mirror(None);
+    mirror.caught_up(&monolith, &service).await;
+    mirror.stop();
+
+    split.lead("SERVICE", &source);
+    assert_astray(&split, "one", &[both, "monolith, which is the monolith"]);
+    split.lead("MONOLITH", &target);
+    assert_astray(&split, "one", &["database of service service", "monolith, which is the monolith"]);
+    split.lead("SERVICE", &target);
+    assert_astray(&split, "one", &[both, "service, which is that of service service"]);
+
+    split.lead("MONOLITH", &source);
+    monolith.batch_execute("INSERT INTO t VALUES (200); DELETE FROM t WHERE id < 10").await.unwrap();
+    let copied = "SELECT sum(rows_copied)::int8 FROM strangler.mirror_table";
+    let before: i64 = service.query_one(copied, &[]).await.unwrap().get(0);
+    let mirror = split.mirror(None);
+    mirror.caught_up(&monolith, &service).await;
+    assert_equal(&monolith, &service, "TABLE t").await;
+    let after: i64 = service.query_one(copied, &[]).await.unwrap().get(0);
+    assert_eq!(after, before, "the mirror goes on where it stood");
+    mirror.stop();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn links_of_two_services_that_were_swapped_are_told_before_anything_is_done() {
+    let plan = "version: 1\nplan: split\nmonolith: { url: \"${MONOLITH}\" }\n\
+        services: { left: { url: \"${LEFT}\" }, right: { url: \"${RIGHT}\" } }\n\
+        slices:\n  one: { service: left, tables: { t: {} } }\n  two: { service: right, tables: { u: {} } }\n";
+    let (mut split, monolith, _) = Split::with_plan(plan, TWO).await;
+    create_database(&split.pair.service, "other").await;
+    let (left, right) = (split.pair.service_url(), split.pair.service.url("other"));
+    let lead = |split: &mut Split, one: &str, two: &str| {
+        split.lead("LEFT", one);
+        split.lead("RIGHT", two);
+    };
+    lead(&mut split, &left, &right);
+    let ended = split.run("provision", &["--slice", "one"]);
+    assert_eq!(ended.exit, Some(0), "{}", ended.page());
+    lead(&mut split, &right, &left);
+    assert_astray(&split, "two", &["service, which is the database of service left"]);
+
+    lead(&mut split, &left, &right);
+    split.provision();
+    let (one, two) = (connect(&left).await, connect(&right).await);
+    let mirror = split.mirror(None);
+    mirror.caught_up(&monolith, &one).await;
+    mirror.caught_up(&monolith, &two).await;
+    mirror.stop();
+    lead(&mut split, &right, &left);
+    assert_astray(&split, "one", &["other, which is the database of service right"]);
+    assert_astray(&split, "two", &["service, which is the database of service left"]);
+    lead(&mut split, &left, &left);
+    let shared = split.run("provision", &[]);
+    assert_refused(&shared, &["(shared-database)", "both links lead to one database, service"]);
+    lead(&mut split, &left, &right);
+    assert_nothing_missing(&split, "with the links put right");
 }
