@@ -30,11 +30,12 @@ use std::fmt;
 use secrecy::SecretString;
 use tokio_postgres::Client;
 
+pub use crate::journal::provisioned::{DeferredRow, MirrorRow, SliceRow};
 pub use anatomy::{Anatomy, ForeignKeyShape, IndexKey, IndexShape, Reference, Used};
 pub use draft::design;
 pub use error::ProvisionError;
 pub use run::{execute, prepare, run, survey};
-pub use state::{DeferredRow, Grant, GrantOn, MirrorRow, Publication, Role, SliceRow, State, Trigger};
+pub use state::{Grant, GrantOn, Publication, Role, State, Trigger};
 
 use crate::catalog::Catalog;
 use crate::journal::migrate;

@@ -217,14 +217,7 @@ async fn take_nonce(
 /// Ends sessions that hold the stream row. The apply role may end its own; those that logged in as somebody stronger
 /// are ended by the service's administrator.
 async fn end_older_sessions(target: &Client, slice: &str, admin: &Server) -> Result<(), MirrorError> {
-    let sql = "SELECT DISTINCT a.pid FROM pg_locks l JOIN pg_stat_activity a USING (pid) \
-             WHERE l.relation = 'strangler.stream'::regclass AND a.pid <> pg_backend_pid() \
-               AND a.application_name = $1";
-    let rows = target
-        .query(sql, &[&application_name(slice)])
-        .await
-        .map_err(MirrorError::sql("looking for an older mirror's sessions"))?;
-    let pids: Vec<i32> = rows.iter().map(|row| row.get(0)).collect();
+    let pids = streams::sessions_at(target, &application_name(slice)).await?;
     tracing::warn!(slice, ?pids, "ending sessions that an older mirror left in a transaction");
     if terminate(target, &pids).await.is_ok() {
         return Ok(());

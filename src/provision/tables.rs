@@ -14,6 +14,7 @@ use super::state::Trigger;
 use super::{START_ANEW, Statement};
 use crate::catalog::{ConstraintKind, Index, ReplicaIdentity, Table, TableKind};
 use crate::dualwrite::gate::{self, Hinge};
+use crate::journal::statements as ours;
 use crate::mapping::{SliceMapping, SoftReference, TableMapping};
 use crate::name::{TableName, quote_ident, quote_literal};
 use crate::problem::Problem;
@@ -60,10 +61,8 @@ fn withdraw_slice(draft: &mut Draft<'_>, site: &Site<'_>, slice: &SliceMapping) 
         statements.push(refuse_rows(table));
         statements.push(format!("DROP TABLE {}", table.sql()).into());
     }
-    let name = quote_literal(&slice.slice);
-    for table in ["deferred", "mirror_table"] {
-        statements.push(format!("DELETE FROM strangler.{table} WHERE slice = {name}").into());
-    }
+    statements.push(ours::delete_deferred(&slice.slice, &[]).into());
+    statements.push(ours::delete_mirror_tables(&slice.slice).into());
     statements.push(new_hash(slice));
     draft.journaled(
         site.database(),
@@ -116,13 +115,11 @@ fn one(
 
 /// The row by which the mirror knows the table.
 pub(super) fn mirror_row(slice: &SliceMapping, mapping: &TableMapping) -> String {
-    format!(
-        "INSERT INTO strangler.mirror_table (slice, source_table, target_table, state, rows_estimate) \
-         VALUES ({}, {}, {}, 'pending', {:.0}) ON CONFLICT (slice, source_table) DO NOTHING",
-        quote_literal(&slice.slice),
-        quote_literal(&mapping.source.to_string()),
-        quote_literal(&mapping.target.to_string()),
-        mapping.rows_estimate
+    ours::insert_mirror_table(
+        &slice.slice,
+        &mapping.source.to_string(),
+        &mapping.target.to_string(),
+        mapping.rows_estimate,
     )
 }
 
