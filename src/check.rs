@@ -22,6 +22,7 @@ mod logins;
 mod predict;
 mod reach;
 mod read_rights;
+mod schema_rights;
 mod sequences;
 mod server_limits;
 mod slots;
@@ -41,8 +42,10 @@ pub use predict::{COPY_BYTES_PER_SECOND, Predictions, SlicePrediction, TablePred
 pub use slots::ServerNeeds;
 pub use text::{list, text};
 
+type Rule = fn(&Facts) -> Vec<Problem>;
+
 /// Everything that check looks for beside what compiling the mapping finds.
-const RULES: &[fn(&Facts) -> Vec<Problem>] = &[
+const RULES: &[Rule] = &[
     reach::rule,
     identities::rule,
     versions::rule,
@@ -53,6 +56,7 @@ const RULES: &[fn(&Facts) -> Vec<Problem>] = &[
     predict::rule,
     read_rights::rule,
     admin_rights::rule,
+    schema_rights::rule,
     apply_rights::rule,
     logins::rule,
     application_roles::rule,
@@ -80,8 +84,11 @@ pub struct Report {
 /// Applies all rules to the facts.
 #[must_use]
 pub fn report(facts: &Facts) -> Report {
-    let mut problems = facts.mapping_problems.clone();
-    problems.extend(RULES.iter().flat_map(|rule| rule(facts)));
+    // Where the monolith's link leads to a service, everything else would be said about the wrong database.
+    let lost = identities::monolith_is_lost(facts);
+    let rules: &[Rule] = if lost { &[reach::rule, identities::rule] } else { RULES };
+    let mut problems = if lost { Vec::new() } else { facts.mapping_problems.clone() };
+    problems.extend(rules.iter().flat_map(|rule| rule(facts)));
     problems.sort();
     problems.dedup();
     Report { plan: facts.plan.name.clone(), problems, predictions: predict::predict(facts) }

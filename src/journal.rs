@@ -7,8 +7,12 @@ pub mod copies;
 pub mod deferred;
 pub mod migrate;
 pub mod process;
+pub mod provisioned;
 pub mod slices;
+pub mod standing;
+pub mod statements;
 pub mod streams;
+pub mod whereabouts;
 
 use tokio_postgres::Client;
 

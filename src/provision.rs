@@ -30,11 +30,12 @@ use std::fmt;
 use secrecy::SecretString;
 use tokio_postgres::Client;
 
+pub use crate::journal::provisioned::{DeferredRow, MirrorRow, SliceRow};
 pub use anatomy::{Anatomy, ForeignKeyShape, IndexKey, IndexShape, Reference, Used};
 pub use draft::design;
 pub use error::ProvisionError;
 pub use run::{execute, prepare, run, survey};
-pub use state::{DeferredRow, Grant, GrantOn, MirrorRow, Publication, Role, SliceRow, State, Trigger};
+pub use state::{Grant, GrantOn, Publication, Role, State, Trigger};
 
 use crate::catalog::Catalog;
 use crate::journal::migrate;
@@ -43,6 +44,9 @@ use crate::problem::{Problem, Severity};
 /// How long a step waits for one lock. Nothing of ours needs a lock that stops the application, so a longer wait
 /// means DDL or VACUUM FULL; the operator runs the command again later.
 const LOCK_TIMEOUT_MS: u32 = 10_000;
+
+/// Where an operator reads how a slice is taken back by hand, to be provisioned as if for the first time.
+const START_ANEW: &str = "docs/runbooks/start-anew.md";
 
 /// One of the databases of a plan.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]

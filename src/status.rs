@@ -57,7 +57,8 @@ pub struct SliceStatus {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Phase {
-    /// The service's database could not be read, so nobody can tell.
+    /// The service's database could not be read, or links lead to other databases than the plan says, so nobody can
+    /// tell.
     Unknown,
     /// `provision` has not run.
     NotProvisioned,

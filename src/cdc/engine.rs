@@ -12,10 +12,11 @@ use super::batch::{Batch, BatchLimits, Boundary};
 use super::copying::Copying;
 use super::error::MirrorError;
 use super::finish;
+use super::publication::Published;
 use super::pulse::{Pulse, Vitals, heartbeat_number};
 use super::refetch::RefetchSessions;
 use super::route::Router;
-use super::source::{HEARTBEAT_PREFIX, Published};
+use super::source::HEARTBEAT_PREFIX;
 use super::stream::{Assembler, Event};
 use super::table::TableRun;
 use super::truncate;
@@ -276,9 +277,8 @@ impl Engine {
     /// Between transactions with nothing to commit: makes a position durable that only passed unrelated WAL, and
     /// lets tables go live whose pieces are all passed.
     async fn settle(&mut self) -> Result<(), MirrorError> {
-        if let Some(what) = self.vitals.fault() {
-            let next = format!("strangler check PLAN; then strangler status PLAN --slice {}", self.slice());
-            return Err(MirrorError::Refused { what, next });
+        if let Some(fault) = self.vitals.fault() {
+            return Err(fault.into());
         }
         let applied = self.applier.applied();
         let awaited = self.tables.iter().any(|table| {

@@ -74,6 +74,21 @@ fn passes(error: &tokio_postgres::Error) -> bool {
     failure.is_retryable() || matches!(failure, Failure::Cancelled | Failure::ReadOnly)
 }
 
+/// Why a mirror must not go on as things are, and what to type.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Refusal {
+    /// The object and the fact.
+    pub what: String,
+    /// What to type next.
+    pub next: String,
+}
+
+impl From<Refusal> for MirrorError {
+    fn from(Refusal { what, next }: Refusal) -> Self {
+        Self::Refused { what, next }
+    }
+}
+
 impl MirrorError {
     pub(crate) fn sql(action: &'static str) -> impl FnOnce(tokio_postgres::Error) -> Self {
         move |source| Self::Sql { action, source }

@@ -11,10 +11,10 @@ use super::copying::{Copying, ROWS_PER_RANGE_FIRST};
 use super::engine::{Engine, SliceConfig};
 use super::error::MirrorError;
 use super::finish;
-use super::publication;
+use super::publication::{self, Named, Published};
 use super::pulse::Vitals;
 use super::route::Router;
-use super::source::{self, Published, unpublished};
+use super::source;
 use super::start::{self, Memory, ProcessName, Starting, open};
 use super::stream::Assembler;
 use super::table::{TableRun, choose_ranges, rows_are_whole};
@@ -24,7 +24,7 @@ use crate::journal::copies::{self, TableRow, TableState};
 use crate::journal::process;
 use crate::journal::streams::{self, Claim, StreamRow, StreamState};
 use crate::lsn::Lsn;
-use crate::name::{TableName, quote_ident};
+use crate::name::TableName;
 use crate::postgres::connect::Session;
 use crate::postgres::replication::{Connection, StreamOptions, SystemIdentity};
 
@@ -53,7 +53,9 @@ pub async fn run_once(
         prepared = prepare(config, process, memory) => prepared?,
         () = stop.cancelled() => return Err(MirrorError::Stopped),
     };
-    Box::pin(engine.run(slot, stop)).await
+    let publication = engine.publication.clone();
+    let named = Named { publication: &publication, slice: &config.mapping.slice, slot: Some(slot.as_str()) };
+    Box::pin(engine.run(slot.clone(), stop)).await.map_err(|error| publication::explain(error, named))
 }
 
 async fn prepare(
@@ -65,15 +67,15 @@ async fn prepare(
     config.board.phase(slice, "starting", None);
     let mut links = connect(config).await?;
     let starting = Starting { plan: &config.plan, slice, plan_hash: &config.mapping.hash, process };
+    start::check_links(&links.source, &links.target, (starting, &config.mapping.service)).await?;
     let (epoch, publication) = start::check_provisioned(&links.source, &links.target, starting).await?;
-    let published = check_published(config, &links.source, &publication).await?;
+    let published = check_published(config, &links, &publication).await?;
     if !memory.started {
         start::check_alone(&links.target, starting, config.options.take_over).await?;
     } else {
         // The session of the last run may still hold it for a moment; the nonce decides.
         let _ = process::try_lock(&links.target, slice).await?;
     }
-    publication::check(&links.source, &publication, slice).await?;
     let identity = start::identify(&links.source, &links.system).await?;
     let row = start::claim_stream(
         &links.target,
@@ -249,15 +251,9 @@ async fn check_entry(target: &Session, slice: &str, row: &TableRow, entry: u32) 
             Ok(copies::set_published_as(target, slice, label, entry).await?)
         }
         (TableState::Copying | TableState::Live, Some(known)) if known == entry => Ok(()),
-        (TableState::Copying | TableState::Live, Some(_)) => Err(MirrorError::Refused {
-            what: format!(
-                "the table {label} left the publication of slice {slice} and came back: it was dropped and made \
-                 again, or somebody changed the publication; changes in between are not in the stream"
-            ),
-            next: format!(
-                "strangler mirror PLAN --slice {slice} --retry {label}, which copies the table again"
-            ),
-        }),
+        (TableState::Copying | TableState::Live, Some(_)) => {
+            Err(publication::left(&[label.as_str()], slice).into())
+        }
     }
 }
 
@@ -342,24 +338,21 @@ async fn rebuild(
     fresh.ok_or_else(|| MirrorError::Unreadable { what: format!("the stream row of slice {slice}") })
 }
 
-/// The publication holds exactly the mapping's tables: one that was dropped and made again, or renamed, has left it
-/// or carries another name, and its changes would not come.
+/// The publication is there, holds exactly the mapping's tables, and leaves nothing of them out.
 async fn check_published(
     config: &SliceConfig,
-    source: &Session,
+    links: &Links,
     publication: &str,
 ) -> Result<Published, MirrorError> {
-    let published = source::published(source, publication).await?;
-    match unpublished(&config.mapping, &published) {
-        None => Ok(published),
-        Some(what) => Err(MirrorError::Refused {
-            what: format!("publication {publication} of the monolith is not what provision made: {what}"),
-            next: format!(
-                "put back on the monolith what it lacks, with ALTER PUBLICATION {} ADD TABLE or RENAME; then \
-                 strangler mirror PLAN --slice {} --retry TABLE, which copies that table again",
-                quote_ident(publication),
-                config.mapping.slice
-            ),
-        }),
+    let slice = config.mapping.slice.as_str();
+    let begun = streams::read(&links.target, slice).await?;
+    let named = Named { publication, slice, slot: begun.as_ref().map(|row| row.slot.as_str()) };
+    let Some(found) = publication::read(&links.source, publication).await? else {
+        return Err(publication::gone(named).into());
+    };
+    let wanted = config.mapping.tables.iter().map(|table| &table.source);
+    match found.fault(wanted, named) {
+        Some(fault) => Err(fault.into()),
+        None => Ok(found.tables),
     }
 }

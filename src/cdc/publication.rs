@@ -1,56 +1,259 @@
-//! Whether the publication still carries every kind of change, row and column: what it leaves out never arrives, and
-//! nothing else would say so.
+//! The slice's publication on the monolith: what it leaves out never arrives, and nothing else would say so.
 
-use tokio_postgres::Client;
+use std::collections::{BTreeMap, BTreeSet};
 
-use super::error::MirrorError;
-use crate::name::quote_ident;
+use tokio_postgres::{Client, Row};
 
-/// Refuses to follow a publication that lost a kind of change, rows or columns since it was provisioned. One
-/// that is gone is left to the server, which refuses by itself.
+use super::error::{MirrorError, Refusal};
+use super::stream::StreamError;
+use crate::name::{TableName, quote_ident};
+use crate::postgres::replication::ReplicationError;
+
+/// Tables of a publication with the oid of their entry in it. An entry that was taken out and put back has another
+/// oid: what changed in between is not in the stream.
+pub type Published = BTreeMap<TableName, u32>;
+
+/// A publication as it stands.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Publication {
+    /// Its tables.
+    pub tables: Published,
+    /// It carries every kind of change, and those of partitions as their root's.
+    pub whole: bool,
+    /// Tables of which it leaves out rows or columns, quoted.
+    pub restricted: Vec<String>,
+}
+
+/// Whose publication it is and what hangs on it: for words.
+#[derive(Debug, Clone, Copy)]
+pub struct Named<'a> {
+    /// Publication.
+    pub publication: &'a str,
+    /// Slice.
+    pub slice: &'a str,
+    /// Slot of the slice's stream, once that has begun.
+    pub slot: Option<&'a str>,
+}
+
+/// Reads a publication; `None` when there is none of that name.
 ///
 /// # Errors
-/// [`MirrorError::Refused`] with what to run on the monolith; [`MirrorError::Sql`].
-pub async fn check(source: &Client, publication: &str, slice: &str) -> Result<(), MirrorError> {
+/// [`MirrorError::Sql`].
+pub async fn read(source: &Client, name: &str) -> Result<Option<Publication>, MirrorError> {
     // Row filters and column lists came with PostgreSQL 15, so the columns are looked for by name.
-    let row = source
-        .query_opt(
-            "SELECT pubviaroot AND pubinsert AND pubupdate AND pubdelete AND pubtruncate, \
-                 ARRAY(SELECT r.prrelid::regclass::text FROM pg_publication_rel r WHERE r.prpubid = p.oid \
-                     AND coalesce(to_jsonb(r) ->> 'prqual', to_jsonb(r) ->> 'prattrs') IS NOT NULL ORDER BY 1) \
-             FROM pg_publication p WHERE pubname = $1",
-            &[&publication],
+    let rows = source
+        .query(
+            "SELECT p.pubviaroot AND p.pubinsert AND p.pubupdate AND p.pubdelete AND p.pubtruncate, \
+                 n.nspname::text, c.relname::text, r.oid, \
+                 coalesce(to_jsonb(r) ->> 'prqual', to_jsonb(r) ->> 'prattrs') IS NOT NULL \
+             FROM pg_publication p LEFT JOIN (pg_publication_rel r JOIN pg_class c ON c.oid = r.prrelid \
+                 JOIN pg_namespace n ON n.oid = c.relnamespace) ON r.prpubid = p.oid \
+             WHERE p.pubname = $1 ORDER BY 2, 3",
+            &[&name],
         )
         .await
         .map_err(MirrorError::sql("reading the publication"))?;
-    let Some(row) = row else { return Ok(()) };
-    let (whole, restricted): (bool, Vec<String>) = (row.get(0), row.get(1));
-    let name = quote_ident(publication);
-    let (mut facts, mut remedies) = (Vec::new(), Vec::new());
-    for table in &restricted {
-        facts.push(format!("leaves out rows or columns of {table}"));
-        remedies
-            .push(format!("ALTER PUBLICATION {name} DROP TABLE {table}; the same with ADD TABLE {table};"));
+    let Some(first) = rows.first() else { return Ok(None) };
+    let mut found = Publication { tables: Published::new(), whole: first.get(0), restricted: Vec::new() };
+    for (table, row) in rows.iter().filter_map(|row| Some((table_of(row)?, row))) {
+        if row.get(4) {
+            found.restricted.push(table.sql());
+        }
+        found.tables.insert(table, row.get(3));
     }
-    if !whole {
-        facts.push("does not carry every kind of change".to_owned());
-        remedies.push(format!(
-            "ALTER PUBLICATION {name} SET (publish = 'insert, update, delete, truncate', \
-             publish_via_partition_root = true);"
-        ));
+    Ok(Some(found))
+}
+
+/// None for a publication without tables.
+fn table_of(row: &Row) -> Option<TableName> {
+    let (schema, name): (Option<String>, Option<String>) = (row.get(1), row.get(2));
+    Some(TableName::new(schema?, name?))
+}
+
+impl Publication {
+    /// Why the mirror must not go on over this publication: it does not hold exactly these tables, or it leaves out
+    /// kinds of change, rows or columns.
+    #[must_use]
+    pub fn fault<'a>(
+        &self,
+        wanted: impl Iterator<Item = &'a TableName>,
+        named: Named<'_>,
+    ) -> Option<Refusal> {
+        self.strange(wanted, named).or_else(|| self.partial(named))
     }
-    if facts.is_empty() {
-        return Ok(());
+
+    /// A table that was dropped and made again, or renamed, has left it or carries another name, and its changes would
+    /// not come.
+    fn strange<'a>(&self, wanted: impl Iterator<Item = &'a TableName>, named: Named<'_>) -> Option<Refusal> {
+        let Named { publication, slice, .. } = named;
+        let list =
+            |names: Vec<&TableName>| names.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
+        let wanted: BTreeSet<&TableName> = wanted.collect();
+        let missing = list(wanted.iter().filter(|name| !self.tables.contains_key(**name)).copied().collect());
+        let strange = list(self.tables.keys().filter(|name| !wanted.contains(name)).collect());
+        let what = match (missing.is_empty(), strange.is_empty()) {
+            (true, true) => return None,
+            (false, true) => format!("it lacks {missing}"),
+            (true, false) => format!("it also holds {strange}"),
+            (false, false) => format!("it lacks {missing} and holds {strange}"),
+        };
+        Some(Refusal {
+            what: format!("publication {publication} of the monolith is not what provision made: {what}"),
+            next: format!(
+                "put back on the monolith what it lacks, with ALTER PUBLICATION {} ADD TABLE or RENAME; then \
+                 strangler mirror PLAN --slice {slice} --retry TABLE, which copies that table again",
+                quote_ident(publication),
+            ),
+        })
     }
-    Err(MirrorError::Refused {
+
+    fn partial(&self, named: Named<'_>) -> Option<Refusal> {
+        let name = quote_ident(named.publication);
+        let (mut facts, mut remedies) = (Vec::new(), Vec::new());
+        for table in &self.restricted {
+            facts.push(format!("leaves out rows or columns of {table}"));
+            remedies.push(format!(
+                "ALTER PUBLICATION {name} DROP TABLE {table}; the same with ADD TABLE {table};"
+            ));
+        }
+        if !self.whole {
+            facts.push("does not carry every kind of change".to_owned());
+            remedies.push(format!(
+                "ALTER PUBLICATION {name} SET (publish = 'insert, update, delete, truncate', \
+                 publish_via_partition_root = true);"
+            ));
+        }
+        if facts.is_empty() {
+            return None;
+        }
+        Some(Refusal {
+            what: format!(
+                "the publication {} {}: changes made since then are missing from the stream",
+                named.publication,
+                facts.join(", ")
+            ),
+            next: format!(
+                "on the monolith: {} Then strangler mirror PLAN --slice {} --rebuild",
+                remedies.join(" "),
+                named.slice
+            ),
+        })
+    }
+}
+
+/// Why the mirror must not go on: the publication is gone, or was for a while. A stream that has begun can't be
+/// followed over that, because the server looks for a publication as it was when the change was made.
+#[must_use]
+pub fn gone(named: Named<'_>) -> Refusal {
+    let Named { publication, slice, slot } = named;
+    let provision = format!("strangler provision PLAN --slice {slice}, which makes it again");
+    match slot {
+        None => Refusal {
+            what: format!("the publication {publication} of slice {slice} is not there on the monolith"),
+            next: provision,
+        },
+        Some(slot) => Refusal {
+            what: format!(
+                "the publication {publication} of slice {slice} is or was gone from the monolith: what changed without \
+                 it can't be read from the slot {slot}"
+            ),
+            next: format!(
+                "{provision} where it is missing; then strangler mirror PLAN --slice {slice} --rebuild, which copies the \
+                 slice again"
+            ),
+        },
+    }
+}
+
+/// Tables of which the publication holds another entry than before.
+#[must_use]
+pub fn came_back(before: &Published, now: &Published, named: Named<'_>) -> Option<Refusal> {
+    let changed = before.iter().filter(|(table, entry)| now.get(table) != Some(entry));
+    let tables: Vec<String> = changed.map(|(table, _)| table.to_string()).collect();
+    if tables.is_empty() { None } else { Some(left(&tables, named.slice)) }
+}
+
+/// Why the mirror must not go on over tables that were out of the publication for a while.
+#[must_use]
+pub fn left(tables: &[impl AsRef<str>], slice: &str) -> Refusal {
+    let tables: Vec<&str> = tables.iter().map(AsRef::as_ref).collect();
+    let retries: Vec<String> = tables.iter().map(|table| format!("--retry {table}")).collect();
+    Refusal {
         what: format!(
-            "the publication {publication} {}: changes made since then are missing from the stream",
-            facts.join(", ")
+            "{} {} left the publication of slice {slice} and came back: dropped and made again, or somebody changed \
+             the publication; changes in between are not in the stream",
+            if tables.len() == 1 { "the table" } else { "the tables" },
+            tables.join(", ")
         ),
         next: format!(
-            "on the monolith: {} Then strangler mirror PLAN --slice {} --rebuild",
-            remedies.join(" "),
-            slice
+            "strangler mirror PLAN --slice {slice} {}, which copies what is named again",
+            retries.join(" ")
         ),
-    })
+    }
+}
+
+/// The same as [`gone`], when that is what the stream's error says. The server's words are in its own language; the
+/// SQLSTATE (42704, undefined object) and the name are not.
+#[must_use]
+pub fn explain(error: MirrorError, named: Named<'_>) -> MirrorError {
+    if let MirrorError::Stream(StreamError::Replication(ReplicationError::Server {
+        sqlstate, message, ..
+    })) = &error
+        && sqlstate == "42704"
+        && message.contains(named.publication)
+    {
+        return gone(named).into();
+    }
+    error
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const NAMED: Named<'_> = Named { publication: "pub", slice: "one", slot: Some("slot") };
+
+    fn holding(tables: &[&str]) -> Publication {
+        let tables = tables.iter().zip(1..).map(|(name, oid)| (TableName::new("public", *name), oid));
+        Publication { tables: tables.collect(), whole: true, restricted: Vec::new() }
+    }
+
+    fn fault(publication: &Publication) -> Option<String> {
+        let wanted = [TableName::new("public", "a"), TableName::new("public", "b")];
+        publication.fault(wanted.iter(), NAMED).map(|refusal| format!("{}; {}", refusal.what, refusal.next))
+    }
+
+    #[test]
+    fn every_way_to_leave_something_out_is_a_fault() {
+        assert_eq!(fault(&holding(&["a", "b"])), None);
+        let says = |publication: &Publication, words: &str| {
+            let fault = fault(publication).unwrap_or_default();
+            assert!(fault.contains(words), "{words}: {fault}");
+        };
+        says(&holding(&["a"]), "it lacks b;");
+        says(&holding(&["a", "b", "c"]), "it also holds c;");
+        says(&holding(&["a", "c"]), "it lacks b and holds c;");
+        says(&Publication { whole: false, ..holding(&["a", "b"]) }, "every kind of change");
+        let restricted = vec!["\"public\".\"a\"".to_owned()];
+        says(&Publication { restricted, ..holding(&["a", "b"]) }, "rows or columns of \"public\".\"a\"");
+    }
+
+    #[test]
+    fn only_the_servers_word_about_this_publication_means_that_it_is_gone() {
+        let said = |sqlstate: &str, message: &str| {
+            let server = ReplicationError::Server {
+                label: "monolith".into(),
+                action: "stream",
+                sqlstate: sqlstate.into(),
+                message: message.into(),
+            };
+            matches!(
+                explain(MirrorError::Stream(StreamError::Replication(server)), NAMED),
+                MirrorError::Refused { .. }
+            )
+        };
+        assert!(said("42704", "Publikation „pub“ existiert nicht"));
+        assert!(!said("42704", "type \"mood\" does not exist"));
+        assert!(!said("57P01", "publication \"pub\" does not exist"));
+    }
 }

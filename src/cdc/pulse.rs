@@ -7,9 +7,9 @@ use std::time::{Duration, Instant};
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
-use super::error::MirrorError;
-use super::publication;
-use super::source::{self, HEARTBEAT_PREFIX, Published};
+use super::error::{MirrorError, Refusal};
+use super::publication::{self, Named, Published};
+use super::source::{self, HEARTBEAT_PREFIX};
 use super::start::open;
 use crate::journal::process::{self, Sighting};
 use crate::postgres::connect::{Server, Session};
@@ -32,7 +32,7 @@ pub struct Vitals {
 struct Inner {
     sighting: Sighting,
     sent: Option<(u64, Instant)>,
-    fault: Option<String>,
+    fault: Option<Refusal>,
     held_bytes: u64,
 }
 
@@ -56,7 +56,7 @@ impl Vitals {
 
     /// What the pulse found that the engine must not go on over.
     #[must_use]
-    pub fn fault(&self) -> Option<String> {
+    pub fn fault(&self) -> Option<Refusal> {
         self.with(|inner| inner.fault.clone())
     }
 
@@ -181,25 +181,25 @@ impl Pulse {
                 self.vitals.with(|inner| inner.held_bytes = slot.held_bytes);
                 meter.watch(&self.slice, slot.held_bytes, slot.safe_bytes, self.wal_budget_bytes);
             }
-            if source::published(source, &self.publication).await? != *self.published {
-                self.vitals.with(|inner| {
-                    inner.fault = Some(format!(
-                        "publication {} of the monolith changed while slice {} was mirrored: a table was renamed, \
-                         dropped, added or made again",
-                        self.publication, self.slice
-                    ));
-                });
-            }
-            if let Err(MirrorError::Refused { what, .. }) =
-                publication::check(source, &self.publication, &self.slice).await
-            {
-                self.vitals.with(|inner| inner.fault = Some(what));
+            if let Some(fault) = self.watch_publication(source).await? {
+                self.vitals.with(|inner| inner.fault = Some(fault));
             }
             let sighting = self.vitals.with(|inner| inner.sighting.clone());
             process::beat(target, &self.slice, self.nonce, &sighting).await?;
         }
         self.vitals.with(|inner| inner.sent = Some((number, Instant::now())));
         source::emit(source, HEARTBEAT_PREFIX, &heartbeat_content(&self.slice, self.nonce, number)).await
+    }
+
+    /// What happened to the publication since the start that the engine must not go on over.
+    async fn watch_publication(&self, source: &Session) -> Result<Option<Refusal>, MirrorError> {
+        let named =
+            Named { publication: &self.publication, slice: &self.slice, slot: Some(self.slot.as_str()) };
+        let Some(found) = publication::read(source, &self.publication).await? else {
+            return Ok(Some(publication::gone(named)));
+        };
+        let fault = found.fault(self.published.keys(), named);
+        Ok(fault.or_else(|| publication::came_back(&self.published, &found.tables, named)))
     }
 }
 

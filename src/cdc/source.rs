@@ -1,15 +1,12 @@
 //! What the mirror asks the monolith beside the replication stream: snapshots, positions, heartbeats, the slot.
 
-use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
+use tokio_postgres::Client;
 use tokio_postgres::types::PgLsn;
-use tokio_postgres::{Client, Row};
 
 use super::error::MirrorError;
 use crate::lsn::Lsn;
-use crate::mapping::SliceMapping;
-use crate::name::TableName;
 use crate::snapshot::{FullXid, Snapshot};
 
 /// Prefix of the logical messages that measure the way from a commit to its application.
@@ -165,44 +162,6 @@ pub async fn pages(source: &Client, table: &str) -> Result<i64, MirrorError> {
         .await
         .map_err(MirrorError::sql("measuring a table"))?;
     Ok(row.get(0))
-}
-
-/// Tables of a publication with the oid of their entry in it. An entry that was taken out and put back has another
-/// oid: what changed in between is not in the stream.
-pub type Published = BTreeMap<TableName, u32>;
-
-/// Reads a publication.
-///
-/// # Errors
-/// [`MirrorError::Sql`].
-pub async fn published(source: &Client, publication: &str) -> Result<Published, MirrorError> {
-    let rows = source
-        .query(
-            "SELECT n.nspname::text, c.relname::text, r.oid FROM pg_publication_rel r \
-                 JOIN pg_publication p ON p.oid = r.prpubid JOIN pg_class c ON c.oid = r.prrelid \
-                 JOIN pg_namespace n ON n.oid = c.relnamespace \
-             WHERE p.pubname = $1",
-            &[&publication],
-        )
-        .await
-        .map_err(MirrorError::sql("reading the publication"))?;
-    let name = |row: &Row| TableName::new(row.get::<_, String>(0), row.get::<_, String>(1));
-    Ok(rows.iter().map(|row| (name(row), row.get(2))).collect())
-}
-
-/// What tells a publication's tables from a mapping's, in words; `None` when nothing does.
-#[must_use]
-pub fn unpublished(mapping: &SliceMapping, published: &Published) -> Option<String> {
-    let list = |names: Vec<&TableName>| names.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
-    let wanted: BTreeSet<&TableName> = mapping.tables.iter().map(|table| &table.source).collect();
-    let missing = list(wanted.iter().filter(|name| !published.contains_key(**name)).copied().collect());
-    let strange = list(published.keys().filter(|name| !wanted.contains(name)).collect());
-    match (missing.is_empty(), strange.is_empty()) {
-        (true, true) => None,
-        (false, true) => Some(format!("it lacks {missing}")),
-        (true, false) => Some(format!("it also holds {strange}")),
-        (false, false) => Some(format!("it lacks {missing} and holds {strange}")),
-    }
 }
 
 /// The transaction that the barrier waits for longest, in words: pid, age, application.

@@ -8,6 +8,7 @@ use super::error::MirrorError;
 use super::source::{self, SlotFacts};
 use crate::failpoint;
 use crate::journal::streams::{self, Claim, ClaimStatements, Source, StreamRow, StreamState};
+use crate::journal::whereabouts::{self, Route};
 use crate::journal::{copies, process, slices};
 use crate::lsn::Lsn;
 use crate::name::TableName;
@@ -64,6 +65,28 @@ pub struct Starting<'a> {
     pub plan_hash: &'a str,
     /// This process.
     pub process: &'a ProcessName,
+}
+
+/// Checks that both links lead where the plan says. Called first at every start: links are filled in anew for each
+/// connection.
+///
+/// # Errors
+/// [`MirrorError::Refused`] over the first link that leads astray.
+pub async fn check_links(
+    source: &Client,
+    target: &Client,
+    (starting, service): (Starting<'_>, &str),
+) -> Result<(), MirrorError> {
+    let (monolith, there) = (whereabouts::read(source).await?, whereabouts::read(target).await?);
+    let route = Route { plan: starting.plan, slice: starting.slice, service };
+    match whereabouts::astray(route, Some(&monolith), Some(&there)).first().map(whereabouts::Astray::problem)
+    {
+        None => Ok(()),
+        Some(problem) => Err(MirrorError::Refused {
+            what: format!("slice {} can't be mirrored: {}: {}", starting.slice, problem.object, problem.fact),
+            next: problem.next,
+        }),
+    }
 }
 
 /// Checks that the slice was provisioned as the plan says, and that the monolith has the authority.
@@ -194,14 +217,7 @@ async fn take_nonce(
 /// Ends sessions that hold the stream row. The apply role may end its own; those that logged in as somebody stronger
 /// are ended by the service's administrator.
 async fn end_older_sessions(target: &Client, slice: &str, admin: &Server) -> Result<(), MirrorError> {
-    let sql = "SELECT DISTINCT a.pid FROM pg_locks l JOIN pg_stat_activity a USING (pid) \
-             WHERE l.relation = 'strangler.stream'::regclass AND a.pid <> pg_backend_pid() \
-               AND a.application_name = $1";
-    let rows = target
-        .query(sql, &[&application_name(slice)])
-        .await
-        .map_err(MirrorError::sql("looking for an older mirror's sessions"))?;
-    let pids: Vec<i32> = rows.iter().map(|row| row.get(0)).collect();
+    let pids = streams::sessions_at(target, &application_name(slice)).await?;
     tracing::warn!(slice, ?pids, "ending sessions that an older mirror left in a transaction");
     if terminate(target, &pids).await.is_ok() {
         return Ok(());

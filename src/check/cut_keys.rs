@@ -43,11 +43,11 @@ fn crossing_key(facts: &Facts, key: &ForeignKey) -> Problem {
     let (severity, consequence) = match (action, facts.moves(to)) {
         (None, _) => (
             Severity::Note,
-            "arm drops the constraint and remembers it; the service keeps a soft reference, whose orphans reconcile reports".to_owned(),
+            "the service keeps a soft reference, which nothing enforces; the monolith's constraint has to go before the flip".to_owned(),
         ),
         (Some(action), false) => (
             Severity::Warning,
-            format!("as long as it is there, {action} of the staying {to} writes into the fenced {from} and fails with 25006; arm drops it, and then nobody does that work"),
+            format!("as long as it is there, {action} of the staying {to} writes into the fenced {from} after its flip and fails with 25006; without it nobody does that work"),
         ),
         (Some(action), true) => (
             Severity::Warning,

@@ -5,6 +5,7 @@ use std::error::Error;
 use std::fmt;
 
 use crate::catalog::Catalog;
+use crate::journal::whereabouts::Whereabouts;
 use crate::mapping::Mappings;
 use crate::name::TableName;
 use crate::plan::{Plan, Service};
@@ -42,6 +43,8 @@ pub struct Database {
     pub roles: BTreeMap<String, Role>,
     /// The links by name.
     pub links: BTreeMap<LinkName, Link>,
+    /// Where its links lead, by the database's own word; absent when it did not tell.
+    pub whereabouts: Option<Whereabouts>,
     /// What a reachable database did not tell, in words.
     pub unread: Vec<String>,
 }
@@ -114,6 +117,8 @@ impl LinkFailure {
 pub struct LinkRole {
     /// `session_user`.
     pub name: String,
+    /// Which database it leads to: see [`crate::journal::whereabouts::place`].
+    pub place: String,
     /// Superuser.
     pub superuser: bool,
     /// May use replication connections: attribute REPLICATION, or membership in `rds_replication`.
@@ -124,6 +129,8 @@ pub struct LinkRole {
     pub create_in_database: bool,
     /// May set `session_replication_role`, or it is `replica` already. Only asked of apply links.
     pub replica_role: bool,
+    /// Schemas on which it may not grant CREATE and USAGE, with their owners. Only asked of admin links.
+    pub ungrantable: BTreeMap<String, String>,
     /// Tables that it may not SELECT, or whose schema it may not use.
     pub unreadable: BTreeSet<TableName>,
     /// Tables whose rows are filtered for it by row level security.
@@ -143,6 +150,8 @@ pub struct Role {
     pub has_password: Option<bool>,
     /// May connect to this database.
     pub may_connect: bool,
+    /// Schemas that it owns, or in which it was itself granted CREATE and USAGE.
+    pub creates_in: BTreeSet<String>,
 }
 
 /// What matters of a server beside its catalogs.

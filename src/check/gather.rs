@@ -7,6 +7,7 @@ use tokio::time::Instant;
 use tokio_postgres::{Client, Error};
 
 use super::facts::{APPLY_ROLE, Database, Facts, Link, LinkFailure, LinkName, LinkRole, Role, Server, Slot};
+use crate::journal::{JournalError, whereabouts};
 use crate::lsn::Lsn;
 use crate::mapping::{Mappings, compile, expand};
 use crate::name::TableName;
@@ -75,6 +76,15 @@ fn join(plan: &Plan, monolith: &Database) -> Joined {
     (mappings, problems, moved)
 }
 
+/// What a link could not be asked.
+#[derive(Debug, thiserror::Error)]
+enum Unread {
+    #[error(transparent)]
+    Statement(#[from] Error),
+    #[error(transparent)]
+    Journal(#[from] JournalError),
+}
+
 /// Everything about one database that does not depend on the mapping.
 async fn look(links: &Links, roles: &[String]) -> Database {
     let mut database = Database::default();
@@ -112,6 +122,10 @@ async fn look(links: &Links, roles: &[String]) -> Database {
         Ok(found) => database.roles = found,
         Err(error) => database.unread.push(LinkFailure::new(&error).words),
     }
+    match whereabouts::read(client).await {
+        Ok(found) => database.whereabouts = Some(found),
+        Err(error) => database.unread.push(LinkFailure::new(&error).words),
+    }
     match read_server(client, sample).await {
         Ok(server) => database.server = Some(server),
         Err(error) => database.unread.push(LinkFailure::new(&error).words),
@@ -119,7 +133,7 @@ async fn look(links: &Links, roles: &[String]) -> Database {
     database
 }
 
-async fn read_link(client: &Client, link: LinkName) -> Result<LinkRole, Error> {
+async fn read_link(client: &Client, link: LinkName) -> Result<LinkRole, Unread> {
     let sql = "SELECT r.rolname::text, r.rolsuper, \
                       r.rolreplication OR EXISTS (SELECT FROM pg_catalog.pg_roles g WHERE g.rolname = 'rds_replication' \
                         AND pg_catalog.pg_has_role(r.oid, g.oid, 'MEMBER')), \
@@ -129,14 +143,19 @@ async fn read_link(client: &Client, link: LinkName) -> Result<LinkRole, Error> {
     let row = client.query_one(sql, &[]).await?;
     let mut role = LinkRole {
         name: row.try_get(0)?,
+        place: whereabouts::place(client).await?,
         superuser: row.try_get(1)?,
         replication: row.try_get(2)?,
         create_role: row.try_get(3)?,
         create_in_database: row.try_get(4)?,
         replica_role: false,
+        ungrantable: BTreeMap::new(),
         unreadable: BTreeSet::new(),
         row_filtered: BTreeSet::new(),
     };
+    if link == LinkName::Admin {
+        role.ungrantable = read_ungrantable(client).await?;
+    }
     if link == LinkName::Apply {
         role.replica_role = may_set_replica_role(client).await?;
     }
@@ -160,6 +179,18 @@ async fn read_link(client: &Client, link: LinkName) -> Result<LinkRole, Error> {
     Ok(role)
 }
 
+/// An owner, and who was given the right WITH GRANT OPTION, may grant it (GRANT). Where everybody may create, as in
+/// `public` before PostgreSQL 15, nobody has to be granted anything.
+async fn read_ungrantable(client: &Client) -> Result<BTreeMap<String, String>, Error> {
+    let sql = "SELECT nspname::text, pg_catalog.pg_get_userbyid(nspowner)::text FROM pg_catalog.pg_namespace \
+               WHERE nspname !~ '^pg_' AND NOT pg_catalog.pg_has_role(nspowner, 'USAGE') \
+                 AND NOT (pg_catalog.has_schema_privilege(oid, 'CREATE WITH GRANT OPTION') \
+                          AND pg_catalog.has_schema_privilege(oid, 'USAGE WITH GRANT OPTION')) \
+                 AND NOT EXISTS (SELECT FROM pg_catalog.aclexplode(nspacl) a \
+                                 WHERE a.grantee = 0 AND a.privilege_type = 'CREATE')";
+    client.query(sql, &[]).await?.iter().map(|row| Ok((row.try_get(0)?, row.try_get(1)?))).collect()
+}
+
 /// Tried rather than looked up: managed servers let other roles set it than the catalogs tell.
 async fn may_set_replica_role(client: &Client) -> Result<bool, Error> {
     let row = client
@@ -181,7 +212,10 @@ async fn read_roles(client: &Client, names: &[String]) -> Result<BTreeMap<String
     let sql = "SELECT r.rolname::text, r.rolsuper, r.rolcanlogin, \
                       ARRAY(SELECT g.rolname::text FROM pg_catalog.pg_roles g WHERE g.oid <> r.oid \
                             AND NOT r.rolsuper AND pg_catalog.pg_has_role(r.oid, g.oid, 'MEMBER')), \
-                      pg_catalog.has_database_privilege(r.oid, pg_catalog.current_database(), 'CONNECT') \
+                      pg_catalog.has_database_privilege(r.oid, pg_catalog.current_database(), 'CONNECT'), \
+                      ARRAY(SELECT n.nspname::text FROM pg_catalog.pg_namespace n WHERE n.nspowner = r.oid OR 2 = \
+                            (SELECT count(DISTINCT a.privilege_type) FROM pg_catalog.aclexplode(n.nspacl) a WHERE a.grantee = r.oid \
+                             AND a.privilege_type IN ('CREATE', 'USAGE'))) \
                FROM pg_catalog.pg_roles r WHERE r.rolname = ANY($1)";
     let mut roles = BTreeMap::new();
     for row in client.query(sql, &[&names]).await? {
@@ -191,6 +225,7 @@ async fn read_roles(client: &Client, names: &[String]) -> Result<BTreeMap<String
             member_of: row.try_get::<_, Vec<String>>(3)?.into_iter().collect(),
             has_password: None,
             may_connect: row.try_get(4)?,
+            creates_in: row.try_get::<_, Vec<String>>(5)?.into_iter().collect(),
         };
         roles.insert(row.try_get(0)?, role);
     }
@@ -289,10 +324,6 @@ async fn look_at_targets(links: &Links, targets: &[TableName], database: &mut Da
             }
         }
     }
-    if catalog.schemas.iter().any(|schema| schema == "strangler") {
-        match client.query("SELECT slice FROM strangler.slice", &[]).await {
-            Ok(rows) => server.provisioned = rows.iter().filter_map(|row| row.try_get(0).ok()).collect(),
-            Err(error) => database.unread.push(LinkFailure::new(&error).words),
-        }
-    }
+    let sides = database.whereabouts.iter().flat_map(|found| &found.sides);
+    server.provisioned = sides.map(|side| side.slice.clone()).collect();
 }

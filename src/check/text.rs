@@ -144,8 +144,8 @@ mod tests {
     note     OrderLines (cut-key)
              found  fk_ProductId (ProductId) references Products (Id), and the two tables go into
                     different slices
-             means  arm drops the constraint and remembers it; the service keeps a soft reference, whose
-                    orphans reconcile reports
+             means  the service keeps a soft reference, which nothing enforces; the monolith's
+                    constraint has to go before the flip
              next   nothing now; the application must no longer rely on it once OrderLines or Products has flipped
 
     slice     tables     size  copy  WAL kept   budget

@@ -1,6 +1,6 @@
 //! What every verb about a plan begins with: read the plan, choose the slices, find the ways into the databases.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -9,11 +9,12 @@ use super::report::CliError;
 use super::ui::{Paint, Ui};
 use crate::cdc::mirror::chain_of;
 use crate::check;
+use crate::journal::whereabouts::{self, Route, Whereabouts};
 use crate::mapping::{self, Mappings};
 use crate::plan::{self, LinkTemplate, Links, Parsed, Plan, PlanProblem, Variables};
 use crate::postgres::introspect;
 use crate::postgres::{ConnectError, Server, SessionRole};
-use crate::problem::Severity;
+use crate::problem::{Problem, Severity};
 use crate::status::judge::{Commands, shell_word};
 
 /// The plan that a command is about.
@@ -78,12 +79,21 @@ impl Opened {
         command.replace(" PLAN", &format!(" {}", shell_word(&self.path)))
     }
 
+    /// Problems with the commands that they name as they must be typed.
+    pub(super) fn typed_all(&self, mut problems: Vec<Problem>) -> Vec<Problem> {
+        for problem in &mut problems {
+            problem.next = self.typed(&problem.next);
+        }
+        problems
+    }
+
     /// Joins the plan with the monolith's tables. What is only good to know goes to stderr.
     ///
     /// # Errors
-    /// The monolith can't be read, or the plan doesn't fit it: all of its problems.
+    /// The monolith can't be read, its link leads elsewhere, or the plan doesn't fit it: all of its problems.
     pub(super) async fn mappings(&self, ui: &mut Ui) -> Result<Mappings, CliError> {
         let session = self.monolith.read.connect("strangler mirror").await?;
+        self.stay_away(&whereabouts::read(&session).await?).await?;
         let catalog = introspect::read(&session).await?;
         let (mappings, problems) = mapping::compile(&self.plan, &catalog);
         if problems.iter().any(|problem| problem.severity == Severity::Error) {
@@ -93,6 +103,31 @@ impl Opened {
             ui.words(check::list(&problems).trim_end());
         }
         Ok(mappings)
+    }
+
+    /// Refuses a monolith's link that leads to a service's database, before its tables are taken for the monolith's. The
+    /// services are asked only then, to say what else is mixed up; the engine asks them again at each of its starts.
+    async fn stay_away(&self, monolith: &Whereabouts) -> Result<(), CliError> {
+        let route = |slice| -> Option<Route<'_>> {
+            let (service, _) = self.plan.service_of(slice)?;
+            Some(Route { plan: &self.plan.name, slice, service })
+        };
+        let routes: Vec<Route<'_>> = self.slices.iter().filter_map(|slice| route(slice)).collect();
+        if routes.iter().all(|route| whereabouts::astray(*route, Some(monolith), None).is_empty()) {
+            return Ok(());
+        }
+        let mut found = BTreeSet::new();
+        for route in routes {
+            let there = match self.services.get(route.service) {
+                Some(ways) => match ways.apply.connect("strangler mirror").await {
+                    Ok(session) => Some(whereabouts::read(&session).await?),
+                    Err(_) => None,
+                },
+                None => None,
+            };
+            found.extend(whereabouts::astray(route, Some(monolith), there.as_ref()));
+        }
+        Err(CliError::Astray(self.typed_all(found.iter().map(whereabouts::Astray::problem).collect())))
     }
 }
 

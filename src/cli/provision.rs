@@ -43,7 +43,7 @@ pub(super) async fn run(ui: &mut Ui, arguments: &Arguments) -> Result<Exit, CliE
         if arguments.dry_run {
             let design =
                 provision::prepare(&opened.plan, &arguments.slices.slices, &databases, &logins).await?;
-            return show(ui, design);
+            return show(ui, design, &opened);
         }
         let only = &arguments.slices.slices;
         let mut tell = |event: Event<'_>| {
@@ -51,19 +51,19 @@ pub(super) async fn run(ui: &mut Ui, arguments: &Arguments) -> Result<Exit, CliE
                 ui.words(&format!("[{number}/{total}] {}: {} {}", step.database, step.purpose, step.object));
             }
         };
-        let design = provision::run(&opened.plan, only, &mut databases, &logins, &mut tell).await?;
-        finish(ui, &design, &opened);
+        let design = provision::run(&opened.plan, only, &mut databases, &logins, &mut tell).await;
+        finish(ui, design.map_err(|error| typed(error, &opened))?, &opened);
         Ok(Exit::Clean)
     })
     .await
 }
 
 /// The dry run: SQL on stdout, problems on stderr.
-fn show(ui: &mut Ui, design: Design) -> Result<Exit, CliError> {
+fn show(ui: &mut Ui, design: Design, opened: &Opened) -> Result<Exit, CliError> {
     if design.refusals().next().is_some() {
-        return Err(ProvisionError::Refused { problems: design.problems }.into());
+        return Err(typed(ProvisionError::Refused { problems: design.problems }, opened).into());
     }
-    warn(ui, &design.problems);
+    warn(ui, &opened.typed_all(design.problems));
     let sql: Vec<String> = design.steps.iter().map(provision::Step::text).collect();
     if sql.is_empty() {
         ui.words("nothing is missing");
@@ -73,14 +73,22 @@ fn show(ui: &mut Ui, design: Design) -> Result<Exit, CliError> {
     Ok(Exit::Clean)
 }
 
-fn finish(ui: &mut Ui, design: &Design, opened: &Opened) {
-    warn(ui, &design.problems);
+fn finish(ui: &mut Ui, design: Design, opened: &Opened) {
+    warn(ui, &opened.typed_all(design.problems));
     if design.steps.is_empty() {
         ui.words("nothing was missing");
     } else {
         ui.words(&format!("{} done", words::plural(design.steps.len(), "step")));
     }
     ui.words(&format!("next: {}", opened.typed("strangler mirror PLAN")));
+}
+
+fn typed(error: ProvisionError, opened: &Opened) -> ProvisionError {
+    if let ProvisionError::Refused { problems } = error {
+        ProvisionError::Refused { problems: opened.typed_all(problems) }
+    } else {
+        error
+    }
 }
 
 fn warn(ui: &mut Ui, problems: &[Problem]) {

@@ -9,6 +9,7 @@ use super::ui::{Ink, Paint, Ui};
 use crate::cdc::error::MirrorError;
 use crate::check;
 use crate::demo::DemoError;
+use crate::journal::JournalError;
 use crate::plan::PlanProblems;
 use crate::postgres::ConnectError;
 use crate::postgres::introspect::IntrospectError;
@@ -80,6 +81,12 @@ pub enum CliError {
     /// The plan and the monolith's tables don't go together.
     #[error("the plan does not fit the monolith")]
     Unfit(Vec<Problem>),
+    /// Links of the plan lead to other databases than it says.
+    #[error("links lead to other databases than the plan says")]
+    Astray(Vec<Problem>),
+    /// Our own tables could not be read.
+    #[error("the databases could not be told apart")]
+    Journal(#[from] JournalError),
     /// Provisioning stopped.
     #[error(transparent)]
     Provision(#[from] ProvisionError),
@@ -127,6 +134,8 @@ impl CliError {
             }
             Self::Catalog(_) => page(Exit::Incomplete, "catalog-unreadable", None),
             Self::Unfit(_) => page(Exit::Usage, "plan-unfit", None),
+            Self::Astray(_) => page(Exit::Refused, "links-astray", None),
+            Self::Journal(_) => page(Exit::Incomplete, "catalog-unreadable", None),
             Self::Provision(ProvisionError::Refused { .. }) => page(Exit::Refused, "provision-refused", None),
             Self::Provision(_) => page(Exit::Incomplete, "provision-failed", None),
             Self::Mirror(ends) => {
@@ -189,7 +198,9 @@ pub fn finish(ui: &mut Ui, outcome: Result<Exit, CliError>) -> Exit {
                 show(ui, &heading, error, &mirror_page(error));
             }
         }
-        CliError::Unfit(problems) | CliError::Provision(ProvisionError::Refused { problems }) => {
+        CliError::Unfit(problems)
+        | CliError::Astray(problems)
+        | CliError::Provision(ProvisionError::Refused { problems }) => {
             ui.words(check::list(problems).trim_end());
             show(ui, &error.to_string(), &error, &page);
         }
@@ -197,6 +208,7 @@ pub fn finish(ui: &mut Ui, outcome: Result<Exit, CliError>) -> Exit {
         | CliError::Provision(_)
         | CliError::Connect(_)
         | CliError::Catalog(_)
+        | CliError::Journal(_)
         | CliError::Demo(_)
         | CliError::Output(_)
         | CliError::Start(_) => show(ui, &error.to_string(), &error, &page),

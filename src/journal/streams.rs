@@ -259,6 +259,21 @@ pub async fn set_timeline(
         .map_err(JournalError::database("recording the timeline"))
 }
 
+/// Other sessions of this application name that hold a lock on the stream rows, by process id.
+///
+/// # Errors
+/// [`JournalError::Database`].
+pub async fn sessions_at(client: &Client, application: &str) -> Result<Vec<i32>, JournalError> {
+    let sql = "SELECT DISTINCT a.pid FROM pg_locks l JOIN pg_stat_activity a USING (pid) \
+             WHERE l.relation = 'strangler.stream'::regclass AND a.pid <> pg_backend_pid() \
+               AND a.application_name = $1";
+    let rows = client
+        .query(sql, &[&application])
+        .await
+        .map_err(JournalError::database("looking for an older mirror's sessions"))?;
+    Ok(rows.iter().map(|row| row.get(0)).collect())
+}
+
 /// The nonce in force, to notice a successor while nothing is written.
 ///
 /// # Errors

@@ -10,8 +10,9 @@ use super::objects::validated;
 use super::slices::new_hash;
 use super::tables::{guard, mirror_row, refuse_rows};
 use crate::catalog::{Column, Index, Table, TableKind};
+use crate::journal::statements as ours;
 use crate::mapping::{ColumnMapping, SliceMapping, TableMapping};
-use crate::name::{TableName, quote_ident, quote_literal};
+use crate::name::{TableName, quote_ident};
 use crate::problem::Problem;
 
 /// Verifies every table of the service and adds what readies them.
@@ -378,16 +379,9 @@ fn release(draft: &mut Draft<'_>, site: &Site<'_>, slice: &SliceMapping) {
         .filter(|((_, table, ..), row)| !row.done && gone(table))
         .map(|(_, row)| Statement::from(row.create_sql.clone()))
         .collect();
-    let name = quote_literal(&slice.slice);
-    let kept: Vec<String> = slice.tables.iter().map(|one| quote_literal(&one.target.to_string())).collect();
-    statements.push(
-        format!(
-            "DELETE FROM strangler.deferred WHERE slice = {name} AND NOT target_table = ANY (ARRAY[{}]::text[])",
-            kept.join(", ")
-        )
-        .into(),
-    );
-    statements.push(format!("DELETE FROM strangler.mirror_table WHERE slice = {name}").into());
+    let kept: Vec<String> = slice.tables.iter().map(|one| one.target.to_string()).collect();
+    statements.push(ours::delete_deferred(&slice.slice, &kept).into());
+    statements.push(ours::delete_mirror_tables(&slice.slice).into());
     statements.push(new_hash(slice));
     draft.journaled(
         site.database(),

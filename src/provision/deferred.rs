@@ -11,8 +11,9 @@ use super::expression::{Stuck, carry, target_of};
 use super::objects::validated;
 use super::tables::{describe, key_index};
 use crate::catalog::{ConstraintKind, ForeignKey, Index, Table, UserTypeKind};
+use crate::journal::statements as ours;
 use crate::mapping::{SliceMapping, TableMapping};
-use crate::name::{TableName, quote_ident, quote_list, quote_literal};
+use crate::name::{TableName, quote_ident, quote_list};
 use crate::problem::Problem;
 
 /// One statement that waits. The order of the variants of `kind` is the order of execution.
@@ -77,12 +78,9 @@ pub(super) fn insert(site: &Site<'_>, slice: &SliceMapping, found: &[Deferred]) 
         !remade && site.state.deferred.contains_key(&key)
     };
     let row = |one: &Deferred| {
-        let values = [&slice.slice, &one.table.to_string(), one.rank.kind(), &one.object, &one.sql];
-        Statement::from(format!(
-            "INSERT INTO strangler.deferred (slice, target_table, kind, object, create_sql) VALUES ({}) \
-             ON CONFLICT (slice, target_table, kind, object) DO NOTHING",
-            values.map(quote_literal).join(", ")
-        ))
+        let table = one.table.to_string();
+        let values = [slice.slice.as_str(), &table, one.rank.kind(), &one.object, &one.sql];
+        Statement::from(ours::insert_deferred(values))
     };
     found.iter().filter(|one| !known(one)).map(row).collect()
 }

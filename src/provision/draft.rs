@@ -7,8 +7,9 @@ use serde_json::{Value, json};
 use super::{Database, Design, Logins, Statement, Step, Survey, Work};
 use super::{adopt, deferred, objects, preflight, publication, rights, slices, state::State, tables};
 use crate::catalog::{Catalog, Table};
+use crate::journal::statements;
 use crate::mapping::{Mappings, SliceMapping, TableMapping};
-use crate::name::{TableName, quote_literal};
+use crate::name::TableName;
 use crate::plan::{Ddl, Plan, Service};
 use crate::problem::Problem;
 
@@ -157,12 +158,7 @@ impl<'a> Draft<'a> {
 
 /// An entry of the journal. `detail` must hold `object`, by which a later run finds the entry again.
 pub(super) fn journal(slice: Option<&str>, action: &str, detail: &Value) -> Statement {
-    let slice = slice.map_or_else(|| "NULL".to_owned(), quote_literal);
-    Statement::from(format!(
-        "INSERT INTO strangler.journal (slice, actor, action, detail) VALUES ({slice}, 'provision', {}, {}::jsonb)",
-        quote_literal(action),
-        quote_literal(&detail.to_string())
-    ))
+    statements::insert_journal(slice, action, detail).into()
 }
 
 /// `service orders, table sales.Orders`, as problems name things.

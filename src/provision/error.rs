@@ -1,7 +1,7 @@
 //! What can stop provisioning.
 
 use super::Database;
-use crate::journal::migrate;
+use crate::journal::{JournalError, migrate};
 use crate::postgres::introspect;
 use crate::problem::{Problem, Severity};
 
@@ -47,6 +47,14 @@ pub enum ProvisionError {
         what: &'static str,
         /// What the server said.
         source: tokio_postgres::Error,
+    },
+    /// Our own tables could not be read.
+    #[error("{database}: could not read what was provisioned")]
+    Journal {
+        /// Where.
+        database: Database,
+        /// Why.
+        source: JournalError,
     },
     /// Another provision works on the database.
     #[error(

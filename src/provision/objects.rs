@@ -145,12 +145,12 @@ fn schemas(draft: &mut Draft<'_>, site: &Site<'_>, needed: &Needed) {
         let statement = match site.state.schema_owners.get(&schema) {
             Some(present) if present == owner => continue,
             Some(_) => {
-                let has = |privilege: &str| {
+                let has = |role: &str, privilege: &str| {
                     let on = GrantOn::Schema(schema.clone());
-                    let grant = Grant { on, role: owner.clone(), privilege: privilege.to_owned() };
+                    let grant = Grant { on, role: role.to_owned(), privilege: privilege.to_owned() };
                     site.state.grants.contains(&grant)
                 };
-                if has("CREATE") && has("USAGE") {
+                if [owner, "public"].iter().any(|role| has(role, "CREATE") && has(role, "USAGE")) {
                     continue;
                 }
                 format!("GRANT CREATE, USAGE ON SCHEMA {} TO {}", quote_ident(&schema), quote_ident(owner))

@@ -1,16 +1,17 @@
 //! What must hold before anything is made: the databases are who they should be, and nobody else's work is in the
 //! way.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use super::draft::{Draft, Site, in_service};
 use super::state::State;
-use super::{Database, publication};
+use super::{Database, START_ANEW, publication};
 use crate::catalog::{Catalog, Table, TableKind};
 use crate::dualwrite::gate;
+use crate::journal::whereabouts::{self, Astray, Route, Whereabouts};
 use crate::mapping::SliceMapping;
 use crate::name::{TableName, quote_ident};
-use crate::plan::Ddl;
+use crate::plan::{Ddl, Plan};
 use crate::problem::Problem;
 
 /// PostgreSQL cuts longer names (documentation, section 4.1.1).
@@ -34,7 +35,6 @@ pub(super) fn check(draft: &mut Draft<'_>) {
     ownership(draft);
     for site in draft.sites() {
         identity(draft, &site.database(), site.catalog, site.state);
-        same_database(draft, &site);
         for slice in &site.slices {
             belongs(draft, &site.database(), site.state, slice);
             belongs(draft, &Database::Monolith, &survey.monolith_state, slice);
@@ -90,18 +90,35 @@ fn identity(draft: &mut Draft<'_>, database: &Database, catalog: &Catalog, state
     );
 }
 
-fn same_database(draft: &mut Draft<'_>, site: &Site<'_>) {
-    let survey = draft.survey;
-    let same = site.state.server == survey.monolith_state.server
-        && site.catalog.identity.database_oid == survey.monolith.identity.database_oid;
-    if same {
-        draft.problem(
-            Problem::error("service-is-monolith", format!("service {}", site.name))
-                .fact(format!("its link leads to the monolith's own database, {}", survey.monolith.database))
-                .consequence("there would be nothing to split")
-                .next("create a database for the service and put its name into the link"),
-        );
+/// Links that lead to other databases than the plan says.
+pub(super) fn astray<'a>(
+    plan: &Plan,
+    only: &[String],
+    monolith: &Whereabouts,
+    services: impl Fn(&str) -> Option<&'a Whereabouts>,
+) -> Vec<Problem> {
+    let mut found = BTreeSet::new();
+    let mut places: BTreeMap<&str, &str> = BTreeMap::new();
+    let mut problems = Vec::new();
+    for (slice, planned) in plan.slices.iter().filter(|(name, _)| only.is_empty() || only.contains(name)) {
+        let service = planned.service.as_str();
+        let there = services(service);
+        let route = Route { plan: &plan.name, slice, service };
+        found.extend(whereabouts::astray(route, Some(monolith), there));
+        let Some(there) = there else { continue };
+        match places.insert(&there.place, service) {
+            Some(other) if other != service => problems.push(
+                Problem::error("shared-database", format!("service {other}, service {service}"))
+                    .fact(format!("both links lead to one database, {}", there.database))
+                    .consequence(
+                        "each service must be the only one to own its database; their gates would meet",
+                    )
+                    .next("give each service a database of its own, or make them one service"),
+            ),
+            Some(_) | None => {}
+        }
     }
+    found.iter().map(Astray::problem).chain(problems).collect()
 }
 
 /// The slice's row, where there is one, must be of this plan and mapping.
@@ -118,7 +135,7 @@ fn belongs(draft: &mut Draft<'_>, database: &Database, state: &State, slice: &Sl
                     row.plan, row.service, row.side
                 ))
                 .consequence("two slices would share one gate")
-                .next("give the slice another name, or undo the other one first with `strangler abandon`"),
+                .next(format!("give the slice another name, or undo the other one first: {START_ANEW}")),
         );
         return;
     }
@@ -129,8 +146,7 @@ fn belongs(draft: &mut Draft<'_>, database: &Database, state: &State, slice: &Sl
                 .fact("its mapping is another one than when it was provisioned, and data was mirrored since")
                 .consequence("rows mirrored so far went through the old mapping")
                 .next(format!(
-                    "bring the old mapping back in the plan, or start the slice anew: `strangler abandon PLAN \
-                     --slice {name}`, then provision"
+                    "bring the old mapping back in the plan, or start slice {name} anew: {START_ANEW}"
                 )),
         );
     }

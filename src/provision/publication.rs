@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use super::draft::Draft;
-use super::{Database, Statement};
+use super::{Database, START_ANEW, Statement};
 use crate::catalog::TableKind;
 use crate::mapping::SliceMapping;
 use crate::name::{TableName, quote_ident};
@@ -15,20 +15,35 @@ pub(super) fn name(plan: &str, slice: &str) -> String {
 }
 
 /// Creates what is missing and makes existing publications exact. Before a stream begins that is free; after it,
-/// changes of a table that was out for a while would be lost, so it is refused.
+/// changes of a table that was out for a while would be lost, so it is refused. A publication that is gone altogether is
+/// made again: its entries get other oids, by which the mirror knows that every table has to be copied again.
 pub(super) fn publish(draft: &mut Draft<'_>) {
     for slice in draft.mappings.values() {
         let publication = name(&draft.plan.name, &slice.slice);
         let statements = statements(draft, slice, &publication);
         let streams = draft.survey.service_states.get(&slice.service);
         let begun = streams.is_some_and(|state| state.streams.contains(&slice.slice));
-        if begun && !statements.is_empty() {
+        let gone = !draft.survey.monolith_state.publications.contains_key(&publication);
+        if begun && gone {
+            draft.problem(
+                Problem::warning("publication-gone", format!("publication {publication}"))
+                    .fact("it is gone from the monolith, and the slice's stream has begun")
+                    .consequence("what changed without it is not in the stream, so the mirror refuses to go on")
+                    .next(format!(
+                        "once provision has made it again: strangler mirror PLAN --slice {} --rebuild, which copies \
+                         the slice again",
+                        slice.slice
+                    )),
+            );
+        } else if begun && !statements.is_empty() {
             draft.problem(
                 Problem::error("publication-changed", format!("publication {publication}"))
                     .fact("it is not what the slice needs any more, and the slice's stream has begun")
                     .consequence("changes made meanwhile may be missing from the stream")
                     .next(format!(
-                        "start the slice anew: `strangler abandon PLAN --slice {}`, then provision",
+                        "run on the monolith: {}; then strangler mirror PLAN --slice {} --rebuild, which copies the \
+                         slice again. Where the plan changed, start the slice anew instead: {START_ANEW}",
+                        statements.iter().map(Statement::shown).collect::<Vec<_>>().join("; "),
                         slice.slice
                     )),
             );

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use tokio_postgres::Client;
 
+use super::preflight;
 use super::state::{self, State};
 use super::{
     Database, Databases, Design, Event, Logins, ProvisionError, Statement, Step, Survey, Work, anatomy,
@@ -11,7 +12,7 @@ use super::{
 };
 use crate::catalog::Catalog;
 use crate::dualwrite::gate;
-use crate::journal::migrate;
+use crate::journal::{migrate, whereabouts};
 use crate::mapping::compile;
 use crate::plan::Plan;
 use crate::postgres::introspect;
@@ -66,6 +67,12 @@ pub async fn prepare(
 }
 
 fn outline(plan: &Plan, only: &[String], survey: &Survey, logins: &Logins) -> Design {
+    let there = |service: &str| survey.service_states.get(service).map(|state| &state.whereabouts);
+    let astray = preflight::astray(plan, only, &survey.monolith_state.whereabouts, there);
+    if !astray.is_empty() {
+        // Whatever else would be said is about the wrong databases.
+        return Design { steps: Vec::new(), problems: astray };
+    }
     let (mut mappings, problems) = compile(plan, &survey.monolith);
     if problems.iter().any(|problem| problem.severity == Severity::Error) {
         // Such mappings lack tables, which must not be taken for tables that left the plan.
@@ -90,10 +97,28 @@ pub async fn run(
     logins: &Logins,
     report: &mut (dyn FnMut(Event<'_>) + Send),
 ) -> Result<Design, ProvisionError> {
+    look_around(plan, only, databases).await?;
     lock(databases).await?;
     let outcome = locked_run(plan, only, databases, logins, report).await;
     unlock(databases).await;
     outcome
+}
+
+/// Where the links lead, before anything is locked: two links to one database would meet each other's lock, and it
+/// would seem that somebody else was at work there.
+async fn look_around(plan: &Plan, only: &[String], databases: &Databases) -> Result<(), ProvisionError> {
+    let mut places = BTreeMap::new();
+    for (database, client) in databases.all() {
+        let found = whereabouts::read(client).await;
+        let found = found.map_err(|source| ProvisionError::Journal { database: database.clone(), source })?;
+        places.insert(database, found);
+    }
+    let there = |service: &str| places.get(&Database::Service(service.to_owned()));
+    let problems = places
+        .get(&Database::Monolith)
+        .map(|monolith| preflight::astray(plan, only, monolith, there))
+        .unwrap_or_default();
+    if problems.is_empty() { Ok(()) } else { Err(ProvisionError::Refused { problems }) }
 }
 
 async fn locked_run(

@@ -5,8 +5,9 @@ use super::state::State;
 use super::{Database, Statement, Work, publication};
 use crate::catalog::Catalog;
 use crate::dualwrite::gate::{self, GateState};
+use crate::journal::provisioned::SliceRow;
+use crate::journal::statements;
 use crate::mapping::SliceMapping;
-use crate::name::quote_literal;
 
 /// Brings the schema `strangler` up to date everywhere.
 pub(super) fn schema(draft: &mut Draft<'_>, sites: &[Site<'_>]) {
@@ -37,11 +38,8 @@ fn identity(draft: &mut Draft<'_>, database: Database, catalog: &Catalog, state:
     if state.recorded_identity.is_some() {
         return;
     }
-    let sql = format!(
-        "INSERT INTO strangler.database (system_identifier, database_oid) VALUES ({}, {})",
-        quote_literal(&catalog.identity.system_identifier),
-        catalog.identity.database_oid
-    );
+    let identity = &catalog.identity;
+    let sql = statements::insert_database(&identity.system_identifier, identity.database_oid);
     draft.journaled(database, None, ("record", "the database's identity"), vec![sql.into()]);
 }
 
@@ -84,27 +82,18 @@ fn rows(draft: &mut Draft<'_>, database: &Database, state: &State, slices: &[&Sl
 }
 
 fn slice_row(draft: &Draft<'_>, slice: &SliceMapping, side: &str, lock_key: i32) -> Statement {
-    let values = [
-        slice.slice.as_str(),
-        &draft.plan.name,
-        &slice.service,
-        side,
-        &slice.hash,
-        &publication::name(&draft.plan.name, &slice.slice),
-    ]
-    .map(quote_literal)
-    .join(", ");
-    Statement::from(format!(
-        "INSERT INTO strangler.slice (slice, plan, service, side, plan_hash, publication, lock_key) \
-         OVERRIDING SYSTEM VALUE VALUES ({values}, {lock_key})"
-    ))
+    let row = SliceRow {
+        plan: draft.plan.name.clone(),
+        service: slice.service.clone(),
+        side: side.to_owned(),
+        lock_key,
+        plan_hash: slice.hash.clone(),
+        publication: publication::name(&draft.plan.name, &slice.slice),
+    };
+    statements::insert_slice(&slice.slice, &row).into()
 }
 
 /// Notes that the slice's mapping is another one now.
 pub(super) fn new_hash(slice: &SliceMapping) -> Statement {
-    Statement::from(format!(
-        "UPDATE strangler.slice SET plan_hash = {} WHERE slice = {}",
-        quote_literal(&slice.hash),
-        quote_literal(&slice.slice)
-    ))
+    statements::set_plan_hash(&slice.slice, &slice.hash).into()
 }

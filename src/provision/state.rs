@@ -7,6 +7,8 @@ use tokio_postgres::{Client, Error, Row};
 use super::{Database, ProvisionError};
 use crate::dualwrite::gate;
 use crate::journal::migrate;
+use crate::journal::provisioned::{self, DeferredRow, MirrorRow, SliceRow};
+use crate::journal::whereabouts::{self, Whereabouts};
 use crate::name::TableName;
 
 /// A role of the server.
@@ -38,45 +40,10 @@ pub enum GrantOn {
 pub struct Grant {
     /// What it is on.
     pub on: GrantOn,
-    /// Who has it.
+    /// Who has it; `public` for everybody.
     pub role: String,
     /// Which, e.g. `SELECT`.
     pub privilege: String,
-}
-
-/// A row of `strangler.slice`.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct SliceRow {
-    /// Plan that provisioned it.
-    pub plan: String,
-    /// Service it goes to.
-    pub service: String,
-    /// `monolith` or `service`.
-    pub side: String,
-    /// Second key of the gate's lock.
-    pub lock_key: i32,
-    /// Hash of the mapping it was provisioned for.
-    pub plan_hash: String,
-    /// The slice's publication on the monolith.
-    pub publication: String,
-}
-
-/// A row of `strangler.mirror_table`.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct MirrorRow {
-    /// Table in the service, as names are shown.
-    pub target: String,
-    /// `pending` as long as nothing was copied.
-    pub state: String,
-}
-
-/// A row of `strangler.deferred`.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct DeferredRow {
-    /// What puts it in place.
-    pub create_sql: String,
-    /// It is in place.
-    pub done: bool,
 }
 
 /// A trigger of ours on a table.
@@ -102,6 +69,8 @@ pub struct Publication {
 /// What is provisioned in one database.
 #[derive(Debug, Clone, Default)]
 pub struct State {
+    /// Where the link leads.
+    pub whereabouts: Whereabouts,
     /// One running server: its identifier alone is shared by copies of a data directory.
     pub server: String,
     /// Connected role.
@@ -176,6 +145,9 @@ pub(super) async fn read(database: &Database, client: &Client) -> Result<State, 
 async fn read_all(database: &Database, client: &Client) -> Result<State, ProvisionError> {
     let failed = |what| move |source| ProvisionError::State { database: database.clone(), what, source };
     let mut state = read_session(client).await.map_err(failed("the session"))?;
+    state.whereabouts = whereabouts::read(client)
+        .await
+        .map_err(|source| ProvisionError::Journal { database: database.clone(), source })?;
     read_rights(client, &mut state).await.map_err(failed("roles and rights"))?;
     read_objects(client, &mut state).await.map_err(failed("extensions, functions and collations"))?;
     read_publications(client, &mut state).await.map_err(failed("publications"))?;
@@ -186,7 +158,15 @@ async fn read_all(database: &Database, client: &Client) -> Result<State, Provisi
     state.outdated = !missing.is_empty() && missing.len() < migrate::VERSIONS.len();
     state.missing_versions = missing.into_iter().map(str::to_owned).collect();
     if state.missing_versions.is_empty() {
-        read_ours(client, &mut state).await.map_err(failed("the tables of schema strangler"))?;
+        let ours = provisioned::read(client)
+            .await
+            .map_err(|source| ProvisionError::Journal { database: database.clone(), source })?;
+        state.recorded_identity = ours.identity;
+        state.slices = ours.slices;
+        state.streams = ours.streams;
+        state.mirror_tables = ours.mirror_tables;
+        state.deferred = ours.deferred;
+        state.notes = ours.notes;
     }
     Ok(state)
 }
@@ -227,9 +207,10 @@ async fn read_rights(client: &Client, state: &mut State) -> Result<(), Error> {
         };
         state.roles.insert(row.try_get(0)?, role);
     }
-    let sql = "SELECT 'n', n.nspname::text, '', g.rolname::text, a.privilege_type \
+    // No role can be called public, so it stands for everybody.
+    let sql = "SELECT 'n', n.nspname::text, '', coalesce(g.rolname::text, 'public'), a.privilege_type \
                FROM pg_namespace n CROSS JOIN LATERAL aclexplode(n.nspacl) a \
-               JOIN pg_roles g ON g.oid = a.grantee WHERE n.nspname !~ '^pg_' \
+               LEFT JOIN pg_roles g ON g.oid = a.grantee WHERE n.nspname !~ '^pg_' \
                UNION ALL SELECT c.relkind::text, n.nspname::text, c.relname::text, g.rolname::text, a.privilege_type \
                FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace AND n.nspname !~ '^pg_' \
                CROSS JOIN LATERAL aclexplode(c.relacl) a JOIN pg_roles g ON g.oid = a.grantee";
@@ -313,46 +294,6 @@ async fn read_triggers(client: &Client, state: &mut State) -> Result<(), Error> 
                WHERE n.nspname = 'strangler' AND left(p.proname::text, 5) = 'gate_'";
     for row in client.query(sql, &[]).await? {
         state.gate_functions.insert(row.try_get(0)?, row.try_get(1)?);
-    }
-    Ok(())
-}
-
-/// Our own tables, which exist by now.
-async fn read_ours(client: &Client, state: &mut State) -> Result<(), Error> {
-    let sql = "SELECT system_identifier, database_oid FROM strangler.database";
-    if let Some(row) = client.query_opt(sql, &[]).await? {
-        state.recorded_identity = Some((row.try_get(0)?, row.try_get(1)?));
-    }
-    let sql = "SELECT slice, plan, service, side, lock_key, plan_hash, publication FROM strangler.slice";
-    for row in client.query(sql, &[]).await? {
-        let slice = SliceRow {
-            plan: row.try_get(1)?,
-            service: row.try_get(2)?,
-            side: row.try_get(3)?,
-            lock_key: row.try_get(4)?,
-            plan_hash: row.try_get(5)?,
-            publication: row.try_get(6)?,
-        };
-        state.slices.insert(row.try_get(0)?, slice);
-    }
-    for row in client.query("SELECT DISTINCT slice FROM strangler.stream", &[]).await? {
-        state.streams.insert(row.try_get(0)?);
-    }
-    let sql = "SELECT slice, source_table, target_table, state FROM strangler.mirror_table";
-    for row in client.query(sql, &[]).await? {
-        let mirror = MirrorRow { target: row.try_get(2)?, state: row.try_get(3)? };
-        state.mirror_tables.insert((row.try_get(0)?, row.try_get(1)?), mirror);
-    }
-    let sql =
-        "SELECT slice, target_table, kind, object, create_sql, done_at IS NOT NULL FROM strangler.deferred";
-    for row in client.query(sql, &[]).await? {
-        let key = (row.try_get(0)?, row.try_get(1)?, row.try_get(2)?, row.try_get(3)?);
-        state.deferred.insert(key, DeferredRow { create_sql: row.try_get(4)?, done: row.try_get(5)? });
-    }
-    let sql = "SELECT slice, action, detail ->> 'object' FROM strangler.journal \
-               WHERE slice IS NOT NULL AND detail ? 'object'";
-    for row in client.query(sql, &[]).await? {
-        state.notes.insert((row.try_get(0)?, row.try_get(1)?, row.try_get(2)?));
     }
     Ok(())
 }

@@ -3,7 +3,6 @@
 
 use std::collections::BTreeSet;
 
-use super::Statement;
 use super::anatomy::Used;
 use super::columns::definitions;
 use super::deferred::{add_constraint, create_index};
@@ -12,8 +11,10 @@ use super::expression::{carry, target_of};
 use super::objects::sequence_target;
 use super::slices::new_hash;
 use super::state::Trigger;
+use super::{START_ANEW, Statement};
 use crate::catalog::{ConstraintKind, Index, ReplicaIdentity, Table, TableKind};
 use crate::dualwrite::gate::{self, Hinge};
+use crate::journal::statements as ours;
 use crate::mapping::{SliceMapping, SoftReference, TableMapping};
 use crate::name::{TableName, quote_ident, quote_literal};
 use crate::problem::Problem;
@@ -34,10 +35,7 @@ pub(super) fn create(draft: &mut Draft<'_>, site: &Site<'_>) {
                 Problem::error("table-lost", in_service(site, format!("table {}", mapping.target)))
                     .fact("provision made it, its slice was mirrored, and it is gone")
                     .consequence("its rows and the stream's progress no longer belong together")
-                    .next(format!(
-                        "start the slice anew: `strangler abandon PLAN --slice {}`, then provision",
-                        slice.slice
-                    )),
+                    .next(format!("start slice {} anew: {START_ANEW}", slice.slice)),
             ),
             (false, _) => one(draft, site, slice, (mapping, table)),
         }
@@ -63,10 +61,8 @@ fn withdraw_slice(draft: &mut Draft<'_>, site: &Site<'_>, slice: &SliceMapping) 
         statements.push(refuse_rows(table));
         statements.push(format!("DROP TABLE {}", table.sql()).into());
     }
-    let name = quote_literal(&slice.slice);
-    for table in ["deferred", "mirror_table"] {
-        statements.push(format!("DELETE FROM strangler.{table} WHERE slice = {name}").into());
-    }
+    statements.push(ours::delete_deferred(&slice.slice, &[]).into());
+    statements.push(ours::delete_mirror_tables(&slice.slice).into());
     statements.push(new_hash(slice));
     draft.journaled(
         site.database(),
@@ -119,13 +115,11 @@ fn one(
 
 /// The row by which the mirror knows the table.
 pub(super) fn mirror_row(slice: &SliceMapping, mapping: &TableMapping) -> String {
-    format!(
-        "INSERT INTO strangler.mirror_table (slice, source_table, target_table, state, rows_estimate) \
-         VALUES ({}, {}, {}, 'pending', {:.0}) ON CONFLICT (slice, source_table) DO NOTHING",
-        quote_literal(&slice.slice),
-        quote_literal(&mapping.source.to_string()),
-        quote_literal(&mapping.target.to_string()),
-        mapping.rows_estimate
+    ours::insert_mirror_table(
+        &slice.slice,
+        &mapping.source.to_string(),
+        &mapping.target.to_string(),
+        mapping.rows_estimate,
     )
 }
 

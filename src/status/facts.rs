@@ -1,7 +1,10 @@
 //! What the databases say about a slice, before anything is concluded from it.
 
+use std::collections::BTreeSet;
+
 use serde::Deserialize;
 
+use crate::journal::whereabouts::Astray;
 use crate::lsn::Lsn;
 
 /// Everything that is known about one slice.
@@ -17,6 +20,8 @@ pub struct SliceFacts {
     pub service_side: Side<ServiceFacts>,
     /// What the monolith says.
     pub monolith_side: Side<MonolithFacts>,
+    /// Links that lead to other databases than the plan says.
+    pub astray: BTreeSet<Astray>,
     /// An earlier reading of the WAL held, for the rate.
     pub earlier: Option<WalReading>,
 }

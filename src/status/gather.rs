@@ -10,6 +10,7 @@ use tokio::time::timeout;
 use super::facts::{MonolithFacts, ServiceFacts, Side, SliceFacts, WalReading};
 use super::read::{self, ReadError};
 use crate::cdc::mirror::chain_of;
+use crate::journal::whereabouts::{self, Route, Whereabouts};
 use crate::plan::Plan;
 use crate::postgres::{Server, Session};
 
@@ -26,6 +27,7 @@ const APPLICATION: &str = "strangler status";
 /// Reads the databases of some slices.
 #[derive(Debug)]
 pub struct Reader {
+    plan: String,
     slices: Vec<Chosen>,
     monolith: Database,
     services: BTreeMap<String, Database>,
@@ -74,25 +76,31 @@ impl Reader {
             })
             .collect();
         let monolith = Database { server: monolith, session: None, slices: of(None) };
-        Self { slices: chosen, monolith, services, readings: BTreeMap::new() }
+        Self { plan: plan.name.clone(), slices: chosen, monolith, services, readings: BTreeMap::new() }
     }
 
     /// The facts of every slice, in the order given. Never fails: a database that says nothing is a fact too.
     pub async fn read(&mut self) -> Vec<SliceFacts> {
         let services = join_all(self.services.iter_mut().map(async |(name, database)| {
-            let facts = database.ask(async |session, slices| read::service(session, slices).await).await;
+            let ask = async |session: &Session, slices: &[&str]| {
+                Ok((read::service(session, slices).await?, whereabouts::read(session).await?))
+            };
+            let facts = split(database.ask(ask).await);
             (name.clone(), facts)
         }));
-        let monolith = self.monolith.ask(async |session, slices| read::monolith(session, slices).await);
+        let monolith = self.monolith.ask(async |session: &Session, slices: &[&str]| {
+            Ok((read::monolith(session, slices).await?, whereabouts::read(session).await?))
+        });
         let (monolith, services) = tokio::join!(monolith, services);
-        let services: BTreeMap<String, Result<BTreeMap<String, ServiceFacts>, String>> =
-            services.into_iter().collect();
+        let (monolith, monolith_at) = split(monolith);
+        let services: BTreeMap<String, Answer<ServiceFacts>> = services.into_iter().collect();
         let mut all = Vec::new();
         for chosen in &self.slices {
-            let service_side = match services.get(&chosen.service) {
-                Some(answer) => side(answer, &chosen.slice),
-                None => Side::Silent("the plan names no such service".to_owned()),
+            let (service_side, service_at) = match services.get(&chosen.service) {
+                Some((answer, at)) => (side(answer, &chosen.slice), at.as_ref()),
+                None => (Side::Silent("the plan names no such service".to_owned()), None),
             };
+            let route = Route { plan: &self.plan, slice: &chosen.slice, service: &chosen.service };
             let monolith_side = side(&monolith, &chosen.slice);
             let readings = self.readings.entry(chosen.slice.clone()).or_default();
             let earlier = readings.front().copied();
@@ -108,6 +116,7 @@ impl Reader {
                 wal_budget_bytes: chosen.wal_budget_bytes,
                 service_side,
                 monolith_side,
+                astray: whereabouts::astray(route, monolith_at.as_ref(), service_at),
                 earlier,
             });
         }
@@ -153,6 +162,16 @@ impl Database {
                 Err(format!("{}: no answer within {} seconds", server.label(), READ_TIMEOUT.as_secs()))
             }
         }
+    }
+}
+
+/// What a database said about its slices, and where the link to it leads.
+type Answer<T> = (Result<BTreeMap<String, T>, String>, Option<Whereabouts>);
+
+fn split<T>(answer: Result<(BTreeMap<String, T>, Whereabouts), String>) -> Answer<T> {
+    match answer {
+        Ok((facts, at)) => (Ok(facts), Some(at)),
+        Err(reason) => (Err(reason), None),
     }
 }
 

@@ -5,6 +5,7 @@ use super::{
     Authority, Lag, Phase, Process, SliceFacts, SliceStatus, TableStatus, Unreachable, Wal, WalLimit,
     WalReading,
 };
+use crate::journal::whereabouts::Astray;
 
 /// The mirror writes a sign of life every 2 seconds; one that missed five of them is taken for dead. A second
 /// mirror is harmless, so a wrong guess costs nothing.
@@ -30,6 +31,11 @@ impl Commands {
         Self { plan: shell_word(plan_path) }
     }
 
+    /// `check` is always about the whole plan.
+    fn check(&self) -> String {
+        format!("strangler check {}", self.plan)
+    }
+
     fn of(&self, verb: &str, slice: &str, rest: &str) -> String {
         format!("strangler {verb} {} --slice {}{rest}", self.plan, shell_word(slice))
     }
@@ -49,6 +55,9 @@ pub fn shell_word(text: &str) -> String {
 /// Where a slice stands.
 #[must_use]
 pub fn judge(facts: &SliceFacts, commands: &Commands) -> SliceStatus {
+    if !facts.astray.is_empty() {
+        return astray(facts, commands);
+    }
     let service = facts.service_side.facts();
     let monolith = facts.monolith_side.facts();
     let (authority, epoch) =
@@ -85,6 +94,32 @@ pub fn judge(facts: &SliceFacts, commands: &Commands) -> SliceStatus {
     status.alarms = alarms(&status, service, slot);
     status.next = next(&status, commands);
     status
+}
+
+/// What the databases say is not about this slice: only that is said.
+fn astray(facts: &SliceFacts, commands: &Commands) -> SliceStatus {
+    let alarm = |one: &Astray| {
+        let problem = one.problem();
+        format!("{}: {}", problem.object, problem.fact)
+    };
+    SliceStatus {
+        slice: facts.slice.clone(),
+        service: facts.service.clone(),
+        phase: Phase::Unknown,
+        authority: Authority::Unknown,
+        epoch: None,
+        lag: None,
+        rows_copied: 0,
+        rows_estimate: 0,
+        copy_seconds_left: None,
+        wal: None,
+        process: None,
+        tables: Vec::new(),
+        deferred: Vec::new(),
+        unreachable: unreachable(facts),
+        alarms: facts.astray.iter().map(alarm).collect(),
+        next: Some(commands.check()),
+    }
 }
 
 /// What is known about a slice's slot.

@@ -6,6 +6,7 @@ use std::collections::BTreeMap;
 use tokio_postgres::Client;
 
 use super::facts::{Gate, MonolithFacts, ServiceFacts};
+use crate::journal::{JournalError, standing};
 use crate::name::{quote_ident, quote_literal};
 
 /// A database answered, but not what was asked.
@@ -19,6 +20,9 @@ pub enum ReadError {
         /// What the server or the connection said.
         source: tokio_postgres::Error,
     },
+    /// Our own tables could not be read.
+    #[error(transparent)]
+    Journal(#[from] JournalError),
     /// The tables of schema `strangler` are of another version.
     #[error("{what} do not look as this version of strangler left them")]
     Shape {
@@ -28,33 +32,6 @@ pub enum ReadError {
         source: serde_json::Error,
     },
 }
-
-const SERVICE_SQL: &str = "
-SELECT s.slice, jsonb_build_object(
-    'now_us', (extract(epoch FROM now()) * 1000000)::bigint,
-    'provisioned', EXISTS (SELECT FROM strangler.slice p WHERE p.slice = s.slice),
-    'stream', (SELECT jsonb_build_object('state', state, 'detail', detail, 'slot', slot, 'applied_lsn', applied_lsn,
-            'source_time_us', (extract(epoch FROM source_time) * 1000000)::bigint, 'nonce', nonce)
-        FROM strangler.stream t WHERE t.slice = s.slice AND dir = 'forward' AND lane = 0),
-    'process', (SELECT jsonb_build_object('nonce', nonce, 'host', host, 'pid', pid, 'phase', phase,
-            'detail', detail, 'lag_ms', lag_ms, 'seen_seconds_ago', greatest(0, extract(epoch FROM now() - seen_at)),
-            'stopped', stopped_at IS NOT NULL)
-        FROM strangler.mirror_process m WHERE m.slice = s.slice AND dir = 'forward'),
-    'tables', (SELECT coalesce(jsonb_agg(jsonb_build_object('source_table', source_table,
-            'target_table', target_table, 'state', state, 'detail', detail,
-            'rows_copied', greatest(0, rows_copied,
-                (SELECT sum(rows) FROM strangler.piece p
-                    WHERE (p.slice, p.source_table) = (m.slice, m.source_table) AND kind <> 'key'),
-                (SELECT sum(rows) FROM strangler.part p
-                    WHERE (p.slice, p.source_table) = (m.slice, m.source_table)))::bigint,
-            'rows_estimate', greatest(0, rows_estimate),
-            'copy_seconds', extract(epoch FROM coalesce(live_at, now()) - copy_started_at))
-            ORDER BY source_table), '[]')
-        FROM strangler.mirror_table m WHERE m.slice = s.slice),
-    'deferred', (SELECT coalesce(jsonb_agg(replace(kind, '_', ' ') || ' ' || object || ' on ' || target_table
-            ORDER BY id), '[]')
-        FROM strangler.deferred d WHERE d.slice = s.slice AND done_at IS NULL))::text
-FROM unnest($1::text[]) AS s (slice)";
 
 // WAL held is counted from restart_lsn: that is where the server must keep segments from (PostgreSQL documentation,
 // section 54.19). A slot whose WAL is gone has no restart_lsn.
@@ -74,17 +51,12 @@ SELECT jsonb_build_object(
 /// [`ReadError`].
 pub async fn service(client: &Client, slices: &[&str]) -> Result<BTreeMap<String, ServiceFacts>, ReadError> {
     let what = "the mirror's progress";
-    let failed = |source| ReadError::Query { what, source };
     let mut facts: BTreeMap<String, ServiceFacts> =
         slices.iter().map(|slice| ((*slice).to_owned(), ServiceFacts::default())).collect();
-    let exists = "SELECT to_regclass('strangler.deferred') IS NOT NULL";
-    if !client.query_one(exists, &[]).await.map_err(failed)?.get::<_, bool>(0) {
-        return Ok(facts);
-    }
-    for row in client.query(SERVICE_SQL, &[&slices]).await.map_err(failed)? {
-        let text: String = row.get(1);
+    let Some(rows) = standing::service(client, slices).await? else { return Ok(facts) };
+    for (slice, text) in rows {
         let read = serde_json::from_str(&text).map_err(|source| ReadError::Shape { what, source })?;
-        facts.insert(row.get(0), read);
+        facts.insert(slice, read);
     }
     for (slice, gate) in gates(client, slices).await? {
         if let Some(facts) = facts.get_mut(&slice) {

@@ -265,6 +265,44 @@ fn only_the_name_module_quotes_sql() {
     no_findings(findings);
 }
 
+/// Tables and views of the schema `strangler`, as its migrations make them.
+fn own_tables() -> BTreeSet<String> {
+    let mut found = BTreeSet::new();
+    for (path, text) in files("src/journal/migrations") {
+        for start in ["CREATE TABLE strangler.", "CREATE VIEW strangler."] {
+            found.extend(text.split(start).skip(1).map(|rest| word(rest).to_owned()));
+        }
+        assert!(!found.is_empty(), "{} makes nothing: does this test still find it?", path.display());
+    }
+    found
+}
+
+fn word(text: &str) -> &str {
+    text.split(|c: char| !c.is_alphanumeric() && c != '_').next().unwrap_or_default()
+}
+
+/// Who reads or writes our tables somewhere else is forgotten when their form changes.
+#[test]
+fn only_the_journal_names_our_tables() {
+    /// The view that services' own people read, and whose database it is, which is read with the catalogs by a module
+    /// left of the journal.
+    const OPEN: [(&str, &str); 2] =
+        [("src/demo/play.rs", "freshness"), ("src/postgres/introspect.rs", "database")];
+    let tables = own_tables();
+    assert!(tables.contains("stream") && tables.contains("freshness"), "{tables:?}");
+    let mut findings = Vec::new();
+    for (path, text) in rust_files("src").into_iter().filter(|(path, _)| room(path) != "journal") {
+        for rest in production(&text).split("strangler.").skip(1) {
+            let table = word(rest);
+            if tables.contains(table) && !OPEN.iter().any(|open| path == Path::new(open.0) && table == open.1)
+            {
+                findings.push(format!("{}: strangler.{table}", path.display()));
+            }
+        }
+    }
+    no_findings(findings);
+}
+
 #[test]
 fn the_library_never_prints() {
     let mut findings = Vec::new();

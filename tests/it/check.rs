@@ -9,7 +9,8 @@ use strangler::plan::{
     self, ColumnRule, Ddl, LinkTemplate, Others, Plan, Policy, Service, Slice, TableRule, TableSelector,
 };
 
-use crate::support::cluster::{connect, launch_with, try_connect};
+use crate::support::cluster::{connect, create_database, launch, launch_with, try_connect};
+use strangler::provision::{self, Databases, Logins, ProvisionError};
 
 /// A rule for a table, `public` unless it says otherwise.
 fn rule(name: &str) -> TableRule {
@@ -268,7 +269,8 @@ async fn a_system_that_is_ready_has_no_problem() {
     client
         .batch_execute(
             "CREATE ROLE admin LOGIN CREATEROLE; CREATE ROLE strangler_apply LOGIN;
-             GRANT CREATE ON DATABASE postgres TO admin",
+             GRANT CREATE ON DATABASE postgres TO admin;
+             GRANT CREATE, USAGE ON SCHEMA public TO admin WITH GRANT OPTION",
         )
         .await
         .unwrap();
@@ -295,4 +297,63 @@ async fn a_system_that_is_ready_has_no_problem() {
     let ordering = &report.predictions.slices["ordering"];
     assert_eq!(ordering.tables.len(), 2);
     assert!(report.predictions.wal_bytes_per_second.is_some());
+}
+
+/// A plan, a monolith, and a service's database in which an ordinary administrator may make schemas of its own only.
+async fn foreign_schema() -> (Plan, LocalCluster) {
+    let server = launch();
+    for database in ["monolith", "ordering"] {
+        create_database(&server, database).await;
+    }
+    let monolith = connect(&server.url("monolith")).await;
+    let setup = r#"CREATE TYPE "Status" AS ENUM ('new'); CREATE TABLE "Orders" ("Id" int PRIMARY KEY, "Status" "Status");
+        CREATE ROLE admin LOGIN CREATEROLE; GRANT CREATE ON DATABASE ordering TO admin;
+        REVOKE CREATE ON SCHEMA public FROM PUBLIC"#;
+    monolith.batch_execute(setup).await.unwrap();
+    let service = connect(&server.url("ordering")).await;
+    service.batch_execute("REVOKE CREATE ON SCHEMA public FROM PUBLIC").await.unwrap();
+    let mut plan = plan(vec![("ordering", vec![rule("Orders")])]);
+    plan.services.get_mut("ordering").unwrap().into = Some("sales".into());
+    (plan, server)
+}
+
+async fn provision_as_admin(plan: &Plan, server: &LocalCluster) -> Result<provision::Design, ProvisionError> {
+    let service = connect(&server.url_as("admin", "", "ordering")).await;
+    let mut databases = Databases {
+        monolith: connect(&server.url("monolith")).await,
+        services: [("ordering".to_owned(), service)].into(),
+    };
+    provision::run(plan, &[], &mut databases, &Logins::default(), &mut |_| {}).await
+}
+
+#[tokio::test]
+async fn a_schema_at_which_provision_would_stop_is_found_and_its_remedy_helps() {
+    let (plan, server) = foreign_schema().await;
+    let look = async || {
+        let monolith = links(&server, ["postgres"; 3], "monolith").await;
+        let service = links(&server, ["admin", "admin", "postgres"], "ordering").await;
+        let report = checked(&plan, monolith, vec![("ordering", service)]).await;
+        report.problems.into_iter().find(|problem| problem.code == "no-create-in-schema")
+    };
+    let problem = look().await.expect("the type stays in public");
+    assert!(problem.fact.contains("the type Status of Orders"), "{}", problem.fact);
+    let stopped = provision_as_admin(&plan, &server).await.unwrap_err();
+    let ProvisionError::Step { source, .. } = &stopped else { panic!("{stopped:?}") };
+    assert_eq!(source.code().map(tokio_postgres::error::SqlState::code), Some("42501"), "{stopped:?}");
+
+    let remedy = problem.next.split_once(": ").unwrap().1;
+    connect(&server.url("ordering")).await.batch_execute(remedy).await.unwrap();
+    assert_eq!(look().await, None);
+    provision_as_admin(&plan, &server).await.unwrap();
+    assert_eq!(provision_as_admin(&plan, &server).await.unwrap().steps, []);
+    assert_eq!(look().await, None);
+}
+
+#[tokio::test]
+async fn a_schema_in_which_everybody_may_create_is_left_as_it_is() {
+    let (plan, server) = foreign_schema().await;
+    let service = connect(&server.url("ordering")).await;
+    service.batch_execute("GRANT CREATE ON SCHEMA public TO PUBLIC").await.unwrap();
+    provision_as_admin(&plan, &server).await.unwrap();
+    assert_eq!(provision_as_admin(&plan, &server).await.unwrap().steps, []);
 }

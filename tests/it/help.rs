@@ -150,3 +150,75 @@ fn every_code_has_its_line_in_the_documentation() {
     let missing: Vec<&String> = codes.iter().filter(|code| !known.contains(&format!("`{code}`"))).collect();
     assert!(missing.is_empty(), "not in docs/errors.md or docs/plan.md: {missing:?}");
 }
+
+/// Commands as a text tells somebody to type them: `strangler VERB` in backticks, at the start of a string, or before a
+/// plan.
+fn commands_named(text: &str) -> BTreeSet<String> {
+    // Long strings are broken over lines of source.
+    let mut joined = String::new();
+    for line in text.lines() {
+        match line.strip_suffix('\\') {
+            Some(begun) => joined.push_str(begun.trim_start()),
+            None => {
+                joined.push_str(line.trim_start());
+                joined.push('\n');
+            }
+        }
+    }
+    let mut named = BTreeSet::new();
+    for (at, word) in joined.match_indices("strangler ") {
+        let rest = &joined[at + word.len()..];
+        let verb: String = rest.chars().take_while(|c| c.is_ascii_lowercase() || *c == '-').collect();
+        let after = &rest[verb.len()..];
+        let quoted = joined[..at].ends_with(['`', '"', '\n']) || joined[..at].ends_with("$ ");
+        let about = [" PLAN", " plans/", " plan.yaml", " --"].iter().any(|start| after.starts_with(start));
+        if !verb.is_empty() && (quoted || about) {
+            named.insert(verb);
+        }
+    }
+    named
+}
+
+#[test]
+fn commands_are_found_in_every_form_of_a_hint() {
+    let text = "type `strangler one`, or \"strangler two PLAN\"; then strangler \\\n    three PLAN. A strangler four times.\n\
+                strangler five plans/retail.yaml\n$ strangler six\nschema strangler is none";
+    assert_eq!(commands_named(text).into_iter().collect::<Vec<_>>(), ["five", "one", "six", "three", "two"]);
+}
+
+/// docs/limits.md may name what is still to come; nothing else sends anybody to a command that is not there.
+#[test]
+fn no_message_and_no_page_names_a_command_that_does_not_exist() {
+    /// Begins a string that is hashed and never shown.
+    const NO_COMMANDS: [&str; 1] = ["mapping"];
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let verbs: BTreeSet<String> =
+        Arguments::command().get_subcommands().map(|verb| verb.get_name().to_owned()).collect();
+    let mut pending = ["src", "docs", "tests/it/snapshots", "plans", "README.md", "Makefile"]
+        .map(|name| root.join(name))
+        .to_vec();
+    let (mut seen, mut findings) = (BTreeSet::new(), Vec::new());
+    while let Some(path) = pending.pop() {
+        if path.is_dir() {
+            pending.extend(fs::read_dir(path).unwrap().map(|entry| entry.unwrap().path()));
+            continue;
+        }
+        let shown = path.strip_prefix(root).unwrap().display().to_string();
+        let mut named = commands_named(&fs::read_to_string(&path).unwrap());
+        if shown == "src/status/judge.rs" {
+            // Its commands are put together from verb and plan.
+            let text = fs::read_to_string(&path).unwrap();
+            named.extend(
+                text.split("of(\"").skip(1).filter_map(|rest| rest.split('"').next()).map(str::to_owned),
+            );
+        }
+        let unknown =
+            named.iter().filter(|name| !verbs.contains(*name) && !NO_COMMANDS.contains(&name.as_str()));
+        if shown != "docs/limits.md" {
+            findings.extend(unknown.map(|name| format!("{shown}: strangler {name}")));
+        }
+        seen.extend(named);
+    }
+    assert!(verbs.is_subset(&seen), "this test finds only {seen:?}");
+    assert!(findings.is_empty(), "\n{}", findings.join("\n"));
+}

@@ -50,6 +50,7 @@ async fn status(monolith: &Client, service: &Client) -> SliceStatus {
         wal_budget_bytes: 1_000_000_000,
         service_side: Side::Read(read::service(service, &slices).await.unwrap().remove(take).unwrap()),
         monolith_side: Side::Read(read::monolith(monolith, &slices).await.unwrap().remove(take).unwrap()),
+        astray: std::collections::BTreeSet::new(),
         earlier: None,
     };
     judge(&facts, &Commands::about("retail.yaml"))

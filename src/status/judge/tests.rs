@@ -1,3 +1,5 @@
+use std::collections::BTreeSet;
+
 use super::*;
 use crate::lsn::Lsn;
 
@@ -62,6 +64,7 @@ fn streaming() -> SliceFacts {
                 safe_wal_bytes: None,
             }],
         }),
+        astray: BTreeSet::new(),
         earlier: None,
     }
 }
@@ -297,4 +300,18 @@ fn what_is_to_be_typed_survives_a_shell() {
     assert_eq!(shell_word("plans/retail.yaml"), "plans/retail.yaml");
     assert_eq!(shell_word("my plan's.yaml"), r"'my plan'\''s.yaml'");
     assert_eq!(shell_word("").len(), 2);
+}
+
+#[test]
+fn links_that_lead_astray_are_all_that_is_said() {
+    let mut facts = streaming();
+    facts.astray.insert(Astray::Same { service: "orders".into(), database: "shop".into(), owner: None });
+    let status = status(&facts);
+    assert_eq!((status.phase, status.authority, status.epoch), (Phase::Unknown, Authority::Unknown, None));
+    assert_eq!(
+        status.alarms,
+        ["service orders: its link and the monolith's both lead to the same database, shop"]
+    );
+    assert_eq!(status.next.as_deref(), Some("strangler check plans/retail.yaml"));
+    assert_eq!((status.lag, status.wal, status.tables.len()), (None, None, 0));
 }

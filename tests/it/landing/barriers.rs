@@ -16,28 +16,23 @@ async fn a_start_waits_for_what_an_earlier_process_has_consumed() {
     tell_apart(Mutant::NoBarrier, async |mutants| {
         let scenario = things().await;
         let _stopwatch = Stopwatch::start();
-        let first = Run::new(&[]);
-        first.hooks.close("round", 0);
-        let running = scenario.start(&first);
-        running.hooks.reached("round").await;
-        scenario.lose_the_standby().await;
+        let frame = (&Run::new(&[]), ("round", 0), ALL);
         // Consumed and passed by a process that remembers it until a snapshot sees it, and dies before.
-        scenario.commit_invisibly("UPDATE things SET v = -1 WHERE id = 1").await;
-        scenario.until_applied().await;
-        running.crash().await;
-        let mut running = scenario.start(&Run::new(&mutants));
-        if mutants.is_empty() {
-            running.until_phase("copying").await;
-            scenario.until_applied().await;
-            assert!(dump(&scenario.target, ALL).await.is_empty(), "nothing is copied yet");
-        } else {
-            scenario.settled().await;
-        }
-        scenario.forget_the_standby().await;
-        scenario.settled().await;
-        let fault = scenario.fault(ALL).await;
-        running.stop().await;
-        fault
+        scenario
+            .unseen(frame, "UPDATE things SET v = -1 WHERE id = 1", async |running| {
+                scenario.until_applied().await;
+                running.crash().await;
+                let mut running = scenario.start(&Run::new(&mutants));
+                if mutants.is_empty() {
+                    running.until_phase("copying").await;
+                    scenario.until_applied().await;
+                    assert!(dump(&scenario.target, ALL).await.is_empty(), "nothing is copied yet");
+                } else {
+                    scenario.settled().await;
+                }
+                running
+            })
+            .await
     })
     .await;
 }
@@ -71,10 +66,7 @@ async fn the_barrier_waits_for_a_writer_that_the_snapshots_upper_end_would_let_p
 async fn a_process_that_was_taken_over_in_a_round_lands_nothing_more() {
     let scenario = things().await;
     let _stopwatch = Stopwatch::start();
-    let run = Run::new(&[]);
-    run.hooks.close("landing", 1);
-    let older = scenario.start(&run);
-    older.hooks.reached("landing").await;
+    let older = scenario.hold(&Run::new(&[]), ("landing", 1)).await;
     scenario.until_pieces("range", 1).await;
     let newer = scenario.start(&Run::new(&[]));
     scenario.write("UPDATE things SET v = -1 WHERE id < 20").await;
@@ -91,10 +83,7 @@ async fn a_process_that_was_taken_over_in_a_round_lands_nothing_more() {
 async fn a_heartbeat_does_not_wait_for_a_standby() {
     let scenario = things().await;
     let _stopwatch = Stopwatch::start();
-    let run = Run::new(&[]);
-    run.hooks.close("round", 0);
-    let running = scenario.start(&run);
-    running.hooks.reached("round").await;
+    let running = scenario.hold(&Run::new(&[]), ("round", 0)).await;
     scenario.lose_the_standby().await;
     let hung = scenario.hung().await;
     let position = scenario.position().await;
@@ -105,7 +94,5 @@ async fn a_heartbeat_does_not_wait_for_a_standby() {
     assert_eq!(scenario.hung().await, hung, "no session of the mirror's hangs");
     scenario.forget_the_standby().await;
     running.hooks.open("round");
-    scenario.settled().await;
-    scenario.assert_equal(ALL).await;
-    running.stop().await;
+    assert_eq!(scenario.outcome(running, ALL).await, None);
 }

@@ -90,10 +90,7 @@ async fn die_after_a_refetch(forget: bool) -> Option<String> {
         scenario.target.batch_execute("DELETE FROM strangler.piece WHERE kind = 'key'").await.unwrap();
     }
     let running = scenario.start(&Run::new(&[]));
-    scenario.settled().await;
-    let fault = scenario.fault(ALL).await;
-    running.stop().await;
-    fault
+    scenario.outcome(running, ALL).await
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -126,7 +123,5 @@ async fn a_mirror_stops_while_it_waits_to_read_a_row_again() {
     scenario.until_target("SELECT stopped_at IS NOT NULL FROM strangler.mirror_process").await;
     scenario.forget_the_standby().await;
     let running = scenario.start(&Run::new(&[]));
-    scenario.settled().await;
-    scenario.assert_equal(ALL).await;
-    running.stop().await;
+    assert_eq!(scenario.outcome(running, ALL).await, None);
 }

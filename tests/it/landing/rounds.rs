@@ -11,20 +11,16 @@ async fn a_commit_that_the_pieces_snapshot_does_not_see_is_applied() {
     tell_apart(Mutant::LsnWatermark, async |mutants| {
         let scenario = things().await;
         let _stopwatch = Stopwatch::start();
-        let run = Run::new(&mutants);
-        run.hooks.close("locking", 0);
-        let running = scenario.start(&run);
-        running.hooks.reached("locking").await;
-        scenario.lose_the_standby().await;
+        let frame = (&Run::new(&mutants), ("locking", 0), ALL);
         // In the log before the piece's position, and not visible to its snapshot.
-        scenario.commit_invisibly("UPDATE things SET v = -1 WHERE id = 1").await;
-        running.hooks.open("locking");
-        scenario.until_pieces("range", 2).await;
-        scenario.forget_the_standby().await;
-        scenario.settled().await;
-        let fault = scenario.fault(ALL).await;
-        running.stop().await;
-        fault
+        let commit = "UPDATE things SET v = -1 WHERE id = 1";
+        scenario
+            .unseen(frame, commit, async |running| {
+                running.hooks.open("locking");
+                scenario.until_pieces("range", 2).await;
+                running
+            })
+            .await
     })
     .await;
 }
@@ -47,24 +43,19 @@ async fn a_round_waits_until_its_snapshot_sees_what_the_stream_delivered() {
     tell_apart(Mutant::NoR1, async |mutants| {
         let scenario = things().await;
         let _stopwatch = Stopwatch::start();
-        let run = Run::new(&mutants);
-        run.hooks.close("round", 0);
-        let mut running = scenario.start(&run);
-        running.hooks.reached("round").await;
-        scenario.lose_the_standby().await;
-        scenario.commit_invisibly("UPDATE things SET v = -1 WHERE id = 1").await;
-        scenario.until_applied().await;
-        running.hooks.open("round");
-        if mutants.is_empty() {
-            running.until_told("is a synchronous standby away?").await;
-        } else {
-            scenario.settled().await;
-        }
-        scenario.forget_the_standby().await;
-        scenario.settled().await;
-        let fault = scenario.fault(ALL).await;
-        running.stop().await;
-        fault
+        let frame = (&Run::new(&mutants), ("round", 0), ALL);
+        scenario
+            .unseen(frame, "UPDATE things SET v = -1 WHERE id = 1", async |mut running| {
+                scenario.until_applied().await;
+                running.hooks.open("round");
+                if mutants.is_empty() {
+                    running.until_told("is a synchronous standby away?").await;
+                } else {
+                    scenario.settled().await;
+                }
+                running
+            })
+            .await
     })
     .await;
 }
@@ -76,35 +67,23 @@ async fn a_subtransactions_id_decides_nothing() {
     // The least there is, so that the transaction is streamed before its commit.
     scenario.write("ALTER SYSTEM SET logical_decoding_work_mem = '64kB'").await;
     scenario.write("SELECT pg_reload_conf()").await;
-    let run = Run::new(&[]);
-    run.hooks.close("locking", 0);
-    let running = scenario.start(&run);
-    running.hooks.reached("locking").await;
-    scenario.lose_the_standby().await;
-    scenario
-        .commit_invisibly(
-            "BEGIN; SAVEPOINT a; UPDATE things SET v = -1 WHERE id = 1; RELEASE a; \
-             SAVEPOINT b; UPDATE things SET v = -2, big = repeat('y', 9000) WHERE id <= 15; RELEASE b; \
-             SAVEPOINT c; DELETE FROM things; ROLLBACK TO c; \
-             SAVEPOINT d; DELETE FROM things WHERE id = 3; RELEASE d; COMMIT",
-        )
+    let commit = "BEGIN; SAVEPOINT a; UPDATE things SET v = -1 WHERE id = 1; RELEASE a; \
+         SAVEPOINT b; UPDATE things SET v = -2, big = repeat('y', 9000) WHERE id <= 15; RELEASE b; \
+         SAVEPOINT c; DELETE FROM things; ROLLBACK TO c; \
+         SAVEPOINT d; DELETE FROM things WHERE id = 3; RELEASE d; COMMIT";
+    let visible = "SELECT pg_visible_in_snapshot(xid, pg_current_snapshot()) FROM \
+         (SELECT xmax::text::xid8 AS xid FROM things WHERE id = 3) x";
+    let frame = (&Run::new(&[]), ("locking", 0), ALL);
+    let fault = scenario
+        .unseen(frame, commit, async |running| {
+            let visible: bool = scenario.source.query_one(visible, &[]).await.unwrap().get(0);
+            assert!(visible, "PostgreSQL calls a running subtransaction visible");
+            running.hooks.open("locking");
+            scenario.until_pieces("range", 2).await;
+            running
+        })
         .await;
-    let snapshot = scenario
-        .source
-        .query_one(
-            "SELECT pg_visible_in_snapshot(xid, pg_current_snapshot()) FROM \
-             (SELECT xmax::text::xid8 AS xid FROM things WHERE id = 3) x",
-            &[],
-        )
-        .await
-        .unwrap();
-    assert!(snapshot.get::<_, bool>(0), "PostgreSQL calls a running subtransaction visible");
-    running.hooks.open("locking");
-    scenario.until_pieces("range", 2).await;
-    scenario.forget_the_standby().await;
-    scenario.settled().await;
-    scenario.assert_equal(ALL).await;
-    running.stop().await;
+    assert_eq!(fault, None);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -118,10 +97,7 @@ async fn a_unique_value_passes_between_pieces_of_different_snapshots() {
         if index_too_early {
             scenario.target.batch_execute("CREATE UNIQUE INDEX early ON things (v)").await.unwrap();
         }
-        let run = Run::new(&[]);
-        run.hooks.close("locking", 1);
-        let running = scenario.start(&run);
-        running.hooks.reached("locking").await;
+        let running = scenario.hold(&Run::new(&[]), ("locking", 1)).await;
         scenario
             .write("UPDATE things SET v = 1000 WHERE id = 1; UPDATE things SET v = 1 WHERE id = 30")
             .await;
@@ -151,18 +127,13 @@ async fn a_unique_value_passes_between_pieces_of_different_snapshots() {
 async fn a_truncation_spares_the_pieces_that_were_read_after_it() {
     let scenario = things().await;
     let _stopwatch = Stopwatch::start();
-    let run = Run::new(&[]);
-    run.hooks.close("locking", 1);
-    let running = scenario.start(&run);
-    running.hooks.reached("locking").await;
+    let running = scenario.hold(&Run::new(&[]), ("locking", 1)).await;
     scenario.write("UPDATE things SET v = -1").await;
     scenario
         .write("TRUNCATE things; INSERT INTO things SELECT n, -2, 'new' FROM generate_series(1, 50) n")
         .await;
     running.hooks.open("locking");
-    scenario.settled().await;
-    scenario.assert_equal(ALL).await;
-    running.stop().await;
+    assert_eq!(scenario.outcome(running, ALL).await, None);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -171,22 +142,19 @@ async fn a_truncation_gets_through_while_a_round_waits() {
         format!("{}; CREATE TABLE others (id int PRIMARY KEY); INSERT INTO others VALUES (1)", super::THINGS);
     let scenario = Scenario::new(&schema, "      things: {}\n      others: {}\n").await;
     let _stopwatch = Stopwatch::start();
-    let run = Run::new(&[]);
-    run.hooks.close("round", 0);
-    let mut running = scenario.start(&run);
-    running.hooks.reached("round").await;
-    scenario.lose_the_standby().await;
-    scenario.commit_invisibly("UPDATE others SET id = 2").await;
-    scenario.until_applied().await;
-    running.hooks.open("round");
-    running.until_told("is a synchronous standby away?").await;
-    // The round holds locks on its tables and waits; whoever needs more must not wait for it.
-    scenario.write("SET lock_timeout = '20s'; TRUNCATE things").await;
-    scenario.forget_the_standby().await;
-    scenario.settled().await;
-    scenario.assert_equal(ALL).await;
+    let frame = (&Run::new(&[]), ("round", 0), ALL);
+    let fault = scenario
+        .unseen(frame, "UPDATE others SET id = 2", async |mut running| {
+            scenario.until_applied().await;
+            running.hooks.open("round");
+            running.until_told("is a synchronous standby away?").await;
+            // The round holds locks on its tables and waits; whoever needs more must not wait for it.
+            scenario.write("SET lock_timeout = '20s'; TRUNCATE things").await;
+            running
+        })
+        .await;
+    assert_eq!(fault, None);
     scenario.assert_equal("TABLE others").await;
-    running.stop().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -194,10 +162,7 @@ async fn tables_are_locked_before_the_snapshot() {
     tell_apart(Mutant::LateLock, async |mutants| {
         let scenario = things().await;
         let _stopwatch = Stopwatch::start();
-        let run = Run::new(&mutants);
-        run.hooks.close("snapshot", 0);
-        let running = scenario.start(&run);
-        running.hooks.reached("snapshot").await;
+        let running = scenario.hold(&Run::new(&mutants), ("snapshot", 0)).await;
         scenario.write("UPDATE things SET v = -1 WHERE id = 1").await;
         let writer = scenario.writer().await;
         let truncating = tokio::spawn(async move { writer.batch_execute("TRUNCATE things").await });
@@ -209,10 +174,7 @@ async fn tables_are_locked_before_the_snapshot() {
             truncating.await.unwrap().unwrap();
             running.hooks.open("snapshot");
         }
-        scenario.settled().await;
-        let fault = scenario.fault(ALL).await;
-        running.stop().await;
-        fault
+        scenario.outcome(running, ALL).await
     })
     .await;
 }

@@ -37,10 +37,7 @@ async fn parts_of_a_lost_snapshot_are_copied_again() {
         running.crash().await;
         scenario.write("DELETE FROM things WHERE id <= 50").await;
         let running = scenario.start(&Run { workers: 2, ..Run::new(&mutants) });
-        scenario.settled().await;
-        let fault = scenario.fault(ALL).await;
-        running.stop().await;
-        fault
+        scenario.outcome(running, ALL).await
     })
     .await;
 }
@@ -55,9 +52,7 @@ async fn parts_meet_where_they_end_while_the_table_grows() {
         .write("INSERT INTO things SELECT n, n, repeat('q', 200) FROM generate_series(401, 2000) n")
         .await;
     running.hooks.open("landing");
-    scenario.settled().await;
-    scenario.assert_equal(ALL).await;
-    running.stop().await;
+    assert_eq!(scenario.outcome(running, ALL).await, None);
 }
 
 #[tokio::test(flavor = "multi_thread")]

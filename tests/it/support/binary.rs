@@ -1,7 +1,7 @@
 //! Runs the real binary in an empty environment.
 
 use std::path::Path;
-use std::process::{Command, Stdio};
+use std::process::{Command, Output, Stdio};
 
 /// How a command ended.
 pub struct Ended {
@@ -11,6 +11,14 @@ pub struct Ended {
 }
 
 impl Ended {
+    pub fn of(output: Output) -> Self {
+        Self {
+            exit: output.status.code(),
+            stdout: String::from_utf8(output.stdout).unwrap(),
+            stderr: String::from_utf8(output.stderr).unwrap(),
+        }
+    }
+
     /// All of it as one text, for a snapshot.
     pub fn page(&self) -> String {
         let exit = self.exit.map_or_else(|| "killed".to_owned(), |exit| exit.to_string());
@@ -30,10 +38,5 @@ pub fn command(dir: &Path, words: &[&str]) -> Command {
 
 /// Runs it to its end.
 pub fn run(dir: &Path, variables: &[(&str, &str)], words: &[&str]) -> Ended {
-    let output = command(dir, words).envs(variables.iter().copied()).output().unwrap();
-    Ended {
-        exit: output.status.code(),
-        stdout: String::from_utf8(output.stdout).unwrap(),
-        stderr: String::from_utf8(output.stderr).unwrap(),
-    }
+    Ended::of(command(dir, words).envs(variables.iter().copied()).output().unwrap())
 }

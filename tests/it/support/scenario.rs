@@ -140,6 +140,39 @@ impl Scenario {
         Running { hooks: run.hooks.clone(), board: receiver, stop, task: AbortOnDropHandle::new(task) }
     }
 
+    /// Starts a mirror that passes a place so many times, and waits until it stands there again.
+    pub async fn hold(&self, run: &Run, (place, passes): (&'static str, usize)) -> Running {
+        run.hooks.close(place, passes);
+        let running = self.start(run);
+        running.hooks.reached(place).await;
+        running
+    }
+
+    /// The frame of the cases about visibility. A mirror is held at a place; a transaction commits into the log that no
+    /// snapshot sees; the mirror is let go, or crashes, as `meanwhile` does it; then the commit becomes visible and
+    /// everything settles. Returns what is wrong then.
+    pub async fn unseen(
+        &self,
+        (run, place, query): (&Run, (&'static str, usize), &str),
+        commit: &str,
+        meanwhile: impl AsyncFnOnce(Running) -> Running,
+    ) -> Option<String> {
+        let running = self.hold(run, place).await;
+        self.lose_the_standby().await;
+        self.commit_invisibly(commit).await;
+        let running = meanwhile(running).await;
+        self.forget_the_standby().await;
+        self.outcome(running, query).await
+    }
+
+    /// Lets everything settle, stops the mirror in good order, and returns what is wrong then.
+    pub async fn outcome(&self, running: Running, query: &str) -> Option<String> {
+        self.settled().await;
+        let fault = self.fault(query).await;
+        running.stop().await;
+        fault
+    }
+
     /// Runs SQL on the monolith.
     pub async fn write(&self, sql: &str) {
         self.source.batch_execute(sql).await.unwrap_or_else(|error| panic!("{sql}: {error:?}"));

@@ -1,0 +1,50 @@
+//! Where slices stand in a service, as JSON: what `status` reads of our tables.
+
+use tokio_postgres::Client;
+
+use super::JournalError;
+
+const SERVICE_SQL: &str = "
+SELECT s.slice, jsonb_build_object(
+    'now_us', (extract(epoch FROM now()) * 1000000)::bigint,
+    'provisioned', EXISTS (SELECT FROM strangler.slice p WHERE p.slice = s.slice),
+    'stream', (SELECT jsonb_build_object('state', state, 'detail', detail, 'slot', slot, 'applied_lsn', applied_lsn,
+            'source_time_us', (extract(epoch FROM source_time) * 1000000)::bigint, 'nonce', nonce)
+        FROM strangler.stream t WHERE t.slice = s.slice AND dir = 'forward' AND lane = 0),
+    'process', (SELECT jsonb_build_object('nonce', nonce, 'host', host, 'pid', pid, 'phase', phase,
+            'detail', detail, 'lag_ms', lag_ms, 'seen_seconds_ago', greatest(0, extract(epoch FROM now() - seen_at)),
+            'stopped', stopped_at IS NOT NULL)
+        FROM strangler.mirror_process m WHERE m.slice = s.slice AND dir = 'forward'),
+    'tables', (SELECT coalesce(jsonb_agg(jsonb_build_object('source_table', source_table,
+            'target_table', target_table, 'state', state, 'detail', detail,
+            'rows_copied', greatest(0, rows_copied,
+                (SELECT sum(rows) FROM strangler.piece p
+                    WHERE (p.slice, p.source_table) = (m.slice, m.source_table) AND kind <> 'key'),
+                (SELECT sum(rows) FROM strangler.part p
+                    WHERE (p.slice, p.source_table) = (m.slice, m.source_table)))::bigint,
+            'rows_estimate', greatest(0, rows_estimate),
+            'copy_seconds', extract(epoch FROM coalesce(live_at, now()) - copy_started_at))
+            ORDER BY source_table), '[]')
+        FROM strangler.mirror_table m WHERE m.slice = s.slice),
+    'deferred', (SELECT coalesce(jsonb_agg(replace(kind, '_', ' ') || ' ' || object || ' on ' || target_table
+            ORDER BY id), '[]')
+        FROM strangler.deferred d WHERE d.slice = s.slice AND done_at IS NULL))::text
+FROM unnest($1::text[]) AS s (slice)";
+
+/// One document per slice, all of one moment, because it is one statement; `status::facts::ServiceFacts` is its form.
+/// `None` where nothing was ever provisioned.
+///
+/// # Errors
+/// [`JournalError::Database`].
+pub async fn service(
+    client: &Client,
+    slices: &[&str],
+) -> Result<Option<Vec<(String, String)>>, JournalError> {
+    let failed = || JournalError::database("reading the mirror's progress");
+    let exists = "SELECT to_regclass('strangler.deferred') IS NOT NULL";
+    if !client.query_one(exists, &[]).await.map_err(failed())?.get::<_, bool>(0) {
+        return Ok(None);
+    }
+    let rows = client.query(SERVICE_SQL, &[&slices]).await.map_err(failed())?;
+    Ok(Some(rows.iter().map(|row| (row.get(0), row.get(1))).collect()))
+}

@@ -1,0 +1,282 @@
+//! Where a link leads, by what the database itself says: which one it is, and whose it was made by `provision`. Links
+//! that were mixed up are told before anything is read or written through them.
+
+use std::collections::BTreeSet;
+
+use tokio_postgres::Client;
+
+use super::JournalError;
+use crate::problem::Problem;
+
+/// One side of a slice, as `provision` entered it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Side {
+    /// Slice.
+    pub slice: String,
+    /// Plan that it came from.
+    pub plan: String,
+    /// Service that it goes to.
+    pub service: String,
+    /// This database is the service's; else the monolith.
+    pub of_service: bool,
+}
+
+/// What a database says of itself.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Whereabouts {
+    /// Tells this database from any other that runs: see [`place`].
+    pub place: String,
+    /// Its name.
+    pub database: String,
+    /// The slices of which it holds a side; none where nothing was provisioned, or where the role may not look.
+    pub sides: Vec<Side>,
+}
+
+/// Tells one running database from any other: start of its server and its oid. The system identifier would not do,
+/// since servers may be copies of one template.
+///
+/// # Errors
+/// [`JournalError::Database`].
+pub async fn place(client: &Client) -> Result<String, JournalError> {
+    let sql = "SELECT extract(epoch FROM pg_postmaster_start_time())::text || '/' || oid::text \
+               FROM pg_database WHERE datname = current_database()";
+    let row = client.query_one(sql, &[]).await.map_err(JournalError::database("looking where a link leads"));
+    Ok(row?.get(0))
+}
+
+/// Asks a database. Called with any of the plan's links.
+///
+/// # Errors
+/// [`JournalError::Database`].
+pub async fn read(client: &Client) -> Result<Whereabouts, JournalError> {
+    let failed = || JournalError::database("looking where a link leads");
+    let place = place(client).await?;
+    let sql = "SELECT current_database()::text, EXISTS (SELECT FROM pg_class c \
+                 JOIN pg_namespace n ON n.oid = c.relnamespace \
+                 WHERE n.nspname = 'strangler' AND c.relname = 'slice' \
+                   AND has_schema_privilege(n.oid, 'USAGE') AND has_table_privilege(c.oid, 'SELECT'))";
+    let row = client.query_one(sql, &[]).await.map_err(failed())?;
+    let mut found = Whereabouts { place, database: row.get(0), sides: Vec::new() };
+    if row.get(1) {
+        let sql = "SELECT slice, plan, service, side = 'service' FROM strangler.slice ORDER BY slice";
+        let rows = client.query(sql, &[]).await.map_err(failed())?;
+        found.sides = rows
+            .iter()
+            .map(|row| Side {
+                slice: row.get(0),
+                plan: row.get(1),
+                service: row.get(2),
+                of_service: row.get(3),
+            })
+            .collect();
+    }
+    Ok(found)
+}
+
+/// A slice with where the plan says that it goes.
+#[derive(Debug, Clone, Copy)]
+pub struct Route<'a> {
+    /// Plan.
+    pub plan: &'a str,
+    /// Slice.
+    pub slice: &'a str,
+    /// Service.
+    pub service: &'a str,
+}
+
+/// A link that leads to another database than the plan says.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Astray {
+    /// The monolith's link and a service's lead to the same database.
+    Same {
+        /// Service.
+        service: String,
+        /// Name of the database.
+        database: String,
+        /// Whose it is, where that is known: a service's by name, or `None` for the monolith's.
+        owner: Option<Option<String>>,
+    },
+    /// The monolith's link leads to a service's database.
+    MonolithAtService {
+        /// The service whose database it is.
+        service: String,
+        /// Its name.
+        database: String,
+    },
+    /// A service's link leads to the monolith.
+    ServiceAtMonolith {
+        /// The service.
+        service: String,
+        /// Name of the database.
+        database: String,
+    },
+    /// A service's link leads to another service's database.
+    ServiceAtOther {
+        /// The service.
+        service: String,
+        /// The service whose database it is.
+        other: String,
+        /// Its name.
+        database: String,
+    },
+}
+
+/// What is wrong with the two links of a slice. A side that is not known, because its database did not answer, tells
+/// nothing. Pure.
+#[must_use]
+pub fn astray(
+    route: Route<'_>,
+    monolith: Option<&Whereabouts>,
+    service: Option<&Whereabouts>,
+) -> BTreeSet<Astray> {
+    let mut found = BTreeSet::new();
+    let ours = |at: &Whereabouts| {
+        at.sides.iter().filter(|side| side.plan == route.plan).cloned().collect::<Vec<_>>()
+    };
+    if let (Some(monolith), Some(there)) = (monolith, service)
+        && monolith.place == there.place
+    {
+        let side = ours(there).into_iter().next();
+        let owner = side.map(|side| side.of_service.then_some(side.service));
+        let (service, database) = (route.service.to_owned(), there.database.clone());
+        return [Astray::Same { service, database, owner }].into();
+    }
+    if let Some(at) = monolith
+        && let Some(side) = ours(at).into_iter().find(|side| side.of_service)
+    {
+        found.insert(Astray::MonolithAtService { service: side.service, database: at.database.clone() });
+    }
+    if let Some(at) = service {
+        let (service, database) = (route.service.to_owned(), at.database.clone());
+        let sides = ours(at);
+        let known = sides.iter().any(|side| side.of_service && side.slice == route.slice);
+        let other = sides.iter().find(|side| side.of_service && side.service != route.service);
+        if sides.iter().any(|side| !side.of_service) {
+            found.insert(Astray::ServiceAtMonolith { service, database });
+        } else if let Some(other) = other.filter(|_| !known) {
+            found.insert(Astray::ServiceAtOther { service, other: other.service.clone(), database });
+        }
+    }
+    found
+}
+
+impl Astray {
+    /// In words: object, fact, consequence, what to do.
+    #[must_use]
+    pub fn problem(&self) -> Problem {
+        let correct = |link: &str| {
+            format!(
+                "correct {link} in the plan, or the variable that holds it; are two links swapped? Then: \
+                 strangler check PLAN"
+            )
+        };
+        let of_service = |name: &str| format!("the link of service {name}");
+        match self {
+            Self::Same { service, database, owner } => {
+                let (whose, wrong) = match owner {
+                    None => (String::new(), of_service(service)),
+                    Some(None) => (", which is the monolith".to_owned(), of_service(service)),
+                    Some(Some(owner)) => {
+                        (format!(", which is that of service {owner}"), "the link of the monolith".to_owned())
+                    }
+                };
+                Problem::error("service-is-monolith", format!("service {service}"))
+                    .fact(format!(
+                        "its link and the monolith's both lead to the same database, {database}{whose}"
+                    ))
+                    .consequence("tables would be mirrored onto themselves")
+                    .next(correct(&wrong) + "; another database of the same server is fine")
+            }
+            Self::MonolithAtService { service, database } => {
+                Problem::error("monolith-is-service", "monolith")
+                    .fact(format!("its link leads to {database}, which is the database of service {service}"))
+                    .consequence("what is read there is a copy, and not what the application writes")
+                    .next(correct("the link of the monolith"))
+            }
+            Self::ServiceAtMonolith { service, database } => {
+                Problem::error("service-is-monolith", format!("service {service}"))
+                    .fact(format!("its link leads to {database}, which is the monolith"))
+                    .consequence("rows would be written into the monolith's own tables")
+                    .next(correct(&of_service(service)))
+            }
+            Self::ServiceAtOther { service, other, database } => {
+                Problem::error("other-service", format!("service {service}"))
+                    .fact(format!("its link leads to {database}, which is the database of service {other}"))
+                    .consequence("tables of two services would meet in one database")
+                    .next(correct(&of_service(service)))
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const ROUTE: Route<'_> = Route { plan: "retail", slice: "ordering", service: "orders" };
+
+    fn at(place: &str, sides: &[(&str, &str, bool)]) -> Whereabouts {
+        let side = |(slice, service, of_service): &(&str, &str, bool)| Side {
+            slice: (*slice).into(),
+            plan: "retail".into(),
+            service: (*service).into(),
+            of_service: *of_service,
+        };
+        Whereabouts {
+            place: place.into(),
+            database: format!("db{place}"),
+            sides: sides.iter().map(side).collect(),
+        }
+    }
+
+    fn monolith() -> Whereabouts {
+        at("1", &[("ordering", "orders", false), ("catalog", "products", false)])
+    }
+
+    fn orders() -> Whereabouts {
+        at("2", &[("ordering", "orders", true)])
+    }
+
+    fn products() -> Whereabouts {
+        at("3", &[("catalog", "products", true)])
+    }
+
+    fn codes(monolith: Option<&Whereabouts>, service: Option<&Whereabouts>) -> Vec<&'static str> {
+        astray(ROUTE, monolith, service).iter().map(|one| one.problem().code).collect()
+    }
+
+    #[test]
+    fn links_that_lead_where_they_should_or_nowhere_yet_are_no_fault() {
+        for monolith in [None, Some(&at("1", &[])), Some(&monolith())] {
+            for service in [None, Some(&at("2", &[])), Some(&orders())] {
+                assert_eq!(codes(monolith, service), Vec::<&str>::new());
+            }
+        }
+        let other_plan = Route { plan: "another", ..ROUTE };
+        assert!(
+            astray(other_plan, Some(&orders()), Some(&products())).is_empty(),
+            "a service may be split itself"
+        );
+    }
+
+    #[test]
+    fn mixed_links_are_told_with_whose_database_they_lead_to() {
+        assert_eq!(codes(Some(&monolith()), Some(&monolith())), ["service-is-monolith"]);
+        assert_eq!(codes(Some(&at("9", &[])), Some(&at("9", &[]))), ["service-is-monolith"]);
+        assert_eq!(codes(Some(&orders()), Some(&monolith())), ["monolith-is-service", "service-is-monolith"]);
+        assert_eq!(codes(Some(&monolith()), Some(&products())), ["other-service"]);
+        assert_eq!(codes(Some(&orders()), None), ["monolith-is-service"]);
+        let both = astray(ROUTE, Some(&orders()), Some(&orders()));
+        let problem = both.first().unwrap().problem();
+        assert!(
+            problem.fact.contains("both lead to the same database, db2, which is that of service orders")
+        );
+        assert!(problem.next.contains("the link of the monolith"), "{}", problem.next);
+    }
+
+    #[test]
+    fn a_slice_that_is_there_is_in_the_right_place_whatever_the_service_was_called() {
+        let renamed = at("2", &[("ordering", "old name", true)]);
+        assert_eq!(codes(Some(&monolith()), Some(&renamed)), Vec::<&str>::new());
+    }
+}

@@ -1,0 +1,175 @@
+//! The SQL of the runbooks, read out of them and run on real servers: what an operator copies must work.
+
+use tokio_postgres::Client;
+
+use crate::support::cluster::{Pair, connect, create_database};
+use crate::support::split::Split;
+use crate::support::tables::{Side, assert_same};
+use strangler::cluster::Cluster;
+
+const START_ANEW: &str = "docs/runbooks/start-anew.md";
+
+/// The block of SQL in a runbook whose first line is this comment.
+fn block(path: &str, title: &str) -> String {
+    let text = std::fs::read_to_string(std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join(path)).unwrap();
+    let start = format!("```sql\n-- {title}\n");
+    let found: Vec<&str> = text.split(&start).skip(1).collect();
+    let [rest] = found[..] else { panic!("{} blocks of {path} begin with: {title}", found.len()) };
+    rest.split("```").next().unwrap().to_owned()
+}
+
+/// The names that the operator writes into the blocks.
+struct Names {
+    slice: &'static str,
+    slot: String,
+    publication: String,
+}
+
+impl Names {
+    /// Step 2: what the runbook says to look up.
+    async fn looked_up(slice: &'static str, service: &Client) -> Self {
+        let look = block(START_ANEW, "on the service: 1. look").replace("SLICE", slice);
+        let row = service.query_one(&look, &[]).await.unwrap();
+        assert_eq!(row.get::<_, String>("gate"), "FENCED");
+        Self { slice, slot: row.get("slot"), publication: row.get("pubname") }
+    }
+
+    /// Runs a block twice, because each may be run again.
+    async fn run(&self, client: &Client, title: &str) {
+        let sql = block(START_ANEW, title)
+            .replace("SLICE", self.slice)
+            .replace("SLOT", &self.slot)
+            .replace("PUBNAME", &self.publication);
+        for time in ["first", "second"] {
+            client.batch_execute(&sql).await.unwrap_or_else(|error| panic!("{title}, {time}: {error:?}"));
+        }
+    }
+}
+
+/// Follows the runbook for one slice, up to the commands.
+async fn start_anew(slice: &'static str, ddl: &str, monolith: &Client, service: &Client) {
+    let names = Names::looked_up(slice, service).await;
+    names.run(monolith, "on the monolith: 2. drop the slot").await;
+    names.run(monolith, "on the monolith: 3. drop publication and gate").await;
+    let tables = if ddl == "adopt" { "empty" } else { "drop" };
+    names.run(service, &format!("on the service, ddl: {ddl}: 4. {tables} the tables")).await;
+    names.run(service, "on the service: 5. forget the slice").await;
+}
+
+/// How many objects of ours a query counts.
+async fn count(client: &Client, sql: &str) -> i64 {
+    client.query_one(sql, &[]).await.unwrap().get(0)
+}
+
+async fn assert_equal(monolith: &Client, left: &str, service: &Client, right: &str) {
+    assert_same(Side { client: monolith, query: left }, Side { client: service, query: right }).await;
+}
+
+const SHOP: &str = "CREATE TYPE mood AS ENUM ('good', 'bad');
+    CREATE TABLE orders (id int PRIMARY KEY, number text UNIQUE, mood mood);
+    CREATE TABLE lines (id serial PRIMARY KEY, order_id int REFERENCES orders, \"Text\" text);
+    CREATE TABLE people (id int PRIMARY KEY);
+    INSERT INTO orders SELECT n, 'number ' || n, 'good' FROM generate_series(1, 300) n;
+    INSERT INTO lines (order_id, \"Text\") SELECT n, 'line' FROM generate_series(1, 300) n;
+    INSERT INTO people SELECT generate_series(1, 10); ANALYZE";
+
+fn shop(ddl: &str, rename: &str) -> String {
+    format!(
+        "version: 1\nplan: shop\nmonolith: {{ url: \"${{MONOLITH}}\" }}\n\
+         services: {{ service: {{ url: \"${{SERVICE}}\", ddl: {ddl}, into: sales }} }}\nslices:\n  \
+         ordering:\n    service: service\n    tables: {{ orders: {{}}, lines: {{ columns: {{ Text: {rename} }} }} }}\n  \
+         people:\n    service: service\n    tables: {{ people: {{}} }}\n"
+    )
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_slice_whose_mapping_changed_starts_anew_by_the_runbook_and_the_others_go_on() {
+    let (split, monolith, service) = Split::with_plan(&shop("create", "text"), SHOP).await;
+    split.provision();
+    let mirror = split.mirror(None);
+    mirror.caught_up(&monolith, &service).await;
+    mirror.stop();
+
+    split.write_plan(&shop("create", "words"));
+    let refused = split.run("provision", &[]);
+    assert_eq!(refused.exit, Some(3), "{}", refused.page());
+    assert!(refused.stderr.contains("(mapping-changed)"), "{}", refused.stderr);
+    assert!(refused.stderr.contains(START_ANEW), "{}", refused.stderr);
+
+    start_anew("ordering", "create", &monolith, &service).await;
+    let slots = "SELECT count(*) FROM pg_replication_slots";
+    assert_eq!(count(&monolith, slots).await, 1, "the other slice's slot stays");
+    assert_eq!(count(&service, "SELECT count(*) FROM sales.people").await, 10, "and so do its rows");
+    let live = "SELECT live_at::text FROM strangler.mirror_table WHERE slice = 'people'";
+    let before: String = service.query_one(live, &[]).await.unwrap().get(0);
+
+    monolith.batch_execute("DELETE FROM lines WHERE id > 250; INSERT INTO people VALUES (11)").await.unwrap();
+    split.provision();
+    let mirror = split.mirror(None);
+    mirror.caught_up(&monolith, &service).await;
+    assert_equal(&monolith, "TABLE orders", &service, "TABLE sales.orders").await;
+    let (lines, words) =
+        ("SELECT id, order_id, \"Text\" FROM lines", "SELECT id, order_id, words FROM sales.lines");
+    assert_equal(&monolith, lines, &service, words).await;
+    assert_equal(&monolith, "TABLE people", &service, "TABLE sales.people").await;
+    let after: String = service.query_one(live, &[]).await.unwrap().get(0);
+    assert_eq!(after, before, "the other slice was not copied again");
+    mirror.stop();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn adopted_tables_start_anew_by_the_runbook_with_every_constraint_they_had() {
+    let (split, monolith, service) = Split::with_plan(&shop("adopt", "text"), SHOP).await;
+    let adopted = "CREATE SCHEMA sales; CREATE TYPE public.mood AS ENUM ('good', 'bad');
+        CREATE TABLE sales.orders (id int PRIMARY KEY, number text UNIQUE, mood mood);
+        CREATE TABLE sales.lines (id int PRIMARY KEY, order_id int REFERENCES sales.orders, text text);
+        CREATE TABLE sales.people (id int PRIMARY KEY)";
+    service.batch_execute(adopted).await.unwrap();
+    let constraints = "SELECT count(*) FROM pg_constraint WHERE connamespace = 'sales'::regnamespace \
+                       AND contype IN ('u', 'f')";
+    assert_eq!(count(&service, constraints).await, 2);
+    split.provision();
+    // It ends with rows in some tables and the constraints still off.
+    split.mirror(Some("round-ended")).ended();
+    assert_eq!(count(&service, constraints).await, 0);
+
+    start_anew("ordering", "adopt", &monolith, &service).await;
+    assert_eq!(count(&service, constraints).await, 2, "nothing that was set aside is lost");
+    split.provision();
+    let mirror = split.mirror(None);
+    mirror.caught_up(&monolith, &service).await;
+    assert_equal(&monolith, "TABLE orders", &service, "TABLE sales.orders").await;
+    assert_equal(&monolith, "TABLE lines", &service, "TABLE sales.lines").await;
+    mirror.stop();
+    assert_eq!(count(&service, constraints).await, 2);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_whole_split_is_taken_back_by_the_runbook() {
+    let (split, monolith, service) = Split::with_plan(&shop("create", "text"), SHOP).await;
+    split.provision();
+    let mirror = split.mirror(None);
+    mirror.caught_up(&monolith, &service).await;
+    mirror.stop();
+
+    let sql = block(START_ANEW, "on the monolith: drop everything");
+    for _ in 0..2 {
+        monolith.batch_execute(&sql).await.unwrap();
+    }
+    let ours = "SELECT (SELECT count(*) FROM pg_replication_slots) + (SELECT count(*) FROM pg_publication) \
+                + (SELECT count(*) FROM pg_namespace WHERE nspname = 'strangler')";
+    assert_eq!(count(&monolith, ours).await, 0);
+    drop(service);
+    let server = connect(&split.pair.service.admin_url()).await;
+    let drop_database = format!("DROP DATABASE {} WITH (FORCE)", Pair::SERVICE);
+    server.batch_execute(&drop_database).await.unwrap();
+    create_database(&split.pair.service, Pair::SERVICE).await;
+    let service = split.pair.service().await;
+
+    split.provision();
+    let mirror = split.mirror(None);
+    mirror.caught_up(&monolith, &service).await;
+    assert_equal(&monolith, "TABLE orders", &service, "TABLE sales.orders").await;
+    assert_equal(&monolith, "TABLE people", &service, "TABLE sales.people").await;
+    mirror.stop();
+}

@@ -1,0 +1,136 @@
+//! A split of tables of the test's own, run by the real binary: a monolith, a service's server, a plan file.
+
+use std::cell::RefCell;
+use std::process::{Child, Command, ExitStatus};
+
+use tokio_postgres::Client;
+
+use super::binary::{Ended, command};
+use super::cluster::Pair;
+use super::wait::{SOON, until, until_blocking};
+
+/// The servers, the plan and the links that its variables stand for.
+pub struct Split {
+    pub pair: Pair,
+    folder: tempfile::TempDir,
+    links: Vec<(String, String)>,
+}
+
+impl Split {
+    /// One slice `one` with what the plan says of its tables, in YAML's flow style; the monolith gets `setup`.
+    pub async fn launch(tables: &str, setup: &str) -> (Self, Client, Client) {
+        let plan = format!(
+            "version: 1\nplan: split\nmonolith: {{ url: \"${{MONOLITH}}\" }}\n\
+             services: {{ service: {{ url: \"${{SERVICE}}\" }} }}\n\
+             slices: {{ one: {{ service: service, tables: {tables} }} }}\n"
+        );
+        Self::with_plan(&plan, setup).await
+    }
+
+    /// A plan whose links are `${MONOLITH}` and `${SERVICE}`, or others that [`Self::lead`] sets.
+    pub async fn with_plan(plan: &str, setup: &str) -> (Self, Client, Client) {
+        let pair = Pair::launch().await;
+        let (monolith, service) = (pair.monolith().await, pair.service().await);
+        monolith.batch_execute(setup).await.unwrap();
+        let mut split = Self { pair, folder: tempfile::tempdir().unwrap(), links: Vec::new() };
+        split.write_plan(plan);
+        let (source, target) = (split.pair.monolith_url(), split.pair.service_url());
+        split.lead("MONOLITH", &source);
+        split.lead("SERVICE", &target);
+        (split, monolith, service)
+    }
+
+    /// Replaces the plan.
+    pub fn write_plan(&self, plan: &str) {
+        std::fs::write(self.folder.path().join("plan.yaml"), plan).unwrap();
+    }
+
+    /// From now on the plan's variable stands for this link.
+    pub fn lead(&mut self, variable: &str, link: &str) {
+        self.links.retain(|(name, _)| name != variable);
+        self.links.push((variable.to_owned(), link.to_owned()));
+    }
+
+    /// The binary with the links and nothing else in its environment.
+    pub fn command(&self, arguments: &[&str]) -> Command {
+        let mut command = command(self.folder.path(), arguments);
+        command.envs(self.links.iter().cloned());
+        command
+    }
+
+    /// Runs a verb on the plan to its end.
+    pub fn run(&self, verb: &str, arguments: &[&str]) -> Ended {
+        Ended::of(self.command(&[&[verb, "plan.yaml"], arguments].concat()).output().unwrap())
+    }
+
+    pub fn provision(&self) {
+        let ended = self.run("provision", &[]);
+        assert_eq!(ended.exit, Some(0), "{}", ended.page());
+    }
+
+    pub fn mirror(&self, failpoint: Option<&str>) -> Mirror {
+        self.mirror_with(failpoint, &[])
+    }
+
+    pub fn mirror_with(&self, failpoint: Option<&str>, arguments: &[&str]) -> Mirror {
+        let log = self.folder.path().join("mirror.log");
+        let file = std::fs::File::create(&log).unwrap();
+        let mut command =
+            self.command(&[&["mirror", "plan.yaml", "--rows-per-piece", "100"], arguments].concat());
+        if let Some(name) = failpoint {
+            command.env("STRANGLER_FAILPOINT", name);
+        }
+        let child = command.stdout(file.try_clone().unwrap()).stderr(file).spawn().unwrap();
+        Mirror { child: RefCell::new(child), log }
+    }
+}
+
+/// A mirror process; ends with the test.
+pub struct Mirror {
+    child: RefCell<Child>,
+    log: std::path::PathBuf,
+}
+
+impl Mirror {
+    /// Everything written so far is applied and every table live.
+    pub async fn caught_up(&self, monolith: &Client, service: &Client) {
+        let row = monolith.query_one("SELECT pg_current_wal_lsn()::text", &[]).await.unwrap();
+        let position: String = row.get(0);
+        let sql = "SELECT (SELECT bool_and(state = 'live') FROM strangler.mirror_table) \
+                     AND (SELECT bool_and(applied_lsn >= $1::text::pg_lsn) FROM strangler.stream)";
+        until("the mirror catches up", SOON, async || {
+            assert!(self.exited().is_none(), "the mirror ended:\n{}", self.log());
+            let row = service.query_one(sql, &[&position]).await.unwrap();
+            row.get::<_, Option<bool>>(0).unwrap_or(false).then_some(())
+        })
+        .await;
+    }
+
+    pub fn exited(&self) -> Option<ExitStatus> {
+        self.child.borrow_mut().try_wait().unwrap()
+    }
+
+    /// Waits until it has ended by itself or by its kill point, and returns what it said.
+    pub fn ended(&self) -> (ExitStatus, String) {
+        let status = until_blocking("the mirror ends", SOON, || self.exited());
+        (status, self.log())
+    }
+
+    pub fn log(&self) -> String {
+        std::fs::read_to_string(&self.log).unwrap_or_default()
+    }
+
+    pub fn stop(&self) {
+        let pid = rustix::process::Pid::from_child(&self.child.borrow());
+        rustix::process::kill_process(pid, rustix::process::Signal::TERM).unwrap();
+        self.ended();
+    }
+}
+
+impl Drop for Mirror {
+    fn drop(&mut self) {
+        let child = self.child.get_mut();
+        let _ = child.kill();
+        let _ = child.wait();
+    }
+}
