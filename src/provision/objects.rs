@@ -148,7 +148,7 @@ fn schemas(draft: &mut Draft<'_>, site: &Site<'_>, needed: &Needed) {
                 let has = |privilege: &str| {
                     let on = GrantOn::Schema(schema.clone());
                     let grant = Grant { on, role: owner.clone(), privilege: privilege.to_owned() };
-                    site.state.grants.contains(&grant)
+                    site.state.holds(&grant)
                 };
                 if has("CREATE") && has("USAGE") {
                     continue;
@@ -231,7 +231,12 @@ fn create_type(of: &UserType) -> Option<Vec<String>> {
 
 /// Whether a constraint's definition, as `pg_get_constraintdef` prints it, holds for every row there is.
 pub(super) fn validated(definition: &str) -> bool {
-    !definition.ends_with(" NOT VALID")
+    !definition.ends_with(" NOT VALID") && enforced(definition)
+}
+
+/// Whether PostgreSQL holds to a constraint at all (18 and later: NOT ENFORCED).
+pub(super) fn enforced(definition: &str) -> bool {
+    !definition.ends_with(" NOT ENFORCED")
 }
 
 /// Sequences that are made for a table's defaults, by their names in the service. An identity brings its own.

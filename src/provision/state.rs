@@ -33,12 +33,15 @@ pub enum GrantOn {
     Sequence(TableName),
 }
 
+/// Everybody, in place of a role (GRANT). Read for schemas only.
+pub(super) const PUBLIC: &str = "public";
+
 /// One right of one role.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Grant {
     /// What it is on.
     pub on: GrantOn,
-    /// Who has it.
+    /// Who has it; `public`, which no role can be called, for everybody.
     pub role: String,
     /// Which, e.g. `SELECT`.
     pub privilege: String,
@@ -157,6 +160,17 @@ impl State {
         self.streams.contains(slice)
             || self.mirror_tables.iter().any(|((of, _), row)| of == slice && row.state != "pending")
     }
+
+    /// Whether a right need not be granted. On a schema of somebody else's, which we can't grant anything on, it is
+    /// enough that everybody has it: up to PostgreSQL 14 `public` is the superuser's, and open.
+    #[must_use]
+    pub fn holds(&self, grant: &Grant) -> bool {
+        let GrantOn::Schema(schema) = &grant.on else { return self.grants.contains(grant) };
+        let owner = self.schema_owners.get(schema).and_then(|owner| self.roles.get(owner));
+        let ours = self.superuser || owner.is_none_or(|owner| owner.ours);
+        self.grants.contains(grant)
+            || !ours && self.grants.contains(&Grant { role: PUBLIC.to_owned(), ..grant.clone() })
+    }
 }
 
 /// Reads it in one read-only transaction.
@@ -232,7 +246,10 @@ async fn read_rights(client: &Client, state: &mut State) -> Result<(), Error> {
                JOIN pg_roles g ON g.oid = a.grantee WHERE n.nspname !~ '^pg_' \
                UNION ALL SELECT c.relkind::text, n.nspname::text, c.relname::text, g.rolname::text, a.privilege_type \
                FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace AND n.nspname !~ '^pg_' \
-               CROSS JOIN LATERAL aclexplode(c.relacl) a JOIN pg_roles g ON g.oid = a.grantee";
+               CROSS JOIN LATERAL aclexplode(c.relacl) a JOIN pg_roles g ON g.oid = a.grantee \
+               UNION ALL SELECT 'n', n.nspname::text, '', 'public', a.privilege_type \
+               FROM pg_namespace n CROSS JOIN LATERAL aclexplode(n.nspacl) a \
+               WHERE a.grantee = 0 AND n.nspname !~ '^pg_'";
     for row in client.query(sql, &[]).await? {
         let (schema, name): (String, String) = (row.try_get(1)?, row.try_get(2)?);
         let on = match row.try_get::<_, String>(0)?.as_str() {
