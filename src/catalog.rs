@@ -153,7 +153,7 @@ pub struct Column {
     pub base_kind: char,
     /// User type that the column depends on (through array and domain), when any.
     pub user_type: Option<TableName>,
-    /// NOT NULL.
+    /// NOT NULL, and validated.
     pub not_null: bool,
     /// Default expression, as `pg_get_expr` prints it.
     pub default_sql: Option<String>,
@@ -163,6 +163,8 @@ pub struct Column {
     pub identity: Option<char>,
     /// Generation expression of a stored (or virtual) generated column.
     pub generated_sql: Option<String>,
+    /// The generated column is virtual (18 and later): computed when it is read.
+    pub generated_virtual: bool,
     /// `schema.collation` where it is not the type's default, quoted for SQL.
     pub collation_sql: Option<String>,
     /// The collation is deterministic and bytewise (`C`), so both sides order text alike.

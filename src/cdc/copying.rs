@@ -77,7 +77,7 @@ impl Copying {
         }
     }
 
-    /// The stream delivered the commit of `xid`.
+    /// The stream delivered the commit of `xid`, with changes in it.
     pub(crate) fn consume(&mut self, xid: u32) {
         match self.trust {
             Trust::Unknown => {}

@@ -100,6 +100,8 @@ pub(crate) struct Engine {
     pub(crate) batch: Batch,
     /// The transaction whose events arrive; none between transactions.
     pub(crate) current: Option<EventOrigin>,
+    /// It has brought a change so far. PostgreSQL 14 also sends the transactions that have none for us.
+    pub(crate) changes: bool,
     /// Everything up to here has been decided about.
     pub(crate) consumed: Boundary,
     pub(crate) persisted_at: Instant,
@@ -183,9 +185,11 @@ impl Engine {
             Event::Begin(TransactionFrame { xid, commit_lsn, .. }) => {
                 self.config.options.hooks.pass("begin").await;
                 self.current = Some(EventOrigin { xid, commit_lsn });
+                self.changes = false;
             }
             Event::Row { relation, change } => {
                 let Some(origin) = self.current else { return Ok(()) };
+                self.changes = true;
                 let sessions = RefetchSessions { reader: &self.reader, position: &self.source, stop };
                 self.router
                     .row((&relation, &change), origin, &mut self.tables, &mut self.batch, sessions)
@@ -211,7 +215,10 @@ impl Engine {
     }
 
     async fn end_transaction(&mut self, boundary: Boundary) -> Result<(), MirrorError> {
-        if let Some(origin) = self.current.take() {
+        // Nothing was decided about a transaction without changes, so no round has to see it.
+        if let Some(origin) = self.current.take()
+            && self.changes
+        {
             self.copying.consume(origin.xid);
         }
         self.consumed = boundary;
@@ -261,6 +268,7 @@ impl Engine {
 
     async fn truncate(&mut self, relations: &[Arc<Relation>]) -> Result<(), MirrorError> {
         let Some(origin) = self.current else { return Ok(()) };
+        self.changes = true;
         for relation in relations {
             let Some(number) = self.router.table_of(relation, &self.tables)? else { continue };
             self.flush().await?;

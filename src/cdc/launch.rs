@@ -202,6 +202,7 @@ async fn bring_up(
         nonce,
         batch: Batch::default(),
         current: None,
+        changes: false,
         consumed: Boundary { end: applied, time_us: 0 },
         persisted_at: Instant::now(),
         heartbeat: None,

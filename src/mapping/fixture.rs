@@ -40,6 +40,7 @@ pub(crate) fn column(name: &str, of: &Type) -> Column {
         sequence: None,
         identity: None,
         generated_sql: None,
+        generated_virtual: false,
         collation_sql: None,
         collation_is_c: false,
         comment: None,

@@ -51,7 +51,8 @@ pub struct TimelineSwitch {
 pub struct SlotOptions {
     /// Dropped by the server when the connection ends.
     pub temporary: bool,
-    /// Kept on standbys (`failover`). PostgreSQL 17 and newer; older servers can't, and the option is left out.
+    /// Kept on standbys (`failover`). PostgreSQL 17 and newer, lasting slots; where the server can't, the option is
+    /// left out.
     pub failover: bool,
 }
 
@@ -190,13 +191,14 @@ impl fmt::Debug for Connection {
     }
 }
 
-/// The grammar changed in PostgreSQL 15; `FAILOVER` came with 17 (PostgreSQL documentation, section 55.4).
+/// The grammar changed in PostgreSQL 15; `FAILOVER` came with 17, which refuses it for temporary slots (PostgreSQL
+/// documentation, section 55.4).
 fn create_slot_command(server_major: u32, slot: &str, options: SlotOptions) -> String {
     let slot = quote_ident(slot);
     let temporary = if options.temporary { " TEMPORARY" } else { "" };
     let rest = match (server_major, options.failover) {
         (..=14, _) => "NOEXPORT_SNAPSHOT",
-        (17.., true) => "(SNAPSHOT 'nothing', FAILOVER true)",
+        (17.., true) if !options.temporary => "(SNAPSHOT 'nothing', FAILOVER true)",
         (15.., _) => "(SNAPSHOT 'nothing')",
     };
     format!("CREATE_REPLICATION_SLOT {slot}{temporary} LOGICAL pgoutput {rest}")
@@ -233,6 +235,7 @@ mod tests {
     #[test]
     fn commands_follow_the_grammar_of_each_major_version() {
         let plain = SlotOptions { temporary: false, failover: false };
+        let lasting = SlotOptions { temporary: false, failover: true };
         let full = SlotOptions { temporary: true, failover: true };
         for (major, options, expected) in [
             (14, plain, "CREATE_REPLICATION_SLOT \"s\" LOGICAL pgoutput NOEXPORT_SNAPSHOT"),
@@ -241,9 +244,10 @@ mod tests {
             (16, full, "CREATE_REPLICATION_SLOT \"s\" TEMPORARY LOGICAL pgoutput (SNAPSHOT 'nothing')"),
             (
                 17,
-                full,
-                "CREATE_REPLICATION_SLOT \"s\" TEMPORARY LOGICAL pgoutput (SNAPSHOT 'nothing', FAILOVER true)",
+                lasting,
+                "CREATE_REPLICATION_SLOT \"s\" LOGICAL pgoutput (SNAPSHOT 'nothing', FAILOVER true)",
             ),
+            (17, full, "CREATE_REPLICATION_SLOT \"s\" TEMPORARY LOGICAL pgoutput (SNAPSHOT 'nothing')"),
             (18, plain, "CREATE_REPLICATION_SLOT \"s\" LOGICAL pgoutput (SNAPSHOT 'nothing')"),
         ] {
             assert_eq!(create_slot_command(major, "s", options), expected);

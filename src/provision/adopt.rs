@@ -123,7 +123,18 @@ fn columns(draft: &Draft<'_>, mapping: &TableMapping, table: &Table) -> Vec<(Str
             found.push((fact, alter(name, &format!("TYPE {}", wanted.type_sql))));
         }
         if present.generated_sql.is_some() {
-            found.push((format!("column {name} is generated"), alter(name, "DROP EXPRESSION")));
+            // A virtual one has no values to keep (ALTER TABLE).
+            let advice = if present.generated_virtual {
+                format!(
+                    "run in the service: ALTER TABLE {table} DROP COLUMN {column}, ADD COLUMN {column} {of}",
+                    table = table.name.sql(),
+                    column = quote_ident(name),
+                    of = present.type_sql
+                )
+            } else {
+                alter(name, "DROP EXPRESSION")
+            };
+            found.push((format!("column {name} is generated"), advice));
         }
         if present.identity == Some('a') && !wanted.identity_always {
             let fact = format!("column {name} is GENERATED ALWAYS, and the mirror brings its values");

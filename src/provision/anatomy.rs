@@ -66,6 +66,8 @@ pub struct IndexShape {
     pub unique: bool,
     /// NULLS NOT DISTINCT (15 and later).
     pub nulls_not_distinct: bool,
+    /// The last key column of the owning constraint is WITHOUT OVERLAPS (18 and later).
+    pub without_overlaps: bool,
     /// Keys, then included columns.
     pub keys: Vec<IndexKey>,
     /// WHERE.
@@ -93,6 +95,10 @@ pub struct ForeignKeyShape {
     pub deferrable: bool,
     /// INITIALLY DEFERRED.
     pub initially_deferred: bool,
+    /// The last column on each side is a PERIOD (18 and later).
+    pub period: bool,
+    /// Not NOT ENFORCED (18 and later).
+    pub enforced: bool,
 }
 
 /// All definitions of one database in parts.
@@ -167,7 +173,7 @@ const INDEXES: &str = "\
                || coalesce(' (' || array_to_string(ia.attoptions, ', ') || ')', '') END, \
            CASE WHEN k.place <= x.indnkeyatts THEN x.indoption[k.place - 1] & 1 ELSE 0 END = 1, \
            CASE WHEN k.place <= x.indnkeyatts THEN x.indoption[k.place - 1] & 2 ELSE 0 END = 2, \
-           k.place > x.indnkeyatts \
+           k.place > x.indnkeyatts, coalesce((to_jsonb(o) ->> 'conperiod')::bool, false) \
     FROM pg_index x JOIN pg_class i ON i.oid = x.indexrelid JOIN pg_am m ON m.oid = i.relam \
     JOIN pg_class c ON c.oid = x.indrelid \
     JOIN pg_namespace n ON n.oid = c.relnamespace AND n.nspname !~ '^pg_' \
@@ -190,25 +196,30 @@ const FOREIGN_KEYS: &str = "\
            ARRAY(SELECT a.attname::text FROM jsonb_array_elements_text( \
                CASE jsonb_typeof(to_jsonb(o) -> 'confdelsetcols') WHEN 'array' \
                THEN to_jsonb(o) -> 'confdelsetcols' ELSE '[]' END) WITH ORDINALITY k(number, place) \
-             JOIN pg_attribute a ON a.attrelid = o.conrelid AND a.attnum = k.number::int ORDER BY k.place) \
+             JOIN pg_attribute a ON a.attrelid = o.conrelid AND a.attnum = k.number::int ORDER BY k.place), \
+           coalesce((to_jsonb(o) ->> 'conperiod')::bool, false), \
+           coalesce((to_jsonb(o) ->> 'conenforced')::bool, true) \
     FROM pg_constraint o JOIN pg_class c ON c.oid = o.conrelid \
     JOIN pg_namespace n ON n.oid = c.relnamespace AND n.nspname !~ '^pg_' WHERE o.contype = 'f'";
 
 /// `pg_depend` records what each definition uses, without what is PostgreSQL's own (documentation, section 5.14).
-/// A default also depends on its own column, which says nothing.
+/// A default also depends on its own column, which says nothing. Before PostgreSQL 15 it is the generated column, and
+/// not its expression, that depends on what the expression uses.
 const NEEDS: &str = "\
     WITH definition AS ( \
       SELECT 'pg_attrdef'::regclass::oid AS class, d.oid, 'column' AS kind, d.adrelid AS relation, \
-             a.attname::text AS name, d.adnum AS own FROM pg_attrdef d \
+             a.attname::text AS name, d.adnum AS own, NULL::int AS part FROM pg_attrdef d \
       JOIN pg_attribute a ON a.attrelid = d.adrelid AND a.attnum = d.adnum \
-      UNION ALL SELECT 'pg_constraint'::regclass, oid, 'constraint', conrelid, conname::text, 0 \
+      UNION ALL SELECT 'pg_class'::regclass, attrelid, 'column', attrelid, attname::text, attnum, attnum \
+      FROM pg_attribute WHERE attgenerated <> '' AND current_setting('server_version_num')::int < 150000 \
+      UNION ALL SELECT 'pg_constraint'::regclass, oid, 'constraint', conrelid, conname::text, 0, NULL \
       FROM pg_constraint WHERE contype IN ('c', 'x') AND conrelid <> 0 \
-      UNION ALL SELECT 'pg_class'::regclass, x.indexrelid, 'index', x.indrelid, i.relname::text, 0 \
+      UNION ALL SELECT 'pg_class'::regclass, x.indexrelid, 'index', x.indrelid, i.relname::text, 0, NULL \
       FROM pg_index x JOIN pg_class i ON i.oid = x.indexrelid \
-      UNION ALL SELECT 'pg_type'::regclass, oid, 'type', oid, typname::text, 0 FROM pg_type WHERE oid >= 16384 \
-      UNION ALL SELECT 'pg_constraint'::regclass, oid, 'type', contypid, '', 0 \
+      UNION ALL SELECT 'pg_type'::regclass, oid, 'type', oid, typname::text, 0, NULL FROM pg_type WHERE oid >= 16384 \
+      UNION ALL SELECT 'pg_constraint'::regclass, oid, 'type', contypid, '', 0, NULL \
       FROM pg_constraint WHERE contypid <> 0 \
-      UNION ALL SELECT 'pg_class'::regclass, typrelid, 'type', oid, typname::text, 0 \
+      UNION ALL SELECT 'pg_class'::regclass, typrelid, 'type', oid, typname::text, 0, NULL \
       FROM pg_type WHERE typtype = 'c' AND oid >= 16384), \
     placed AS ( \
       SELECT d.*, coalesce(c.relname, t.typname)::text AS of_name, \
@@ -225,6 +236,7 @@ const NEEDS: &str = "\
              WHERE x.classid = p.refclassid AND x.objid = p.refobjid AND x.deptype = 'e' \
                AND x.refclassid = 'pg_extension'::regclass) \
     FROM placed d JOIN pg_depend p ON p.classid = d.class AND p.objid = d.oid AND p.deptype IN ('n', 'a') \
+      AND p.objsubid = coalesce(d.part, p.objsubid) \
     LEFT JOIN pg_attribute a ON p.refclassid = 'pg_class'::regclass AND d.kind <> 'type' \
       AND p.refobjid = d.relation AND p.refobjsubid > 0 AND p.refobjsubid <> d.own \
       AND a.attrelid = p.refobjid AND a.attnum = p.refobjsubid \
@@ -244,6 +256,7 @@ fn index_of(row: &Row) -> Result<IndexShape, Error> {
         method: row.try_get(3)?,
         unique: row.try_get(4)?,
         nulls_not_distinct: row.try_get(5)?,
+        without_overlaps: row.try_get(17)?,
         keys: Vec::new(),
         predicate_sql: row.try_get(6)?,
         storage_sql: row.try_get(7)?,
@@ -274,6 +287,8 @@ fn foreign_key_of(row: &Row) -> Result<ForeignKeyShape, Error> {
         on_delete_columns: row.try_get(8)?,
         deferrable: row.try_get(6)?,
         initially_deferred: row.try_get(7)?,
+        period: row.try_get(9)?,
+        enforced: row.try_get(10)?,
     })
 }
 

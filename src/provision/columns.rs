@@ -9,6 +9,10 @@ use crate::mapping::TableMapping;
 use crate::name::{TableName, quote_ident, quote_literal};
 use crate::problem::Problem;
 
+/// Since when a generated column can be computed when it is read (PostgreSQL 18 release notes). Older servers store
+/// it, with the same values.
+const VIRTUAL_SINCE: u32 = 18;
+
 /// Why a column can't be made: fact and advice of a problem.
 type Refusal = (String, String);
 
@@ -65,7 +69,12 @@ fn definition(
                 "keep those columns and their names, or drop this one with `drop: true`".to_owned(),
             )
         })?;
-        sql.push_str(&format!(" GENERATED ALWAYS AS ({expression}) STORED"));
+        let kept = if column.generated_virtual && site.catalog.major() >= VIRTUAL_SINCE {
+            "VIRTUAL"
+        } else {
+            "STORED"
+        };
+        sql.push_str(&format!(" GENERATED ALWAYS AS ({expression}) {kept}"));
     } else if let Some(default) = &column.default_sql {
         sql.push_str(&format!(" DEFAULT {}", default_sql(site, column, default)?));
     }

@@ -7,8 +7,8 @@ use serde_json::json;
 use super::Statement;
 use super::anatomy::{ForeignKeyShape, IndexKey, IndexShape, Used};
 use super::draft::{Draft, Site, journal};
-use super::expression::{Stuck, carry, target_of};
-use super::objects::validated;
+use super::expression::{Stuck, carry, since, target_of};
+use super::objects::{enforced, validated};
 use super::tables::{describe, key_index};
 use crate::catalog::{ConstraintKind, ForeignKey, Index, Table, UserTypeKind};
 use crate::journal::statements as ours;
@@ -57,10 +57,11 @@ pub(super) fn record(draft: &mut Draft<'_>, site: &Site<'_>) {
         let mut notes = Vec::new();
         for mapping in &slice.tables {
             let Some(table) = draft.survey.monolith.table(&mapping.source) else { continue };
-            indexes(draft, mapping, table, &mut found, &mut notes);
-            checks(draft, mapping, table, &mut found);
+            let major = site.catalog.major();
+            indexes((draft, major), mapping, table, &mut found, &mut notes);
+            checks((draft, major), mapping, table, &mut found, &mut notes);
             domains(draft, mapping, table, &mut found);
-            foreign_keys(draft, slice, mapping, table, &mut found, &mut notes);
+            foreign_keys((draft, major), slice, (mapping, table), &mut found, &mut notes);
         }
         found.sort_by_key(|one| one.rank);
         let mut statements = insert(site, slice, &found);
@@ -125,7 +126,7 @@ fn remember(
 }
 
 fn indexes(
-    draft: &Draft<'_>,
+    (draft, major): (&Draft<'_>, u32),
     mapping: &TableMapping,
     table: &Table,
     found: &mut Vec<Deferred>,
@@ -140,7 +141,7 @@ fn indexes(
             continue;
         }
         let rank = if index.constraint.is_some() { Rank::Constraint } else { Rank::Index };
-        match statement(draft, mapping, table, index) {
+        match statement((draft, major), mapping, table, index) {
             Ok(sql) => {
                 found.push(Deferred { rank, table: mapping.target.clone(), object: name.clone(), sql })
             }
@@ -150,7 +151,7 @@ fn indexes(
 }
 
 fn statement(
-    draft: &Draft<'_>,
+    (draft, major): (&Draft<'_>, u32),
     mapping: &TableMapping,
     table: &Table,
     index: &Index,
@@ -169,8 +170,8 @@ fn statement(
         return Err(Stuck::Unreadable);
     };
     match &index.constraint {
-        Some(constraint) => add_constraint(mapping, table, (constraint, index.primary), shape),
-        None => create_index(draft, mapping, table, (&index.name, shape)),
+        Some(constraint) => add_constraint((mapping, major), table, (constraint, index.primary), shape),
+        None => create_index((draft, major), mapping, table, (&index.name, shape)),
     }
 }
 
@@ -178,16 +179,20 @@ fn add(mapping: &TableMapping, name: &str, definition: &str) -> String {
     format!("ALTER TABLE {} ADD CONSTRAINT {} {definition}", mapping.target.sql(), quote_ident(name))
 }
 
-/// A primary key or unique constraint under the service's names.
+/// A primary key or unique constraint under the service's names; `major` is the service's version.
 pub(super) fn add_constraint(
-    mapping: &TableMapping,
+    (mapping, major): (&TableMapping, u32),
     table: &Table,
     (name, primary): (&str, bool),
     shape: &IndexShape,
 ) -> Result<String, Stuck> {
+    knows(major, shape)?;
     let mut columns = Vec::new();
     for key in shape.keys.iter().filter(|key| !key.included) {
         columns.push(quote_ident(carried(mapping, table, key)?));
+    }
+    if let Some(period) = columns.last_mut().filter(|_| shape.without_overlaps) {
+        period.push_str(" WITHOUT OVERLAPS");
     }
     let kind = if primary { "PRIMARY KEY" } else { "UNIQUE" };
     let distinct = if shape.nulls_not_distinct { " NULLS NOT DISTINCT" } else { "" };
@@ -201,13 +206,22 @@ pub(super) fn add_constraint(
     Ok(add(mapping, name, &definition))
 }
 
-/// An index under the service's names.
+/// Whether the service's server can have such an index.
+fn knows(major: u32, shape: &IndexShape) -> Result<(), Stuck> {
+    if shape.nulls_not_distinct {
+        since("NULLS NOT DISTINCT", 15, major)?;
+    }
+    if shape.without_overlaps { since("WITHOUT OVERLAPS", 18, major) } else { Ok(()) }
+}
+
+/// An index under the service's names; `major` is the service's version.
 pub(super) fn create_index(
-    draft: &Draft<'_>,
+    (draft, major): (&Draft<'_>, u32),
     mapping: &TableMapping,
     table: &Table,
     (name, shape): (&str, &IndexShape),
 ) -> Result<String, Stuck> {
+    knows(major, shape)?;
     let used = Used::Index(table.name.clone(), name.to_owned());
     let needs = draft.survey.anatomy.needs_of(&used);
     let mut keys = Vec::new();
@@ -292,9 +306,21 @@ fn storage(shape: &IndexShape) -> String {
 }
 
 /// Checks that were never validated. `tables` refused those that can't be carried.
-fn checks(draft: &Draft<'_>, mapping: &TableMapping, table: &Table, found: &mut Vec<Deferred>) {
+fn checks(
+    (draft, major): (&Draft<'_>, u32),
+    mapping: &TableMapping,
+    table: &Table,
+    found: &mut Vec<Deferred>,
+    notes: &mut Vec<Note>,
+) {
     let open = |one: &&crate::catalog::Constraint| one.kind == ConstraintKind::Check && !one.validated;
     for check in table.constraints.iter().filter(open) {
+        if !enforced(&check.definition_sql)
+            && let Err(stuck) = since("NOT ENFORCED", 18, major)
+        {
+            notes.push(left_out("constraint", &check.name, table, stuck.fact()));
+            continue;
+        }
         let used = Used::Constraint(table.name.clone(), check.name.clone());
         let needs = draft.survey.anatomy.needs_of(&used);
         if let Ok(definition) = carry(mapping, table, needs, &check.definition_sql) {
@@ -331,10 +357,9 @@ fn domains(draft: &Draft<'_>, mapping: &TableMapping, table: &Table, found: &mut
 }
 
 fn foreign_keys(
-    draft: &Draft<'_>,
+    (draft, major): (&Draft<'_>, u32),
     slice: &SliceMapping,
-    mapping: &TableMapping,
-    table: &Table,
+    (mapping, table): (&TableMapping, &Table),
     found: &mut Vec<Deferred>,
     notes: &mut Vec<Note>,
 ) {
@@ -348,13 +373,10 @@ fn foreign_keys(
         }
         let shape = draft.survey.anatomy.foreign_keys.get(&(table.name.clone(), key.name.clone()));
         let referenced = monolith.table(&other.source);
-        match shape
-            .zip(referenced)
-            .map(|(shape, referenced)| foreign_key(key, shape, (mapping, table), (other, referenced)))
-        {
-            Some(Ok(definition)) => found.extend(with_validation(mapping, key, &definition)),
-            Some(Err(stuck)) => notes.push(left_out("foreign key", &key.name, table, stuck.fact())),
-            None => {}
+        let Some((shape, referenced)) = shape.zip(referenced) else { continue };
+        match foreign_key(key, (shape, major), (mapping, table), (other, referenced)) {
+            Ok(definition) => found.extend(with_validation(mapping, key, (shape, &definition))),
+            Err(stuck) => notes.push(left_out("foreign key", &key.name, table, stuck.fact())),
         }
     }
     notes.extend(mapping.soft_references.iter().map(|soft| Note {
@@ -381,9 +403,14 @@ fn same_rows(mapping: &TableMapping, referenced: &TableMapping) -> bool {
 }
 
 /// Added without a look at the rows, then validated under a lock that lets writers through (ALTER TABLE).
-fn with_validation(mapping: &TableMapping, key: &ForeignKey, definition: &str) -> Vec<Deferred> {
+fn with_validation(
+    mapping: &TableMapping,
+    key: &ForeignKey,
+    (shape, definition): (&ForeignKeyShape, &str),
+) -> Vec<Deferred> {
     let one = |rank, object, sql| Deferred { rank, table: mapping.target.clone(), object, sql };
-    let definition = format!("{definition} NOT VALID");
+    let how = if shape.enforced { "NOT VALID" } else { "NOT ENFORCED" };
+    let definition = format!("{definition} {how}");
     let mut found = vec![one(Rank::ForeignKey, key.name.clone(), add(mapping, &key.name, &definition))];
     if key.validated {
         found.push(one(
@@ -400,25 +427,43 @@ pub(super) fn validate(table: &TableName, constraint: &str) -> String {
     format!("ALTER TABLE {} VALIDATE CONSTRAINT {}", table.sql(), quote_ident(constraint))
 }
 
+/// Whether the service's server can have such a foreign key.
+fn knows_key(major: u32, shape: &ForeignKeyShape) -> Result<(), Stuck> {
+    if !shape.on_delete_columns.is_empty() {
+        since("ON DELETE SET with columns", 15, major)?;
+    }
+    if shape.period {
+        since("a foreign key with PERIOD", 18, major)?;
+    }
+    if shape.enforced { Ok(()) } else { since("NOT ENFORCED", 18, major) }
+}
+
 fn foreign_key(
     key: &ForeignKey,
-    shape: &ForeignKeyShape,
+    (shape, major): (&ForeignKeyShape, u32),
     (mapping, table): (&TableMapping, &Table),
     (other, referenced): (&TableMapping, &Table),
 ) -> Result<String, Stuck> {
-    let list = |of: &TableMapping, in_table: &Table, columns: &[String]| -> Result<String, Stuck> {
+    let list = |of: &TableMapping, in_table: &Table, columns: &[String]| -> Result<Vec<String>, Stuck> {
         let mut names = Vec::new();
         for column in columns {
             let target = target_of(of, in_table, column);
             names.push(quote_ident(target.ok_or_else(|| Stuck::Dropped(vec![column.clone()]))?));
         }
-        Ok(names.join(", "))
+        Ok(names)
+    };
+    knows_key(major, shape)?;
+    let key_list = |mut names: Vec<String>| {
+        if let Some(period) = names.last_mut().filter(|_| shape.period) {
+            period.insert_str(0, "PERIOD ");
+        }
+        names.join(", ")
     };
     let mut sql = format!(
         "FOREIGN KEY ({}) REFERENCES {} ({})",
-        list(mapping, table, &key.columns)?,
+        key_list(list(mapping, table, &key.columns)?),
         other.target.sql(),
-        list(other, referenced, &key.referenced_columns)?
+        key_list(list(other, referenced, &key.referenced_columns)?)
     );
     if shape.match_kind == 'f' {
         sql.push_str(" MATCH FULL");
@@ -429,7 +474,7 @@ fn foreign_key(
         }
     }
     if !shape.on_delete_columns.is_empty() {
-        sql.push_str(&format!(" ({})", list(mapping, table, &shape.on_delete_columns)?));
+        sql.push_str(&format!(" ({})", list(mapping, table, &shape.on_delete_columns)?.join(", ")));
     }
     if shape.deferrable {
         sql.push_str(" DEFERRABLE");

@@ -15,6 +15,15 @@ pub(super) enum Stuck {
     Dropped(Vec<String>),
     /// It uses renamed columns in a way that can't be changed for certain.
     Unreadable,
+    /// The service's server is too old for it.
+    TooNew {
+        /// What it uses.
+        what: &'static str,
+        /// The major version that brought it.
+        since: u32,
+        /// The service's.
+        service: u32,
+    },
 }
 
 impl Stuck {
@@ -25,8 +34,16 @@ impl Stuck {
             Self::Unreadable => {
                 "it uses renamed columns in a way that can't be rewritten for certain".to_owned()
             }
+            Self::TooNew { what, since, service } => format!(
+                "it is {what}, which came with PostgreSQL {since}, and the service's server is PostgreSQL {service}"
+            ),
         }
     }
+}
+
+/// Refuses what the service's server, of major version `service`, does not know yet.
+pub(super) fn since(what: &'static str, since: u32, service: u32) -> Result<(), Stuck> {
+    if service < since { Err(Stuck::TooNew { what, since, service }) } else { Ok(()) }
 }
 
 /// Name of a monolith column in the service; `None` when it stays behind. Generated columns keep theirs.

@@ -145,12 +145,12 @@ fn schemas(draft: &mut Draft<'_>, site: &Site<'_>, needed: &Needed) {
         let statement = match site.state.schema_owners.get(&schema) {
             Some(present) if present == owner => continue,
             Some(_) => {
-                let has = |role: &str, privilege: &str| {
+                let has = |privilege: &str| {
                     let on = GrantOn::Schema(schema.clone());
-                    let grant = Grant { on, role: role.to_owned(), privilege: privilege.to_owned() };
-                    site.state.grants.contains(&grant)
+                    let grant = Grant { on, role: owner.clone(), privilege: privilege.to_owned() };
+                    site.state.holds(&grant)
                 };
-                if [owner, "public"].iter().any(|role| has(role, "CREATE") && has(role, "USAGE")) {
+                if has("CREATE") && has("USAGE") {
                     continue;
                 }
                 format!("GRANT CREATE, USAGE ON SCHEMA {} TO {}", quote_ident(&schema), quote_ident(owner))
@@ -231,7 +231,12 @@ fn create_type(of: &UserType) -> Option<Vec<String>> {
 
 /// Whether a constraint's definition, as `pg_get_constraintdef` prints it, holds for every row there is.
 pub(super) fn validated(definition: &str) -> bool {
-    !definition.ends_with(" NOT VALID")
+    !definition.ends_with(" NOT VALID") && enforced(definition)
+}
+
+/// Whether PostgreSQL holds to a constraint at all (18 and later: NOT ENFORCED).
+pub(super) fn enforced(definition: &str) -> bool {
+    !definition.ends_with(" NOT ENFORCED")
 }
 
 /// Sequences that are made for a table's defaults, by their names in the service. An identity brings its own.

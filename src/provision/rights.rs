@@ -157,7 +157,7 @@ pub(super) fn monolith(draft: &mut Draft<'_>) {
     for slice in draft.mappings.keys() {
         wanted.table(&gate::name(slice), &role, &["SELECT"]);
     }
-    grant(draft, Database::Monolith, wanted, &survey.monolith_state.grants);
+    grant(draft, Database::Monolith, wanted, &|grant| survey.monolith_state.holds(grant));
 }
 
 /// What the application and the mirror may do in a service.
@@ -185,11 +185,10 @@ pub(super) fn service(draft: &mut Draft<'_>, site: &Site<'_>) {
         }
     }
     // Tables that are made anew lose what was granted on the old ones.
-    let stays = |grant: &&Grant| {
+    let stays = |grant: &Grant| {
         site.remade.is_empty() || matches!(&grant.on, GrantOn::Table(name) if name.schema == "strangler")
     };
-    let present = site.state.grants.iter().filter(stays).cloned().collect();
-    grant(draft, site.database(), wanted, &present);
+    grant(draft, site.database(), wanted, &|grant| stays(grant) && site.state.holds(grant));
 }
 
 #[derive(Default)]
@@ -213,9 +212,9 @@ impl Wanted {
 }
 
 /// Grants what is missing, one statement per object and role.
-fn grant(draft: &mut Draft<'_>, database: Database, wanted: Wanted, present: &BTreeSet<Grant>) {
+fn grant(draft: &mut Draft<'_>, database: Database, wanted: Wanted, present: &dyn Fn(&Grant) -> bool) {
     let mut missing: BTreeMap<(GrantOn, String), Vec<String>> = BTreeMap::new();
-    for grant in wanted.0.into_iter().filter(|grant| !present.contains(grant)) {
+    for grant in wanted.0.into_iter().filter(|grant| !present(grant)) {
         missing.entry((grant.on, grant.role)).or_default().push(grant.privilege);
     }
     let statements = missing.into_iter().map(|((on, role), privileges)| {

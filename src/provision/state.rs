@@ -35,12 +35,15 @@ pub enum GrantOn {
     Sequence(TableName),
 }
 
+/// Everybody, in place of a role (GRANT). Read for schemas only.
+pub(super) const PUBLIC: &str = "public";
+
 /// One right of one role.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Grant {
     /// What it is on.
     pub on: GrantOn,
-    /// Who has it; `public` for everybody.
+    /// Who has it; `public`, which no role can be called, for everybody.
     pub role: String,
     /// Which, e.g. `SELECT`.
     pub privilege: String,
@@ -125,6 +128,17 @@ impl State {
     pub fn mirrored(&self, slice: &str) -> bool {
         self.streams.contains(slice)
             || self.mirror_tables.iter().any(|((of, _), row)| of == slice && row.state != "pending")
+    }
+
+    /// Whether a right need not be granted. On a schema of somebody else's, which we can't grant anything on, it is
+    /// enough that everybody has it: up to PostgreSQL 14 `public` is the superuser's, and open.
+    #[must_use]
+    pub fn holds(&self, grant: &Grant) -> bool {
+        let GrantOn::Schema(schema) = &grant.on else { return self.grants.contains(grant) };
+        let owner = self.schema_owners.get(schema).and_then(|owner| self.roles.get(owner));
+        let ours = self.superuser || owner.is_none_or(|owner| owner.ours);
+        self.grants.contains(grant)
+            || !ours && self.grants.contains(&Grant { role: PUBLIC.to_owned(), ..grant.clone() })
     }
 }
 

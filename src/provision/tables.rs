@@ -3,7 +3,8 @@
 
 use std::collections::BTreeSet;
 
-use super::anatomy::Used;
+use super::Statement;
+use super::anatomy::{IndexShape, Used};
 use super::columns::definitions;
 use super::deferred::{add_constraint, create_index};
 use super::draft::{Draft, Site, in_service};
@@ -94,6 +95,7 @@ fn one(
     let (checks, found) = checks(draft, mapping, table);
     parts.extend(checks);
     problems.extend(found);
+    let key = key(draft, site, (mapping, table), &mut problems);
     if !problems.is_empty() {
         problems.into_iter().for_each(|problem| draft.problem(problem));
         return;
@@ -103,7 +105,7 @@ fn one(
         format!("CREATE TABLE {target} (\n    {}\n)", parts.join(",\n    ")),
         format!("ALTER TABLE {target} OWNER TO {}", quote_ident(&site.service.owner)),
     ];
-    statements.extend(key(draft, mapping, table));
+    statements.extend(key);
     statements.extend(owned_sequences(draft, site, mapping, table));
     statements.extend(comments(mapping, table));
     statements.extend(gate::create_triggers(&slice.slice, &mapping.target, Hinge::Statement));
@@ -164,15 +166,37 @@ pub(super) fn key_index<'a>(mapping: &TableMapping, table: &'a Table) -> Option<
     fitting.first().copied()
 }
 
-fn key(draft: &Draft<'_>, mapping: &TableMapping, table: &Table) -> Vec<String> {
+fn key(
+    draft: &Draft<'_>,
+    site: &Site<'_>,
+    (mapping, table): (&TableMapping, &Table),
+    problems: &mut Vec<Problem>,
+) -> Vec<String> {
+    let major = site.catalog.major();
     let Some(index) = key_index(mapping, table) else { return Vec::new() };
     let shape = draft.survey.anatomy.indexes.get(&(table.name.clone(), index.name.clone()));
     let Some(shape) = shape else { return Vec::new() };
+    // A key holds no nulls, so how they compare makes no difference to a server that can't be told.
+    let shape = IndexShape { nulls_not_distinct: shape.nulls_not_distinct && major >= 15, ..shape.clone() };
     let made = match &index.constraint {
-        Some(constraint) => add_constraint(mapping, table, (constraint, index.primary), shape),
-        None => create_index(draft, mapping, table, (&index.name, shape)),
+        Some(constraint) => add_constraint((mapping, major), table, (constraint, index.primary), &shape),
+        None => create_index((draft, major), mapping, table, (&index.name, &shape)),
     };
-    let mut statements: Vec<String> = made.into_iter().collect();
+    let mut statements = match made {
+        Ok(made) => vec![made],
+        Err(stuck) => {
+            problems.push(
+                Problem::error("key-not-created", format!("key {} of {}", index.name, table.name))
+                    .fact(stuck.fact())
+                    .consequence(format!("service {} could not tell the table's rows apart", site.name))
+                    .next(
+                        "use a newer server for the service, or give the table another replica identity on \
+                         the monolith",
+                    ),
+            );
+            return Vec::new();
+        }
+    };
     let target = mapping.target.sql();
     match &table.replica_identity {
         ReplicaIdentity::Full => statements.push(format!("ALTER TABLE {target} REPLICA IDENTITY FULL")),

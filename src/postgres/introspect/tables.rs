@@ -159,7 +159,7 @@ fn columns_sql() -> String {
                 a.atttypid AS type_oid, \
                 t.oid < 16384 AND t.typnamespace = 'pg_catalog'::regnamespace AS builtin, \
                 base.typtype::text AS base_kind, used.schema AS user_schema, used.name AS user_name, \
-                a.attnotnull AS not_null, pg_get_expr(d.adbin, d.adrelid) AS expression, \
+                {NOT_NULL} AS not_null, pg_get_expr(d.adbin, d.adrelid) AS expression, \
                 a.attgenerated::text AS generated, a.attidentity::text AS identity, \
                 sn.nspname::text AS sequence_schema, sc.relname::text AS sequence_name, \
                 CASE WHEN a.attcollation <> t.typcollation \
@@ -182,6 +182,10 @@ fn columns_sql() -> String {
     )
 }
 
+/// Holds for every row there is: a NOT NULL that was never validated (18 and later) does not.
+const NOT_NULL: &str = "a.attnotnull AND NOT EXISTS (SELECT FROM pg_constraint o WHERE o.conrelid = a.attrelid \
+    AND o.contype = 'n' AND o.conkey = ARRAY[a.attnum] AND NOT o.convalidated)";
+
 /// Bytewise order for certain: libc's C and POSIX, and PostgreSQL's own provider (17 and later), whose locales all
 /// order by code point. `collprovider` d is the database's default.
 const COLLATION_IS_C: &str = "coalesce(CASE co.collprovider \
@@ -193,8 +197,8 @@ const COLLATION_IS_C: &str = "coalesce(CASE co.collprovider \
 
 fn column_of(row: &Row) -> Result<Column, Error> {
     let expression: Option<String> = row.try_get("expression")?;
-    let generated = !row.try_get::<_, String>("generated")?.is_empty();
-    let (default_sql, generated_sql) = if generated { (None, expression) } else { (expression, None) };
+    let kind = row.try_get::<_, String>("generated")?;
+    let (default_sql, generated_sql) = if kind.is_empty() { (expression, None) } else { (None, expression) };
     Ok(Column {
         number: row.try_get("number")?,
         name: row.try_get("name")?,
@@ -209,6 +213,7 @@ fn column_of(row: &Row) -> Result<Column, Error> {
         sequence: optional_name_at(row, "sequence_schema", "sequence_name")?,
         identity: row.try_get::<_, String>("identity")?.chars().next(),
         generated_sql,
+        generated_virtual: kind == "v",
         collation_sql: row.try_get("collation_sql")?,
         collation_is_c: row.try_get("collation_is_c")?,
         comment: row.try_get("comment")?,

@@ -10,6 +10,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, geteuid, kill_process};
+use strangler::cluster::Binaries;
 use strangler::plan::{LinkTemplate, Variables};
 use strangler::postgres::{Server, Session, SessionRole};
 
@@ -53,13 +54,7 @@ fn command(program: PathBuf) -> Command {
 }
 
 fn binaries() -> PathBuf {
-    if let Ok(given) = std::env::var("STRANGLER_PG_BIN") {
-        return PathBuf::from(given);
-    }
-    let installed = fs::read_dir("/usr/lib/postgresql").expect("PostgreSQL, or STRANGLER_PG_BIN");
-    let major = |path: &PathBuf| path.file_name().and_then(|name| name.to_str()?.parse::<u32>().ok());
-    let newest = installed.map(|entry| entry.unwrap().path()).max_by_key(major);
-    newest.expect("a PostgreSQL version").join("bin")
+    Binaries::find().unwrap_or_else(|error| panic!("{error}")).bin
 }
 
 impl OneServer {
