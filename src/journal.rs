@@ -5,8 +5,11 @@
 
 pub mod copies;
 pub mod deferred;
+pub mod grounds;
+pub mod ledger;
 pub mod migrate;
 pub mod process;
+pub mod runs;
 pub mod slices;
 pub mod streams;
 
@@ -32,6 +35,16 @@ pub enum JournalError {
         /// What it holds.
         found: String,
     },
+    /// Something is longer than what our tables are meant to hold.
+    #[error("{what} is {bytes} bytes long; the limit is {limit}")]
+    TooLong {
+        /// What it is.
+        what: &'static str,
+        /// Its length.
+        bytes: usize,
+        /// The longest that is taken.
+        limit: usize,
+    },
 }
 
 impl JournalError {
@@ -44,7 +57,7 @@ impl JournalError {
     pub fn database_error(&self) -> Option<&tokio_postgres::Error> {
         match self {
             Self::Database { source, .. } => Some(source),
-            Self::Unreadable { .. } => None,
+            Self::Unreadable { .. } | Self::TooLong { .. } => None,
         }
     }
 }
