@@ -14,6 +14,7 @@ mod check;
 mod cluster;
 mod crash;
 mod demo;
+mod evidence;
 mod failpoints;
 mod help;
 mod introspect;
