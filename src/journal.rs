@@ -5,9 +5,12 @@
 
 pub mod copies;
 pub mod deferred;
+pub mod grounds;
+pub mod ledger;
 pub mod migrate;
 pub mod process;
 pub mod provisioned;
+pub mod runs;
 pub mod slices;
 pub mod standing;
 pub mod statements;
@@ -36,6 +39,16 @@ pub enum JournalError {
         /// What it holds.
         found: String,
     },
+    /// Something is longer than what our tables are meant to hold.
+    #[error("{what} is {bytes} bytes long; the limit is {limit}")]
+    TooLong {
+        /// What it is.
+        what: &'static str,
+        /// Its length.
+        bytes: usize,
+        /// The longest that is taken.
+        limit: usize,
+    },
 }
 
 impl JournalError {
@@ -48,7 +61,7 @@ impl JournalError {
     pub fn database_error(&self) -> Option<&tokio_postgres::Error> {
         match self {
             Self::Database { source, .. } => Some(source),
-            Self::Unreadable { .. } => None,
+            Self::Unreadable { .. } | Self::TooLong { .. } => None,
         }
     }
 }

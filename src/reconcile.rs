@@ -1,7 +1,9 @@
 //! Proof that both sides hold the same: rows are hashed where they lie, through the mapping, and only the sums
 //! travel. What does not agree is narrowed down to keys, looked at again until moving rows have come to rest, and
-//! only what is still unequal under a row lock is a [`finding`]. What all of it says is the [`verdict`].
+//! only what is still unequal under a row lock is a [`finding`]. What all of it says is the [`verdict`]; what a
+//! verdict is still worth later, [`evidence`] says.
 
 pub mod digest;
+pub mod evidence;
 pub mod finding;
 pub mod verdict;

@@ -319,8 +319,7 @@ pub async fn set_without_pieces(
     client
         .execute(
             "UPDATE strangler.mirror_table SET state = $3, detail = $4, rows_copied = 0, bytes_copied = 0, \
-                 copy_started_at = NULL, live_at = NULL, \
-                 published_as = NULL \
+                 copy_started_at = NULL, live_at = NULL, published_as = NULL, copy_number = copy_number + 1 \
              WHERE slice = $1 AND source_table = $2",
             &[&slice, &source_table, &state.as_str(), &detail],
         )

@@ -23,7 +23,7 @@ const DML: &[&str] = &["SELECT", "INSERT", "UPDATE", "DELETE"];
 /// What the mirror may do with the slice's tables.
 const DML_AND_TRUNCATE: &[&str] = &["SELECT", "INSERT", "UPDATE", "DELETE", "TRUNCATE"];
 
-/// What the mirror may do with our own tables.
+/// What mirror and reconcile may do with our own tables in a service.
 const APPLY_ON_OURS: &[(&str, &[&str])] = &[
     ("stream", DML),
     ("piece", DML),
@@ -34,6 +34,12 @@ const APPLY_ON_OURS: &[(&str, &[&str])] = &[
     ("journal", &["SELECT", "INSERT"]),
     ("slice", &["SELECT"]),
     ("database", &["SELECT"]),
+    ("ledger", &["SELECT", "INSERT"]),
+    ("reconcile_run", DML),
+    ("reconcile_chunk", DML),
+    ("touched", &["SELECT", "INSERT", "DELETE"]),
+    ("touched_floor", &["SELECT", "INSERT", "UPDATE"]),
+    ("repair", &["SELECT", "INSERT", "UPDATE"]),
 ];
 
 /// Roles are the server's, not the database's: services on one server share a step.

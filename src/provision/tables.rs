@@ -3,7 +3,7 @@
 
 use std::collections::BTreeSet;
 
-use super::Statement;
+
 use super::anatomy::{IndexShape, Used};
 use super::columns::definitions;
 use super::deferred::{add_constraint, create_index};

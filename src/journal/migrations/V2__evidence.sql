@@ -19,29 +19,47 @@ CREATE TABLE strangler.ledger (
 COMMENT ON TABLE strangler.ledger IS
     'Append-only evidence. Each row holds the hash of the row before it, so that a change or a gap shows';
 COMMENT ON COLUMN strangler.ledger.body IS 'json and not jsonb: the hash is over the text as it was written';
+CREATE INDEX ON strangler.ledger (slice, kind, id);
 
-CREATE FUNCTION strangler.ledger_is_append_only() RETURNS trigger LANGUAGE plpgsql AS $$
+CREATE FUNCTION strangler.append_only() RETURNS trigger LANGUAGE plpgsql SET search_path = pg_catalog AS $$
 BEGIN
-    RAISE EXCEPTION 'strangler.ledger is append-only' USING ERRCODE = '25006',
+    RAISE EXCEPTION '%.% is append-only', TG_TABLE_SCHEMA, TG_TABLE_NAME USING ERRCODE = '25006',
         HINT = 'an entry is never changed or taken out; a correction is a new entry';
 END $$;
+-- ALWAYS, because the apply role's sessions run with session_replication_role = replica, where other triggers are quiet.
 CREATE TRIGGER append_only BEFORE UPDATE OR DELETE OR TRUNCATE ON strangler.ledger
-    FOR EACH STATEMENT EXECUTE FUNCTION strangler.ledger_is_append_only();
+    FOR EACH STATEMENT EXECUTE FUNCTION strangler.append_only();
+ALTER TABLE strangler.ledger ENABLE ALWAYS TRIGGER append_only;
+CREATE TRIGGER append_only BEFORE UPDATE OR DELETE OR TRUNCATE ON strangler.journal
+    FOR EACH STATEMENT EXECUTE FUNCTION strangler.append_only();
+ALTER TABLE strangler.journal ENABLE ALWAYS TRIGGER append_only;
+CREATE INDEX journal_ledger_head ON strangler.journal ((detail ->> 'database'), ((detail ->> 'id')::bigint))
+    WHERE action = 'ledger-head';
+COMMENT ON INDEX strangler.journal_ledger_head IS 'Heads of the services'' ledgers, as the monolith''s journal keeps them';
+
+ALTER TABLE strangler.mirror_table ADD COLUMN copy_number int NOT NULL DEFAULT 1;
+COMMENT ON COLUMN strangler.mirror_table.copy_number IS
+    'Grows each time the table''s rows stop counting as copied, so that evidence about earlier ones is told apart';
 
 CREATE TABLE strangler.reconcile_run (
-    run uuid PRIMARY KEY,
+    run uuid PRIMARY KEY DEFAULT gen_random_uuid(),
     slice text NOT NULL,
-    options json NOT NULL,
-    plan_hash text NOT NULL,
-    epoch bigint NOT NULL,
-    state text NOT NULL CHECK (state IN ('running', 'finished', 'given_up')),
+    options text NOT NULL,
+    ground json NOT NULL,
+    state text NOT NULL DEFAULT 'running' CHECK (state IN ('running', 'finished', 'given_up')),
+    attempt int NOT NULL DEFAULT 1,
+    operator text NOT NULL,
     host text NOT NULL,
     pid int NOT NULL,
-    started_at timestamptz NOT NULL DEFAULT now(),
-    seen_at timestamptz NOT NULL DEFAULT now(),
+    started_at timestamptz NOT NULL DEFAULT clock_timestamp(),
+    resumed_at timestamptz,
+    seen_at timestamptz NOT NULL DEFAULT clock_timestamp(),
     finished_at timestamptz
 );
 CREATE INDEX ON strangler.reconcile_run (slice, started_at);
+COMMENT ON COLUMN strangler.reconcile_run.ground IS
+    'What the compared data rested on when the run began: mapping, epoch, stream, copies and shapes of the tables';
+COMMENT ON COLUMN strangler.reconcile_run.attempt IS 'Grows with every resumption: only the last one''s process may write';
 
 CREATE TABLE strangler.reconcile_chunk (
     run uuid NOT NULL REFERENCES strangler.reconcile_run ON DELETE CASCADE,

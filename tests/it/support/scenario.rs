@@ -13,6 +13,7 @@ use strangler::cdc::route::RouteCounts;
 use strangler::cdc::start::ProcessName;
 use strangler::failpoint::hooks::{Hooks, Mutant};
 use strangler::mapping::{SliceMapping, TableMapping, compile};
+use strangler::name::TableName;
 use strangler::plan::{LinkTemplate, Plan, Variables, parse};
 use strangler::postgres::connect::{Server, SessionRole};
 use strangler::postgres::introspect;
@@ -48,12 +49,21 @@ pub struct Run {
     pub workers: usize,
     pub rows_per_range: u64,
     pub take_over: bool,
+    pub retry: Vec<TableName>,
+    pub rebuild: bool,
 }
 
 impl Run {
     /// One worker, two ranges of 10 rows a round, every transaction applied by itself.
     pub fn new(mutants: &[Mutant]) -> Self {
-        Self { hooks: Hooks::with(mutants).eager(), workers: 1, rows_per_range: 10, take_over: true }
+        Self {
+            hooks: Hooks::with(mutants).eager(),
+            workers: 1,
+            rows_per_range: 10,
+            take_over: true,
+            retry: Vec::new(),
+            rebuild: false,
+        }
     }
 }
 
@@ -126,8 +136,8 @@ impl Scenario {
                 rows_per_range: Some(run.rows_per_range),
                 spill_folder: self.spill.path().to_owned(),
                 limits: BatchLimits { age: Duration::ZERO, ..BatchLimits::default() },
-                retry: Vec::new(),
-                rebuild: false,
+                retry: run.retry.clone(),
+                rebuild: run.rebuild,
                 take_over: run.take_over,
                 hooks: run.hooks.clone(),
             }),

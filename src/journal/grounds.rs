@@ -1,0 +1,154 @@
+//! What compared data rests on: the mapping, the epoch, the stream, and for each table which copy of it there is and
+//! what it looks like on both sides. When any of it is another one than before, what was proven before is no proof
+//! any more. Nothing here is a time: what came first is told by numbers and names that never come back.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+use tokio_postgres::{Client, Row};
+
+use super::JournalError;
+use crate::name::{TableName, quote_ident};
+
+/// Everything that evidence about a slice rests on.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Ground {
+    /// Hash of the mapping that the service was provisioned for.
+    pub plan_hash: String,
+    /// Epoch of the service's gate.
+    pub epoch: i64,
+    /// The forward stream's slot, whose name has a random end: another slot is another stream. Absent before the
+    /// mirror's first start.
+    pub slot: Option<String>,
+    /// State of the stream; absent like the slot.
+    pub stream: Option<String>,
+    /// The tables by the monolith's names, as a plan writes them.
+    pub tables: BTreeMap<String, TableGround>,
+}
+
+/// What evidence about one table rests on.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TableGround {
+    /// Which copy of it the service holds.
+    pub copy: i32,
+    /// `pending`, `copying`, `live` or `diverged`.
+    pub state: String,
+    /// Shape in the service.
+    pub target_shape: String,
+    /// Shape on the monolith; absent when the monolith was not asked.
+    pub source_shape: Option<String>,
+}
+
+/// Shape of a table that is not there, or of one that left the slice's publication.
+pub const ABSENT: &str = "absent";
+
+/// A table's shape: every change of a column's definition changes it, also one that rewrites the rows and leaves the
+/// type as it was (`ALTER TABLE … TYPE … USING`), because it writes a new row of `pg_attribute`, whose `xmin` is in it.
+/// So do partitions that come or go, and values of enums under other names. VACUUM FULL, CLUSTER and TRUNCATE do not.
+///
+/// To be joined to a relation `t` whose `oid` is the table's.
+const SHAPE: &str = "LATERAL (SELECT md5(string_agg(concat_ws(' ', a.attrelid, a.attnum, a.attname, a.atttypid, \
+            a.atttypmod, a.attisdropped, a.xmin, \
+            (SELECT string_agg(quote_literal(e.enumlabel), ' ' ORDER BY e.enumsortorder) FROM pg_type y \
+                JOIN pg_enum e ON e.enumtypid IN (y.oid, y.typelem, y.typbasetype) WHERE y.oid = a.atttypid)), \
+            ',' ORDER BY a.attrelid, a.attnum)) AS shape \
+        FROM (SELECT t.oid AS relid UNION SELECT relid FROM pg_partition_tree(t.oid)) AS r \
+        JOIN pg_attribute a ON a.attrelid = r.relid AND a.attnum > 0) AS s";
+
+/// The service's part of the ground of a slice: `source_shape` is absent in every table. `None` when the slice is not
+/// provisioned here.
+///
+/// # Errors
+/// [`JournalError`].
+pub async fn service(client: &Client, slice: &str) -> Result<Option<Ground>, JournalError> {
+    let there = "SELECT EXISTS (SELECT FROM strangler.slice WHERE slice = $1)";
+    if !client.query_one(there, &[&slice]).await.map_err(reading())?.get::<_, bool>(0) {
+        return Ok(None);
+    }
+    let gate = quote_ident(&format!("gate_{slice}"));
+    let sql = format!(
+        "SELECT p.plan_hash, g.epoch, t.slot, t.state FROM strangler.slice p CROSS JOIN strangler.{gate} g \
+         LEFT JOIN strangler.stream t ON t.slice = p.slice AND t.dir = 'forward' AND t.lane = 0 \
+         WHERE p.slice = $1"
+    );
+    let Some(row) = client.query_opt(&sql, &[&slice]).await.map_err(reading())? else { return Ok(None) };
+    let tables = tables(client, slice).await?;
+    Ok(Some(Ground {
+        plan_hash: row.get(0),
+        epoch: row.get(1),
+        slot: row.get(2),
+        stream: row.get(3),
+        tables,
+    }))
+}
+
+async fn tables(client: &Client, slice: &str) -> Result<BTreeMap<String, TableGround>, JournalError> {
+    let sql =
+        "SELECT source_table, target_table, copy_number, state FROM strangler.mirror_table WHERE slice = $1";
+    let rows = client.query(sql, &[&slice]).await.map_err(reading())?;
+    let targets = rows.iter().map(|row| regclass(row.get(1))).collect::<Result<Vec<String>, _>>()?;
+    let shapes = shapes(client, &targets).await?;
+    let ground = |(row, shape): (&Row, String)| {
+        let ground =
+            TableGround { copy: row.get(2), state: row.get(3), target_shape: shape, source_shape: None };
+        (row.get(0), ground)
+    };
+    Ok(rows.iter().zip(shapes).map(ground).collect())
+}
+
+/// The shapes of tables, in the order of their names, which are quoted for SQL.
+async fn shapes(client: &Client, tables: &[String]) -> Result<Vec<String>, JournalError> {
+    let sql = format!(
+        "SELECT s.shape FROM unnest($1::text[]) WITH ORDINALITY AS n (name, number) \
+         CROSS JOIN LATERAL (SELECT to_regclass(n.name)::oid AS oid) AS t CROSS JOIN {SHAPE} ORDER BY n.number"
+    );
+    let rows = client.query(&sql, &[&tables]).await.map_err(reading())?;
+    Ok(rows.iter().map(|row| shape(row.get(0))).collect())
+}
+
+/// The shapes of a slice's tables on the monolith, by their names as a plan writes them. A table that is not in the
+/// slice's publication is not in the answer; one that left it and came back has another shape, because changes in
+/// between are not in the stream.
+///
+/// # Errors
+/// [`JournalError::Database`]. The session needs SELECT on `strangler.slice`.
+pub async fn monolith(client: &Client, slice: &str) -> Result<BTreeMap<String, String>, JournalError> {
+    let sql = format!(
+        "SELECT t.schema, t.name, t.entry || ' ' || s.shape FROM (SELECT c.oid, n.nspname::text AS schema, \
+                c.relname::text AS name, r.oid::text AS entry FROM strangler.slice p \
+             JOIN pg_publication u ON u.pubname = p.publication JOIN pg_publication_rel r ON r.prpubid = u.oid \
+             JOIN pg_class c ON c.oid = r.prrelid JOIN pg_namespace n ON n.oid = c.relnamespace \
+             WHERE p.slice = $1) AS t CROSS JOIN {SHAPE}"
+    );
+    let rows = client.query(&sql, &[&slice]).await.map_err(reading())?;
+    let named = |row: &Row| {
+        let name = TableName::new(row.get::<_, String>(0), row.get::<_, String>(1));
+        (name.to_string(), shape(row.get(2)))
+    };
+    Ok(rows.iter().map(named).collect())
+}
+
+impl Ground {
+    /// The ground with the monolith's part, which [`monolith`] gave.
+    #[must_use]
+    pub fn with_monolith(mut self, shapes: &BTreeMap<String, String>) -> Self {
+        for (name, table) in &mut self.tables {
+            table.source_shape = Some(shapes.get(name).cloned().unwrap_or_else(|| ABSENT.to_owned()));
+        }
+        self
+    }
+}
+
+fn shape(found: Option<String>) -> String {
+    found.unwrap_or_else(|| ABSENT.to_owned())
+}
+
+fn regclass(name: &str) -> Result<String, JournalError> {
+    let unreadable =
+        |_| JournalError::Unreadable { what: "mirror_table.target_table", found: name.to_owned() };
+    TableName::parse(name, "public").map(|table| table.sql()).map_err(unreadable)
+}
+
+fn reading() -> impl FnOnce(tokio_postgres::Error) -> JournalError {
+    JournalError::database("reading what evidence rests on")
+}

@@ -1,0 +1,136 @@
+//! Recomputes the chain.
+
+use std::fmt;
+
+use tokio_postgres::Client;
+
+use super::anchor::{self, Known};
+use super::chain::{self, Hash};
+use super::{Entry, Filter, Head, JournalError, entries};
+
+/// A ledger that holds together.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Verified {
+    /// Its last entry; `None` when it is empty.
+    pub head: Option<Head>,
+    /// The furthest entry that the monolith's journal confirms. Later ones could be cut off unseen. `None` too when
+    /// the monolith was not asked.
+    pub confirmed: Option<i64>,
+}
+
+/// An entry that is not as it was written.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("entry {id} of the ledger {fault}")]
+pub struct Broken {
+    /// The first entry that does not hold.
+    pub id: i64,
+    /// What is wrong with it.
+    pub fault: Fault,
+}
+
+/// What is wrong with an entry.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Fault {
+    /// There is no such entry, and later ones exist.
+    Missing,
+    /// Its content does not have its hash.
+    Changed,
+    /// It does not hold the hash of the entry before it.
+    Unchained,
+    /// The monolith's journal remembers the entry, and the ledger ends before it.
+    CutOff,
+    /// The monolith's journal remembers another hash of it: the chain was written anew.
+    Replaced,
+}
+
+impl fmt::Display for Fault {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Missing => "is missing",
+            Self::Changed => "was changed: its content does not have its hash",
+            Self::Unchained => "does not follow the one before it: it holds another hash than that one's",
+            Self::CutOff => "is missing at the end: the monolith's journal remembers it",
+            Self::Replaced => "was replaced: the monolith's journal remembers another hash of it",
+        })
+    }
+}
+
+/// The ledger could not be verified, or is broken.
+#[derive(Debug, thiserror::Error)]
+pub enum VerifyError {
+    /// It could not be read.
+    #[error(transparent)]
+    Journal(#[from] JournalError),
+    /// It is not what was written.
+    #[error(transparent)]
+    Broken(#[from] Broken),
+}
+
+/// Recomputes the whole chain, a page at a time. Without the monolith, a ledger whose end was cut off looks whole.
+/// Entries may be appended meanwhile.
+///
+/// # Errors
+/// [`VerifyError`]; the first fault in the order of the entries.
+pub async fn verify(service: &Client, monolith: Option<&Client>) -> Result<Verified, VerifyError> {
+    let anchors = match monolith {
+        Some(monolith) => Some(Anchors::read(service, monolith).await?),
+        None => None,
+    };
+    let (mut head, mut filter) = (None::<Head>, Filter::default());
+    loop {
+        let page = entries(service, &filter).await?;
+        let Some(last) = page.last() else { break };
+        let upto = last.id;
+        let known = match &anchors {
+            Some(anchors) => anchors.of((filter.after, upto)).await?,
+            None => Vec::new(),
+        };
+        for entry in &page {
+            check(entry, head, &known)?;
+            head = Some(Head { id: entry.id, hash: entry.hash, at_us: entry.at_us });
+        }
+        filter.after = upto;
+    }
+    let confirmed = anchors.and_then(|anchors| anchors.latest);
+    let end = head.map_or(0, |head| head.id);
+    match confirmed {
+        Some(confirmed) if confirmed > end => Err(Broken { id: end + 1, fault: Fault::CutOff }.into()),
+        Some(_) | None => Ok(Verified { head, confirmed }),
+    }
+}
+
+fn check(entry: &Entry, before: Option<Head>, known: &[Known]) -> Result<(), Broken> {
+    let (id, previous) = before.map_or((1, Hash::NONE), |head| (head.id + 1, head.hash));
+    let fault = if entry.id != id {
+        Some(Fault::Missing)
+    } else if chain::hash_of(entry) != entry.hash {
+        Some(Fault::Changed)
+    } else if entry.previous != previous {
+        Some(Fault::Unchained)
+    } else if known.iter().any(|known| known.id == id && known.hash != entry.hash.to_string()) {
+        Some(Fault::Replaced)
+    } else {
+        None
+    };
+    fault.map_or(Ok(()), |fault| Err(Broken { id, fault }))
+}
+
+/// The heads in the monolith's journal.
+struct Anchors<'a> {
+    monolith: &'a Client,
+    database: String,
+    latest: Option<i64>,
+}
+
+impl<'a> Anchors<'a> {
+    /// Read before the ledger: what the journal remembers by then, the ledger holds by then.
+    async fn read(service: &Client, monolith: &'a Client) -> Result<Self, JournalError> {
+        let database = anchor::database(service).await?;
+        let latest = anchor::latest(monolith, &database).await?.map(|known| known.id);
+        Ok(Self { monolith, database, latest })
+    }
+
+    async fn of(&self, range: (i64, i64)) -> Result<Vec<Known>, JournalError> {
+        anchor::between(self.monolith, &self.database, range).await
+    }
+}

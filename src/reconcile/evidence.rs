@@ -1,0 +1,335 @@
+//! What verdicts prove: how one gets into the ledger, and whether it still stands.
+//!
+//! A verdict stands for as long as what it rested on is there unchanged ([`voids()`] compares one
+//! [`Ground`] with another). It is a proof when it is clean, covers every row, stands, and is not too old
+//! ([`Evidence::lacks`]); `status` shows the same answer that a flip asks for.
+
+mod conclude;
+
+use std::fmt;
+use std::time::Duration;
+
+use serde::Deserialize;
+use tokio_postgres::types::PgLsn;
+use tokio_postgres::{Client, Row};
+
+pub use conclude::{ConcludeError, Concluded, Monolith, conclude};
+
+use super::verdict::{Counts, Outcome};
+use crate::journal::JournalError;
+use crate::journal::grounds::{ABSENT, Ground, TableGround};
+use crate::journal::ledger::VERDICT;
+use crate::lsn::Lsn;
+
+/// Why a verdict proves nothing any more. The list is complete: what is not here voids nothing.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Void {
+    /// The slice was provisioned for another mapping.
+    Mapping,
+    /// Authority moved.
+    Epoch {
+        /// Epoch of the verdict.
+        then: i64,
+        /// Epoch in force.
+        now: i64,
+    },
+    /// The stream was started over under a new slot: `mirror --rebuild`, after a gap or because somebody wanted it.
+    StreamAnew,
+    /// The stream is not running: `gap` when changes were lost, `diverged` when the source is another one.
+    Stream {
+        /// Its state.
+        state: String,
+    },
+    /// A table is not live, `diverged` among others.
+    NotLive {
+        /// Table by the monolith's name.
+        table: String,
+        /// Its state.
+        state: String,
+    },
+    /// A table was copied again: `mirror --retry`.
+    Copied {
+        /// Table by the monolith's name.
+        table: String,
+    },
+    /// The definition of a table's columns, partitions or enums changed, or the table was replaced.
+    Changed {
+        /// Table by the monolith's name.
+        table: String,
+        /// `monolith` or `service`.
+        side: &'static str,
+    },
+    /// A table came to the slice or left it.
+    Tables {
+        /// Table by the monolith's name.
+        table: String,
+    },
+    /// The slice is not provisioned any more.
+    NotProvisioned,
+}
+
+impl Void {
+    /// The table that it is about, if it is about one.
+    #[must_use]
+    pub fn table(&self) -> Option<&str> {
+        match self {
+            Self::NotLive { table, .. }
+            | Self::Copied { table }
+            | Self::Changed { table, .. }
+            | Self::Tables { table } => Some(table),
+            Self::Mapping
+            | Self::Epoch { .. }
+            | Self::StreamAnew
+            | Self::Stream { .. }
+            | Self::NotProvisioned => None,
+        }
+    }
+}
+
+/// A clause about what happened.
+impl fmt::Display for Void {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Mapping => f.write_str("the slice's mapping is another one now"),
+            Self::Epoch { then, now } => write!(f, "authority moved: epoch {then} then, {now} now"),
+            Self::StreamAnew => f.write_str("the stream was started over"),
+            Self::Stream { state } => write!(f, "the stream is not running: {state}"),
+            Self::NotLive { table, state } => write!(f, "table {table} is {state}"),
+            Self::Copied { table } => write!(f, "table {table} was copied again"),
+            Self::Changed { table, side } => {
+                write!(f, "the definition of table {table} changed on the {side}'s side")
+            }
+            Self::Tables { table } => write!(f, "table {table} came to the slice or left it"),
+            Self::NotProvisioned => f.write_str("the slice is not provisioned"),
+        }
+    }
+}
+
+/// What voids evidence that rested on `then`. Where `now` lacks the monolith's part, that part is not compared.
+#[must_use]
+pub fn voids(then: &Ground, now: Option<&Ground>) -> Vec<Void> {
+    let Some(now) = now else { return vec![Void::NotProvisioned] };
+    let mut found = Vec::new();
+    if then.plan_hash != now.plan_hash {
+        found.push(Void::Mapping);
+    }
+    if then.epoch != now.epoch {
+        found.push(Void::Epoch { then: then.epoch, now: now.epoch });
+    }
+    if then.slot.is_none() || then.slot != now.slot {
+        found.push(Void::StreamAnew);
+    }
+    match now.stream.as_deref() {
+        Some("running") => {}
+        other => found.push(Void::Stream { state: other.unwrap_or("never started").to_owned() }),
+    }
+    for (table, ground) in &now.tables {
+        match then.tables.get(table) {
+            Some(before) => found.extend(table_voids(table, before, ground)),
+            None => found.push(Void::Tables { table: table.clone() }),
+        }
+    }
+    let gone = then.tables.keys().filter(|table| !now.tables.contains_key(*table));
+    found.extend(gone.map(|table| Void::Tables { table: table.clone() }));
+    found
+}
+
+fn table_voids(table: &str, then: &TableGround, now: &TableGround) -> Vec<Void> {
+    let mut found = Vec::new();
+    let table = table.to_owned();
+    if now.state != "live" {
+        found.push(Void::NotLive { table: table.clone(), state: now.state.clone() });
+    } else if then.copy != now.copy || then.state != "live" {
+        found.push(Void::Copied { table: table.clone() });
+    }
+    if then.target_shape != now.target_shape || now.target_shape == ABSENT {
+        found.push(Void::Changed { table: table.clone(), side: "service" });
+    }
+    if let Some(shape) = &now.source_shape
+        && (then.source_shape.as_ref() != Some(shape) || shape == ABSENT)
+    {
+        found.push(Void::Changed { table, side: "monolith" });
+    }
+    found
+}
+
+/// A verdict as the ledger has it.
+#[derive(Debug, Clone, PartialEq)]
+pub struct LastVerdict {
+    /// Number of its entry.
+    pub entry: i64,
+    /// The run's uuid.
+    pub run: String,
+    /// What it says.
+    pub outcome: Outcome,
+    /// It is about every row of every table of the slice.
+    pub full: bool,
+    /// Representations were compared too.
+    pub strict: bool,
+    /// Who held the authority: `monolith` or `service`.
+    pub authority: String,
+    /// When it was given, by the service's clock, as RFC 3339.
+    pub at: String,
+    /// How long ago that was, by the same clock.
+    pub age: Duration,
+    /// How long ago its run began: evidence is as old as the first rows that were compared.
+    pub begun_ago: Duration,
+    /// Epoch of the authority.
+    pub epoch: i64,
+    /// Position on the authority that everything compared had reached.
+    pub lsn: Lsn,
+    /// Hash of the slice's mapping.
+    pub plan_hash: String,
+    /// Findings by kind.
+    pub counts: Counts,
+    /// What it rests on.
+    pub ground: Ground,
+}
+
+/// Which verdict is asked for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Scope {
+    Any,
+    Full,
+}
+
+/// The last verdict on a slice, whatever it covered.
+///
+/// # Errors
+/// [`JournalError`].
+pub async fn last_verdict(service: &Client, slice: &str) -> Result<Option<LastVerdict>, JournalError> {
+    read(service, slice, Scope::Any).await
+}
+
+/// The fields of a verdict's body that are read back; [`conclude()`] writes them.
+#[derive(Debug, Deserialize)]
+struct Body {
+    run: String,
+    outcome: Outcome,
+    full: bool,
+    strict: bool,
+    authority: String,
+    counts: Counts,
+    ground: Ground,
+}
+
+async fn read(service: &Client, slice: &str, scope: Scope) -> Result<Option<LastVerdict>, JournalError> {
+    // Only the fields that are needed: the list of tables may be long.
+    let sql = "SELECT id, to_char(at AT TIME ZONE 'UTC', 'YYYY-MM-DD\"T\"HH24:MI:SS\"Z\"'), \
+            greatest(0, extract(epoch FROM clock_timestamp() - at))::float8, \
+            greatest(0, extract(epoch FROM clock_timestamp() - (body ->> 'started_at')::timestamptz))::float8, \
+            epoch, lsn, plan_hash, json_build_object('run', body -> 'run', 'outcome', body -> 'outcome', \
+                'full', body -> 'full', 'strict', body -> 'strict', 'authority', body -> 'authority', \
+                'counts', body -> 'counts', 'ground', body -> 'ground')::text \
+        FROM strangler.ledger WHERE slice = $1 AND kind = $2 AND (NOT $3 OR body ->> 'full' = 'true') \
+        ORDER BY id DESC LIMIT 1";
+    let full = scope == Scope::Full;
+    let row = service.query_opt(sql, &[&slice, &VERDICT, &full]).await.map_err(reading())?;
+    row.as_ref().map(from_row).transpose()
+}
+
+fn from_row(row: &Row) -> Result<LastVerdict, JournalError> {
+    let body: Body = serde_json::from_str(row.get(7))
+        .map_err(|error| JournalError::Unreadable { what: "ledger.body", found: error.to_string() })?;
+    let lsn: Option<PgLsn> = row.get(5);
+    let seconds = |column| Duration::try_from_secs_f64(row.get(column)).unwrap_or(Duration::MAX);
+    Ok(LastVerdict {
+        entry: row.get(0),
+        run: body.run,
+        outcome: body.outcome,
+        full: body.full,
+        strict: body.strict,
+        authority: body.authority,
+        at: row.get(1),
+        age: seconds(2),
+        begun_ago: seconds(3),
+        epoch: row.get::<_, Option<i64>>(4).unwrap_or(0),
+        lsn: lsn.map(Lsn::from).unwrap_or_default(),
+        plan_hash: row.get::<_, Option<String>>(6).unwrap_or_default(),
+        counts: body.counts,
+        ground: body.ground,
+    })
+}
+
+fn reading() -> impl FnOnce(tokio_postgres::Error) -> JournalError {
+    JournalError::database("reading the verdicts")
+}
+
+/// All that the ledger says of whether a slice's sides are equal.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Evidence {
+    /// The last verdict.
+    pub last: Option<LastVerdict>,
+    /// The last one that covers every row; often the same.
+    pub last_full: Option<LastVerdict>,
+    /// A later verdict than that, about a part, found differences.
+    pub differs_since: bool,
+}
+
+/// Reads it.
+///
+/// # Errors
+/// [`JournalError`].
+pub async fn evidence(service: &Client, slice: &str) -> Result<Evidence, JournalError> {
+    let Some(last) = last_verdict(service, slice).await? else { return Ok(Evidence::default()) };
+    let last_full = if last.full { Some(last.clone()) } else { read(service, slice, Scope::Full).await? };
+    let after = last_full.as_ref().map_or(0, |verdict| verdict.entry);
+    let sql = "SELECT EXISTS (SELECT FROM strangler.ledger WHERE slice = $1 AND kind = $2 AND id > $3 \
+               AND body ->> 'outcome' = 'differs')";
+    let row = service.query_one(sql, &[&slice, &VERDICT, &after]).await.map_err(reading())?;
+    Ok(Evidence { last: Some(last), last_full, differs_since: row.get(0) })
+}
+
+/// Why there is no proof that both sides are equal.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Lack {
+    /// Nothing was ever compared.
+    NoVerdict,
+    /// No verdict covers every row of every table.
+    NoFullVerdict,
+    /// The last full verdict found differences.
+    Differs,
+    /// The last full verdict left something out.
+    Incomplete,
+    /// A later verdict about a part found differences.
+    DiffersSince,
+    /// Something happened since that voids the last full verdict.
+    Void(Void),
+    /// The comparison of the last full verdict began too long ago.
+    Old {
+        /// How long ago.
+        begun_ago: Duration,
+        /// The plan's `evidence_max_age`.
+        max_age: Duration,
+    },
+}
+
+impl Evidence {
+    /// Why this is no proof that both sides are equal; empty when it is one. `now` is what the slice rests on at
+    /// present.
+    #[must_use]
+    pub fn lacks(&self, now: Option<&Ground>, max_age: Duration) -> Vec<Lack> {
+        if self.last.is_none() {
+            return vec![Lack::NoVerdict];
+        }
+        let since = self.differs_since.then_some(Lack::DiffersSince);
+        let Some(full) = &self.last_full else {
+            return since.into_iter().chain([Lack::NoFullVerdict]).collect();
+        };
+        let mut lacks = Vec::new();
+        match full.outcome {
+            Outcome::Clean => {}
+            Outcome::Differs => lacks.push(Lack::Differs),
+            Outcome::Incomplete => lacks.push(Lack::Incomplete),
+        }
+        lacks.extend(since);
+        lacks.extend(voids(&full.ground, now).into_iter().map(Lack::Void));
+        if full.begun_ago > max_age {
+            lacks.push(Lack::Old { begun_ago: full.begun_ago, max_age });
+        }
+        lacks
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,166 @@
+//! The end of a run: its verdict goes into the ledger.
+
+use serde_json::{Value, json};
+use tokio_postgres::Client;
+
+use super::{Void, voids};
+use crate::journal::JournalError;
+use crate::journal::grounds::{self, Ground};
+use crate::journal::ledger::{self, Anchored, Author, Head, NewEntry, VERDICT};
+use crate::journal::runs::{self, End, Run};
+use crate::reconcile::verdict::{Coverage, Outcome, Verdict};
+
+/// Sessions on the monolith.
+#[derive(Debug, Clone, Copy)]
+pub struct Monolith<'a> {
+    /// Reads catalogs and `strangler.slice`.
+    pub read: &'a Client,
+    /// May write the monolith's journal: the apply link. Without it the head is owed.
+    pub journal: Option<&'a Client>,
+}
+
+/// A verdict that is in the ledger.
+#[derive(Debug)]
+pub struct Concluded {
+    /// Its entry.
+    pub head: Head,
+    /// Whether the monolith's journal has it too. Anything but `Recorded` is to be shown.
+    pub anchored: Anchored,
+}
+
+/// A verdict could not be recorded.
+#[derive(Debug, thiserror::Error)]
+pub enum ConcludeError {
+    /// The service failed, or the entry is too long.
+    #[error(transparent)]
+    Journal(#[from] JournalError),
+    /// The run was resumed by another process, which will give the verdict.
+    #[error("another process has gone on with this run and will give its verdict")]
+    Resumed,
+}
+
+/// Ends a run with its verdict, both in one transaction on the service, then writes the ledger's head to the
+/// monolith. When anything that the run rested on has changed since it began, the verdict is made incomplete first
+/// and says what changed; a proven difference stays one. `service` is a session outside any transaction.
+///
+/// # Errors
+/// [`ConcludeError`]; the run can then still be resumed.
+pub async fn conclude(
+    service: &Client,
+    monolith: Monolith<'_>,
+    run: &Run,
+    verdict: &mut Verdict,
+    author: &Author,
+) -> Result<Concluded, ConcludeError> {
+    if (verdict.plan_hash.as_str(), verdict.epoch) != (run.ground.plan_hash.as_str(), run.ground.epoch) {
+        incomplete(verdict, "it was compared through another mapping or epoch than the service has");
+    }
+    match present(service, monolith.read, &run.slice).await? {
+        Ok(now) => demote(verdict, &voids(&run.ground, now.as_ref())),
+        Err(error) => {
+            tracing::warn!(slice = run.slice, %error, "the monolith could not be asked at the end of a run");
+            incomplete(
+                verdict,
+                "the monolith could not be asked at the end whether its tables are unchanged",
+            );
+        }
+    }
+    let now = "SELECT to_char(clock_timestamp() AT TIME ZONE 'UTC', 'YYYY-MM-DD\"T\"HH24:MI:SS.US\"Z\"')";
+    let failed = || JournalError::database("recording a verdict");
+    verdict.finished_at = service.query_one(now, &[]).await.map_err(failed())?.get(0);
+    service.batch_execute("BEGIN ISOLATION LEVEL READ COMMITTED").await.map_err(failed())?;
+    let head = match record(service, run, verdict, author).await {
+        Ok(head) => head,
+        Err(error) => {
+            // When the connection broke there is nothing to roll back; the first error tells the story.
+            let _ = service.batch_execute("ROLLBACK").await;
+            return Err(error);
+        }
+    };
+    service.batch_execute("COMMIT").await.map_err(failed())?;
+    let anchored = ledger::anchor(service, monolith.journal, &verdict.service).await;
+    Ok(Concluded { head, anchored })
+}
+
+/// What the slice rests on now; the inner error is the monolith's.
+async fn present(
+    service: &Client,
+    monolith: &Client,
+    slice: &str,
+) -> Result<Result<Option<Ground>, JournalError>, JournalError> {
+    let Some(ground) = grounds::service(service, slice).await? else { return Ok(Ok(None)) };
+    let shapes = grounds::monolith(monolith, slice).await;
+    Ok(shapes.map(|shapes| Some(ground.with_monolith(&shapes))))
+}
+
+async fn record(
+    service: &Client,
+    run: &Run,
+    verdict: &Verdict,
+    author: &Author,
+) -> Result<Head, ConcludeError> {
+    if !runs::end(service, run, End::Finished).await? {
+        return Err(ConcludeError::Resumed);
+    }
+    let entry = NewEntry {
+        kind: VERDICT,
+        plan: &verdict.plan,
+        slice: Some(&verdict.slice),
+        author,
+        epoch: Some(verdict.epoch),
+        lsn: Some(verdict.lsn),
+        plan_hash: Some(&verdict.plan_hash),
+        body: &body(run, verdict),
+    };
+    Ok(ledger::append(service, &entry).await?)
+}
+
+/// What a ledger entry holds of a verdict: everything but the listed findings, which hold values of rows.
+fn body(run: &Run, verdict: &Verdict) -> Value {
+    json!({
+        "run": run.id,
+        "service": verdict.service,
+        "outcome": verdict.outcome,
+        "full": is_full(&run.ground, verdict),
+        "strict": verdict.strict,
+        "authority": verdict.authority,
+        "started_at": run.started_at,
+        "finished_at": verdict.finished_at,
+        "counts": verdict.counts(),
+        "reasons": verdict.reasons,
+        "tables": verdict.tables,
+        "ground": run.ground,
+    })
+}
+
+/// Every row of every table of the slice was looked at.
+fn is_full(ground: &Ground, verdict: &Verdict) -> bool {
+    let whole = |name: &String| {
+        let mut tables = verdict.tables.iter();
+        tables.any(|table| table.coverage == Coverage::Full && table.source_table.to_string() == *name)
+    };
+    !ground.tables.is_empty() && ground.tables.keys().all(whole)
+}
+
+/// Takes from a verdict what it can't say when its ground has moved.
+pub(super) fn demote(verdict: &mut Verdict, voids: &[Void]) {
+    for void in voids {
+        let reason = format!("meanwhile {void}");
+        let own = void
+            .table()
+            .and_then(|name| verdict.tables.iter_mut().find(|table| table.source_table.to_string() == name));
+        match own {
+            Some(table) => {
+                table.outcome = Outcome::of([table.outcome, Outcome::Incomplete]);
+                table.reasons.push(reason);
+                verdict.outcome = Outcome::of([verdict.outcome, Outcome::Incomplete]);
+            }
+            None => incomplete(verdict, &reason),
+        }
+    }
+}
+
+fn incomplete(verdict: &mut Verdict, reason: &str) {
+    verdict.outcome = Outcome::of([verdict.outcome, Outcome::Incomplete]);
+    verdict.reasons.push(reason.to_owned());
+}

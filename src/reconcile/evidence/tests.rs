@@ -1,0 +1,124 @@
+use super::*;
+
+const DAY: Duration = Duration::from_secs(86_400);
+
+fn ground() -> Ground {
+    let table = || TableGround {
+        copy: 1,
+        state: "live".to_owned(),
+        target_shape: "t".to_owned(),
+        source_shape: Some("s".to_owned()),
+    };
+    Ground {
+        plan_hash: "hash".to_owned(),
+        epoch: 3,
+        slot: Some("strangler_retail_ordering_abcdef".to_owned()),
+        stream: Some("running".to_owned()),
+        tables: [("Orders".to_owned(), table()), ("OrderLines".to_owned(), table())].into(),
+    }
+}
+
+fn changed(change: impl FnOnce(&mut Ground)) -> Ground {
+    let mut ground = ground();
+    change(&mut ground);
+    ground
+}
+
+fn orders(change: impl FnOnce(&mut TableGround)) -> Ground {
+    changed(|ground| change(ground.tables.get_mut("Orders").unwrap()))
+}
+
+fn verdict(entry: i64, outcome: Outcome, full: bool) -> LastVerdict {
+    LastVerdict {
+        entry,
+        run: "run".to_owned(),
+        outcome,
+        full,
+        strict: false,
+        authority: "monolith".to_owned(),
+        at: "2026-01-01T00:00:00Z".to_owned(),
+        age: Duration::from_secs(60),
+        begun_ago: Duration::from_secs(120),
+        epoch: 3,
+        lsn: Lsn(1000),
+        plan_hash: "hash".to_owned(),
+        counts: Counts::new(),
+        ground: ground(),
+    }
+}
+
+fn evidence(last: LastVerdict, last_full: Option<LastVerdict>) -> Evidence {
+    Evidence { last: Some(last), last_full, differs_since: false }
+}
+
+fn clean() -> Evidence {
+    evidence(verdict(1, Outcome::Clean, true), Some(verdict(1, Outcome::Clean, true)))
+}
+
+#[test]
+fn unmoved_ground_voids_nothing_and_each_move_is_named() {
+    assert_eq!(voids(&ground(), Some(&ground())), []);
+    assert_eq!(voids(&ground(), None), [Void::NotProvisioned]);
+    let table = || "Orders".to_owned();
+    let moves = [
+        (changed(|now| now.plan_hash = "other".to_owned()), Void::Mapping),
+        (changed(|now| now.epoch = 4), Void::Epoch { then: 3, now: 4 }),
+        (changed(|now| now.slot = Some("other".to_owned())), Void::StreamAnew),
+        (changed(|now| now.stream = Some("gap".to_owned())), Void::Stream { state: "gap".to_owned() }),
+        (changed(|now| now.stream = None), Void::Stream { state: "never started".to_owned() }),
+        (orders(|now| now.copy = 2), Void::Copied { table: table() }),
+        (
+            orders(|now| (now.copy, now.state) = (2, "copying".to_owned())),
+            Void::NotLive { table: table(), state: "copying".to_owned() },
+        ),
+        (
+            orders(|now| now.state = "diverged".to_owned()),
+            Void::NotLive { table: table(), state: "diverged".to_owned() },
+        ),
+        (orders(|now| now.target_shape = "t2".to_owned()), Void::Changed { table: table(), side: "service" }),
+        (
+            orders(|now| now.source_shape = Some("s2".to_owned())),
+            Void::Changed { table: table(), side: "monolith" },
+        ),
+        (changed(|now| drop(now.tables.remove("Orders"))), Void::Tables { table: table() }),
+    ];
+    for (now, void) in moves {
+        assert_eq!(voids(&ground(), Some(&now)), [void]);
+    }
+    let more = changed(|now| drop(now.tables.insert("New".to_owned(), now.tables["Orders"].clone())));
+    assert_eq!(voids(&ground(), Some(&more)), [Void::Tables { table: "New".to_owned() }]);
+}
+
+#[test]
+fn what_was_no_ground_then_is_none_now() {
+    let copying = orders(|then| then.state = "copying".to_owned());
+    assert_eq!(voids(&copying, Some(&ground())), [Void::Copied { table: "Orders".to_owned() }]);
+    let absent = orders(|then| then.source_shape = Some(ABSENT.to_owned()));
+    let gone = [Void::Changed { table: "Orders".to_owned(), side: "monolith" }];
+    assert_eq!(voids(&absent, Some(&absent)), gone, "a table that was never there proves nothing");
+    let unasked = orders(|then| then.source_shape = None);
+    assert_eq!(voids(&unasked, Some(&ground())), gone);
+    assert_eq!(voids(&ground(), Some(&unasked)), [], "a monolith that is away is said elsewhere");
+}
+
+#[test]
+fn only_a_fresh_clean_full_verdict_that_stands_is_a_proof() {
+    let now = ground();
+    assert_eq!(clean().lacks(Some(&now), DAY), []);
+    assert_eq!(Evidence::default().lacks(Some(&now), DAY), [Lack::NoVerdict]);
+    let part = evidence(verdict(1, Outcome::Clean, false), None);
+    assert_eq!(part.lacks(Some(&now), DAY), [Lack::NoFullVerdict]);
+    for (outcome, lack) in [(Outcome::Differs, Lack::Differs), (Outcome::Incomplete, Lack::Incomplete)] {
+        let full = verdict(1, outcome, true);
+        let later = evidence(verdict(2, Outcome::Clean, false), Some(full));
+        assert_eq!(later.lacks(Some(&now), DAY), [lack], "a clean part does not make up for it");
+    }
+    let since = Evidence { differs_since: true, ..clean() };
+    assert_eq!(since.lacks(Some(&now), DAY), [Lack::DiffersSince]);
+    let moved = changed(|now| now.epoch = 4);
+    assert_eq!(clean().lacks(Some(&moved), DAY), [Lack::Void(Void::Epoch { then: 3, now: 4 })]);
+    let begun_ago = Duration::from_secs(120);
+    assert_eq!(clean().lacks(Some(&now), begun_ago), []);
+    let max_age = Duration::from_secs(119);
+    assert_eq!(clean().lacks(Some(&now), max_age), [Lack::Old { begun_ago, max_age }]);
+}

@@ -1,0 +1,327 @@
+//! Verdicts in the ledger, and what voids them, on real servers with a real mirror.
+
+use std::time::Duration;
+
+use strangler::cluster::Cluster;
+use strangler::journal::grounds::{self, Ground};
+use strangler::journal::ledger::{self, Anchored, Author};
+use strangler::journal::runs::{self, Run as ReconcileRun, Wanted};
+use strangler::name::TableName;
+use strangler::reconcile::evidence::{ConcludeError, Evidence, Lack, Monolith, Void, conclude, evidence};
+use strangler::reconcile::finding::FindingKind;
+use strangler::reconcile::verdict::{Counts, Coverage, Outcome, TableVerdict, Verdict};
+use tokio_postgres::Client;
+
+use crate::support::cluster::{Pair, connect};
+use crate::support::scenario::{Run, Scenario};
+
+const SLICE: &str = "things";
+const DAY: Duration = Duration::from_secs(86_400);
+
+const SCHEMA: &str = r#"
+CREATE TYPE mood AS ENUM ('sad', 'fine');
+CREATE TABLE "Things" ("Id" int PRIMARY KEY, "Name" text NOT NULL, "Mood" mood);
+CREATE TABLE "Days" ("At" date PRIMARY KEY) PARTITION BY RANGE ("At");
+CREATE TABLE "Days_1" PARTITION OF "Days" FOR VALUES FROM ('2026-01-01') TO ('2026-02-01');
+CREATE TABLE "Days_2" PARTITION OF "Days" FOR VALUES FROM ('2026-02-01') TO ('2026-03-01');
+INSERT INTO "Things" SELECT i, 'name ' || i, 'fine' FROM generate_series(1, 25) i;
+INSERT INTO "Days" VALUES ('2026-01-05'), ('2026-02-05');
+"#;
+
+/// Everything is live, and no mirror runs any more.
+async fn mirrored() -> Scenario {
+    let scenario = Scenario::new(SCHEMA, "      Things: {}\n      Days: {}\n").await;
+    mirror(&scenario, &Run::new(&[])).await;
+    scenario
+}
+
+/// A mirror that runs until all is applied, and is stopped.
+async fn mirror(scenario: &Scenario, run: &Run) {
+    let before = "SELECT coalesce(max(nonce), 0) FROM strangler.stream";
+    let before: i64 = scenario.target.query_one(before, &[]).await.unwrap().get(0);
+    let running = scenario.start(run);
+    // Only then is what was live before told from what is live now.
+    let streams = format!("SELECT phase = 'streaming' AND nonce > {before} FROM strangler.mirror_process");
+    scenario.until_target(&format!("SELECT coalesce(({streams}), false)")).await;
+    scenario.settled().await;
+    running.stop().await;
+}
+
+fn author() -> Author {
+    Author { operator: "ann".to_owned(), host: "box".to_owned() }
+}
+
+async fn ground(scenario: &Scenario) -> Ground {
+    let service = grounds::service(&scenario.target, SLICE).await.unwrap().unwrap();
+    service.with_monolith(&grounds::monolith(&scenario.source, SLICE).await.unwrap())
+}
+
+async fn begin(scenario: &Scenario) -> ReconcileRun {
+    let (ground, author) = (ground(scenario).await, author());
+    let wanted = Wanted {
+        slice: SLICE,
+        options: "{}",
+        ground: &ground,
+        author: &author,
+        pid: 42,
+        resume_within: Duration::ZERO,
+    };
+    runs::begin(&scenario.target, &wanted).await.unwrap()
+}
+
+/// What a run that found nothing wrong with these tables would say.
+fn clean(scenario: &Scenario, run: &ReconcileRun, tables: &[&str]) -> Verdict {
+    let table = |name: &&str| TableVerdict {
+        source_table: TableName::new("public", *name),
+        target_table: TableName::new("public", *name),
+        outcome: Outcome::Clean,
+        coverage: Coverage::Full,
+        rows_authority: 25,
+        rows_copy: 25,
+        bytes: 8192,
+        duration: Duration::from_millis(3),
+        findings: Counts::new(),
+        reasons: Vec::new(),
+    };
+    Verdict {
+        run: run.id.clone(),
+        plan: "scenario".to_owned(),
+        slice: SLICE.to_owned(),
+        service: "other".to_owned(),
+        outcome: Outcome::Clean,
+        strict: false,
+        plan_hash: scenario.mapping.hash.clone(),
+        epoch: 1,
+        authority: "monolith",
+        lsn: "0/1000".parse().unwrap(),
+        started_at: run.started_at.clone(),
+        finished_at: String::new(),
+        tables: tables.iter().map(table).collect(),
+        listed: Vec::new(),
+        reasons: Vec::new(),
+    }
+}
+
+fn monolith(scenario: &Scenario) -> Monolith<'_> {
+    Monolith { read: &scenario.source, journal: Some(&scenario.source) }
+}
+
+/// Records a clean verdict on everything as it is now, and makes sure that it is a proof.
+async fn prove(scenario: &Scenario) {
+    let run = begin(scenario).await;
+    let mut verdict = clean(scenario, &run, &["Things", "Days"]);
+    let concluded =
+        conclude(&scenario.target, monolith(scenario), &run, &mut verdict, &author()).await.unwrap();
+    assert!(matches!(concluded.anchored, Anchored::Recorded(head) if head == concluded.head));
+    assert_eq!((verdict.outcome, &verdict.reasons), (Outcome::Clean, &Vec::new()));
+    assert_eq!(lacks(scenario).await, []);
+}
+
+async fn read(scenario: &Scenario) -> Evidence {
+    evidence(&scenario.target, SLICE).await.unwrap()
+}
+
+async fn lacks(scenario: &Scenario) -> Vec<Lack> {
+    read(scenario).await.lacks(Some(&ground(scenario).await), DAY)
+}
+
+async fn service(client: &Client, sql: &str) {
+    client.batch_execute(sql).await.unwrap_or_else(|error| panic!("{sql}: {error:?}"));
+}
+
+fn changed(table: &str, side: &'static str) -> Lack {
+    Lack::Void(Void::Changed { table: table.to_owned(), side })
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn ddl_on_either_side_voids_a_verdict_and_housekeeping_does_not() {
+    let scenario = mirrored().await;
+    assert_eq!(lacks(&scenario).await, [Lack::NoVerdict]);
+    prove(&scenario).await;
+    for sql in [
+        r#"UPDATE "Things" SET "Name" = 'other'; DELETE FROM "Things" WHERE "Id" = 3"#,
+        r#"TRUNCATE "Things""#,
+        r#"VACUUM FULL "Things""#,
+        r#"VACUUM FREEZE "Things""#,
+        "VACUUM FREEZE pg_catalog.pg_attribute",
+        "VACUUM FULL pg_catalog.pg_attribute",
+        r#"ANALYZE "Things""#,
+        r#"CLUSTER "Things" USING "Things_pkey""#,
+        r#"CREATE INDEX ON "Things" ("Name")"#,
+        r#"ALTER TABLE "Things" ADD CHECK ("Id" > 0)"#,
+        r#"CREATE TABLE "Elsewhere" ("Id" int)"#,
+    ] {
+        scenario.write(sql).await;
+        assert_eq!(lacks(&scenario).await, [], "{sql}");
+    }
+    for (sql, table) in [
+        // Values change, and neither an event nor a type tells of it.
+        (r#"ALTER TABLE "Things" ALTER "Name" TYPE text USING "Name" || 'x'"#, "Things"),
+        (r#"ALTER TABLE "Things" ADD COLUMN "Late" float8 DEFAULT random()"#, "Things"),
+        (r#"ALTER TABLE "Things" DROP COLUMN "Late""#, "Things"),
+        (r#"ALTER TABLE "Things" RENAME "Name" TO "Nom""#, "Things"),
+        ("ALTER TYPE mood RENAME VALUE 'sad' TO 'blue'", "Things"),
+        (r#"ALTER TABLE "Days" DETACH PARTITION "Days_2""#, "Days"),
+        (
+            r#"ALTER TABLE "Days" ATTACH PARTITION "Days_2" FOR VALUES FROM ('2026-02-01') TO ('2026-03-01')"#,
+            "Days",
+        ),
+        (
+            "ALTER PUBLICATION strangler_scenario_things DROP TABLE \"Things\"; \
+             ALTER PUBLICATION strangler_scenario_things ADD TABLE \"Things\"",
+            "Things",
+        ),
+        (r#"DROP TABLE "Days_1""#, "Days"),
+    ] {
+        scenario.write(sql).await;
+        assert_eq!(lacks(&scenario).await, [changed(table, "monolith")], "{sql}");
+        prove(&scenario).await;
+    }
+    service(&scenario.target, r#"CREATE INDEX ON "Things" ("Name")"#).await;
+    service(&scenario.target, r#"VACUUM FULL "Things""#).await;
+    assert_eq!(lacks(&scenario).await, []);
+    let rewrite = r#"ALTER TABLE "Things" ALTER "Name" TYPE text USING "Name" || 'x'"#;
+    service(&scenario.target, rewrite).await;
+    assert_eq!(lacks(&scenario).await, [changed("Things", "service")]);
+    scenario.write(r#"DROP TABLE "Things""#).await;
+    assert!(lacks(&scenario).await.contains(&changed("Things", "monolith")));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn copies_gaps_divergence_and_moved_authority_void_a_verdict_and_a_restart_does_not() {
+    let scenario = mirrored().await;
+    prove(&scenario).await;
+    mirror(&scenario, &Run::new(&[])).await;
+    assert_eq!(lacks(&scenario).await, [], "the mirror was only started again");
+
+    let things = || "Things".to_owned();
+    let retry = Run { retry: vec![TableName::new("public", "Things")], ..Run::new(&[]) };
+    mirror(&scenario, &retry).await;
+    assert_eq!(lacks(&scenario).await, [Lack::Void(Void::Copied { table: things() })]);
+    prove(&scenario).await;
+
+    // A row that is gone from the service: the next update of it meets nothing.
+    let quiet = "SET session_replication_role = replica; SET SESSION AUTHORIZATION strangler_apply; \
+                 DELETE FROM \"Things\" WHERE \"Id\" = 7; RESET SESSION AUTHORIZATION; RESET session_replication_role";
+    service(&scenario.target, quiet).await;
+    assert_eq!(lacks(&scenario).await, [], "nobody has seen it yet");
+    scenario.write(r#"UPDATE "Things" SET "Name" = 'met' WHERE "Id" = 7"#).await;
+    mirror(&scenario, &Run::new(&[])).await;
+    let diverged = Void::NotLive { table: things(), state: "diverged".to_owned() };
+    assert_eq!(lacks(&scenario).await, [Lack::Void(diverged)]);
+    mirror(&scenario, &retry).await;
+    assert_eq!(
+        lacks(&scenario).await,
+        [Lack::Void(Void::Copied { table: things() })],
+        "healed is not proven"
+    );
+    prove(&scenario).await;
+
+    scenario
+        .write("SELECT pg_drop_replication_slot(slot_name) FROM pg_replication_slots WHERE NOT active")
+        .await;
+    scenario.start(&Run::new(&[])).end().await.unwrap_err();
+    let gap = Void::Stream { state: "gap".to_owned() };
+    assert_eq!(lacks(&scenario).await, [Lack::Void(gap)]);
+    mirror(&scenario, &Run { rebuild: true, ..Run::new(&[]) }).await;
+    let rebuilt: Vec<Lack> = lacks(&scenario).await;
+    let copied = |table: &str| Lack::Void(Void::Copied { table: table.to_owned() });
+    assert_eq!(rebuilt, [Lack::Void(Void::StreamAnew), copied("Days"), copied("Things")]);
+    prove(&scenario).await;
+
+    service(&scenario.target, "UPDATE strangler.gate_things SET epoch = 2").await;
+    assert_eq!(lacks(&scenario).await, [Lack::Void(Void::Epoch { then: 1, now: 2 })]);
+    service(&scenario.target, "UPDATE strangler.gate_things SET epoch = 1").await;
+    service(&scenario.target, "UPDATE strangler.slice SET plan_hash = 'other'").await;
+    assert_eq!(lacks(&scenario).await, [Lack::Void(Void::Mapping)]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_run_whose_ground_moved_is_never_clean() {
+    let scenario = mirrored().await;
+    let run = begin(&scenario).await;
+    scenario.write(r#"ALTER TABLE "Things" ALTER "Name" TYPE text USING "Name" || 'x'"#).await;
+    let mut verdict = clean(&scenario, &run, &["Things", "Days"]);
+    conclude(&scenario.target, monolith(&scenario), &run, &mut verdict, &author()).await.unwrap();
+    assert_eq!(verdict.outcome, Outcome::Incomplete);
+    assert_eq!((verdict.tables[0].outcome, verdict.tables[1].outcome), (Outcome::Incomplete, Outcome::Clean));
+    let reason = "meanwhile the definition of table Things changed on the monolith's side";
+    assert_eq!(verdict.tables[0].reasons, [reason]);
+    let last = read(&scenario).await.last.unwrap();
+    assert_eq!((last.outcome, last.full), (Outcome::Incomplete, true));
+
+    let run = begin(&scenario).await;
+    service(&scenario.target, "UPDATE strangler.stream SET state = 'gap'").await;
+    let mut verdict = clean(&scenario, &run, &["Things", "Days"]);
+    verdict.outcome = Outcome::Differs;
+    conclude(&scenario.target, monolith(&scenario), &run, &mut verdict, &author()).await.unwrap();
+    assert_eq!(verdict.outcome, Outcome::Differs, "what is proven stays proven");
+    assert_eq!(verdict.reasons, ["meanwhile the stream is not running: gap"]);
+    service(&scenario.target, "UPDATE strangler.stream SET state = 'running'").await;
+
+    let run = begin(&scenario).await;
+    let mut verdict = clean(&scenario, &run, &["Things", "Days"]);
+    verdict.plan_hash = "other".to_owned();
+    conclude(&scenario.target, monolith(&scenario), &run, &mut verdict, &author()).await.unwrap();
+    assert_eq!(verdict.outcome, Outcome::Incomplete);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_verdict_and_its_run_are_recorded_together_or_not_at_all() {
+    let scenario = mirrored().await;
+    let run = begin(&scenario).await;
+    service(&scenario.target, "UPDATE strangler.reconcile_run SET attempt = 2").await;
+    let mut verdict = clean(&scenario, &run, &["Things", "Days"]);
+    let error = conclude(&scenario.target, monolith(&scenario), &run, &mut verdict, &author()).await;
+    assert!(matches!(error, Err(ConcludeError::Resumed)), "{error:?}");
+    assert_eq!(ledger::head(&scenario.target).await.unwrap(), None);
+
+    service(&scenario.target, "UPDATE strangler.reconcile_run SET attempt = 1").await;
+    verdict.reasons = vec!["x".repeat(ledger::BODY_BYTES_MAX)];
+    let error = conclude(&scenario.target, monolith(&scenario), &run, &mut verdict, &author()).await;
+    assert!(matches!(error, Err(ConcludeError::Journal(_))), "{error:?}");
+    assert!(runs::beat(&scenario.target, &run).await.unwrap(), "the run goes on");
+    assert_eq!(ledger::head(&scenario.target).await.unwrap(), None);
+
+    verdict.reasons.clear();
+    let alone = Monolith { read: &scenario.source, journal: None };
+    let concluded = conclude(&scenario.target, alone, &run, &mut verdict, &author()).await.unwrap();
+    assert!(matches!(concluded.anchored, Anchored::Owed { .. }), "{:?}", concluded.anchored);
+    assert_eq!(ledger::head(&scenario.target).await.unwrap(), Some(concluded.head));
+    assert!(!runs::beat(&scenario.target, &run).await.unwrap(), "the run has ended");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn parts_and_differences_are_told_apart_from_a_proof() {
+    let scenario = mirrored().await;
+    let apply = connect(&scenario.pair.service.url_as("strangler_apply", "", Pair::SERVICE)).await;
+    let say = async |tables: &[&str], change: &dyn Fn(&mut Verdict)| {
+        let run = begin(&scenario).await;
+        let mut verdict = clean(&scenario, &run, tables);
+        change(&mut verdict);
+        conclude(&apply, monolith(&scenario), &run, &mut verdict, &author()).await.unwrap();
+    };
+    say(&["Things"], &|_| ()).await;
+    assert_eq!(lacks(&scenario).await, [Lack::NoFullVerdict]);
+    say(&["Things", "Days"], &|verdict| {
+        verdict.tables[1].coverage = Coverage::Sample { percent: 5.0 };
+    })
+    .await;
+    assert_eq!(lacks(&scenario).await, [Lack::NoFullVerdict]);
+    prove(&scenario).await;
+    say(&["Things"], &|verdict| {
+        verdict.outcome = Outcome::Differs;
+        verdict.tables[0].outcome = Outcome::Differs;
+        verdict.tables[0].findings = [(FindingKind::Missing, 2), (FindingKind::Extra, 1)].into();
+    })
+    .await;
+    assert_eq!(lacks(&scenario).await, [Lack::DiffersSince]);
+    let last = read(&scenario).await.last.unwrap();
+    assert_eq!(last.counts, [(FindingKind::Missing, 2), (FindingKind::Extra, 1)].into());
+    say(&["Things"], &|_| ()).await;
+    assert_eq!(lacks(&scenario).await, [Lack::DiffersSince], "a clean part does not take it back");
+    prove(&scenario).await;
+    let verified = ledger::verify(&scenario.target, Some(&scenario.source)).await.unwrap();
+    assert_eq!((verified.head.unwrap().id, verified.confirmed), (6, Some(6)));
+    assert_eq!(evidence(&scenario.target, "other").await.unwrap(), Evidence::default());
+}
