@@ -213,9 +213,9 @@ async fn read_roles(client: &Client, names: &[String]) -> Result<BTreeMap<String
                       ARRAY(SELECT g.rolname::text FROM pg_catalog.pg_roles g WHERE g.oid <> r.oid \
                             AND NOT r.rolsuper AND pg_catalog.pg_has_role(r.oid, g.oid, 'MEMBER')), \
                       pg_catalog.has_database_privilege(r.oid, pg_catalog.current_database(), 'CONNECT'), \
-                      ARRAY(SELECT n.nspname::text FROM pg_catalog.pg_namespace n WHERE n.nspowner = r.oid OR 2 = \
-                            (SELECT count(DISTINCT a.privilege_type) FROM pg_catalog.aclexplode(n.nspacl) a WHERE a.grantee = r.oid \
-                             AND a.privilege_type IN ('CREATE', 'USAGE'))) \
+                      ARRAY(SELECT n.nspname::text FROM pg_catalog.pg_namespace n \
+                            WHERE pg_catalog.has_schema_privilege(r.oid, n.oid, 'CREATE') \
+                            AND pg_catalog.has_schema_privilege(r.oid, n.oid, 'USAGE')) \
                FROM pg_catalog.pg_roles r WHERE r.rolname = ANY($1)";
     let mut roles = BTreeMap::new();
     for row in client.query(sql, &[&names]).await? {
