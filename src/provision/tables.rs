@@ -3,7 +3,6 @@
 
 use std::collections::BTreeSet;
 
-
 use super::anatomy::{IndexShape, Used};
 use super::columns::definitions;
 use super::deferred::{add_constraint, create_index};

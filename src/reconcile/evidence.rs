@@ -10,15 +10,14 @@ use std::fmt;
 use std::time::Duration;
 
 use serde::Deserialize;
-use tokio_postgres::types::PgLsn;
-use tokio_postgres::{Client, Row};
+use tokio_postgres::Client;
 
 pub use conclude::{ConcludeError, Concluded, Monolith, conclude};
 
 use super::verdict::{Counts, Outcome};
 use crate::journal::JournalError;
 use crate::journal::grounds::{ABSENT, Ground, TableGround};
-use crate::journal::ledger::VERDICT;
+use crate::journal::verdicts::{self, VerdictRow};
 use crate::lsn::Lsn;
 
 /// Why a verdict proves nothing any more. The list is complete: what is not here voids nothing.
@@ -214,45 +213,30 @@ struct Body {
 }
 
 async fn read(service: &Client, slice: &str, scope: Scope) -> Result<Option<LastVerdict>, JournalError> {
-    // Only the fields that are needed: the list of tables may be long.
-    let sql = "SELECT id, to_char(at AT TIME ZONE 'UTC', 'YYYY-MM-DD\"T\"HH24:MI:SS\"Z\"'), \
-            greatest(0, extract(epoch FROM clock_timestamp() - at))::float8, \
-            greatest(0, extract(epoch FROM clock_timestamp() - (body ->> 'started_at')::timestamptz))::float8, \
-            epoch, lsn, plan_hash, json_build_object('run', body -> 'run', 'outcome', body -> 'outcome', \
-                'full', body -> 'full', 'strict', body -> 'strict', 'authority', body -> 'authority', \
-                'counts', body -> 'counts', 'ground', body -> 'ground')::text \
-        FROM strangler.ledger WHERE slice = $1 AND kind = $2 AND (NOT $3 OR body ->> 'full' = 'true') \
-        ORDER BY id DESC LIMIT 1";
-    let full = scope == Scope::Full;
-    let row = service.query_opt(sql, &[&slice, &VERDICT, &full]).await.map_err(reading())?;
-    row.as_ref().map(from_row).transpose()
+    let row = verdicts::last(service, slice, scope == Scope::Full).await?;
+    row.map(from_row).transpose()
 }
 
-fn from_row(row: &Row) -> Result<LastVerdict, JournalError> {
-    let body: Body = serde_json::from_str(row.get(7))
+fn from_row(row: VerdictRow) -> Result<LastVerdict, JournalError> {
+    let body: Body = serde_json::from_str(&row.body)
         .map_err(|error| JournalError::Unreadable { what: "ledger.body", found: error.to_string() })?;
-    let lsn: Option<PgLsn> = row.get(5);
-    let seconds = |column| Duration::try_from_secs_f64(row.get(column)).unwrap_or(Duration::MAX);
+    let duration = |seconds| Duration::try_from_secs_f64(seconds).unwrap_or(Duration::MAX);
     Ok(LastVerdict {
-        entry: row.get(0),
+        entry: row.entry,
         run: body.run,
         outcome: body.outcome,
         full: body.full,
         strict: body.strict,
         authority: body.authority,
-        at: row.get(1),
-        age: seconds(2),
-        begun_ago: seconds(3),
-        epoch: row.get::<_, Option<i64>>(4).unwrap_or(0),
-        lsn: lsn.map(Lsn::from).unwrap_or_default(),
-        plan_hash: row.get::<_, Option<String>>(6).unwrap_or_default(),
+        at: row.at,
+        age: duration(row.age_s),
+        begun_ago: duration(row.begun_ago_s),
+        epoch: row.epoch.unwrap_or(0),
+        lsn: row.lsn.unwrap_or_default(),
+        plan_hash: row.plan_hash.unwrap_or_default(),
         counts: body.counts,
         ground: body.ground,
     })
-}
-
-fn reading() -> impl FnOnce(tokio_postgres::Error) -> JournalError {
-    JournalError::database("reading the verdicts")
 }
 
 /// All that the ledger says of whether a slice's sides are equal.
@@ -274,10 +258,8 @@ pub async fn evidence(service: &Client, slice: &str) -> Result<Evidence, Journal
     let Some(last) = last_verdict(service, slice).await? else { return Ok(Evidence::default()) };
     let last_full = if last.full { Some(last.clone()) } else { read(service, slice, Scope::Full).await? };
     let after = last_full.as_ref().map_or(0, |verdict| verdict.entry);
-    let sql = "SELECT EXISTS (SELECT FROM strangler.ledger WHERE slice = $1 AND kind = $2 AND id > $3 \
-               AND body ->> 'outcome' = 'differs')";
-    let row = service.query_one(sql, &[&slice, &VERDICT, &after]).await.map_err(reading())?;
-    Ok(Evidence { last: Some(last), last_full, differs_since: row.get(0) })
+    let differs_since = verdicts::differs_after(service, slice, after).await?;
+    Ok(Evidence { last: Some(last), last_full, differs_since })
 }
 
 /// Why there is no proof that both sides are equal.

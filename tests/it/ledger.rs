@@ -145,7 +145,7 @@ CREATE FUNCTION field(value text) RETURNS bytea LANGUAGE sql AS $$
     SELECT CASE WHEN value IS NULL THEN '\x00'::bytea
         ELSE '\x01'::bytea || int4send(length(convert_to(value, 'UTF8'))) || convert_to(value, 'UTF8') END $$;
 CREATE FUNCTION entry_hash(e strangler.ledger) RETURNS bytea LANGUAGE sql AS $$
-    SELECT sha256(convert_to(E'strangler ledger 1\n', 'UTF8') || field(e.id::text)
+    SELECT sha256(convert_to(E'strangler-ledger 1\n', 'UTF8') || field(e.id::text)
         || field(((extract(epoch FROM e.at) * 1000000)::bigint)::text) || field(e.kind) || field(e.plan)
         || field(e.slice) || field(e.operator) || field(e.host) || field(e.epoch::text)
         || field((e.lsn - '0/0'::pg_lsn)::text) || field(e.plan_hash) || field(e.body::text) || e.previous) $$;";

@@ -8,7 +8,7 @@ use sha2::{Digest, Sha256};
 use super::{Entry, JournalError};
 
 /// First bytes under every hash; another form of the entries gets another number.
-const FORM: &[u8] = b"strangler ledger 1\n";
+const FORM: &[u8] = b"strangler-ledger 1\n";
 
 /// A SHA-256.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]

@@ -1,0 +1,71 @@
+//! Verdicts as the ledger has them, without what their bodies mean.
+
+use tokio_postgres::Client;
+use tokio_postgres::types::PgLsn;
+
+use super::JournalError;
+use super::ledger::VERDICT;
+use crate::lsn::Lsn;
+
+/// A verdict's entry.
+#[derive(Debug, Clone, PartialEq)]
+pub struct VerdictRow {
+    /// Number of the entry.
+    pub entry: i64,
+    /// When it was given, by the service's clock, as RFC 3339.
+    pub at: String,
+    /// Seconds since then, by the same clock.
+    pub age_s: f64,
+    /// Seconds since its run began.
+    pub begun_ago_s: f64,
+    /// Epoch of the authority.
+    pub epoch: Option<i64>,
+    /// Position on the authority that everything compared had reached.
+    pub lsn: Option<Lsn>,
+    /// Hash of the slice's mapping.
+    pub plan_hash: Option<String>,
+    /// JSON with the body's `run`, `outcome`, `full`, `strict`, `authority`, `counts` and `ground`; the list of tables,
+    /// which may be long, is left out.
+    pub body: String,
+}
+
+/// The last verdict on a slice: whatever it covered, or the last one that covers every row.
+///
+/// # Errors
+/// [`JournalError::Database`].
+pub async fn last(client: &Client, slice: &str, full: bool) -> Result<Option<VerdictRow>, JournalError> {
+    let sql = "SELECT id, to_char(at AT TIME ZONE 'UTC', 'YYYY-MM-DD\"T\"HH24:MI:SS\"Z\"'), \
+            greatest(0, extract(epoch FROM clock_timestamp() - at))::float8, \
+            greatest(0, extract(epoch FROM clock_timestamp() - (body ->> 'started_at')::timestamptz))::float8, \
+            epoch, lsn, plan_hash, json_build_object('run', body -> 'run', 'outcome', body -> 'outcome', \
+                'full', body -> 'full', 'strict', body -> 'strict', 'authority', body -> 'authority', \
+                'counts', body -> 'counts', 'ground', body -> 'ground')::text \
+        FROM strangler.ledger WHERE slice = $1 AND kind = $2 AND (NOT $3 OR body ->> 'full' = 'true') \
+        ORDER BY id DESC LIMIT 1";
+    let row = client.query_opt(sql, &[&slice, &VERDICT, &full]).await.map_err(reading())?;
+    Ok(row.map(|row| VerdictRow {
+        entry: row.get(0),
+        at: row.get(1),
+        age_s: row.get(2),
+        begun_ago_s: row.get(3),
+        epoch: row.get(4),
+        lsn: row.get::<_, Option<PgLsn>>(5).map(Lsn::from),
+        plan_hash: row.get(6),
+        body: row.get(7),
+    }))
+}
+
+/// A verdict after an entry found differences.
+///
+/// # Errors
+/// [`JournalError::Database`].
+pub async fn differs_after(client: &Client, slice: &str, entry: i64) -> Result<bool, JournalError> {
+    let sql = "SELECT EXISTS (SELECT FROM strangler.ledger WHERE slice = $1 AND kind = $2 AND id > $3 \
+               AND body ->> 'outcome' = 'differs')";
+    let row = client.query_one(sql, &[&slice, &VERDICT, &entry]).await.map_err(reading())?;
+    Ok(row.get(0))
+}
+
+fn reading() -> impl FnOnce(tokio_postgres::Error) -> JournalError {
+    JournalError::database("reading the verdicts")
+}
