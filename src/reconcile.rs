@@ -6,4 +6,7 @@
 pub mod digest;
 pub mod evidence;
 pub mod finding;
+pub mod form;
+pub mod meet;
+pub mod sides;
 pub mod verdict;

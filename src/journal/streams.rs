@@ -111,6 +111,60 @@ pub async fn read(client: &Client, slice: &str) -> Result<Option<StreamRow>, Jou
     row.as_ref().map(from_row).transpose()
 }
 
+/// Which way a stream goes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Direction {
+    /// From the monolith to the service; its row is in the service.
+    Forward,
+    /// From the service to the monolith; its row is in the monolith.
+    Reverse,
+}
+
+impl Direction {
+    /// The stored form.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Forward => "forward",
+            Self::Reverse => "reverse",
+        }
+    }
+}
+
+/// How far a stream is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Position {
+    /// `creating`, `running`, `gap` or `diverged`.
+    pub state: String,
+    /// `APPLY`, `TRIPWIRE` or `OFF`.
+    pub mode: String,
+    /// Everything up to here is durably applied.
+    pub applied: Lsn,
+}
+
+/// How far a slice's stream in one direction is, asked of the database that it writes to. `None` when there never was
+/// one.
+///
+/// # Errors
+/// [`JournalError::Database`].
+pub async fn position(
+    client: &Client,
+    slice: &str,
+    direction: Direction,
+) -> Result<Option<Position>, JournalError> {
+    let sql =
+        "SELECT state, mode, applied_lsn FROM strangler.stream WHERE slice = $1 AND dir = $2 AND lane = 0";
+    let row = client
+        .query_opt(sql, &[&slice, &direction.as_str()])
+        .await
+        .map_err(JournalError::database("reading the applied position"))?;
+    Ok(row.map(|row| Position {
+        state: row.get(0),
+        mode: row.get(1),
+        applied: row.get::<_, PgLsn>(2).into(),
+    }))
+}
+
 /// Writes the row of a stream whose slot is about to be made. Leaves an existing row alone.
 ///
 /// # Errors

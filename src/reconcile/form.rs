@@ -1,0 +1,277 @@
+//! The form in which one table's rows are hashed and told apart, the same on both sides.
+//!
+//! The server hashes each row with `hash_record_extended`, which is several times faster than md5 and stays the same
+//! across major versions because hash partitioning relies on it. It adds up the columns' hashes linearly, so that two
+//! rows that swap a value would have the same sum; therefore the seed of a row is a hash of its key, which takes the
+//! linearity away (docs/decisions/0011-seed-from-the-key.md).
+
+use crate::mapping::{ColumnMapping, TableMapping};
+use crate::name::{TableName, quote_ident};
+
+/// Types whose own hash tells values apart in the same way on every server. All others are hashed by their text:
+/// enums hash the label's OID, which differs between databases; arrays leave their bounds and dimensions out of the
+/// hash; json, xml, points and others have none.
+const HASHABLE: &[&str] = &[
+    "bigint",
+    "boolean",
+    "bytea",
+    "cidr",
+    "date",
+    "double precision",
+    "inet",
+    "integer",
+    "interval",
+    "jsonb",
+    "macaddr",
+    "macaddr8",
+    "numeric",
+    "real",
+    "smallint",
+    "time with time zone",
+    "time without time zone",
+    "timestamp with time zone",
+    "timestamp without time zone",
+    "uuid",
+];
+
+/// Hashable types with a collation. A nondeterministic one would call different texts equal, so all are hashed
+/// under `C`.
+const HASHABLE_TEXT: &[&str] = &["bpchar", "character varying", "text"];
+
+/// Hashable types with several representations of equal values: `1.0` and `1.00`, `-0` and `0`, `1 day` and
+/// `24 hours`, trailing blanks.
+const REPRESENTED: &[&str] = &["bpchar", "double precision", "interval", "jsonb", "numeric", "real"];
+
+/// Which side of a comparison.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Side {
+    /// The table's origin on the monolith, seen through the mapping.
+    Source,
+    /// The table in the service.
+    Target,
+}
+
+impl std::fmt::Display for Side {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Source => "source",
+            Self::Target => "target",
+        })
+    }
+}
+
+/// What a column's value is hashed as. Which form a type gets is decided from its name, and weakened by the self-test
+/// of a run where two servers do not agree.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum ColumnForm {
+    /// By the type's own hash: equal values are equal whatever their representation.
+    Native,
+    /// By its text, bytewise.
+    Text,
+    /// By its text in UTF-8, for servers of different encodings.
+    Utf8,
+}
+
+impl ColumnForm {
+    /// The form of a type where nothing speaks against it. `cast_sql` is the type without a modifier.
+    #[must_use]
+    pub fn of(cast_sql: &str, strict: bool) -> Self {
+        let own = HASHABLE.contains(&cast_sql) || HASHABLE_TEXT.contains(&cast_sql);
+        if own && !(strict && REPRESENTED.contains(&cast_sql)) { Self::Native } else { Self::Text }
+    }
+
+    /// The next weaker form, to be tried when two servers do not hash alike.
+    #[must_use]
+    pub fn weaker(self) -> Option<Self> {
+        match self {
+            Self::Native => Some(Self::Text),
+            Self::Text => Some(Self::Utf8),
+            Self::Utf8 => None,
+        }
+    }
+
+    /// The expression that is hashed for `value`, an SQL expression of type `cast_sql`.
+    #[must_use]
+    pub fn sql(self, cast_sql: &str, value: &str) -> String {
+        // The cast of `character` to text drops its padding; its output function does not.
+        let text = if cast_sql == "bpchar" {
+            format!("textin(bpcharout({value}))")
+        } else {
+            format!("{value}::text")
+        };
+        match self {
+            Self::Native if HASHABLE_TEXT.contains(&cast_sql) => format!("{value} COLLATE \"C\""),
+            Self::Native => value.to_owned(),
+            Self::Text => format!("{text} COLLATE \"C\""),
+            Self::Utf8 => format!("convert_to({text}, 'UTF8')"),
+        }
+    }
+}
+
+/// A share of the rows, chosen by the hash of their keys, so that both sides choose the same.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Sample {
+    /// First of the 65,536 parts of the key's hash that is taken.
+    pub first: u16,
+    /// How many parts are taken from there on, round the end; at least 1.
+    pub parts: u32,
+}
+
+/// How many parts [`Sample`] counts.
+pub const SAMPLE_PARTS: u32 = 65_536;
+
+/// How one table is compared.
+#[derive(Debug, Clone)]
+pub struct TableForm {
+    /// Its way from the monolith to the service.
+    pub mapping: TableMapping,
+    /// The form of each mapped column, in mapping order.
+    pub forms: Vec<ColumnForm>,
+    /// Two seeds, and representations.
+    pub strict: bool,
+    /// Rows that are looked at; all of them without.
+    pub sample: Option<Sample>,
+}
+
+impl TableForm {
+    /// The table in the forms of its types, before any self-test.
+    #[must_use]
+    pub fn new(mapping: TableMapping, strict: bool) -> Self {
+        let forms = mapping.columns.iter().map(|column| ColumnForm::of(&column.cast_sql, strict)).collect();
+        Self { mapping, forms, strict, sample: None }
+    }
+
+    /// Its name on a side.
+    #[must_use]
+    pub fn name(&self, side: Side) -> &TableName {
+        match side {
+            Side::Source => &self.mapping.source,
+            Side::Target => &self.mapping.target,
+        }
+    }
+
+    /// For a FROM clause: a partitioned table has its rows in its partitions; of any other, tables that inherit from it
+    /// are not part.
+    #[must_use]
+    pub fn from(&self, side: Side) -> String {
+        let only = if side == Side::Source && !self.mapping.partitioned { "ONLY " } else { "" };
+        format!("{only}{}", self.name(side).sql())
+    }
+
+    /// A column as `t."Name"` on a side.
+    #[must_use]
+    pub fn column(column: &ColumnMapping, side: Side) -> String {
+        let name = match side {
+            Side::Source => &column.source,
+            Side::Target => &column.target,
+        };
+        format!("t.{}", quote_ident(name))
+    }
+
+    /// What each column is hashed as, in mapping order, on table alias `t`.
+    pub fn values(&self, side: Side) -> impl Iterator<Item = String> + '_ {
+        let pairs = self.mapping.columns.iter().zip(&self.forms);
+        pairs.map(move |(column, form)| form.sql(&column.cast_sql, &Self::column(column, side)))
+    }
+
+    /// The hash of a row on table alias `t`, a `bigint`; under another seed for `second`.
+    #[must_use]
+    pub fn row_hash(&self, side: Side, second: bool) -> String {
+        let values: Vec<String> = self.values(side).collect();
+        let seed = self.key_hash(side, if second { 2 } else { 1 });
+        format!("hash_record_extended(ROW({}), {seed})", values.join(", "))
+    }
+
+    /// A hash of a row's key on table alias `t`, a `bigint` that is the same on both sides.
+    #[must_use]
+    pub fn key_hash(&self, side: Side, seed: u8) -> String {
+        let parts: Vec<String> = self.key_values(side);
+        let only = match (parts.as_slice(), self.mapping.key.as_slice()) {
+            ([value], [index]) => {
+                self.forms.get(*index).zip(self.mapping.columns.get(*index)).and_then(|(form, column)| {
+                    direct_hash(*form, &column.cast_sql).map(|function| (value, function))
+                })
+            }
+            _ => None,
+        };
+        match only {
+            // A single key of a common type: its own function, without the record around it.
+            Some((value, function)) => format!("{function}({value}, {seed})"),
+            None => format!("hash_record_extended(ROW({}), {seed})", parts.join(", ")),
+        }
+    }
+
+    fn key_values(&self, side: Side) -> Vec<String> {
+        let of = |index: &usize| {
+            let (column, form) = (self.mapping.columns.get(*index)?, self.forms.get(*index)?);
+            Some(form.sql(&column.cast_sql, &Self::column(column, side)))
+        };
+        self.mapping.key.iter().filter_map(of).collect()
+    }
+
+    /// The key columns on table alias `t` as texts, in key order.
+    #[must_use]
+    pub fn key_texts(&self, side: Side) -> Vec<String> {
+        self.mapping.key_columns().map(|column| format!("{}::text", Self::column(column, side))).collect()
+    }
+
+    /// Conditions that a row of this side must meet to be looked at, each to be joined with AND: the slice's filter on
+    /// the source, and the sample. The target has no filter: a row there that the filter forbids is a finding.
+    #[must_use]
+    pub fn conditions(&self, side: Side) -> Vec<String> {
+        let filter = if side == Side::Source { self.filter() } else { None };
+        let sample = self.sample.map(|sample| {
+            let hash = format!("({} & {})", self.key_hash(side, 3), SAMPLE_PARTS - 1);
+            let (first, end) = (u32::from(sample.first), u32::from(sample.first) + sample.parts);
+            if end <= SAMPLE_PARTS {
+                format!("{hash} >= {first} AND {hash} < {end}")
+            } else {
+                format!("({hash} >= {first} OR {hash} < {})", end - SAMPLE_PARTS)
+            }
+        });
+        filter.into_iter().chain(sample).collect()
+    }
+
+    /// The slice's filter on the source's columns of the table itself, not of an alias.
+    #[must_use]
+    pub fn filter(&self) -> Option<String> {
+        self.mapping.filter_sql().map(|filter| format!("({filter})"))
+    }
+}
+
+/// The function that hashes one value of a common key type, with a seed.
+fn direct_hash(form: ColumnForm, cast_sql: &str) -> Option<&'static str> {
+    match (form, cast_sql) {
+        // `bigint` and `integer` of equal value have equal hashes.
+        (ColumnForm::Native, "bigint") => Some("hashint8extended"),
+        (ColumnForm::Native, "integer") => Some("hashint4extended"),
+        (ColumnForm::Native, "uuid") => Some("uuid_hash_extended"),
+        (ColumnForm::Native, "text" | "character varying") | (ColumnForm::Text, _) => {
+            Some("hashtextextended")
+        }
+        (ColumnForm::Native | ColumnForm::Utf8, _) => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_types_with_a_hash_of_their_own_are_hashed_as_they_are() {
+        for (cast_sql, loose, strict) in [
+            ("integer", "v", "v"),
+            ("numeric", "v", r#"v::text COLLATE "C""#),
+            ("numeric[]", r#"v::text COLLATE "C""#, r#"v::text COLLATE "C""#),
+            ("bpchar", r#"v COLLATE "C""#, r#"textin(bpcharout(v)) COLLATE "C""#),
+            ("text", r#"v COLLATE "C""#, r#"v COLLATE "C""#),
+            ("json", r#"v::text COLLATE "C""#, r#"v::text COLLATE "C""#),
+            ("public.\"Status\"", r#"v::text COLLATE "C""#, r#"v::text COLLATE "C""#),
+        ] {
+            for (strictly, expected) in [(false, loose), (true, strict)] {
+                assert_eq!(ColumnForm::of(cast_sql, strictly).sql(cast_sql, "v"), expected, "{cast_sql}");
+            }
+        }
+        assert_eq!(ColumnForm::Utf8.sql("text", "v"), "convert_to(v::text, 'UTF8')");
+    }
+}

@@ -1,0 +1,157 @@
+//! Making the copy reach a position of the authority.
+//!
+//! Nothing can be said about two sides that move before one of them is known to have everything that the other had at
+//! some moment. A marker in the authority's log makes the running mirror note at once how far it is.
+
+use std::time::{Duration, Instant};
+
+use tokio::sync::Mutex;
+use tokio_postgres::types::PgLsn;
+
+use crate::cdc::mirror::chain_of;
+use crate::cdc::source::{self, MARKER_PREFIX};
+use crate::journal::streams::{self, Direction, Position};
+use crate::lsn::Lsn;
+use crate::postgres::connect::Session;
+
+/// First pause between two looks at the mirror's position; it doubles from look to look.
+const LOOK_FIRST: Duration = Duration::from_millis(1);
+/// Longest pause between two looks: a copy that is seconds behind need not be asked more often.
+const LOOK_LAST: Duration = Duration::from_millis(50);
+/// A mirror whose position does not move for this long is not running, or stands still. A round of copying another
+/// table of the slice may hold it up for some seconds.
+const STANDSTILL: Duration = Duration::from_secs(30);
+
+/// The copy could not be brought to a position.
+#[derive(Debug, thiserror::Error)]
+pub enum MeetError {
+    /// There is no stream in this direction, or it is not applying.
+    #[error("no mirror writes this side: {why}")]
+    NoStream {
+        /// What its row says.
+        why: String,
+    },
+    /// The position did not move.
+    #[error("the mirror has not come to position {wanted} of the authority: it stands at {applied} for {} s", waited.as_secs())]
+    Standstill {
+        /// Position that was waited for.
+        wanted: Lsn,
+        /// Position that the mirror has noted.
+        applied: Lsn,
+        /// For how long it did not move.
+        waited: Duration,
+    },
+    /// A database could not be asked.
+    #[error("{0}")]
+    Database(String),
+}
+
+impl MeetError {
+    /// The link is gone, so that another attempt needs other sessions.
+    #[must_use]
+    pub fn is_database(&self) -> bool {
+        matches!(self, Self::Database(_))
+    }
+}
+
+/// The meeting point of one slice's two sides. One is shared by all workers of a run.
+#[derive(Debug)]
+pub struct Meeting {
+    slice: String,
+    direction: Direction,
+    /// On the authority: sends markers.
+    authority: Session,
+    /// On the copy: reads the mirror's position.
+    copy: Session,
+    /// The last position that the mirror is known to have reached.
+    reached: Mutex<Lsn>,
+}
+
+impl Meeting {
+    /// `authority` and `copy` are sessions of its own, outside transactions.
+    ///
+    /// # Errors
+    /// [`MeetError::Database`].
+    pub async fn new(
+        slice: &str,
+        direction: Direction,
+        authority: Session,
+        copy: Session,
+    ) -> Result<Self, MeetError> {
+        // A marker says a position and nothing else, so no standby has to hold it.
+        let local = authority.batch_execute("SET synchronous_commit = local").await;
+        local.map_err(|error| MeetError::Database(chain_of(&error)))?;
+        Ok(Self { slice: slice.to_owned(), direction, authority, copy, reached: Mutex::new(Lsn::ZERO) })
+    }
+
+    /// Where the mirror is.
+    ///
+    /// # Errors
+    /// [`MeetError`].
+    pub async fn position(&self) -> Result<Position, MeetError> {
+        let found = streams::position(&self.copy, &self.slice, self.direction).await;
+        let found = found.map_err(|error| MeetError::Database(chain_of(&error)))?;
+        let none = || MeetError::NoStream { why: "it never ran".to_owned() };
+        let position = found.ok_or_else(none)?;
+        if position.state == "running" && position.mode == "APPLY" {
+            return Ok(position);
+        }
+        let why = format!("its stream is {}, mode {}", position.state, position.mode);
+        Err(MeetError::NoStream { why })
+    }
+
+    /// The authority's position now: everything that is committed there has an earlier one. The mirror is asked to
+    /// note when it has passed it.
+    ///
+    /// # Errors
+    /// [`MeetError::Database`].
+    pub async fn mark(&self) -> Result<Lsn, MeetError> {
+        let failed = |error: tokio_postgres::Error| MeetError::Database(chain_of(&error));
+        let row =
+            self.authority.query_one("SELECT pg_current_wal_insert_lsn()", &[]).await.map_err(failed)?;
+        let content = source::marker_content(&self.slice, "reconcile");
+        let sent = source::emit(&self.authority, MARKER_PREFIX, &content).await;
+        sent.map_err(|error| MeetError::Database(chain_of(&error)))?;
+        Ok(row.get::<_, PgLsn>(0).into())
+    }
+
+    /// Waits until the copy has everything that the authority had at `wanted`. A mirror that moves is waited for
+    /// without end.
+    ///
+    /// # Errors
+    /// [`MeetError`].
+    pub async fn wait(&self, wanted: Lsn) -> Result<(), MeetError> {
+        if *self.reached.lock().await >= wanted {
+            return Ok(());
+        }
+        let (mut pause, mut moved, mut last) = (LOOK_FIRST, Instant::now(), Lsn::ZERO);
+        loop {
+            let applied = self.position().await?.applied;
+            if applied >= wanted {
+                let mut reached = self.reached.lock().await;
+                *reached = applied.max(*reached);
+                return Ok(());
+            }
+            if applied > last {
+                (last, moved) = (applied, Instant::now());
+            }
+            let waited = moved.elapsed();
+            if waited >= STANDSTILL {
+                return Err(MeetError::Standstill { wanted, applied, waited });
+            }
+            tokio::time::sleep(pause).await;
+            pause = (pause * 2).min(LOOK_LAST);
+        }
+    }
+
+    /// Marks and waits: what is read from the copy afterwards includes everything that was committed on the authority
+    /// before this was called.
+    ///
+    /// # Errors
+    /// [`MeetError`].
+    pub async fn meet(&self) -> Result<Lsn, MeetError> {
+        let wanted = self.mark().await?;
+        self.wait(wanted).await?;
+        Ok(wanted)
+    }
+}
