@@ -15,6 +15,7 @@ mod mirror;
 pub mod mirror_progress;
 mod open;
 mod provision;
+mod reconcile;
 pub mod report;
 mod schema;
 mod status;
@@ -52,6 +53,7 @@ enum Verb {
     Provision(provision::Arguments),
     Mirror(mirror::Arguments),
     Status(status::Arguments),
+    Reconcile(reconcile::Arguments),
     Demo(demo::Arguments),
     Schema(schema::Arguments),
 }
@@ -83,6 +85,7 @@ impl Arguments {
                 Verb::Provision(arguments) => Box::pin(provision::run(ui, arguments)).await,
                 Verb::Mirror(arguments) => Box::pin(mirror::run(ui, arguments)).await,
                 Verb::Status(arguments) => Box::pin(status::run(ui, arguments)).await,
+                Verb::Reconcile(arguments) => Box::pin(reconcile::run(ui, arguments)).await,
                 Verb::Demo(arguments) => Box::pin(demo::run(ui, arguments)).await,
                 Verb::Schema(arguments) => schema::run(ui, arguments),
             }

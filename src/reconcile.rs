@@ -3,10 +3,22 @@
 //! only what is still unequal under a row lock is a [`finding`]. What all of it says is the [`verdict`]; what a
 //! verdict is still worth later, [`evidence`] says.
 
+pub mod chunks;
 pub mod digest;
 pub mod evidence;
 pub mod finding;
 pub mod form;
+pub mod hands;
 pub mod meet;
+pub mod progress;
+pub mod prove;
+pub mod reader;
+pub mod redact;
+pub mod run;
+pub mod scan;
 pub mod sides;
+pub mod statements;
+pub mod tables;
+pub mod throttle;
 pub mod verdict;
+pub mod walk;
