@@ -12,6 +12,22 @@ use crate::snapshot::{FullXid, Snapshot};
 /// Prefix of the logical messages that measure the way from a commit to its application.
 pub const HEARTBEAT_PREFIX: &str = "strangler.heartbeat";
 
+/// Prefix of the logical messages that ask the running mirror of a slice to make its position durable at once.
+/// Whoever waits for a position, such as a reconciliation, sends one with [`emit`].
+pub const MARKER_PREFIX: &str = "strangler.marker";
+
+/// Content of a marker for a slice; `word` is the sender's own and means nothing to the mirror.
+#[must_use]
+pub fn marker_content(slice: &str, word: &str) -> String {
+    format!("{slice}:{word}")
+}
+
+/// Whether a marker is for a slice. A slice's name holds no colon, so the first one ends it.
+#[must_use]
+pub fn marker_is_for(content: &[u8], slice: &str) -> bool {
+    content.strip_prefix(slice.as_bytes()).is_some_and(|rest| rest.first() == Some(&b':'))
+}
+
 /// A transaction id of the monolith that no later writer can be older than: takes one in a transaction of its own.
 /// Rounds wait until every transaction before it has ended. `pg_snapshot_xmax` would not do: it is only the latest
 /// completed id plus one, so that a running writer can already have it.
@@ -185,4 +201,20 @@ pub async fn oldest_transaction(source: &Client) -> Result<String, MirrorError> 
         None => "a prepared transaction, or one that has just ended".to_owned(),
     };
     Ok(format!("copying waits for older transactions of the monolith's cluster to end: {who}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_marker_is_for_the_slice_that_its_content_begins_with() {
+        let content = marker_content("orders", "run:7");
+        assert!(marker_is_for(content.as_bytes(), "orders"));
+        assert!(marker_is_for(b"orders:", "orders") && marker_is_for(b"orders:\xff", "orders"));
+        for other in ["order", "orders2", "", "orders:run"] {
+            assert!(!marker_is_for(content.as_bytes(), other), "{other}");
+        }
+        assert!(!marker_is_for(b"orders", "orders") && !marker_is_for(b"", "orders"));
+    }
 }
