@@ -20,7 +20,6 @@ pub mod report;
 mod schema;
 mod status;
 pub mod ui;
-pub mod words;
 
 use logging::{LogFormat, LogLevel};
 use report::{CliError, Exit};

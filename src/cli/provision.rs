@@ -6,11 +6,11 @@ use super::interrupt;
 use super::open::{self, Needs, Opened, PlanFile, Slices};
 use super::report::{CliError, Exit};
 use super::ui::Ui;
-use super::words;
 use crate::check;
 use crate::postgres::{ConnectError, Server, Session};
 use crate::problem::Problem;
 use crate::provision::{self, Databases, Design, Event, Login, Logins, ProvisionError};
+use crate::words;
 
 /// `pg_stat_activity.application_name` of its sessions.
 const APPLICATION: &str = "strangler provision";

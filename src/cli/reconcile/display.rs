@@ -6,8 +6,8 @@ use std::time::{Duration, Instant};
 use indicatif::{ProgressBar, ProgressStyle};
 
 use crate::cli::ui::Ui;
-use crate::cli::words;
 use crate::reconcile::progress::SliceProgress;
+use crate::words;
 
 /// Lines of a pipe are for logs: progress is worth one every so often.
 const LINE_EVERY: Duration = Duration::from_secs(10);

@@ -1,8 +1,8 @@
 //! A slice's status as text: a heading, then a line per fact, then what to type.
 
 use crate::cli::ui::{Ink, Paint};
-use crate::cli::words;
 use crate::status::{Lag, Phase, SliceStatus, TableStatus, Wal};
+use crate::words;
 
 /// Growth that takes longer than a month to meet its limit is nobody's worry today.
 const WORTH_SAYING_SECONDS: f64 = 30.0 * 86_400.0;
