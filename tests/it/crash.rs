@@ -14,12 +14,12 @@ use crate::support::writers::{Options, Workload};
 /// How long a mirror may take to reach a kill point.
 const REACH: Duration = Duration::from_secs(40);
 
-fn soak() -> bool {
+pub fn soak() -> bool {
     std::env::var_os("STRANGLER_SOAK").is_some()
 }
 
 /// 8 writers at a rate that leaves two cores some air.
-fn load() -> Options {
+pub fn load() -> Options {
     Options { per_second: Some(if soak() { 300 } else { 150 }), truncate: true, ..Options::default() }
 }
 
@@ -32,7 +32,7 @@ async fn start(settings: &[(&str, &str)]) -> (Bench, Workload) {
 
 /// Lets a mirror run under the writers until the kill point has ended it. `false` when it lived on, which it then
 /// does not any more.
-async fn killed_at(bench: &Bench, workload: &Workload, name: &str, arguments: &[&str]) -> bool {
+pub async fn killed_at(bench: &Bench, workload: &Workload, name: &str, arguments: &[&str]) -> bool {
     workload.busy().await;
     if name == "stopped-cleanly" {
         let mut mirror = bench.mirror(Some(name), &[]);
@@ -70,7 +70,7 @@ fn killed_while(bench: &Bench, name: &str, arguments: &[&str], in_flight: impl F
     }
 }
 
-async fn finish(bench: &Bench, workload: Workload, mirror: Mirror) {
+pub async fn finish(bench: &Bench, workload: Workload, mirror: Mirror) {
     let ledger = workload.stop().await;
     bench.caught_up().await;
     mirror.stop();

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::Duration;
 
-use strangler::cluster::{Cluster, LocalCluster};
+use strangler::cluster::{Binaries, Cluster, LocalCluster, Options};
 use tokio_postgres::{Client, Config};
 
 use super::cluster::{connect, create_database, launch_with};
@@ -34,12 +34,18 @@ pub struct Mirror {
 impl Bench {
     const MONOLITH: &'static str = "monolith";
 
+    /// Servers of the version that every test uses; the monolith's has these settings.
     pub async fn launch(settings: &[(&str, &str)]) -> Self {
-        let mut options = super::cluster::options();
-        for (name, value) in settings {
-            options = options.set(name, value);
-        }
-        let (monolith, services) = (launch_with(options), launch_with(super::cluster::options()));
+        let binaries = Binaries::find().unwrap_or_else(|error| panic!("{error}"));
+        Self::launch_on(&binaries, &binaries, settings).await
+    }
+
+    /// As [`Self::launch`], each side with an installation of its own.
+    pub async fn launch_on(monolith: &Binaries, services: &Binaries, settings: &[(&str, &str)]) -> Self {
+        let on =
+            |binaries: &Binaries| Options { binaries: Some(binaries.clone()), ..super::cluster::options() };
+        let options = settings.iter().fold(on(monolith), |options, (name, value)| options.set(name, value));
+        let (monolith, services) = (launch_with(options), launch_with(on(services)));
         create_database(&monolith, Self::MONOLITH).await;
         for service in ["left", "right"] {
             create_database(&services, service).await;
