@@ -11,11 +11,18 @@ use tokio_postgres::{Client, Config};
 
 use super::cluster::{connect, create_database, launch_with};
 use super::tables::{Side as TableSide, assert_same};
-use super::wait::{until, until_blocking};
+use super::wait::{LONG, Look, until_blocking, until_there};
 use super::writers::{Ledger, PLAN, Side, Table};
 
-/// Catching up takes seconds; a loaded machine with two cores can make a minute of it.
-const LONG: Duration = Duration::from_secs(120);
+/// Whether a service is past a position with everything done, and where it stands: applied, landed and built.
+const CAUGHT_UP_SQL: &str = "
+SELECT (SELECT bool_and(state = 'live') FROM strangler.mirror_table)
+   AND (SELECT bool_and(applied_lsn >= $1::text::pg_lsn) FROM strangler.stream)
+   AND NOT EXISTS (SELECT 1 FROM strangler.deferred WHERE done_at IS NULL),
+       concat_ws(' ', (SELECT string_agg(least(applied_lsn, $1::text::pg_lsn)::text, ',') FROM strangler.stream),
+         (SELECT count(*) FROM strangler.piece), (SELECT count(*) FROM strangler.part),
+         (SELECT string_agg(state, ',' ORDER BY source_table) FROM strangler.mirror_table),
+         (SELECT count(*) FROM strangler.deferred WHERE done_at IS NULL))";
 
 /// The clusters, the plan and the binary's environment.
 pub struct Bench {
@@ -120,17 +127,10 @@ impl Bench {
         let position: String = row.get(0);
         for service in ["left", "right"] {
             let target = self.target(service).await;
-            until(&format!("{service} is live and past {position}"), LONG, async || {
-                let row = target
-                    .query_one(
-                        "SELECT (SELECT bool_and(state = 'live') FROM strangler.mirror_table) \
-                             AND (SELECT bool_and(applied_lsn >= $1::text::pg_lsn) FROM strangler.stream) \
-                             AND NOT EXISTS (SELECT 1 FROM strangler.deferred WHERE done_at IS NULL)",
-                        &[&position],
-                    )
-                    .await
-                    .unwrap();
-                row.get::<_, Option<bool>>(0).unwrap_or(false).then_some(())
+            until_there(&format!("{service} is live and past {position}"), LONG, async || {
+                let row = target.query_one(CAUGHT_UP_SQL, &[&position]).await.unwrap();
+                let there = row.get::<_, Option<bool>>(0).unwrap_or(false);
+                if there { Look::There(()) } else { Look::At(row.get(1)) }
             })
             .await;
         }

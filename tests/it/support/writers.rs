@@ -20,7 +20,7 @@ use std::time::Duration;
 
 use tokio::sync::watch;
 use tokio::task::JoinSet;
-use tokio::time::{MissedTickBehavior, interval, timeout};
+use tokio::time::{MissedTickBehavior, interval};
 use tokio_postgres::Config;
 use tokio_util::sync::CancellationToken;
 
@@ -28,6 +28,7 @@ pub(crate) use book::{FindingKind, Ledger};
 pub(crate) use script::KINDS;
 pub(crate) use tables::{PLAN, Side, Table};
 
+use super::wait::{LONG, within};
 use book::Book;
 use script::Script;
 use session::Session;
@@ -111,9 +112,6 @@ struct Shared {
     file: Option<Mutex<File>>,
 }
 
-/// How long a writer may be without a server, and a test without an acknowledgement.
-const PATIENCE: Duration = Duration::from_secs(120);
-
 impl Ledger {
     /// Creates the tables in an empty database and fills them; nothing is running yet.
     pub(crate) async fn create(config: &Config, options: &Options) -> Self {
@@ -196,7 +194,7 @@ impl Workload {
         let mut acknowledged = self.shared.acknowledged.subscribe();
         let goal = *acknowledged.borrow_and_update() + more;
         while *acknowledged.borrow_and_update() < goal {
-            timeout(PATIENCE, acknowledged.changed()).await.expect("the writers make progress").unwrap();
+            within("the writers make progress", LONG, acknowledged.changed()).await.unwrap();
         }
     }
 
