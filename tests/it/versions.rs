@@ -50,7 +50,7 @@ async fn journey(monolith: &Binaries, service: &Binaries) {
 #[tokio::test(flavor = "multi_thread")]
 async fn nothing_is_lost_on_the_way_from_any_version_to_any_other() {
     let (installed, usual) = (Binaries::find_all().unwrap(), Binaries::find().unwrap());
-    for (monolith, service) in pairs(&installed, &usual, crate::crash::soak()) {
+    for (monolith, service) in pairs(&installed, &usual, crate::support::soak()) {
         // Not captured, so that a green run says what it went through.
         crate::support::say(&format!("the journey from {} to {}", monolith.version, service.version));
         journey(monolith, service).await;

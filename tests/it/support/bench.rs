@@ -4,13 +4,15 @@
 use std::fs::File;
 use std::path::PathBuf;
 use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::Arc;
 use std::time::Duration;
 
-use strangler::cluster::{Binaries, Cluster, LocalCluster, Options};
+use strangler::cluster::{Binaries, Cluster, LocalCluster, Options, StopMode};
 use tokio_postgres::{Client, Config};
 
 use super::cluster::{connect, create_database, launch_with};
 use super::tables::{Side as TableSide, assert_same};
+use super::toll::Toll;
 use super::wait::{LONG, Look, until_blocking, until_there};
 use super::writers::{Ledger, PLAN, Side, Table};
 
@@ -30,12 +32,15 @@ pub struct Bench {
     pub services: LocalCluster,
     folder: tempfile::TempDir,
     runs: std::cell::Cell<u32>,
+    /// What was done to the mirrors and servers of this bench.
+    pub toll: Arc<Toll>,
 }
 
 /// A mirror process.
 pub struct Mirror {
     child: Child,
     log: PathBuf,
+    toll: Arc<Toll>,
 }
 
 impl Bench {
@@ -59,7 +64,8 @@ impl Bench {
         }
         let folder = tempfile::tempdir().unwrap();
         std::fs::write(folder.path().join("plan.yaml"), PLAN).unwrap();
-        Self { monolith, services, folder, runs: std::cell::Cell::new(0) }
+        let (runs, toll) = (std::cell::Cell::new(0), Arc::default());
+        Self { monolith, services, folder, runs, toll }
     }
 
     /// Where the application writes.
@@ -109,7 +115,15 @@ impl Bench {
         }
         let file = File::create(&log).unwrap();
         let child = command.stdout(file.try_clone().unwrap()).stderr(file).spawn().unwrap();
-        Mirror { child, log }
+        Mirror { child, log, toll: Arc::clone(&self.toll) }
+    }
+
+    /// Crashes a server and starts it again.
+    pub fn restart(&mut self, monolith: bool) {
+        let server = if monolith { &mut self.monolith } else { &mut self.services };
+        server.stop(StopMode::Immediate).unwrap();
+        server.start().unwrap();
+        self.toll.restarts.up();
     }
 
     pub async fn source(&self) -> Client {
@@ -179,6 +193,9 @@ impl Mirror {
     }
 
     pub fn signal(&self, signal: rustix::process::Signal) {
+        if signal == rustix::process::Signal::STOP {
+            self.toll.freezes.up();
+        }
         let pid = rustix::process::Pid::from_child(&self.child);
         rustix::process::kill_process(pid, signal).unwrap();
     }
@@ -187,6 +204,7 @@ impl Mirror {
     pub fn kill(mut self) {
         self.child.kill().unwrap();
         self.child.wait().unwrap();
+        self.toll.kills.up();
     }
 
     /// Stops it in good order: interrupted, with nothing left half done.

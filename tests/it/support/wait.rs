@@ -66,7 +66,7 @@ impl Patience {
 }
 
 /// How many times longer than usual things take at the moment; at least 1.
-fn slowness() -> f64 {
+pub fn slowness() -> f64 {
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
     let running = std::fs::read_to_string("/proc/loadavg").ok().and_then(|text| running(&text));
     let start = Duration::from_micros(LAST_START_US.load(Ordering::Relaxed));
@@ -124,16 +124,17 @@ pub enum Look<T> {
     At(String),
 }
 
-/// Waits for something on its way to a goal that does not move, however long that takes, as long as it moves: the
-/// limit is for standing still.
+/// Waits for something on its way to a goal, as long as it moves: the limit is for standing still.
 ///
 /// # Panics
-/// With `what` and where it stands, when it has not moved for `limit`.
+/// With `what` and where it stands, when it has not moved for `limit`, or never arrives.
 pub async fn until_there<T, F>(what: &str, limit: Duration, mut look: impl FnMut() -> F) -> T
 where
     F: Future<Output = Look<T>>,
 {
-    let mut patience = Patience::new(limit);
+    /// In limits. Whoever moves for so long runs after something that runs away.
+    const ALL_THE_WAY: u32 = 10;
+    let (mut patience, mut whole) = (Patience::new(limit), Patience::new(limit * ALL_THE_WAY));
     let mut place = String::new();
     loop {
         match look().await {
@@ -145,6 +146,7 @@ where
             Look::At(_) => {}
         }
         assert!(!patience.is_over(), "nothing moved for {limit:?}: {what}; it stands at {place}");
+        assert!(!whole.is_over(), "always on the way and never there: {what}; it is at {place}");
         tokio::time::sleep(POLL).await;
     }
 }

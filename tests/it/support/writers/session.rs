@@ -8,8 +8,8 @@ use futures_util::SinkExt;
 use tokio_postgres::error::SqlState;
 use tokio_postgres::{Client, Config, NoTls, SimpleQueryMessage};
 
-use super::script::{Script, Step};
 use super::Shared;
+use super::script::{Script, Step};
 use crate::support::wait::{LONG, Patience};
 
 /// Between two attempts to connect.
