@@ -34,5 +34,6 @@ mod runbooks;
 mod runs;
 mod sessions;
 mod status;
+mod upgrade;
 mod walkthrough;
 mod writers;
