@@ -19,6 +19,7 @@ mod identities;
 mod inheritance;
 mod leftovers;
 mod logins;
+mod older_tables;
 mod predict;
 mod reach;
 mod read_rights;
@@ -68,6 +69,7 @@ const RULES: &[Rule] = &[
     extensions::rule,
     targets::rule,
     leftovers::rule,
+    older_tables::rule,
 ];
 
 /// What check says: a documented contract in its JSON form.

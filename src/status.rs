@@ -11,10 +11,12 @@ use crate::lsn::Lsn;
 pub mod facts;
 pub mod gather;
 pub mod judge;
+pub mod proof;
 pub mod read;
 
 pub use facts::{Side, SliceFacts, WalReading};
 pub use judge::judge;
+pub use proof::{Proof, VerdictStatus};
 
 /// Where one slice stands. Serialised as `status --format json` shows it (docs/json-output.md).
 #[derive(Debug, Clone, PartialEq, Serialize)]
@@ -45,6 +47,10 @@ pub struct SliceStatus {
     pub tables: Vec<TableStatus>,
     /// Indexes and constraints that wait for the data.
     pub deferred: Vec<String>,
+    /// Whether both sides are proven equal. Absent where the ledger can't be read or is not there yet.
+    pub proof: Option<Proof>,
+    /// Databases in which our own tables are of an earlier version, `monolith` or the service's name.
+    pub outdated: Vec<String>,
     /// Databases that could not be read.
     pub unreachable: Vec<Unreachable>,
     /// What a human must look at.

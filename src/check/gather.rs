@@ -7,7 +7,7 @@ use tokio::time::Instant;
 use tokio_postgres::{Client, Error};
 
 use super::facts::{APPLY_ROLE, Database, Facts, Link, LinkFailure, LinkName, LinkRole, Role, Server, Slot};
-use crate::journal::{JournalError, whereabouts};
+use crate::journal::{JournalError, migrate, whereabouts};
 use crate::lsn::Lsn;
 use crate::mapping::{Mappings, compile, expand};
 use crate::name::TableName;
@@ -124,6 +124,10 @@ async fn look(links: &Links, roles: &[String]) -> Database {
     }
     match whereabouts::read(client).await {
         Ok(found) => database.whereabouts = Some(found),
+        Err(error) => database.unread.push(LinkFailure::new(&error).words),
+    }
+    match migrate::form(client).await {
+        Ok(form) => database.form = form,
         Err(error) => database.unread.push(LinkFailure::new(&error).words),
     }
     match read_server(client, sample).await {

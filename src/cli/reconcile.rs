@@ -9,12 +9,13 @@ use tokio_util::sync::CancellationToken;
 use super::interrupt::Interrupts;
 use super::open::{self, Needs, Opened, PlanFile, Slices};
 use super::report::{CliError, Exit};
-use super::ui::Ui;
+use super::ui::{Paint, Ui};
 use crate::journal::ledger::Author;
 use crate::lsn::Lsn;
 use crate::mapping::Mappings;
 use crate::name::TableName;
 use crate::reconcile::progress::Board;
+use crate::reconcile::report::{html, json, junit, markdown, text};
 use crate::reconcile::run::{self, Done, Look, Options, RunError, SliceJob};
 use crate::reconcile::verdict::{Outcome, Verdict};
 use crate::status::judge::shell_word;
@@ -82,6 +83,12 @@ enum Form {
     Text,
     /// For a program; the fields are documented in docs/json-output.md
     Json,
+    /// For a CI system that shows test reports: a test case for each table
+    Junit,
+    /// One file for a browser
+    Html,
+    /// For a comment on a pull request
+    Markdown,
 }
 
 /// From where on rows are looked at.
@@ -227,7 +234,8 @@ fn report(ui: &mut Ui, arguments: &Arguments, opened: &Opened, ended: Ended) -> 
         }
     }
     if !verdicts.is_empty() {
-        let page = page(arguments.format, &verdicts);
+        let paint = if arguments.output.is_some() { Paint::Plain } else { ui.data_paint() };
+        let page = page(arguments.format, &verdicts, paint);
         match &arguments.output {
             Some(file) => std::fs::write(file, page)?,
             None => ui.data(&page)?,
@@ -245,8 +253,12 @@ fn report(ui: &mut Ui, arguments: &Arguments, opened: &Opened, ended: Ended) -> 
     Err(CliError::Reconcile { plan: shell_word(&opened.path), ends: failed })
 }
 
-fn page(form: Form, verdicts: &[Verdict]) -> String {
+fn page(form: Form, verdicts: &[Verdict], paint: Paint) -> String {
     match form {
-        Form::Text | Form::Json => serde_json::to_string_pretty(verdicts).unwrap_or_default() + "\n",
+        Form::Text => text::page(verdicts, paint),
+        Form::Json => json::page(verdicts),
+        Form::Junit => junit::page(verdicts),
+        Form::Html => html::page(verdicts),
+        Form::Markdown => markdown::page(verdicts),
     }
 }

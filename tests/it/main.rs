@@ -36,5 +36,6 @@ mod runs;
 mod sessions;
 mod status;
 mod versions;
+mod upgrade;
 mod walkthrough;
 mod writers;
