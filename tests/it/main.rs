@@ -35,7 +35,7 @@ mod runbooks;
 mod runs;
 mod sessions;
 mod status;
-mod versions;
 mod upgrade;
+mod versions;
 mod walkthrough;
 mod writers;

@@ -1,9 +1,9 @@
 //! The last verdict and what it still proves, as text.
 
 use crate::cli::ui::{Ink, Paint};
-use crate::cli::words;
 use crate::reconcile::verdict::{Coverage, Outcome};
 use crate::status::{Phase, SliceStatus, VerdictStatus};
+use crate::words;
 
 /// The lines: what each is about, and its words. None before there is anything to compare.
 pub(super) fn lines(status: &SliceStatus, paint: Paint) -> Vec<(&'static str, String)> {
