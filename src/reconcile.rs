@@ -14,6 +14,7 @@ pub mod progress;
 pub mod prove;
 pub mod reader;
 pub mod redact;
+pub mod repair;
 pub mod report;
 pub mod run;
 pub mod scan;

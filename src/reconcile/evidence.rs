@@ -177,6 +177,8 @@ pub struct LastVerdict {
     pub epoch: i64,
     /// Position on the authority that everything compared had reached.
     pub lsn: Lsn,
+    /// Position on the authority before anything was compared.
+    pub from_lsn: Lsn,
     /// Hash of the slice's mapping.
     pub plan_hash: String,
     /// Findings by kind.
@@ -214,6 +216,7 @@ struct Body {
     full: bool,
     strict: bool,
     authority: String,
+    from_lsn: Lsn,
     counts: Counts,
     ground: Ground,
     compared: usize,
@@ -242,6 +245,7 @@ fn from_row(row: VerdictRow) -> Result<LastVerdict, JournalError> {
         begun_ago: duration(row.begun_ago_s),
         epoch: row.epoch.unwrap_or(0),
         lsn: row.lsn.unwrap_or_default(),
+        from_lsn: body.from_lsn,
         plan_hash: row.plan_hash.unwrap_or_default(),
         counts: body.counts,
         compared: body.compared,

@@ -186,6 +186,7 @@ pub async fn run(
         options,
         sides: &begun.sides,
         run: &begun.run,
+        since: begun.since,
         journal: &begun.journal,
         redactor: Arc::new(Redactor::new()),
         board,
@@ -236,7 +237,8 @@ struct Begun {
     journal: Mutex<Session>,
     /// Writes the ledger's head into the monolith's journal, when that can be reached.
     anchor: Option<Session>,
-    /// The head could not be anchored before the run.
+    /// Only rows that the stream touched after this position.
+    since: Option<Lsn>,
     begun_at: Instant,
 }
 
@@ -253,6 +255,7 @@ impl Begun {
         check_whereabouts(job, &monolith, &service).await?;
         let ground = ground(job, &monolith, &service).await?;
         let authority = authority(slice, &monolith, &service).await?;
+        let since = since(slice, &service, &ground, options.look).await?;
         if let Lock::Held(holder) = runs::lock(&service, slice).await? {
             return Err(RunError::Held { slice: slice.clone(), holder: holder.map(Box::new) });
         }
@@ -276,7 +279,7 @@ impl Begun {
             monolith_apply: job.monolith_apply.clone(),
             service_apply: job.service_apply.clone(),
         };
-        Ok(Self { sides, run, monolith, journal: Mutex::new(service), anchor, begun_at })
+        Ok(Self { sides, run, monolith, journal: Mutex::new(service), anchor, since, begun_at })
     }
 
     /// Gives signs of life; returns only when another process has taken the run over.
@@ -299,7 +302,7 @@ impl Begun {
 
     async fn conclude(self, job: &SliceJob, options: &Options, worked: Worked) -> Result<Done, RunError> {
         let slice = &job.mapping.slice;
-        let Worked { tables, listed, keys, reasons, lsn } = worked;
+        let Worked { tables, listed, keys, reasons, lsn, from } = worked;
         let outcomes = tables.iter().map(|table: &TableVerdict| table.outcome);
         let whole = if reasons.is_empty() { None } else { Some(Outcome::Incomplete) };
         let mut verdict = Verdict {
@@ -313,6 +316,7 @@ impl Begun {
             epoch: self.run.ground.epoch,
             authority: Sides::word(self.sides.authority),
             lsn,
+            from_lsn: from.unwrap_or(lsn),
             started_at: self.run.started_at.clone(),
             finished_at: String::new(),
             tables,
@@ -395,6 +399,21 @@ async fn ground(job: &SliceJob, monolith: &Session, service: &Session) -> Result
 fn missing(error: JournalError, not_provisioned: impl Fn() -> RunError) -> RunError {
     let code = error.database_error().and_then(crate::postgres::sqlstate::code);
     if matches!(code, Some("42P01" | "3F000")) { not_provisioned() } else { error.into() }
+}
+
+/// From where on the stream's rows are looked at, when that is what is asked for.
+async fn since(slice: &str, service: &Session, ground: &Ground, look: Look) -> Result<Option<Lsn>, RunError> {
+    match look {
+        Look::Full | Look::Sample(_) => Ok(None),
+        Look::ChangedSince(Some(lsn)) => Ok(Some(lsn)),
+        Look::ChangedSince(None) => {
+            let found = evidence::evidence(service, slice).await?;
+            let clean =
+                found.last_full.as_ref().filter(|_| found.lacks(Some(ground), Duration::MAX).is_empty());
+            let lsn = clean.map(|verdict| Some(verdict.from_lsn));
+            lsn.ok_or_else(|| RunError::NothingToLookBackTo { slice: slice.to_owned() })
+        }
+    }
 }
 
 async fn authority(slice: &str, monolith: &Session, service: &Session) -> Result<Side, RunError> {

@@ -16,7 +16,6 @@ use super::meet::{MeetError, Meeting};
 use super::progress::Board;
 use super::prove::{Proof, ProveError, Prover};
 use super::reader::{ReadError, Reader, Sums};
-use super::sides::Sides;
 use super::statements::{Buckets, KeyRange};
 use super::throttle::Throttle;
 use super::walk::Walk;
@@ -29,6 +28,8 @@ use crate::postgres::connect::Session;
 const BUCKETS: u32 = 64;
 /// Rows whose keys and hashes are held at once, on each side. A key with its hash is about a hundred bytes.
 const ROWS_HELD: i64 = 50_000;
+/// Keys that are looked at without a scan before progress is shown.
+const KEYS_AT_ONCE: usize = 10_000;
 /// Keys of findings that one chunk may note for a resumed run; with more it is compared again.
 const KEYS_NOTED: usize = 1_000;
 
@@ -63,8 +64,6 @@ pub enum ScanError {
 pub struct Scan<'a> {
     /// Slice.
     pub slice: &'a str,
-    /// Its sides.
-    pub sides: &'a Sides,
     /// Their meeting point.
     pub meeting: &'a Meeting,
     /// Proves what differs.
@@ -101,16 +100,20 @@ pub struct Compared {
     pub rows_copy: u64,
     /// What was proven, and what could not be.
     pub proof: Proof,
-    /// The last position that something was compared at.
-    pub lsn: Lsn,
+    /// The first position that something was compared at: what the stream brought later was not all looked at.
+    pub from: Option<Lsn>,
 }
 
 impl Compared {
     fn add(&mut self, other: Self) {
         self.rows_authority += other.rows_authority;
         self.rows_copy += other.rows_copy;
-        self.lsn = self.lsn.max(other.lsn);
+        self.compared_at(other.from);
         self.take(other.proof);
+    }
+
+    fn compared_at(&mut self, lsn: Option<Lsn>) {
+        self.from = self.from.into_iter().chain(lsn).min();
     }
 
     fn take(&mut self, proof: Proof) {
@@ -178,7 +181,7 @@ impl Scan<'_> {
         for chunk in settled {
             into.rows_authority += unsigned(chunk.rows_authority);
             into.rows_copy += unsigned(chunk.rows_copy);
-            into.lsn = into.lsn.max(chunk.lsn);
+            into.compared_at(Some(chunk.lsn));
             let noted: Vec<Vec<String>> = serde_json::from_str(&chunk.findings).map_err(|error| {
                 JournalError::Unreadable { what: "reconcile_chunk.findings", found: error.to_string() }
             })?;
@@ -201,6 +204,33 @@ impl Scan<'_> {
         // Only who holds the prover takes from the room.
         self.list.store(room.saturating_sub(proof.listed.len()), Ordering::Relaxed);
         Ok(proof)
+    }
+
+    /// Looks at these rows of a table, and at no others.
+    ///
+    /// # Errors
+    /// [`ScanError`].
+    pub async fn keys(
+        &self,
+        form: &TableForm,
+        keys: Vec<RawKey>,
+        into: &mut Compared,
+    ) -> Result<(), ScanError> {
+        let lsn = self.meeting.meet().await?;
+        into.compared_at(Some(lsn));
+        let name = form.mapping.source.to_string();
+        for some in keys.chunks(KEYS_AT_ONCE) {
+            if self.stop.is_cancelled() {
+                return Err(ScanError::Stopped);
+            }
+            self.throttle.wait(self.slice, self.board, self.stop).await.map_err(ScanError::Load)?;
+            into.take(self.prove(form, some.to_vec()).await?);
+            let rows = u64::try_from(some.len()).unwrap_or(u64::MAX);
+            into.rows_authority += rows;
+            into.rows_copy += rows;
+            self.board.table(self.slice, &name, |shown| shown.rows += rows);
+        }
+        Ok(())
     }
 
     async fn ranges(
@@ -253,7 +283,7 @@ impl Scan<'_> {
             }
             Err(error) => return Err(error.into()),
         };
-        let mut compared = Compared { lsn, ..Compared::default() };
+        let mut compared = Compared { from: Some(lsn), ..Compared::default() };
         for (part, (left, right)) in chunk.parts.iter().zip(left.iter().zip(&right)) {
             compared.rows_authority += unsigned(left.rows);
             compared.rows_copy += unsigned(right.rows);
@@ -278,7 +308,7 @@ impl Scan<'_> {
         }
         self.throttle.wait(self.slice, self.board, self.stop).await.map_err(ScanError::Load)?;
         let lsn = self.meeting.meet().await?;
-        let mut compared = Compared { lsn, ..Compared::default() };
+        let mut compared = Compared { from: Some(lsn), ..Compared::default() };
         let everything = KeyRange::default();
         let (left, right) = self.narrow(form, &[], pair, (&everything, of), &mut compared).await?;
         (compared.rows_authority, compared.rows_copy) = (left, right);
@@ -349,7 +379,7 @@ impl Scan<'_> {
             number,
             lo: range.lo,
             hi: range.hi,
-            lsn: compared.lsn,
+            lsn: compared.from.unwrap_or_default(),
             rows_authority: i64::try_from(compared.rows_authority).unwrap_or(i64::MAX),
             rows_copy: i64::try_from(compared.rows_copy).unwrap_or(i64::MAX),
             findings: serde_json::to_string(&texts).unwrap_or_default(),

@@ -18,8 +18,9 @@ use super::sides::Sides;
 use super::verdict::{Coverage, Outcome, TableVerdict};
 use super::walk::{self, KeyFacts};
 use crate::cdc::mirror::chain_of;
-use crate::journal::process;
 use crate::journal::runs::Run;
+use crate::journal::touched::{self, Touched};
+use crate::journal::{JournalError, process};
 use crate::lsn::Lsn;
 use crate::mapping::TableMapping;
 use crate::name::TableName;
@@ -41,6 +42,8 @@ pub struct Tables<'a> {
     pub sides: &'a Sides,
     /// The run.
     pub run: &'a Run,
+    /// Only rows that the stream touched after this position.
+    pub since: Option<Lsn>,
     /// On the service: our own tables.
     pub journal: &'a Mutex<Session>,
     /// Hides values of classified columns.
@@ -64,6 +67,8 @@ pub struct Worked {
     pub reasons: Vec<String>,
     /// Position on the authority that everything compared had reached.
     pub lsn: Lsn,
+    /// Position on the authority before anything was compared.
+    pub from: Option<Lsn>,
 }
 
 /// A table with the form that it is compared in and what the sides say of its key.
@@ -184,9 +189,11 @@ impl Tables<'_> {
     ) -> Result<TableVerdict, RunError> {
         let begun = Instant::now();
         let mut compared = Compared::default();
+        let blank = self.blank(&table.form.mapping);
+        let mut coverage = blank.coverage;
         let mut reasons: Vec<String> = self.obstacle(table).into_iter().collect();
         if reasons.is_empty() {
-            match self.compare(table, hands, list, &mut compared).await {
+            match self.compare(table, hands, list, (&mut compared, &mut coverage)).await {
                 Ok(()) => {}
                 Err(TableError::Scan(ScanError::Stopped)) => {
                     return Err(RunError::Stopped { slice: self.slice().to_owned() });
@@ -201,7 +208,8 @@ impl Tables<'_> {
                 }
             }
         }
-        let Compared { rows_authority, rows_copy, proof, .. } = compared;
+        let Compared { rows_authority, rows_copy, proof, from } = compared;
+        worked.from = worked.from.into_iter().chain(from).min();
         reasons.extend(proof.unsettled);
         let found: u64 = proof.counts.values().sum();
         let parts = [
@@ -218,8 +226,19 @@ impl Tables<'_> {
             duration: begun.elapsed(),
             findings: proof.counts,
             reasons,
-            ..self.blank(&table.form.mapping)
+            coverage,
+            ..blank
         })
+    }
+
+    /// The keys that the stream touched; `None` when they are not all known, so that the whole table must be compared.
+    async fn touched(&self, table: &TableMapping, since: Lsn) -> Result<Option<Vec<RawKey>>, JournalError> {
+        let journal = self.journal.lock().await;
+        let found = touched::since(&journal, self.slice(), &table.source.to_string(), since).await?;
+        match found {
+            Touched::Keys(keys) => Ok(Some(keys.into_iter().map(RawKey).collect())),
+            Touched::All | Touched::Forgotten { .. } => Ok(None),
+        }
     }
 
     async fn compare(
@@ -227,14 +246,13 @@ impl Tables<'_> {
         table: &Prepared,
         hands: &mut Option<Hands>,
         list: &AtomicUsize,
-        compared: &mut Compared,
+        (compared, coverage): (&mut Compared, &mut Coverage),
     ) -> Result<(), TableError> {
         let form = &table.form;
         let ready = self.hands(hands).await?;
         let Hands { pairs, border, meeting, prover, throttle } = ready;
         let scan = Scan {
             slice: self.slice(),
-            sides: self.sides,
             meeting,
             prover,
             journal: self.journal,
@@ -244,6 +262,12 @@ impl Tables<'_> {
             board: self.board,
             stop: self.stop,
         };
+        if let Some(since) = self.since
+            && let Some(keys) = self.touched(&form.mapping, since).await.map_err(ScanError::Journal)?
+        {
+            *coverage = Coverage::ChangedSince { lsn: since };
+            return Ok(scan.keys(form, keys, compared).await?);
+        }
         let walk = walk::choose(form, &table.authority, &table.copy);
         scan.table(form, &walk, pairs, border, compared).await?;
         if !table.copy.not_null
@@ -299,9 +323,9 @@ impl Tables<'_> {
             target_table: table.target.clone(),
             outcome: Outcome::Clean,
             coverage: match self.options.look {
-                Look::Full => Coverage::Full,
+                // Of which rows the stream touched some are known, or all are compared.
+                Look::Full | Look::ChangedSince(_) => Coverage::Full,
                 Look::Sample(percent) => Coverage::Sample { percent },
-                Look::ChangedSince(lsn) => Coverage::ChangedSince { lsn: lsn.unwrap_or_default() },
             },
             rows_authority: 0,
             rows_copy: 0,

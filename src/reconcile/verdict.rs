@@ -122,6 +122,9 @@ pub struct Verdict {
     pub authority: &'static str,
     /// Position on the authority that everything compared had reached at the end.
     pub lsn: Lsn,
+    /// Position on the authority before anything was compared: rows that the stream brought later were not all looked
+    /// at.
+    pub from_lsn: Lsn,
     /// When the run began and ended, by the service's clock, as RFC 3339.
     pub started_at: String,
     /// See `started_at`.

@@ -189,6 +189,7 @@ mod tests {
             begun_ago: Duration::from_secs(120),
             epoch: 1,
             lsn: Lsn(1000),
+            from_lsn: Lsn(900),
             plan_hash: "hash".to_owned(),
             counts: differs.then_some((FindingKind::Missing, 3)).into_iter().collect(),
             compared: 2,

@@ -97,6 +97,7 @@ fn clean(scenario: &Scenario, run: &ReconcileRun, tables: &[&str]) -> Verdict {
         epoch: 1,
         authority: "monolith",
         lsn: "0/1000".parse().unwrap(),
+        from_lsn: "0/FFF".parse().unwrap(),
         started_at: run.started_at.clone(),
         finished_at: String::new(),
         tables: tables.iter().map(table).collect(),

@@ -41,6 +41,7 @@ fn verdict(entry: i64, outcome: Outcome, full: bool) -> LastVerdict {
         begun_ago: Duration::from_secs(120),
         epoch: 3,
         lsn: Lsn(1000),
+        from_lsn: Lsn(900),
         plan_hash: "hash".to_owned(),
         counts: Counts::new(),
         compared: 2,

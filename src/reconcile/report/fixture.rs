@@ -41,6 +41,7 @@ fn verdict(slice: &str, service: &str, outcome: Outcome, tables: Vec<TableVerdic
         epoch: 3,
         authority: "monolith",
         lsn: Lsn(0x16_B374_D848),
+        from_lsn: Lsn(0x16_B374_0000),
         started_at: "2026-11-29T08:00:00.000000Z".to_owned(),
         finished_at: "2026-11-29T08:00:04.215000Z".to_owned(),
         tables,
