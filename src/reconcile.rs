@@ -7,4 +7,5 @@ pub mod digest;
 pub mod evidence;
 pub mod finding;
 pub mod report;
+pub mod schedule;
 pub mod verdict;
