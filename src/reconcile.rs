@@ -6,6 +6,7 @@
 pub mod digest;
 pub mod evidence;
 pub mod finding;
+pub mod metrics;
 pub mod report;
 pub mod schedule;
 pub mod verdict;
