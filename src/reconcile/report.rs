@@ -14,7 +14,7 @@
 mod diff;
 mod facts;
 #[cfg(test)]
-mod fixture;
+pub(in crate::reconcile) mod fixture;
 pub mod html;
 pub mod json;
 pub mod junit;
