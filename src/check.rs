@@ -26,6 +26,7 @@ mod older_tables;
 mod predict;
 mod reach;
 mod read_rights;
+mod reference_rights;
 mod schema_rights;
 mod sequences;
 mod server_limits;
@@ -65,6 +66,7 @@ const RULES: &[Rule] = &[
     lock_rights::rule,
     copy_rights::rule,
     mark_rights::rule,
+    reference_rights::rule,
     logins::rule,
     application_roles::rule,
     cut_keys::rule,
