@@ -7,6 +7,7 @@ mod admin_rights;
 mod application_roles;
 mod apply_rights;
 mod columns;
+mod copy_rights;
 mod cut_keys;
 mod dependents;
 mod encodings;
@@ -18,11 +19,14 @@ mod gather;
 mod identities;
 mod inheritance;
 mod leftovers;
+mod lock_rights;
 mod logins;
+mod mark_rights;
 mod older_tables;
 mod predict;
 mod reach;
 mod read_rights;
+mod reference_rights;
 mod schema_rights;
 mod sequences;
 mod server_limits;
@@ -59,6 +63,10 @@ const RULES: &[Rule] = &[
     admin_rights::rule,
     schema_rights::rule,
     apply_rights::rule,
+    lock_rights::rule,
+    copy_rights::rule,
+    mark_rights::rule,
+    reference_rights::rule,
     logins::rule,
     application_roles::rule,
     cut_keys::rule,

@@ -31,6 +31,7 @@ mod refusals;
 mod regression;
 mod replication;
 mod retail;
+mod rights;
 mod runbooks;
 mod runs;
 mod sessions;
