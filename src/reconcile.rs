@@ -3,6 +3,7 @@
 //! only what is still unequal under a row lock is a [`finding`]. What all of it says is the [`verdict`]; what a
 //! verdict is still worth later, [`evidence`] says.
 
+pub mod barrier;
 pub mod chunks;
 pub mod digest;
 pub mod evidence;

@@ -10,21 +10,22 @@ use super::interrupt::Interrupts;
 use super::open::{self, Needs, Opened, PlanFile, Slices};
 use super::report::{CliError, Exit};
 use super::ui::{Paint, Ui};
+use crate::clock::{Clock, SystemClock};
 use crate::journal::ledger::Author;
 use crate::lsn::Lsn;
 use crate::mapping::Mappings;
 use crate::name::TableName;
-use crate::reconcile::progress::Board;
 use crate::reconcile::report::{html, json, junit, markdown, text};
-use crate::reconcile::run::{self, Done, Look, Options, RunError, SliceJob};
-use crate::reconcile::verdict::{Outcome, Verdict};
+use crate::reconcile::run::{Look, Options, SliceJob};
+use crate::reconcile::schedule::{self, Schedule};
+use crate::reconcile::verdict::Verdict;
 use crate::status::judge::shell_word;
-use display::Display;
+use pass::Pass;
 
 mod display;
+mod pass;
+mod scheduled;
 
-/// How often progress is shown.
-const SHOW_EVERY: Duration = Duration::from_millis(250);
 /// A run is gone on with for this long after it began: a verdict is as old as the first rows that were compared.
 const RESUME_WITHIN: Duration = Duration::from_secs(24 * 60 * 60);
 
@@ -67,6 +68,25 @@ pub(super) struct Arguments {
     /// Write the report to this file instead of stdout
     #[arg(long, value_name = "FILE")]
     output: Option<PathBuf>,
+    /// Have the running mirror repair what differs on the copy, and look at it again
+    #[arg(long, conflicts_with_all = ["every", "cron"])]
+    repair: bool,
+    /// With --repair: only say what would be repaired
+    #[arg(long, requires = "repair")]
+    dry_run: bool,
+    /// Compare again and again, with this period, such as 15m; until Ctrl-C
+    #[arg(long, value_name = "PERIOD", help_heading = "Schedule", conflicts_with = "cron")]
+    every: Option<String>,
+    /// Compare at the times of a cron expression of five fields, in UTC; until Ctrl-C
+    #[arg(long, value_name = "EXPRESSION", help_heading = "Schedule")]
+    cron: Option<String>,
+    /// The most by which a run begins later than its time, so that not all begin at once [default: a tenth of the
+    /// period, at most 60s]
+    #[arg(long, value_name = "PERIOD", help_heading = "Schedule")]
+    jitter: Option<String>,
+    /// Serve metrics for Prometheus at this address, such as 127.0.0.1:9187, under /metrics
+    #[arg(long, value_name = "ADDRESS", help_heading = "Schedule")]
+    metrics_listen: Option<std::net::SocketAddr>,
     /// Chunks that are compared at a time
     #[arg(long, value_name = "NUMBER", default_value_t = 2, value_parser = clap::value_parser!(u8).range(1..=32))]
     parallel: u8,
@@ -98,6 +118,19 @@ enum Since {
     Position(Lsn),
 }
 
+impl Arguments {
+    /// When to compare again, if at all.
+    fn schedule(&self) -> Result<Option<Schedule>, CliError> {
+        let jitter = self.jitter.as_deref().map(schedule::period).transpose()?;
+        let (seed, now_us) = (fastrand::u64(..), SystemClock.now_us());
+        Ok(match (&self.every, &self.cron) {
+            (Some(period), _) => Some(Schedule::every(period, jitter, seed, now_us)?),
+            (None, Some(expression)) => Some(Schedule::cron(expression, jitter, seed, now_us)?),
+            (None, None) => None,
+        })
+    }
+}
+
 fn percent(text: &str) -> Result<f64, String> {
     let number = text.strip_suffix('%').unwrap_or(text).trim();
     match number.parse::<f64>() {
@@ -117,13 +150,17 @@ fn since(text: &str) -> Result<Since, String> {
 
 pub(super) async fn run(ui: &mut Ui, arguments: &Arguments) -> Result<Exit, CliError> {
     let opened = open::open(ui, &arguments.plan, &arguments.slices.slices, Needs::All)?;
+    let mut interrupts = Interrupts::listen().map_err(CliError::Start)?;
+    let stop = CancellationToken::new();
+    if let Some(schedule) = arguments.schedule()? {
+        return Box::pin(scheduled::run(ui, arguments, &opened, schedule, &mut interrupts, &stop)).await;
+    }
     let mappings = opened.mappings(ui).await?;
     let options = options(arguments, &opened, &mappings)?;
     let jobs = jobs(&opened, mappings, &options);
-    let mut interrupts = Interrupts::listen().map_err(CliError::Start)?;
-    let stop = CancellationToken::new();
-    let ended = every_slice(ui, &jobs, &options, &mut interrupts, &stop).await;
-    report(ui, arguments, &opened, ended)
+    let pass = Pass { arguments, options: &options, plan: shell_word(&opened.path) };
+    let ended = pass.compare(ui, &jobs, &mut interrupts, &stop).await;
+    pass.finish(ui, &jobs, ended, &stop).await
 }
 
 /// The tables that were asked for, which must be in the plan.
@@ -187,70 +224,6 @@ fn jobs(opened: &Opened, mappings: Mappings, options: &Options) -> Vec<SliceJob>
         }
     }
     jobs
-}
-
-/// How each slice ended, in the plan's order; those after an interruption are not there.
-type Ended = Vec<(String, Result<Done, RunError>)>;
-
-/// Compares the slices one after the other.
-async fn every_slice(
-    ui: &mut Ui,
-    jobs: &[SliceJob],
-    options: &Options,
-    interrupts: &mut Interrupts,
-    stop: &CancellationToken,
-) -> Ended {
-    let names: Vec<String> = jobs.iter().map(|job| job.mapping.slice.clone()).collect();
-    let (board, progress) = Board::new(&names);
-    let mut display = Display::new();
-    let mut ended = Vec::new();
-    for job in jobs {
-        let mut running = Box::pin(run::run(job, options, &board, stop));
-        let mut ticks = tokio::time::interval(SHOW_EVERY);
-        let outcome = loop {
-            tokio::select! {
-                outcome = &mut running => break outcome,
-                () = interrupts.next() => stop.cancel(),
-                _ = ticks.tick() => display.show(ui, &progress.borrow()),
-            }
-        };
-        let stopped = matches!(outcome, Err(RunError::Stopped { .. }));
-        ended.push((job.mapping.slice.clone(), outcome));
-        if stopped {
-            break;
-        }
-    }
-    display.finish();
-    ended
-}
-
-fn report(ui: &mut Ui, arguments: &Arguments, opened: &Opened, ended: Ended) -> Result<Exit, CliError> {
-    let mut verdicts: Vec<Verdict> = Vec::new();
-    let mut failed = Vec::new();
-    for (slice, outcome) in ended {
-        match outcome {
-            Ok(done) => verdicts.push(done.verdict),
-            Err(error) => failed.push((slice, error)),
-        }
-    }
-    if !verdicts.is_empty() {
-        let paint = if arguments.output.is_some() { Paint::Plain } else { ui.data_paint() };
-        let page = page(arguments.format, &verdicts, paint);
-        match &arguments.output {
-            Some(file) => std::fs::write(file, page)?,
-            None => ui.data(&page)?,
-        }
-    }
-    let outcome = Outcome::of(verdicts.iter().map(|verdict| verdict.outcome));
-    let exit = match outcome {
-        Outcome::Clean => Exit::Clean,
-        Outcome::Differs => Exit::Problems,
-        Outcome::Incomplete => Exit::Incomplete,
-    };
-    if failed.is_empty() {
-        return Ok(exit);
-    }
-    Err(CliError::Reconcile { plan: shell_word(&opened.path), ends: failed })
 }
 
 fn page(form: Form, verdicts: &[Verdict], paint: Paint) -> String {

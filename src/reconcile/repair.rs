@@ -15,9 +15,10 @@ use super::form::TableForm;
 use super::hands;
 use super::redact::Redactor;
 use super::run::{Done, RunError, SliceJob};
-use super::sides::{APPLICATION, Sides};
+use super::sides::APPLICATION;
 use super::verdict::Counts;
 use crate::cdc::mirror::chain_of;
+use crate::journal::JournalError;
 use crate::journal::ledger::{self, Author, NewEntry, REPAIR};
 use crate::journal::repairs::{self, RepairState};
 use crate::mapping::TableMapping;
@@ -129,7 +130,6 @@ pub fn wanted<'a>(job: &'a SliceJob, done: &'a Done) -> Vec<Wanted<'a>> {
 /// [`RepairError`]; what was repaired until then is recorded.
 pub async fn run(
     job: &SliceJob,
-    sides: &Sides,
     done: &Done,
     author: &Author,
     stop: &CancellationToken,
@@ -148,11 +148,13 @@ pub async fn run(
                 return Err(RepairError::Stopped { slice: job.mapping.slice.clone() });
             }
             let landed = ask(job, &service, done, rows, &mut one, author).await?;
-            verify(job, sides, wanted.mapping, done.verdict.strict, &landed, &mut one).await?;
+            verify(job, done, wanted.mapping, &landed, &mut one).await?;
             record(job, &service, done, wanted.mapping, &landed, author).await?;
         }
         repaired.push(one);
     }
+    let monolith = job.monolith_apply.connect(APPLICATION).await.ok();
+    ledger::anchor(&service, monolith.as_deref(), &job.mapping.service).await;
     Ok(repaired)
 }
 
@@ -203,18 +205,17 @@ async fn ask(
 /// Looks at rows that were landed again.
 async fn verify(
     job: &SliceJob,
-    sides: &Sides,
+    done: &Done,
     mapping: &TableMapping,
-    strict: bool,
     keys: &[RawKey],
     one: &mut Repaired,
 ) -> Result<(), RepairError> {
     let slice = &job.mapping.slice;
     let failed = |why: String| RepairError::NotVerified { slice: slice.clone(), why };
     let redactor = Redactor::new().map_err(|error| failed(chain_of(&error)))?;
-    let opened = Box::pin(hands::open(slice, sides, &Arc::new(redactor), 1, None)).await;
+    let opened = Box::pin(hands::open(slice, &done.sides, &Arc::new(redactor), 1, None)).await;
     let hands = opened.map_err(|error| failed(chain_of(&error)))?;
-    let mut forms = [TableForm::new(mapping.clone(), strict)];
+    let mut forms = [TableForm::new(mapping.clone(), done.verdict.strict)];
     hands.trust(&mut forms).await.map_err(failed)?;
     let [form] = &forms;
     let proof = hands.prover.lock().await.prove(slice, form, keys.to_vec(), 0).await;
@@ -240,10 +241,7 @@ async fn record(
     if keys.is_empty() {
         return Ok(());
     }
-    let redactor = Redactor::new().map_err(|error| RepairError::NotVerified {
-        slice: job.mapping.slice.clone(),
-        why: chain_of(&error),
-    })?;
+    let redactor = Redactor::new().map_err(RunError::Redact)?;
     let shown: Vec<Vec<_>> = keys
         .iter()
         .map(|key| {
@@ -266,5 +264,13 @@ async fn record(
         plan_hash: Some(&done.verdict.plan_hash),
         body: &body,
     };
-    ledger::append(service, &entry).await.map(drop).map_err(|error| RunError::Journal(error).into())
+    let failed = |source| RunError::Journal(JournalError::Database { action: "recording repairs", source });
+    service.batch_execute("BEGIN ISOLATION LEVEL READ COMMITTED").await.map_err(failed)?;
+    if let Err(error) = ledger::append(service, &entry).await {
+        // When the connection broke there is nothing to roll back; the first error tells the story.
+        let _ = service.batch_execute("ROLLBACK").await;
+        return Err(RunError::Journal(error).into());
+    }
+    service.batch_execute("COMMIT").await.map_err(failed)?;
+    Ok(())
 }

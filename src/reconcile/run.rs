@@ -10,7 +10,7 @@ use super::evidence::{self, ConcludeError, Concluded, Monolith};
 use super::finding::{FindingKind, RawKey};
 use super::form::Side;
 use super::progress::{Board, TableProgress};
-use super::redact::Redactor;
+use super::redact::{RedactError, Redactor};
 use super::sides::{APPLICATION, Sides};
 use super::tables::{Tables, Worked};
 use super::verdict::{Outcome, TableVerdict, Verdict};
@@ -94,6 +94,8 @@ pub struct Done {
     pub concluded: Concluded,
     /// Every proven finding's key, for repair: table by the monolith's name.
     pub keys: Vec<(TableName, RawKey, FindingKind)>,
+    /// The sides that were compared.
+    pub sides: Sides,
 }
 
 /// A run came to no verdict.
@@ -105,6 +107,9 @@ pub enum RunError {
     /// Our own tables could not be read or written.
     #[error(transparent)]
     Journal(#[from] JournalError),
+    /// There is no key to hide classified values with.
+    #[error(transparent)]
+    Redact(#[from] RedactError),
     /// Links lead to other databases than the plan says.
     #[error("links lead to other databases than the plan says")]
     Astray(Vec<Problem>),
@@ -188,7 +193,7 @@ pub async fn run(
         run: &begun.run,
         since: begun.since,
         journal: &begun.journal,
-        redactor: Arc::new(Redactor::new()),
+        redactor: Arc::new(Redactor::new()?),
         board,
         stop,
     };
@@ -335,7 +340,7 @@ impl Begun {
         report_anchor(slice, &concluded.anchored);
         let _ = runs::unlock(&journal, slice).await;
         tracing::debug!(slice, took = ?self.begun_at.elapsed(), "a reconciliation ended");
-        Ok(Done { verdict, concluded, keys })
+        Ok(Done { verdict, concluded, keys, sides: self.sides })
     }
 }
 
