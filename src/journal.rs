@@ -15,6 +15,7 @@ pub mod slices;
 pub mod standing;
 pub mod statements;
 pub mod streams;
+pub mod touched;
 pub mod verdicts;
 pub mod whereabouts;
 

@@ -24,7 +24,7 @@ use crate::change::{Relation, TransactionFrame};
 use crate::failpoint;
 use crate::failpoint::hooks::Hooks;
 use crate::journal::copies::{self, TableState};
-use crate::journal::process;
+use crate::journal::{process, touched};
 use crate::landing::pieces::EventOrigin;
 use crate::mapping::SliceMapping;
 use crate::name::TableName;
@@ -339,6 +339,7 @@ impl Engine {
                     copies::forget_pieces(session, &slice, &table.label).await?;
                 } else {
                     copies::set_live(session, &slice, &table.label).await?;
+                    touched::begin(session, &slice, &table.label, applied).await?;
                 }
             }
             self.applier.commit_at(applied, self.consumed.time_us).await?;

@@ -35,5 +35,6 @@ mod runbooks;
 mod runs;
 mod sessions;
 mod status;
+mod touched;
 mod walkthrough;
 mod writers;
