@@ -10,6 +10,7 @@ pub mod ledger;
 pub mod migrate;
 pub mod process;
 pub mod provisioned;
+pub mod repairs;
 pub mod runs;
 pub mod slices;
 pub mod standing;

@@ -15,6 +15,7 @@ use super::finish;
 use super::publication::Published;
 use super::pulse::{Pulse, Vitals, heartbeat_number};
 use super::refetch::RefetchSessions;
+use super::repair::Repairs;
 use super::route::Router;
 use super::source::{HEARTBEAT_PREFIX, MARKER_PREFIX, marker_is_for};
 use super::stream::{Assembler, Event};
@@ -109,6 +110,8 @@ pub(crate) struct Engine {
     pub(crate) heartbeat: Option<u64>,
     /// A marker of this slice has been consumed: its transaction is committed as soon as it ends.
     pub(crate) marked: bool,
+    /// Rows that somebody asked to have read again.
+    pub(crate) repairs: Repairs,
     /// When the board was last brought up to date.
     pub(crate) shown_at: Option<Instant>,
     /// Deferred statements were tried since the last table went live.
@@ -154,7 +157,7 @@ impl Engine {
             }
             if self.current.is_none() && self.batch.is_idle() {
                 self.settle().await?;
-                if self.copy_next(stop).await? {
+                if self.copy_next(stop).await? || self.repair_next().await? {
                     continue;
                 }
             }

@@ -29,6 +29,7 @@ mod provision;
 mod reconcile;
 mod refusals;
 mod regression;
+mod repairs;
 mod replication;
 mod retail;
 mod runbooks;
