@@ -232,6 +232,7 @@ fn verdict(run: &runs::Run) -> Verdict {
         epoch: run.ground.epoch,
         authority: "monolith",
         lsn: "0/1000".parse().unwrap(),
+        from_lsn: "0/10".parse().unwrap(),
         started_at: run.started_at.clone(),
         finished_at: String::new(),
         tables: tables.collect(),
