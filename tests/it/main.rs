@@ -32,6 +32,7 @@ mod replication;
 mod retail;
 mod runbooks;
 mod runs;
+mod scheduling;
 mod sessions;
 mod status;
 mod walkthrough;
