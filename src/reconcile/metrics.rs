@@ -17,7 +17,7 @@ use prometheus_client::registry::Registry;
 pub use listener::serve;
 
 use super::finding::FindingKind;
-use super::verdict::{Coverage, Outcome, Verdict};
+use super::verdict::{Outcome, Verdict};
 
 /// The `outcome` of a run that ended with an error and without a verdict.
 const FAILED: &str = "failed";
@@ -134,12 +134,10 @@ impl Metrics {
 
     fn record_times(&self, verdict: &Verdict) {
         let labels = of(&verdict.slice);
-        let full =
-            !verdict.tables.is_empty() && verdict.tables.iter().all(|table| table.coverage == Coverage::Full);
         let Ok(end) = verdict.finished_at.parse::<Timestamp>() else { return };
         let end_s = end.as_duration().as_secs_f64();
         self.last_verdict_at.get_or_create(&labels).set(end_s);
-        if full && verdict.outcome == Outcome::Clean {
+        if verdict.is_full() && verdict.outcome == Outcome::Clean {
             self.last_proof_at.get_or_create(&labels).set(end_s);
         }
         let Ok(start) = verdict.started_at.parse::<Timestamp>() else { return };
@@ -263,9 +261,12 @@ mod tests {
     }
 
     #[test]
-    fn a_sample_is_no_proof() {
+    fn a_sample_or_some_tables_are_no_proof() {
         let metrics = Metrics::new([]);
         metrics.record(&fixture::sampled());
+        let mut some = fixture::clean();
+        some.every_table = false;
+        metrics.record(&some);
         let text = metrics.text();
         assert!(!text.contains("last_proof_timestamp_seconds{"), "{text}");
         assert!(text.contains("last_verdict_timestamp_seconds{"), "{text}");

@@ -14,7 +14,7 @@
 mod diff;
 mod facts;
 #[cfg(test)]
-pub(in crate::reconcile) mod fixture;
+pub(crate) mod fixture;
 pub mod html;
 pub mod json;
 pub mod junit;

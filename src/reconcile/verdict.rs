@@ -114,6 +114,8 @@ pub struct Verdict {
     pub outcome: Outcome,
     /// Values were compared by representation, not only by meaning, and under two hash seeds.
     pub strict: bool,
+    /// The run was about every table of the slice, and not only about those that `--table` named.
+    pub every_table: bool,
     /// Hash of the slice's mapping.
     pub plan_hash: String,
     /// Epoch of the authority.
@@ -138,6 +140,14 @@ pub struct Verdict {
 }
 
 impl Verdict {
+    /// Every row of every table was to be looked at. Clean is a proof for the slice only then.
+    #[must_use]
+    pub fn is_full(&self) -> bool {
+        self.every_table
+            && !self.tables.is_empty()
+            && self.tables.iter().all(|table| table.coverage == Coverage::Full)
+    }
+
     /// All findings by kind.
     #[must_use]
     pub fn counts(&self) -> Counts {

@@ -93,6 +93,7 @@ fn clean(scenario: &Scenario, run: &ReconcileRun, tables: &[&str]) -> Verdict {
         service: "other".to_owned(),
         outcome: Outcome::Clean,
         strict: false,
+        every_table: true,
         plan_hash: scenario.mapping.hash.clone(),
         epoch: 1,
         authority: "monolith",

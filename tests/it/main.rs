@@ -35,6 +35,7 @@ mod retail;
 mod rights;
 mod runbooks;
 mod runs;
+mod scheduling;
 mod sessions;
 mod status;
 mod touched;

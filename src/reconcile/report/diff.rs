@@ -76,7 +76,7 @@ pub(super) fn inline(column: &ColumnDiff) -> Inline {
 pub(super) fn value(shown: &Shown) -> String {
     match shown {
         Shown::Null => "NULL".to_owned(),
-        Shown::Text(text) => format!("\"{}\"", cut(&text.chars().collect::<Vec<_>>())),
+        Shown::Text(text) => ["\"", &cut(&text.chars().collect::<Vec<_>>()), "\""].concat(),
         Shown::Digest(hex) => format!("digest {}", visible(hex)),
     }
 }

@@ -69,9 +69,20 @@ fn every_form_names_every_kind_table_reason_and_where_it_comes_from() {
 #[test]
 fn a_part_is_never_shown_as_proof_for_the_whole() {
     for (form, page) in forms(&[fixture::sampled()]) {
-        assert!(!page.contains("both sides are equal"), "{form}");
+        assert!(!page.contains("both sides are equal") && !page.contains("Both sides are equal"), "{form}");
         let said = page.contains("a sample of 5 %") || page.contains("\"percent\": 5.0");
         assert!(said, "{form} does not say that it is a sample");
+    }
+}
+
+#[test]
+fn some_tables_are_never_shown_as_proof_for_all() {
+    let mut verdict = fixture::clean();
+    verdict.every_table = false;
+    for (form, page) in forms(&[verdict]) {
+        assert!(!page.contains("both sides are equal") && !page.contains("Both sides are equal"), "{form}");
+        let said = page.contains("some of the slice") || page.contains("\"full\": false");
+        assert!(said, "{form} does not say that it is about some tables");
     }
 }
 

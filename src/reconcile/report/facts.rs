@@ -106,6 +106,9 @@ pub(super) fn parts(verdict: &Verdict) -> Option<String> {
             parts.push(part);
         }
     }
+    if !verdict.every_table {
+        parts.push("some of the slice's tables".to_owned());
+    }
     (!parts.is_empty()).then(|| parts.join(", "))
 }
 

@@ -37,6 +37,7 @@ fn verdict(slice: &str, service: &str, outcome: Outcome, tables: Vec<TableVerdic
         service: service.to_owned(),
         outcome,
         strict: false,
+        every_table: true,
         plan_hash: "9f2c4be7".to_owned(),
         epoch: 3,
         authority: "monolith",
@@ -51,7 +52,7 @@ fn verdict(slice: &str, service: &str, outcome: Outcome, tables: Vec<TableVerdic
 }
 
 /// Everything is equal.
-pub(in crate::reconcile) fn clean() -> Verdict {
+pub(crate) fn clean() -> Verdict {
     let target = |name: &str| TableName::new("catalog", name);
     let tables = vec![
         table("Products", target("products"), Outcome::Clean, 52_311),
@@ -61,7 +62,7 @@ pub(in crate::reconcile) fn clean() -> Verdict {
 }
 
 /// Nothing that was looked at differs, and not everything was looked at.
-pub(in crate::reconcile) fn sampled() -> Verdict {
+pub(crate) fn sampled() -> Verdict {
     let mut verdict = clean();
     for table in &mut verdict.tables {
         table.coverage = Coverage::Sample { percent: 5.0 };
@@ -89,7 +90,7 @@ pub(super) fn finding(kind: FindingKind, id: &str, columns: &[(&str, Shown, Show
 }
 
 /// A finding of every kind, more than are listed, and a table that could not be compared to the end.
-pub(in crate::reconcile) fn differs() -> Verdict {
+pub(crate) fn differs() -> Verdict {
     let target = |name: &str| TableName::new("sales", name);
     let mut orders = table("Orders", target("orders"), Outcome::Differs, 1_204_311);
     orders.rows_copy = 1_204_290;

@@ -141,6 +141,12 @@ pub fn page(verdicts: &[Verdict]) -> String {
     format!("{:#}\n", json!(document(verdicts)))
 }
 
+/// The document on one line, for a sequence of runs.
+#[must_use]
+pub fn line(verdicts: &[Verdict]) -> String {
+    format!("{}\n", json!(document(verdicts)))
+}
+
 /// The verdicts of a run as a document.
 #[must_use]
 pub fn document(verdicts: &[Verdict]) -> Document {
@@ -159,8 +165,7 @@ fn slice(verdict: &Verdict) -> Slice {
         plan: verdict.plan.clone(),
         run: verdict.run.clone(),
         outcome: verdict.outcome,
-        full: !verdict.tables.is_empty()
-            && verdict.tables.iter().all(|table| table.coverage == Coverage::Full),
+        full: verdict.is_full(),
         strict: verdict.strict,
         authority: verdict.authority.to_owned(),
         epoch: verdict.epoch,
@@ -291,6 +296,23 @@ mod tests {
         assert_eq!(document(&[]).outcome, Outcome::Incomplete);
         let unreached = document(&[fixture::unreached()]);
         assert_eq!((unreached.slices[0].duration_seconds, unreached.slices[0].full), (None, false));
+    }
+
+    #[test]
+    fn a_run_about_some_tables_is_not_full() {
+        let mut verdict = fixture::clean();
+        assert!(document(std::slice::from_ref(&verdict)).slices[0].full);
+        verdict.every_table = false;
+        assert!(!document(&[verdict]).slices[0].full);
+    }
+
+    #[test]
+    fn a_line_is_the_same_document() {
+        let verdicts = [fixture::nasty(), fixture::differs()];
+        let line = line(&verdicts);
+        assert_eq!(line.matches('\n').count(), 1);
+        let read: Document = serde_json::from_str(&line).unwrap();
+        assert_eq!(read, document(&verdicts));
     }
 
     #[test]
