@@ -147,7 +147,13 @@ async fn the_apply_link_may_lock_rows_of_the_authority_and_change_almost_nothing
     let shop = Shop::open().await;
     let apply = shop.on_monolith("strangler_apply").await;
     denied(&apply, &[LOCK_ORDERS]).await;
-    shop.not_found(&["no-row-lock", "no-schema-usage", "reference-not-readable", "no-marks", "row-security"]);
+    shop.not_found(&[
+        "no-row-lock",
+        "no-schema-usage",
+        "reference-not-readable",
+        "no-marker",
+        "row-security",
+    ]);
 
     let dry = shop.split.run("provision", &["--dry-run"]);
     for grant in [
@@ -332,8 +338,8 @@ async fn rights_that_are_missing_are_told_with_what_to_type() {
     );
     let all = shop.checked();
     for expected in [
-        "error no-marks monolith run as a superuser: GRANT EXECUTE ON FUNCTION pg_logical_emit_message",
-        "warning no-marks monolith run as a superuser: GRANT EXECUTE ON FUNCTION pg_logical_emit_message",
+        "error no-marker monolith run as a superuser: GRANT EXECUTE ON FUNCTION pg_logical_emit_message",
+        "warning no-marker monolith run as a superuser: GRANT EXECUTE ON FUNCTION pg_logical_emit_message",
         "error row-security monolith run as a superuser: ALTER ROLE \"shop_read\" BYPASSRLS;",
         "warning row-security monolith run as a superuser: ALTER ROLE strangler_apply BYPASSRLS;",
     ] {
@@ -344,7 +350,7 @@ async fn rights_that_are_missing_are_told_with_what_to_type() {
     for typed in all.iter().filter_map(|line| next(line)) {
         shop.monolith.batch_execute(&typed).await.unwrap_or_else(|error| panic!("{typed}: {error:?}"));
     }
-    let codes = ["no-row-lock", "no-schema-usage", "reference-not-readable", "no-marks", "row-security"];
+    let codes = ["no-row-lock", "no-schema-usage", "reference-not-readable", "no-marker", "row-security"];
     shop.not_found(&codes);
     shop.split.provision();
     shop.not_found(&codes);
