@@ -21,7 +21,7 @@ mod inheritance;
 mod leftovers;
 mod lock_rights;
 mod logins;
-mod mark_rights;
+mod marker_rights;
 mod older_tables;
 mod predict;
 mod reach;
@@ -65,7 +65,7 @@ const RULES: &[Rule] = &[
     apply_rights::rule,
     lock_rights::rule,
     copy_rights::rule,
-    mark_rights::rule,
+    marker_rights::rule,
     reference_rights::rule,
     logins::rule,
     application_roles::rule,

@@ -8,15 +8,15 @@ use serde::Serialize;
 
 use crate::lsn::Lsn;
 
+pub mod evidence;
 pub mod facts;
 pub mod gather;
 pub mod judge;
-pub mod proof;
 pub mod read;
 
+pub use evidence::{EvidenceStatus, VerdictStatus};
 pub use facts::{Side, SliceFacts, WalReading};
 pub use judge::judge;
-pub use proof::{Proof, VerdictStatus};
 
 /// Where one slice stands. Serialised as `status --format json` shows it (docs/json-output.md).
 #[derive(Debug, Clone, PartialEq, Serialize)]
@@ -48,7 +48,7 @@ pub struct SliceStatus {
     /// Indexes and constraints that wait for the data.
     pub deferred: Vec<String>,
     /// Whether both sides are proven equal. Absent where the ledger can't be read or is not there yet.
-    pub proof: Option<Proof>,
+    pub evidence: Option<EvidenceStatus>,
     /// Databases in which our own tables are of an earlier version, `monolith` or the service's name.
     pub outdated: Vec<String>,
     /// Databases that could not be read.

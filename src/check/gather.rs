@@ -166,7 +166,7 @@ async fn read_link(client: &Client, link: LinkName) -> Result<LinkRole, Unread> 
     Ok(role)
 }
 
-/// What the session's role may do with rows, and whether it may leave marks in the log.
+/// What the session's role may do with rows, and whether it may leave markers in the log.
 async fn read_table_rights(client: &Client, role: &mut LinkRole) -> Result<(), Error> {
     let sql = "SELECT n.nspname::text, c.relname::text, pg_catalog.has_schema_privilege(n.oid, 'USAGE'), \
                       pg_catalog.has_table_privilege(c.oid, 'SELECT'), \

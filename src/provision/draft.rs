@@ -30,7 +30,7 @@ pub fn design(plan: &Plan, mappings: &Mappings, survey: &Survey, logins: &Logins
     rights::roles(&mut draft, &sites);
     slices::schema(&mut draft, &sites);
     slices::monolith(&mut draft);
-    monolith_rights::grants(&mut draft);
+    monolith_rights::grants(&mut draft, &sites);
     for site in &sites {
         slices::service(&mut draft, site);
         match site.service.ddl {

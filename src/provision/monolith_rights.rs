@@ -1,7 +1,7 @@
 //! What the links may do on the monolith, beside what an administrator grants: see our own tables, and lock single rows.
 
 use super::Database;
-use super::draft::Draft;
+use super::draft::{Draft, Site};
 use super::rights::{Wanted, grant};
 use super::state::{Grant, GrantOn};
 use crate::dualwrite::gate::{self, APPLY_ROLE};
@@ -13,12 +13,12 @@ use crate::problem::Problem;
 const OURS: &[&str] = &["database", "slice"];
 
 /// Rights of the read and the apply link.
-pub(super) fn grants(draft: &mut Draft<'_>) {
+pub(super) fn grants(draft: &mut Draft<'_>, sites: &[Site<'_>]) {
     let mut wanted = Wanted::default();
     if let Some(role) = read_role(draft) {
         see_ours(draft, &mut wanted, &role);
     }
-    if applies(draft) {
+    if applies(draft, sites) {
         see_ours(draft, &mut wanted, APPLY_ROLE);
         // The ledger's head.
         wanted.table(&TableName::new("strangler", "journal"), APPLY_ROLE, &["SELECT", "INSERT"]);
@@ -36,11 +36,17 @@ fn read_role(draft: &Draft<'_>) -> Option<String> {
     (present.login && *role != state.user).then(|| role.clone())
 }
 
-/// The apply link logs in as the apply role, which is there or is made in this run.
-fn applies(draft: &Draft<'_>) -> bool {
+/// The sessions of the apply link are the apply role's: it logs in as that role, or as a superuser who becomes it where it
+/// exists. It is there, or is made in this run for the monolith or for a service on the same server.
+fn applies(draft: &Draft<'_>, sites: &[Site<'_>]) -> bool {
     let state = &draft.survey.monolith_state;
-    draft.logins.monolith_apply.as_ref().is_some_and(|login| login.user == APPLY_ROLE)
-        && (state.create_roles || state.roles.contains_key(APPLY_ROLE))
+    let Some(login) = &draft.logins.monolith_apply else { return false };
+    let itself = login.user == APPLY_ROLE;
+    let superuser = state.roles.get(&login.user).is_some_and(|role| role.superuser);
+    let exists = state.roles.contains_key(APPLY_ROLE)
+        || itself && state.create_roles
+        || sites.iter().any(|site| site.state.server == state.server);
+    exists && (itself || superuser)
 }
 
 fn see_ours(draft: &Draft<'_>, wanted: &mut Wanted, role: &str) {

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use serde::Deserialize;
 
-use super::proof::ProofFacts;
+use super::evidence::EvidenceFacts;
 use crate::journal::migrate::Form;
 use crate::journal::whereabouts::Astray;
 use crate::lsn::Lsn;
@@ -82,7 +82,7 @@ pub struct ServiceFacts {
     pub form: Form,
     /// What the ledger says, or why it can't be read; absent where the tables have no ledger yet.
     #[serde(skip)]
-    pub proof: Option<Side<ProofFacts>>,
+    pub evidence: Option<Side<EvidenceFacts>>,
 }
 
 /// What the monolith says about a slice.

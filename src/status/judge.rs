@@ -1,7 +1,7 @@
 //! From facts to a status: one pure function and its parts.
 
+use super::evidence::{self, EvidenceStatus};
 use super::facts::{Gate, MonolithFacts, ProcessRow, ServiceFacts, Side, Slot, Stream, TableRow};
-use super::proof::{self, Proof};
 use super::{
     Authority, Lag, Phase, Process, SliceFacts, SliceStatus, TableStatus, Unreachable, Wal, WalLimit,
     WalReading,
@@ -89,7 +89,7 @@ pub fn judge(facts: &SliceFacts, commands: &Commands) -> SliceStatus {
         process: service.and_then(|service| service.process.as_ref()).map(process),
         tables,
         deferred: service.map(|service| service.deferred.clone()).unwrap_or_default(),
-        proof: proof_of(facts),
+        evidence: evidence_of(facts),
         outdated: outdated(facts),
         unreachable: unreachable(facts),
         alarms: Vec::new(),
@@ -120,7 +120,7 @@ fn astray(facts: &SliceFacts, commands: &Commands) -> SliceStatus {
         process: None,
         tables: Vec::new(),
         deferred: Vec::new(),
-        proof: None,
+        evidence: None,
         outdated: Vec::new(),
         unreachable: unreachable(facts),
         alarms: facts.astray.iter().map(alarm).collect(),
@@ -305,14 +305,14 @@ fn table(row: &TableRow, slice: &str, commands: &Commands) -> TableStatus {
 }
 
 /// Nothing before the slice is provisioned: there is nothing to compare yet.
-fn proof_of(facts: &SliceFacts) -> Option<Proof> {
+fn evidence_of(facts: &SliceFacts) -> Option<EvidenceStatus> {
     let Side::Read(known) =
-        facts.service_side.facts().filter(|service| service.provisioned)?.proof.as_ref()?
+        facts.service_side.facts().filter(|service| service.provisioned)?.evidence.as_ref()?
     else {
         return None;
     };
     let shapes = facts.monolith_side.facts().map(|monolith| &monolith.shapes);
-    Some(proof::judge(known, shapes, facts.evidence_max_age))
+    Some(evidence::judge(known, shapes, facts.evidence_max_age))
 }
 
 fn outdated(facts: &SliceFacts) -> Vec<String> {
@@ -378,8 +378,8 @@ fn alarms(status: &SliceStatus, service: Option<&ServiceFacts>, slot: SlotFacts<
     alarms.extend(status.tables.iter().filter(|table| table.state == "diverged").map(|table| {
         format!("table {} diverged: {}", table.table, table.detail.as_deref().unwrap_or("no reason recorded"))
     }));
-    alarms.extend(status.proof.as_ref().and_then(|proof| proof.alarm.clone()));
-    if let Some(Side::Silent(reason)) = service.and_then(|service| service.proof.as_ref()) {
+    alarms.extend(status.evidence.as_ref().and_then(|proof| proof.alarm.clone()));
+    if let Some(Side::Silent(reason)) = service.and_then(|service| service.evidence.as_ref()) {
         alarms.push(format!("the ledger can't be read: {reason}"));
     }
     alarms.extend(status.wal.as_ref().and_then(wal_alarm));
@@ -412,7 +412,7 @@ fn next(status: &SliceStatus, commands: &Commands) -> Option<String> {
         Phase::Gap | Phase::Diverged => of("mirror", " --rebuild"),
         Phase::Copying | Phase::CatchingUp => status.tables.iter().find_map(|table| table.next.clone()),
         Phase::Streaming => {
-            let unproven = status.proof.as_ref().is_some_and(|proof| proof.stands == Some(false));
+            let unproven = status.evidence.as_ref().is_some_and(|proof| proof.stands == Some(false));
             let retry = status.tables.iter().find_map(|table| table.next.clone());
             retry.or_else(|| if unproven { of("reconcile", "") } else { None })
         }

@@ -5,8 +5,8 @@ use std::collections::BTreeMap;
 
 use tokio_postgres::Client;
 
+use super::evidence::EvidenceFacts;
 use super::facts::{Gate, MonolithFacts, ServiceFacts, Side};
-use super::proof::ProofFacts;
 use crate::journal::migrate::{self, Form};
 use crate::journal::{JournalError, grounds, standing};
 use crate::name::{quote_ident, quote_literal};
@@ -70,17 +70,17 @@ pub async fn service(client: &Client, slices: &[&str]) -> Result<BTreeMap<String
     for (slice, facts) in &mut facts {
         facts.form = form;
         if form == Form::Current {
-            facts.proof = Some(proof(client, slice).await?);
+            facts.evidence = Some(evidence_of(client, slice).await?);
         }
     }
     Ok(facts)
 }
 
 /// A row of the ledger that can't be understood must not hide how the mirror does.
-async fn proof(client: &Client, slice: &str) -> Result<Side<ProofFacts>, ReadError> {
+async fn evidence_of(client: &Client, slice: &str) -> Result<Side<EvidenceFacts>, ReadError> {
     let read = async || {
         let evidence = evidence::evidence(client, slice).await?;
-        Ok(ProofFacts { evidence, ground: grounds::service(client, slice).await? })
+        Ok(EvidenceFacts { evidence, ground: grounds::service(client, slice).await? })
     };
     match read().await {
         Ok(facts) => Ok(Side::Read(facts)),

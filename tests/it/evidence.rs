@@ -356,25 +356,25 @@ async fn status_shows_the_last_verdict_and_what_it_is_still_worth() {
     scenario.until_target("SELECT phase = 'streaming' FROM strangler.mirror_process").await;
     let reconcile = Some("strangler reconcile plan.yaml --slice things".to_owned());
     let none = shown(&scenario, true).await;
-    let proof = none.proof.unwrap();
+    let proof = none.evidence.unwrap();
     assert_eq!((proof.stands, proof.last.is_none(), none.phase), (Some(false), true, Phase::Streaming));
     assert_eq!((proof.lacks, none.next), (vec!["nothing was compared yet".to_owned()], reconcile.clone()));
 
     prove(&scenario).await;
     let proven = shown(&scenario, true).await;
     assert_eq!((&proven.alarms, &proven.next, proven.outdated.len()), (&Vec::new(), &None, 0));
-    let proof = proven.proof.unwrap();
+    let proof = proven.evidence.unwrap();
     let last = proof.last.clone().unwrap();
     assert_eq!((proof.stands, &proof.last), (Some(true), &proof.last_full));
     assert_eq!((last.outcome, last.full, last.strict), (Outcome::Clean, true, false));
     assert_eq!((last.tables_compared, last.tables, &last.coverage), (2, 2, &vec![Coverage::Full]));
     assert_eq!((last.lsn, last.epoch), ("0/1000".parse().unwrap(), 1));
     assert!(last.age_seconds <= last.begun_seconds_ago && last.begun_seconds_ago < 60.0, "{last:?}");
-    assert_eq!(shown(&scenario, false).await.proof.unwrap().stands, None);
+    assert_eq!(shown(&scenario, false).await.evidence.unwrap().stands, None);
 
     scenario.write(r#"ALTER TABLE "Things" ALTER "Name" SET DEFAULT 'x'"#).await;
     let moved = shown(&scenario, true).await;
-    let proof = moved.proof.unwrap();
+    let proof = moved.evidence.unwrap();
     assert_eq!((proof.stands, proof.last.unwrap().entry, &moved.next), (Some(false), last.entry, &reconcile));
     assert!(proof.lacks[0].contains("the definition of table Things changed"), "{:?}", proof.lacks);
     assert!(moved.alarms.is_empty(), "{:?}", moved.alarms);
@@ -388,7 +388,7 @@ async fn status_shows_the_last_verdict_and_what_it_is_still_worth() {
     let differs = shown(&scenario, true).await;
     assert_eq!(differs.next, reconcile);
     assert!(differs.alarms[0].ends_with("found differences in Things"), "{:?}", differs.alarms);
-    let last = serde_json::to_value(differs.proof.unwrap().last.unwrap()).unwrap();
+    let last = serde_json::to_value(differs.evidence.unwrap().last.unwrap()).unwrap();
     assert_eq!(last["findings"], serde_json::json!({ "missing": 2 }));
     assert_eq!(last["coverage"], serde_json::json!([{ "kind": "sample", "percent": 5.0 }]));
     assert_eq!(last["differing"], serde_json::json!(["Things"]));

@@ -11,7 +11,7 @@ use strangler::reconcile::evidence::{self, Monolith, conclude};
 use strangler::reconcile::verdict::{Counts, Coverage, Outcome, TableVerdict, Verdict};
 use tokio_postgres::Client;
 
-use crate::support::cluster::{Pair, connect};
+use crate::support::cluster::{Pair, connect, create_database};
 use crate::support::split::Split;
 
 /// A shop of one owner, in two schemas; its administrator is a member of the owner and owns nothing.
@@ -147,7 +147,13 @@ async fn the_apply_link_may_lock_rows_of_the_authority_and_change_almost_nothing
     let shop = Shop::open().await;
     let apply = shop.on_monolith("strangler_apply").await;
     denied(&apply, &[LOCK_ORDERS]).await;
-    shop.not_found(&["no-row-lock", "no-schema-usage", "reference-not-readable", "no-marks", "row-security"]);
+    shop.not_found(&[
+        "no-row-lock",
+        "no-schema-usage",
+        "reference-not-readable",
+        "no-marker",
+        "row-security",
+    ]);
 
     let dry = shop.split.run("provision", &["--dry-run"]);
     for grant in [
@@ -333,8 +339,8 @@ async fn rights_that_are_missing_are_told_with_what_to_type() {
     );
     let all = shop.checked();
     for expected in [
-        "error no-marks monolith run as a superuser: GRANT EXECUTE ON FUNCTION pg_logical_emit_message",
-        "warning no-marks monolith run as a superuser: GRANT EXECUTE ON FUNCTION pg_logical_emit_message",
+        "error no-marker monolith run as a superuser: GRANT EXECUTE ON FUNCTION pg_logical_emit_message",
+        "warning no-marker monolith run as a superuser: GRANT EXECUTE ON FUNCTION pg_logical_emit_message",
         "error row-security monolith run as a superuser: ALTER ROLE \"shop_read\" BYPASSRLS;",
         "warning row-security monolith run as a superuser: ALTER ROLE strangler_apply BYPASSRLS;",
     ] {
@@ -345,7 +351,7 @@ async fn rights_that_are_missing_are_told_with_what_to_type() {
     for typed in all.iter().filter_map(|line| next(line)) {
         shop.monolith.batch_execute(&typed).await.unwrap_or_else(|error| panic!("{typed}: {error:?}"));
     }
-    let codes = ["no-row-lock", "no-schema-usage", "reference-not-readable", "no-marks", "row-security"];
+    let codes = ["no-row-lock", "no-schema-usage", "reference-not-readable", "no-marker", "row-security"];
     shop.not_found(&codes);
     shop.split.provision();
     shop.not_found(&codes);
@@ -377,4 +383,21 @@ async fn a_schema_that_the_administrator_can_not_open_does_not_stop_provision() 
     assert!(again.stderr.contains("nothing was missing"), "{}", again.page());
     let apply = shop.on_monolith("strangler_apply").await;
     allowed(&apply, &[r#"BEGIN; SELECT 1 FROM logs."Events" FOR SHARE; COMMIT"#]).await;
+}
+
+/// A superuser's apply link becomes the apply role where that exists, as it does on a server that holds a service too.
+#[tokio::test(flavor = "multi_thread")]
+async fn one_superuser_and_one_server_for_everything_may_lock_rows_as_well() {
+    let orders = r#"CREATE TABLE "Orders" ("Id" int PRIMARY KEY); INSERT INTO "Orders" VALUES (7)"#;
+    let (mut split, monolith, _) = Split::launch("{ Orders: {} }", orders).await;
+    create_database(&split.pair.monolith, "beside").await;
+    let link = split.pair.monolith.url("beside");
+    split.lead("SERVICE", &link);
+    split.provision();
+    let again = split.run("provision", &[]);
+    assert!(again.stderr.contains("nothing was missing"), "{}", again.page());
+    monolith.batch_execute("SET SESSION AUTHORIZATION strangler_apply").await.unwrap();
+    allowed(&monolith, &[LOCK_ORDERS, "INSERT INTO strangler.journal (actor, action) VALUES ('a', 'b')"])
+        .await;
+    denied(&monolith, &[r#"DELETE FROM "Orders""#]).await;
 }

@@ -101,7 +101,7 @@ async fn tables_of_the_first_version_are_told_by_every_verb_and_upgraded_with_al
     let json: serde_json::Value =
         serde_json::from_str(&split.run("status", &["--format", "json"]).stdout).unwrap();
     assert_eq!(json["slices"][0]["outdated"], serde_json::json!(["monolith", "service"]));
-    assert_eq!(json["slices"][0]["proof"], serde_json::Value::Null);
+    assert_eq!(json["slices"][0]["evidence"], serde_json::Value::Null);
 
     let (refused, words) = split.mirror(None).ended();
     assert_eq!(refused.code(), Some(3), "{words}");

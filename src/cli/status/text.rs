@@ -221,7 +221,7 @@ mod tests {
             }),
             tables: vec![table("Carts", "live"), table("Orders", "copying"), table("Lines", "diverged")],
             deferred: vec!["index orders_sku on sales.orders".to_owned()],
-            proof: None,
+            evidence: None,
             outdated: Vec::new(),
             unreachable: Vec::new(),
             alarms: vec!["table Lines diverged: update hit 0 rows".to_owned()],

@@ -7,7 +7,7 @@ use crate::words;
 
 /// The lines: what each is about, and its words. None before there is anything to compare.
 pub(super) fn lines(status: &SliceStatus, paint: Paint) -> Vec<(&'static str, String)> {
-    let Some(proof) = &status.proof else { return Vec::new() };
+    let Some(proof) = &status.evidence else { return Vec::new() };
     let Some(last) = &proof.last else {
         let comparable = matches!(status.phase, Phase::Streaming | Phase::Stopped | Phase::Dead);
         let none = || ("verdict", "none: nothing was compared yet".to_owned());
@@ -28,7 +28,7 @@ pub(super) fn lines(status: &SliceStatus, paint: Paint) -> Vec<(&'static str, St
 
 /// The part of a headline: without ages, which change all the time.
 pub(super) fn headline(status: &SliceStatus) -> Option<String> {
-    let proof = status.proof.as_ref()?;
+    let proof = status.evidence.as_ref()?;
     let last = proof.last.as_ref()?;
     let evidence = match proof.stands {
         Some(true) => "evidence stands",

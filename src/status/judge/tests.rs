@@ -3,7 +3,7 @@ use std::time::Duration;
 
 use super::*;
 use crate::lsn::Lsn;
-use crate::status::proof::ProofFacts;
+use crate::status::evidence::EvidenceFacts;
 
 const SECOND_US: i64 = 1_000_000;
 
@@ -55,7 +55,7 @@ fn streaming() -> SliceFacts {
             tables: vec![live("public.Orders"), live("public.OrderLines")],
             deferred: Vec::new(),
             form: Form::Current,
-            proof: None,
+            evidence: None,
         }),
         monolith_side: Side::Read(MonolithFacts {
             now_us: 100 * SECOND_US,
@@ -327,27 +327,27 @@ fn links_that_lead_astray_are_all_that_is_said() {
 fn what_is_not_proven_asks_for_a_comparison_only_when_nothing_else_is_to_be_done() {
     let proof = |change: fn(&mut ServiceFacts)| {
         status(&with_service(|service| {
-            service.proof = Some(Side::Read(ProofFacts::default()));
+            service.evidence = Some(Side::Read(EvidenceFacts::default()));
             change(service);
         }))
     };
     let healthy = proof(|_| ());
     assert_eq!(healthy.next.as_deref(), Some("strangler reconcile plans/retail.yaml --slice ordering"));
-    assert_eq!((healthy.alarms.len(), healthy.proof.unwrap().stands), (0, Some(false)));
+    assert_eq!((healthy.alarms.len(), healthy.evidence.unwrap().stands), (0, Some(false)));
     let stopped = proof(|service| service.process.as_mut().unwrap().stopped = true);
     assert_eq!(stopped.next, mirror(""));
     let diverged = proof(|service| service.tables.get_mut(0).unwrap().state = "diverged".to_owned());
     assert_eq!(diverged.next, mirror(" --retry public.Orders"));
     let fresh = proof(|service| service.provisioned = false);
-    assert_eq!(fresh.proof, None, "there is nothing to compare yet");
+    assert_eq!(fresh.evidence, None, "there is nothing to compare yet");
 }
 
 #[test]
 fn a_ledger_that_is_not_understood_is_an_alarm_and_hides_nothing_else() {
     let status = status(&with_service(|service| {
-        service.proof = Some(Side::Silent("ledger.body holds nonsense".to_owned()));
+        service.evidence = Some(Side::Silent("ledger.body holds nonsense".to_owned()));
     }));
-    assert_eq!((status.phase, status.proof), (Phase::Streaming, None));
+    assert_eq!((status.phase, status.evidence), (Phase::Streaming, None));
     assert_eq!(status.alarms, ["the ledger can't be read: ledger.body holds nonsense"]);
 }
 

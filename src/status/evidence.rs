@@ -13,7 +13,7 @@ use crate::reconcile::verdict::{Counts, Coverage, Outcome};
 
 /// What the service's database says.
 #[derive(Debug, Clone, Default)]
-pub struct ProofFacts {
+pub struct EvidenceFacts {
     /// The ledger's verdicts on the slice.
     pub evidence: Evidence,
     /// What they would have to rest on now, without the monolith's part; absent when it is not provisioned.
@@ -22,7 +22,7 @@ pub struct ProofFacts {
 
 /// Whether both sides are proven equal. Serialised as `status --format json` shows it.
 #[derive(Debug, Clone, PartialEq, Serialize)]
-pub struct Proof {
+pub struct EvidenceStatus {
     /// They are, by the rule that a flip asks. Absent where that can't be told because the monolith can't be read.
     pub stands: Option<bool>,
     /// Why not, a clause each.
@@ -74,14 +74,18 @@ pub struct VerdictStatus {
 
 /// Judges what the service said, with the shapes of the monolith's tables where those could be read.
 #[must_use]
-pub fn judge(facts: &ProofFacts, monolith: Option<&BTreeMap<String, String>>, max_age: Duration) -> Proof {
+pub fn judge(
+    facts: &EvidenceFacts,
+    monolith: Option<&BTreeMap<String, String>>,
+    max_age: Duration,
+) -> EvidenceStatus {
     let ground = match (&facts.ground, monolith) {
         (Some(ground), Some(shapes)) => Some(ground.clone().with_monolith(shapes)),
         (ground, _) => ground.clone(),
     };
     let lacks = facts.evidence.lacks(ground.as_ref(), max_age);
     let stands = if lacks.is_empty() { monolith.map(|_| true) } else { Some(false) };
-    Proof {
+    EvidenceStatus {
         stands,
         lacks: lacks.iter().map(ToString::to_string).collect(),
         last: facts.evidence.last.as_ref().map(status),
@@ -199,10 +203,10 @@ mod tests {
         }
     }
 
-    fn facts(last: LastVerdict, full: LastVerdict) -> ProofFacts {
+    fn facts(last: LastVerdict, full: LastVerdict) -> EvidenceFacts {
         let differs_since = last.entry > full.entry && last.outcome == Outcome::Differs;
         let evidence = Evidence { last: Some(last), last_full: Some(full), differs_since };
-        ProofFacts { evidence, ground: Some(Ground { tables: tables(), ..ground() }) }
+        EvidenceFacts { evidence, ground: Some(Ground { tables: tables(), ..ground() }) }
     }
 
     /// As the service tells them: without the monolith's shapes.
@@ -214,11 +218,11 @@ mod tests {
             .collect()
     }
 
-    fn full(outcome: Outcome) -> ProofFacts {
+    fn full(outcome: Outcome) -> EvidenceFacts {
         facts(verdict(5, outcome, true), verdict(5, outcome, true))
     }
 
-    fn judged(facts: &ProofFacts) -> Proof {
+    fn judged(facts: &EvidenceFacts) -> EvidenceStatus {
         judge(facts, Some(&shapes()), DAY)
     }
 
@@ -239,7 +243,7 @@ mod tests {
 
     #[test]
     fn absent_old_and_incomplete_evidence_is_no_alarm_and_no_proof() {
-        let none = judged(&ProofFacts::default());
+        let none = judged(&EvidenceFacts::default());
         assert_eq!((none.stands, none.alarm), (Some(false), None));
         assert_eq!(none.lacks, ["nothing was compared yet"]);
         let old = judge(&full(Outcome::Clean), Some(&shapes()), Duration::from_secs(60));
@@ -254,7 +258,7 @@ mod tests {
         let alarm = judged(&facts).alarm.unwrap();
         assert_eq!(alarm, "the verdict of 2026-01-01T00:00:00Z (ledger entry 5) found differences in Orders");
         let ground =
-            |facts: &mut ProofFacts, change: &dyn Fn(&mut Ground)| change(facts.ground.as_mut().unwrap());
+            |facts: &mut EvidenceFacts, change: &dyn Fn(&mut Ground)| change(facts.ground.as_mut().unwrap());
         ground(&mut facts, &|ground| ground.tables.get_mut("Lines").unwrap().copy = 2);
         assert!(judged(&facts).alarm.is_some(), "another table was copied");
         ground(&mut facts, &|ground| ground.epoch = 2);

@@ -1,4 +1,4 @@
-//! Marks in the monolith's log: how the mirror and reconcile know that the stream has come to a place.
+//! Markers in the monolith's log: how the mirror and reconcile know that the stream has come to a place.
 
 use super::facts::{Facts, LinkName};
 use crate::name::quote_ident;
@@ -10,9 +10,9 @@ pub(super) fn rule(facts: &Facts) -> Vec<Problem> {
         let Some(role) = facts.monolith.role(link).filter(|role| !role.silenced.is_empty()) else { continue };
         let functions: Vec<&str> = role.silenced.iter().map(String::as_str).collect();
         let problem = match link {
-            LinkName::Apply => Problem::warning("no-marks", "monolith")
+            LinkName::Apply => Problem::warning("no-marker", "monolith")
                 .consequence("reconcile could not prove a difference, and its verdicts would be incomplete"),
-            LinkName::Read | LinkName::Admin => Problem::error("no-marks", "monolith")
+            LinkName::Read | LinkName::Admin => Problem::error("no-marker", "monolith")
                 .consequence("the mirror could not tell how far behind it is"),
         };
         problems.push(
@@ -47,9 +47,9 @@ mod tests {
         expect(
             &silenced(LinkName::Read),
             Severity::Error,
-            "no-marks",
+            "no-marker",
             "GRANT EXECUTE ON FUNCTION pg_logical_emit_message(boolean,text,text) TO \"reader\";",
         );
-        expect(&silenced(LinkName::Apply), Severity::Warning, "no-marks", "strangler_apply");
+        expect(&silenced(LinkName::Apply), Severity::Warning, "no-marker", "strangler_apply");
     }
 }
