@@ -317,6 +317,7 @@ impl Begun {
             service: job.mapping.service.clone(),
             outcome: Outcome::of(outcomes.chain(whole)),
             strict: options.strict,
+            every_table: job.mapping.tables.iter().all(|table| options.wants(&table.source)),
             plan_hash: job.mapping.hash.clone(),
             epoch: self.run.ground.epoch,
             authority: Sides::word(self.sides.authority),

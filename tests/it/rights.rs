@@ -234,6 +234,7 @@ fn verdict(run: &runs::Run) -> Verdict {
         service: "service".to_owned(),
         outcome: Outcome::Clean,
         strict: false,
+        every_table: true,
         plan_hash: run.ground.plan_hash.clone(),
         epoch: run.ground.epoch,
         authority: "monolith",
