@@ -16,7 +16,7 @@ use super::publication::Published;
 use super::pulse::{Pulse, Vitals, heartbeat_number};
 use super::refetch::RefetchSessions;
 use super::route::Router;
-use super::source::HEARTBEAT_PREFIX;
+use super::source::{HEARTBEAT_PREFIX, MARKER_PREFIX, marker_is_for};
 use super::stream::{Assembler, Event};
 use super::table::TableRun;
 use super::truncate;
@@ -107,6 +107,8 @@ pub(crate) struct Engine {
     pub(crate) persisted_at: Instant,
     /// A heartbeat has been consumed and waits for the commit of what came before it.
     pub(crate) heartbeat: Option<u64>,
+    /// A marker of this slice has been consumed: its transaction is committed as soon as it ends.
+    pub(crate) marked: bool,
     /// When the board was last brought up to date.
     pub(crate) shown_at: Option<Instant>,
     /// Deferred statements were tried since the last table went live.
@@ -202,6 +204,9 @@ impl Engine {
             Event::Marker { prefix, content } => {
                 if prefix == HEARTBEAT_PREFIX {
                     self.heartbeat = heartbeat_number(&content, self.slice(), self.nonce).or(self.heartbeat);
+                } else if prefix == MARKER_PREFIX && self.current.is_some() {
+                    // One outside of a transaction has no end that could be waited for.
+                    self.marked |= marker_is_for(&content, self.slice());
                 }
             }
             Event::Commit { end, time_us } => self.end_transaction(Boundary { end, time_us }).await?,
@@ -222,12 +227,29 @@ impl Engine {
             self.copying.consume(origin.xid);
         }
         self.consumed = boundary;
+        let marked = std::mem::take(&mut self.marked);
         if self.batch.is_idle() {
+            if marked {
+                self.persist().await?;
+            }
             self.report_heartbeat();
             return Ok(());
         }
         self.batch.boundary = Some(boundary);
-        if self.batch.is_due(&self.config.options.limits) { self.commit_batch().await } else { Ok(()) }
+        if marked || self.batch.is_due(&self.config.options.limits) {
+            self.commit_batch().await
+        } else {
+            Ok(())
+        }
+    }
+
+    /// Makes durable that everything consumed so far is decided about. Between transactions with an idle batch only.
+    async fn persist(&mut self) -> Result<(), MirrorError> {
+        self.applier.commit(self.consumed).await?;
+        self.persisted_at = Instant::now();
+        failpoint::hit("idle-persisted");
+        self.assembler.confirm(self.consumed.end);
+        Ok(())
     }
 
     async fn flush(&mut self) -> Result<(), MirrorError> {
@@ -293,14 +315,13 @@ impl Engine {
             table.pieces.passed_at().is_some_and(|lsn| lsn > applied && lsn <= self.consumed.end)
                 && !table.pieces.is_live()
         });
-        let stale = self.persisted_at.elapsed() >= IDLE_PERSIST_EVERY || self.config.options.hooks.is_eager();
+        let hooks = &self.config.options.hooks;
+        let stale =
+            (self.persisted_at.elapsed() >= IDLE_PERSIST_EVERY || hooks.is_eager()) && hooks.may("stale");
         if self.consumed.end > applied
             && (awaited || stale || self.copying.awaits(applied, self.consumed.end))
         {
-            self.applier.commit(self.consumed).await?;
-            self.persisted_at = Instant::now();
-            failpoint::hit("idle-persisted");
-            self.assembler.confirm(self.consumed.end);
+            self.persist().await?;
         }
         self.go_live().await
     }

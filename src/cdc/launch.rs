@@ -206,6 +206,7 @@ async fn bring_up(
         consumed: Boundary { end: applied, time_us: 0 },
         persisted_at: Instant::now(),
         heartbeat: None,
+        marked: false,
         shown_at: None,
         finished: false,
     })

@@ -259,7 +259,7 @@ impl<'a> Play<'a> {
         let begun = Instant::now();
         let pause = traffic.pause().await;
         let Journey { view, .. } = self.journey.as_mut().ok_or(TOO_EARLY)?;
-        let position = view.position().await?;
+        let position = view.mark().await?;
         let mirror = self.mirror.as_mut().ok_or(TOO_EARLY)?;
         let arriving = arrived(view, position);
         tokio::select! {
@@ -271,7 +271,7 @@ impl<'a> Play<'a> {
             count(traffic.tally().acknowledged),
             seconds(begun.elapsed())
         ))?;
-        self.narrator.say("noted that it is there; an idle one does that every 5 s.")?;
+        self.narrator.say("noted that it is there, because a marker asks it to.")?;
         let mut all = Vec::new();
         for slice in view.mappings().await?.values() {
             for table in view.compare(slice).await? {

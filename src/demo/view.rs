@@ -5,6 +5,8 @@ use std::sync::Arc;
 
 use super::links::Links;
 use super::operator::PLAN_PATH;
+use crate::cdc::error::MirrorError;
+use crate::cdc::source::{self, MARKER_PREFIX};
 use crate::lsn::Lsn;
 use crate::mapping::{self, Mappings};
 use crate::plan::{LinkTemplate, Plan, Variables};
@@ -27,15 +29,9 @@ pub enum ViewError {
     /// The monolith's catalogs could not be read.
     #[error("read the monolith's tables")]
     Catalog(#[from] IntrospectError),
-    /// The monolith's position could not be read.
-    #[error("read the monolith's position")]
-    Position(#[source] tokio_postgres::Error),
-    /// What the server calls its position is none.
-    #[error("the monolith's position {text:?} can't be read")]
-    NoPosition {
-        /// What it said.
-        text: String,
-    },
+    /// The monolith's position could not be read, or no marker sent.
+    #[error("mark the monolith's position")]
+    Position(#[from] MirrorError),
     /// A table could not be read.
     #[error(transparent)]
     Digest(#[from] DigestError),
@@ -77,15 +73,18 @@ impl View {
         self.reader.read().await.iter().map(|facts| judge(facts, &commands)).collect()
     }
 
-    /// The end of what the monolith has written.
+    /// The end of what the monolith has written, with a marker behind it for each slice, so that its mirror notes at
+    /// once that it has got there.
     ///
     /// # Errors
     /// [`ViewError`].
-    pub(super) async fn position(&self) -> Result<Lsn, ViewError> {
+    pub(super) async fn mark(&self) -> Result<Lsn, ViewError> {
         let session = self.monolith().connect(APPLICATION).await?;
-        let row = session.query_one("SELECT pg_current_wal_insert_lsn()::text", &[]).await;
-        let text: String = row.and_then(|row| row.try_get(0)).map_err(ViewError::Position)?;
-        text.parse().map_err(|_| ViewError::NoPosition { text })
+        let position = source::insert_position(&session).await?;
+        for slice in self.plan.slices.keys() {
+            source::emit(&session, MARKER_PREFIX, &source::marker_content(slice, "demo")).await?;
+        }
+        Ok(position)
     }
 
     /// How the plan's tables map, by slice.

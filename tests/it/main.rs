@@ -22,6 +22,7 @@ mod journey;
 mod landing;
 mod ledger;
 mod logging;
+mod markers;
 mod memory;
 mod plans;
 mod provision;
