@@ -3,10 +3,13 @@
 //! only what is still unequal under a row lock is a [`finding`]. What all of it says is the [`verdict`]; what a
 //! verdict is still worth later, [`evidence`] says.
 
+pub mod barrier;
 pub mod digest;
 pub mod evidence;
 pub mod finding;
 pub mod form;
 pub mod meet;
+pub mod prove;
+pub mod redact;
 pub mod sides;
 pub mod verdict;

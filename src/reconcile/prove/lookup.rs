@@ -1,0 +1,163 @@
+//! Rows by their keys: the statements, and what they bring.
+
+use std::fmt;
+
+use tokio_postgres::Client;
+use tokio_postgres::types::{ToSql, Type};
+
+use super::super::finding::RawKey;
+use super::super::form::{ColumnForm, Side, TableForm};
+use super::super::redact::Redactor;
+use super::judge::Held;
+use crate::mapping::{ColumnMapping, FilterTerm};
+use crate::name::quote_literal;
+
+/// What is done with the authority's rows while they are read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Lock {
+    /// They are only read.
+    None,
+    /// Locked against change; rows that somebody else holds are left out.
+    SkipHeld,
+    /// Locked against change; rows that somebody else holds are waited for.
+    Wait,
+}
+
+impl Lock {
+    fn clause(self) -> &'static str {
+        match self {
+            Self::None => "",
+            Self::SkipHeld => " FOR SHARE OF t SKIP LOCKED",
+            Self::Wait => " FOR SHARE OF t",
+        }
+    }
+}
+
+/// The statements of one table.
+pub(super) struct Lookup<'a> {
+    form: &'a TableForm,
+    authority: Side,
+}
+
+impl fmt::Debug for Lookup<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Lookup").field("table", &self.form.mapping.source).finish_non_exhaustive()
+    }
+}
+
+impl<'a> Lookup<'a> {
+    pub(super) fn new(form: &'a TableForm, authority: Side) -> Self {
+        Self { form, authority }
+    }
+
+    /// The authority's rows of `keys`, by the key's place in the list.
+    pub(super) async fn here(
+        &self,
+        client: &Client,
+        keys: &[RawKey],
+        lock: Lock,
+        values: bool,
+    ) -> Result<Vec<Vec<Held>>, tokio_postgres::Error> {
+        let sql = format!("{}{}", self.select(self.authority, values), lock.clause());
+        self.fetch(client, &sql, keys).await
+    }
+
+    /// The copy's rows of `keys`, by the key's place in the list.
+    pub(super) async fn there(
+        &self,
+        client: &Client,
+        keys: &[RawKey],
+        values: bool,
+    ) -> Result<Vec<Vec<Held>>, tokio_postgres::Error> {
+        let copy = match self.authority {
+            Side::Source => Side::Target,
+            Side::Target => Side::Source,
+        };
+        self.fetch(client, &self.select(copy, values), keys).await
+    }
+
+    /// Only the version of the copy's rows is of use, and it is read on both sides all the same, so that there is one
+    /// form. A partitioned table has its rows in several places.
+    fn select(&self, side: Side, values: bool) -> String {
+        let (hashes, texts) = if values { self.values(side) } else { (String::new(), String::new()) };
+        let mut row_hash = self.form.row_hash(side, false);
+        if self.form.strict {
+            row_hash = format!("{row_hash}, {}", self.form.row_hash(side, true));
+        }
+        let (names, arrays) = self.keys();
+        format!(
+            "SELECT w.o, {fits}, ARRAY[{row_hash}]::int8[], concat_ws('/', t.tableoid, t.ctid, t.xmin), \
+                 ARRAY[{hashes}]::int8[], ARRAY[{texts}]::text[] \
+             FROM unnest({arrays}) WITH ORDINALITY AS w ({names}, o) \
+             JOIN {from} AS t ON {matched}",
+            fits = self.fits(side),
+            from = self.form.from(side),
+            matched = self.matched(side),
+        )
+    }
+
+    fn keys(&self) -> (String, String) {
+        let count = self.form.mapping.key.len();
+        let names: Vec<String> = (0..count).map(|index| format!("k{index}")).collect();
+        let arrays: Vec<String> = (1..=count).map(|number| format!("${number}::text[]")).collect();
+        (names.join(", "), arrays.join(", "))
+    }
+
+    fn matched(&self, side: Side) -> String {
+        let terms = self.form.mapping.key_columns().enumerate().map(|(index, column)| {
+            format!("{} = w.k{index}::{}", TableForm::column(column, side), column.cast_sql)
+        });
+        terms.collect::<Vec<_>>().join(" AND ")
+    }
+
+    fn values(&self, side: Side) -> (String, String) {
+        let hashes = self.form.values(side).map(|value| format!("hash_record_extended(ROW({value}), 0)"));
+        let texts = self.form.mapping.columns.iter().map(|column| {
+            let value = ColumnForm::Text.sql(&column.cast_sql, &TableForm::column(column, side));
+            Redactor::sql(column, &value)
+        });
+        (hashes.collect::<Vec<_>>().join(", "), texts.collect::<Vec<_>>().join(", "))
+    }
+
+    /// Whether the slice's filter takes a row, by the columns of that side.
+    fn fits(&self, side: Side) -> String {
+        let term = |term: &FilterTerm| {
+            let column: &ColumnMapping = self.form.mapping.columns.get(term.column)?;
+            let value = |value: &String| format!("{}::{}", quote_literal(value), column.cast_sql);
+            let values: Vec<String> = term.values.iter().map(value).collect();
+            Some(format!("{} IN ({})", TableForm::column(column, side), values.join(", ")))
+        };
+        let terms: Vec<String> = self.form.mapping.filter.iter().filter_map(term).collect();
+        if terms.is_empty() { "true".to_owned() } else { format!("(({}) IS TRUE)", terms.join(" AND ")) }
+    }
+
+    async fn fetch(
+        &self,
+        client: &Client,
+        sql: &str,
+        keys: &[RawKey],
+    ) -> Result<Vec<Vec<Held>>, tokio_postgres::Error> {
+        let part = |index: usize| -> Vec<Option<&str>> {
+            keys.iter().map(|key| key.0.get(index).map(String::as_str)).collect()
+        };
+        let columns: Vec<_> = (0..self.form.mapping.key.len()).map(part).collect();
+        let parameters: Vec<(&(dyn ToSql + Sync), Type)> =
+            columns.iter().map(|column| (column as _, Type::TEXT_ARRAY)).collect();
+        let rows = client.query_typed(sql, &parameters).await?;
+        let mut found = vec![Vec::new(); keys.len()];
+        for row in &rows {
+            let place = usize::try_from(row.try_get::<_, i64>(0)? - 1).ok();
+            let held = Held {
+                fits: row.try_get(1)?,
+                hashes: row.try_get(2)?,
+                version: row.try_get(3)?,
+                columns: row.try_get(4)?,
+                texts: row.try_get(5)?,
+            };
+            if let Some(place) = place.and_then(|place| found.get_mut(place)) {
+                place.push(held);
+            }
+        }
+        Ok(found)
+    }
+}
