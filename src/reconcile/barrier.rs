@@ -2,7 +2,7 @@
 //!
 //! A commit is in the log, and applied by the mirror, before snapshots see it; with a synchronous standby that is away,
 //! long before. Whoever concludes from a row's absence on the authority has to be past that window
-//! (docs/protocol.md, section 7).
+//! (docs/protocol.md, section 10).
 
 use std::time::{Duration, Instant};
 

@@ -60,8 +60,8 @@ impl fmt::Debug for RawKey {
     }
 }
 
-/// A value as a report may show it.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+/// A value as a report may show it. `Debug` shows no value.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case", tag = "kind", content = "value")]
 pub enum Shown {
     /// SQL NULL.
@@ -71,6 +71,16 @@ pub enum Shown {
     /// A value of a classified column: hex of a keyed digest. The same value has the same digest within one run,
     /// and nobody can get from the digest to the value by trying.
     Digest(String),
+}
+
+impl fmt::Debug for Shown {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Null => f.write_str("Null"),
+            Self::Text(text) => write!(f, "Text({} bytes)", text.len()),
+            Self::Digest(digest) => write!(f, "Digest({digest})"),
+        }
+    }
 }
 
 /// One column in a finding.

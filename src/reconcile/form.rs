@@ -10,7 +10,8 @@ use crate::name::{TableName, quote_ident};
 
 /// Types whose own hash tells values apart in the same way on every server. All others are hashed by their text:
 /// enums hash the label's OID, which differs between databases; arrays leave their bounds and dimensions out of the
-/// hash; json, xml, points and others have none.
+/// hash; json, xml, points and others have none. Nor is jsonb here: its hash leaves out the sign of a number, and calls
+/// `1` and `[1]`, `{}` and `[]` the same.
 const HASHABLE: &[&str] = &[
     "bigint",
     "boolean",
@@ -21,7 +22,6 @@ const HASHABLE: &[&str] = &[
     "inet",
     "integer",
     "interval",
-    "jsonb",
     "macaddr",
     "macaddr8",
     "numeric",
@@ -40,7 +40,13 @@ const HASHABLE_TEXT: &[&str] = &["bpchar", "character varying", "text"];
 
 /// Hashable types with several representations of equal values: `1.0` and `1.00`, `-0` and `0`, `1 day` and
 /// `24 hours`, trailing blanks.
-const REPRESENTED: &[&str] = &["bpchar", "double precision", "interval", "jsonb", "numeric", "real"];
+const REPRESENTED: &[&str] = &["bpchar", "double precision", "interval", "numeric", "real"];
+
+/// Hashable types of 64 bits whose own hash folds the two halves into one before it hashes them, so that 1 and 2^32
+/// are the same to it. Two different values of a column have the same hash once in four billion, which is enough for a
+/// comparison and not for strict evidence.
+const FOLDED: &[&str] =
+    &["bigint", "time without time zone", "timestamp with time zone", "timestamp without time zone"];
 
 /// Which side of a comparison.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -64,7 +70,7 @@ impl std::fmt::Display for Side {
 /// of a run where two servers do not agree.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum ColumnForm {
-    /// By the type's own hash: equal values are equal whatever their representation.
+    /// By the type's own hash, or what stands in for it: equal values are equal whatever their representation.
     Native,
     /// By its text, bytewise.
     Text,
@@ -77,7 +83,8 @@ impl ColumnForm {
     #[must_use]
     pub fn of(cast_sql: &str, strict: bool) -> Self {
         let own = HASHABLE.contains(&cast_sql) || HASHABLE_TEXT.contains(&cast_sql);
-        if own && !(strict && REPRESENTED.contains(&cast_sql)) { Self::Native } else { Self::Text }
+        let loose = REPRESENTED.contains(&cast_sql) || FOLDED.contains(&cast_sql);
+        if own && !(strict && loose) { Self::Native } else { Self::Text }
     }
 
     /// The next weaker form, to be tried when two servers do not hash alike.
@@ -101,6 +108,8 @@ impl ColumnForm {
         };
         match self {
             Self::Native if HASHABLE_TEXT.contains(&cast_sql) => format!("{value} COLLATE \"C\""),
+            // Its own hash leaves out the sign, and is the same for NaN and both infinities.
+            Self::Native if cast_sql == "numeric" => format!("trim_scale({value})::text COLLATE \"C\""),
             Self::Native => value.to_owned(),
             Self::Text => format!("{text} COLLATE \"C\""),
             Self::Utf8 => format!("convert_to({text}, 'UTF8')"),
@@ -261,7 +270,9 @@ mod tests {
     fn only_types_with_a_hash_of_their_own_are_hashed_as_they_are() {
         for (cast_sql, loose, strict) in [
             ("integer", "v", "v"),
-            ("numeric", "v", r#"v::text COLLATE "C""#),
+            ("bigint", "v", r#"v::text COLLATE "C""#),
+            ("numeric", r#"trim_scale(v)::text COLLATE "C""#, r#"v::text COLLATE "C""#),
+            ("jsonb", r#"v::text COLLATE "C""#, r#"v::text COLLATE "C""#),
             ("numeric[]", r#"v::text COLLATE "C""#, r#"v::text COLLATE "C""#),
             ("bpchar", r#"v COLLATE "C""#, r#"textin(bpcharout(v)) COLLATE "C""#),
             ("text", r#"v COLLATE "C""#, r#"v COLLATE "C""#),

@@ -1,4 +1,4 @@
-//! The exact proof of suspect keys (docs/protocol.md, section 7).
+//! The exact proof of suspect keys (docs/protocol.md, section 10).
 //!
 //! Two sides that move are never looked at at one moment, so a difference that was seen may be a change on its way. A
 //! suspect is a finding only when the copy has what is wrong at a moment at which nothing on its way can explain it:

@@ -25,6 +25,7 @@ mod logging;
 mod markers;
 mod memory;
 mod plans;
+mod prove;
 mod provision;
 mod reconcile;
 mod refusals;

@@ -59,6 +59,8 @@ pub(super) fn different_columns(here: &Held, there: &Held) -> Vec<usize> {
 
 #[cfg(test)]
 mod tests {
+    use std::slice::from_ref;
+
     use super::*;
 
     fn row(hash: i64, fits: bool) -> Held {
@@ -92,11 +94,11 @@ mod tests {
             }
         }
         assert_eq!(verdict(Side::Source, Some(out.clone()), &[]), None);
-        assert_eq!(verdict(Side::Source, Some(out.clone()), &[fits.clone()]), Some(Misplaced));
-        assert_eq!(verdict(Side::Source, None, &[out.clone()]), Some(Misplaced));
+        assert_eq!(verdict(Side::Source, Some(out.clone()), from_ref(&fits)), Some(Misplaced));
+        assert_eq!(verdict(Side::Source, None, from_ref(&out)), Some(Misplaced));
         assert_eq!(verdict(Side::Source, Some(fits.clone()), &[row(2, false)]), Some(Differs));
         assert_eq!(verdict(Side::Target, Some(out.clone()), &[]), Some(Misplaced));
-        assert_eq!(verdict(Side::Target, None, &[out.clone()]), None, "another slice's row");
+        assert_eq!(verdict(Side::Target, None, from_ref(&out)), None, "another slice's row");
         assert_eq!(verdict(Side::Target, Some(fits), &[out]), Some(Missing));
     }
 }

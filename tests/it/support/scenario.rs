@@ -18,6 +18,9 @@ use strangler::plan::{LinkTemplate, Plan, Variables, parse};
 use strangler::postgres::connect::{Server, SessionRole};
 use strangler::postgres::introspect;
 use strangler::provision::{Databases, Logins};
+use strangler::reconcile::form::Side as SideOf;
+use strangler::reconcile::meet::Meeting;
+use strangler::reconcile::sides::Sides;
 use tokio::sync::{Semaphore, watch};
 use tokio_postgres::Client;
 use tokio_util::sync::CancellationToken;
@@ -145,6 +148,27 @@ impl Scenario {
         let process = ProcessName::new("test".to_owned(), std::process::id());
         let task = tokio::spawn(mirror::run(vec![config], process, stop.clone()));
         Running { hooks: run.hooks.clone(), board: receiver, stop, task: AbortOnDropHandle::new(task) }
+    }
+
+    /// The ways to both sides, while the monolith has the authority.
+    pub fn sides(&self) -> Sides {
+        let server =
+            |link: &LinkTemplate, role| Server::new("test", link.clone(), role, Arc::new(NoVariables));
+        let (monolith, service) = (&self.plan.monolith.links, &self.plan.services["other"].links);
+        Sides {
+            authority: SideOf::Source,
+            monolith_read: server(&monolith.read, SessionRole::Read),
+            monolith_apply: server(&monolith.apply, SessionRole::Apply),
+            service_apply: server(&service.apply, SessionRole::Apply),
+        }
+    }
+
+    /// Where both sides meet.
+    pub async fn meeting(&self) -> Arc<Meeting> {
+        let sides = self.sides();
+        let authority = sides.reader(sides.authority).await.unwrap();
+        let copy = sides.reader(sides.copy()).await.unwrap();
+        Arc::new(Meeting::new(SLICE, sides.direction(), authority, copy).await.unwrap())
     }
 
     /// Starts a mirror that passes a place so many times, and waits until it stands there again.
