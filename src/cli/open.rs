@@ -38,6 +38,8 @@ pub(super) struct Slices {
 pub(super) enum Needs {
     /// `admin` on both sides.
     Admin,
+    /// `read` and `apply` on both sides: a command that reads rows and makes nothing.
+    Rows,
     /// Every link of both sides.
     All,
 }
@@ -186,11 +188,13 @@ fn ways(label: &str, links: &Links, variables: &Arc<dyn Variables>) -> Ways {
 
 fn used_links(links: &Links, ways: &Ways, needs: Needs) -> Vec<(LinkTemplate, Server)> {
     let pair = |link: &LinkTemplate, server: &Server| (link.clone(), server.clone());
-    let mut used = vec![pair(&links.admin, &ways.admin)];
-    if needs == Needs::All {
-        used.extend([pair(&links.read, &ways.read), pair(&links.apply, &ways.apply)]);
+    let admin = [pair(&links.admin, &ways.admin)];
+    let rows = [pair(&links.read, &ways.read), pair(&links.apply, &ways.apply)];
+    match needs {
+        Needs::Admin => admin.into(),
+        Needs::Rows => rows.into(),
+        Needs::All => admin.into_iter().chain(rows).collect(),
     }
-    used
 }
 
 /// Fills in and reads each used link once, so that everything that is wrong is said before anything is begun.

@@ -149,7 +149,7 @@ fn since(text: &str) -> Result<Since, String> {
 }
 
 pub(super) async fn run(ui: &mut Ui, arguments: &Arguments) -> Result<Exit, CliError> {
-    let opened = open::open(ui, &arguments.plan, &arguments.slices.slices, Needs::All)?;
+    let opened = open::open(ui, &arguments.plan, &arguments.slices.slices, Needs::Rows)?;
     let mut interrupts = Interrupts::listen().map_err(CliError::Start)?;
     let stop = CancellationToken::new();
     if let Some(schedule) = arguments.schedule()? {
