@@ -27,8 +27,8 @@ use ui::Ui;
 
 /// Split a shared PostgreSQL database into one database per service, while the application keeps running
 ///
-/// The order of a journey: check, provision, mirror; status says at any time where every slice stands and what to
-/// type next.
+/// The order of a journey: check, provision, mirror, reconcile; status says at any time where every slice stands and
+/// what to type next.
 #[derive(Debug, clap::Parser)]
 #[command(name = "strangler", version, max_term_width = 110, infer_subcommands = false)]
 #[command(after_help = EXIT_CODES, disable_help_subcommand = true)]

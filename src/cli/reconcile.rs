@@ -31,12 +31,14 @@ const RESUME_WITHIN: Duration = Duration::from_secs(24 * 60 * 60);
 
 /// Prove that both sides of every slice are equal, while the application writes
 ///
-/// Rows are hashed where they lie, on the side that holds the authority and on its copy, and what differs is narrowed
-/// down to single rows. A difference is reported only when it is proven under a lock of that row, of a few milliseconds.
-/// A mirror must be running. What was found is recorded in the ledger of the service's database.
+/// Rows are hashed where they lie, on the side that has the authority and on the copy, and what differs is narrowed down
+/// to single rows. A difference is reported only when it is proven, most of them under a lock of that row for some
+/// milliseconds. The mirror must be running. The verdict is recorded in the ledger of the service's database, and status
+/// shows what it still proves.
 ///
-/// Ctrl-C stops; the same command goes on with the run, and so it does after a kill.
+/// Ctrl-C stops; the same command goes on with the run for a day, and so it does after a kill.
 #[derive(Debug, clap::Args)]
+#[command(group = clap::ArgGroup::new("schedule").args(["every", "cron"]))]
 #[command(after_help = "Exit codes: 0 clean, 1 differences, 2 usage or plan error, 3 refused, \
 4 a database could not be reached, 5 incomplete: something was not compared, 130 interrupted")]
 pub(super) struct Arguments {
@@ -50,7 +52,7 @@ pub(super) struct Arguments {
     /// Compare representations too (1.0 and 1.00 differ), under 128 bits of hash
     #[arg(long)]
     strict: bool,
-    /// Compare a random share of the rows, such as 5%
+    /// Compare a random share of the rows, such as 5%: quick, and no proof for the others
     #[arg(long, value_name = "PERCENT", value_parser = percent, conflicts_with = "changed_since")]
     sample: Option<f64>,
     /// Compare the rows that were written since the last clean full verdict (`last`), or since a WAL position
@@ -65,27 +67,29 @@ pub(super) struct Arguments {
     /// How the report looks
     #[arg(long, value_enum, default_value_t, value_name = "FORMAT")]
     format: Form,
-    /// Write the report to this file instead of stdout
+    /// Write the report to this file instead of stdout, whatever the outcome; with a schedule it always holds the latest
+    /// verdict of each slice
     #[arg(long, value_name = "FILE")]
     output: Option<PathBuf>,
-    /// Have the running mirror repair what differs on the copy, and look at it again
-    #[arg(long, conflicts_with_all = ["every", "cron"])]
+    /// Have the running mirror replace the rows that were found by those of the authority, and look at them again
+    #[arg(long, conflicts_with = "schedule")]
     repair: bool,
     /// With --repair: only say what would be repaired
     #[arg(long, requires = "repair")]
     dry_run: bool,
     /// Compare again and again, with this period, such as 15m; until Ctrl-C
-    #[arg(long, value_name = "PERIOD", help_heading = "Schedule", conflicts_with = "cron")]
+    #[arg(long, value_name = "PERIOD", help_heading = "Schedule")]
     every: Option<String>,
-    /// Compare at the times of a cron expression of five fields, in UTC; until Ctrl-C
+    /// Compare at the times of a cron expression of five fields, in UTC or at the offset behind them, such as "30 3 * *
+    /// 1-5 +02:00"; until Ctrl-C
     #[arg(long, value_name = "EXPRESSION", help_heading = "Schedule")]
     cron: Option<String>,
     /// The most by which a run begins later than its time, so that not all begin at once [default: a tenth of the
     /// period, at most 60s]
-    #[arg(long, value_name = "PERIOD", help_heading = "Schedule")]
+    #[arg(long, value_name = "PERIOD", help_heading = "Schedule", requires = "schedule")]
     jitter: Option<String>,
     /// Serve metrics for Prometheus at this address, such as 127.0.0.1:9187, under /metrics
-    #[arg(long, value_name = "ADDRESS", help_heading = "Schedule")]
+    #[arg(long, value_name = "ADDRESS", help_heading = "Schedule", requires = "schedule")]
     metrics_listen: Option<std::net::SocketAddr>,
     /// Chunks that are compared at a time
     #[arg(long, value_name = "NUMBER", default_value_t = 2, value_parser = clap::value_parser!(u8).range(1..=32))]
@@ -160,7 +164,7 @@ pub(super) async fn run(ui: &mut Ui, arguments: &Arguments) -> Result<Exit, CliE
     let jobs = jobs(&opened, mappings, &options);
     let pass = Pass { arguments, options: &options, plan: shell_word(&opened.path) };
     let ended = pass.compare(ui, &jobs, &mut interrupts, &stop).await;
-    pass.finish(ui, &jobs, ended, &stop).await
+    pass.finish(ui, &jobs, ended, &mut interrupts, &stop).await
 }
 
 /// The tables that were asked for, which must be in the plan.

@@ -233,19 +233,37 @@ fn run_page(error: &RunError, plan: &str) -> Page {
         RunError::Held { .. } => (
             Exit::Refused,
             "reconcile-held",
-            Some("wait for it, or end it; a run whose process died is gone on with"),
+            Some("wait until it has ended, then type the same command again"),
         ),
         RunError::NothingToLookBackTo { .. } => (
             Exit::Refused,
             "nothing-to-look-back-to",
             Some("strangler reconcile PLAN, without --changed-since"),
         ),
-        RunError::Resumed { .. } => (Exit::Refused, "reconcile-resumed", None),
+        RunError::Resumed { .. } => {
+            (Exit::Refused, "reconcile-resumed", Some("strangler status PLAN, which shows that verdict"))
+        }
         RunError::Stopped { .. } => {
             (Exit::Interrupted, "interrupted", Some("type the same command again: it goes on with the run"))
         }
     };
     Page { exit, code, hint: hint.map(|hint| hint.replace(" PLAN", &format!(" {plan}"))) }
+}
+
+/// What one slice got instead of a verdict; some errors name their slice themselves.
+fn run_heading(slice: &str, error: &RunError) -> String {
+    match error {
+        RunError::Connect(_) | RunError::Journal(_) | RunError::Redact(_) | RunError::Astray(_) => {
+            format!("slice {slice}: {error}")
+        }
+        RunError::NotProvisioned { .. }
+        | RunError::OtherMapping { .. }
+        | RunError::NoAuthority { .. }
+        | RunError::Held { .. }
+        | RunError::NothingToLookBackTo { .. }
+        | RunError::Resumed { .. }
+        | RunError::Stopped { .. } => error.to_string(),
+    }
 }
 
 /// Why a repair came to no end.
@@ -299,11 +317,11 @@ pub fn finish(ui: &mut Ui, outcome: Result<Exit, CliError>) -> Exit {
             }
         }
         CliError::Reconcile { plan, ends } => {
-            for (_, error) in ends {
+            for (slice, error) in ends {
                 if let RunError::Astray(problems) = error {
-                    ui.words(check::list(problems).trim_end());
+                    ui.words(check::list(problems).replace(" PLAN", &format!(" {plan}")).trim_end());
                 }
-                show(ui, &error.to_string(), error, &run_page(error, plan));
+                show(ui, &run_heading(slice, error), error, &run_page(error, plan));
             }
         }
         CliError::Repair { source, .. } => show(ui, &source.to_string(), source.as_ref(), &page),

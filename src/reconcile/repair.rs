@@ -147,7 +147,11 @@ pub async fn run(
             if stop.is_cancelled() {
                 return Err(RepairError::Stopped { slice: job.mapping.slice.clone() });
             }
-            let landed = ask(job, &service, done, rows, &mut one, author).await?;
+            let asked = tokio::select! {
+                asked = ask(job, &service, done, rows, &mut one, author) => asked,
+                () = stop.cancelled() => Err(RepairError::Stopped { slice: job.mapping.slice.clone() }),
+            };
+            let landed = asked?;
             verify(job, done, wanted.mapping, &landed, &mut one).await?;
             record(job, &service, done, wanted.mapping, &landed, author).await?;
         }

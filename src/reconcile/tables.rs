@@ -15,7 +15,7 @@ use super::redact::Redactor;
 use super::run::{Look, Options, RunError, SliceJob};
 use super::scan::{Compared, Scan, ScanError};
 use super::sides::Sides;
-use super::verdict::{Coverage, Outcome, TableVerdict};
+use super::verdict::{Coverage, NO_MIRROR, Outcome, TableVerdict};
 use super::walk::{self, KeyFacts};
 use crate::cdc::mirror::chain_of;
 use crate::journal::runs::Run;
@@ -147,12 +147,12 @@ impl Tables<'_> {
         let seen = process::read(&journal, self.slice()).await.map_err(|error| chain_of(&error))?;
         match seen {
             Some(seen) if !seen.stopped && seen.seen_s <= DEAD_AFTER_S => Ok(()),
-            Some(seen) if seen.stopped => Err("no mirror is running: the last one was stopped".to_owned()),
+            Some(seen) if seen.stopped => Err(format!("{NO_MIRROR}: the last one was stopped")),
             Some(seen) => Err(format!(
-                "no mirror is running: the last one, process {} on {}, was seen {:.0} s ago",
+                "{NO_MIRROR}: the last one, process {} on {}, was seen {:.0} s ago",
                 seen.pid, seen.host, seen.seen_s
             )),
-            None => Err("no mirror is running, and none ever was".to_owned()),
+            None => Err(format!("{NO_MIRROR}, and none ever was")),
         }
     }
 

@@ -99,6 +99,9 @@ pub struct TableVerdict {
     pub reasons: Vec<String>,
 }
 
+/// Begins the reason of a verdict that had no mirror to bring the copy along.
+pub const NO_MIRROR: &str = "no mirror is running";
+
 /// What one run says about one slice.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Verdict {
@@ -146,6 +149,12 @@ impl Verdict {
         self.every_table
             && !self.tables.is_empty()
             && self.tables.iter().all(|table| table.coverage == Coverage::Full)
+    }
+
+    /// Nothing could be compared because no mirror runs.
+    #[must_use]
+    pub fn lacks_mirror(&self) -> bool {
+        self.reasons.iter().any(|reason| reason.starts_with(NO_MIRROR))
     }
 
     /// All findings by kind.

@@ -107,6 +107,39 @@ fn unreachable_databases_are_said_at_their_slices() {
 }
 
 #[test]
+fn what_makes_sense_in_a_schedule_only_is_refused_without_one() {
+    let dir = plan_dir(PLAN);
+    let links = [("MONOLITH_URL", NOBODY), ("ORDERS_URL", NOBODY)];
+    let typed = |options: &[&str]| run(dir.path(), &links, &[&["reconcile", "plan.yaml"], options].concat());
+    insta::assert_snapshot!("usage_no_schedule", typed(&["--metrics-listen", "127.0.0.1:9187"]).page());
+    insta::assert_snapshot!("error_schedule", typed(&["--every", "soon"]).page());
+    for options in [
+        &["--jitter", "5m"][..],
+        &["--every", "15m", "--cron", "@daily"],
+        &["--every", "15m", "--repair"],
+        &["--cron", "99 * * * *"],
+        &["--every", "15m", "--jitter", "long"],
+        &["--sample", "5%", "--changed-since", "last"],
+        &["--dry-run"],
+    ] {
+        assert_eq!(typed(options).exit, Some(2), "{options:?}");
+    }
+}
+
+#[test]
+fn a_comparison_asks_for_no_link_of_an_administrator() {
+    let dir = plan_dir(&PLAN.replace(
+        r#"{ url: "${MONOLITH_URL}" }"#,
+        r#"{ admin: "${ADMIN_URL}", read: "${READ_URL}", apply: "${APPLY_URL}" }"#,
+    ));
+    let links = [("READ_URL", NOBODY), ("APPLY_URL", NOBODY), ("ORDERS_URL", NOBODY)];
+    insta::assert_snapshot!(
+        "error_reconcile_unreachable",
+        run(dir.path(), &links, &["reconcile", "plan.yaml"]).page()
+    );
+}
+
+#[test]
 fn a_closed_pipe_ends_the_command_without_a_word() {
     let (reader, writer) = std::io::pipe().unwrap();
     drop(reader);
@@ -131,8 +164,11 @@ fn codes() -> BTreeSet<String> {
                     text.split(start).skip(1).filter_map(|rest| rest.split('"').next()).map(str::to_owned),
                 );
             }
-            for rest in text.split("page(Exit::").skip(1) {
-                codes.extend(rest.split('"').nth(1).map(str::to_owned));
+            // An exit code with the word that stands for why.
+            for rest in text.split("Exit::").skip(1) {
+                let after = rest.trim_start_matches(|c: char| c.is_ascii_alphanumeric());
+                let word = after.strip_prefix(',').and_then(|after| after.trim_start().strip_prefix('"'));
+                codes.extend(word.and_then(|word| word.split('"').next()).map(str::to_owned));
             }
         }
     }
@@ -146,6 +182,9 @@ fn every_code_has_its_line_in_the_documentation() {
     };
     let known = read("errors.md") + &read("plan.md");
     let codes = codes();
+    for code in ["plan-unfit", "mirror-refused", "reconcile-held", "repair-not-taken"] {
+        assert!(codes.contains(code), "this test does not find {code} in the sources");
+    }
     assert!(codes.len() > 60, "the sources hold {} codes only: does this test still find them?", codes.len());
     let missing: Vec<&String> = codes.iter().filter(|code| !known.contains(&format!("`{code}`"))).collect();
     assert!(missing.is_empty(), "not in docs/errors.md or docs/plan.md: {missing:?}");

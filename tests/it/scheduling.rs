@@ -105,7 +105,6 @@ fn every_page_that_starts_something_is_seen_to_start_it() {
 }
 
 #[test]
-#[ignore = "becomes a test of every build together with the verb `reconcile`"]
 fn every_command_and_option_in_the_pages_can_be_typed() {
     let mut findings = Vec::new();
     for (name, text) in pages() {

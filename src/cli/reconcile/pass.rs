@@ -1,19 +1,22 @@
 //! One comparison of every slice: progress, report, repair, exit code.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use tokio_util::sync::CancellationToken;
 
 use super::display::Display;
-use super::{Arguments, page};
+use super::{Arguments, Form, page};
 use crate::cdc::mirror::chain_of;
 use crate::cli::interrupt::Interrupts;
 use crate::cli::report::{CliError, Exit};
 use crate::cli::ui::{Paint, Ui};
 use crate::reconcile::progress::Board;
 use crate::reconcile::repair::{self, Repaired};
+use crate::reconcile::report::json;
 use crate::reconcile::run::{self, Done, Options, RunError, SliceJob};
 use crate::reconcile::verdict::{Outcome, Verdict};
+use crate::status::judge::shell_word;
 use crate::words;
 
 /// How often progress is shown.
@@ -69,6 +72,7 @@ impl Pass<'_> {
         ui: &mut Ui,
         jobs: &[SliceJob],
         ended: Ended,
+        interrupts: &mut Interrupts,
         stop: &CancellationToken,
     ) -> Result<Exit, CliError> {
         let (mut done, mut failed) = (Vec::new(), Vec::new());
@@ -82,11 +86,14 @@ impl Pass<'_> {
         self.write(ui, &verdicts)?;
         let mut exit = exit(&verdicts);
         if self.arguments.repair && exit == Exit::Problems {
-            let repaired = self.repair(ui, jobs, &done, stop).await?;
+            let repaired = self.repair(ui, jobs, &done, interrupts, stop).await?;
             let whole = verdicts.iter().all(|verdict| verdict.outcome != Outcome::Incomplete);
-            if repaired && whole && verdicts.iter().all(|verdict| is_compared(verdict)) {
+            if repaired && whole && verdicts.iter().all(is_compared) {
                 exit = Exit::Clean;
             }
+        }
+        if let Some(advice) = advice(&self.plan, &verdicts, self.arguments.repair) {
+            ui.words(&format!("next: {advice}"));
         }
         if failed.is_empty() {
             return Ok(exit);
@@ -94,8 +101,26 @@ impl Pass<'_> {
         Err(CliError::Reconcile { plan: self.plan.clone(), ends: failed })
     }
 
+    /// Tells one verdict among many: by itself on stdout, or in a file that holds the latest one of each slice.
+    pub(super) fn tell(
+        &self,
+        ui: &mut Ui,
+        verdict: Verdict,
+        latest: &mut BTreeMap<String, Verdict>,
+    ) -> Result<(), CliError> {
+        if self.arguments.output.is_none() {
+            let verdicts = [verdict];
+            return match self.arguments.format {
+                Form::Json => Ok(ui.data(&json::line(&verdicts))?),
+                Form::Text | Form::Junit | Form::Html | Form::Markdown => self.write(ui, &verdicts),
+            };
+        }
+        latest.insert(verdict.slice.clone(), verdict);
+        self.write(ui, &latest.values().cloned().collect::<Vec<_>>())
+    }
+
     /// Writes the report to where it was asked for.
-    pub(super) fn write(&self, ui: &mut Ui, verdicts: &[Verdict]) -> Result<(), CliError> {
+    fn write(&self, ui: &mut Ui, verdicts: &[Verdict]) -> Result<(), CliError> {
         if verdicts.is_empty() {
             return Ok(());
         }
@@ -114,6 +139,7 @@ impl Pass<'_> {
         ui: &mut Ui,
         jobs: &[SliceJob],
         done: &[Done],
+        interrupts: &mut Interrupts,
         stop: &CancellationToken,
     ) -> Result<bool, CliError> {
         let mut whole = true;
@@ -124,7 +150,13 @@ impl Pass<'_> {
                 whole = false;
                 continue;
             }
-            let repaired = Box::pin(repair::run(job, one, &self.options.author, stop)).await;
+            let mut running = Box::pin(repair::run(job, one, &self.options.author, stop));
+            let repaired = loop {
+                tokio::select! {
+                    repaired = &mut running => break repaired,
+                    () = interrupts.next() => stop.cancel(),
+                }
+            };
             let repaired = repaired
                 .map_err(|source| CliError::Repair { plan: self.plan.clone(), source: Box::new(source) })?;
             for table in &repaired {
@@ -153,6 +185,33 @@ pub(super) fn exit(verdicts: &[Verdict]) -> Exit {
         Outcome::Clean => Exit::Clean,
         Outcome::Differs => Exit::Problems,
         Outcome::Incomplete => Exit::Incomplete,
+    }
+}
+
+/// The most useful command after these verdicts, about the slices that it is for; none after a clean one, nor where a
+/// repair has said its own.
+fn advice(plan: &str, verdicts: &[Verdict], repairs: bool) -> Option<String> {
+    let about = |is_meant: fn(&Verdict) -> bool| -> String {
+        let meant = verdicts.iter().filter(|verdict| is_meant(verdict));
+        meant.map(|verdict| format!(" --slice {}", shell_word(&verdict.slice))).collect()
+    };
+    if verdicts.iter().any(Verdict::lacks_mirror) {
+        let slices = about(Verdict::lacks_mirror);
+        return Some(format!("strangler mirror {plan}{slices}; once it streams, the same command again"));
+    }
+    match Outcome::of(verdicts.iter().map(|verdict| verdict.outcome)) {
+        Outcome::Clean => None,
+        Outcome::Differs if repairs => None,
+        Outcome::Differs => {
+            let slices = about(|verdict| verdict.outcome == Outcome::Differs);
+            Some(format!("strangler reconcile {plan}{slices} --repair --dry-run says what a repair would do"))
+        }
+        Outcome::Incomplete => {
+            let slices = about(|verdict| verdict.outcome == Outcome::Incomplete);
+            Some(format!(
+                "strangler status {plan}{slices}; once nothing is in the way, the same command again"
+            ))
+        }
     }
 }
 
@@ -194,4 +253,59 @@ fn line(repaired: &Repaired) -> String {
 /// The cause of a failed run in one line, for a log.
 pub(super) fn cause(error: &RunError) -> String {
     chain_of(error)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::lsn::Lsn;
+
+    fn verdict(slice: &str, outcome: Outcome, reason: Option<&str>) -> Verdict {
+        Verdict {
+            run: String::new(),
+            plan: "retail".to_owned(),
+            slice: slice.to_owned(),
+            service: "orders".to_owned(),
+            outcome,
+            strict: false,
+            every_table: true,
+            plan_hash: String::new(),
+            epoch: 1,
+            authority: "monolith",
+            lsn: Lsn::ZERO,
+            from_lsn: Lsn::ZERO,
+            started_at: String::new(),
+            finished_at: String::new(),
+            tables: Vec::new(),
+            listed: Vec::new(),
+            reasons: reason.map(str::to_owned).into_iter().collect(),
+        }
+    }
+
+    #[test]
+    fn every_verdict_but_a_clean_one_is_followed_by_what_to_type() {
+        use crate::reconcile::verdict::NO_MIRROR;
+        let clean = verdict("carts", Outcome::Clean, None);
+        let differs = verdict("my orders", Outcome::Differs, None);
+        let incomplete = verdict("stock", Outcome::Incomplete, Some("the table is copying"));
+        let stopped =
+            verdict("stock", Outcome::Incomplete, Some(&format!("{NO_MIRROR}: the last one was stopped")));
+        let of = |verdicts: &[&Verdict]| {
+            advice("p.yaml", &verdicts.iter().copied().cloned().collect::<Vec<_>>(), false)
+        };
+        assert_eq!(of(&[&clean]), None);
+        assert_eq!(
+            of(&[&clean, &differs, &incomplete]).unwrap(),
+            "strangler reconcile p.yaml --slice 'my orders' --repair --dry-run says what a repair would do"
+        );
+        assert_eq!(
+            of(&[&clean, &incomplete]).unwrap(),
+            "strangler status p.yaml --slice stock; once nothing is in the way, the same command again"
+        );
+        assert_eq!(
+            of(&[&differs, &stopped]).unwrap(),
+            "strangler mirror p.yaml --slice stock; once it streams, the same command again"
+        );
+        assert_eq!(advice("p.yaml", &[differs], true), None, "a repair says its own");
+    }
 }

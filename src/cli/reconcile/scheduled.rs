@@ -1,5 +1,6 @@
 //! Comparing again and again.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -19,6 +20,7 @@ use crate::reconcile::metrics::{self, Metrics};
 use crate::reconcile::run::RunError;
 use crate::reconcile::schedule::Schedule;
 use crate::reconcile::sides::APPLICATION;
+use crate::reconcile::verdict::Verdict;
 use crate::status::judge::shell_word;
 
 /// How often the age of the mirrored data is asked for, for the metrics.
@@ -40,6 +42,7 @@ pub(super) async fn run(
     let now = SystemClock.now_us();
     let mut times: Vec<(String, Option<i64>)> =
         opened.slices.iter().map(|slice| (slice.clone(), schedule.first(slice, now))).collect();
+    let mut latest = BTreeMap::new();
     loop {
         let next = times.iter_mut().filter_map(|(slice, at)| at.map(|at| (at, slice))).min();
         let Some((at, slice)) = next else { return Ok(Exit::Clean) };
@@ -49,7 +52,7 @@ pub(super) async fn run(
             () = interrupts.next() => return Err(CliError::Interrupted { state: BETWEEN.to_owned() }),
             () = tokio::time::sleep(Duration::from_micros(wait)) => {}
         }
-        once(ui, arguments, opened, &slice, (interrupts, stop), &metrics).await?;
+        once(ui, arguments, opened, &slice, (interrupts, stop), (&metrics, &mut latest)).await?;
         let next = schedule.next(&slice, SystemClock.now_us());
         if let Some((_, at)) = times.iter_mut().find(|(name, _)| *name == slice) {
             *at = next;
@@ -64,7 +67,7 @@ async fn once(
     opened: &Opened,
     slice: &str,
     (interrupts, stop): (&mut Interrupts, &CancellationToken),
-    metrics: &Metrics,
+    (metrics, latest): (&Metrics, &mut BTreeMap<String, Verdict>),
 ) -> Result<(), CliError> {
     // The plan's tables are read anew each time: a run that lasts for months outlives them.
     let mappings = match opened.mappings(ui).await {
@@ -87,7 +90,7 @@ async fn once(
         match outcome {
             Ok(done) => {
                 metrics.record(&done.verdict);
-                pass.write(ui, std::slice::from_ref(&done.verdict))?;
+                pass.tell(ui, done.verdict, latest)?;
             }
             Err(RunError::Stopped { .. }) => {
                 let state = format!("the run of slice {slice} is kept; the same command goes on with it");
