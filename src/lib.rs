@@ -3,7 +3,8 @@
 //!
 //! The way of the data: a plan file is read ([`plan`]), joined with what the databases look like ([`catalog`]) into
 //! a [`mapping`]; the mirror ([`cdc`]) copies tables and follows the monolith's logical stream through that mapping,
-//! deciding about every event with the landing rule ([`landing`]).
+//! deciding about every event with the landing rule ([`landing`]). Whether both sides then hold the same rows is proven
+//! by [`reconcile`], while the application writes and the mirror runs; its verdicts are in the ledger ([`journal`]).
 //!
 //! Modules stand on rungs and import only from lower ones, or from the same rung to their left; a test holds this.
 //!
@@ -13,7 +14,7 @@
 //! | 1 | [`catalog`] [`plan`] [`mapping`] [`landing`] | decisions; no I/O |
 //! | 2 | [`postgres`] [`journal`] [`cluster`] | hands: servers, connections and the statements on them |
 //! | 3 | [`cdc`] | the mirror |
-//! | 4 | [`reconcile`] | proof that both sides are equal |
+//! | 4 | [`reconcile`] | proof that both sides are equal, and the repair of rows that are not |
 //! | 5 | [`dualwrite`] [`provision`] [`check`] | who may write; what must be there; what stands in the way |
 //! | 6 | [`status`] [`demo`] | what the operator is shown |
 //! | 7 | [`cli`] | the command line; the only place that prints or reads the environment |
