@@ -198,3 +198,64 @@ async fn a_whole_split_is_taken_back_by_the_runbook() {
     assert_equal(&monolith, "TABLE people", &service, "TABLE sales.people").await;
     mirror.stop();
 }
+
+const DIFFERENCES: &str = "docs/runbooks/differences-found.md";
+
+/// The commands of a runbook about this plan and slice, in order, without those that copy anew.
+fn typed(path: &str, slice: &str) -> Vec<Vec<String>> {
+    let text = std::fs::read_to_string(std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join(path)).unwrap();
+    let lines = text.lines().filter_map(|line| line.strip_prefix("strangler "));
+    let words = lines.map(|line| line.replace("SLICE", slice));
+    words.map(|line| line.split_whitespace().map(str::to_owned).collect()).collect()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn differences_are_found_repaired_and_proven_gone_by_the_runbook() {
+    let (split, monolith, service) = Split::with_plan(&shop("create", "text"), SHOP).await;
+    split.provision();
+    let mirror = split.mirror(None);
+    mirror.caught_up(&monolith, &service).await;
+    let gates = block(DIFFERENCES, "on the service: who can pass the gate");
+    let open = gates.split_once(";\n").unwrap().1;
+    assert!(service.query(open, &[]).await.unwrap().is_empty(), "every gate is on");
+    let plant = "ALTER TABLE sales.lines DISABLE TRIGGER aa_strangler_gate;
+        UPDATE sales.lines SET text = 'planted' WHERE id = 7; DELETE FROM sales.lines WHERE id = 8;
+        INSERT INTO sales.lines VALUES (9999, 1, 'planted')";
+    service.batch_execute(plant).await.unwrap();
+    assert_eq!(service.query(open, &[]).await.unwrap().len(), 1, "the gate that is off is shown");
+    service.batch_execute("ALTER TABLE sales.lines ENABLE ALWAYS TRIGGER aa_strangler_gate").await.unwrap();
+
+    let mut ends = Vec::new();
+    for words in typed(DIFFERENCES, "ordering").iter().filter(|words| words[0] != "mirror") {
+        assert_eq!(words[1], "plans/retail.yaml");
+        let options: Vec<&str> = words[2..].iter().map(String::as_str).collect();
+        let ended = split.run(&words[0], &options);
+        ends.push((ended.exit.unwrap(), ended.stderr.clone(), ended.stdout));
+    }
+    assert_eq!(ends.iter().map(|end| end.0).collect::<Vec<_>>(), [1, 1, 0, 0, 0], "{ends:#?}");
+    let [found, previewed, repaired, proven, status] = &ends[..] else { panic!("{ends:#?}") };
+    let next = "next: strangler reconcile plan.yaml --slice ordering --repair --dry-run";
+    assert!(found.1.contains(next), "{}", found.1);
+    assert!(previewed.1.contains("would repair 3 rows of lines"), "{}", previewed.1);
+    assert!(repaired.1.contains("3 of 3 rows repaired"), "{}", repaired.1);
+    assert!(proven.2.contains("both sides are equal"), "{}", proven.2);
+    assert!(status.2.contains("evidence") && !status.2.contains("alarm"), "{}", status.2);
+    let sql = block(DIFFERENCES, "on the service: the ledger").replace("SLICE", "ordering");
+    let rows = service.query(&sql, &[]).await.unwrap();
+    let kinds: Vec<(String, Option<String>)> =
+        rows.iter().map(|row| (row.get("kind"), row.get("outcome"))).collect();
+    let expected = [
+        ("verdict", Some("clean")),
+        ("repair", None),
+        ("verdict", Some("differs")),
+        ("verdict", Some("differs")),
+        ("verdict", Some("differs")),
+    ];
+    assert_eq!(kinds.iter().map(|(kind, of)| (kind.as_str(), of.as_deref())).collect::<Vec<_>>(), expected);
+    mirror.stop();
+
+    let stopped = split.run("reconcile", &["--slice", "ordering"]);
+    assert_eq!(stopped.exit, Some(5), "{}", stopped.page());
+    let next = "next: strangler mirror plan.yaml --slice ordering; once it streams, the same command again";
+    assert!(stopped.stderr.contains(next), "{}", stopped.page());
+}
