@@ -27,9 +27,32 @@ pub struct Hands {
     /// Where the sides meet.
     pub meeting: Arc<Meeting>,
     /// Proves what differs.
-    pub prover: Mutex<Prover>,
+    pub prover: Mutex<OnDemand>,
     /// Waits for the authority.
     pub throttle: Throttle,
+}
+
+/// A prover that opens its sessions when something has to be proven: mostly nothing has.
+#[derive(Debug)]
+pub struct OnDemand {
+    sides: Sides,
+    meeting: Arc<Meeting>,
+    redactor: Arc<Redactor>,
+    made: Option<Prover>,
+}
+
+impl OnDemand {
+    /// The prover.
+    ///
+    /// # Errors
+    /// [`ProveError`] when its sessions can't be opened.
+    pub async fn get(&mut self) -> Result<&mut Prover, ProveError> {
+        let made = match self.made.take() {
+            Some(made) => made,
+            None => Prover::new(&self.sides, Arc::clone(&self.meeting), Arc::clone(&self.redactor)).await?,
+        };
+        Ok(self.made.insert(made))
+    }
 }
 
 /// The sessions could not be made.
@@ -41,9 +64,6 @@ pub enum HandsError {
     /// The meeting point.
     #[error(transparent)]
     Meet(#[from] MeetError),
-    /// The prover.
-    #[error(transparent)]
-    Prove(#[from] ProveError),
 }
 
 /// Opens everything at once. `parallel` is the number of chunks at a time, `max_load` the number of open transactions
@@ -76,7 +96,12 @@ pub async fn open(
     let pairs = async { Ok::<_, HandsError>(try_join_all((0..parallel.max(1)).map(|_| pair())).await?) };
     let border = async { Ok(Reader::open(sides, sides.authority).await?) };
     let (pairs, border, meeting, throttle) = tokio::try_join!(pairs, border, meeting, throttle)?;
-    let prover = Prover::new(sides, Arc::clone(&meeting), Arc::clone(redactor)).await?;
+    let prover = OnDemand {
+        sides: sides.clone(),
+        meeting: Arc::clone(&meeting),
+        redactor: Arc::clone(redactor),
+        made: None,
+    };
     Ok(Hands { pairs, border, meeting, prover: Mutex::new(prover), throttle })
 }
 

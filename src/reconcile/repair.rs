@@ -218,7 +218,9 @@ async fn verify(
     let mut forms = [TableForm::new(mapping.clone(), done.verdict.strict)];
     hands.trust(&mut forms).await.map_err(failed)?;
     let [form] = &forms;
-    let proof = hands.prover.lock().await.prove(slice, form, keys.to_vec(), 0).await;
+    let mut prover = hands.prover.lock().await;
+    let prover = prover.get().await.map_err(|error| failed(chain_of(&error)))?;
+    let proof = prover.prove(slice, form, keys.to_vec(), 0).await;
     let proof = proof.map_err(|error| failed(chain_of(&error)))?;
     if let Some(why) = proof.unsettled.first() {
         return Err(failed(why.clone()));
