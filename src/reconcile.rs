@@ -11,5 +11,6 @@ pub mod form;
 pub mod meet;
 pub mod prove;
 pub mod redact;
+pub mod selftest;
 pub mod sides;
 pub mod verdict;

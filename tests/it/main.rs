@@ -34,6 +34,7 @@ mod replication;
 mod retail;
 mod runbooks;
 mod runs;
+mod selftest;
 mod sessions;
 mod status;
 mod walkthrough;
