@@ -9,6 +9,7 @@ pub mod evidence;
 pub mod finding;
 pub mod form;
 pub mod meet;
+pub mod orphans;
 pub mod prove;
 pub mod redact;
 pub mod selftest;
