@@ -6,6 +6,7 @@
 mod admin_rights;
 mod application_roles;
 mod apply_rights;
+mod changed_mappings;
 mod columns;
 mod cut_keys;
 mod dependents;
@@ -67,6 +68,7 @@ const RULES: &[Rule] = &[
     columns::rule,
     extensions::rule,
     targets::rule,
+    changed_mappings::rule,
     leftovers::rule,
 ];
 

@@ -14,6 +14,7 @@ use crate::lsn::Lsn;
 use crate::name::TableName;
 use crate::postgres::connect::{Server, Session};
 use crate::postgres::replication::{Connection, SlotOptions, SystemIdentity, TimelineSwitch};
+use crate::problem::bring_back;
 
 /// A mirror that was seen within this time and did not stop is taken to be alive.
 const ALIVE_S: f64 = 10.0;
@@ -106,13 +107,14 @@ pub async fn check_provisioned(
         return refused(format!("slice {slice} is not provisioned in its service"), provision());
     };
     if row.plan_hash != starting.plan_hash {
+        let begun = streams::read(target, slice).await?.is_some();
         return refused(
             format!(
                 "slice {slice} was provisioned from another mapping (plan {}): the plan or the monolith's tables \
                  have changed since",
                 row.plan
             ),
-            provision(),
+            if begun { bring_back(slice) } else { provision() },
         );
     }
     let (Some(here), Some(there)) = (slices::gate(source, slice).await?, slices::gate(target, slice).await?)
