@@ -134,7 +134,8 @@ async fn prepare_slot(
         StreamState::Creating => {
             tell("the new replication slot waits for running transactions of the monolith's cluster");
             start::wait_for_slot(&links.source, &row.slot, &tell).await?;
-            start::create_slot(&links.source, &mut links.replication, &links.target, (slice, row)).await
+            start::create_slot(&links.source, &mut links.replication, &links.target, (slice, row), &tell)
+                .await
         }
         StreamState::Gap | StreamState::Diverged => Err(refuse(slice, row.detail.as_deref())),
         StreamState::Running => {

@@ -1,5 +1,6 @@
 //! The sessions that one slice's comparison works with; made anew when one of them breaks.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use futures_util::future::try_join_all;
@@ -11,9 +12,12 @@ use super::prove::{ProveError, Prover};
 use super::reader::Reader;
 use super::redact::Redactor;
 use super::scan::Pair;
+use super::selftest::{self, Weakened};
 use super::sides::Sides;
 use super::throttle::Throttle;
 use super::walk::{self, KeyFacts};
+use crate::cdc::mirror::chain_of;
+use crate::name::TableName;
 use crate::postgres::connect::ConnectError;
 use crate::postgres::sqlstate;
 
@@ -123,12 +127,29 @@ impl Hands {
         asked.map_err(|error| sqlstate::words(&error))
     }
 
-    /// Makes sure that both servers hash values alike, and weakens the forms of types that they don't.
+    /// Makes sure that both servers hash values alike, and weakens the forms of types that they don't. Returns why
+    /// tables can't be compared at all, by the monolith's name.
     ///
     /// # Errors
     /// The words of the side that could not be asked.
-    pub async fn trust(&self, forms: &mut [TableForm]) -> Result<(), String> {
-        let _ = forms;
-        Ok(())
+    pub async fn trust(
+        &self,
+        forms: &mut [TableForm],
+        authority: Side,
+    ) -> Result<BTreeMap<TableName, String>, String> {
+        let Some(pair) = self.pairs.first() else { return Ok(BTreeMap::new()) };
+        let (here, there) = (pair.authority.client(), pair.copy.client());
+        let weakened = selftest::settle_forms(here, there, authority, forms).await;
+        let mut hopeless = BTreeMap::new();
+        for one in weakened.map_err(|error| chain_of(&error))? {
+            let Weakened { table, column, form, reason } = one;
+            match form {
+                Some(form) => {
+                    tracing::debug!(%table, column, ?form, reason, "a column is hashed in a weaker form")
+                }
+                None => drop(hopeless.insert(table, format!("column {column} can't be compared: {reason}"))),
+            }
+        }
+        Ok(hopeless)
     }
 }

@@ -216,7 +216,11 @@ async fn verify(
     let opened = Box::pin(hands::open(slice, &done.sides, &Arc::new(redactor), 1, None)).await;
     let hands = opened.map_err(|error| failed(chain_of(&error)))?;
     let mut forms = [TableForm::new(mapping.clone(), done.verdict.strict)];
-    hands.trust(&mut forms).await.map_err(failed)?;
+    if let Some(why) =
+        hands.trust(&mut forms, done.sides.authority).await.map_err(failed)?.into_values().next()
+    {
+        return Err(failed(why));
+    }
     let [form] = &forms;
     let mut prover = hands.prover.lock().await;
     let prover = prover.get().await.map_err(|error| failed(chain_of(&error)))?;

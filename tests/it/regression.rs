@@ -179,3 +179,29 @@ async fn a_service_that_is_read_only_for_a_while_is_waited_for() {
     mirror.caught_up(&monolith, &service).await;
     assert_equal(&monolith, "TABLE t", &service, "TABLE t").await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn whom_a_new_slot_waits_for_is_said_and_shown_by_status() {
+    let setup = "CREATE TABLE t (id int PRIMARY KEY)";
+    let (split, monolith, service) = Split::launch("{ t: {} }", setup).await;
+    split.provision();
+    let forgotten = split.pair.monolith().await;
+    forgotten
+        .batch_execute("SET application_name = 'forgotten'; BEGIN; INSERT INTO t VALUES (1)")
+        .await
+        .unwrap();
+    let mirror = split.mirror(None);
+    until("the mirror says whom it waits for", SOON, async || {
+        assert!(mirror.exited().is_none(), "the mirror ended:\n{}", mirror.log());
+        mirror.log().contains("(forgotten, database monolith), open for").then_some(())
+    })
+    .await;
+    until("status shows it", SOON, async || {
+        split.run("status", &[]).stdout.contains("(forgotten, database").then_some(())
+    })
+    .await;
+    forgotten.batch_execute("COMMIT").await.unwrap();
+    mirror.caught_up(&monolith, &service).await;
+    assert_equal(&monolith, "TABLE t", &service, "TABLE t").await;
+    mirror.stop();
+}
