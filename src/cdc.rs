@@ -19,6 +19,7 @@ pub mod progress;
 pub mod publication;
 pub mod pulse;
 pub mod refetch;
+pub(crate) mod repair;
 pub mod round;
 pub mod route;
 pub mod source;

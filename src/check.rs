@@ -7,6 +7,7 @@ mod admin_rights;
 mod application_roles;
 mod apply_rights;
 mod columns;
+mod copy_rights;
 mod cut_keys;
 mod dependents;
 mod encodings;
@@ -18,10 +19,14 @@ mod gather;
 mod identities;
 mod inheritance;
 mod leftovers;
+mod lock_rights;
 mod logins;
+mod marker_rights;
+mod older_tables;
 mod predict;
 mod reach;
 mod read_rights;
+mod reference_rights;
 mod schema_rights;
 mod sequences;
 mod server_limits;
@@ -58,6 +63,10 @@ const RULES: &[Rule] = &[
     admin_rights::rule,
     schema_rights::rule,
     apply_rights::rule,
+    lock_rights::rule,
+    copy_rights::rule,
+    marker_rights::rule,
+    reference_rights::rule,
     logins::rule,
     application_roles::rule,
     cut_keys::rule,
@@ -68,6 +77,7 @@ const RULES: &[Rule] = &[
     extensions::rule,
     targets::rule,
     leftovers::rule,
+    older_tables::rule,
 ];
 
 /// What check says: a documented contract in its JSON form.

@@ -15,11 +15,11 @@ mod mirror;
 pub mod mirror_progress;
 mod open;
 mod provision;
+mod reconcile;
 pub mod report;
 mod schema;
 mod status;
 pub mod ui;
-pub mod words;
 
 use logging::{LogFormat, LogLevel};
 use report::{CliError, Exit};
@@ -52,6 +52,7 @@ enum Verb {
     Provision(provision::Arguments),
     Mirror(mirror::Arguments),
     Status(status::Arguments),
+    Reconcile(reconcile::Arguments),
     Demo(demo::Arguments),
     Schema(schema::Arguments),
 }
@@ -83,6 +84,7 @@ impl Arguments {
                 Verb::Provision(arguments) => Box::pin(provision::run(ui, arguments)).await,
                 Verb::Mirror(arguments) => Box::pin(mirror::run(ui, arguments)).await,
                 Verb::Status(arguments) => Box::pin(status::run(ui, arguments)).await,
+                Verb::Reconcile(arguments) => Box::pin(reconcile::run(ui, arguments)).await,
                 Verb::Demo(arguments) => Box::pin(demo::run(ui, arguments)).await,
                 Verb::Schema(arguments) => schema::run(ui, arguments),
             }

@@ -37,6 +37,9 @@ pub const COPY_AGAIN: &[&str] =
 /// on under a new timeline.
 pub const START: &[&str] = &["fault-recorded", "end-recorded", "timeline-recorded"];
 
+/// Kill points of repairs that somebody asked for, in their order.
+pub const REPAIR: &[&str] = &["repair-before-commit", "repair-committed"];
+
 /// Dies here when the environment asks for it.
 #[cfg(feature = "failpoints")]
 pub fn hit(name: &'static str) {
@@ -45,7 +48,7 @@ pub fn hit(name: &'static str) {
     static WANTED: OnceLock<Option<(String, u64)>> = OnceLock::new();
     static COUNT: AtomicU64 = AtomicU64::new(0);
     debug_assert!(
-        [MIRROR, COPY_AGAIN, START].concat().contains(&name),
+        [MIRROR, COPY_AGAIN, START, REPAIR].concat().contains(&name),
         "failpoint {name} is not in the lists that tests go through"
     );
     let wanted = WANTED.get_or_init(|| {

@@ -10,11 +10,13 @@ pub mod ledger;
 pub mod migrate;
 pub mod process;
 pub mod provisioned;
+pub mod repairs;
 pub mod runs;
 pub mod slices;
 pub mod standing;
 pub mod statements;
 pub mod streams;
+pub mod touched;
 pub mod verdicts;
 pub mod whereabouts;
 

@@ -9,7 +9,7 @@
 //!
 //! | rung | modules | what they may do |
 //! |---|---|---|
-//! | 0 | [`lsn`] [`name`] [`change`] [`snapshot`] [`clock`] [`failpoint`] [`problem`] | words; no I/O |
+//! | 0 | [`lsn`] [`name`] [`change`] [`snapshot`] [`clock`] [`failpoint`] [`problem`] [`words`] [`ink`] | words; no I/O |
 //! | 1 | [`catalog`] [`plan`] [`mapping`] [`landing`] | decisions; no I/O |
 //! | 2 | [`postgres`] [`journal`] [`cluster`] | hands: servers, connections and the statements on them |
 //! | 3 | [`cdc`] | the mirror |
@@ -21,10 +21,12 @@
 pub mod change;
 pub mod clock;
 pub mod failpoint;
+pub mod ink;
 pub mod lsn;
 pub mod name;
 pub mod problem;
 pub mod snapshot;
+pub mod words;
 
 pub mod catalog;
 pub mod landing;

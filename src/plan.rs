@@ -13,7 +13,7 @@ mod resolve;
 mod schema;
 mod source;
 mod tree;
-mod units;
+pub(crate) mod units;
 
 use std::collections::BTreeMap;
 use std::fmt;

@@ -15,6 +15,7 @@ mod deferred;
 mod draft;
 mod error;
 mod expression;
+mod monolith_rights;
 mod objects;
 mod preflight;
 mod publication;
@@ -189,6 +190,8 @@ pub struct Login {
 pub struct Logins {
     /// User of the monolith's read link.
     pub monolith_read: Option<String>,
+    /// The monolith's apply link.
+    pub monolith_apply: Option<Login>,
     /// The services' apply links, by service.
     pub apply: BTreeMap<String, Login>,
 }

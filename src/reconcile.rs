@@ -4,14 +4,28 @@
 //! verdict is still worth later, [`evidence`] says.
 
 pub mod barrier;
+pub mod chunks;
 pub mod digest;
 pub mod evidence;
 pub mod finding;
 pub mod form;
+pub mod hands;
 pub mod meet;
+pub mod metrics;
 pub mod orphans;
+pub mod progress;
 pub mod prove;
+pub mod reader;
 pub mod redact;
+pub mod repair;
+pub mod report;
+pub mod run;
+pub mod scan;
+pub mod schedule;
 pub mod selftest;
 pub mod sides;
+pub mod statements;
+pub mod tables;
+pub mod throttle;
 pub mod verdict;
+pub mod walk;

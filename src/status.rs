@@ -8,11 +8,13 @@ use serde::Serialize;
 
 use crate::lsn::Lsn;
 
+pub mod evidence;
 pub mod facts;
 pub mod gather;
 pub mod judge;
 pub mod read;
 
+pub use evidence::{EvidenceStatus, VerdictStatus};
 pub use facts::{Side, SliceFacts, WalReading};
 pub use judge::judge;
 
@@ -45,6 +47,10 @@ pub struct SliceStatus {
     pub tables: Vec<TableStatus>,
     /// Indexes and constraints that wait for the data.
     pub deferred: Vec<String>,
+    /// Whether both sides are proven equal. Absent where the ledger can't be read or is not there yet.
+    pub evidence: Option<EvidenceStatus>,
+    /// Databases in which our own tables are of an earlier version, `monolith` or the service's name.
+    pub outdated: Vec<String>,
     /// Databases that could not be read.
     pub unreachable: Vec<Unreachable>,
     /// What a human must look at.

@@ -1,9 +1,11 @@
 //! The target side of a slice: one transaction holds mapped rows, copy state and the position, or none of them.
 
+pub mod replace;
+
 use std::collections::{BTreeMap, HashMap};
 
 use bytes::{BufMut, Bytes, BytesMut};
-use futures_util::future::{join, join_all, join3};
+use futures_util::future::{join_all, join3};
 use futures_util::{SinkExt, pin_mut};
 use tokio_postgres::Statement;
 use tokio_postgres::types::ToSql;
@@ -16,6 +18,7 @@ use crate::change::{Tuple, Value};
 use crate::failpoint;
 use crate::journal::copies::{self, TableState};
 use crate::journal::streams::{Claim, ClaimStatements};
+use crate::journal::touched::Register;
 use crate::journal::{self};
 use crate::landing::key::Key;
 use crate::landing::sets::{RowOperation, SetUpdate, Sets, coalesce};
@@ -63,6 +66,7 @@ pub struct Applier {
     claim_statements: ClaimStatements,
     statements: HashMap<String, Statement>,
     tag: Statement,
+    touched: Register,
     open: bool,
 }
 
@@ -83,7 +87,9 @@ impl Applier {
             .prepare("SELECT pg_logical_emit_message(true, 'strangler', $1)")
             .await
             .map_err(MirrorError::sql("preparing the loop tag"))?;
-        Ok(Self { session, claim, claim_statements, statements: HashMap::new(), tag, open: false })
+        let touched = Register::prepare(&session, &claim.slice).await?;
+        let statements = HashMap::new();
+        Ok(Self { session, claim, claim_statements, statements, tag, touched, open: false })
     }
 
     /// The claim, for landings beside this session.
@@ -179,8 +185,28 @@ impl Applier {
             copies::replace_key_piece(&self.session, &self.claim.slice, piece).await?;
         }
         self.record_divergences(&diverged, tables).await?;
+        self.note_touched(batch, &diverged, tables);
         batch.clear_flushed();
         Ok(diverged)
+    }
+
+    /// Notes whose rows the open transaction wrote, for tables whose events all apply.
+    fn note_touched(&mut self, batch: &Batch, diverged: &[Divergence], tables: &[TableRun]) {
+        for (index, operations) in &batch.operations {
+            let Some(table) = tables.get(*index).filter(|table| table.state == TableState::Live) else {
+                continue;
+            };
+            if diverged.iter().any(|divergence| divergence.table == *index) {
+                self.touched.take_back(&table.label);
+            } else {
+                self.touched.add(&table.label, operations.iter().flat_map(RowOperation::keys));
+            }
+        }
+    }
+
+    /// What the open transaction writes, to be noted with it.
+    pub fn touched(&mut self) -> &mut Register {
+        &mut self.touched
     }
 
     async fn record_divergences(
@@ -219,13 +245,24 @@ impl Applier {
     /// [`MirrorError`]. When the link breaks at the commit, only the stream row tells what happened; the caller
     /// starts over from it.
     pub async fn commit(&mut self, boundary: Boundary) -> Result<(), MirrorError> {
+        self.commit_touching(boundary, boundary.end).await
+    }
+
+    /// As [`Applier::commit`], with the keys that it wrote noted under another position.
+    ///
+    /// # Errors
+    /// As [`Applier::commit`].
+    pub async fn commit_touching(&mut self, boundary: Boundary, at: Lsn) -> Result<(), MirrorError> {
         self.open().await?;
+        self.touched.make_room(&self.session, self.claim.applied, at).await?;
         failpoint::hit("apply-before-commit");
-        let (advanced, committed) = join(
+        let (touched, advanced, committed) = join3(
+            self.touched.write(&self.session, at),
             self.claim.advance(&self.session, &self.claim_statements, boundary.end, boundary.time_us),
             self.session.batch_execute("COMMIT"),
         )
         .await;
+        touched?;
         let advanced = advanced?;
         committed.map_err(MirrorError::sql("committing an apply transaction"))?;
         self.open = false;

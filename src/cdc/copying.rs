@@ -21,7 +21,7 @@ use crate::journal::copies::{self, Extent, PieceRow, TableState};
 use crate::landing::ring::Ring;
 use crate::lsn::Lsn;
 use crate::postgres::connect::Session;
-use crate::snapshot::FullXid;
+use crate::snapshot::{FullXid, Snapshot};
 
 /// What a round of key ranges should take: short enough that the stream, which stands still meanwhile, stays close.
 const ROUND_TARGET: Duration = Duration::from_secs(2);
@@ -90,6 +90,11 @@ impl Copying {
         applied < self.last_round && self.last_round <= consumed
     }
 
+    /// Whether rows may be read under a snapshot: it sees all that was delivered (R1). Only once the barrier is passed.
+    pub(crate) fn trusts(&mut self, snapshot: &Snapshot, hooks: &Hooks) -> bool {
+        self.ring.prune(snapshot) || hooks.mutant(Mutant::NoR1)
+    }
+
     /// What the next round waits for, in words.
     pub(crate) fn waits_for(&self) -> Option<String> {
         self.waiting.clone()
@@ -105,7 +110,11 @@ impl Copying {
     }
 
     /// Every transaction that began before the barrier has ended.
-    async fn barrier_passed(&mut self, session: &Session, hooks: &Hooks) -> Result<bool, MirrorError> {
+    pub(crate) async fn barrier_passed(
+        &mut self,
+        session: &Session,
+        hooks: &Hooks,
+    ) -> Result<bool, MirrorError> {
         let now = Instant::now();
         match self.trust {
             Trust::Passed => return Ok(true),
@@ -153,7 +162,10 @@ impl Engine {
     /// Runs the next round when there is one and nothing stands in its way. `true` when one ran.
     pub(crate) async fn copy_next(&mut self, stop: &CancellationToken) -> Result<bool, MirrorError> {
         if !self.tables.iter().any(TableRun::wants_copy) {
-            self.copying.rest();
+            // Repairs need the memory of what was delivered as rounds do.
+            if !self.repairs.wanted {
+                self.copying.rest();
+            }
             return Ok(false);
         }
         if self.applier.applied() < self.copying.last_round {

@@ -15,6 +15,7 @@ use super::finish;
 use super::publication::Published;
 use super::pulse::{Pulse, Vitals, heartbeat_number};
 use super::refetch::RefetchSessions;
+use super::repair::Repairs;
 use super::route::Router;
 use super::source::{HEARTBEAT_PREFIX, MARKER_PREFIX, marker_is_for};
 use super::stream::{Assembler, Event};
@@ -24,7 +25,7 @@ use crate::change::{Relation, TransactionFrame};
 use crate::failpoint;
 use crate::failpoint::hooks::Hooks;
 use crate::journal::copies::{self, TableState};
-use crate::journal::process;
+use crate::journal::{process, touched};
 use crate::landing::pieces::EventOrigin;
 use crate::mapping::SliceMapping;
 use crate::name::TableName;
@@ -109,6 +110,8 @@ pub(crate) struct Engine {
     pub(crate) heartbeat: Option<u64>,
     /// A marker of this slice has been consumed: its transaction is committed as soon as it ends.
     pub(crate) marked: bool,
+    /// Rows that somebody asked to have read again.
+    pub(crate) repairs: Repairs,
     /// When the board was last brought up to date.
     pub(crate) shown_at: Option<Instant>,
     /// Deferred statements were tried since the last table went live.
@@ -154,7 +157,7 @@ impl Engine {
             }
             if self.current.is_none() && self.batch.is_idle() {
                 self.settle().await?;
-                if self.copy_next(stop).await? {
+                if self.copy_next(stop).await? || self.repair_next().await? {
                     continue;
                 }
             }
@@ -339,6 +342,7 @@ impl Engine {
                     copies::forget_pieces(session, &slice, &table.label).await?;
                 } else {
                     copies::set_live(session, &slice, &table.label).await?;
+                    touched::begin(session, &slice, &table.label, applied).await?;
                 }
             }
             self.applier.commit_at(applied, self.consumed.time_us).await?;

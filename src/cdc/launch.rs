@@ -13,6 +13,7 @@ use super::error::MirrorError;
 use super::finish;
 use super::publication::{self, Named, Published};
 use super::pulse::Vitals;
+use super::repair::Repairs;
 use super::route::Router;
 use super::source;
 use super::start::{self, Memory, ProcessName, Starting, open};
@@ -207,6 +208,7 @@ async fn bring_up(
         persisted_at: Instant::now(),
         heartbeat: None,
         marked: false,
+        repairs: Repairs::default(),
         shown_at: None,
         finished: false,
     })

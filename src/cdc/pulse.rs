@@ -12,6 +12,7 @@ use super::publication::{self, Named, Published};
 use super::source::{self, HEARTBEAT_PREFIX};
 use super::start::open;
 use crate::journal::process::{self, Sighting};
+use crate::journal::repairs;
 use crate::postgres::connect::{Server, Session};
 
 /// A heartbeat each second: often enough for a lag that people read, one transaction id a second on the monolith.
@@ -34,6 +35,7 @@ struct Inner {
     sent: Option<(u64, Instant)>,
     fault: Option<Refusal>,
     held_bytes: u64,
+    repairs: bool,
 }
 
 impl Vitals {
@@ -44,6 +46,12 @@ impl Vitals {
     /// The engine waits for the stream to pass a position: a heartbeat now brings it there.
     pub fn nudge(&self) {
         self.nudged.notify_one();
+    }
+
+    /// Whether repairs were seen to wait since this was last asked.
+    #[must_use]
+    pub fn take_repairs(&self) -> bool {
+        self.with(|inner| std::mem::take(&mut inner.repairs))
     }
 
     /// The engine says what it does.
@@ -176,6 +184,9 @@ impl Pulse {
             *sessions = Some((source, open(&self.apply, &self.slice).await?));
         }
         let Some((source, target)) = sessions.as_ref() else { return Ok(()) };
+        if repairs::are_pending(target, &self.slice).await? {
+            self.vitals.with(|inner| inner.repairs = true);
+        }
         if number % SIGHT_EVERY == 1 {
             if let Some(slot) = source::slot(source, &self.slot).await? {
                 self.vitals.with(|inner| inner.held_bytes = slot.held_bytes);

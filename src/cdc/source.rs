@@ -200,7 +200,7 @@ pub async fn oldest_transaction(source: &Client) -> Result<String, MirrorError> 
         Some(row) => row.get(0),
         None => "a prepared transaction, or one that has just ended".to_owned(),
     };
-    Ok(format!("copying waits for older transactions of the monolith's cluster to end: {who}"))
+    Ok(format!("copying and repairs wait for older transactions of the monolith's cluster to end: {who}"))
 }
 
 #[cfg(test)]

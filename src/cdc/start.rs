@@ -7,6 +7,7 @@ use tokio_postgres::Client;
 use super::error::MirrorError;
 use super::source::{self, SlotFacts};
 use crate::failpoint;
+use crate::journal::migrate::{self, Form};
 use crate::journal::streams::{self, Claim, ClaimStatements, Source, StreamRow, StreamState};
 use crate::journal::whereabouts::{self, Route};
 use crate::journal::{copies, process, slices};
@@ -102,6 +103,17 @@ pub async fn check_provisioned(
     let slice = starting.slice;
     let provision = || format!("strangler provision PLAN --slice {slice}");
     let refused = |what: String, next: String| Err(MirrorError::Refused { what, next });
+    for (client, database) in [(target, "its service"), (source, "the monolith")] {
+        if migrate::form(client).await? == Form::Older {
+            return refused(
+                format!(
+                    "slice {slice} can't be mirrored: strangler's own tables in {database} are of an earlier version, \
+                     and provision upgrades them"
+                ),
+                provision(),
+            );
+        }
+    }
     let Some(row) = slices::read(target, slice).await.or_else(missing_schema)? else {
         return refused(format!("slice {slice} is not provisioned in its service"), provision());
     };

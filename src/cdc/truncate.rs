@@ -5,6 +5,7 @@ use super::borders::target_range_condition;
 use super::error::MirrorError;
 use super::start::empty_table;
 use super::table::TableRun;
+use crate::journal::copies::TableState;
 use crate::landing::key::Key;
 use crate::landing::pieces::{EventOrigin, Truncation};
 use crate::mapping::TableMapping;
@@ -15,6 +16,9 @@ use crate::name::{quote_ident, quote_literal};
 /// # Errors
 /// [`MirrorError`].
 pub async fn apply(applier: &mut Applier, table: &TableRun, event: EventOrigin) -> Result<(), MirrorError> {
+    if table.state == TableState::Live {
+        applier.touched().add_all(&table.label);
+    }
     let session = applier.open_session().await?;
     let mapping = &table.mapping;
     match table.pieces.truncation(&event) {

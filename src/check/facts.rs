@@ -5,6 +5,7 @@ use std::error::Error;
 use std::fmt;
 
 use crate::catalog::Catalog;
+use crate::journal::migrate::Form;
 use crate::journal::whereabouts::Whereabouts;
 use crate::mapping::Mappings;
 use crate::name::TableName;
@@ -45,6 +46,8 @@ pub struct Database {
     pub links: BTreeMap<LinkName, Link>,
     /// Where its links lead, by the database's own word; absent when it did not tell.
     pub whereabouts: Option<Whereabouts>,
+    /// Which version made the tables of our own there.
+    pub form: Form,
     /// What a reachable database did not tell, in words.
     pub unread: Vec<String>,
 }
@@ -131,10 +134,16 @@ pub struct LinkRole {
     pub replica_role: bool,
     /// Schemas on which it may not grant CREATE and USAGE, with their owners. Only asked of admin links.
     pub ungrantable: BTreeMap<String, String>,
-    /// Tables that it may not SELECT, or whose schema it may not use.
+    /// Tables that it may not SELECT, or whose schema it may not use. Not asked of admin links.
     pub unreadable: BTreeSet<TableName>,
-    /// Tables whose rows are filtered for it by row level security.
+    /// Tables whose rows are filtered for it by row level security. Not asked of admin links.
     pub row_filtered: BTreeSet<TableName>,
+    /// Tables of which it may not lock rows: UPDATE of one column is what that takes. Not asked of admin links.
+    pub unlockable: BTreeSet<TableName>,
+    /// Schemas that it may not use. Not asked of admin links.
+    pub closed_schemas: BTreeSet<String>,
+    /// Forms of `pg_logical_emit_message` that it may not call, with their arguments' types. Not asked of admin links.
+    pub silenced: BTreeSet<String>,
 }
 
 /// A role of the plan as it exists on a server.

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use super::facts::{APPLY_ROLE, Database, Facts, Link, LinkName, LinkRole, Role, Server};
 use crate::catalog::Catalog;
+use crate::journal::migrate::Form;
 use crate::journal::whereabouts::Whereabouts;
 use crate::mapping::fixture::{catalog, plan, retail, table_rule};
 use crate::mapping::{compile, expand};
@@ -85,6 +86,7 @@ fn database(mut catalog: Catalog, instance: &str) -> Database {
             (LinkName::Apply, link(APPLY_ROLE)),
         ]),
         whereabouts: Some(Whereabouts { place: instance.into(), ..Whereabouts::default() }),
+        form: Form::Absent,
         unread: Vec::new(),
     }
 }

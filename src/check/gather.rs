@@ -7,7 +7,7 @@ use tokio::time::Instant;
 use tokio_postgres::{Client, Error};
 
 use super::facts::{APPLY_ROLE, Database, Facts, Link, LinkFailure, LinkName, LinkRole, Role, Server, Slot};
-use crate::journal::{JournalError, whereabouts};
+use crate::journal::{JournalError, migrate, whereabouts};
 use crate::lsn::Lsn;
 use crate::mapping::{Mappings, compile, expand};
 use crate::name::TableName;
@@ -126,6 +126,10 @@ async fn look(links: &Links, roles: &[String]) -> Database {
         Ok(found) => database.whereabouts = Some(found),
         Err(error) => database.unread.push(LinkFailure::new(&error).words),
     }
+    match migrate::form(client).await {
+        Ok(form) => database.form = form,
+        Err(error) => database.unread.push(LinkFailure::new(&error).words),
+    }
     match read_server(client, sample).await {
         Ok(server) => database.server = Some(server),
         Err(error) => database.unread.push(LinkFailure::new(&error).words),
@@ -148,10 +152,7 @@ async fn read_link(client: &Client, link: LinkName) -> Result<LinkRole, Unread> 
         replication: row.try_get(2)?,
         create_role: row.try_get(3)?,
         create_in_database: row.try_get(4)?,
-        replica_role: false,
-        ungrantable: BTreeMap::new(),
-        unreadable: BTreeSet::new(),
-        row_filtered: BTreeSet::new(),
+        ..LinkRole::default()
     };
     if link == LinkName::Admin {
         role.ungrantable = read_ungrantable(client).await?;
@@ -159,24 +160,45 @@ async fn read_link(client: &Client, link: LinkName) -> Result<LinkRole, Unread> 
     if link == LinkName::Apply {
         role.replica_role = may_set_replica_role(client).await?;
     }
-    if link == LinkName::Read {
-        let sql = "SELECT n.nspname::text, c.relname::text, \
-                          NOT (pg_catalog.has_schema_privilege(n.oid, 'USAGE') \
-                               AND pg_catalog.has_table_privilege(c.oid, 'SELECT')), \
-                          pg_catalog.row_security_active(c.oid) \
-                   FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace \
-                   WHERE c.relkind IN ('r', 'p') AND n.nspname !~ '^pg_' AND n.nspname <> 'information_schema'";
-        for row in client.query(sql, &[]).await? {
-            let table = TableName::new(row.try_get::<_, String>(0)?, row.try_get::<_, String>(1)?);
-            if row.try_get(3)? {
-                role.row_filtered.insert(table.clone());
-            }
-            if row.try_get(2)? {
-                role.unreadable.insert(table);
-            }
-        }
+    if link != LinkName::Admin {
+        read_table_rights(client, &mut role).await?;
     }
     Ok(role)
+}
+
+/// What the session's role may do with rows, and whether it may leave markers in the log.
+async fn read_table_rights(client: &Client, role: &mut LinkRole) -> Result<(), Error> {
+    let sql = "SELECT n.nspname::text, c.relname::text, pg_catalog.has_schema_privilege(n.oid, 'USAGE'), \
+                      pg_catalog.has_table_privilege(c.oid, 'SELECT'), \
+                      pg_catalog.has_any_column_privilege(c.oid, 'UPDATE'), \
+                      pg_catalog.row_security_active(c.oid) \
+               FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace \
+               WHERE c.relkind IN ('r', 'p') AND n.nspname !~ '^pg_' AND n.nspname <> 'information_schema'";
+    for row in client.query(sql, &[]).await? {
+        let table = TableName::new(row.try_get::<_, String>(0)?, row.try_get::<_, String>(1)?);
+        let (usable, readable, lockable): (bool, bool, bool) =
+            (row.try_get(2)?, row.try_get(3)?, row.try_get(4)?);
+        if !usable {
+            role.closed_schemas.insert(table.schema.clone());
+        }
+        if row.try_get(5)? {
+            role.row_filtered.insert(table.clone());
+        }
+        if !(usable && readable && lockable) {
+            role.unlockable.insert(table.clone());
+        }
+        if !(usable && readable) {
+            role.unreadable.insert(table);
+        }
+    }
+    let sql = "SELECT p.oid::pg_catalog.regprocedure::text FROM pg_catalog.pg_proc p \
+               WHERE p.proname = 'pg_logical_emit_message' \
+                 AND p.pronamespace = 'pg_catalog'::pg_catalog.regnamespace \
+                 AND NOT pg_catalog.has_function_privilege(p.oid, 'EXECUTE')";
+    for row in client.query(sql, &[]).await? {
+        role.silenced.insert(row.try_get(0)?);
+    }
+    Ok(())
 }
 
 /// An owner, and who was given the right WITH GRANT OPTION, may grant it (GRANT). Where everybody may create, as in

@@ -19,6 +19,14 @@ impl Environment {
         std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty())
             || std::env::var_os("TERM").is_some_and(|value| value == "dumb")
     }
+
+    /// Who the user says to be, for the ledger: `STRANGLER_OPERATOR`, or the name of the account.
+    #[must_use]
+    pub fn operator(self) -> String {
+        let named = ["STRANGLER_OPERATOR", "LOGNAME", "USER"];
+        let name = named.iter().find_map(|name| std::env::var(name).ok().filter(|value| !value.is_empty()));
+        name.unwrap_or_else(|| format!("uid {}", rustix::process::getuid().as_raw()))
+    }
 }
 
 impl Variables for Environment {

@@ -8,8 +8,8 @@ use std::time::Duration;
 use indicatif::{ProgressBar, ProgressStyle};
 
 use super::ui::{Ink, Paint, Ui};
-use super::words;
 use crate::cdc::progress::{Progress, SliceProgress, TableProgress};
+use crate::words;
 
 /// Lines of a pipe are for logs: progress within a phase is worth one every so often.
 const LINE_EVERY: Duration = Duration::from_secs(10);

@@ -6,11 +6,11 @@ use super::interrupt;
 use super::open::{self, Needs, Opened, PlanFile, Slices};
 use super::report::{CliError, Exit};
 use super::ui::Ui;
-use super::words;
 use crate::check;
 use crate::postgres::{ConnectError, Server, Session};
 use crate::problem::Problem;
 use crate::provision::{self, Databases, Design, Event, Login, Logins, ProvisionError};
+use crate::words;
 
 /// `pg_stat_activity.application_name` of its sessions.
 const APPLICATION: &str = "strangler provision";
@@ -19,8 +19,9 @@ const APPLICATION: &str = "strangler provision";
 ///
 /// Creates the service side from the monolith's catalogs: tables with their types, defaults, sequences, keys and checks;
 /// an owner role without login, the application's role, and strangler_apply with the password of the apply link; our own
-/// tables in a schema strangler on both sides; gates that only the mirror may pass; the publication on the monolith. With
-/// `ddl: adopt` it verifies the service's own tables instead. Tables of the monolith are not changed.
+/// tables in a schema strangler on both sides; gates that only the mirror may pass; the publication on the monolith, and the
+/// apply link's right to lock rows there. With `ddl: adopt` it verifies the service's own tables instead. Tables of the
+/// monolith are not changed.
 ///
 /// Every step is one transaction. A second run does what is missing and no more, also after a first one that broke off.
 #[derive(Debug, clap::Args)]
@@ -112,6 +113,7 @@ fn logins(opened: &Opened) -> Result<Logins, ConnectError> {
     let apply = opened.services.iter().map(|(name, ways)| Ok((name.clone(), login(&ways.apply)?)));
     Ok(Logins {
         monolith_read: Some(login(&opened.monolith.read)?.user),
+        monolith_apply: Some(login(&opened.monolith.apply)?),
         apply: apply.collect::<Result<_, ConnectError>>()?,
     })
 }

@@ -16,6 +16,9 @@ use crate::postgres::introspect::IntrospectError;
 use crate::postgres::sqlstate;
 use crate::problem::Problem;
 use crate::provision::ProvisionError;
+use crate::reconcile::repair::RepairError;
+use crate::reconcile::run::RunError;
+use crate::reconcile::schedule::ScheduleError;
 use crate::status::judge::shell_word;
 
 /// What a command's end means to the shell. The numbers are a contract.
@@ -93,6 +96,41 @@ pub enum CliError {
     /// Slices whose mirror can't go on.
     #[error("the mirror of {} can't go on", .0.iter().map(|(slice, _)| slice.as_str()).collect::<Vec<_>>().join(", "))]
     Mirror(Vec<(String, MirrorError)>),
+    /// Slices that got no verdict.
+    #[error("{} got no verdict", .ends.iter().map(|(slice, _)| slice.as_str()).collect::<Vec<_>>().join(", "))]
+    Reconcile {
+        /// The plan file, as it must be typed.
+        plan: String,
+        /// Slices and why.
+        ends: Vec<(String, RunError)>,
+    },
+    /// Rows could not be repaired.
+    #[error("rows could not be repaired")]
+    Repair {
+        /// The plan file, as it must be typed.
+        plan: String,
+        /// Why.
+        source: Box<RepairError>,
+    },
+    /// A schedule can't be kept.
+    #[error(transparent)]
+    Schedule(#[from] ScheduleError),
+    /// A report could not be written.
+    #[error("the report could not be written to {path}")]
+    File {
+        /// Its path, as typed.
+        path: String,
+        /// Why.
+        source: io::Error,
+    },
+    /// Nobody can listen there.
+    #[error("the address {address} can't be listened at")]
+    Listen {
+        /// The address.
+        address: String,
+        /// Why.
+        source: io::Error,
+    },
     /// The demo's servers, or its commentary.
     #[error("the demo stopped")]
     Demo(#[from] DemoError),
@@ -142,6 +180,14 @@ impl CliError {
                 let exits = ends.iter().map(|(_, error)| mirror_page(error).exit);
                 page(exits.fold(Exit::Incomplete, said_first), "mirror", None)
             }
+            Self::Reconcile { plan, ends } => {
+                let exits = ends.iter().map(|(_, error)| run_page(error, plan).exit);
+                page(exits.fold(Exit::Incomplete, said_first), "reconcile", None)
+            }
+            Self::Repair { plan, source } => repair_page(source, plan),
+            Self::Schedule(_) => page(Exit::Usage, "schedule", None),
+            Self::File { .. } => page(Exit::Incomplete, "output", None),
+            Self::Listen { .. } => page(Exit::Usage, "metrics-listen", None),
             Self::Demo(_) => page(Exit::Incomplete, "demo", None),
             Self::Output(_) => page(Exit::Incomplete, "output", None),
             Self::Start(_) => page(Exit::Incomplete, "start", None),
@@ -167,9 +213,63 @@ fn mirror_page(error: &MirrorError) -> Page {
     Page { exit, code, hint: error.next().map(str::to_owned) }
 }
 
+/// Why one slice got no verdict.
+fn run_page(error: &RunError, plan: &str) -> Page {
+    let (exit, code, hint) = match error {
+        RunError::Connect(_) => (Exit::Unreachable, "database-unreachable", None),
+        RunError::Journal(error) if lost_connection(error) => {
+            (Exit::Unreachable, "database-unreachable", Some("type the same command again: it goes on"))
+        }
+        RunError::Redact(_) => (Exit::Incomplete, "no-randomness", None),
+        RunError::Journal(_) => (Exit::Incomplete, "journal-unreadable", None),
+        RunError::Astray(_) => (Exit::Refused, "links-astray", None),
+        RunError::NotProvisioned { .. } => {
+            (Exit::Refused, "not-provisioned", Some("strangler provision PLAN, then strangler mirror PLAN"))
+        }
+        RunError::OtherMapping { .. } => {
+            (Exit::Refused, "other-mapping", Some("strangler provision PLAN says what it would take"))
+        }
+        RunError::NoAuthority { .. } => (Exit::Refused, "no-authority", Some("strangler status PLAN")),
+        RunError::Held { .. } => (
+            Exit::Refused,
+            "reconcile-held",
+            Some("wait for it, or end it; a run whose process died is gone on with"),
+        ),
+        RunError::NothingToLookBackTo { .. } => (
+            Exit::Refused,
+            "nothing-to-look-back-to",
+            Some("strangler reconcile PLAN, without --changed-since"),
+        ),
+        RunError::Resumed { .. } => (Exit::Refused, "reconcile-resumed", None),
+        RunError::Stopped { .. } => {
+            (Exit::Interrupted, "interrupted", Some("type the same command again: it goes on with the run"))
+        }
+    };
+    Page { exit, code, hint: hint.map(|hint| hint.replace(" PLAN", &format!(" {plan}"))) }
+}
+
+/// Why a repair came to no end.
+fn repair_page(error: &RepairError, plan: &str) -> Page {
+    let page = |exit, code, hint: String| Page { exit, code, hint: Some(hint) };
+    match error {
+        RepairError::Run(error) => run_page(error, plan),
+        RepairError::NotTaken { .. } => page(
+            Exit::Refused,
+            "repair-not-taken",
+            format!("strangler mirror {plan}, then strangler status {plan}"),
+        ),
+        RepairError::NotVerified { .. } => {
+            page(Exit::Incomplete, "repair-not-verified", format!("strangler reconcile {plan}"))
+        }
+        RepairError::Stopped { .. } => {
+            page(Exit::Interrupted, "interrupted", format!("strangler reconcile {plan}"))
+        }
+    }
+}
+
 /// Of two exit codes the one that says that less is known, then the one that asks for more.
 fn said_first(one: Exit, other: Exit) -> Exit {
-    let order = [Exit::Unreachable, Exit::Refused, Exit::Incomplete];
+    let order = [Exit::Interrupted, Exit::Unreachable, Exit::Refused, Exit::Incomplete];
     order.into_iter().find(|exit| *exit == one || *exit == other).unwrap_or(one)
 }
 
@@ -198,6 +298,15 @@ pub fn finish(ui: &mut Ui, outcome: Result<Exit, CliError>) -> Exit {
                 show(ui, &heading, error, &mirror_page(error));
             }
         }
+        CliError::Reconcile { plan, ends } => {
+            for (_, error) in ends {
+                if let RunError::Astray(problems) = error {
+                    ui.words(check::list(problems).trim_end());
+                }
+                show(ui, &error.to_string(), error, &run_page(error, plan));
+            }
+        }
+        CliError::Repair { source, .. } => show(ui, &source.to_string(), source.as_ref(), &page),
         CliError::Unfit(problems)
         | CliError::Astray(problems)
         | CliError::Provision(ProvisionError::Refused { problems }) => {
@@ -211,6 +320,9 @@ pub fn finish(ui: &mut Ui, outcome: Result<Exit, CliError>) -> Exit {
         | CliError::Journal(_)
         | CliError::Demo(_)
         | CliError::Output(_)
+        | CliError::Schedule(_)
+        | CliError::File { .. }
+        | CliError::Listen { .. }
         | CliError::Start(_) => show(ui, &error.to_string(), &error, &page),
     }
     page.exit

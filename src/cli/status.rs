@@ -14,6 +14,7 @@ use crate::status::judge::Commands;
 use crate::status::{SliceStatus, judge};
 
 mod text;
+mod verdict;
 
 /// Time between readings. A second is long enough for a rate and short enough to watch.
 const EVERY: Duration = Duration::from_secs(1);
@@ -25,7 +26,11 @@ const UNTOUCHED: &str = "status changes nothing";
 ///
 /// Reads both sides through the admin links and changes nothing. Shown for each slice: phase, which side may write,
 /// epoch, lag in bytes and seconds, rows copied, WAL held by the monolith and how long its limits will hold, tables
-/// that are not live and why, indexes and constraints that wait for the data, and the next command to type.
+/// that are not live and why, indexes and constraints that wait for the data, the last verdict of the ledger with its
+/// age and whether it still proves that both sides are equal, and the next command to type.
+///
+/// Differences that were found are an alarm until a full comparison says otherwise. A verdict that is old, void or
+/// missing is none: it is said, with the next command.
 ///
 /// A database that can't be reached is said at its slices; the others are still shown.
 ///

@@ -64,7 +64,8 @@ pub struct NewEntry<'a> {
     pub lsn: Option<Lsn>,
     /// Hash of the slice's mapping.
     pub plan_hash: Option<&'a str>,
-    /// The rest. It stays for ever, so it must hold no value of a row.
+    /// The rest. It stays for ever, so it must hold no value of a classified column, and of
+    /// others only keys.
     pub body: &'a Value,
 }
 

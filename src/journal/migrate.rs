@@ -3,6 +3,8 @@
 use refinery_core::{Migration, Runner};
 use tokio_postgres::Client;
 
+use super::JournalError;
+
 /// Where the applied versions are recorded.
 pub const HISTORY: &str = "strangler.schema_history";
 
@@ -14,6 +16,9 @@ pub const VERSIONS: &[(&str, &str)] = &[
     ("V1__schema", include_str!("migrations/V1__schema.sql")),
     ("V2__evidence", include_str!("migrations/V2__evidence.sql")),
 ];
+
+/// A table that each version makes, in their order: who may not read the history sees in the catalog how far it goes.
+const MARKS: &[&str] = &["slice", "ledger"];
 
 /// Advisory lock under which versions are applied. Gates use the same class with keys from 1.
 const LOCK: (i32, i32) = (1_398_035_026, -1);
@@ -37,6 +42,34 @@ pub enum MigrateError {
         /// Which one, and why.
         source: Box<refinery_core::Error>,
     },
+}
+
+/// How the schema `strangler` of a database stands to this version.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Form {
+    /// Nothing was ever provisioned.
+    #[default]
+    Absent,
+    /// An earlier version provisioned it: `provision` brings it up to date and keeps what it holds.
+    Older,
+    /// It is as this version, or a later one, makes it.
+    Current,
+}
+
+/// Asks for it. Any role may, because only the catalog is read.
+///
+/// # Errors
+/// [`JournalError::Database`].
+pub async fn form(client: &Client) -> Result<Form, JournalError> {
+    let sql = "SELECT count(*) FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace \
+               WHERE n.nspname = 'strangler' AND c.relname = ANY ($1)";
+    let failed = JournalError::database("looking at the version of the tables");
+    let row = client.query_one(sql, &[&MARKS]).await.map_err(failed)?;
+    Ok(match usize::try_from(row.get::<_, i64>(0)) {
+        Ok(0) => Form::Absent,
+        Ok(made) if made == MARKS.len() => Form::Current,
+        Ok(_) | Err(_) => Form::Older,
+    })
 }
 
 /// Versions that the database lacks, by name, in order. The connection may be in a transaction.
@@ -89,4 +122,17 @@ async fn upgrade(client: &mut Client) -> Result<(), MigrateError> {
     runner.set_migration_table_name(HISTORY);
     runner.run_async(client).await.map_err(upgrade)?;
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_version_has_a_mark_that_it_makes() {
+        assert_eq!(MARKS.len(), VERSIONS.len());
+        for (mark, (name, sql)) in MARKS.iter().zip(VERSIONS) {
+            assert!(sql.contains(&format!("CREATE TABLE strangler.{mark} (")), "{name} makes no {mark}");
+        }
+    }
 }

@@ -165,6 +165,20 @@ pub async fn position(
     }))
 }
 
+/// How old a slice's mirrored data is, in seconds; `None` before the first change.
+///
+/// # Errors
+/// [`JournalError::Database`].
+pub async fn age_s(client: &Client, slice: &str) -> Result<Option<f64>, JournalError> {
+    let sql = "SELECT greatest(0, extract(epoch FROM clock_timestamp() - source_time))::float8 \
+               FROM strangler.stream WHERE slice = $1 AND mode = 'APPLY'";
+    let row = client
+        .query_opt(sql, &[&slice])
+        .await
+        .map_err(JournalError::database("reading the age of the mirrored data"))?;
+    Ok(row.and_then(|row| row.get(0)))
+}
+
 /// Writes the row of a stream whose slot is about to be made. Leaves an existing row alone.
 ///
 /// # Errors

@@ -24,8 +24,9 @@ pub struct VerdictRow {
     pub lsn: Option<Lsn>,
     /// Hash of the slice's mapping.
     pub plan_hash: Option<String>,
-    /// JSON with the body's `run`, `outcome`, `full`, `strict`, `authority`, `counts` and `ground`; the list of tables,
-    /// which may be long, is left out.
+    /// JSON with the body's `run`, `outcome`, `full`, `strict`, `authority`, `from_lsn`, `counts` and `ground`. In place of the list
+    /// of tables, which may be long: `compared`, how many there are, `coverage`, what was looked at of them, each once,
+    /// and `differing`, the names of those that differ.
     pub body: String,
 }
 
@@ -38,8 +39,13 @@ pub async fn last(client: &Client, slice: &str, full: bool) -> Result<Option<Ver
             greatest(0, extract(epoch FROM clock_timestamp() - at))::float8, \
             greatest(0, extract(epoch FROM clock_timestamp() - (body ->> 'started_at')::timestamptz))::float8, \
             epoch, lsn, plan_hash, json_build_object('run', body -> 'run', 'outcome', body -> 'outcome', \
-                'full', body -> 'full', 'strict', body -> 'strict', 'authority', body -> 'authority', \
-                'counts', body -> 'counts', 'ground', body -> 'ground')::text \
+                'full', body -> 'full', 'strict', body -> 'strict', 'authority', body -> 'authority', 'from_lsn', body -> 'from_lsn', \
+                'counts', body -> 'counts', 'ground', body -> 'ground', \
+                'compared', coalesce(json_array_length(body -> 'tables'), 0), \
+                'coverage', (SELECT coalesce(json_agg(DISTINCT (t -> 'coverage')::jsonb), '[]') \
+                    FROM json_array_elements(body -> 'tables') AS t), \
+                'differing', (SELECT coalesce(json_agg(t -> 'source_table'), '[]') \
+                    FROM json_array_elements(body -> 'tables') AS t WHERE t ->> 'outcome' = 'differs'))::text \
         FROM strangler.ledger WHERE slice = $1 AND kind = $2 AND (NOT $3 OR body ->> 'full' = 'true') \
         ORDER BY id DESC LIMIT 1";
     let row = client.query_opt(sql, &[&slice, &VERDICT, &full]).await.map_err(reading())?;

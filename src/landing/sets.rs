@@ -36,6 +36,17 @@ pub enum RowOperation {
     },
 }
 
+impl RowOperation {
+    /// The keys whose rows it writes: one, or both ends of a key change.
+    pub fn keys(&self) -> impl Iterator<Item = &Key> {
+        let (first, second) = match self {
+            Self::Insert { key, .. } | Self::Delete { key } => (key, None),
+            Self::Update { old, new, .. } => (old, Some(new).filter(|new| *new != old)),
+        };
+        std::iter::once(first).chain(second)
+    }
+}
+
 /// The operations contradict what earlier ones of the same run made of the target.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum Contradiction {

@@ -5,7 +5,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use serde_json::{Value, json};
 
 use super::{Database, Design, Logins, Statement, Step, Survey, Work};
-use super::{adopt, deferred, objects, preflight, publication, rights, slices, state::State, tables};
+use super::{
+    adopt, deferred, monolith_rights, objects, preflight, publication, rights, slices, state::State, tables,
+};
 use crate::catalog::{Catalog, Table};
 use crate::journal::statements;
 use crate::mapping::{Mappings, SliceMapping, TableMapping};
@@ -28,7 +30,7 @@ pub fn design(plan: &Plan, mappings: &Mappings, survey: &Survey, logins: &Logins
     rights::roles(&mut draft, &sites);
     slices::schema(&mut draft, &sites);
     slices::monolith(&mut draft);
-    rights::monolith(&mut draft);
+    monolith_rights::grants(&mut draft, &sites);
     for site in &sites {
         slices::service(&mut draft, site);
         match site.service.ddl {

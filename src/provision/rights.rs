@@ -6,8 +6,8 @@ use postgres_protocol::password::scram_sha_256;
 use secrecy::ExposeSecret;
 
 use super::draft::{Draft, Site};
-use super::state::{Grant, GrantOn};
-use super::{Database, Statement, Work};
+use super::state::{Grant, GrantOn, State};
+use super::{Database, Login, Statement, Work};
 use crate::dualwrite::gate::{self, APPLY_ROLE};
 use crate::name::{TableName, quote_ident, quote_literal};
 use crate::plan::Ddl;
@@ -42,10 +42,52 @@ const APPLY_ON_OURS: &[(&str, &[&str])] = &[
     ("repair", &["SELECT", "INSERT", "UPDATE"]),
 ];
 
-/// Roles are the server's, not the database's: services on one server share a step.
+/// A database with what its server's roles are made from.
+struct Place<'a> {
+    database: Database,
+    state: &'a State,
+    /// As problems name it.
+    name: String,
+    /// Who its apply link logs in as.
+    login: Option<&'a Login>,
+    /// Where the plan has that link.
+    link: String,
+    major: u32,
+}
+
+impl<'a> Place<'a> {
+    fn of_service(draft: &Draft<'a>, site: &Site<'a>) -> Self {
+        Self {
+            database: site.database(),
+            state: site.state,
+            name: format!("service {}", site.name),
+            login: draft.logins.apply.get(site.name),
+            link: format!("services.{}.apply", site.name),
+            major: site.catalog.major(),
+        }
+    }
+
+    fn of_monolith(draft: &Draft<'a>) -> Self {
+        Self {
+            database: Database::Monolith,
+            state: &draft.survey.monolith_state,
+            name: "monolith".to_owned(),
+            login: draft.logins.monolith_apply.as_ref(),
+            link: "monolith.apply".to_owned(),
+            major: draft.survey.monolith.major(),
+        }
+    }
+}
+
+/// Servers with what was decided to be made there: roles are the server's, not the database's, so databases of one
+/// server share a step.
+type Made<'a> = BTreeSet<(&'a str, String)>;
+
+/// Roles that are missing.
 pub(super) fn roles<'a>(draft: &mut Draft<'a>, sites: &[Site<'a>]) {
-    let mut made: BTreeSet<(&'a str, String)> = BTreeSet::new();
+    let mut made = Made::new();
     for site in sites {
+        let place = Place::of_service(draft, site);
         let mut wanted = vec![(&site.service.app, app_role(&site.service.app))];
         let owner =
             (&site.service.owner, format!("CREATE ROLE {} NOLOGIN", quote_ident(&site.service.owner)));
@@ -54,13 +96,23 @@ pub(super) fn roles<'a>(draft: &mut Draft<'a>, sites: &[Site<'a>]) {
         }
         for (role, sql) in wanted {
             if !site.state.roles.contains_key(role) && made.insert((&site.state.server, role.clone())) {
-                create(draft, site, role, vec![sql.into()]);
+                let means = "the service's tables would have nobody to own or use them";
+                create(draft, &place, (role, means), sql.into());
             }
         }
         if site.service.ddl == Ddl::Create {
             membership(draft, site, &mut made);
         }
-        apply_role(draft, site, &mut made);
+        apply_role(draft, &place, &mut made);
+        replica_role(draft, &place, &mut made);
+    }
+    let monolith = Place::of_monolith(draft);
+    // On a development machine one superuser's link may stand for all three, and nobody logs in as the role.
+    if monolith.login.is_some_and(|login| login.user == APPLY_ROLE) {
+        apply_role(draft, &monolith, &mut made);
+        if monolith.state.superuser {
+            replica_role(draft, &monolith, &mut made);
+        }
     }
 }
 
@@ -68,22 +120,21 @@ fn app_role(role: &str) -> String {
     format!("CREATE ROLE {} LOGIN", quote_ident(role))
 }
 
-fn create(draft: &mut Draft<'_>, site: &Site<'_>, role: &str, statements: Vec<Statement>) {
-    if !site.state.create_roles {
-        let sql: Vec<&str> = statements.iter().map(Statement::shown).collect();
+fn create(draft: &mut Draft<'_>, place: &Place<'_>, (role, means): (&str, &str), statement: Statement) {
+    if !place.state.create_roles {
         draft.problem(
-            Problem::error("may-not-create-roles", format!("service {}, role {role}", site.name))
-                .fact(format!("it does not exist, and {} may not create roles", site.state.user))
-                .consequence("the service's tables would have nobody to own or use them")
-                .next(format!("run as an administrator: {};", sql.join("; "))),
+            Problem::error("may-not-create-roles", format!("{}, role {role}", place.name))
+                .fact(format!("it does not exist, and {} may not create roles", place.state.user))
+                .consequence(means)
+                .next(format!("run as an administrator: {};", statement.shown())),
         );
         return;
     }
-    draft.step(site.database(), "create role", role, Work::Sql(statements));
+    draft.step(place.database.clone(), "create role", role, Work::Sql(vec![statement]));
 }
 
 /// Whoever gives tables to a role must be a member of it (ALTER TABLE … OWNER TO).
-fn membership<'a>(draft: &mut Draft<'a>, site: &Site<'a>, made: &mut BTreeSet<(&'a str, String)>) {
+fn membership<'a>(draft: &mut Draft<'a>, site: &Site<'a>, made: &mut Made<'a>) {
     let owner = &site.service.owner;
     let member = site.state.superuser || site.state.roles.get(owner).is_some_and(|role| role.ours);
     if !member && made.insert((&site.state.server, format!("member of {owner}"))) {
@@ -92,41 +143,42 @@ fn membership<'a>(draft: &mut Draft<'a>, site: &Site<'a>, made: &mut BTreeSet<(&
     }
 }
 
-fn apply_role<'a>(draft: &mut Draft<'a>, site: &Site<'a>, made: &mut BTreeSet<(&'a str, String)>) {
-    let present = site.state.roles.get(APPLY_ROLE);
-    let new = present.is_none() && made.insert((&site.state.server, APPLY_ROLE.to_owned()));
-    if new {
-        let statement = create_apply_role(draft, site.name);
-        create(draft, site, APPLY_ROLE, vec![statement]);
+fn apply_role<'a>(draft: &mut Draft<'a>, place: &Place<'a>, made: &mut Made<'a>) {
+    let present = place.state.roles.get(APPLY_ROLE);
+    if present.is_none() && made.insert((&place.state.server, APPLY_ROLE.to_owned())) {
+        let means = match place.database {
+            Database::Monolith => "no row could be locked there to prove that it differs",
+            Database::Service(_) => "nobody could write what is mirrored",
+        };
+        create(draft, place, (APPLY_ROLE, means), create_apply_role(place));
     }
     let asleep = present.is_some_and(|role| !role.login);
-    if asleep && made.insert((&site.state.server, format!("login of {APPLY_ROLE}"))) {
+    if asleep && made.insert((&place.state.server, format!("login of {APPLY_ROLE}"))) {
         let sql = format!("ALTER ROLE {APPLY_ROLE} LOGIN");
-        draft.step(site.database(), "let log in", APPLY_ROLE, Work::Sql(vec![sql.into()]));
+        draft.step(place.database.clone(), "let log in", APPLY_ROLE, Work::Sql(vec![sql.into()]));
     }
-    if present.is_some_and(|role| role.may_replicate)
-        || !made.insert((&site.state.server, "session_replication_role".to_owned()))
+}
+
+fn replica_role<'a>(draft: &mut Draft<'a>, place: &Place<'a>, made: &mut Made<'a>) {
+    if place.state.roles.get(APPLY_ROLE).is_some_and(|role| role.may_replicate)
+        || !made.insert((&place.state.server, "session_replication_role".to_owned()))
     {
         return;
     }
-    let sql = if site.catalog.major() >= 15 {
+    let sql = if place.major >= 15 {
         format!("GRANT SET ON PARAMETER session_replication_role TO {APPLY_ROLE}")
     } else {
         format!("ALTER ROLE {APPLY_ROLE} SET session_replication_role = 'replica'")
     };
-    if site.state.superuser {
-        draft.step(
-            site.database(),
-            "let the mirror keep triggers quiet:",
-            APPLY_ROLE,
-            Work::Sql(vec![sql.into()]),
-        );
+    if place.state.superuser {
+        let purpose = "let the mirror keep triggers quiet:";
+        draft.step(place.database.clone(), purpose, APPLY_ROLE, Work::Sql(vec![sql.into()]));
     } else {
         draft.problem(
-            Problem::warning("apply-may-not-replicate", format!("service {}, role {APPLY_ROLE}", site.name))
+            Problem::warning("apply-may-not-replicate", format!("{}, role {APPLY_ROLE}", place.name))
                 .fact(format!(
                     "it may not set session_replication_role, and {} can't allow it",
-                    site.state.user
+                    place.state.user
                 ))
                 .consequence("triggers and foreign keys of the service would act on mirrored rows")
                 .next(format!("run as a superuser: {sql};")),
@@ -134,36 +186,17 @@ fn apply_role<'a>(draft: &mut Draft<'a>, site: &Site<'a>, made: &mut BTreeSet<(&
     }
 }
 
-fn create_apply_role(draft: &Draft<'_>, service: &str) -> Statement {
+fn create_apply_role(place: &Place<'_>) -> Statement {
     let sql = format!("CREATE ROLE {APPLY_ROLE} LOGIN CONNECTION LIMIT {APPLY_CONNECTIONS}");
-    let login = draft.logins.apply.get(service).filter(|login| login.user == APPLY_ROLE);
+    let login = place.login.filter(|login| login.user == APPLY_ROLE);
     match login.and_then(|login| login.password.as_ref()) {
         // The server gets a verifier, so the password itself is in no log of it.
         Some(password) => Statement::secret(
             format!("{sql} PASSWORD {}", quote_literal(&scram_sha_256(password.expose_secret().as_bytes()))),
-            format!("{sql} PASSWORD '<SCRAM-SHA-256 verifier of the password in services.{service}.apply>'"),
+            format!("{sql} PASSWORD '<SCRAM-SHA-256 verifier of the password in {}>'", place.link),
         ),
         None => Statement::from(sql),
     }
-}
-
-/// What the monolith's read link may see of ours. Reading the tables themselves is for an administrator to grant.
-pub(super) fn monolith(draft: &mut Draft<'_>) {
-    let survey = draft.survey;
-    let Some(role) = draft.logins.monolith_read.clone() else { return };
-    let Some(present) = survey.monolith_state.roles.get(&role).filter(|role| !role.superuser) else { return };
-    if !present.login || role == survey.monolith_state.user {
-        return;
-    }
-    let mut wanted = Wanted::default();
-    wanted.schema("strangler", &role);
-    for table in ["database", "slice"] {
-        wanted.table(&TableName::new("strangler", table), &role, &["SELECT"]);
-    }
-    for slice in draft.mappings.keys() {
-        wanted.table(&gate::name(slice), &role, &["SELECT"]);
-    }
-    grant(draft, Database::Monolith, wanted, &|grant| survey.monolith_state.holds(grant));
 }
 
 /// What the application and the mirror may do in a service.
@@ -197,38 +230,49 @@ pub(super) fn service(draft: &mut Draft<'_>, site: &Site<'_>) {
     grant(draft, site.database(), wanted, &|grant| stays(grant) && site.state.holds(grant));
 }
 
+/// Rights that are to be there.
 #[derive(Default)]
-struct Wanted(BTreeSet<Grant>);
+pub(super) struct Wanted(BTreeSet<Grant>);
 
 impl Wanted {
-    fn add(&mut self, on: GrantOn, role: &str, privileges: &[&str]) {
+    pub(super) fn add(&mut self, on: GrantOn, role: &str, privileges: &[&str]) {
         for privilege in privileges {
             let (on, privilege) = (on.clone(), (*privilege).to_owned());
             self.0.insert(Grant { on, role: role.to_owned(), privilege });
         }
     }
 
-    fn schema(&mut self, schema: &str, role: &str) {
+    pub(super) fn schema(&mut self, schema: &str, role: &str) {
         self.add(GrantOn::Schema(schema.to_owned()), role, &["USAGE"]);
     }
 
-    fn table(&mut self, table: &TableName, role: &str, privileges: &[&str]) {
+    pub(super) fn table(&mut self, table: &TableName, role: &str, privileges: &[&str]) {
         self.add(GrantOn::Table(table.clone()), role, privileges);
     }
 }
 
 /// Grants what is missing, one statement per object and role.
-fn grant(draft: &mut Draft<'_>, database: Database, wanted: Wanted, present: &dyn Fn(&Grant) -> bool) {
+pub(super) fn grant(
+    draft: &mut Draft<'_>,
+    database: Database,
+    wanted: Wanted,
+    present: &dyn Fn(&Grant) -> bool,
+) {
     let mut missing: BTreeMap<(GrantOn, String), Vec<String>> = BTreeMap::new();
     for grant in wanted.0.into_iter().filter(|grant| !present(grant)) {
         missing.entry((grant.on, grant.role)).or_default().push(grant.privilege);
     }
     let statements = missing.into_iter().map(|((on, role), privileges)| {
-        let on = match on {
-            GrantOn::Schema(name) => format!("SCHEMA {}", quote_ident(&name)),
-            GrantOn::Table(name) => format!("TABLE {}", name.sql()),
-            GrantOn::Sequence(name) => format!("SEQUENCE {}", name.sql()),
+        let (of_column, on) = match on {
+            GrantOn::Schema(name) => (String::new(), format!("SCHEMA {}", quote_ident(&name))),
+            GrantOn::Table(name) => (String::new(), format!("TABLE {}", name.sql())),
+            GrantOn::Sequence(name) => (String::new(), format!("SEQUENCE {}", name.sql())),
+            GrantOn::Column(name, column) => {
+                (format!(" ({})", quote_ident(&column)), format!("TABLE {}", name.sql()))
+            }
         };
+        let privileges: Vec<String> =
+            privileges.iter().map(|privilege| format!("{privilege}{of_column}")).collect();
         Statement::from(format!("GRANT {} ON {on} TO {}", privileges.join(", "), quote_ident(&role)))
     });
     let statements = statements.collect();

@@ -33,6 +33,8 @@ pub enum GrantOn {
     Table(TableName),
     /// A sequence.
     Sequence(TableName),
+    /// A column of a table. Who has a right on the table has it on every column.
+    Column(TableName, String),
 }
 
 /// Everybody, in place of a role (GRANT). Read for schemas only.
@@ -134,6 +136,10 @@ impl State {
     /// enough that everybody has it: up to PostgreSQL 14 `public` is the superuser's, and open.
     #[must_use]
     pub fn holds(&self, grant: &Grant) -> bool {
+        if let GrantOn::Column(table, _) = &grant.on {
+            let whole = Grant { on: GrantOn::Table(table.clone()), ..grant.clone() };
+            return self.grants.contains(grant) || self.grants.contains(&whole);
+        }
         let GrantOn::Schema(schema) = &grant.on else { return self.grants.contains(grant) };
         let owner = self.schema_owners.get(schema).and_then(|owner| self.roles.get(owner));
         let ours = self.superuser || owner.is_none_or(|owner| owner.ours);
@@ -222,17 +228,24 @@ async fn read_rights(client: &Client, state: &mut State) -> Result<(), Error> {
         state.roles.insert(row.try_get(0)?, role);
     }
     // No role can be called public, so it stands for everybody.
-    let sql = "SELECT 'n', n.nspname::text, '', coalesce(g.rolname::text, 'public'), a.privilege_type \
+    let sql = "SELECT 'n', n.nspname::text, '', coalesce(g.rolname::text, 'public'), a.privilege_type, '' \
                FROM pg_namespace n CROSS JOIN LATERAL aclexplode(n.nspacl) a \
                LEFT JOIN pg_roles g ON g.oid = a.grantee WHERE n.nspname !~ '^pg_' \
-               UNION ALL SELECT c.relkind::text, n.nspname::text, c.relname::text, g.rolname::text, a.privilege_type \
+               UNION ALL SELECT c.relkind::text, n.nspname::text, c.relname::text, g.rolname::text, a.privilege_type, '' \
                FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace AND n.nspname !~ '^pg_' \
-               CROSS JOIN LATERAL aclexplode(c.relacl) a JOIN pg_roles g ON g.oid = a.grantee";
+               CROSS JOIN LATERAL aclexplode(c.relacl) a JOIN pg_roles g ON g.oid = a.grantee \
+               UNION ALL SELECT 'column', n.nspname::text, c.relname::text, g.rolname::text, a.privilege_type, \
+                 t.attname::text \
+               FROM pg_attribute t JOIN pg_class c ON c.oid = t.attrelid \
+               JOIN pg_namespace n ON n.oid = c.relnamespace AND n.nspname !~ '^pg_' \
+               CROSS JOIN LATERAL aclexplode(t.attacl) a JOIN pg_roles g ON g.oid = a.grantee \
+               WHERE NOT t.attisdropped";
     for row in client.query(sql, &[]).await? {
         let (schema, name): (String, String) = (row.try_get(1)?, row.try_get(2)?);
         let on = match row.try_get::<_, String>(0)?.as_str() {
             "n" => GrantOn::Schema(schema),
             "S" => GrantOn::Sequence(TableName::new(schema, name)),
+            "column" => GrantOn::Column(TableName::new(schema, name), row.try_get(5)?),
             _ => GrantOn::Table(TableName::new(schema, name)),
         };
         state.grants.insert(Grant { on, role: row.try_get(3)?, privilege: row.try_get(4)? });

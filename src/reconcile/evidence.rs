@@ -14,7 +14,7 @@ use tokio_postgres::Client;
 
 pub use conclude::{ConcludeError, Concluded, Monolith, conclude};
 
-use super::verdict::{Counts, Outcome};
+use super::verdict::{Counts, Coverage, Outcome};
 use crate::journal::JournalError;
 use crate::journal::grounds::{ABSENT, Ground, TableGround};
 use crate::journal::verdicts::{self, VerdictRow};
@@ -177,10 +177,18 @@ pub struct LastVerdict {
     pub epoch: i64,
     /// Position on the authority that everything compared had reached.
     pub lsn: Lsn,
+    /// Position on the authority before anything was compared.
+    pub from_lsn: Lsn,
     /// Hash of the slice's mapping.
     pub plan_hash: String,
     /// Findings by kind.
     pub counts: Counts,
+    /// How many tables it is about.
+    pub compared: usize,
+    /// What was looked at of them, each once.
+    pub coverage: Vec<Coverage>,
+    /// The tables that differ, by the monolith's names.
+    pub differing: Vec<String>,
     /// What it rests on.
     pub ground: Ground,
 }
@@ -208,8 +216,12 @@ struct Body {
     full: bool,
     strict: bool,
     authority: String,
+    from_lsn: Lsn,
     counts: Counts,
     ground: Ground,
+    compared: usize,
+    coverage: Vec<Coverage>,
+    differing: Vec<String>,
 }
 
 async fn read(service: &Client, slice: &str, scope: Scope) -> Result<Option<LastVerdict>, JournalError> {
@@ -233,8 +245,12 @@ fn from_row(row: VerdictRow) -> Result<LastVerdict, JournalError> {
         begun_ago: duration(row.begun_ago_s),
         epoch: row.epoch.unwrap_or(0),
         lsn: row.lsn.unwrap_or_default(),
+        from_lsn: body.from_lsn,
         plan_hash: row.plan_hash.unwrap_or_default(),
         counts: body.counts,
+        compared: body.compared,
+        coverage: body.coverage,
+        differing: body.differing,
         ground: body.ground,
     })
 }
@@ -284,6 +300,36 @@ pub enum Lack {
         /// The plan's `evidence_max_age`.
         max_age: Duration,
     },
+}
+
+/// A clause that says what is missing.
+impl fmt::Display for Lack {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::NoVerdict => f.write_str("nothing was compared yet"),
+            Self::NoFullVerdict => f.write_str("no verdict covers every row of every table"),
+            Self::Differs => f.write_str("the last full verdict found differences"),
+            Self::Incomplete => f.write_str("the last full verdict left something out"),
+            Self::DiffersSince => f.write_str("a later verdict about a part found differences"),
+            Self::Void(void) => write!(f, "the last full verdict is void: {void}"),
+            Self::Old { begun_ago, max_age } => write!(
+                f,
+                "the last full comparison began {} ago, and evidence_max_age is {}",
+                period(*begun_ago),
+                period(*max_age)
+            ),
+        }
+    }
+}
+
+/// Down to minutes: `3 d 4 h`, `1 d`, `4 h 12 min`.
+fn period(period: Duration) -> String {
+    let minutes = period.as_secs() / 60;
+    let (days, hours, minutes) = (minutes / 1440, minutes / 60 % 24, minutes % 60);
+    let parts = [(days, "d"), (hours, "h"), (minutes, "min")];
+    let some = parts.iter().filter(|(number, _)| *number > 0);
+    let shown: Vec<String> = some.map(|(number, unit)| format!("{number} {unit}")).collect();
+    if shown.is_empty() { "0 min".to_owned() } else { shown.join(" ") }
 }
 
 impl Evidence {

@@ -61,7 +61,7 @@ impl fmt::Debug for RawKey {
 }
 
 /// A value as a report may show it. `Debug` shows no value.
-#[derive(Clone, PartialEq, Eq, Serialize)]
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case", tag = "kind", content = "value")]
 pub enum Shown {
     /// SQL NULL.

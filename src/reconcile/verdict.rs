@@ -114,6 +114,8 @@ pub struct Verdict {
     pub outcome: Outcome,
     /// Values were compared by representation, not only by meaning, and under two hash seeds.
     pub strict: bool,
+    /// The run was about every table of the slice, and not only about those that `--table` named.
+    pub every_table: bool,
     /// Hash of the slice's mapping.
     pub plan_hash: String,
     /// Epoch of the authority.
@@ -122,6 +124,9 @@ pub struct Verdict {
     pub authority: &'static str,
     /// Position on the authority that everything compared had reached at the end.
     pub lsn: Lsn,
+    /// Position on the authority before anything was compared: rows that the stream brought later were not all looked
+    /// at.
+    pub from_lsn: Lsn,
     /// When the run began and ended, by the service's clock, as RFC 3339.
     pub started_at: String,
     /// See `started_at`.
@@ -135,6 +140,14 @@ pub struct Verdict {
 }
 
 impl Verdict {
+    /// Every row of every table was to be looked at. Clean is a proof for the slice only then.
+    #[must_use]
+    pub fn is_full(&self) -> bool {
+        self.every_table
+            && !self.tables.is_empty()
+            && self.tables.iter().all(|table| table.coverage == Coverage::Full)
+    }
+
     /// All findings by kind.
     #[must_use]
     pub fn counts(&self) -> Counts {

@@ -1,9 +1,12 @@
 //! What the databases say about a slice, before anything is concluded from it.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
 
 use serde::Deserialize;
 
+use super::evidence::EvidenceFacts;
+use crate::journal::migrate::Form;
 use crate::journal::whereabouts::Astray;
 use crate::lsn::Lsn;
 
@@ -16,6 +19,8 @@ pub struct SliceFacts {
     pub service: String,
     /// The plan's limit on the WAL held for it, in bytes.
     pub wal_budget_bytes: u64,
+    /// The plan's `evidence_max_age`.
+    pub evidence_max_age: Duration,
     /// What the service's database says.
     pub service_side: Side<ServiceFacts>,
     /// What the monolith says.
@@ -72,6 +77,12 @@ pub struct ServiceFacts {
     pub tables: Vec<TableRow>,
     /// Rows of `strangler.deferred` that are not done, as `kind object on table`.
     pub deferred: Vec<String>,
+    /// Which version made the tables of ours.
+    #[serde(skip)]
+    pub form: Form,
+    /// What the ledger says, or why it can't be read; absent where the tables have no ledger yet.
+    #[serde(skip)]
+    pub evidence: Option<Side<EvidenceFacts>>,
 }
 
 /// What the monolith says about a slice.
@@ -86,6 +97,12 @@ pub struct MonolithFacts {
     pub gate: Option<Gate>,
     /// Every logical slot of this database.
     pub slots: Vec<Slot>,
+    /// Which version made the tables of ours.
+    #[serde(skip)]
+    pub form: Form,
+    /// Shapes of the slice's tables, by their names in the plan.
+    #[serde(skip)]
+    pub shapes: BTreeMap<String, String>,
 }
 
 /// A gate row.

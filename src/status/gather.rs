@@ -40,6 +40,7 @@ struct Chosen {
     slice: String,
     service: String,
     wal_budget_bytes: u64,
+    evidence_max_age: Duration,
 }
 
 /// One database, with the session to it while it lasts.
@@ -61,6 +62,7 @@ impl Reader {
                 slice: name.clone(),
                 service: slice.service.clone(),
                 wal_budget_bytes: slice.policy.wal_budget_bytes,
+                evidence_max_age: slice.policy.evidence_max_age,
             })
             .collect();
         let of = |service: Option<&str>| {
@@ -114,6 +116,7 @@ impl Reader {
                 slice: chosen.slice.clone(),
                 service: chosen.service.clone(),
                 wal_budget_bytes: chosen.wal_budget_bytes,
+                evidence_max_age: chosen.evidence_max_age,
                 service_side,
                 monolith_side,
                 astray: whereabouts::astray(route, monolith_at.as_ref(), service_at),

@@ -1,10 +1,12 @@
 //! From facts to a status: one pure function and its parts.
 
+use super::evidence::{self, EvidenceStatus};
 use super::facts::{Gate, MonolithFacts, ProcessRow, ServiceFacts, Side, Slot, Stream, TableRow};
 use super::{
     Authority, Lag, Phase, Process, SliceFacts, SliceStatus, TableStatus, Unreachable, Wal, WalLimit,
     WalReading,
 };
+use crate::journal::migrate::Form;
 use crate::journal::whereabouts::Astray;
 
 /// The mirror writes a sign of life every 2 seconds; one that missed five of them is taken for dead. A second
@@ -87,6 +89,8 @@ pub fn judge(facts: &SliceFacts, commands: &Commands) -> SliceStatus {
         process: service.and_then(|service| service.process.as_ref()).map(process),
         tables,
         deferred: service.map(|service| service.deferred.clone()).unwrap_or_default(),
+        evidence: evidence_of(facts),
+        outdated: outdated(facts),
         unreachable: unreachable(facts),
         alarms: Vec::new(),
         next: None,
@@ -116,6 +120,8 @@ fn astray(facts: &SliceFacts, commands: &Commands) -> SliceStatus {
         process: None,
         tables: Vec::new(),
         deferred: Vec::new(),
+        evidence: None,
+        outdated: Vec::new(),
         unreachable: unreachable(facts),
         alarms: facts.astray.iter().map(alarm).collect(),
         next: Some(commands.check()),
@@ -298,6 +304,24 @@ fn table(row: &TableRow, slice: &str, commands: &Commands) -> TableStatus {
     }
 }
 
+/// Nothing before the slice is provisioned: there is nothing to compare yet.
+fn evidence_of(facts: &SliceFacts) -> Option<EvidenceStatus> {
+    let Side::Read(known) =
+        facts.service_side.facts().filter(|service| service.provisioned)?.evidence.as_ref()?
+    else {
+        return None;
+    };
+    let shapes = facts.monolith_side.facts().map(|monolith| &monolith.shapes);
+    Some(evidence::judge(known, shapes, facts.evidence_max_age))
+}
+
+fn outdated(facts: &SliceFacts) -> Vec<String> {
+    let monolith = facts.monolith_side.facts().filter(|monolith| monolith.form == Form::Older);
+    let service = facts.service_side.facts().filter(|service| service.form == Form::Older);
+    let names = [monolith.map(|_| "monolith".to_owned()), service.map(|_| facts.service.clone())];
+    names.into_iter().flatten().collect()
+}
+
 fn unreachable(facts: &SliceFacts) -> Vec<Unreachable> {
     let mut list = Vec::new();
     if let Side::Silent(reason) = &facts.monolith_side {
@@ -354,6 +378,10 @@ fn alarms(status: &SliceStatus, service: Option<&ServiceFacts>, slot: SlotFacts<
     alarms.extend(status.tables.iter().filter(|table| table.state == "diverged").map(|table| {
         format!("table {} diverged: {}", table.table, table.detail.as_deref().unwrap_or("no reason recorded"))
     }));
+    alarms.extend(status.evidence.as_ref().and_then(|proof| proof.alarm.clone()));
+    if let Some(Side::Silent(reason)) = service.and_then(|service| service.evidence.as_ref()) {
+        alarms.push(format!("the ledger can't be read: {reason}"));
+    }
     alarms.extend(status.wal.as_ref().and_then(wal_alarm));
     alarms
 }
@@ -373,13 +401,20 @@ fn wal_alarm(wal: &Wal) -> Option<String> {
 /// One command, the most urgent one.
 fn next(status: &SliceStatus, commands: &Commands) -> Option<String> {
     let of = |verb, rest| Some(commands.of(verb, &status.slice, rest));
+    if status.phase != Phase::Unknown && !status.outdated.is_empty() {
+        // No other verb works before that.
+        return of("provision", "");
+    }
     match status.phase {
         Phase::Unknown => None,
         Phase::NotProvisioned => of("provision", ""),
         Phase::Provisioned | Phase::Stopped | Phase::Dead => of("mirror", ""),
         Phase::Gap | Phase::Diverged => of("mirror", " --rebuild"),
-        Phase::Copying | Phase::CatchingUp | Phase::Streaming => {
-            status.tables.iter().find_map(|table| table.next.clone())
+        Phase::Copying | Phase::CatchingUp => status.tables.iter().find_map(|table| table.next.clone()),
+        Phase::Streaming => {
+            let unproven = status.evidence.as_ref().is_some_and(|proof| proof.stands == Some(false));
+            let retry = status.tables.iter().find_map(|table| table.next.clone());
+            retry.or_else(|| if unproven { of("reconcile", "") } else { None })
         }
     }
 }

@@ -1,13 +1,16 @@
-//! The questions that `status` asks. Each side is one statement, so its facts belong to one moment, and it holds no
-//! transaction open; nothing here locks or writes.
+//! The questions that `status` asks. The progress of each side is one statement, so its facts belong to one moment; gates
+//! and evidence are asked after it. No transaction is held open; nothing here locks or writes.
 
 use std::collections::BTreeMap;
 
 use tokio_postgres::Client;
 
-use super::facts::{Gate, MonolithFacts, ServiceFacts};
-use crate::journal::{JournalError, standing};
+use super::evidence::EvidenceFacts;
+use super::facts::{Gate, MonolithFacts, ServiceFacts, Side};
+use crate::journal::migrate::{self, Form};
+use crate::journal::{JournalError, grounds, standing};
 use crate::name::{quote_ident, quote_literal};
+use crate::reconcile::evidence;
 
 /// A database answered, but not what was asked.
 #[derive(Debug, thiserror::Error)]
@@ -63,7 +66,27 @@ pub async fn service(client: &Client, slices: &[&str]) -> Result<BTreeMap<String
             facts.gate = Some(gate);
         }
     }
+    let form = migrate::form(client).await?;
+    for (slice, facts) in &mut facts {
+        facts.form = form;
+        if form == Form::Current {
+            facts.evidence = Some(evidence_of(client, slice).await?);
+        }
+    }
     Ok(facts)
+}
+
+/// A row of the ledger that can't be understood must not hide how the mirror does.
+async fn evidence_of(client: &Client, slice: &str) -> Result<Side<EvidenceFacts>, ReadError> {
+    let read = async || {
+        let evidence = evidence::evidence(client, slice).await?;
+        Ok(EvidenceFacts { evidence, ground: grounds::service(client, slice).await? })
+    };
+    match read().await {
+        Ok(facts) => Ok(Side::Read(facts)),
+        Err(error @ JournalError::Unreadable { .. }) => Ok(Side::Silent(error.to_string())),
+        Err(error) => Err(error.into()),
+    }
 }
 
 /// The facts of these slices in the monolith.
@@ -81,11 +104,15 @@ pub async fn monolith(
     let shared: MonolithFacts =
         serde_json::from_str(&text).map_err(|source| ReadError::Shape { what, source })?;
     let mut gates = gates(client, slices).await?;
-    let facts = slices.iter().map(|slice| {
+    let form = migrate::form(client).await?;
+    let mut facts = BTreeMap::new();
+    for slice in slices {
         let gate = gates.remove(*slice);
-        ((*slice).to_owned(), MonolithFacts { gate, ..shared.clone() })
-    });
-    Ok(facts.collect())
+        let shapes =
+            if form == Form::Absent { BTreeMap::new() } else { grounds::monolith(client, slice).await? };
+        facts.insert((*slice).to_owned(), MonolithFacts { gate, form, shapes, ..shared.clone() });
+    }
+    Ok(facts)
 }
 
 /// Gate rows by slice. A gate is a table of its own, so that one slice's readers never meet another's fence; which

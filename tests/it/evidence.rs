@@ -10,6 +10,9 @@ use strangler::name::TableName;
 use strangler::reconcile::evidence::{ConcludeError, Evidence, Lack, Monolith, Void, conclude, evidence};
 use strangler::reconcile::finding::FindingKind;
 use strangler::reconcile::verdict::{Counts, Coverage, Outcome, TableVerdict, Verdict};
+use strangler::status::judge::Commands;
+use strangler::status::read as status_read;
+use strangler::status::{Phase, Side, SliceFacts, SliceStatus, judge};
 use tokio_postgres::Client;
 
 use crate::support::cluster::{Pair, connect};
@@ -90,10 +93,12 @@ fn clean(scenario: &Scenario, run: &ReconcileRun, tables: &[&str]) -> Verdict {
         service: "other".to_owned(),
         outcome: Outcome::Clean,
         strict: false,
+        every_table: true,
         plan_hash: scenario.mapping.hash.clone(),
         epoch: 1,
         authority: "monolith",
         lsn: "0/1000".parse().unwrap(),
+        from_lsn: "0/FFF".parse().unwrap(),
         started_at: run.started_at.clone(),
         finished_at: String::new(),
         tables: tables.iter().map(table).collect(),
@@ -324,4 +329,71 @@ async fn parts_and_differences_are_told_apart_from_a_proof() {
     let verified = ledger::verify(&scenario.target, Some(&scenario.source)).await.unwrap();
     assert_eq!((verified.head.unwrap().id, verified.confirmed), (6, Some(6)));
     assert_eq!(evidence(&scenario.target, "other").await.unwrap(), Evidence::default());
+}
+
+/// What `status` says of the slice, with the monolith's word or without.
+async fn shown(scenario: &Scenario, with_monolith: bool) -> SliceStatus {
+    let slices = [SLICE];
+    let service = status_read::service(&scenario.target, &slices).await.unwrap().remove(SLICE).unwrap();
+    let monolith = status_read::monolith(&scenario.source, &slices).await.unwrap().remove(SLICE).unwrap();
+    let facts = SliceFacts {
+        slice: SLICE.to_owned(),
+        service: "other".to_owned(),
+        wal_budget_bytes: 1 << 30,
+        evidence_max_age: DAY,
+        service_side: Side::Read(service),
+        monolith_side: if with_monolith { Side::Read(monolith) } else { Side::Silent("gone".to_owned()) },
+        astray: std::collections::BTreeSet::new(),
+        earlier: None,
+    };
+    judge(&facts, &Commands::about("plan.yaml"))
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn status_shows_the_last_verdict_and_what_it_is_still_worth() {
+    let scenario = mirrored().await;
+    let running = scenario.start(&Run::new(&[]));
+    scenario.until_target("SELECT phase = 'streaming' FROM strangler.mirror_process").await;
+    let reconcile = Some("strangler reconcile plan.yaml --slice things".to_owned());
+    let none = shown(&scenario, true).await;
+    let proof = none.evidence.unwrap();
+    assert_eq!((proof.stands, proof.last.is_none(), none.phase), (Some(false), true, Phase::Streaming));
+    assert_eq!((proof.lacks, none.next), (vec!["nothing was compared yet".to_owned()], reconcile.clone()));
+
+    prove(&scenario).await;
+    let proven = shown(&scenario, true).await;
+    assert_eq!((&proven.alarms, &proven.next, proven.outdated.len()), (&Vec::new(), &None, 0));
+    let proof = proven.evidence.unwrap();
+    let last = proof.last.clone().unwrap();
+    assert_eq!((proof.stands, &proof.last), (Some(true), &proof.last_full));
+    assert_eq!((last.outcome, last.full, last.strict), (Outcome::Clean, true, false));
+    assert_eq!((last.tables_compared, last.tables, &last.coverage), (2, 2, &vec![Coverage::Full]));
+    assert_eq!((last.lsn, last.epoch), ("0/1000".parse().unwrap(), 1));
+    assert!(last.age_seconds <= last.begun_seconds_ago && last.begun_seconds_ago < 60.0, "{last:?}");
+    assert_eq!(shown(&scenario, false).await.evidence.unwrap().stands, None);
+
+    scenario.write(r#"ALTER TABLE "Things" ALTER "Name" SET DEFAULT 'x'"#).await;
+    let moved = shown(&scenario, true).await;
+    let proof = moved.evidence.unwrap();
+    assert_eq!((proof.stands, proof.last.unwrap().entry, &moved.next), (Some(false), last.entry, &reconcile));
+    assert!(proof.lacks[0].contains("the definition of table Things changed"), "{:?}", proof.lacks);
+    assert!(moved.alarms.is_empty(), "{:?}", moved.alarms);
+
+    let run = begin(&scenario).await;
+    let mut verdict = clean(&scenario, &run, &["Things"]);
+    (verdict.outcome, verdict.tables[0].outcome) = (Outcome::Differs, Outcome::Differs);
+    verdict.tables[0].coverage = Coverage::Sample { percent: 5.0 };
+    verdict.tables[0].findings = [(FindingKind::Missing, 2)].into();
+    conclude(&scenario.target, monolith(&scenario), &run, &mut verdict, &author()).await.unwrap();
+    let differs = shown(&scenario, true).await;
+    assert_eq!(differs.next, reconcile);
+    assert!(differs.alarms[0].ends_with("found differences in Things"), "{:?}", differs.alarms);
+    let last = serde_json::to_value(differs.evidence.unwrap().last.unwrap()).unwrap();
+    assert_eq!(last["findings"], serde_json::json!({ "missing": 2 }));
+    assert_eq!(last["coverage"], serde_json::json!([{ "kind": "sample", "percent": 5.0 }]));
+    assert_eq!(last["differing"], serde_json::json!(["Things"]));
+    running.stop().await;
+
+    mirror(&scenario, &Run { retry: vec![TableName::new("public", "Things")], ..Run::new(&[]) }).await;
+    assert_eq!(shown(&scenario, true).await.alarms, Vec::<String>::new(), "its rows were copied anew");
 }

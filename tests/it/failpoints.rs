@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use strangler::failpoint::{COPY_AGAIN, MIRROR, START};
+use strangler::failpoint::{COPY_AGAIN, MIRROR, REPAIR, START};
 
 /// Calls and statements that make something durable. What is written inside a transaction becomes so at its COMMIT.
 const DURABLE: &[&str] = &[
@@ -72,7 +72,7 @@ fn every_durable_write_of_the_mirror_is_followed_by_a_kill_point() {
 #[test]
 fn every_kill_point_is_met_by_the_code_and_listed_once() {
     let code: String = sources().into_values().flatten().collect::<Vec<_>>().join("\n");
-    let mut names: Vec<&str> = [MIRROR, COPY_AGAIN, START].concat();
+    let mut names: Vec<&str> = [MIRROR, COPY_AGAIN, START, REPAIR].concat();
     for name in &names {
         assert!(code.contains(&format!("\"{name}\"")), "{name} is never met");
     }

@@ -11,7 +11,7 @@ const PEAK_KB_MAX: u64 = 150_000;
 #[tokio::test(flavor = "multi_thread")]
 async fn memory_stays_flat_for_large_tables_and_large_transactions() {
     // `make soak` takes a million of each.
-    let rows = if std::env::var_os("STRANGLER_SOAK").is_some() { 1_000_000 } else { 150_000 };
+    let rows = if crate::support::soak() { 1_000_000 } else { 150_000 };
     let bench = Bench::launch(&[("logical_decoding_work_mem", "1MB")]).await;
     Ledger::create(&bench.application(), &Options { rows: 10, ..Options::default() }).await;
     let source = bench.source().await;
@@ -35,6 +35,8 @@ async fn memory_stays_flat_for_large_tables_and_large_transactions() {
         after_copy < PEAK_KB_MAX && after_stream < PEAK_KB_MAX,
         "{rows} rows: {after_copy} kB after the copy, {after_stream} kB after the transactions"
     );
-    println!("{rows} rows: peak {after_copy} kB after the copy, {after_stream} kB after the transactions");
+    crate::support::say(&format!(
+        "{rows} rows: peak {after_copy} kB after the copy, {after_stream} kB after the transactions"
+    ));
     mirror.stop();
 }

@@ -5,8 +5,6 @@
     reason = "a test looks for a few kinds of message among all of them"
 )]
 
-use std::time::Duration;
-
 use bytes::Bytes;
 use strangler::change::{RowChange, Value};
 use strangler::lsn::Lsn;
@@ -15,11 +13,12 @@ use strangler::postgres::pgoutput::{Decoded, Message, decode};
 use strangler::postgres::replication::{
     Connection, Frame, SlotOptions, Stream, StreamOptions, TimelineSwitch,
 };
-use tokio::time::timeout;
 
 pub(crate) mod server;
 
 use server::{OneServer, server};
+
+use crate::support::wait::{SOON, within};
 
 const PLAIN: SlotOptions = SlotOptions { temporary: false, failover: false };
 const STREAMING: StreamOptions = StreamOptions { streaming: true };
@@ -46,7 +45,7 @@ async fn streaming(pg: &OneServer, more: &str, from: Lsn) -> Stream {
 async fn transactions(stream: &mut Stream, count: usize) -> Vec<Decoded> {
     let (mut messages, mut in_block, mut ends) = (Vec::new(), false, 0);
     while ends < count {
-        let frame = timeout(Duration::from_secs(30), stream.next()).await.expect("a frame in time").unwrap();
+        let frame = within("a frame", SOON, stream.next()).await.unwrap();
         let Frame::Data { body, .. } = frame else { continue };
         let decoded = decode(body, in_block).unwrap();
         match &decoded.message {
@@ -231,7 +230,7 @@ async fn a_crash_of_the_server_ends_the_stream_with_a_retryable_error() {
     assert_eq!(inserts(&transactions(&mut stream, 1).await), 1);
     pg.crash();
     let error = loop {
-        match timeout(Duration::from_secs(30), stream.next()).await.expect("the end in time") {
+        match within("the end", SOON, stream.next()).await {
             Ok(_frame) => {}
             Err(error) => break error,
         }

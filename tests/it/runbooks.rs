@@ -5,6 +5,7 @@ use tokio_postgres::Client;
 use crate::support::cluster::{Pair, connect, create_database};
 use crate::support::split::Split;
 use crate::support::tables::{Side, assert_same};
+use crate::support::wait::{SOON, until};
 use strangler::cluster::Cluster;
 
 const START_ANEW: &str = "docs/runbooks/start-anew.md";
@@ -49,11 +50,30 @@ impl Names {
 /// Follows the runbook for one slice, up to the commands.
 async fn start_anew(slice: &'static str, ddl: &str, monolith: &Client, service: &Client) {
     let names = Names::looked_up(slice, service).await;
+    // A mirror that was killed is gone before the server has noticed it.
+    let free = "SELECT coalesce(bool_and(NOT active), true) FROM pg_replication_slots WHERE slot_name = $1";
+    until("the slot is free", SOON, async || {
+        let row = monolith.query_one(free, &[&names.slot]).await.unwrap();
+        row.get::<_, bool>(0).then_some(())
+    })
+    .await;
     names.run(monolith, "on the monolith: 2. drop the slot").await;
     names.run(monolith, "on the monolith: 3. drop publication and gate").await;
     let tables = if ddl == "adopt" { "empty" } else { "drop" };
     names.run(service, &format!("on the service, ddl: {ddl}: 4. {tables} the tables")).await;
     names.run(service, "on the service: 5. forget the slice").await;
+}
+
+/// Rights as `provision` grants them to an apply link, which a superuser's link is not.
+const APPLY_RIGHTS: &str = "CREATE ROLE strangler_apply LOGIN; GRANT USAGE ON SCHEMA public TO strangler_apply;
+    GRANT SELECT, UPDATE (id) ON orders TO strangler_apply; GRANT SELECT, UPDATE (id) ON people TO strangler_apply";
+
+/// Tables on which the apply role has a right.
+async fn granted(monolith: &Client) -> Vec<String> {
+    let sql = "SELECT relname::text FROM pg_class WHERE relkind = 'r' AND relnamespace = 'public'::regnamespace \
+               AND (has_table_privilege('strangler_apply', oid, 'SELECT') \
+                    OR has_any_column_privilege('strangler_apply', oid, 'UPDATE')) ORDER BY 1";
+    monolith.query(sql, &[]).await.unwrap().iter().map(|row| row.get(0)).collect()
 }
 
 /// How many objects of ours a query counts.
@@ -86,6 +106,8 @@ fn shop(ddl: &str, rename: &str) -> String {
 async fn a_slice_whose_mapping_changed_starts_anew_by_the_runbook_and_the_others_go_on() {
     let (split, monolith, service) = Split::with_plan(&shop("create", "text"), SHOP).await;
     split.provision();
+    monolith.batch_execute(APPLY_RIGHTS).await.unwrap();
+    assert_eq!(granted(&monolith).await, ["orders", "people"]);
     let mirror = split.mirror(None);
     mirror.caught_up(&monolith, &service).await;
     mirror.stop();
@@ -97,6 +119,7 @@ async fn a_slice_whose_mapping_changed_starts_anew_by_the_runbook_and_the_others
     assert!(refused.stderr.contains(START_ANEW), "{}", refused.stderr);
 
     start_anew("ordering", "create", &monolith, &service).await;
+    assert_eq!(granted(&monolith).await, ["people"], "what the slice had is taken back");
     let slots = "SELECT count(*) FROM pg_replication_slots";
     assert_eq!(count(&monolith, slots).await, 1, "the other slice's slot stays");
     assert_eq!(count(&service, "SELECT count(*) FROM sales.people").await, 10, "and so do its rows");
@@ -148,6 +171,7 @@ async fn adopted_tables_start_anew_by_the_runbook_with_every_constraint_they_had
 async fn a_whole_split_is_taken_back_by_the_runbook() {
     let (split, monolith, service) = Split::with_plan(&shop("create", "text"), SHOP).await;
     split.provision();
+    monolith.batch_execute(APPLY_RIGHTS).await.unwrap();
     let mirror = split.mirror(None);
     mirror.caught_up(&monolith, &service).await;
     mirror.stop();
@@ -159,6 +183,7 @@ async fn a_whole_split_is_taken_back_by_the_runbook() {
     let ours = "SELECT (SELECT count(*) FROM pg_replication_slots) + (SELECT count(*) FROM pg_publication) \
                 + (SELECT count(*) FROM pg_namespace WHERE nspname = 'strangler')";
     assert_eq!(count(&monolith, ours).await, 0);
+    assert_eq!(granted(&monolith).await, Vec::<String>::new());
     drop(service);
     let server = connect(&split.pair.service.admin_url()).await;
     let drop_database = format!("DROP DATABASE {} WITH (FORCE)", Pair::SERVICE);

@@ -1,5 +1,8 @@
 //! `status` against real databases whose rows stand as the mirror leaves them.
 
+use std::time::Duration;
+
+use strangler::journal::migrate;
 use strangler::status::judge::Commands;
 use strangler::status::read;
 use strangler::status::{Authority, Phase, Side, SliceFacts, SliceStatus, judge};
@@ -7,14 +10,11 @@ use tokio_postgres::Client;
 
 use crate::support::cluster::Pair;
 
-const SCHEMA: &str = include_str!("../../src/journal/migrations/V1__schema.sql");
-
 /// The tables of our own with one slice on both sides, mirrored by process 42 up to where the monolith is now.
 async fn mirrored(pair: &Pair) -> (Client, Client) {
-    let (monolith, service) = (pair.monolith().await, pair.service().await);
-    for (client, side, gate) in [(&monolith, "monolith", "OPEN"), (&service, "service", "FENCED")] {
-        client.batch_execute("CREATE SCHEMA strangler").await.unwrap();
-        client.batch_execute(SCHEMA).await.unwrap();
+    let (mut monolith, mut service) = (pair.monolith().await, pair.service().await);
+    for (client, side, gate) in [(&mut monolith, "monolith", "OPEN"), (&mut service, "service", "FENCED")] {
+        migrate::run(client).await.unwrap();
         let sql = format!(
             "INSERT INTO strangler.slice (slice, plan, service, side, plan_hash, publication)
                 VALUES ('ordering', 'retail', 'orders', '{side}', 'hash', 'strangler_retail_ordering');
@@ -48,6 +48,7 @@ async fn status(monolith: &Client, service: &Client) -> SliceStatus {
         slice: take.to_owned(),
         service: "orders".to_owned(),
         wal_budget_bytes: 1_000_000_000,
+        evidence_max_age: Duration::from_secs(86_400),
         service_side: Side::Read(read::service(service, &slices).await.unwrap().remove(take).unwrap()),
         monolith_side: Side::Read(read::monolith(monolith, &slices).await.unwrap().remove(take).unwrap()),
         astray: std::collections::BTreeSet::new(),

@@ -1,10 +1,23 @@
 //! What several test files need.
 
+use std::io::Write as _;
+
 pub mod bench;
 pub mod binary;
 pub mod cluster;
 pub mod scenario;
 pub mod split;
 pub mod tables;
+pub mod toll;
 pub mod wait;
 pub mod writers;
+
+/// Whether the long tests run their full matrices: `make soak`.
+pub fn soak() -> bool {
+    std::env::var_os("STRANGLER_SOAK").is_some()
+}
+
+/// Says something that a green run shows too: the test runner keeps back what is printed, and not what is written.
+pub fn say(words: &str) {
+    let _ = writeln!(std::io::stderr(), "{words}");
+}

@@ -1,8 +1,9 @@
 //! A slice's status as text: a heading, then a line per fact, then what to type.
 
+use super::verdict;
 use crate::cli::ui::{Ink, Paint};
-use crate::cli::words;
 use crate::status::{Lag, Phase, SliceStatus, TableStatus, Wal};
+use crate::words;
 
 /// Growth that takes longer than a month to meet its limit is nobody's worry today.
 const WORTH_SAYING_SECONDS: f64 = 30.0 * 86_400.0;
@@ -36,6 +37,12 @@ pub(super) fn page(status: &SliceStatus, paint: Paint) -> String {
     if !status.deferred.is_empty() {
         fact("deferred", deferred_words(&status.deferred));
     }
+    for (name, words) in verdict::lines(status, paint) {
+        fact(name, words);
+    }
+    if !status.outdated.is_empty() {
+        fact("schema", paint.ink(Ink::Caution, &outdated_words(&status.outdated)));
+    }
     if let Some(process) = status.process.as_ref().filter(|_| shows_process(status.phase)) {
         let detail = process.detail.as_deref().map(|detail| format!(": {detail}")).unwrap_or_default();
         fact("mirror", format!("process {} on {}, {}{detail}", process.pid, process.host, process.doing));
@@ -67,6 +74,10 @@ pub(super) fn headline(status: &SliceStatus) -> String {
     }
     if !status.deferred.is_empty() {
         parts.push(format!("{} deferred", status.deferred.len()));
+    }
+    parts.extend(verdict::headline(status));
+    if !status.outdated.is_empty() {
+        parts.push(outdated_words(&status.outdated));
     }
     parts.extend(status.unreachable.iter().map(|silent| format!("not read: {}", silent.reason)));
     // The seconds in a dead mirror's alarm grow without anything having changed.
@@ -140,6 +151,13 @@ fn deferred_words(deferred: &[String]) -> String {
     }
 }
 
+fn outdated_words(databases: &[String]) -> String {
+    format!(
+        "strangler's tables in {} are of an earlier version; provision upgrades them",
+        databases.join(" and ")
+    )
+}
+
 fn table_words(table: &TableStatus) -> String {
     let detail = table.detail.as_deref().map(|detail| format!(": {detail}")).unwrap_or_default();
     let (rows, estimate) = (words::count(table.rows_copied), words::count(table.rows_estimate));
@@ -203,6 +221,8 @@ mod tests {
             }),
             tables: vec![table("Carts", "live"), table("Orders", "copying"), table("Lines", "diverged")],
             deferred: vec!["index orders_sku on sales.orders".to_owned()],
+            evidence: None,
+            outdated: Vec::new(),
             unreachable: Vec::new(),
             alarms: vec!["table Lines diverged: update hit 0 rows".to_owned()],
             next: Some("strangler mirror p.yaml --slice ordering --retry Lines".to_owned()),

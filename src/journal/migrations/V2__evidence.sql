@@ -85,6 +85,9 @@ CREATE TABLE strangler.touched (
 );
 COMMENT ON TABLE strangler.touched IS
     'Keys whose rows the stream wrote, one row per table and applied batch; keys is null when there were too many to list';
+CREATE INDEX ON strangler.touched (slice, source_table, lsn);
+-- Written with every batch and soon deleted: to compress it costs more than it saves.
+ALTER TABLE strangler.touched ALTER keys SET STORAGE EXTERNAL;
 
 CREATE TABLE strangler.touched_floor (
     slice text NOT NULL,
@@ -92,7 +95,7 @@ CREATE TABLE strangler.touched_floor (
     lsn pg_lsn NOT NULL,
     PRIMARY KEY (slice, source_table)
 );
-COMMENT ON COLUMN strangler.touched_floor.lsn IS 'What was touched at or before this position is no longer listed';
+COMMENT ON COLUMN strangler.touched_floor.lsn IS 'What was touched at or before this position is not listed: the list begins when the table goes live, and is bounded';
 
 CREATE TABLE strangler.repair (
     id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,

@@ -124,6 +124,7 @@ fn body(run: &Run, verdict: &Verdict) -> Value {
         "full": is_full(&run.ground, verdict),
         "strict": verdict.strict,
         "authority": verdict.authority,
+        "from_lsn": verdict.from_lsn,
         "started_at": run.started_at,
         "finished_at": verdict.finished_at,
         "counts": verdict.counts(),

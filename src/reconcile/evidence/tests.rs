@@ -41,8 +41,12 @@ fn verdict(entry: i64, outcome: Outcome, full: bool) -> LastVerdict {
         begun_ago: Duration::from_secs(120),
         epoch: 3,
         lsn: Lsn(1000),
+        from_lsn: Lsn(900),
         plan_hash: "hash".to_owned(),
         counts: Counts::new(),
+        compared: 2,
+        coverage: vec![Coverage::Full],
+        differing: Vec::new(),
         ground: ground(),
     }
 }
@@ -121,4 +125,15 @@ fn only_a_fresh_clean_full_verdict_that_stands_is_a_proof() {
     assert_eq!(clean().lacks(Some(&now), begun_ago), []);
     let max_age = Duration::from_secs(119);
     assert_eq!(clean().lacks(Some(&now), max_age), [Lack::Old { begun_ago, max_age }]);
+}
+
+#[test]
+fn what_is_missing_is_said_in_words() {
+    let words = |lack: Lack| lack.to_string();
+    let void = Void::Copied { table: "Orders".to_owned() };
+    assert_eq!(words(Lack::Void(void)), "the last full verdict is void: table Orders was copied again");
+    let old = Lack::Old { begun_ago: DAY + Duration::from_secs(1_900), max_age: DAY };
+    assert_eq!(words(old), "the last full comparison began 1 d 31 min ago, and evidence_max_age is 1 d");
+    let shown = [0, 59, 60, 3_700, 90_000].map(|seconds| period(Duration::from_secs(seconds)));
+    assert_eq!(shown, ["0 min", "0 min", "1 min", "1 h 1 min", "1 d 1 h"]);
 }

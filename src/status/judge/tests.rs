@@ -1,7 +1,9 @@
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
 
 use super::*;
 use crate::lsn::Lsn;
+use crate::status::evidence::EvidenceFacts;
 
 const SECOND_US: i64 = 1_000_000;
 
@@ -27,6 +29,7 @@ fn streaming() -> SliceFacts {
         slice: "ordering".to_owned(),
         service: "orders".to_owned(),
         wal_budget_bytes: 1000,
+        evidence_max_age: Duration::from_secs(86_400),
         service_side: Side::Read(ServiceFacts {
             now_us: 500 * SECOND_US,
             provisioned: true,
@@ -51,6 +54,8 @@ fn streaming() -> SliceFacts {
             }),
             tables: vec![live("public.Orders"), live("public.OrderLines")],
             deferred: Vec::new(),
+            form: Form::Current,
+            evidence: None,
         }),
         monolith_side: Side::Read(MonolithFacts {
             now_us: 100 * SECOND_US,
@@ -63,6 +68,8 @@ fn streaming() -> SliceFacts {
                 held_bytes: 200,
                 safe_wal_bytes: None,
             }],
+            form: Form::Current,
+            shapes: BTreeMap::new(),
         }),
         astray: BTreeSet::new(),
         earlier: None,
@@ -314,4 +321,49 @@ fn links_that_lead_astray_are_all_that_is_said() {
     );
     assert_eq!(status.next.as_deref(), Some("strangler check plans/retail.yaml"));
     assert_eq!((status.lag, status.wal, status.tables.len()), (None, None, 0));
+}
+
+#[test]
+fn what_is_not_proven_asks_for_a_comparison_only_when_nothing_else_is_to_be_done() {
+    let proof = |change: fn(&mut ServiceFacts)| {
+        status(&with_service(|service| {
+            service.evidence = Some(Side::Read(EvidenceFacts::default()));
+            change(service);
+        }))
+    };
+    let healthy = proof(|_| ());
+    assert_eq!(healthy.next.as_deref(), Some("strangler reconcile plans/retail.yaml --slice ordering"));
+    assert_eq!((healthy.alarms.len(), healthy.evidence.unwrap().stands), (0, Some(false)));
+    let stopped = proof(|service| service.process.as_mut().unwrap().stopped = true);
+    assert_eq!(stopped.next, mirror(""));
+    let diverged = proof(|service| service.tables.get_mut(0).unwrap().state = "diverged".to_owned());
+    assert_eq!(diverged.next, mirror(" --retry public.Orders"));
+    let fresh = proof(|service| service.provisioned = false);
+    assert_eq!(fresh.evidence, None, "there is nothing to compare yet");
+}
+
+#[test]
+fn a_ledger_that_is_not_understood_is_an_alarm_and_hides_nothing_else() {
+    let status = status(&with_service(|service| {
+        service.evidence = Some(Side::Silent("ledger.body holds nonsense".to_owned()));
+    }));
+    assert_eq!((status.phase, status.evidence), (Phase::Streaming, None));
+    assert_eq!(status.alarms, ["the ledger can't be read: ledger.body holds nonsense"]);
+}
+
+#[test]
+fn tables_of_an_earlier_version_are_named_and_come_before_every_other_command() {
+    let older = |facts: &SliceFacts| {
+        let status = status(facts);
+        assert!(status.alarms.is_empty(), "{:?}", status.alarms);
+        assert_eq!(status.next.as_deref(), Some("strangler provision plans/retail.yaml --slice ordering"));
+        (status.phase, status.outdated)
+    };
+    let service = with_service(|service| {
+        service.form = Form::Older;
+        service.process.as_mut().unwrap().stopped = true;
+    });
+    assert_eq!(older(&service), (Phase::Stopped, vec!["orders".to_owned()]));
+    let monolith = with_monolith(|monolith| monolith.form = Form::Older);
+    assert_eq!(older(&monolith), (Phase::Streaming, vec!["monolith".to_owned()]));
 }

@@ -7,21 +7,20 @@ use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use rustix::process::{Pid, Signal, geteuid, kill_process};
 use strangler::cluster::Binaries;
 use strangler::plan::{LinkTemplate, Variables};
 use strangler::postgres::{Server, Session, SessionRole};
 
+use crate::support::wait::{Patience, SOON};
+
 /// The user `nobody`: PostgreSQL refuses to run as root.
 const NOBODY: u32 = 65534;
 
 /// The password of every role that has one.
 pub(crate) const PASSWORD: &str = "correct horse";
-
-/// How long any condition of a test may take to become true on a busy machine.
-const PATIENCE: Duration = Duration::from_secs(30);
 
 #[derive(Debug)]
 pub(crate) struct OneServer {
@@ -147,11 +146,11 @@ impl OneServer {
 
     pub(crate) async fn superuser(&self) -> Session {
         let server = server(&self.link("user=postgres"), SessionRole::Admin);
-        let deadline = Instant::now() + PATIENCE;
+        let mut patience = Patience::new(SOON);
         loop {
             match server.connect("test").await {
                 Ok(session) => return session,
-                Err(error) if error.is_retryable() && Instant::now() < deadline => pause().await,
+                Err(error) if error.is_retryable() && !patience.is_over() => pause().await,
                 Err(error) => panic!("{error:?}"),
             }
         }
@@ -160,9 +159,9 @@ impl OneServer {
     /// Waits until a query says `t`.
     pub(crate) async fn wait_until(&self, sql: &str) {
         let session = self.superuser().await;
-        let deadline = Instant::now() + PATIENCE;
+        let mut patience = Patience::new(SOON);
         while value(&session, sql).await != "t" {
-            assert!(Instant::now() < deadline, "never true: {sql}");
+            assert!(!patience.is_over(), "never true: {sql}");
             pause().await;
         }
     }

@@ -4,18 +4,27 @@
 use std::fs::File;
 use std::path::PathBuf;
 use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::Arc;
 use std::time::Duration;
 
-use strangler::cluster::{Cluster, LocalCluster};
+use strangler::cluster::{Binaries, Cluster, LocalCluster, Options, StopMode};
 use tokio_postgres::{Client, Config};
 
 use super::cluster::{connect, create_database, launch_with};
 use super::tables::{Side as TableSide, assert_same};
-use super::wait::{until, until_blocking};
+use super::toll::Toll;
+use super::wait::{LONG, Look, until_blocking, until_there};
 use super::writers::{Ledger, PLAN, Side, Table};
 
-/// Catching up takes seconds; a loaded machine with two cores can make a minute of it.
-const LONG: Duration = Duration::from_secs(120);
+/// Whether a service is past a position with everything done, and where it stands: applied, landed and built.
+const CAUGHT_UP_SQL: &str = "
+SELECT (SELECT bool_and(state = 'live') FROM strangler.mirror_table)
+   AND (SELECT bool_and(applied_lsn >= $1::text::pg_lsn) FROM strangler.stream)
+   AND NOT EXISTS (SELECT 1 FROM strangler.deferred WHERE done_at IS NULL),
+       concat_ws(' ', (SELECT string_agg(least(applied_lsn, $1::text::pg_lsn)::text, ',') FROM strangler.stream),
+         (SELECT count(*) FROM strangler.piece), (SELECT count(*) FROM strangler.part),
+         (SELECT string_agg(state, ',' ORDER BY source_table) FROM strangler.mirror_table),
+         (SELECT count(*) FROM strangler.deferred WHERE done_at IS NULL))";
 
 /// The clusters, the plan and the binary's environment.
 pub struct Bench {
@@ -23,30 +32,40 @@ pub struct Bench {
     pub services: LocalCluster,
     folder: tempfile::TempDir,
     runs: std::cell::Cell<u32>,
+    /// What was done to the mirrors and servers of this bench.
+    pub toll: Arc<Toll>,
 }
 
 /// A mirror process.
 pub struct Mirror {
     child: Child,
     log: PathBuf,
+    toll: Arc<Toll>,
 }
 
 impl Bench {
     const MONOLITH: &'static str = "monolith";
 
+    /// Servers of the version that every test uses; the monolith's has these settings.
     pub async fn launch(settings: &[(&str, &str)]) -> Self {
-        let mut options = super::cluster::options();
-        for (name, value) in settings {
-            options = options.set(name, value);
-        }
-        let (monolith, services) = (launch_with(options), launch_with(super::cluster::options()));
+        let binaries = Binaries::find().unwrap_or_else(|error| panic!("{error}"));
+        Self::launch_on(&binaries, &binaries, settings).await
+    }
+
+    /// As [`Self::launch`], each side with an installation of its own.
+    pub async fn launch_on(monolith: &Binaries, services: &Binaries, settings: &[(&str, &str)]) -> Self {
+        let on =
+            |binaries: &Binaries| Options { binaries: Some(binaries.clone()), ..super::cluster::options() };
+        let options = settings.iter().fold(on(monolith), |options, (name, value)| options.set(name, value));
+        let (monolith, services) = (launch_with(options), launch_with(on(services)));
         create_database(&monolith, Self::MONOLITH).await;
         for service in ["left", "right"] {
             create_database(&services, service).await;
         }
         let folder = tempfile::tempdir().unwrap();
         std::fs::write(folder.path().join("plan.yaml"), PLAN).unwrap();
-        Self { monolith, services, folder, runs: std::cell::Cell::new(0) }
+        let (runs, toll) = (std::cell::Cell::new(0), Arc::default());
+        Self { monolith, services, folder, runs, toll }
     }
 
     /// Where the application writes.
@@ -96,7 +115,15 @@ impl Bench {
         }
         let file = File::create(&log).unwrap();
         let child = command.stdout(file.try_clone().unwrap()).stderr(file).spawn().unwrap();
-        Mirror { child, log }
+        Mirror { child, log, toll: Arc::clone(&self.toll) }
+    }
+
+    /// Crashes a server and starts it again.
+    pub fn restart(&mut self, monolith: bool) {
+        let server = if monolith { &mut self.monolith } else { &mut self.services };
+        server.stop(StopMode::Immediate).unwrap();
+        server.start().unwrap();
+        self.toll.restarts.up();
     }
 
     pub async fn source(&self) -> Client {
@@ -114,17 +141,10 @@ impl Bench {
         let position: String = row.get(0);
         for service in ["left", "right"] {
             let target = self.target(service).await;
-            until(&format!("{service} is live and past {position}"), LONG, async || {
-                let row = target
-                    .query_one(
-                        "SELECT (SELECT bool_and(state = 'live') FROM strangler.mirror_table) \
-                             AND (SELECT bool_and(applied_lsn >= $1::text::pg_lsn) FROM strangler.stream) \
-                             AND NOT EXISTS (SELECT 1 FROM strangler.deferred WHERE done_at IS NULL)",
-                        &[&position],
-                    )
-                    .await
-                    .unwrap();
-                row.get::<_, Option<bool>>(0).unwrap_or(false).then_some(())
+            until_there(&format!("{service} is live and past {position}"), LONG, async || {
+                let row = target.query_one(CAUGHT_UP_SQL, &[&position]).await.unwrap();
+                let there = row.get::<_, Option<bool>>(0).unwrap_or(false);
+                if there { Look::There(()) } else { Look::At(row.get(1)) }
             })
             .await;
         }
@@ -173,6 +193,9 @@ impl Mirror {
     }
 
     pub fn signal(&self, signal: rustix::process::Signal) {
+        if signal == rustix::process::Signal::STOP {
+            self.toll.freezes.up();
+        }
         let pid = rustix::process::Pid::from_child(&self.child);
         rustix::process::kill_process(pid, signal).unwrap();
     }
@@ -181,6 +204,7 @@ impl Mirror {
     pub fn kill(mut self) {
         self.child.kill().unwrap();
         self.child.wait().unwrap();
+        self.toll.kills.up();
     }
 
     /// Stops it in good order: interrupted, with nothing left half done.

@@ -1,8 +1,12 @@
 //! Servers for tests.
 
+use std::time::Instant;
+
 use strangler::cluster::{Auth, Cluster, LocalCluster, Options};
 use strangler::name::quote_ident;
 use tokio_postgres::{Client, NoTls};
+
+use super::wait::server_started_in;
 
 /// A server with the usual settings, which lets everyone in without a password.
 pub fn launch() -> LocalCluster {
@@ -16,7 +20,10 @@ pub fn options() -> Options {
 
 /// As [`launch`], with settings or an installation of the test's own.
 pub fn launch_with(options: Options) -> LocalCluster {
-    LocalCluster::launch(Options { auth: Auth::Trust, ..options }).unwrap_or_else(|error| panic!("{error}"))
+    let start = Instant::now();
+    let launched = LocalCluster::launch(Options { auth: Auth::Trust, ..options });
+    server_started_in(start.elapsed());
+    launched.unwrap_or_else(|error| panic!("{error}"))
 }
 
 /// A monolith and one service, each on a server of its own.

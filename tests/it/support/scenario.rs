@@ -28,10 +28,7 @@ use tokio_util::task::AbortOnDropHandle;
 
 use super::cluster::Pair;
 use super::tables::{Side, difference, dump};
-use super::wait::{SOON, until};
-
-/// A condition that the mirror tells about in memory is told soon or never.
-const TOLD: Duration = Duration::from_secs(20);
+use super::wait::{SOON, until, within};
 
 const SLICE: &str = "things";
 
@@ -328,21 +325,20 @@ impl Running {
         let told = |progress: &Progress| {
             progress.slices[0].detail.as_ref().is_some_and(|detail| detail.contains(words))
         };
-        let waited = tokio::time::timeout(TOLD, self.board.wait_for(told)).await;
-        assert!(waited.is_ok(), "the operator was never told: {words}");
+        let told = self.board.wait_for(told);
+        drop(within(words, SOON, told).await.expect("the mirror runs until the operator is told"));
     }
 
     /// Waits until the events so far have fared as the test says.
     pub async fn until_counted(&mut self, so: impl Fn(&RouteCounts) -> bool) {
-        let waited =
-            tokio::time::timeout(TOLD, self.board.wait_for(|p| so(&p.slices[0].counts))).await.map(drop);
-        assert!(waited.is_ok(), "{:?}", self.counts());
+        let counted = self.board.wait_for(|p| so(&p.slices[0].counts));
+        drop(within("the events are counted", SOON, counted).await.expect("the mirror runs until then"));
     }
 
     /// Waits until the engine is in a phase.
     pub async fn until_phase(&mut self, phase: &str) {
-        let waited = tokio::time::timeout(TOLD, self.board.wait_for(|p| p.slices[0].phase == phase)).await;
-        assert!(waited.is_ok(), "never {phase}");
+        let reached = self.board.wait_for(|p| p.slices[0].phase == phase);
+        drop(within(phase, SOON, reached).await.expect("the mirror runs until then"));
     }
 
     /// Lets go of everything at once, as a crash would.
@@ -364,7 +360,7 @@ impl Running {
 
     /// Waits for its end and returns how it ended.
     pub async fn end(self) -> Result<(), MirrorError> {
-        let ends = tokio::time::timeout(SOON, self.task).await.expect("the mirror ends");
+        let ends = within("the mirror ends", SOON, self.task).await;
         ends.unwrap().remove(0).result
     }
 }

@@ -20,7 +20,7 @@ use std::time::Duration;
 
 use tokio::sync::watch;
 use tokio::task::JoinSet;
-use tokio::time::{MissedTickBehavior, interval, timeout};
+use tokio::time::{MissedTickBehavior, interval};
 use tokio_postgres::Config;
 use tokio_util::sync::CancellationToken;
 
@@ -28,6 +28,7 @@ pub(crate) use book::{FindingKind, Ledger};
 pub(crate) use script::KINDS;
 pub(crate) use tables::{PLAN, Side, Table};
 
+use super::wait::{LONG, slowness, within};
 use book::Book;
 use script::Script;
 use session::Session;
@@ -111,8 +112,8 @@ struct Shared {
     file: Option<Mutex<File>>,
 }
 
-/// How long a writer may be without a server, and a test without an acknowledgement.
-const PATIENCE: Duration = Duration::from_secs(120);
+/// What [`slowness`] is while several tests run beside each other, with nobody else at work: rates are meant for that.
+const SLOWNESS_OF_A_FULL_RUN: f64 = 4.0;
 
 impl Ledger {
     /// Creates the tables in an empty database and fills them; nothing is running yet.
@@ -196,7 +197,15 @@ impl Workload {
         let mut acknowledged = self.shared.acknowledged.subscribe();
         let goal = *acknowledged.borrow_and_update() + more;
         while *acknowledged.borrow_and_update() < goal {
-            timeout(PATIENCE, acknowledged.changed()).await.expect("the writers make progress").unwrap();
+            within("the writers make progress", LONG, acknowledged.changed()).await.unwrap();
+        }
+    }
+
+    /// Waits until every operation there is was acknowledged at least once.
+    pub(crate) async fn every_kind(&self) {
+        let seen = |kind: &str| self.shared.tally.lock().unwrap().0.contains_key(kind);
+        while !KINDS.iter().all(|kind| seen(kind)) {
+            self.advance(1).await;
         }
     }
 
@@ -234,6 +243,9 @@ impl Writer {
         while !shared.stopping.is_cancelled() {
             if let Some(ticks) = &mut ticks {
                 ticks.tick().await;
+                // On a machine where everything is slow, the rate must not be what the mirror cannot keep up with.
+                let pace = slowness() / SLOWNESS_OF_A_FULL_RUN;
+                tokio::time::sleep(ticks.period().mul_f64((pace - 1.0).max(0.0))).await;
             }
             let script = self.draft();
             let committed = session.perform(self.number, &script, &shared).await;

@@ -1,15 +1,16 @@
 //! One writer's connection, and what it does when that breaks or the server says no.
 
 use std::sync::atomic::Ordering;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::SinkExt;
 use tokio_postgres::error::SqlState;
 use tokio_postgres::{Client, Config, NoTls, SimpleQueryMessage};
 
+use super::Shared;
 use super::script::{Script, Step};
-use super::{PATIENCE, Shared};
+use crate::support::wait::{LONG, Patience};
 
 /// Between two attempts to connect.
 const RECONNECT_PAUSE: Duration = Duration::from_millis(10);
@@ -32,11 +33,11 @@ enum Failure {
 impl Session {
     /// Connects, as soon as the server takes connections.
     pub(crate) async fn open(config: &Config) -> Self {
-        let deadline = Instant::now() + PATIENCE;
+        let mut patience = Patience::new(LONG);
         loop {
             match Self::try_open(config).await {
                 Ok(session) => return session,
-                Err(error) => assert!(Instant::now() < deadline, "no connection in {PATIENCE:?}: {error:?}"),
+                Err(error) => assert!(!patience.is_over(), "no connection in {LONG:?}: {error:?}"),
             }
             tokio::time::sleep(RECONNECT_PAUSE).await;
         }
@@ -138,7 +139,7 @@ impl Session {
     /// commit.
     async fn reconnect(&mut self) {
         let before = self.backend.clone();
-        let deadline = Instant::now() + PATIENCE;
+        let mut patience = Patience::new(LONG);
         *self = Self::open(&self.config).await;
         let sql = "SELECT 1 FROM pg_stat_activity WHERE pid = $1 AND backend_start::text = $2";
         loop {
@@ -147,7 +148,7 @@ impl Session {
                 Ok(Some(_)) => {}
                 Err(_) => *self = Self::open(&self.config).await,
             }
-            assert!(Instant::now() < deadline, "the old server process stays");
+            assert!(!patience.is_over(), "the old server process stays");
             tokio::time::sleep(RECONNECT_PAUSE).await;
         }
     }

@@ -1,0 +1,237 @@
+//! `strangler reconcile`.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio_util::sync::CancellationToken;
+
+use super::interrupt::Interrupts;
+use super::open::{self, Needs, Opened, PlanFile, Slices};
+use super::report::{CliError, Exit};
+use super::ui::{Paint, Ui};
+use crate::clock::{Clock, SystemClock};
+use crate::journal::ledger::Author;
+use crate::lsn::Lsn;
+use crate::mapping::Mappings;
+use crate::name::TableName;
+use crate::reconcile::report::{html, json, junit, markdown, text};
+use crate::reconcile::run::{Look, Options, SliceJob};
+use crate::reconcile::schedule::{self, Schedule};
+use crate::reconcile::verdict::Verdict;
+use crate::status::judge::shell_word;
+use pass::Pass;
+
+mod display;
+mod pass;
+mod scheduled;
+
+/// A run is gone on with for this long after it began: a verdict is as old as the first rows that were compared.
+const RESUME_WITHIN: Duration = Duration::from_secs(24 * 60 * 60);
+
+/// Prove that both sides of every slice are equal, while the application writes
+///
+/// Rows are hashed where they lie, on the side that holds the authority and on its copy, and what differs is narrowed
+/// down to single rows. A difference is reported only when it is proven under a lock of that row, of a few milliseconds.
+/// A mirror must be running. What was found is recorded in the ledger of the service's database.
+///
+/// Ctrl-C stops; the same command goes on with the run, and so it does after a kill.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "Exit codes: 0 clean, 1 differences, 2 usage or plan error, 3 refused, \
+4 a database could not be reached, 5 incomplete: something was not compared, 130 interrupted")]
+pub(super) struct Arguments {
+    #[command(flatten)]
+    plan: PlanFile,
+    #[command(flatten)]
+    slices: Slices,
+    /// Only this table, by the monolith's name; may be given several times [default: all]
+    #[arg(long = "table", value_name = "TABLE")]
+    tables: Vec<String>,
+    /// Compare representations too (1.0 and 1.00 differ), under 128 bits of hash
+    #[arg(long)]
+    strict: bool,
+    /// Compare a random share of the rows, such as 5%
+    #[arg(long, value_name = "PERCENT", value_parser = percent, conflicts_with = "changed_since")]
+    sample: Option<f64>,
+    /// Compare the rows that were written since the last clean full verdict (`last`), or since a WAL position
+    #[arg(long, value_name = "SINCE", value_parser = since)]
+    changed_since: Option<Since>,
+    /// Begin anew instead of going on with a run that was cut off
+    #[arg(long)]
+    fresh: bool,
+    /// Findings that are listed; all are counted
+    #[arg(long, value_name = "NUMBER", default_value_t = 100)]
+    list: usize,
+    /// How the report looks
+    #[arg(long, value_enum, default_value_t, value_name = "FORMAT")]
+    format: Form,
+    /// Write the report to this file instead of stdout
+    #[arg(long, value_name = "FILE")]
+    output: Option<PathBuf>,
+    /// Have the running mirror repair what differs on the copy, and look at it again
+    #[arg(long, conflicts_with_all = ["every", "cron"])]
+    repair: bool,
+    /// With --repair: only say what would be repaired
+    #[arg(long, requires = "repair")]
+    dry_run: bool,
+    /// Compare again and again, with this period, such as 15m; until Ctrl-C
+    #[arg(long, value_name = "PERIOD", help_heading = "Schedule", conflicts_with = "cron")]
+    every: Option<String>,
+    /// Compare at the times of a cron expression of five fields, in UTC; until Ctrl-C
+    #[arg(long, value_name = "EXPRESSION", help_heading = "Schedule")]
+    cron: Option<String>,
+    /// The most by which a run begins later than its time, so that not all begin at once [default: a tenth of the
+    /// period, at most 60s]
+    #[arg(long, value_name = "PERIOD", help_heading = "Schedule")]
+    jitter: Option<String>,
+    /// Serve metrics for Prometheus at this address, such as 127.0.0.1:9187, under /metrics
+    #[arg(long, value_name = "ADDRESS", help_heading = "Schedule")]
+    metrics_listen: Option<std::net::SocketAddr>,
+    /// Chunks that are compared at a time
+    #[arg(long, value_name = "NUMBER", default_value_t = 2, value_parser = clap::value_parser!(u8).range(1..=32))]
+    parallel: u8,
+    /// Wait while the authority's server has more transactions open than this
+    #[arg(long, value_name = "NUMBER")]
+    max_load: Option<u32>,
+}
+
+/// How a report looks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, clap::ValueEnum)]
+enum Form {
+    /// For a human
+    #[default]
+    Text,
+    /// For a program; the fields are documented in docs/json-output.md
+    Json,
+    /// For a CI system that shows test reports: a test case for each table
+    Junit,
+    /// One file for a browser
+    Html,
+    /// For a comment on a pull request
+    Markdown,
+}
+
+/// From where on rows are looked at.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Since {
+    Last,
+    Position(Lsn),
+}
+
+impl Arguments {
+    /// When to compare again, if at all.
+    fn schedule(&self) -> Result<Option<Schedule>, CliError> {
+        let jitter = self.jitter.as_deref().map(schedule::period).transpose()?;
+        let (seed, now_us) = (fastrand::u64(..), SystemClock.now_us());
+        Ok(match (&self.every, &self.cron) {
+            (Some(period), _) => Some(Schedule::every(period, jitter, seed, now_us)?),
+            (None, Some(expression)) => Some(Schedule::cron(expression, jitter, seed, now_us)?),
+            (None, None) => None,
+        })
+    }
+}
+
+fn percent(text: &str) -> Result<f64, String> {
+    let number = text.strip_suffix('%').unwrap_or(text).trim();
+    match number.parse::<f64>() {
+        Ok(percent) if percent > 0.0 && percent < 100.0 => Ok(percent),
+        Ok(_) | Err(_) => Err("a share is above 0% and below 100%, such as 5%".to_owned()),
+    }
+}
+
+fn since(text: &str) -> Result<Since, String> {
+    if text == "last" {
+        return Ok(Since::Last);
+    }
+    text.parse()
+        .map(Since::Position)
+        .map_err(|_| "write `last`, or a position such as 16/B374D848".to_owned())
+}
+
+pub(super) async fn run(ui: &mut Ui, arguments: &Arguments) -> Result<Exit, CliError> {
+    let opened = open::open(ui, &arguments.plan, &arguments.slices.slices, Needs::All)?;
+    let mut interrupts = Interrupts::listen().map_err(CliError::Start)?;
+    let stop = CancellationToken::new();
+    if let Some(schedule) = arguments.schedule()? {
+        return Box::pin(scheduled::run(ui, arguments, &opened, schedule, &mut interrupts, &stop)).await;
+    }
+    let mappings = opened.mappings(ui).await?;
+    let options = options(arguments, &opened, &mappings)?;
+    let jobs = jobs(&opened, mappings, &options);
+    let pass = Pass { arguments, options: &options, plan: shell_word(&opened.path) };
+    let ended = pass.compare(ui, &jobs, &mut interrupts, &stop).await;
+    pass.finish(ui, &jobs, ended, &stop).await
+}
+
+/// The tables that were asked for, which must be in the plan.
+fn options(arguments: &Arguments, opened: &Opened, mappings: &Mappings) -> Result<Options, CliError> {
+    let known: Vec<&TableName> = opened
+        .slices
+        .iter()
+        .filter_map(|slice| mappings.get(slice))
+        .flat_map(|slice| slice.tables.iter().map(|table| &table.source))
+        .collect();
+    let mut tables = Vec::new();
+    let mut unknown = Vec::new();
+    for typed in &arguments.tables {
+        match TableName::parse(typed, "public") {
+            Ok(name) if known.contains(&&name) => tables.push(name),
+            Ok(_) | Err(_) => unknown.push(typed.clone()),
+        }
+    }
+    if !unknown.is_empty() {
+        let known = known.iter().map(ToString::to_string).collect();
+        return Err(CliError::Unknown { what: "table", option: "--table", names: unknown, known });
+    }
+    let look = match (arguments.sample, arguments.changed_since) {
+        (Some(percent), _) => Look::Sample(percent),
+        (None, Some(Since::Last)) => Look::ChangedSince(None),
+        (None, Some(Since::Position(lsn))) => Look::ChangedSince(Some(lsn)),
+        (None, None) => Look::Full,
+    };
+    Ok(Options {
+        tables,
+        strict: arguments.strict,
+        look,
+        parallel: usize::from(arguments.parallel),
+        max_load: arguments.max_load,
+        list: arguments.list,
+        resume_within: if arguments.fresh { Duration::ZERO } else { RESUME_WITHIN },
+        author: author(),
+    })
+}
+
+/// Who runs this, for the ledger.
+fn author() -> Author {
+    let host = rustix::system::uname().nodename().to_string_lossy().into_owned();
+    Author { operator: super::environment::Environment.operator(), host }
+}
+
+/// The slices that have a table to be compared.
+fn jobs(opened: &Opened, mappings: Mappings, options: &Options) -> Vec<SliceJob> {
+    let mut jobs = Vec::new();
+    for (slice, mapping) in mappings {
+        let Some(ways) = opened.services.get(&mapping.service) else { continue };
+        let wanted = mapping.tables.iter().any(|table| options.wants(&table.source));
+        if opened.slices.contains(&slice) && wanted {
+            jobs.push(SliceJob {
+                plan: opened.plan.name.clone(),
+                mapping: Arc::new(mapping),
+                monolith_read: opened.monolith.read.clone(),
+                monolith_apply: opened.monolith.apply.clone(),
+                service_apply: ways.apply.clone(),
+            });
+        }
+    }
+    jobs
+}
+
+fn page(form: Form, verdicts: &[Verdict], paint: Paint) -> String {
+    match form {
+        Form::Text => text::page(verdicts, paint),
+        Form::Json => json::page(verdicts),
+        Form::Junit => junit::page(verdicts),
+        Form::Html => html::page(verdicts),
+        Form::Markdown => markdown::page(verdicts),
+    }
+}

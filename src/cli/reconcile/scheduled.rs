@@ -1,0 +1,152 @@
+//! Comparing again and again.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::net::TcpListener;
+use tokio_util::sync::{CancellationToken, DropGuard};
+
+use super::pass::{Pass, cause};
+use super::{Arguments, jobs, options};
+use crate::cli::interrupt::Interrupts;
+use crate::cli::open::Opened;
+use crate::cli::report::{CliError, Exit};
+use crate::cli::ui::Ui;
+use crate::clock::{Clock, SystemClock};
+use crate::journal::streams;
+use crate::postgres::Server;
+use crate::reconcile::metrics::{self, Metrics};
+use crate::reconcile::run::RunError;
+use crate::reconcile::schedule::Schedule;
+use crate::reconcile::sides::APPLICATION;
+use crate::status::judge::shell_word;
+
+/// How often the age of the mirrored data is asked for, for the metrics.
+const LAG_EVERY: Duration = Duration::from_secs(10);
+/// What a stop leaves behind.
+const BETWEEN: &str = "no run was under way";
+
+/// Compares each slice at its times until it is stopped. A run that fails is told and tried again at its next time.
+pub(super) async fn run(
+    ui: &mut Ui,
+    arguments: &Arguments,
+    opened: &Opened,
+    schedule: Schedule,
+    interrupts: &mut Interrupts,
+    stop: &CancellationToken,
+) -> Result<Exit, CliError> {
+    let metrics = Arc::new(Metrics::new(opened.slices.iter().map(String::as_str)));
+    let _serving = serve(arguments, opened, &metrics).await?;
+    let now = SystemClock.now_us();
+    let mut times: Vec<(String, Option<i64>)> =
+        opened.slices.iter().map(|slice| (slice.clone(), schedule.first(slice, now))).collect();
+    loop {
+        let next = times.iter_mut().filter_map(|(slice, at)| at.map(|at| (at, slice))).min();
+        let Some((at, slice)) = next else { return Ok(Exit::Clean) };
+        let slice = slice.clone();
+        let wait = u64::try_from(at.saturating_sub(SystemClock.now_us())).unwrap_or(0);
+        tokio::select! {
+            () = interrupts.next() => return Err(CliError::Interrupted { state: BETWEEN.to_owned() }),
+            () = tokio::time::sleep(Duration::from_micros(wait)) => {}
+        }
+        once(ui, arguments, opened, &slice, (interrupts, stop), &metrics).await?;
+        let next = schedule.next(&slice, SystemClock.now_us());
+        if let Some((_, at)) = times.iter_mut().find(|(name, _)| *name == slice) {
+            *at = next;
+        }
+    }
+}
+
+/// One run of one slice.
+async fn once(
+    ui: &mut Ui,
+    arguments: &Arguments,
+    opened: &Opened,
+    slice: &str,
+    (interrupts, stop): (&mut Interrupts, &CancellationToken),
+    metrics: &Metrics,
+) -> Result<(), CliError> {
+    // The plan's tables are read anew each time: a run that lasts for months outlives them.
+    let mappings = match opened.mappings(ui).await {
+        Ok(mappings) => mappings,
+        Err(error) => {
+            tracing::error!(
+                slice,
+                error = crate::cdc::mirror::chain_of(&error),
+                "a scheduled run could not begin"
+            );
+            metrics.record_failure(slice);
+            return Ok(());
+        }
+    };
+    let options = options(arguments, opened, &mappings)?;
+    let jobs: Vec<_> =
+        jobs(opened, mappings, &options).into_iter().filter(|job| job.mapping.slice == slice).collect();
+    let pass = Pass { arguments, options: &options, plan: shell_word(&opened.path) };
+    for (slice, outcome) in pass.compare(ui, &jobs, interrupts, stop).await {
+        match outcome {
+            Ok(done) => {
+                metrics.record(&done.verdict);
+                pass.write(ui, std::slice::from_ref(&done.verdict))?;
+            }
+            Err(RunError::Stopped { .. }) => {
+                let state = format!("the run of slice {slice} is kept; the same command goes on with it");
+                return Err(CliError::Interrupted { state });
+            }
+            Err(error @ RunError::Held { .. }) => {
+                tracing::info!(slice, why = cause(&error), "a scheduled run is left out");
+            }
+            Err(error) => {
+                tracing::error!(slice, error = cause(&error), "a scheduled run gave no verdict");
+                metrics.record_failure(&slice);
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Serves the metrics for as long as the guard lives, where that is asked for.
+async fn serve(
+    arguments: &Arguments,
+    opened: &Opened,
+    metrics: &Arc<Metrics>,
+) -> Result<Option<DropGuard>, CliError> {
+    let Some(address) = arguments.metrics_listen else { return Ok(None) };
+    let bound = TcpListener::bind(address).await;
+    let listener = bound.map_err(|source| CliError::Listen { address: address.to_string(), source })?;
+    let stop = CancellationToken::new();
+    tokio::spawn(metrics::serve(listener, Arc::clone(metrics), stop.clone()));
+    for (service, ways) in &opened.services {
+        let of = |slice: &&String| opened.plan.service_of(slice).is_some_and(|(owner, _)| owner == service);
+        let slices: Vec<String> = opened.slices.iter().filter(of).cloned().collect();
+        tokio::spawn(watch_lag(ways.apply.clone(), slices, Arc::clone(metrics), stop.clone()));
+    }
+    Ok(Some(stop.drop_guard()))
+}
+
+/// Keeps the ages of one service's mirrored data current.
+async fn watch_lag(server: Server, slices: Vec<String>, metrics: Arc<Metrics>, stop: CancellationToken) {
+    let mut session = None;
+    while !stop.is_cancelled() {
+        if session.is_none() {
+            session = server.connect(APPLICATION).await.ok();
+        }
+        for slice in &slices {
+            let age = match &session {
+                Some(client) => streams::age_s(client, slice).await,
+                None => Ok(None),
+            };
+            match age {
+                Ok(age) => metrics.set_lag(slice, age),
+                Err(_) => {
+                    metrics.set_lag(slice, None);
+                    session = None;
+                }
+            }
+        }
+        tokio::select! {
+            () = stop.cancelled() => {}
+            () = tokio::time::sleep(LAG_EVERY) => {}
+        }
+    }
+}

@@ -1,0 +1,156 @@
+//! Rows of the copy that the running mirror is asked to read from the authority again. Who finds a wrong row never
+//! writes beside the mirror: it leaves a request here, and the mirror does it where it knows what it has applied.
+
+use tokio_postgres::Client;
+use tokio_postgres::types::PgLsn;
+
+use super::JournalError;
+use crate::lsn::Lsn;
+
+/// What became of a request.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum RepairState {
+    /// It waits for the mirror. Set by who asks; stored.
+    Requested,
+    /// The row is as the authority has it. Set by the mirror with the row; stored.
+    Done,
+    /// It can't be done; the detail says why. Set by the mirror; stored.
+    Refused,
+}
+
+impl RepairState {
+    /// The stored form.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Requested => "requested",
+            Self::Done => "done",
+            Self::Refused => "refused",
+        }
+    }
+
+    fn parse(text: &str) -> Result<Self, JournalError> {
+        [Self::Requested, Self::Done, Self::Refused]
+            .into_iter()
+            .find(|state| state.as_str() == text)
+            .ok_or_else(|| JournalError::Unreadable { what: "repair.state", found: text.to_owned() })
+    }
+}
+
+/// A request that waits. No `Debug`: the key is a row value.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Pending {
+    /// Its number.
+    pub id: i64,
+    /// The monolith's table, by its label.
+    pub source_table: String,
+    /// The row's key, in key order.
+    pub key: Vec<String>,
+}
+
+/// How a request stands.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RepairOutcome {
+    /// Its number.
+    pub id: i64,
+    /// What became of it.
+    pub state: RepairState,
+    /// Why it was refused, without row values.
+    pub detail: Option<String>,
+    /// Once done: position on the authority at or before which the row was read.
+    pub lsn: Option<Lsn>,
+}
+
+/// Asks for the rows of these keys, each with the finding that it is for. Returns the requests' numbers in their order.
+///
+/// # Errors
+/// [`JournalError::Database`].
+pub async fn request(
+    client: &Client,
+    (run, slice): (&str, &str),
+    source_table: &str,
+    rows: &[(Vec<String>, &str)],
+    requested_by: &str,
+) -> Result<Vec<i64>, JournalError> {
+    let keys: Vec<String> = rows.iter().map(|(key, _)| serde_json::json!(key).to_string()).collect();
+    let findings: Vec<&str> = rows.iter().map(|(_, finding)| *finding).collect();
+    let sql = "INSERT INTO strangler.repair (run, slice, source_table, key, finding, requested_by) \
+        SELECT $1::text::uuid, $2, $3, \
+            ARRAY(SELECT part FROM json_array_elements_text(k::json) WITH ORDINALITY AS e(part, n) ORDER BY n), f, $6 \
+        FROM unnest($4::text[], $5::text[]) WITH ORDINALITY AS r(k, f, n) ORDER BY r.n RETURNING id";
+    let rows = client
+        .query(sql, &[&run, &slice, &source_table, &keys, &findings, &requested_by])
+        .await
+        .map_err(JournalError::database("asking for repairs"))?;
+    let mut ids: Vec<i64> = rows.iter().map(|row| row.get(0)).collect();
+    ids.sort_unstable();
+    Ok(ids)
+}
+
+/// Whether requests of a slice wait.
+///
+/// # Errors
+/// [`JournalError::Database`].
+pub async fn are_pending(client: &Client, slice: &str) -> Result<bool, JournalError> {
+    let sql = "SELECT EXISTS (SELECT FROM strangler.repair WHERE slice = $1 AND state = 'requested')";
+    let row = client.query_one(sql, &[&slice]).await.map_err(reading())?;
+    Ok(row.get(0))
+}
+
+/// The oldest requests of a slice that wait.
+///
+/// # Errors
+/// [`JournalError::Database`].
+pub async fn pending(client: &Client, slice: &str, limit: i64) -> Result<Vec<Pending>, JournalError> {
+    let sql = "SELECT id, source_table, key FROM strangler.repair \
+               WHERE slice = $1 AND state = 'requested' ORDER BY id LIMIT $2";
+    let rows = client.query(sql, &[&slice, &limit]).await.map_err(reading())?;
+    Ok(rows.iter().map(|row| Pending { id: row.get(0), source_table: row.get(1), key: row.get(2) }).collect())
+}
+
+/// How requests stand, by their numbers; in ascending order.
+///
+/// # Errors
+/// [`JournalError`].
+pub async fn outcomes(client: &Client, ids: &[i64]) -> Result<Vec<RepairOutcome>, JournalError> {
+    let sql = "SELECT id, state, detail, lsn FROM strangler.repair WHERE id = ANY ($1) ORDER BY id";
+    let rows = client.query(sql, &[&ids]).await.map_err(reading())?;
+    rows.iter()
+        .map(|row| {
+            Ok(RepairOutcome {
+                id: row.get(0),
+                state: RepairState::parse(row.get(1))?,
+                detail: row.get(2),
+                lsn: row.get::<_, Option<PgLsn>>(3).map(Lsn::from),
+            })
+        })
+        .collect()
+}
+
+/// These are done, with rows read at or before `lsn`. In the transaction that writes the rows.
+///
+/// # Errors
+/// [`JournalError::Database`].
+pub async fn set_done(client: &Client, ids: &[i64], lsn: Lsn) -> Result<(), JournalError> {
+    let sql = "UPDATE strangler.repair SET state = 'done', done_at = clock_timestamp(), lsn = $2 \
+               WHERE id = ANY ($1) AND state = 'requested'";
+    let done = client.execute(sql, &[&ids, &PgLsn::from(lsn)]).await;
+    done.map(drop).map_err(JournalError::database("recording repairs"))
+}
+
+/// These can't be done, each with its reason, which holds no row value.
+///
+/// # Errors
+/// [`JournalError::Database`].
+pub async fn set_refused(client: &Client, refused: &[(i64, String)]) -> Result<(), JournalError> {
+    let (ids, details): (Vec<i64>, Vec<&str>) =
+        refused.iter().map(|(id, detail)| (*id, detail.as_str())).unzip();
+    let sql = "UPDATE strangler.repair r SET state = 'refused', done_at = clock_timestamp(), detail = d.detail \
+               FROM unnest($1::int8[], $2::text[]) AS d(id, detail) WHERE r.id = d.id AND r.state = 'requested'";
+    let done = client.execute(sql, &[&ids, &details]).await;
+    done.map(drop).map_err(JournalError::database("recording repairs that were refused"))
+}
+
+fn reading() -> impl FnOnce(tokio_postgres::Error) -> JournalError {
+    JournalError::database("reading the repairs")
+}

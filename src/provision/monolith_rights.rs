@@ -1,0 +1,106 @@
+//! What the links may do on the monolith, beside what an administrator grants: see our own tables, and lock single rows.
+
+use super::Database;
+use super::draft::{Draft, Site};
+use super::rights::{Wanted, grant};
+use super::state::{Grant, GrantOn};
+use crate::dualwrite::gate::{self, APPLY_ROLE};
+use crate::mapping::TableMapping;
+use crate::name::{TableName, quote_ident};
+use crate::problem::Problem;
+
+/// What is granted to both links, because both look where they lead.
+const OURS: &[&str] = &["database", "slice"];
+
+/// Rights of the read and the apply link.
+pub(super) fn grants(draft: &mut Draft<'_>, sites: &[Site<'_>]) {
+    let mut wanted = Wanted::default();
+    if let Some(role) = read_role(draft) {
+        see_ours(draft, &mut wanted, &role);
+    }
+    if applies(draft, sites) {
+        see_ours(draft, &mut wanted, APPLY_ROLE);
+        // The ledger's head.
+        wanted.table(&TableName::new("strangler", "journal"), APPLY_ROLE, &["SELECT", "INSERT"]);
+        lock_rows(draft, &mut wanted);
+    }
+    let survey = draft.survey;
+    grant(draft, Database::Monolith, wanted, &|grant| survey.monolith_state.holds(grant));
+}
+
+/// The read link's role, when it needs to be given anything.
+fn read_role(draft: &Draft<'_>) -> Option<String> {
+    let state = &draft.survey.monolith_state;
+    let role = draft.logins.monolith_read.as_ref()?;
+    let present = state.roles.get(role).filter(|role| !role.superuser)?;
+    (present.login && *role != state.user).then(|| role.clone())
+}
+
+/// The sessions of the apply link are the apply role's: it logs in as that role, or as a superuser who becomes it where it
+/// exists. It is there, or is made in this run for the monolith or for a service on the same server.
+fn applies(draft: &Draft<'_>, sites: &[Site<'_>]) -> bool {
+    let state = &draft.survey.monolith_state;
+    let Some(login) = &draft.logins.monolith_apply else { return false };
+    let itself = login.user == APPLY_ROLE;
+    let superuser = state.roles.get(&login.user).is_some_and(|role| role.superuser);
+    let exists = state.roles.contains_key(APPLY_ROLE)
+        || itself && state.create_roles
+        || sites.iter().any(|site| site.state.server == state.server);
+    exists && (itself || superuser)
+}
+
+fn see_ours(draft: &Draft<'_>, wanted: &mut Wanted, role: &str) {
+    wanted.schema("strangler", role);
+    for table in OURS {
+        wanted.table(&TableName::new("strangler", *table), role, &["SELECT"]);
+    }
+    for slice in draft.mappings.keys() {
+        wanted.table(&gate::name(slice), role, &["SELECT"]);
+    }
+}
+
+/// To prove that a row differs, reconcile locks it on the monolith. SELECT … FOR SHARE takes SELECT on the table and
+/// UPDATE on any one column of it (PostgreSQL documentation, section 5.8), so one column of the key is what it gets.
+fn lock_rows(draft: &mut Draft<'_>, wanted: &mut Wanted) {
+    let tables: Vec<&TableMapping> = draft.mappings.values().flat_map(|slice| &slice.tables).collect();
+    for table in tables {
+        let schema = &table.source.schema;
+        if may_grant_usage(draft, schema) {
+            wanted.schema(schema, APPLY_ROLE);
+        } else {
+            draft.problem(closed(draft, schema));
+        }
+        wanted.table(&table.source, APPLY_ROLE, &["SELECT"]);
+        if let Some(key) = table.key_columns().chain(&table.columns).next() {
+            let column = GrantOn::Column(table.source.clone(), key.source.clone());
+            wanted.add(column, APPLY_ROLE, &["UPDATE"]);
+        }
+    }
+}
+
+/// Whether USAGE of a schema is there, or can be granted by whoever owns the schema.
+fn may_grant_usage(draft: &Draft<'_>, schema: &str) -> bool {
+    let state = &draft.survey.monolith_state;
+    let owner = state.schema_owners.get(schema).and_then(|owner| state.roles.get(owner));
+    let usage = Grant {
+        on: GrantOn::Schema(schema.to_owned()),
+        role: APPLY_ROLE.to_owned(),
+        privilege: "USAGE".to_owned(),
+    };
+    state.superuser || owner.is_some_and(|owner| owner.ours) || state.holds(&usage)
+}
+
+fn closed(draft: &Draft<'_>, schema: &str) -> Problem {
+    let state = &draft.survey.monolith_state;
+    let owner = state.schema_owners.get(schema).map_or("somebody else", String::as_str);
+    Problem::warning("no-schema-usage", format!("monolith, schema {schema}"))
+        .fact(format!(
+            "{APPLY_ROLE} may not use it; it belongs to {owner}, and {} can't grant that",
+            state.user
+        ))
+        .consequence("no row there could be locked, so reconcile could not prove a difference")
+        .next(format!(
+            "run as {owner} or a superuser: GRANT USAGE ON SCHEMA {} TO {APPLY_ROLE};",
+            quote_ident(schema)
+        ))
+}

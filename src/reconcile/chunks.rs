@@ -1,0 +1,202 @@
+//! Which ranges of a table are compared next.
+//!
+//! Borders are chosen on the authority, every so many rows of the key's index, so that a table with gaps between its
+//! keys is cut as evenly as one without. How many rows a chunk has follows from how long the last one took.
+
+use std::time::Duration;
+
+use super::form::TableForm;
+use super::reader::{ReadError, Reader};
+use super::statements::KeyRange;
+use crate::journal::runs;
+
+/// Time that a chunk is meant to keep one side busy: long enough that the way to and fro does not count, short enough
+/// that nobody waits for its snapshot.
+const CHUNK_TIME: Duration = Duration::from_millis(200);
+/// Rows of the first chunk of a table.
+const ROWS_FIRST: i64 = 10_000;
+/// Fewest and most rows of a chunk: a part of it holds at least a few rows, and bounded many.
+const ROWS_MIN: i64 = 640;
+/// See [`ROWS_MIN`].
+const ROWS_MAX: i64 = 1_000_000;
+/// Parts that a chunk's sums are taken of, so that a difference is narrowed down before anything is read again.
+const PARTS: i32 = 64;
+
+/// A chunk: a range of keys in parts that lie one behind the other.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Chunk {
+    /// Number within the table, from 0.
+    pub number: i32,
+    /// The parts; never empty. Only the first can be open below and only the last above.
+    pub parts: Vec<KeyRange>,
+}
+
+impl Chunk {
+    /// From the first part's lower border to the last one's upper one.
+    #[must_use]
+    pub fn range(&self) -> KeyRange {
+        KeyRange {
+            lo: self.parts.first().and_then(|part| part.lo.clone()),
+            hi: self.parts.last().and_then(|part| part.hi.clone()),
+        }
+    }
+}
+
+/// Where a table's walk stands.
+#[derive(Debug)]
+pub struct Chunks {
+    /// Exclusive lower border of what is left; `None` once nothing is left.
+    left: Option<KeyRange>,
+    number: i32,
+    rows: i64,
+}
+
+impl Chunks {
+    /// Begins behind an unbroken row of settled chunks ([`prefix`]); `number` is one that no chunk has yet.
+    #[must_use]
+    pub fn after(settled: &[runs::Chunk], number: i32) -> Self {
+        let left = match settled.last() {
+            None => Some(KeyRange::default()),
+            Some(last) => last.hi.clone().map(|hi| KeyRange { lo: Some(hi), hi: None }),
+        };
+        Self { left, number, rows: ROWS_FIRST }
+    }
+
+    /// The next chunk, with its borders from the authority. `None` at the end.
+    ///
+    /// # Errors
+    /// [`ReadError`].
+    pub async fn next(
+        &mut self,
+        authority: &mut Reader,
+        form: &TableForm,
+        types: &[String],
+    ) -> Result<Option<Chunk>, ReadError> {
+        let Some(left) = self.left.take() else { return Ok(None) };
+        let step = (self.rows / i64::from(PARTS)).max(1);
+        let borders = match authority.borders(form, &left, types, (step, PARTS)).await {
+            Ok(borders) => borders,
+            Err(error) => {
+                self.left = Some(left);
+                return Err(error);
+            }
+        };
+        let number = self.number;
+        self.number += 1;
+        let ended = borders.len() < usize::try_from(PARTS).unwrap_or(usize::MAX);
+        let parts = parts(left.lo, borders, if ended { Some(left.hi.clone()) } else { None });
+        if !ended {
+            let lo = parts.last().and_then(|part| part.hi.clone());
+            self.left = Some(KeyRange { lo, hi: left.hi });
+        }
+        Ok(Some(Chunk { number, parts }))
+    }
+
+    /// A chunk took this long on the slower side.
+    pub fn took(&mut self, time: Duration) {
+        self.rows = resized(self.rows, time);
+    }
+
+    /// A chunk took longer than any may: the next ones are much smaller.
+    pub fn timed_out(&mut self) {
+        self.rows = (self.rows / 8).max(ROWS_MIN);
+    }
+}
+
+/// Ranges between borders; with `end`, one more up to there.
+fn parts(
+    lo: Option<Vec<String>>,
+    borders: Vec<Vec<String>>,
+    end: Option<Option<Vec<String>>>,
+) -> Vec<KeyRange> {
+    let mut parts = Vec::with_capacity(borders.len() + 1);
+    let mut lo = lo;
+    for hi in borders {
+        parts.push(KeyRange { lo: lo.replace(hi.clone()), hi: Some(hi) });
+    }
+    if let Some(hi) = end {
+        parts.push(KeyRange { lo, hi });
+    }
+    parts
+}
+
+/// The rows of the next chunk after one of `rows` that took `time`: at most four times as many.
+fn resized(rows: i64, time: Duration) -> i64 {
+    let time_us = i64::try_from(time.as_micros()).unwrap_or(i64::MAX).max(1);
+    let wanted_us = i64::try_from(CHUNK_TIME.as_micros()).unwrap_or(i64::MAX);
+    let scaled = rows.saturating_mul(wanted_us) / time_us;
+    scaled.clamp(rows / 4, rows.saturating_mul(4)).clamp(ROWS_MIN, ROWS_MAX)
+}
+
+/// The settled chunks that an unbroken row from the beginning consists of.
+#[must_use]
+pub fn prefix(settled: Vec<runs::Chunk>) -> Vec<runs::Chunk> {
+    let mut left = settled;
+    let mut row: Vec<runs::Chunk> = Vec::new();
+    loop {
+        let at = match row.last() {
+            None => None,
+            Some(last) if last.hi.is_none() => return row,
+            Some(last) => last.hi.clone(),
+        };
+        let Some(place) = left.iter().position(|chunk| chunk.lo == at) else { return row };
+        row.push(left.swap_remove(place));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::lsn::Lsn;
+
+    fn key(text: &str) -> Vec<String> {
+        vec![text.to_owned()]
+    }
+
+    fn settled(number: i32, lo: Option<&str>, hi: Option<&str>) -> runs::Chunk {
+        runs::Chunk {
+            source_table: "t".to_owned(),
+            number,
+            lo: lo.map(key),
+            hi: hi.map(key),
+            lsn: Lsn::ZERO,
+            rows_authority: 1,
+            rows_copy: 1,
+            findings: "[]".to_owned(),
+        }
+    }
+
+    #[test]
+    fn parts_cover_everything_between_the_borders_once() {
+        let borders = vec![key("1"), key("2")];
+        let range = |lo: Option<&str>, hi: Option<&str>| KeyRange { lo: lo.map(key), hi: hi.map(key) };
+        let first = parts(None, borders.clone(), None);
+        assert_eq!(first, [range(None, Some("1")), range(Some("1"), Some("2"))]);
+        let last = parts(Some(key("0")), borders, Some(None));
+        assert_eq!(last, [range(Some("0"), Some("1")), range(Some("1"), Some("2")), range(Some("2"), None)]);
+        assert_eq!(parts(None, Vec::new(), Some(None)), [range(None, None)], "an empty table has one part");
+    }
+
+    #[test]
+    fn chunks_grow_and_shrink_towards_the_time_they_may_take() {
+        assert_eq!(resized(10_000, Duration::from_millis(1)), 40_000, "at most four times");
+        assert_eq!(resized(10_000, Duration::from_millis(400)), 5_000);
+        assert_eq!(resized(10_000, Duration::from_secs(60)), 2_500, "at least a quarter");
+        assert_eq!(resized(1_000, Duration::from_secs(60)), ROWS_MIN);
+        assert_eq!(resized(ROWS_MAX, Duration::ZERO), ROWS_MAX);
+    }
+
+    #[test]
+    fn a_resumed_walk_goes_on_where_the_unbroken_row_ends() {
+        let all = [settled(0, None, Some("5")), settled(2, Some("9"), None)];
+        let whole = [settled(1, Some("5"), None), settled(0, None, Some("5"))];
+        let numbers = |chunks: Vec<runs::Chunk>| chunks.iter().map(|chunk| chunk.number).collect::<Vec<_>>();
+        let (row, whole) = (prefix(all.to_vec()), prefix(whole.to_vec()));
+        assert_eq!(numbers(row.clone()), [0], "what lies between is missing");
+        assert_eq!(numbers(whole.clone()), [0, 1]);
+        let left = |settled: &[runs::Chunk]| Chunks::after(settled, 9).left;
+        assert_eq!(left(&row), Some(KeyRange { lo: Some(key("5")), hi: None }));
+        assert_eq!(left(&whole), None);
+        assert_eq!(left(&[]), Some(KeyRange::default()));
+    }
+}

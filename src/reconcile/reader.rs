@@ -1,0 +1,271 @@
+//! A session that reads one side of a table.
+
+use std::collections::HashMap;
+use std::time::{Duration, Instant};
+
+use tokio_postgres::types::ToSql;
+use tokio_postgres::{Row, Statement};
+
+use super::finding::RawKey;
+use super::form::{Side, TableForm};
+use super::sides::Sides;
+use super::statements::{self, Buckets, KeyRange, OverRange};
+use super::walk::Walk;
+use crate::postgres::connect::{ConnectError, Session};
+use crate::postgres::sqlstate::{self, Failure};
+
+/// A range of a table that takes longer than this is cut into smaller ones.
+const RANGE_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// What the sums say of some rows: equal on both sides when the rows are, up to a collision of 64-bit hashes, or of
+/// 128-bit ones with two seeds.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Sums {
+    /// Number of rows.
+    pub rows: i64,
+    /// Sum of the hashes, as a decimal number: it does not fit 64 bits.
+    sum: String,
+    /// Exclusive or of the hashes.
+    xor: i64,
+    /// The same under the second seed.
+    second: Option<(String, i64)>,
+}
+
+/// A statement on a side's rows failed. Holds no values.
+#[derive(Debug, thiserror::Error)]
+#[error("the {side} could not be read: {words}", side = Sides::word(*side))]
+pub struct ReadError {
+    /// Which side.
+    pub side: Side,
+    /// What the server said.
+    pub words: String,
+    /// It took longer than it may.
+    pub timed_out: bool,
+}
+
+/// A reader of one side; it reads and writes nothing else.
+#[derive(Debug)]
+pub struct Reader {
+    session: Session,
+    side: Side,
+    statements: HashMap<String, Statement>,
+}
+
+impl Reader {
+    /// Opens one.
+    ///
+    /// # Errors
+    /// [`ConnectError`].
+    pub async fn open(sides: &Sides, side: Side) -> Result<Self, ConnectError> {
+        Ok(Self { session: sides.reader(side).await?, side, statements: HashMap::new() })
+    }
+
+    /// Prepares the session for one way of walking. Ranges are only cheap through the index, whatever the planner takes
+    /// them for; a scan of a whole table may take its time, and ends when nobody waits for it any more. One process per
+    /// statement: the databases have other work.
+    ///
+    /// # Errors
+    /// [`ReadError`].
+    pub async fn prepare_for(&mut self, walk: &Walk) -> Result<(), ReadError> {
+        let (scans, timeout_ms) = match walk {
+            Walk::Ranges(_) => ("off", RANGE_TIMEOUT.as_millis()),
+            Walk::Buckets(_) => ("on", 0),
+        };
+        let sql = format!(
+            "SET default_transaction_read_only = on; SET jit = off; SET max_parallel_workers_per_gather = 0; \
+             SET client_connection_check_interval = '5s'; SET enable_seqscan = {scans}; SET enable_sort = {scans}; SET statement_timeout = {timeout_ms}"
+        );
+        self.session.batch_execute(&sql).await.map_err(|error| self.failed(&error))
+    }
+
+    /// The session, for questions about catalogs.
+    #[must_use]
+    pub fn client(&self) -> &tokio_postgres::Client {
+        &self.session
+    }
+
+    fn failed(&self, error: &tokio_postgres::Error) -> ReadError {
+        ReadError {
+            side: self.side,
+            words: sqlstate::words(error),
+            timed_out: Failure::of(error) == Failure::Cancelled,
+        }
+    }
+
+    async fn query(
+        &mut self,
+        sql: String,
+        parameters: &[&(dyn ToSql + Sync)],
+    ) -> Result<Vec<Row>, ReadError> {
+        let statement = match self.statements.get(&sql) {
+            Some(statement) => statement.clone(),
+            None => {
+                let made = self.session.prepare(&sql).await.map_err(|error| self.failed(&error))?;
+                self.statements.insert(sql, made.clone());
+                made
+            }
+        };
+        self.session.query(&statement, parameters).await.map_err(|error| self.failed(&error))
+    }
+
+    async fn over(
+        &mut self,
+        over: OverRange<'_>,
+        more: &[&(dyn ToSql + Sync)],
+    ) -> Result<Vec<Row>, ReadError> {
+        let texts = over.parameters.into_iter().map(|text| -> &(dyn ToSql + Sync) { text });
+        let parameters: Vec<&(dyn ToSql + Sync)> = texts.chain(more.iter().copied()).collect();
+        self.query(over.sql, &parameters).await
+    }
+
+    fn sums(&self, row: &Row, first: usize, strict: bool) -> Result<Sums, ReadError> {
+        let read = || -> Result<Sums, tokio_postgres::Error> {
+            let second = if strict { Some((row.try_get(first + 3)?, row.try_get(first + 4)?)) } else { None };
+            Ok(Sums {
+                rows: row.try_get(first)?,
+                sum: row.try_get(first + 1)?,
+                xor: row.try_get(first + 2)?,
+                second,
+            })
+        };
+        read().map_err(|error| self.failed(&error))
+    }
+
+    /// Sums of closed ranges, in their order, and how long the server took.
+    ///
+    /// # Errors
+    /// [`ReadError`].
+    pub async fn ranges(
+        &mut self,
+        form: &TableForm,
+        ranges: &[&KeyRange],
+        types: &[String],
+    ) -> Result<(Vec<Sums>, Duration), ReadError> {
+        if ranges.is_empty() {
+            return Ok((Vec::new(), Duration::ZERO));
+        }
+        let column = |place: usize, of: fn(&KeyRange) -> Option<&Vec<String>>| -> Vec<&str> {
+            ranges.iter().filter_map(|range| of(range)?.get(place)).map(String::as_str).collect()
+        };
+        let lower = (0..types.len()).map(|place| column(place, |range| range.lo.as_ref()));
+        let upper = (0..types.len()).map(|place| column(place, |range| range.hi.as_ref()));
+        let arrays: Vec<Vec<&str>> = lower.chain(upper).collect();
+        let parameters: Vec<&(dyn ToSql + Sync)> =
+            arrays.iter().map(|array| -> &(dyn ToSql + Sync) { array }).collect();
+        let begun = Instant::now();
+        let rows = self.query(statements::sums_of_ranges(form, self.side, types), &parameters).await?;
+        let took = begun.elapsed();
+        let mut found: Vec<Option<Sums>> = vec![None; ranges.len()];
+        for row in &rows {
+            let number: i32 = row.try_get(0).map_err(|error| self.failed(&error))?;
+            if let Some(place) = usize::try_from(number).ok().and_then(|number| found.get_mut(number)) {
+                *place = Some(self.sums(row, 1, form.strict)?);
+            }
+        }
+        let all: Option<Vec<Sums>> = found.into_iter().collect();
+        let lacking = || ReadError {
+            side: self.side,
+            words: "a range of keys has no sum".to_owned(),
+            timed_out: false,
+        };
+        all.map(|sums| (sums, took)).ok_or_else(lacking)
+    }
+
+    /// Sums of one range, open or not.
+    ///
+    /// # Errors
+    /// [`ReadError`].
+    pub async fn range(
+        &mut self,
+        form: &TableForm,
+        range: &KeyRange,
+        types: &[String],
+    ) -> Result<Sums, ReadError> {
+        let rows = self.over(statements::sums_of_range(form, self.side, range, types), &[]).await?;
+        match rows.first() {
+            Some(row) => self.sums(row, 0, form.strict),
+            None => Err(ReadError { side: self.side, words: "no sum".to_owned(), timed_out: false }),
+        }
+    }
+
+    /// Sums of the buckets of one range, by their numbers; empty buckets are not there.
+    ///
+    /// # Errors
+    /// [`ReadError`].
+    pub async fn buckets(
+        &mut self,
+        form: &TableForm,
+        range: &KeyRange,
+        types: &[String],
+        of: u32,
+    ) -> Result<HashMap<i32, Sums>, ReadError> {
+        let rows = self.over(statements::sums_of_buckets(form, self.side, range, types, of), &[]).await?;
+        let mut sums = HashMap::with_capacity(rows.len());
+        for row in &rows {
+            let number: i32 = row.try_get(0).map_err(|error| self.failed(&error))?;
+            sums.insert(number, self.sums(row, 1, form.strict)?);
+        }
+        Ok(sums)
+    }
+
+    /// Keys and hashes of the rows of some buckets of one range.
+    ///
+    /// # Errors
+    /// [`ReadError`].
+    pub async fn rows(
+        &mut self,
+        form: &TableForm,
+        range: &KeyRange,
+        types: &[String],
+        buckets: &Buckets,
+    ) -> Result<Vec<(RawKey, (i64, i64))>, ReadError> {
+        let over = statements::rows_of_buckets(form, self.side, range, types, buckets);
+        let rows = self.over(over, &[&buckets.numbers]).await?;
+        let width = form.mapping.key.len();
+        let read = |row: &Row| -> Result<Option<(RawKey, (i64, i64))>, tokio_postgres::Error> {
+            let key: Option<Vec<String>> =
+                (0..width).map(|place| row.try_get::<_, Option<String>>(place)).collect::<Result<_, _>>()?;
+            let second = if form.strict { row.try_get(width + 1)? } else { 0 };
+            let hashes = (row.try_get(width)?, second);
+            // A key with a null in it is counted elsewhere.
+            Ok(key.map(|key| (RawKey(key), hashes)))
+        };
+        let rows: Result<Vec<_>, _> = rows.iter().filter_map(|row| read(row).transpose()).collect();
+        rows.map_err(|error| self.failed(&error))
+    }
+
+    /// The next borders of a range, every `step` rows, at most `count`; fewer when its end is near.
+    ///
+    /// # Errors
+    /// [`ReadError`].
+    pub async fn borders(
+        &mut self,
+        form: &TableForm,
+        range: &KeyRange,
+        types: &[String],
+        (step, count): (i64, i32),
+    ) -> Result<Vec<Vec<String>>, ReadError> {
+        let over = statements::borders(form, self.side, range, types);
+        let mut parameters: Vec<&(dyn ToSql + Sync)> = vec![&step, &count];
+        parameters.extend(over.parameters.into_iter().map(|text| -> &(dyn ToSql + Sync) { text }));
+        let rows = self.query(over.sql, &parameters).await?;
+        let texts = |row: &Row| (0..types.len()).map(|place| row.try_get(place)).collect::<Result<_, _>>();
+        rows.iter().map(texts).collect::<Result<_, _>>().map_err(|error| self.failed(&error))
+    }
+
+    /// Rows whose key has a null in it: no range and no look-up meets them.
+    ///
+    /// # Errors
+    /// [`ReadError`].
+    pub async fn rows_without_key(&mut self, form: &TableForm) -> Result<i64, ReadError> {
+        let nulls: Vec<String> = form
+            .mapping
+            .key_columns()
+            .map(|column| format!("{} IS NULL", TableForm::column(column, self.side)))
+            .collect();
+        let sql = format!("SELECT count(*) FROM {} AS t WHERE {}", form.from(self.side), nulls.join(" OR "));
+        let rows = self.query(sql, &[]).await?;
+        let count = rows.first().map(|row| row.try_get(0)).transpose();
+        count.map(Option::unwrap_or_default).map_err(|error| self.failed(&error))
+    }
+}

@@ -1,0 +1,373 @@
+//! The tables of one run, one after the other: each gets a verdict, whatever happens to it.
+
+use std::sync::Arc;
+use std::sync::atomic::AtomicUsize;
+use std::time::{Duration, Instant};
+
+use tokio::sync::Mutex;
+use tokio_util::sync::CancellationToken;
+
+use super::finding::{Finding, FindingKind, RawKey};
+use super::form::{SAMPLE_PARTS, Sample, TableForm};
+use super::hands::{self, Hands, HandsError};
+use super::progress::Board;
+use super::redact::Redactor;
+use super::run::{Look, Options, RunError, SliceJob};
+use super::scan::{Compared, Scan, ScanError};
+use super::sides::Sides;
+use super::verdict::{Coverage, Outcome, TableVerdict};
+use super::walk::{self, KeyFacts};
+use crate::cdc::mirror::chain_of;
+use crate::journal::runs::Run;
+use crate::journal::touched::{self, Touched};
+use crate::journal::{JournalError, process};
+use crate::lsn::Lsn;
+use crate::mapping::TableMapping;
+use crate::name::TableName;
+use crate::postgres::connect::Session;
+
+/// A mirror that was not seen for this long is taken for dead; it gives a sign of life every 2 s.
+const DEAD_AFTER_S: f64 = 15.0;
+/// How long a database that went away is waited for before the tables that are left are given up.
+const PATIENCE: Duration = Duration::from_secs(20);
+
+/// What all tables have in common.
+#[derive(Debug)]
+pub struct Tables<'a> {
+    /// Slice and ways.
+    pub job: &'a SliceJob,
+    /// What is asked for.
+    pub options: &'a Options,
+    /// Who is right.
+    pub sides: &'a Sides,
+    /// The run.
+    pub run: &'a Run,
+    /// Only rows that the stream touched after this position.
+    pub since: Option<Lsn>,
+    /// On the service: our own tables.
+    pub journal: &'a Mutex<Session>,
+    /// Hides values of classified columns.
+    pub redactor: Arc<Redactor>,
+    /// What the operator sees.
+    pub board: &'a Board,
+    /// The run is to end.
+    pub stop: &'a CancellationToken,
+}
+
+/// What came of it.
+#[derive(Debug, Default)]
+pub struct Worked {
+    /// One verdict for each table that was asked for, in the plan's order.
+    pub tables: Vec<TableVerdict>,
+    /// Findings that are listed.
+    pub listed: Vec<Finding>,
+    /// Keys of all findings.
+    pub keys: Vec<(TableName, RawKey, FindingKind)>,
+    /// Why the run as a whole is incomplete.
+    pub reasons: Vec<String>,
+    /// Position on the authority that everything compared had reached.
+    pub lsn: Lsn,
+    /// Position on the authority before anything was compared.
+    pub from: Option<Lsn>,
+}
+
+/// A table with the form that it is compared in and what the sides say of its key.
+struct Prepared {
+    form: TableForm,
+    authority: KeyFacts,
+    copy: KeyFacts,
+}
+
+impl Tables<'_> {
+    /// Compares every table that is asked for.
+    ///
+    /// # Errors
+    /// [`RunError`] when there is to be no verdict: the run was stopped, or another process has it.
+    pub async fn work(&self) -> Result<Worked, RunError> {
+        let mut worked = Worked::default();
+        let mut hands = None;
+        let list = AtomicUsize::new(self.options.list);
+        let prepared = match self.begin(&mut hands).await {
+            Ok(prepared) => prepared,
+            Err(reason) => {
+                worked.reasons.push(reason.clone());
+                worked.tables = self.wanted().map(|table| self.left_out(table, reason.clone())).collect();
+                return Ok(worked);
+            }
+        };
+        for table in prepared {
+            let verdict = self.table(&table, &mut hands, &list, &mut worked).await?;
+            self.board.table(self.slice(), &table.form.mapping.source.to_string(), |shown| shown.done = true);
+            worked.tables.push(verdict);
+        }
+        match self.hands(&mut hands).await {
+            Ok(ready) => match ready.meeting.meet().await {
+                Ok(lsn) => worked.lsn = lsn,
+                Err(error) => worked.reasons.push(format!("at the end {}", chain_of(&error))),
+            },
+            Err(error) => worked.reasons.push(format!("at the end {}", chain_of(&error))),
+        }
+        Ok(worked)
+    }
+
+    fn slice(&self) -> &str {
+        &self.job.mapping.slice
+    }
+
+    fn wanted(&self) -> impl Iterator<Item = &TableMapping> {
+        self.job.mapping.tables.iter().filter(|table| self.options.wants(&table.source))
+    }
+
+    /// Makes sure that a mirror runs, and asks both sides about the keys. The error is the reason why nothing can be
+    /// compared.
+    async fn begin(&self, hands: &mut Option<Hands>) -> Result<Vec<Prepared>, String> {
+        self.mirror_runs().await?;
+        let ready = self.hands(hands).await.map_err(|error| chain_of(&error))?;
+        ready.meeting.meet().await.map_err(|error| chain_of(&error))?;
+        let mut forms: Vec<TableForm> =
+            self.wanted().map(|table| TableForm::new(table.clone(), self.options.strict)).collect();
+        if let Look::Sample(percent) = self.options.look {
+            let sample = sample(percent, &self.run.id);
+            forms.iter_mut().for_each(|form| form.sample = Some(sample));
+        }
+        let (authority, copy) = (self.sides.authority, self.sides.copy());
+        let (of_authority, of_copy) = ready.facts(&forms, (authority, copy)).await?;
+        let facts = of_authority.into_iter().zip(of_copy);
+        let prepared =
+            forms.into_iter().zip(facts).map(|(form, (authority, copy))| Prepared { form, authority, copy });
+        Ok(prepared.collect())
+    }
+
+    /// A mirror that was stopped, or that nobody has seen, is told at once rather than after a long wait.
+    async fn mirror_runs(&self) -> Result<(), String> {
+        if self.sides.authority == super::form::Side::Target {
+            return Ok(());
+        }
+        let journal = self.journal.lock().await;
+        let seen = process::read(&journal, self.slice()).await.map_err(|error| chain_of(&error))?;
+        match seen {
+            Some(seen) if !seen.stopped && seen.seen_s <= DEAD_AFTER_S => Ok(()),
+            Some(seen) if seen.stopped => Err("no mirror is running: the last one was stopped".to_owned()),
+            Some(seen) => Err(format!(
+                "no mirror is running: the last one, process {} on {}, was seen {:.0} s ago",
+                seen.pid, seen.host, seen.seen_s
+            )),
+            None => Err("no mirror is running, and none ever was".to_owned()),
+        }
+    }
+
+    /// The sessions, made anew when there are none.
+    async fn hands<'h>(&self, hands: &'h mut Option<Hands>) -> Result<&'h mut Hands, HandsError> {
+        let made = match hands.take() {
+            Some(made) => made,
+            None => self.open().await?,
+        };
+        Ok(hands.insert(made))
+    }
+
+    async fn open(&self) -> Result<Hands, HandsError> {
+        let begun = Instant::now();
+        loop {
+            let (parallel, load) = (self.options.parallel, self.options.max_load);
+            let opened =
+                Box::pin(hands::open(self.slice(), self.sides, &self.redactor, parallel, load)).await;
+            match opened {
+                Err(_) if begun.elapsed() < PATIENCE && !self.stop.is_cancelled() => {
+                    tokio::time::sleep(Duration::from_millis(250)).await;
+                }
+                opened => return opened,
+            }
+        }
+    }
+
+    async fn table(
+        &self,
+        table: &Prepared,
+        hands: &mut Option<Hands>,
+        list: &AtomicUsize,
+        worked: &mut Worked,
+    ) -> Result<TableVerdict, RunError> {
+        let begun = Instant::now();
+        let mut compared = Compared::default();
+        let blank = self.blank(&table.form.mapping);
+        let mut coverage = blank.coverage;
+        let mut reasons: Vec<String> = self.obstacle(table).into_iter().collect();
+        if reasons.is_empty() {
+            match self.compare(table, hands, list, (&mut compared, &mut coverage)).await {
+                Ok(()) => {}
+                Err(TableError::Scan(ScanError::Stopped)) => {
+                    return Err(RunError::Stopped { slice: self.slice().to_owned() });
+                }
+                Err(TableError::Scan(ScanError::Resumed)) => {
+                    return Err(RunError::Resumed { slice: self.slice().to_owned() });
+                }
+                Err(error) => {
+                    // Whatever broke, the next table gets sessions of its own.
+                    *hands = None;
+                    reasons.push(chain_of(&error));
+                }
+            }
+        }
+        let Compared { rows_authority, rows_copy, proof, from } = compared;
+        worked.from = worked.from.into_iter().chain(from).min();
+        reasons.extend(proof.unsettled);
+        let found: u64 = proof.counts.values().sum();
+        let parts = [
+            if found > 0 { Outcome::Differs } else { Outcome::Clean },
+            if reasons.is_empty() { Outcome::Clean } else { Outcome::Incomplete },
+        ];
+        let source = &table.form.mapping.source;
+        worked.listed.extend(proof.listed);
+        worked.keys.extend(proof.keys.into_iter().map(|(key, kind)| (source.clone(), key, kind)));
+        Ok(TableVerdict {
+            outcome: Outcome::of(parts),
+            rows_authority,
+            rows_copy,
+            duration: begun.elapsed(),
+            findings: proof.counts,
+            reasons,
+            coverage,
+            ..blank
+        })
+    }
+
+    /// The keys that the stream touched; `None` when they are not all known, so that the whole table must be compared.
+    async fn touched(&self, table: &TableMapping, since: Lsn) -> Result<Option<Vec<RawKey>>, JournalError> {
+        let journal = self.journal.lock().await;
+        let found = touched::since(&journal, self.slice(), &table.source.to_string(), since).await?;
+        match found {
+            Touched::Keys(keys) => Ok(Some(keys.into_iter().map(RawKey).collect())),
+            Touched::All | Touched::Forgotten { .. } => Ok(None),
+        }
+    }
+
+    async fn compare(
+        &self,
+        table: &Prepared,
+        hands: &mut Option<Hands>,
+        list: &AtomicUsize,
+        (compared, coverage): (&mut Compared, &mut Coverage),
+    ) -> Result<(), TableError> {
+        let form = &table.form;
+        let ready = self.hands(hands).await?;
+        let Hands { pairs, border, meeting, prover, throttle } = ready;
+        let scan = Scan {
+            slice: self.slice(),
+            meeting,
+            prover,
+            journal: self.journal,
+            run: self.run,
+            list,
+            throttle,
+            board: self.board,
+            stop: self.stop,
+        };
+        if let Some(since) = self.since
+            && let Some(keys) = self.touched(&form.mapping, since).await.map_err(ScanError::Journal)?
+        {
+            *coverage = Coverage::ChangedSince { lsn: since };
+            return Ok(scan.keys(form, keys, compared).await?);
+        }
+        let walk = walk::choose(form, &table.authority, &table.copy);
+        scan.table(form, &walk, pairs, border, compared).await?;
+        if !table.copy.not_null
+            && let Some(pair) = pairs.first_mut()
+        {
+            let rows = pair.copy.rows_without_key(form).await.map_err(ScanError::Read)?;
+            if let Ok(rows @ 1..) = u64::try_from(rows) {
+                *compared.proof.counts.entry(FindingKind::Extra).or_default() += rows;
+                compared.proof.listed.push(self.without_key(form, rows));
+            }
+        }
+        Ok(())
+    }
+
+    /// Why a table can't be compared at all.
+    fn obstacle(&self, table: &Prepared) -> Option<String> {
+        let mapping = &table.form.mapping;
+        let ground = self.run.ground.tables.get(&mapping.source.to_string());
+        let state = ground.map_or("not among the mirrored tables", |ground| ground.state.as_str());
+        if state != "live" {
+            return Some(format!("the table is {state}"));
+        }
+        for (side, facts) in [(self.sides.authority, &table.authority), (self.sides.copy(), &table.copy)] {
+            if facts.types.len() < mapping.key.len() {
+                let side = Sides::word(side);
+                return Some(format!("the table, or a column of its key, is not there on the {side}"));
+            }
+        }
+        None
+    }
+
+    /// Rows of the copy whose key has a null in it: the authority's has none, so they are too much.
+    fn without_key(&self, form: &TableForm, rows: u64) -> Finding {
+        Finding {
+            slice: self.slice().to_owned(),
+            source_table: form.mapping.source.clone(),
+            target_table: form.mapping.target.clone(),
+            kind: FindingKind::Extra,
+            key: Vec::new(),
+            columns: Vec::new(),
+            detail: Some(format!("{rows} rows have a null in their key, which no row of the authority has")),
+            raw_key: RawKey(Vec::new()),
+        }
+    }
+
+    fn left_out(&self, table: &TableMapping, reason: String) -> TableVerdict {
+        TableVerdict { outcome: Outcome::Incomplete, reasons: vec![reason], ..self.blank(table) }
+    }
+
+    fn blank(&self, table: &TableMapping) -> TableVerdict {
+        TableVerdict {
+            source_table: table.source.clone(),
+            target_table: table.target.clone(),
+            outcome: Outcome::Clean,
+            coverage: match self.options.look {
+                // Of which rows the stream touched some are known, or all are compared.
+                Look::Full | Look::ChangedSince(_) => Coverage::Full,
+                Look::Sample(percent) => Coverage::Sample { percent },
+            },
+            rows_authority: 0,
+            rows_copy: 0,
+            bytes: table.heap_bytes,
+            duration: Duration::ZERO,
+            findings: super::verdict::Counts::new(),
+            reasons: Vec::new(),
+        }
+    }
+}
+
+/// Why a table was not compared to its end.
+#[derive(Debug, thiserror::Error)]
+enum TableError {
+    #[error(transparent)]
+    Hands(#[from] HandsError),
+    #[error(transparent)]
+    Scan(#[from] ScanError),
+}
+
+/// Which rows a sample takes: another share in every run, the same in all of one run.
+fn sample(percent: f64, run: &str) -> Sample {
+    let seed = run.bytes().fold(0_u64, |sum, byte| sum.wrapping_mul(31).wrapping_add(u64::from(byte)));
+    #[expect(
+        clippy::cast_possible_truncation,
+        clippy::cast_sign_loss,
+        reason = "between 0 and 65,536, and `as` saturates"
+    )]
+    let parts = (percent / 100.0 * f64::from(SAMPLE_PARTS)).round() as u32;
+    Sample { first: fastrand::Rng::with_seed(seed).u16(..), parts: parts.clamp(1, SAMPLE_PARTS) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_sample_is_the_same_in_one_run_and_has_its_share() {
+        let (one, same, other) = (sample(5.0, "a"), sample(5.0, "a"), sample(5.0, "b"));
+        assert_eq!(one, same);
+        assert_ne!(one.first, other.first);
+        assert_eq!(one.parts, 3_277);
+        assert_eq!(sample(0.000_1, "a").parts, 1, "never nothing");
+    }
+}
