@@ -84,7 +84,7 @@ impl Pass<'_> {
         if self.arguments.repair && exit == Exit::Problems {
             let repaired = self.repair(ui, jobs, &done, stop).await?;
             let whole = verdicts.iter().all(|verdict| verdict.outcome != Outcome::Incomplete);
-            if repaired && whole && verdicts.iter().all(|verdict| is_compared(verdict)) {
+            if repaired && whole && verdicts.iter().all(is_compared) {
                 exit = Exit::Clean;
             }
         }
