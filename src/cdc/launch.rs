@@ -256,6 +256,10 @@ async fn check_entry(target: &Session, slice: &str, row: &TableRow, entry: u32) 
             Ok(copies::set_published_as(target, slice, label, entry).await?)
         }
         (TableState::Copying | TableState::Live, Some(known)) if known == entry => Ok(()),
+        (TableState::Copying | TableState::Live, Some(copies::UNHEARD)) => {
+            let what = "ALTER TABLE rewrote its rows, or partitions came, went or were emptied";
+            Err(super::contents::refusal(slice, label, what).into())
+        }
         (TableState::Copying | TableState::Live, Some(_)) => {
             Err(publication::left(&[label.as_str()], slice).into())
         }
