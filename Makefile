@@ -3,7 +3,7 @@
 
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint soak postgres
+.PHONY: help demo test lint soak bench postgres
 
 # The test runner's own output stays visible. A run in which no test ran is a failure.
 TOTAL = awk '/^test result: ok/ { passed += $$4 } END { print passed + 0, "tests passed"; exit passed == 0 }'
@@ -32,6 +32,9 @@ soak: postgres ## Runs the full matrices of the long tests; write the result int
 	set -o pipefail; STRANGLER_SOAK=1 cargo test --features failpoints --test it -- crash:: memory:: landing:: versions:: 2>&1 \
 	  | tee target/soak.log; status=$$?; echo "The line for docs/soak.md:"; scripts/soak-line.sh target/soak.log; exit $$status
 	@$(TOTAL) target/soak.log
+
+bench: postgres ## Measures beside peers, in one run on this machine; see bench/README.md
+	bench/reconcile.sh
 
 postgres:
 	@scripts/install-postgres.sh

@@ -8,6 +8,7 @@
 pub mod apply;
 pub mod batch;
 pub mod borders;
+pub mod contents;
 pub mod copy;
 pub(crate) mod copying;
 pub mod engine;

@@ -6,6 +6,7 @@
 mod admin_rights;
 mod application_roles;
 mod apply_rights;
+mod changed_mappings;
 mod columns;
 mod copy_rights;
 mod cut_keys;
@@ -76,6 +77,7 @@ const RULES: &[Rule] = &[
     columns::rule,
     extensions::rule,
     targets::rule,
+    changed_mappings::rule,
     leftovers::rule,
     older_tables::rule,
 ];

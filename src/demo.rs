@@ -53,11 +53,13 @@ pub enum Act {
     Status,
     /// The traffic pauses, and both sides are compared.
     Prove,
+    /// Rows of a service go wrong, are found and made right, while the application writes.
+    Reconcile,
 }
 
 impl Act {
     /// All acts in order.
-    pub const ALL: [Self; 8] = [
+    pub const ALL: [Self; 9] = [
         Self::Clusters,
         Self::Load,
         Self::Traffic,
@@ -66,6 +68,7 @@ impl Act {
         Self::Mirror,
         Self::Status,
         Self::Prove,
+        Self::Reconcile,
     ];
 
     fn name(self) -> &'static str {
@@ -78,6 +81,7 @@ impl Act {
             Self::Mirror => "mirror",
             Self::Status => "status",
             Self::Prove => "prove",
+            Self::Reconcile => "reconcile",
         }
     }
 }
@@ -206,7 +210,7 @@ mod tests {
         let error = "curtain".parse::<Act>().unwrap_err();
         assert_eq!(
             error.to_string(),
-            "the demo has no act \"curtain\"; its acts are clusters, load, traffic, check, provision, mirror, status, prove"
+            "the demo has no act \"curtain\"; its acts are clusters, load, traffic, check, provision, mirror, status, prove, reconcile"
         );
     }
 }

@@ -4,6 +4,19 @@ use std::fmt;
 
 use serde::Serialize;
 
+/// Where an operator reads how a slice is taken back by hand, to be provisioned as if for the first time. The way out
+/// where nothing cheaper is.
+pub const START_ANEW: &str = "docs/runbooks/start-anew.md";
+
+/// What to do about a slice whose mapping is another one since its mirror began. Said by every verb in these words.
+#[must_use]
+pub fn bring_back(slice: &str) -> String {
+    format!(
+        "bring the old mapping back: undo what changed in the plan or in the monolith's tables since, and leave added \
+         columns behind with `drop: true`; else start slice {slice} anew: {START_ANEW}"
+    )
+}
+
 /// How much a problem matters.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
 #[serde(rename_all = "snake_case")]

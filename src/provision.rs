@@ -46,9 +46,6 @@ use crate::problem::{Problem, Severity};
 /// means DDL or VACUUM FULL; the operator runs the command again later.
 const LOCK_TIMEOUT_MS: u32 = 10_000;
 
-/// Where an operator reads how a slice is taken back by hand, to be provisioned as if for the first time.
-const START_ANEW: &str = "docs/runbooks/start-anew.md";
-
 /// One of the databases of a plan.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Database {

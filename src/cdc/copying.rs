@@ -138,7 +138,10 @@ impl Copying {
         }
         self.trust = Trust::Waiting { barrier, since, asked: now };
         if since.elapsed() >= BARRIER_TELL_AFTER {
-            self.waiting = Some(source::oldest_transaction(session).await?);
+            let who = source::oldest_transaction(session).await?;
+            self.waiting = Some(format!(
+                "copying and repairs wait for older transactions of the monolith's cluster to end: {who}"
+            ));
         }
         Ok(false)
     }

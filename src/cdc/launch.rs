@@ -134,7 +134,8 @@ async fn prepare_slot(
         StreamState::Creating => {
             tell("the new replication slot waits for running transactions of the monolith's cluster");
             start::wait_for_slot(&links.source, &row.slot, &tell).await?;
-            start::create_slot(&links.source, &mut links.replication, &links.target, (slice, row)).await
+            start::create_slot(&links.source, &mut links.replication, &links.target, (slice, row), &tell)
+                .await
         }
         StreamState::Gap | StreamState::Diverged => Err(refuse(slice, row.detail.as_deref())),
         StreamState::Running => {
@@ -255,6 +256,10 @@ async fn check_entry(target: &Session, slice: &str, row: &TableRow, entry: u32) 
             Ok(copies::set_published_as(target, slice, label, entry).await?)
         }
         (TableState::Copying | TableState::Live, Some(known)) if known == entry => Ok(()),
+        (TableState::Copying | TableState::Live, Some(copies::UNHEARD)) => {
+            let what = "ALTER TABLE rewrote its rows, or partitions came, went or were emptied";
+            Err(super::contents::refusal(slice, label, what).into())
+        }
         (TableState::Copying | TableState::Live, Some(_)) => {
             Err(publication::left(&[label.as_str()], slice).into())
         }

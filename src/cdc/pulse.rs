@@ -7,10 +7,12 @@ use std::time::{Duration, Instant};
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
+use super::contents::{self, Contents};
 use super::error::{MirrorError, Refusal};
 use super::publication::{self, Named, Published};
 use super::source::{self, HEARTBEAT_PREFIX};
 use super::start::open;
+use crate::journal::copies;
 use crate::journal::process::{self, Sighting};
 use crate::journal::repairs;
 use crate::postgres::connect::{Server, Session};
@@ -139,11 +141,11 @@ impl Pulse {
     /// concerns it.
     pub async fn run(self, stop: CancellationToken) {
         let mut sessions: Option<(Session, Session)> = None;
-        let mut meter = WalMeter::default();
+        let mut seen = Seen::default();
         let mut number = 0;
         loop {
             number += 1;
-            let beat = tokio::time::timeout(BEAT_TIMEOUT, self.beat(&mut sessions, number, &mut meter));
+            let beat = tokio::time::timeout(BEAT_TIMEOUT, self.beat(&mut sessions, number, &mut seen));
             let beaten = tokio::select! {
                 () = stop.cancelled() => return,
                 beaten = beat => beaten,
@@ -171,7 +173,7 @@ impl Pulse {
         &self,
         sessions: &mut Option<(Session, Session)>,
         number: u64,
-        meter: &mut WalMeter,
+        seen: &mut Seen,
     ) -> Result<(), MirrorError> {
         if sessions.is_none() {
             let source = open(&self.read, &self.slice).await?;
@@ -190,10 +192,14 @@ impl Pulse {
         if number % SIGHT_EVERY == 1 {
             if let Some(slot) = source::slot(source, &self.slot).await? {
                 self.vitals.with(|inner| inner.held_bytes = slot.held_bytes);
-                meter.watch(&self.slice, slot.held_bytes, slot.safe_bytes, self.wal_budget_bytes);
+                seen.meter.watch(&self.slice, slot.held_bytes, slot.safe_bytes, self.wal_budget_bytes);
             }
-            if let Some(fault) = self.watch_publication(source).await? {
-                self.vitals.with(|inner| inner.fault = Some(fault));
+            let fault = match self.watch_publication(source).await? {
+                None => self.watch_contents(source, target, &mut seen.contents).await?,
+                fault => fault,
+            };
+            if fault.is_some() {
+                self.vitals.with(|inner| inner.fault = fault);
             }
             let sighting = self.vitals.with(|inner| inner.sighting.clone());
             process::beat(target, &self.slice, self.nonce, &sighting).await?;
@@ -212,6 +218,34 @@ impl Pulse {
         let fault = found.fault(self.published.keys(), named);
         Ok(fault.or_else(|| publication::came_back(&self.published, &found.tables, named)))
     }
+
+    /// What happened to a table that no event tells. It is noted first: the next start must know it too.
+    async fn watch_contents(
+        &self,
+        source: &Session,
+        target: &Session,
+        seen: &mut Option<Contents>,
+    ) -> Result<Option<Refusal>, MirrorError> {
+        let mut now = contents::read(source, &self.publication).await?;
+        if let Some(before) = &*seen {
+            contents::look_into_attached(source, before, &mut now).await?;
+        }
+        let found = seen.as_ref().map(|before| contents::unheard(before, &now)).unwrap_or_default();
+        for unheard in &found {
+            let label = unheard.table.to_string();
+            copies::set_published_as(target, &self.slice, &label, copies::UNHEARD).await?;
+        }
+        *seen = Some(now);
+        let first = found.first();
+        Ok(first.map(|first| contents::refusal(&self.slice, &first.table.to_string(), &first.what)))
+    }
+}
+
+/// What a pulse remembers from beat to beat.
+#[derive(Debug, Default)]
+struct Seen {
+    meter: WalMeter,
+    contents: Option<Contents>,
 }
 
 /// Warns about held WAL, once per step, with the time left at the present rate.

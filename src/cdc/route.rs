@@ -11,10 +11,11 @@ use crate::change::{OldTuple, Relation, RowChange, Tuple, Value};
 use crate::failpoint::hooks::{Hooks, Mutant};
 use crate::landing::key::Key;
 use crate::landing::pieces::{EventOrigin, Standing};
-use crate::landing::row::RowReader;
+use crate::landing::row::{RowReader, ShapeDrift};
 use crate::landing::rule::{UpdateVerdict, decide_update};
 use crate::landing::sets::RowOperation;
 use crate::name::TableName;
+use crate::problem::START_ANEW;
 
 /// How events fared, for tests that must know that the load met the rare cases, and for `status`.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -95,11 +96,7 @@ impl Router {
                 });
             }
             Some((number, table)) => {
-                let reader =
-                    RowReader::new(relation, &table.mapping).map_err(|drift| MirrorError::Refused {
-                        what: format!("{drift}; the mirror stopped before the first event of the new shape"),
-                        next: "strangler check PLAN".to_owned(),
-                    })?;
+                let reader = RowReader::new(relation, &table.mapping).map_err(|drift| drifted(&drift))?;
                 Some((number, reader))
             }
         };
@@ -170,6 +167,33 @@ impl Router {
         }
         Ok(())
     }
+}
+
+/// Why the slice stops, and its way on: columns that were only added can be left behind, where the stream stands.
+fn drifted(drift: &ShapeDrift) -> MirrorError {
+    let what = format!("{drift}; the mirror stopped before the first event of the new shape");
+    let next = if drift.only_new.is_empty() {
+        format!(
+            "undo the change on the monolith and start the mirror again; else start the slice anew: {START_ANEW}"
+        )
+    } else {
+        let columns: Vec<String> =
+            drift.only_new.iter().map(|name| format!("{}: {{ drop: true }}", yaml(name))).collect();
+        format!(
+            "to leave it behind, write under {} in the plan: columns: {{ {} }}, and start the mirror again; to carry it \
+             over, start the slice anew: {START_ANEW}",
+            drift.table,
+            columns.join(", "),
+        )
+    };
+    MirrorError::Refused { what, next }
+}
+
+/// A name as the plan's YAML takes it; a string of JSON is one of YAML.
+fn yaml(name: &str) -> String {
+    let plain = name.starts_with(|c: char| c.is_ascii_alphabetic() || c == '_')
+        && name.chars().all(|c| c.is_ascii_alphanumeric() || c == '_');
+    if plain { name.to_owned() } else { serde_json::Value::from(name).to_string() }
 }
 
 /// A tuple of another width than the table's description would shift values between columns.

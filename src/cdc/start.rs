@@ -1,5 +1,6 @@
 //! What must be true before a slice's stream may be read: who may write, which slot, from where.
 
+use std::convert::Infallible;
 use std::time::Duration;
 
 use tokio_postgres::Client;
@@ -8,6 +9,7 @@ use super::error::MirrorError;
 use super::source::{self, SlotFacts};
 use crate::failpoint;
 use crate::journal::migrate::{self, Form};
+use crate::journal::process::Sighting;
 use crate::journal::streams::{self, Claim, ClaimStatements, Source, StreamRow, StreamState};
 use crate::journal::whereabouts::{self, Route};
 use crate::journal::{copies, process, slices};
@@ -15,6 +17,7 @@ use crate::lsn::Lsn;
 use crate::name::TableName;
 use crate::postgres::connect::{Server, Session};
 use crate::postgres::replication::{Connection, SlotOptions, SystemIdentity, TimelineSwitch};
+use crate::problem::bring_back;
 
 /// A mirror that was seen within this time and did not stop is taken to be alive.
 const ALIVE_S: f64 = 10.0;
@@ -22,6 +25,8 @@ const ALIVE_S: f64 = 10.0;
 const NONCE_WAIT_MS: u32 = 2_000;
 /// Attempts at a slot that another session still holds: `wal_sender_timeout` is a minute by default.
 const SLOT_PAUSE: Duration = Duration::from_millis(500);
+/// How often the operator is told whom a new slot waits for.
+const TOLD_EVERY: Duration = Duration::from_secs(2);
 
 /// Who this process is, for other operators to read.
 #[derive(Debug, Clone)]
@@ -118,13 +123,14 @@ pub async fn check_provisioned(
         return refused(format!("slice {slice} is not provisioned in its service"), provision());
     };
     if row.plan_hash != starting.plan_hash {
+        let begun = streams::read(target, slice).await?.is_some();
         return refused(
             format!(
                 "slice {slice} was provisioned from another mapping (plan {}): the plan or the monolith's tables \
                  have changed since",
                 row.plan
             ),
-            provision(),
+            if begun { bring_back(slice) } else { provision() },
         );
     }
     let (Some(here), Some(there)) = (slices::gate(source, slice).await?, slices::gate(target, slice).await?)
@@ -277,19 +283,52 @@ pub async fn create_slot(
     replication: &mut Connection,
     target: &Client,
     (slice, row): (&str, &StreamRow),
+    waiting: &(dyn Fn(&str) + Send + Sync),
 ) -> Result<Lsn, MirrorError> {
     if source::slot(source, &row.slot).await?.is_some() {
         replication.drop_slot(&row.slot).await?;
     }
     // From 17 on a standby can take the slot over, when the monolith is set up for it; `check` looks at that.
     let options = SlotOptions { temporary: false, failover: replication.server_major() >= 17 };
-    let start = replication.create_slot(&row.slot, options).await?;
+    let telling = tell_who_is_waited_for(source, target, (slice, row.nonce), waiting);
+    let start = beside(telling, replication.create_slot(&row.slot, options)).await?;
     failpoint::hit("slot-created");
     if !streams::set_running(target, slice, row.nonce, start).await? {
         return Err(MirrorError::Fenced { slice: slice.to_owned() });
     }
     failpoint::hit("stream-row-running");
     Ok(start)
+}
+
+/// A new slot waits for every transaction that runs (PostgreSQL documentation, CREATE_REPLICATION_SLOT). Says who holds
+/// it up, to the operator and for `status`, and never ends by itself.
+async fn tell_who_is_waited_for(
+    source: &Client,
+    target: &Client,
+    (slice, nonce): (&str, i64),
+    waiting: &(dyn Fn(&str) + Send + Sync),
+) -> Infallible {
+    loop {
+        tokio::time::sleep(TOLD_EVERY).await;
+        // Whatever goes wrong with telling, the slot is what matters, and its own session says what is wrong with it.
+        let Ok(who) = source::oldest_transaction(source).await else { continue };
+        let detail = format!(
+            "the new replication slot waits for running transactions of the monolith's cluster: {who}"
+        );
+        waiting(&detail);
+        let sighting = Sighting { phase: "waiting".to_owned(), detail: Some(detail), ..Sighting::default() };
+        if let Err(error) = process::beat(target, slice, nonce, &sighting).await {
+            tracing::debug!(slice, error = %error, "what the slot waits for could not be written down");
+        }
+    }
+}
+
+/// Runs something that never ends for as long as something that does takes.
+async fn beside<T>(endless: impl Future<Output = Infallible>, ending: impl Future<Output = T>) -> T {
+    tokio::select! {
+        never = endless => match never {},
+        ended = ending => ended,
+    }
 }
 
 /// What a start found wrong with a stream that was running.

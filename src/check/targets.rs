@@ -5,7 +5,7 @@ use crate::catalog::{Table, TableKind};
 use crate::mapping::TableMapping;
 use crate::name::quote_ident;
 use crate::plan::Ddl;
-use crate::problem::Problem;
+use crate::problem::{Problem, bring_back};
 
 pub(super) fn rule(facts: &Facts) -> Vec<Problem> {
     let mut problems = Vec::new();
@@ -25,7 +25,9 @@ pub(super) fn rule(facts: &Facts) -> Vec<Problem> {
                         .next("run the service's own migrations, or write `ddl: create`"),
                 ),
                 (Some(target), ddl) => {
-                    problems.extend(differences(&name, table, target, ddl));
+                    let begun =
+                        database.whereabouts.as_ref().is_some_and(|place| place.begun.contains_key(slice));
+                    problems.extend(differences(&name, table, target, &remedy(ddl, begun.then_some(slice))));
                     if !provisioned {
                         problems.extend(not_empty(&name, table, server));
                     }
@@ -53,7 +55,22 @@ fn not_empty(name: &str, table: &TableMapping, server: &Server) -> Option<Proble
     })
 }
 
-fn differences(name: &str, table: &TableMapping, target: &Table, ddl: Ddl) -> Vec<Problem> {
+/// What makes plan and table agree. A table of a slice that is mirrored holds rows that would not come again.
+fn remedy(ddl: Ddl, begun: Option<&String>) -> String {
+    match (begun, ddl) {
+        (Some(slice), _) => {
+            format!("put the table back as it was, if somebody changed it; else {}", bring_back(slice))
+        }
+        (None, Ddl::Create) => {
+            "drop or rename the table, so that provision makes it, or write `to` in the plan".to_owned()
+        }
+        (None, Ddl::Adopt) => {
+            "change the service's migrations, or the plan's columns, until both agree".to_owned()
+        }
+    }
+}
+
+fn differences(name: &str, table: &TableMapping, target: &Table, remedy: &str) -> Vec<Problem> {
     let mut found: Vec<String> = Vec::new();
     if !matches!(target.kind, TableKind::Ordinary | TableKind::Partitioned) {
         found.push("it is no table".to_owned());
@@ -100,15 +117,7 @@ fn differences(name: &str, table: &TableMapping, target: &Table, ddl: Ddl) -> Ve
             Problem::error("target-differs", name)
                 .fact(found.join("; "))
                 .consequence("rows could not be written there as the plan says")
-                .next(match ddl {
-                    Ddl::Create => {
-                        "drop or rename the table, so that provision makes it, or write `to` in the plan"
-                            .to_owned()
-                    }
-                    Ddl::Adopt => {
-                        "change the service's migrations, or the plan's columns, until both agree".to_owned()
-                    }
-                }),
+                .next(remedy),
         );
     } else if !keyed {
         let columns: Vec<String> = key.iter().flatten().map(|name| quote_ident(name)).collect();

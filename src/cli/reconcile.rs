@@ -13,7 +13,7 @@ use super::ui::{Paint, Ui};
 use crate::clock::{Clock, SystemClock};
 use crate::journal::ledger::Author;
 use crate::lsn::Lsn;
-use crate::mapping::Mappings;
+use crate::mapping::{Mappings, SliceMapping};
 use crate::name::TableName;
 use crate::reconcile::report::{html, json, junit, markdown, text};
 use crate::reconcile::run::{Look, Options, SliceJob};
@@ -214,6 +214,10 @@ fn author() -> Author {
 /// The slices that have a table to be compared.
 fn jobs(opened: &Opened, mappings: Mappings, options: &Options) -> Vec<SliceJob> {
     let mut jobs = Vec::new();
+    let neighbour = |mapping: &SliceMapping| {
+        Some((mapping.clone(), opened.services.get(&mapping.service)?.apply.clone()))
+    };
+    let neighbours = Arc::new(mappings.values().filter_map(neighbour).collect::<Vec<_>>());
     for (slice, mapping) in mappings {
         let Some(ways) = opened.services.get(&mapping.service) else { continue };
         let wanted = mapping.tables.iter().any(|table| options.wants(&table.source));
@@ -224,6 +228,7 @@ fn jobs(opened: &Opened, mappings: Mappings, options: &Options) -> Vec<SliceJob>
                 monolith_read: opened.monolith.read.clone(),
                 monolith_apply: opened.monolith.apply.clone(),
                 service_apply: ways.apply.clone(),
+                neighbours: Arc::clone(&neighbours),
             });
         }
     }

@@ -105,12 +105,20 @@ impl Operator {
     /// # Errors
     /// [`OperatorError`].
     pub(super) async fn run(&self, words: &[&str]) -> Result<Said, OperatorError> {
+        self.run_to(words, 0).await
+    }
+
+    /// Runs a command to its end, which must be this exit code.
+    ///
+    /// # Errors
+    /// [`OperatorError`].
+    pub(super) async fn run_to(&self, words: &[&str], exit: i32) -> Result<Said, OperatorError> {
         let mut command = self.command(&self.program);
         command.args(words).stdin(Stdio::null());
         let output = command.output().await.map_err(|source| start(words, source))?;
         let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
         let said = Said { data: text(&output.stdout), words: text(&output.stderr) };
-        if output.status.success() {
+        if output.status.code() == Some(exit) {
             return Ok(said);
         }
         let output_text = format!("{}{}", said.data, said.words);

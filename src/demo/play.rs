@@ -18,6 +18,8 @@ use crate::lsn::Lsn;
 use crate::plan::{self, Plan};
 use crate::reconcile::digest::TableDigest;
 
+mod differences;
+
 /// Enough to see every kind of change within seconds, and little enough to leave two cores to the mirror.
 const RATE: Rate = Rate { writers: 4, transactions_per_second: 120 };
 
@@ -81,6 +83,7 @@ impl<'a> Play<'a> {
                 Act::Mirror => self.start_mirror().await?,
                 Act::Status => self.status(&plan).await?,
                 Act::Prove => self.prove().await?,
+                Act::Reconcile => Box::pin(self.reconcile()).await?,
             }
         }
         if self.options.keep { self.keep(stop).await } else { Ok(()) }

@@ -328,6 +328,10 @@ pub async fn set_without_pieces(
         .map_err(JournalError::database("taking a table back"))
 }
 
+/// In place of an entry of the publication: rows changed without an event, so that only another copy helps. No object
+/// has this oid.
+pub const UNHEARD: u32 = 0;
+
 /// Remembers under which entry of the publication a table's changes come, before the first piece is copied.
 ///
 /// # Errors

@@ -1,7 +1,7 @@
 //! Where a link leads, by what the database itself says: which one it is, and whose it was made by `provision`. Links
 //! that were mixed up are told before anything is read or written through them.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use tokio_postgres::Client;
 
@@ -30,6 +30,8 @@ pub struct Whereabouts {
     pub database: String,
     /// The slices of which it holds a side; none where nothing was provisioned, or where the role may not look.
     pub sides: Vec<Side>,
+    /// Slices whose stream into this database has begun, with the hash of the mapping that they were provisioned for.
+    pub begun: BTreeMap<String, String>,
 }
 
 /// Tells one running database from any other: start of its server and its oid. The system identifier would not do,
@@ -51,12 +53,12 @@ pub async fn place(client: &Client) -> Result<String, JournalError> {
 pub async fn read(client: &Client) -> Result<Whereabouts, JournalError> {
     let failed = || JournalError::database("looking where a link leads");
     let place = place(client).await?;
-    let sql = "SELECT current_database()::text, EXISTS (SELECT FROM pg_class c \
-                 JOIN pg_namespace n ON n.oid = c.relnamespace \
-                 WHERE n.nspname = 'strangler' AND c.relname = 'slice' \
-                   AND has_schema_privilege(n.oid, 'USAGE') AND has_table_privilege(c.oid, 'SELECT'))";
+    let sql = "SELECT current_database()::text, count(*) FILTER (WHERE c.relname = 'slice') = 1, count(*) = 2 \
+               FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace \
+               WHERE n.nspname = 'strangler' AND c.relname IN ('slice', 'stream') \
+                 AND has_schema_privilege(n.oid, 'USAGE') AND has_table_privilege(c.oid, 'SELECT')";
     let row = client.query_one(sql, &[]).await.map_err(failed())?;
-    let mut found = Whereabouts { place, database: row.get(0), sides: Vec::new() };
+    let mut found = Whereabouts { place, database: row.get(0), ..Whereabouts::default() };
     if row.get(1) {
         let sql = "SELECT slice, plan, service, side = 'service' FROM strangler.slice ORDER BY slice";
         let rows = client.query(sql, &[]).await.map_err(failed())?;
@@ -69,6 +71,12 @@ pub async fn read(client: &Client) -> Result<Whereabouts, JournalError> {
                 of_service: row.get(3),
             })
             .collect();
+    }
+    if row.get(2) {
+        let sql = "SELECT s.slice, s.plan_hash FROM strangler.slice s \
+                   WHERE EXISTS (SELECT FROM strangler.stream t WHERE t.slice = s.slice AND t.dir = 'forward')";
+        let rows = client.query(sql, &[]).await.map_err(failed())?;
+        found.begun = rows.iter().map(|row| (row.get(0), row.get(1))).collect();
     }
     Ok(found)
 }
@@ -226,6 +234,7 @@ mod tests {
             place: place.into(),
             database: format!("db{place}"),
             sides: sides.iter().map(side).collect(),
+            begun: BTreeMap::new(),
         }
     }
 

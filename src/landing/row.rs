@@ -17,6 +17,8 @@ pub struct ShapeDrift {
     pub table: String,
     /// What changed, in words.
     pub changes: String,
+    /// Columns that the mapping neither carries nor leaves behind, when nothing else changed.
+    pub only_new: Vec<String>,
 }
 
 /// A tuple lacks a value that identifies its row.
@@ -68,13 +70,14 @@ impl RowReader {
             changes.push("the order of its columns, so one was dropped and added again".to_owned());
         }
         changes.extend(lost_identity(relation, mapping));
-        for found in &relation.columns {
-            if mapping.column(&found.name).is_none() && !mapping.dropped.contains(&found.name) {
-                changes.push(format!("column {} is new", found.name));
-            }
-        }
+        let known = |name: &String| mapping.column(name).is_some() || mapping.dropped.contains(name);
+        let names = relation.columns.iter().map(|found| &found.name);
+        let new: Vec<String> = names.filter(|name| !known(name)).cloned().collect();
+        let only_new = if changes.is_empty() { new.clone() } else { Vec::new() };
+        changes.extend(new.iter().map(|name| format!("column {name} is new")));
         if !changes.is_empty() {
-            return Err(ShapeDrift { table: mapping.source.to_string(), changes: changes.join(", ") });
+            let table = mapping.source.to_string();
+            return Err(ShapeDrift { table, changes: changes.join(", "), only_new });
         }
         let value = |text: &String| Bytes::from(text.clone());
         Ok(Self {

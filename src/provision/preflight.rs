@@ -5,14 +5,14 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::draft::{Draft, Site, in_service};
 use super::state::State;
-use super::{Database, START_ANEW, publication};
+use super::{Database, publication};
 use crate::catalog::{Catalog, Table, TableKind};
 use crate::dualwrite::gate;
 use crate::journal::whereabouts::{self, Astray, Route, Whereabouts};
 use crate::mapping::SliceMapping;
 use crate::name::{TableName, quote_ident};
 use crate::plan::{Ddl, Plan};
-use crate::problem::Problem;
+use crate::problem::{Problem, START_ANEW, bring_back};
 
 /// PostgreSQL cuts longer names (documentation, section 4.1.1).
 const NAME_BYTES_MAX: usize = 63;
@@ -145,9 +145,7 @@ fn belongs(draft: &mut Draft<'_>, database: &Database, state: &State, slice: &Sl
             Problem::error("mapping-changed", &object)
                 .fact("its mapping is another one than when it was provisioned, and data was mirrored since")
                 .consequence("rows mirrored so far went through the old mapping")
-                .next(format!(
-                    "bring the old mapping back in the plan, or start slice {name} anew: {START_ANEW}"
-                )),
+                .next(bring_back(name)),
         );
     }
 }

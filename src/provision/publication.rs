@@ -3,11 +3,11 @@
 use std::collections::BTreeSet;
 
 use super::draft::Draft;
-use super::{Database, START_ANEW, Statement};
+use super::{Database, Statement};
 use crate::catalog::TableKind;
 use crate::mapping::SliceMapping;
 use crate::name::{TableName, quote_ident};
-use crate::problem::Problem;
+use crate::problem::{Problem, START_ANEW};
 
 /// `strangler_<plan>_<slice>`.
 pub(super) fn name(plan: &str, slice: &str) -> String {

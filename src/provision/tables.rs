@@ -3,6 +3,7 @@
 
 use std::collections::BTreeSet;
 
+use super::Statement;
 use super::anatomy::{IndexShape, Used};
 use super::columns::definitions;
 use super::deferred::{add_constraint, create_index};
@@ -11,13 +12,12 @@ use super::expression::{carry, target_of};
 use super::objects::sequence_target;
 use super::slices::new_hash;
 use super::state::Trigger;
-use super::{START_ANEW, Statement};
 use crate::catalog::{ConstraintKind, Index, ReplicaIdentity, Table, TableKind};
 use crate::dualwrite::gate::{self, Hinge};
 use crate::journal::statements as ours;
 use crate::mapping::{SliceMapping, SoftReference, TableMapping};
 use crate::name::{TableName, quote_ident, quote_literal};
-use crate::problem::Problem;
+use crate::problem::{Problem, START_ANEW};
 
 /// Adds a step for every table that is not there, and puts back gates that somebody took off.
 pub(super) fn create(draft: &mut Draft<'_>, site: &Site<'_>) {

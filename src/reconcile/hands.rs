@@ -1,5 +1,6 @@
 //! The sessions that one slice's comparison works with; made anew when one of them breaks.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use futures_util::future::try_join_all;
@@ -11,9 +12,12 @@ use super::prove::{ProveError, Prover};
 use super::reader::Reader;
 use super::redact::Redactor;
 use super::scan::Pair;
+use super::selftest::{self, Weakened};
 use super::sides::Sides;
 use super::throttle::Throttle;
 use super::walk::{self, KeyFacts};
+use crate::cdc::mirror::chain_of;
+use crate::name::TableName;
 use crate::postgres::connect::ConnectError;
 use crate::postgres::sqlstate;
 
@@ -27,9 +31,32 @@ pub struct Hands {
     /// Where the sides meet.
     pub meeting: Arc<Meeting>,
     /// Proves what differs.
-    pub prover: Mutex<Prover>,
+    pub prover: Mutex<OnDemand>,
     /// Waits for the authority.
     pub throttle: Throttle,
+}
+
+/// A prover that opens its sessions when something has to be proven: mostly nothing has.
+#[derive(Debug)]
+pub struct OnDemand {
+    sides: Sides,
+    meeting: Arc<Meeting>,
+    redactor: Arc<Redactor>,
+    made: Option<Prover>,
+}
+
+impl OnDemand {
+    /// The prover.
+    ///
+    /// # Errors
+    /// [`ProveError`] when its sessions can't be opened.
+    pub async fn get(&mut self) -> Result<&mut Prover, ProveError> {
+        let made = match self.made.take() {
+            Some(made) => made,
+            None => Prover::new(&self.sides, Arc::clone(&self.meeting), Arc::clone(&self.redactor)).await?,
+        };
+        Ok(self.made.insert(made))
+    }
 }
 
 /// The sessions could not be made.
@@ -41,9 +68,6 @@ pub enum HandsError {
     /// The meeting point.
     #[error(transparent)]
     Meet(#[from] MeetError),
-    /// The prover.
-    #[error(transparent)]
-    Prove(#[from] ProveError),
 }
 
 /// Opens everything at once. `parallel` is the number of chunks at a time, `max_load` the number of open transactions
@@ -76,7 +100,12 @@ pub async fn open(
     let pairs = async { Ok::<_, HandsError>(try_join_all((0..parallel.max(1)).map(|_| pair())).await?) };
     let border = async { Ok(Reader::open(sides, sides.authority).await?) };
     let (pairs, border, meeting, throttle) = tokio::try_join!(pairs, border, meeting, throttle)?;
-    let prover = Prover::new(sides, Arc::clone(&meeting), Arc::clone(redactor)).await?;
+    let prover = OnDemand {
+        sides: sides.clone(),
+        meeting: Arc::clone(&meeting),
+        redactor: Arc::clone(redactor),
+        made: None,
+    };
     Ok(Hands { pairs, border, meeting, prover: Mutex::new(prover), throttle })
 }
 
@@ -98,12 +127,29 @@ impl Hands {
         asked.map_err(|error| sqlstate::words(&error))
     }
 
-    /// Makes sure that both servers hash values alike, and weakens the forms of types that they don't.
+    /// Makes sure that both servers hash values alike, and weakens the forms of types that they don't. Returns why
+    /// tables can't be compared at all, by the monolith's name.
     ///
     /// # Errors
     /// The words of the side that could not be asked.
-    pub async fn trust(&self, forms: &mut [TableForm]) -> Result<(), String> {
-        let _ = forms;
-        Ok(())
+    pub async fn trust(
+        &self,
+        forms: &mut [TableForm],
+        authority: Side,
+    ) -> Result<BTreeMap<TableName, String>, String> {
+        let Some(pair) = self.pairs.first() else { return Ok(BTreeMap::new()) };
+        let (here, there) = (pair.authority.client(), pair.copy.client());
+        let weakened = selftest::settle_forms(here, there, authority, forms).await;
+        let mut hopeless = BTreeMap::new();
+        for one in weakened.map_err(|error| chain_of(&error))? {
+            let Weakened { table, column, form, reason } = one;
+            match form {
+                Some(form) => {
+                    tracing::debug!(%table, column, ?form, reason, "a column is hashed in a weaker form")
+                }
+                None => drop(hopeless.insert(table, format!("column {column} can't be compared: {reason}"))),
+            }
+        }
+        Ok(hopeless)
     }
 }

@@ -31,6 +31,9 @@ pub struct Sums {
     second: Option<(String, i64)>,
 }
 
+/// A row's key, and its hashes under both seeds; the second is 0 where there is only one.
+pub type HashedRow = (RawKey, (i64, i64));
+
 /// A statement on a side's rows failed. Holds no values.
 #[derive(Debug, thiserror::Error)]
 #[error("the {side} could not be read: {words}", side = Sides::word(*side))]
@@ -218,11 +221,11 @@ impl Reader {
         range: &KeyRange,
         types: &[String],
         buckets: &Buckets,
-    ) -> Result<Vec<(RawKey, (i64, i64))>, ReadError> {
+    ) -> Result<Vec<HashedRow>, ReadError> {
         let over = statements::rows_of_buckets(form, self.side, range, types, buckets);
         let rows = self.over(over, &[&buckets.numbers]).await?;
         let width = form.mapping.key.len();
-        let read = |row: &Row| -> Result<Option<(RawKey, (i64, i64))>, tokio_postgres::Error> {
+        let read = |row: &Row| -> Result<Option<HashedRow>, tokio_postgres::Error> {
             let key: Option<Vec<String>> =
                 (0..width).map(|place| row.try_get::<_, Option<String>>(place)).collect::<Result<_, _>>()?;
             let second = if form.strict { row.try_get(width + 1)? } else { 0 };

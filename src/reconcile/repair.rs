@@ -220,9 +220,15 @@ async fn verify(
     let opened = Box::pin(hands::open(slice, &done.sides, &Arc::new(redactor), 1, None)).await;
     let hands = opened.map_err(|error| failed(chain_of(&error)))?;
     let mut forms = [TableForm::new(mapping.clone(), done.verdict.strict)];
-    hands.trust(&mut forms).await.map_err(failed)?;
+    if let Some(why) =
+        hands.trust(&mut forms, done.sides.authority).await.map_err(failed)?.into_values().next()
+    {
+        return Err(failed(why));
+    }
     let [form] = &forms;
-    let proof = hands.prover.lock().await.prove(slice, form, keys.to_vec(), 0).await;
+    let mut prover = hands.prover.lock().await;
+    let prover = prover.get().await.map_err(|error| failed(chain_of(&error)))?;
+    let proof = prover.prove(slice, form, keys.to_vec(), 0).await;
     let proof = proof.map_err(|error| failed(chain_of(&error)))?;
     if let Some(why) = proof.unsettled.first() {
         return Err(failed(why.clone()));

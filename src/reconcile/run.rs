@@ -83,6 +83,8 @@ pub struct SliceJob {
     pub monolith_apply: Server,
     /// The service, under the apply role.
     pub service_apply: Server,
+    /// All slices of the plan with the services that they go to, this one among them: rows of theirs may be referred to.
+    pub neighbours: Arc<Vec<(SliceMapping, Server)>>,
 }
 
 /// A run with its verdict.

@@ -12,9 +12,10 @@ use tokio_util::sync::CancellationToken;
 use super::chunks::{self, Chunk, Chunks};
 use super::finding::RawKey;
 use super::form::TableForm;
+use super::hands::OnDemand;
 use super::meet::{MeetError, Meeting};
 use super::progress::Board;
-use super::prove::{Proof, ProveError, Prover};
+use super::prove::{Proof, ProveError};
 use super::reader::{ReadError, Reader, Sums};
 use super::statements::{Buckets, KeyRange};
 use super::throttle::Throttle;
@@ -67,7 +68,7 @@ pub struct Scan<'a> {
     /// Their meeting point.
     pub meeting: &'a Meeting,
     /// Proves what differs.
-    pub prover: &'a Mutex<Prover>,
+    pub prover: &'a Mutex<OnDemand>,
     /// On the service, where chunks are noted.
     pub journal: &'a Mutex<Session>,
     /// The run.
@@ -200,7 +201,7 @@ impl Scan<'_> {
     pub async fn prove(&self, form: &TableForm, keys: Vec<RawKey>) -> Result<Proof, ScanError> {
         let mut prover = self.prover.lock().await;
         let room = self.list.load(Ordering::Relaxed);
-        let proof = prover.prove(self.slice, form, keys, room).await?;
+        let proof = prover.get().await?.prove(self.slice, form, keys, room).await?;
         // Only who holds the prover takes from the room.
         self.list.store(room.saturating_sub(proof.listed.len()), Ordering::Relaxed);
         Ok(proof)

@@ -1,7 +1,7 @@
 //! The tables of one run, one after the other: each gets a verdict, whatever happens to it.
 
 use std::sync::Arc;
-use std::sync::atomic::AtomicUsize;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use tokio::sync::Mutex;
@@ -10,7 +10,9 @@ use tokio_util::sync::CancellationToken;
 use super::finding::{Finding, FindingKind, RawKey};
 use super::form::{SAMPLE_PARTS, Sample, TableForm};
 use super::hands::{self, Hands, HandsError};
+use super::orphans::{self, Neighbour};
 use super::progress::Board;
+use super::prove::Proof;
 use super::redact::Redactor;
 use super::run::{Look, Options, RunError, SliceJob};
 use super::scan::{Compared, Scan, ScanError};
@@ -74,6 +76,8 @@ pub struct Worked {
 /// A table with the form that it is compared in and what the sides say of its key.
 struct Prepared {
     form: TableForm,
+    /// Why it can't be compared.
+    hopeless: Option<String>,
     authority: KeyFacts,
     copy: KeyFacts,
 }
@@ -132,9 +136,12 @@ impl Tables<'_> {
         }
         let (authority, copy) = (self.sides.authority, self.sides.copy());
         let (of_authority, of_copy) = ready.facts(&forms, (authority, copy)).await?;
+        let mut hopeless = ready.trust(&mut forms, authority).await?;
         let facts = of_authority.into_iter().zip(of_copy);
-        let prepared =
-            forms.into_iter().zip(facts).map(|(form, (authority, copy))| Prepared { form, authority, copy });
+        let prepared = forms.into_iter().zip(facts).map(|(form, (authority, copy))| {
+            let hopeless = hopeless.remove(&form.mapping.source);
+            Prepared { form, hopeless, authority, copy }
+        });
         Ok(prepared.collect())
     }
 
@@ -208,6 +215,9 @@ impl Tables<'_> {
                 }
             }
         }
+        if self.options.look == Look::Full {
+            self.orphans(&table.form, list, &mut compared.proof).await;
+        }
         let Compared { rows_authority, rows_copy, proof, from } = compared;
         worked.from = worked.from.into_iter().chain(from).min();
         reasons.extend(proof.unsettled);
@@ -229,6 +239,27 @@ impl Tables<'_> {
             coverage,
             ..blank
         })
+    }
+
+    /// Adds rows whose soft references name rows that their owner does not have.
+    async fn orphans(&self, form: &TableForm, list: &AtomicUsize, proof: &mut Proof) {
+        let neighbours: Vec<Neighbour<'_>> =
+            self.job.neighbours.iter().map(|(mapping, server)| Neighbour { mapping, server }).collect();
+        let room = list.load(Ordering::Relaxed);
+        let found =
+            Box::pin(orphans::orphans(self.sides, self.slice(), form, &neighbours, &self.redactor, room))
+                .await;
+        match found {
+            Ok(found) => {
+                if found.count > 0 {
+                    *proof.counts.entry(FindingKind::Orphan).or_default() += found.count;
+                }
+                list.store(room.saturating_sub(found.listed.len()), Ordering::Relaxed);
+                proof.listed.extend(found.listed);
+                proof.unsettled.extend(found.reasons);
+            }
+            Err(error) => proof.unsettled.push(chain_of(&error)),
+        }
     }
 
     /// The keys that the stream touched; `None` when they are not all known, so that the whole table must be compared.
@@ -296,7 +327,7 @@ impl Tables<'_> {
                 return Some(format!("the table, or a column of its key, is not there on the {side}"));
             }
         }
-        None
+        table.hopeless.clone()
     }
 
     /// Rows of the copy whose key has a null in it: the authority's has none, so they are too much.

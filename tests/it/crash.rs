@@ -79,6 +79,14 @@ fn killed_while(bench: &Bench, name: &str, arguments: &[&str], in_flight: impl F
     }
 }
 
+/// Kills a mirror beside a transaction that is open.
+async fn kill(bench: &Bench, workload: &Workload, mut mirror: Mirror) {
+    workload.busy().await;
+    assert!(mirror.exited().is_none(), "the mirror ended by itself:\n{}", mirror.log());
+    mirror.kill();
+    bench.toll.kills_in_flight.up();
+}
+
 pub async fn finish(bench: &Bench, workload: Workload, mirror: Mirror) {
     workload.every_kind().await;
     let ledger = workload.stop().await;
@@ -146,7 +154,7 @@ async fn nothing_is_lost_when_mirror_and_servers_crash_at_random() {
             1 => &["--retry", "sessions"],
             _ => &[],
         };
-        let mut mirror = bench.mirror(None, retry);
+        let mirror = bench.mirror(None, retry);
         let before = workload.acknowledged();
         let some = random.u64(20..200);
         until("the writers go on", REACH, async || (workload.acknowledged() >= before + some).then_some(()))
@@ -160,12 +168,7 @@ async fn nothing_is_lost_when_mirror_and_servers_crash_at_random() {
             until("the writers are back", REACH, async || (workload.acknowledged() > before).then_some(()))
                 .await;
         }
-        workload.busy().await;
-        assert!(mirror.exited().is_none(), "the mirror ended by itself:\n{}", mirror.log());
-        if workload.in_flight() > 0 {
-            bench.toll.kills_in_flight.up();
-        }
-        mirror.kill();
+        kill(&bench, &workload, mirror).await;
     }
     let mirror = bench.mirror(None, &[]);
     finish(&bench, workload, mirror).await;
@@ -176,7 +179,7 @@ async fn nothing_is_lost_when_copying_again_is_killed() {
     let (bench, workload) = start(&[]).await;
     let mirror = bench.mirror(None, &[]);
     bench.caught_up().await;
-    mirror.kill();
+    kill(&bench, &workload, mirror).await;
     for name in failpoint::COPY_AGAIN {
         let order: &[&str] = if name.starts_with("rebuild") { &["--rebuild"] } else { &["--retry", "Moves"] };
         let again = [&["--slice", "keys"], order].concat();
@@ -188,7 +191,7 @@ async fn nothing_is_lost_when_copying_again_is_killed() {
         } else {
             let mirror = bench.mirror(None, &[]);
             bench.caught_up().await;
-            mirror.kill();
+            kill(&bench, &workload, mirror).await;
         }
     }
     let mirror = bench.mirror(None, &[]);

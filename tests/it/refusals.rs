@@ -291,3 +291,46 @@ async fn links_of_two_services_that_were_swapped_are_told_before_anything_is_don
     lead(&mut split, &left, &right);
     assert_nothing_missing(&split, "with the links put right");
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_column_that_was_added_is_left_behind_and_the_mirror_goes_on_where_it_stood() {
+    let plan = "{ notes: {} }";
+    let setup = "CREATE TABLE notes (id int PRIMARY KEY, v text); INSERT INTO notes SELECT n, n FROM generate_series(1, 300) n";
+    let (split, monolith, service) = Split::launch(plan, setup).await;
+    split.provision();
+    let mirror = split.mirror(None);
+    mirror.caught_up(&monolith, &service).await;
+    monolith
+        .batch_execute(
+            "ALTER TABLE notes ADD \"so new\" int DEFAULT 5; INSERT INTO notes VALUES (301, 'a', 6)",
+        )
+        .await
+        .unwrap();
+    let (status, said) = mirror.ended();
+    assert_eq!(status.code(), Some(3), "{said}");
+    assert!(
+        said.contains("write under notes in the plan: columns: { \"so new\": { drop: true } }"),
+        "{said}"
+    );
+
+    let check = split.run("check", &[]);
+    assert_eq!(check.exit, Some(1), "{}", check.page());
+    assert!(check.stdout.contains("(mapping-changed)"), "{}", check.page());
+    assert!(!check.stdout.contains("drop or rename the table"), "its rows would be lost: {}", check.page());
+    assert_refused(
+        &split.run("mirror", &[]),
+        &["another mapping", "leave added columns behind with `drop: true`"],
+    );
+    assert_refused(&split.run("provision", &[]), &["leave added columns behind with `drop: true`"]);
+
+    split.change_plan(plan, "{ notes: { columns: { 'so new': { drop: true } } } }");
+    assert_eq!(split.run("check", &[]).exit, Some(0), "{}", split.run("check", &[]).page());
+    let copies = "SELECT copy_started_at::text FROM strangler.mirror_table";
+    let before: String = service.query_one(copies, &[]).await.unwrap().get(0);
+    let mirror = split.mirror(None);
+    mirror.caught_up(&monolith, &service).await;
+    assert_equal(&monolith, &service, "SELECT id, v FROM notes").await;
+    let after: String = service.query_one(copies, &[]).await.unwrap().get(0);
+    assert_eq!(before, after, "nothing was copied again");
+    mirror.stop();
+}

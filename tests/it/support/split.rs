@@ -45,6 +45,13 @@ impl Split {
         std::fs::write(self.folder.path().join("plan.yaml"), plan).unwrap();
     }
 
+    /// Replaces a part of the plan.
+    pub fn change_plan(&self, old: &str, new: &str) {
+        let plan = std::fs::read_to_string(self.folder.path().join("plan.yaml")).unwrap();
+        assert!(plan.contains(old), "{plan}");
+        self.write_plan(&plan.replace(old, new));
+    }
+
     /// From now on the plan's variable stands for this link.
     pub fn lead(&mut self, variable: &str, link: &str) {
         self.links.retain(|(name, _)| name != variable);

@@ -1,0 +1,131 @@
+//! Who holds the rows that a soft reference names.
+
+use tokio_postgres::Client;
+use tokio_postgres::types::{ToSql, Type};
+
+use super::super::sides::{APPLICATION, Sides};
+use super::{Neighbour, OrphanError};
+use crate::journal::slices;
+use crate::mapping::{SoftReference, TableMapping};
+use crate::name::{TableName, quote_ident};
+use crate::postgres::connect::Session;
+
+/// One place where referenced rows are.
+#[derive(Debug)]
+pub(super) struct Owner {
+    /// In words: `monolith`, `service orders`.
+    pub(super) place: String,
+    /// The service of the slice that took the table; `None` for the monolith.
+    pub(super) service: Option<String>,
+    pub(super) table: TableName,
+    pub(super) columns: Vec<String>,
+    pub(super) session: Session,
+}
+
+impl Owner {
+    /// For a FROM clause. A table that stays may be partitioned, which the mapping does not know of it, so nothing says
+    /// ONLY.
+    pub(super) fn from(&self) -> String {
+        self.table.sql()
+    }
+
+    /// A condition that a row of the owner, as `r`, has the reference's values; `value` gives the expression of each.
+    pub(super) fn matches(&self, value: impl Fn(usize) -> String) -> String {
+        let terms = self.columns.iter().enumerate();
+        let terms = terms.map(|(index, column)| format!("r.{} = {}", quote_ident(column), value(index)));
+        terms.collect::<Vec<_>>().join(" AND ")
+    }
+
+    /// Which of the values, by their places, no row here has.
+    pub(super) async fn lacks(
+        &self,
+        values: &[Vec<String>],
+        casts: &[&str],
+    ) -> Result<Vec<bool>, tokio_postgres::Error> {
+        let (names, arrays) = lists(casts.len());
+        let matches = self.matches(|index| format!("w.k{index}$::{}", casts.get(index).unwrap_or(&"text")));
+        let sql = format!(
+            "SELECT w.o$ FROM unnest({arrays}) WITH ORDINALITY AS w ({names}, o$) \
+             WHERE NOT EXISTS (SELECT FROM {} AS r WHERE {matches})",
+            self.from()
+        );
+        let mut lacking = vec![false; values.len()];
+        for row in ask(&self.session, &sql, values, casts.len()).await? {
+            let place = usize::try_from(row.try_get::<_, i64>(0)? - 1).ok();
+            if let Some(place) = place.and_then(|place| lacking.get_mut(place)) {
+                *place = true;
+            }
+        }
+        Ok(lacking)
+    }
+}
+
+/// Names and parameters of an `unnest` of so many lists.
+pub(super) fn lists(count: usize) -> (String, String) {
+    let names: Vec<String> = (0..count).map(|index| format!("k{index}$")).collect();
+    let arrays: Vec<String> = (1..=count).map(|number| format!("${number}::text[]")).collect();
+    (names.join(", "), arrays.join(", "))
+}
+
+/// Runs a statement over values, a list for each column.
+pub(super) async fn ask(
+    client: &Client,
+    sql: &str,
+    values: &[Vec<String>],
+    count: usize,
+) -> Result<Vec<tokio_postgres::Row>, tokio_postgres::Error> {
+    let part = |index: usize| -> Vec<Option<&str>> {
+        values.iter().map(|value| value.get(index).map(String::as_str)).collect()
+    };
+    let columns: Vec<_> = (0..count).map(part).collect();
+    let parameters: Vec<(&(dyn ToSql + Sync), Type)> =
+        columns.iter().map(|column| (column as _, Type::TEXT_ARRAY)).collect();
+    client.query_typed(sql, &parameters).await
+}
+
+/// Everybody who may hold rows that the reference names. A table that open slices took in part is held by several; where
+/// one took all of it, the monolith's rows are only a copy.
+pub(super) async fn owners(
+    sides: &Sides,
+    reference: &SoftReference,
+    neighbours: &[Neighbour<'_>],
+) -> Result<Vec<Owner>, OrphanError> {
+    let mut owners = Vec::new();
+    let mut taken_whole = false;
+    for neighbour in neighbours {
+        let tables = &neighbour.mapping.tables;
+        let Some(table) = tables.iter().find(|table| table.source == reference.references) else { continue };
+        let session = neighbour.server.connect(APPLICATION).await?;
+        let gate = slices::gate(&session, &neighbour.mapping.slice).await.map_err(OrphanError::journal)?;
+        if gate.is_none_or(|gate| gate.state != "OPEN") {
+            continue;
+        }
+        taken_whole |= table.filter.is_empty();
+        owners.push(Owner {
+            place: format!("service {}", neighbour.mapping.service),
+            service: Some(neighbour.mapping.service.clone()),
+            table: table.target.clone(),
+            columns: targets(table, reference)?,
+            session,
+        });
+    }
+    if !taken_whole {
+        owners.push(Owner {
+            place: "monolith".to_owned(),
+            service: None,
+            table: reference.references.clone(),
+            columns: reference.referenced_columns.clone(),
+            session: sides.monolith_read.connect(APPLICATION).await?,
+        });
+    }
+    Ok(owners)
+}
+
+/// The referenced columns by their names in the service.
+fn targets(table: &TableMapping, reference: &SoftReference) -> Result<Vec<String>, OrphanError> {
+    let target = |name: &String| {
+        let column = table.column(name).map(|column| column.target.clone());
+        column.ok_or_else(|| OrphanError::NotCarried { table: table.source.clone(), column: name.clone() })
+    };
+    reference.referenced_columns.iter().map(target).collect()
+}
