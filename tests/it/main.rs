@@ -40,6 +40,7 @@ mod scheduling;
 mod sessions;
 mod status;
 mod touched;
+mod truth;
 mod upgrade;
 mod versions;
 mod walkthrough;
