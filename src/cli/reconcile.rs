@@ -160,7 +160,7 @@ pub(super) async fn run(ui: &mut Ui, arguments: &Arguments) -> Result<Exit, CliE
     let jobs = jobs(&opened, mappings, &options);
     let pass = Pass { arguments, options: &options, plan: shell_word(&opened.path) };
     let ended = pass.compare(ui, &jobs, &mut interrupts, &stop).await;
-    pass.finish(ui, &jobs, ended, &stop).await
+    pass.finish(ui, &jobs, ended, (&mut interrupts, &stop)).await
 }
 
 /// The tables that were asked for, which must be in the plan.

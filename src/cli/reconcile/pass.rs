@@ -69,7 +69,7 @@ impl Pass<'_> {
         ui: &mut Ui,
         jobs: &[SliceJob],
         ended: Ended,
-        stop: &CancellationToken,
+        (interrupts, stop): (&mut Interrupts, &CancellationToken),
     ) -> Result<Exit, CliError> {
         let (mut done, mut failed) = (Vec::new(), Vec::new());
         for (slice, outcome) in ended {
@@ -82,7 +82,14 @@ impl Pass<'_> {
         self.write(ui, &verdicts)?;
         let mut exit = exit(&verdicts);
         if self.arguments.repair && exit == Exit::Problems {
-            let repaired = self.repair(ui, jobs, &done, stop).await?;
+            let mut repairing = Box::pin(self.repair(ui, jobs, &done, stop));
+            let repaired = loop {
+                tokio::select! {
+                    repaired = &mut repairing => break repaired?,
+                    () = interrupts.next() => stop.cancel(),
+                }
+            };
+            drop(repairing);
             let whole = verdicts.iter().all(|verdict| verdict.outcome != Outcome::Incomplete);
             if repaired && whole && verdicts.iter().all(|verdict| is_compared(verdict)) {
                 exit = Exit::Clean;

@@ -169,15 +169,19 @@ impl Mirror {
         std::fs::read_to_string(&self.log).unwrap_or_default()
     }
 
+    pub fn signal(&self, signal: rustix::process::Signal) {
+        let pid = rustix::process::Pid::from_child(&self.child.borrow());
+        rustix::process::kill_process(pid, signal).unwrap();
+    }
+
     /// Ends it as a crash would.
     pub fn kill(&self) {
-        self.child.borrow_mut().kill().unwrap();
+        self.signal(rustix::process::Signal::KILL);
         self.ended();
     }
 
     pub fn stop(&self) {
-        let pid = rustix::process::Pid::from_child(&self.child.borrow());
-        rustix::process::kill_process(pid, rustix::process::Signal::TERM).unwrap();
+        self.signal(rustix::process::Signal::TERM);
         self.ended();
     }
 }

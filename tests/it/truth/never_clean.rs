@@ -16,7 +16,8 @@ const SETUP: &str = "CREATE ROLE strangler_apply LOGIN; CREATE TABLE a (id int P
     CREATE TABLE b (id int PRIMARY KEY, v int); INSERT INTO b SELECT i, i FROM generate_series(1, 100) i; ANALYZE";
 const TABLES: &str = "{ a: {}, b: {} }";
 
-async fn open() -> (Split, Client, Client, Mirror) {
+/// Two small tables, copied.
+pub async fn open() -> (Split, Client, Client, Mirror) {
     let (split, monolith, service) = Split::launch(TABLES, SETUP).await;
     split.provision();
     let mirror = split.mirror(None);

@@ -7,10 +7,11 @@ use rustix::process::Signal;
 use tokio_postgres::Client;
 
 use super::found::Run;
-use super::never_clean::Held;
+use super::never_clean::{self, Held};
 use super::stage::corrupt;
 use crate::support::say;
 use crate::support::split::Split;
+use crate::support::wait::{SOON, until};
 
 /// Ten tables of several chunks each: the first chunk of a table has 10,000 rows.
 const TABLES: i32 = 10;
@@ -130,4 +131,53 @@ async fn an_interrupted_run_says_what_is_left_and_is_gone_on_with() {
     let run = Run::of(&split, &[]);
     run.assert_clean();
     assert_eq!((&run.document.slices[0].run, attempt), (&id, 1));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_interrupted_run_does_not_wait_for_a_mirror_that_stands_still() {
+    let (split, monolith, service, mirror) = never_clean::open().await;
+    mirror.signal(Signal::STOP);
+    let background = split.start("reconcile", &[]);
+    let sql = "SELECT EXISTS (SELECT FROM pg_stat_activity WHERE application_name = 'strangler reconcile' \
+               AND query LIKE '%strangler.stream%')";
+    until("the run waits for the mirror", SOON, async || {
+        service.query_one(sql, &[]).await.unwrap().get::<_, bool>(0).then_some(())
+    })
+    .await;
+    background.signal(Signal::INT);
+    let began = Instant::now();
+    let ended = background.ended();
+    assert_eq!(ended.exit, Some(130), "{}", ended.page());
+    assert!(began.elapsed() < Duration::from_secs(15), "it took {:?}", began.elapsed());
+    mirror.signal(Signal::CONT);
+    mirror.caught_up(&monolith, &service).await;
+    Run::of(&split, &[]).assert_clean();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_interrupted_repair_ends_and_the_mirror_still_does_it() {
+    let (split, monolith, service, mirror) = never_clean::open().await;
+    corrupt(&service, "UPDATE a SET v = 0 WHERE id = 7").await;
+    let holder = split.pair.service().await;
+    holder.batch_execute("BEGIN; SELECT FROM a WHERE id = 7 FOR UPDATE").await.unwrap();
+    let background = split.start("reconcile", &["--repair"]);
+    until("the repair is asked for", SOON, async || {
+        let row = service.query_one("SELECT EXISTS (SELECT FROM strangler.repair)", &[]).await.unwrap();
+        row.get::<_, bool>(0).then_some(())
+    })
+    .await;
+    background.signal(Signal::INT);
+    let began = Instant::now();
+    let ended = background.ended();
+    assert_eq!(ended.exit, Some(130), "{}", ended.page());
+    assert!(ended.stderr.contains("is still done by the mirror"), "{}", ended.stderr);
+    assert!(began.elapsed() < Duration::from_secs(15), "it took {:?}", began.elapsed());
+    holder.batch_execute("ROLLBACK").await.unwrap();
+    until("the row is repaired", SOON, async || {
+        let row = service.query_one("SELECT v = 7 FROM a WHERE id = 7", &[]).await.unwrap();
+        row.get::<_, bool>(0).then_some(())
+    })
+    .await;
+    mirror.caught_up(&monolith, &service).await;
+    Run::of(&split, &[]).assert_clean();
 }
