@@ -10,6 +10,7 @@ use tokio_postgres::Client;
 
 use crate::support::cluster::connect;
 use crate::support::split::{Mirror, Split};
+use crate::support::wait::until;
 
 /// Columns of `things` in the service, without key and filter.
 pub const COLUMNS: &str = "num, big, price, ratio, ok, label_text, title, code, pad, day, at, seen, span, data, uid, \
@@ -26,6 +27,9 @@ const CODE_SQL: &str = "(lpad(to_hex(i * 2654435761 % 4294967296), 8, '0') || '-
 pub fn code(i: i64) -> String {
     format!("{:08x}-0000-4000-8000-{i:012x}", i * 2_654_435_761 % 4_294_967_296)
 }
+
+/// A million rows take their time.
+const COPIED: Duration = Duration::from_secs(600);
 
 /// How many rows there are of each table, and which of them are left alone by the writers: the first half.
 #[derive(Debug, Clone, Copy)]
@@ -84,6 +88,11 @@ impl Stage {
         let (split, monolith, service) = Split::launch(TABLES, &schema(sizes)).await;
         split.provision();
         let mirror = split.mirror_as(None, &[]);
+        let live = "SELECT coalesce(bool_and(state = 'live'), false) FROM strangler.mirror_table";
+        until("everything is copied", COPIED, async || {
+            service.query_one(live, &[]).await.unwrap().get::<_, bool>(0).then_some(())
+        })
+        .await;
         mirror.caught_up(&monolith, &service).await;
         Self { split, service, _mirror: mirror }
     }
@@ -161,10 +170,10 @@ impl Writers {
     }
 }
 
-/// A unique violation and a deadlock are the application's own.
+/// A unique violation, a deadlock and a lock that could not be had are the application's own.
 async fn forgive(session: &Client, error: &tokio_postgres::Error, sql: &str) {
     let code = error.as_db_error().map(|error| error.code().code().to_owned());
-    assert!(matches!(code.as_deref(), Some("23505" | "40P01")), "{sql}: {error:?}");
+    assert!(matches!(code.as_deref(), Some("23505" | "40P01" | "55P03")), "{sql}: {error:?}");
     session.batch_execute("ROLLBACK").await.unwrap();
 }
 
