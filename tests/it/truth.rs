@@ -11,4 +11,5 @@ mod race;
 mod resumed;
 mod reverse;
 mod stage;
+mod storm;
 mod versions;

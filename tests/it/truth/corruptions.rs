@@ -81,9 +81,10 @@ impl Planted {
             planted.in_words(number * 3 + 3);
             planted.in_pairs(number * 10 + 20);
             planted.in_codes(number * 10 + 1);
+            planted.in_sums(number * 10 + 1);
         }
         planted.twice();
-        planted.sorts = SORTS.len() + 17;
+        planted.sorts = SORTS.len() + 20;
         planted
     }
 
@@ -186,6 +187,24 @@ impl Planted {
         self.told(("codes", Differs), &[&changed], &["value"], false);
         self.told(("codes", Missing), &[&gone], &[], false);
         self.told(("codes", Extra), &[&extra], &[], false);
+    }
+
+    /// Keys that are equal and are written differently name one row.
+    fn in_sums(&mut self, n: i64) {
+        let [scale, both, gone] = [n, n + 1, n + 2].map(|n| n.to_string());
+        self.sql.push(format!(
+            "UPDATE sums SET sum = {scale}.00 WHERE sum = {scale}; DELETE FROM sums WHERE sum = {gone}; \
+             UPDATE sums SET sum = {both}.00, value = 'other' WHERE sum = {both}"
+        ));
+        self.told(("sums", Differs), &[&scale], &["sum"], true);
+        self.told(("sums", Missing), &[&gone], &[], false);
+        self.strict.insert((
+            "sums".to_owned(),
+            Differs,
+            vec![both.clone()],
+            vec!["sum".to_owned(), "value".to_owned()],
+        ));
+        self.loose.insert(("sums".to_owned(), Differs, vec![both], vec!["value".to_owned()]));
     }
 
     /// Where no key guards; the key's constraint is gone before.

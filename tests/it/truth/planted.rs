@@ -61,7 +61,7 @@ async fn repaired(stage: &Stage, planted: &Planted) {
     assert_eq!(verdicts, ["differs"; 4], "{entries:?}");
     let repairs: Vec<String> =
         rows.iter().filter(|row| row.get::<_, &str>(0) == "repair").map(|row| row.get(2)).collect();
-    assert_eq!(repairs.len(), 5, "one of each table: {entries:?}");
+    assert_eq!(repairs.len(), 6, "one of each table: {entries:?}");
     let keys = |text: &str| repairs.iter().any(|body| body.contains(text));
     assert!(keys("90000000") && keys("strasse 3"), "{repairs:?}");
 }

@@ -17,7 +17,7 @@ pub const COLUMNS: &str = "num, big, price, ratio, ok, label_text, title, code, 
      doc, doc2, raw, addr, nums, tags, mood, note";
 
 const TABLES: &str = "{ things: { where: { region: EU }, columns: { label: label_text, gone: { drop: true } } }, \
-     words: {}, pairs: {}, codes: {}, days: {} }";
+     words: {}, pairs: {}, codes: {}, sums: {}, days: {} }";
 
 /// The key of row `i` of `codes`: scattered, as random ones are.
 const CODE_SQL: &str = "(lpad(to_hex(i * 2654435761 % 4294967296), 8, '0') || '-0000-4000-8000-' \
@@ -69,6 +69,8 @@ CREATE TABLE pairs (a int, b text, value text, PRIMARY KEY (a, b));
 INSERT INTO pairs SELECT i / 10, 'b' || i % 10, 'value ' || i FROM generate_series(1, {pairs}) i;
 CREATE TABLE codes (code uuid PRIMARY KEY, value text);
 INSERT INTO codes SELECT {code}, 'value ' || i FROM generate_series(1, {codes}) i;
+CREATE TABLE sums (sum numeric PRIMARY KEY, value text);
+INSERT INTO sums SELECT i, 'value ' || i FROM generate_series(1, 500) i;
 CREATE TABLE days (day int PRIMARY KEY, value text);
 INSERT INTO days SELECT i, 'day ' || i FROM generate_series(1, 200) i;
 ANALYZE;"#
