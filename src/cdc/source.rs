@@ -25,7 +25,8 @@ pub fn marker_content(slice: &str, word: &str) -> String {
 /// Whether a marker is for a slice. A slice's name holds no colon, so the first one ends it.
 #[must_use]
 pub fn marker_is_for(content: &[u8], slice: &str) -> bool {
-    content.strip_prefix(slice.as_bytes()).is_some_and(|rest| rest.first() == Some(&b':'))
+    let end = content.iter().position(|byte| *byte == b':');
+    end.and_then(|end| content.get(..end)) == Some(slice.as_bytes()) && !slice.is_empty()
 }
 
 /// A transaction id of the monolith that no later writer can be older than: takes one in a transaction of its own.

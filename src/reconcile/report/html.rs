@@ -296,26 +296,4 @@ mod tests {
         assert!(page(&[fixture::huge(OPEN_MAX + 1)]).contains("<details>"));
         assert!(page(&[fixture::huge(OPEN_MAX)]).contains("<details open>"));
     }
-
-    /// Pages to look at in a browser: `STRANGLER_PAGES=folder cargo test --lib pages_for_a_browser -- --ignored`.
-    #[test]
-    #[ignore = "writes files for people"]
-    fn pages_for_a_browser() {
-        let folder = std::path::PathBuf::from(std::env::var("STRANGLER_PAGES").unwrap());
-        let pages: [(&str, Vec<Verdict>); 7] = [
-            ("clean", vec![fixture::clean()]),
-            ("sampled", vec![fixture::sampled()]),
-            ("differs", vec![fixture::differs()]),
-            (
-                "several",
-                vec![fixture::differs(), fixture::clean(), fixture::incomplete(), fixture::unreached()],
-            ),
-            ("nasty", vec![fixture::nasty()]),
-            ("huge", vec![fixture::huge(1_000)]),
-            ("empty", Vec::new()),
-        ];
-        for (name, verdicts) in pages {
-            std::fs::write(folder.join(format!("{name}.html")), page(&verdicts)).unwrap();
-        }
-    }
 }
