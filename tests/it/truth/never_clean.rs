@@ -241,6 +241,15 @@ async fn a_column_that_is_renamed_in_the_middle_makes_the_run_incomplete() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_column_that_the_service_does_not_have_is_not_left_out_in_silence() {
+    let (split, monolith, _service, _mirror) = open().await;
+    monolith.batch_execute("ALTER TABLE a ADD COLUMN late int DEFAULT 7").await.unwrap();
+    let ended = split.run("reconcile", &[]);
+    assert_eq!(ended.exit, Some(3), "{}", ended.page());
+    assert!(ended.stderr.contains("strangler provision plan.yaml"), "{}", ended.stderr);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_copy_that_lost_everything_is_counted_in_full_and_repaired() {
     let (split, _monolith, service, _mirror) = open().await;
     corrupt(&service, "TRUNCATE a").await;
