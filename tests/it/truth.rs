@@ -7,6 +7,7 @@ mod found;
 mod never_clean;
 mod parts;
 mod planted;
+mod privileges;
 mod race;
 mod resumed;
 mod reverse;

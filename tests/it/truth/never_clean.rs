@@ -223,3 +223,39 @@ async fn what_can_not_be_compared_at_all_is_refused() {
     split.lead("SERVICE", nowhere);
     assert_eq!(split.run("reconcile", &[]).exit, Some(4));
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_column_that_is_renamed_in_the_middle_makes_the_run_incomplete() {
+    for (side, sql) in [
+        ("service", "ALTER TABLE a RENAME v TO w"),
+        ("monolith", "ALTER TABLE a RENAME v TO w"),
+        ("service", "ALTER TABLE a RENAME TO z"),
+    ] {
+        let held = Held::start(&[]).await;
+        let client = if side == "service" { &held.service } else { &held.monolith };
+        client.batch_execute(sql).await.unwrap();
+        let (run, _split, _service, _mirror) = held.goes_on().await;
+        let changed = format!("the definition of table a changed on the {side}'s side");
+        run.assert_incomplete(&[&changed]);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_column_that_the_service_does_not_have_is_not_left_out_in_silence() {
+    let (split, monolith, _service, _mirror) = open().await;
+    monolith.batch_execute("ALTER TABLE a ADD COLUMN late int DEFAULT 7").await.unwrap();
+    let ended = split.run("reconcile", &[]);
+    assert_eq!(ended.exit, Some(3), "{}", ended.page());
+    assert!(ended.stderr.contains("strangler provision plan.yaml"), "{}", ended.stderr);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_copy_that_lost_everything_is_counted_in_full_and_repaired() {
+    let (split, _monolith, service, _mirror) = open().await;
+    corrupt(&service, "TRUNCATE a").await;
+    let run = Run::read(split.run("reconcile", &["--format", "json", "--list", "5", "--repair"]));
+    assert_eq!(run.counts(), [(FindingKind::Missing, 3000)].into(), "{}", run.ended.page());
+    let slice = &run.document.slices[0];
+    assert_eq!((slice.findings.len(), slice.not_listed, run.ended.exit), (5, 2995, Some(0)));
+    Run::of(&split, &["--strict"]).assert_clean();
+}

@@ -38,7 +38,7 @@ async fn no_run_finds_what_is_not_there_while_mirrors_and_the_service_die() {
     drop(service);
     let writers = Writers::start(&split.pair.monolith_url(), write).await;
     let mut random = fastrand::Rng::new();
-    let mut exits = std::collections::BTreeMap::new();
+    let (mut exits, mut unreachable) = (std::collections::BTreeMap::new(), Vec::new());
     for round in 0..if soak() { 60 } else { 12 } {
         let before = writers.done();
         let background = split.start("reconcile", &["--format", "json", "--strict"]);
@@ -57,6 +57,7 @@ async fn no_run_finds_what_is_not_there_while_mirrors_and_the_service_die() {
         writers.assert_got_on(&before);
         *exits.entry(ended.exit).or_insert(0) += 1;
         if ended.exit == Some(4) {
+            unreachable.push(ended.stderr);
             continue;
         }
         let run = Run::read(ended);
@@ -64,7 +65,7 @@ async fn no_run_finds_what_is_not_there_while_mirrors_and_the_service_die() {
         assert_eq!(run.ended.exit == Some(0), run.reasons().is_empty(), "{}", run.ended.page());
     }
     let written = writers.stop().await;
-    say(&format!("exit codes {exits:?} beside {written} writes"));
+    say(&format!("exit codes {exits:?} beside {written} writes: {unreachable:?}"));
     let service = split.pair.service().await;
     if mirror.exited().is_some() {
         mirror = split.mirror(None);
