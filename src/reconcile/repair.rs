@@ -14,7 +14,7 @@ use super::finding::{FindingKind, RawKey};
 use super::form::TableForm;
 use super::hands;
 use super::redact::Redactor;
-use super::run::{Done, RunError, SliceJob};
+use super::run::{Done, RunError, SliceJob, given_up};
 use super::sides::APPLICATION;
 use super::verdict::Counts;
 use crate::cdc::mirror::chain_of;
@@ -147,13 +147,17 @@ pub async fn run(
             if stop.is_cancelled() {
                 return Err(RepairError::Stopped { slice: job.mapping.slice.clone() });
             }
-            let asked = tokio::select! {
-                asked = ask(job, &service, done, rows, &mut one, author) => asked,
-                () = stop.cancelled() => Err(RepairError::Stopped { slice: job.mapping.slice.clone() }),
+            let repaired = async {
+                let landed = ask(job, &service, done, rows, &mut one, author).await?;
+                verify(job, done, wanted.mapping, &landed, &mut one).await?;
+                record(job, &service, done, wanted.mapping, &landed, author).await
             };
-            let landed = asked?;
-            verify(job, done, wanted.mapping, &landed, &mut one).await?;
-            record(job, &service, done, wanted.mapping, &landed, author).await?;
+            tokio::select! {
+                repaired = repaired => repaired?,
+                () = given_up(stop) => {
+                    return Err(RepairError::Stopped { slice: job.mapping.slice.clone() });
+                }
+            }
         }
         repaired.push(one);
     }

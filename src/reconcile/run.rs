@@ -27,6 +27,8 @@ use crate::problem::Problem;
 
 /// A run says that it is alive this often while nothing settles.
 const BEAT_EVERY: Duration = Duration::from_secs(5);
+/// How long the work may take to end by itself once it is to be stopped: what is settled by then is settled.
+const STOP_GRACE: Duration = Duration::from_secs(3);
 /// How long a service that went away at the end is waited for, so that the verdict can be recorded.
 const END_PATIENCE: Duration = Duration::from_secs(30);
 
@@ -202,6 +204,7 @@ pub async fn run(
     let worked = tokio::select! {
         worked = Box::pin(tables.work()) => worked,
         error = begun.beat(slice) => Err(error),
+        () = given_up(stop) => Err(RunError::Stopped { slice: slice.clone() }),
     };
     let worked = match worked {
         Ok(worked) => worked,
@@ -211,6 +214,13 @@ pub async fn run(
         }
     };
     Box::pin(begun.conclude(job, options, worked)).await
+}
+
+/// Returns when work that was to be stopped has not ended by itself, as while it waits for a mirror or for a statement.
+/// It is dropped then, and its sessions with it.
+pub(super) async fn given_up(stop: &CancellationToken) {
+    stop.cancelled().await;
+    tokio::time::sleep(STOP_GRACE).await;
 }
 
 fn shown_tables(mapping: &SliceMapping, options: &Options) -> Vec<TableProgress> {

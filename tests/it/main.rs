@@ -42,6 +42,7 @@ mod selftest;
 mod sessions;
 mod status;
 mod touched;
+mod truth;
 mod upgrade;
 mod versions;
 mod walkthrough;

@@ -10,7 +10,7 @@ pub(super) struct Held {
     pub(super) fits: bool,
     /// Hash of the row, under two seeds in a strict comparison.
     pub(super) hashes: Vec<i64>,
-    /// Which version of the row it is; read on the copy only.
+    /// Which version of which row it is.
     pub(super) version: Option<String>,
     /// Hashes of the columns in mapping order; empty when not asked for.
     pub(super) columns: Vec<i64>,

@@ -76,8 +76,7 @@ impl<'a> Lookup<'a> {
         self.fetch(client, &self.select(copy, values), keys).await
     }
 
-    /// Only the version of the copy's rows is of use, and it is read on both sides all the same, so that there is one
-    /// form. A partitioned table has its rows in several places.
+    /// A version is that of one row: a partitioned table has its rows in several places.
     fn select(&self, side: Side, values: bool) -> String {
         let (hashes, texts) = if values { self.values(side) } else { (String::new(), String::new()) };
         let mut row_hash = self.form.row_hash(side, false);

@@ -1,6 +1,6 @@
 //! What is known so far of the suspects of one table, and the words for what stays unknown.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
@@ -68,6 +68,8 @@ pub(super) struct Task<'a> {
     redactor: Arc<Redactor>,
     list: usize,
     proof: Proof,
+    /// Versions of the rows that were found to be wrong: two suspects may be one row.
+    found: HashSet<String>,
     no_lock: Option<String>,
     waits_left: usize,
     last_round: bool,
@@ -93,6 +95,7 @@ impl<'a> Task<'a> {
             redactor,
             list,
             proof: Proof::default(),
+            found: HashSet::new(),
             no_lock: None,
             waits_left: 0,
             last_round: false,
@@ -207,9 +210,15 @@ impl<'a> Task<'a> {
         not_locked.into_iter()
     }
 
-    /// Takes what is certain of a key: a finding, if anything is wrong with it.
+    /// Takes what is certain of a key: a finding, if anything is wrong with it. The sides may write equal keys
+    /// differently, as 1.0 and 1.00, or in texts that a collation calls equal: then both texts are suspects, and name
+    /// one row.
     pub(super) fn found(&mut self, key: RawKey, here: Option<&Held>, there: &[&Held]) {
         let Some(kind) = judge(self.authority, here, there) else { return };
+        let row = here.or(there.first().copied()).and_then(|row| row.version.clone());
+        if row.is_some_and(|row| !self.found.insert(row)) {
+            return;
+        }
         *self.proof.counts.entry(kind).or_default() += 1;
         if self.lists_more() {
             let finding = self.finding(kind, &key, here, there);

@@ -40,10 +40,15 @@ impl Pair {
 
     /// Starts both servers and creates an empty database on each.
     pub async fn launch() -> Self {
-        let pair = Self { monolith: launch(), service: launch() };
-        create_database(&pair.monolith, Self::MONOLITH).await;
-        create_database(&pair.service, Self::SERVICE).await;
-        pair
+        Self::of(launch(), launch(), "").await
+    }
+
+    /// As [`Self::launch`], on servers that run already; `service_options` are those of its CREATE DATABASE.
+    pub async fn of(monolith: LocalCluster, service: LocalCluster, service_options: &str) -> Self {
+        create_database(&monolith, Self::MONOLITH).await;
+        let sql = format!("CREATE DATABASE {} {service_options}", quote_ident(Self::SERVICE));
+        connect(&service.admin_url()).await.batch_execute(&sql).await.unwrap();
+        Self { monolith, service }
     }
 
     pub fn monolith_url(&self) -> String {

@@ -1,7 +1,7 @@
 //! A split of tables of the test's own, run by the real binary: a monolith, a service's server, a plan file.
 
 use std::cell::RefCell;
-use std::process::{Child, Command, ExitStatus};
+use std::process::{Child, Command, ExitStatus, Stdio};
 
 use tokio_postgres::Client;
 
@@ -29,7 +29,11 @@ impl Split {
 
     /// A plan whose links are `${MONOLITH}` and `${SERVICE}`, or others that [`Self::lead`] sets.
     pub async fn with_plan(plan: &str, setup: &str) -> (Self, Client, Client) {
-        let pair = Pair::launch().await;
+        Self::between(Pair::launch().await, plan, setup).await
+    }
+
+    /// As [`Self::with_plan`], between two servers that are there already.
+    pub async fn between(pair: Pair, plan: &str, setup: &str) -> (Self, Client, Client) {
         let (monolith, service) = (pair.monolith().await, pair.service().await);
         monolith.batch_execute(setup).await.unwrap();
         let mut split = Self { pair, folder: tempfile::tempdir().unwrap(), links: Vec::new() };
@@ -70,6 +74,13 @@ impl Split {
         Ended::of(self.command(&[&[verb, "plan.yaml"], arguments].concat()).output().unwrap())
     }
 
+    /// Starts a verb on the plan, to be ended later.
+    pub fn start(&self, verb: &str, arguments: &[&str]) -> Background {
+        let mut command = self.command(&[&[verb, "plan.yaml"], arguments].concat());
+        let child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+        Background(Some(child))
+    }
+
     pub fn provision(&self) {
         let ended = self.run("provision", &[]);
         assert_eq!(ended.exit, Some(0), "{}", ended.page());
@@ -80,15 +91,53 @@ impl Split {
     }
 
     pub fn mirror_with(&self, failpoint: Option<&str>, arguments: &[&str]) -> Mirror {
+        self.mirror_as(failpoint, &[&["--rows-per-piece", "100"], arguments].concat())
+    }
+
+    /// A mirror with these arguments and no others.
+    pub fn mirror_as(&self, failpoint: Option<&str>, arguments: &[&str]) -> Mirror {
         let log = self.folder.path().join("mirror.log");
         let file = std::fs::File::create(&log).unwrap();
-        let mut command =
-            self.command(&[&["mirror", "plan.yaml", "--rows-per-piece", "100"], arguments].concat());
+        let mut command = self.command(&[&["mirror", "plan.yaml"], arguments].concat());
         if let Some(name) = failpoint {
             command.env("STRANGLER_FAILPOINT", name);
         }
         let child = command.stdout(file.try_clone().unwrap()).stderr(file).spawn().unwrap();
         Mirror { child: RefCell::new(child), log }
+    }
+}
+
+/// A command that runs beside the test; ends with it at the latest.
+pub struct Background(Option<Child>);
+
+impl Background {
+    pub fn id(&self) -> u32 {
+        self.0.as_ref().unwrap().id()
+    }
+
+    pub fn signal(&self, signal: rustix::process::Signal) {
+        let pid = rustix::process::Pid::from_child(self.0.as_ref().unwrap());
+        rustix::process::kill_process(pid, signal).unwrap();
+    }
+
+    /// Waits for its end.
+    pub fn ended(mut self) -> Ended {
+        Ended::of(self.0.take().unwrap().wait_with_output().unwrap())
+    }
+
+    /// Ends it as a crash would.
+    pub fn kill(self) -> Ended {
+        self.signal(rustix::process::Signal::KILL);
+        self.ended()
+    }
+}
+
+impl Drop for Background {
+    fn drop(&mut self) {
+        if let Some(child) = &mut self.0 {
+            let _ = child.kill();
+            let _ = child.wait();
+        }
     }
 }
 
@@ -127,9 +176,19 @@ impl Mirror {
         std::fs::read_to_string(&self.log).unwrap_or_default()
     }
 
-    pub fn stop(&self) {
+    pub fn signal(&self, signal: rustix::process::Signal) {
         let pid = rustix::process::Pid::from_child(&self.child.borrow());
-        rustix::process::kill_process(pid, rustix::process::Signal::TERM).unwrap();
+        rustix::process::kill_process(pid, signal).unwrap();
+    }
+
+    /// Ends it as a crash would.
+    pub fn kill(&self) {
+        self.signal(rustix::process::Signal::KILL);
+        self.ended();
+    }
+
+    pub fn stop(&self) {
+        self.signal(rustix::process::Signal::TERM);
         self.ended();
     }
 }

@@ -1,0 +1,15 @@
+//! `strangler reconcile` tells the truth: through the real binary, between two real servers, with a real mirror, while
+//! the application writes.
+
+mod classified;
+mod corruptions;
+mod found;
+mod never_clean;
+mod parts;
+mod planted;
+mod race;
+mod resumed;
+mod reverse;
+mod stage;
+mod storm;
+mod versions;
