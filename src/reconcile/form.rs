@@ -48,6 +48,10 @@ const REPRESENTED: &[&str] = &["bpchar", "double precision", "interval", "numeri
 const FOLDED: &[&str] =
     &["bigint", "time without time zone", "timestamp with time zone", "timestamp without time zone"];
 
+/// Columns of a table up to which a `bigint` is hashed with its upper half beside it: a row of SQL has at most 1,664
+/// entries.
+const HALVES_COLUMNS_MAX: usize = 800;
+
 /// Which side of a comparison.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Side {
@@ -177,10 +181,20 @@ impl TableForm {
         format!("t.{}", quote_ident(name))
     }
 
-    /// What each column is hashed as, in mapping order, on table alias `t`.
+    /// What each column is hashed as, in mapping order, on table alias `t`. A `bigint` comes with its upper half, which
+    /// its own hash folds into the lower one; in a table too wide for that, strict comparisons tell them apart.
     pub fn values(&self, side: Side) -> impl Iterator<Item = String> + '_ {
+        let halves = self.mapping.columns.len() <= HALVES_COLUMNS_MAX;
         let pairs = self.mapping.columns.iter().zip(&self.forms);
-        pairs.map(move |(column, form)| form.sql(&column.cast_sql, &Self::column(column, side)))
+        pairs.map(move |(column, form)| {
+            let value = Self::column(column, side);
+            let hashed = form.sql(&column.cast_sql, &value);
+            if halves && *form == ColumnForm::Native && column.cast_sql == "bigint" {
+                format!("{hashed}, ({value} >> 32)::int4")
+            } else {
+                hashed
+            }
+        })
     }
 
     /// The hash of a row on table alias `t`, a `bigint`; under another seed for `second`.
