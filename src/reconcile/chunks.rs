@@ -8,6 +8,7 @@ use std::time::Duration;
 use super::form::TableForm;
 use super::reader::{ReadError, Reader};
 use super::statements::KeyRange;
+use super::walk::Walk;
 use crate::journal::runs;
 
 /// Time that a chunk is meant to keep one side busy: long enough that the way to and fro does not count, short enough
@@ -144,6 +145,19 @@ pub fn prefix(settled: Vec<runs::Chunk>) -> Vec<runs::Chunk> {
     }
 }
 
+/// The settled chunks that a walk goes on behind: an unbroken row from the beginning ([`prefix`]). A walk by buckets takes a
+/// table in one piece, so that it can use that row only when it reaches the end; a resumed run may walk otherwise than
+/// the one that was cut off, for instance because the table was analyzed meanwhile.
+#[must_use]
+pub fn behind(walk: &Walk, settled: Vec<runs::Chunk>) -> Vec<runs::Chunk> {
+    let row = prefix(settled);
+    let whole = row.last().is_some_and(|last| last.hi.is_none());
+    match walk {
+        Walk::Buckets(_) if !whole => Vec::new(),
+        Walk::Ranges(_) | Walk::Buckets(_) => row,
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -198,5 +212,16 @@ mod tests {
         assert_eq!(left(&row), Some(KeyRange { lo: Some(key("5")), hi: None }));
         assert_eq!(left(&whole), None);
         assert_eq!(left(&[]), Some(KeyRange::default()));
+    }
+
+    #[test]
+    fn a_walk_by_buckets_begins_anew_behind_ranges_that_do_not_reach_the_end() {
+        let part = vec![settled(0, None, Some("5")), settled(2, Some("9"), None)];
+        let whole = vec![settled(0, None, Some("5")), settled(1, Some("5"), None)];
+        let (ranges, buckets) = (Walk::Ranges(vec!["int4".to_owned()]), Walk::Buckets(64));
+        assert_eq!(behind(&ranges, part.clone()).len(), 1);
+        assert_eq!(behind(&buckets, part), []);
+        assert_eq!(behind(&buckets, whole.clone()), whole);
+        assert_eq!(behind(&buckets, Vec::new()), []);
     }
 }

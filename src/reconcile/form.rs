@@ -43,10 +43,16 @@ const HASHABLE_TEXT: &[&str] = &["bpchar", "character varying", "text"];
 const REPRESENTED: &[&str] = &["bpchar", "double precision", "interval", "numeric", "real"];
 
 /// Hashable types of 64 bits whose own hash folds the two halves into one before it hashes them, so that 1 and 2^32
-/// are the same to it. Two different values of a column have the same hash once in four billion, which is enough for a
-/// comparison and not for strict evidence.
-const FOLDED: &[&str] =
-    &["bigint", "time without time zone", "timestamp with time zone", "timestamp without time zone"];
+/// are the same to it, and so are -1 and 2^32 - 1. Two different values of a column have the same hash once in four
+/// billion, which is enough for a comparison and not for strict evidence. That of `interval`, which is among
+/// [`REPRESENTED`], folds too.
+const FOLDED: &[&str] = &[
+    "bigint",
+    "time with time zone",
+    "time without time zone",
+    "timestamp with time zone",
+    "timestamp without time zone",
+];
 
 /// Columns of a table up to which a `bigint` is hashed with its upper half beside it: a row of SQL has at most 1,664
 /// entries.
@@ -285,6 +291,10 @@ mod tests {
         for (cast_sql, loose, strict) in [
             ("integer", "v", "v"),
             ("bigint", "v", r#"v::text COLLATE "C""#),
+            ("time with time zone", "v", r#"v::text COLLATE "C""#),
+            ("time without time zone", "v", r#"v::text COLLATE "C""#),
+            ("timestamp with time zone", "v", r#"v::text COLLATE "C""#),
+            ("interval", "v", r#"v::text COLLATE "C""#),
             ("numeric", r#"trim_scale(v)::text COLLATE "C""#, r#"v::text COLLATE "C""#),
             ("jsonb", r#"v::text COLLATE "C""#, r#"v::text COLLATE "C""#),
             ("numeric[]", r#"v::text COLLATE "C""#, r#"v::text COLLATE "C""#),

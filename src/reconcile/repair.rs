@@ -149,8 +149,9 @@ pub async fn run(
             }
             let repaired = async {
                 let landed = ask(job, &service, done, rows, &mut one, author).await?;
-                verify(job, done, wanted.mapping, &landed, &mut one).await?;
-                record(job, &service, done, wanted.mapping, &landed, author).await
+                // First the record: rows that can't be looked at again have been written all the same.
+                record_all(job, &service, done, wanted.mapping, &landed, author).await?;
+                verify(job, done, wanted.mapping, &landed, &mut one).await
             };
             tokio::select! {
                 repaired = repaired => repaired?,
@@ -243,7 +244,29 @@ async fn verify(
     Ok(())
 }
 
-/// Writes the keys into the ledger, as they may be shown.
+/// Writes the keys into the ledger, in as many entries as it takes: keys may be long texts.
+async fn record_all(
+    job: &SliceJob,
+    service: &Session,
+    done: &Done,
+    mapping: &TableMapping,
+    keys: &[RawKey],
+    author: &Author,
+) -> Result<(), RepairError> {
+    let mut groups = vec![keys];
+    while let Some(group) = groups.pop() {
+        match record(job, service, done, mapping, group, author).await {
+            Err(RepairError::Run(RunError::Journal(JournalError::TooLong { .. }))) if group.len() > 1 => {
+                let (first, second) = group.split_at(group.len() / 2);
+                groups.extend([second, first]);
+            }
+            recorded => recorded?,
+        }
+    }
+    Ok(())
+}
+
+/// Writes one entry with the keys, as they may be shown.
 async fn record(
     job: &SliceJob,
     service: &Session,

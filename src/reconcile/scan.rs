@@ -153,7 +153,7 @@ impl Scan<'_> {
             runs::chunks(&journal, self.run, &form.mapping.source.to_string()).await?
         };
         let number = settled.iter().map(|chunk| chunk.number + 1).max().unwrap_or(0);
-        let settled = chunks::prefix(settled);
+        let settled = chunks::behind(walk, settled);
         self.take_over(form, &settled, into).await?;
         let chunks = Chunks::after(&settled, number);
         match walk {
@@ -167,6 +167,7 @@ impl Scan<'_> {
                 let Some(pair) = pairs.first_mut() else { return Ok(()) };
                 self.whole(form, *of, number, pair, into).await
             }
+            // What is settled reaches the end.
             Walk::Buckets(_) => Ok(()),
         }
     }

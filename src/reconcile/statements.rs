@@ -92,7 +92,8 @@ pub fn sums_of_ranges(form: &TableForm, side: Side, types: &[String]) -> String 
     )
 }
 
-/// The conditions of one range, with its borders as parameters, and these.
+/// The conditions of one range, with its borders as parameters, and these. Rows that have a null for a key are in no
+/// range, also not in the one that is open on both sides.
 fn within<'a>(
     form: &TableForm,
     side: Side,
@@ -109,6 +110,11 @@ fn within<'a>(
             (first..).zip(types).map(|(number, name)| format!("${number}::text::{name}")).collect();
         conditions.push(format!("{key} {operator} {}", tuple(&values)));
         parameters.extend(border);
+    }
+    if parameters.is_empty() {
+        // A border leaves out rows without a key; here nothing else does, and the hash of such a key may be null.
+        let columns = form.mapping.key_columns();
+        conditions.extend(columns.map(|column| format!("{} IS NOT NULL", TableForm::column(column, side))));
     }
     conditions.extend(form.conditions(side));
     (conditions, parameters)
