@@ -301,7 +301,7 @@ async fn a_reconciliation_is_recorded_by_roles_of_least_privilege() {
         &[
             "INSERT INTO strangler.touched (slice, source_table, lsn, keys, key_count) VALUES ('one', 'Orders', '0/1', '[]', 0);
              DELETE FROM strangler.touched",
-            "INSERT INTO strangler.touched_floor VALUES ('one', 'Orders', '0/1');
+            "INSERT INTO strangler.touched_floor VALUES ('another', 'Orders', '0/1');
              UPDATE strangler.touched_floor SET lsn = '0/2'",
             "INSERT INTO strangler.repair (run, slice, source_table, key, finding, requested_by)
                  VALUES (gen_random_uuid(), 'one', 'Orders', '{7}', 'differs', 'ann');
