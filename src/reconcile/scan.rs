@@ -29,6 +29,8 @@ use crate::postgres::connect::Session;
 const BUCKETS: u32 = 64;
 /// Rows whose keys and hashes are held at once, on each side. A key with its hash is about a hundred bytes.
 const ROWS_HELD: i64 = 50_000;
+/// Suspects that are proven together: a proof takes a few round trips, however many rows it is about.
+const SUSPECTS_HELD: usize = 2_000;
 /// Keys that are looked at without a scan before progress is shown.
 const KEYS_AT_ONCE: usize = 10_000;
 /// Keys of findings that one chunk may note for a resumed run; with more it is compared again.
@@ -286,13 +288,15 @@ impl Scan<'_> {
             Err(error) => return Err(error.into()),
         };
         let mut compared = Compared { from: Some(lsn), ..Compared::default() };
+        let mut suspects = Vec::new();
         for (part, (left, right)) in chunk.parts.iter().zip(left.iter().zip(&right)) {
             compared.rows_authority += unsigned(left.rows);
             compared.rows_copy += unsigned(right.rows);
             if left != right {
-                self.narrow(form, types, pair, (part, BUCKETS), &mut compared).await?;
+                self.narrow(form, types, pair, (part, BUCKETS), (&mut suspects, &mut compared)).await?;
             }
         }
+        self.prove_all(form, &mut suspects, &mut compared).await?;
         Ok((compared, took))
     }
 
@@ -312,21 +316,38 @@ impl Scan<'_> {
         let lsn = self.meeting.meet().await?;
         let mut compared = Compared { from: Some(lsn), ..Compared::default() };
         let everything = KeyRange::default();
-        let (left, right) = self.narrow(form, &[], pair, (&everything, of), &mut compared).await?;
+        let mut suspects = Vec::new();
+        let (left, right) =
+            self.narrow(form, &[], pair, (&everything, of), (&mut suspects, &mut compared)).await?;
+        self.prove_all(form, &mut suspects, &mut compared).await?;
         (compared.rows_authority, compared.rows_copy) = (left, right);
         self.settle(form, number, everything, &compared).await?;
         into.add(compared);
         Ok(())
     }
 
-    /// Narrows a range that may differ down to keys, and proves those. Returns the rows of both sides.
+    /// Proves what is suspect so far.
+    async fn prove_all(
+        &self,
+        form: &TableForm,
+        suspects: &mut Vec<RawKey>,
+        into: &mut Compared,
+    ) -> Result<(), ScanError> {
+        if !suspects.is_empty() {
+            into.take(self.prove(form, std::mem::take(suspects)).await?);
+        }
+        Ok(())
+    }
+
+    /// Narrows a range that may differ down to keys, which are suspects then; when there are many they are proven at
+    /// once. Returns the rows of both sides.
     async fn narrow(
         &self,
         form: &TableForm,
         types: &[String],
         pair: &mut Pair,
         (range, of): (&KeyRange, u32),
-        into: &mut Compared,
+        (suspects, into): (&mut Vec<RawKey>, &mut Compared),
     ) -> Result<(u64, u64), ScanError> {
         let both = async {
             tokio::try_join!(
@@ -347,9 +368,9 @@ impl Scan<'_> {
                 pair.authority.rows(form, range, types, &buckets),
                 pair.copy.rows(form, range, types, &buckets),
             )?;
-            let suspects = suspects(authority, copy);
-            if !suspects.is_empty() {
-                into.take(self.prove(form, suspects).await?);
+            suspects.extend(unequal(authority, copy));
+            if suspects.len() >= SUSPECTS_HELD {
+                self.prove_all(form, suspects, into).await?;
             }
         }
         let rows = |sums: &HashMap<i32, Sums>| sums.values().map(|sums| unsigned(sums.rows)).sum();
@@ -476,7 +497,7 @@ fn batches(left: &HashMap<i32, Sums>, right: &HashMap<i32, Sums>) -> Vec<Vec<i32
 type Hashes = (i64, i64);
 
 /// Keys that the two sides do not hold once each with the same hashes.
-fn suspects(authority: Vec<(RawKey, Hashes)>, copy: Vec<(RawKey, Hashes)>) -> Vec<RawKey> {
+fn unequal(authority: Vec<(RawKey, Hashes)>, copy: Vec<(RawKey, Hashes)>) -> Vec<RawKey> {
     let mut sides: HashMap<RawKey, (Vec<Hashes>, Vec<Hashes>)> = HashMap::with_capacity(authority.len());
     for (key, hashes) in authority {
         sides.entry(key).or_default().0.push(hashes);
@@ -503,6 +524,6 @@ mod tests {
         let authority = side(&[("same", 1), ("changed", 2), ("missing", 3), ("twice", 4)]);
         let copy = side(&[("same", 1), ("changed", 5), ("extra", 6), ("twice", 4), ("twice", 4)]);
         let expected = ["changed", "extra", "missing", "twice"].map(key);
-        assert_eq!(suspects(authority, copy), expected);
+        assert_eq!(unequal(authority, copy), expected);
     }
 }
