@@ -67,9 +67,13 @@ async fn values_that_are_rewritten_under_their_type_are_not_clean() {
     assert!(matches!(run.ended.exit, Some(1 | 5)), "{}", run.ended.page());
     let reason = "the definition of table a changed on the monolith's side";
     assert!(run.reasons().contains(reason), "{}", run.ended.page());
+    // The mirror stops over rows that changed without an event, so a later run is either about a copy that has the old
+    // values, or about one that no mirror writes.
     let later = Run::of(&split, &[]);
-    assert_eq!(later.ended.exit, Some(1), "the copy has the old values: {}", later.ended.page());
-    assert_eq!(later.counts(), [(FindingKind::Differs, 3000)].into());
+    match later.ended.exit {
+        Some(1) => assert_eq!(later.counts(), [(FindingKind::Differs, 3000)].into()),
+        exit => assert_eq!(exit, Some(5), "{}", later.ended.page()),
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
