@@ -218,7 +218,7 @@ impl Scan<'_> {
         keys: Vec<RawKey>,
         into: &mut Compared,
     ) -> Result<(), ScanError> {
-        let lsn = self.meeting.meet().await?;
+        let lsn = self.meet().await?;
         into.compared_at(Some(lsn));
         let name = form.mapping.source.to_string();
         for some in keys.chunks(KEYS_AT_ONCE) {
@@ -233,6 +233,14 @@ impl Scan<'_> {
             self.board.table(self.slice, &name, |shown| shown.rows += rows);
         }
         Ok(())
+    }
+
+    /// Brings the copy to the authority's position. A mirror that is hours behind takes hours, so a stop ends the wait.
+    async fn meet(&self) -> Result<Lsn, ScanError> {
+        tokio::select! {
+            met = self.meeting.meet() => Ok(met?),
+            () = self.stop.cancelled() => Err(ScanError::Stopped),
+        }
     }
 
     async fn ranges(
@@ -276,7 +284,7 @@ impl Scan<'_> {
         chunk: &Chunk,
     ) -> Result<(Compared, Option<Duration>), ScanError> {
         // From here on the copy has what the authority had before the chunk was looked at.
-        let lsn = self.meeting.meet().await?;
+        let lsn = self.meet().await?;
         let (left, right, took) = match sums_of_parts(form, types, pair, chunk).await {
             Ok((left, right, took)) => (left, right, Some(took)),
             Err(error) if error.timed_out => {
@@ -309,7 +317,7 @@ impl Scan<'_> {
             return Err(ScanError::Stopped);
         }
         self.throttle.wait(self.slice, self.board, self.stop).await.map_err(ScanError::Load)?;
-        let lsn = self.meeting.meet().await?;
+        let lsn = self.meet().await?;
         let mut compared = Compared { from: Some(lsn), ..Compared::default() };
         let everything = KeyRange::default();
         let (left, right) = self.narrow(form, &[], pair, (&everything, of), &mut compared).await?;
@@ -343,10 +351,16 @@ impl Scan<'_> {
                 return Err(ScanError::Stopped);
             }
             let buckets = Buckets { of, numbers };
-            let (authority, copy) = tokio::try_join!(
-                pair.authority.rows(form, range, types, &buckets),
-                pair.copy.rows(form, range, types, &buckets),
-            )?;
+            let both = async {
+                tokio::try_join!(
+                    pair.authority.rows(form, range, types, &buckets),
+                    pair.copy.rows(form, range, types, &buckets),
+                )
+            };
+            let (authority, copy) = tokio::select! {
+                rows = both => rows?,
+                () = self.stop.cancelled() => return Err(ScanError::Stopped),
+            };
             let suspects = suspects(authority, copy);
             if !suspects.is_empty() {
                 into.take(self.prove(form, suspects).await?);
