@@ -1,10 +1,12 @@
 //! A session that reads one side of a table.
 
 use std::collections::HashMap;
+use std::pin::Pin;
 use std::time::{Duration, Instant};
 
+use futures_util::TryStreamExt;
 use tokio_postgres::types::ToSql;
-use tokio_postgres::{Row, Statement};
+use tokio_postgres::{Row, RowStream, Statement};
 
 use super::finding::RawKey;
 use super::form::{Side, TableForm};
@@ -88,11 +90,7 @@ impl Reader {
     }
 
     fn failed(&self, error: &tokio_postgres::Error) -> ReadError {
-        ReadError {
-            side: self.side,
-            words: sqlstate::words(error),
-            timed_out: Failure::of(error) == Failure::Cancelled,
-        }
+        failed(self.side, error)
     }
 
     async fn query(
@@ -222,19 +220,32 @@ impl Reader {
         types: &[String],
         buckets: &Buckets,
     ) -> Result<Vec<HashedRow>, ReadError> {
-        let over = statements::rows_of_buckets(form, self.side, range, types, buckets);
+        let over = statements::rows_of_buckets(form, self.side, range, types, buckets, false);
         let rows = self.over(over, &[&buckets.numbers]).await?;
-        let width = form.mapping.key.len();
-        let read = |row: &Row| -> Result<Option<HashedRow>, tokio_postgres::Error> {
-            let key: Option<Vec<String>> =
-                (0..width).map(|place| row.try_get::<_, Option<String>>(place)).collect::<Result<_, _>>()?;
-            let second = if form.strict { row.try_get(width + 1)? } else { 0 };
-            let hashes = (row.try_get(width)?, second);
-            // A key with a null in it is counted elsewhere.
-            Ok(key.map(|key| (RawKey(key), hashes)))
-        };
+        let read = |row: &Row| hashed(row, form.mapping.key.len(), form.strict);
         let rows: Result<Vec<_>, _> = rows.iter().filter_map(|row| read(row).transpose()).collect();
         rows.map_err(|error| self.failed(&error))
+    }
+
+    /// The same in the order of the buckets, as it comes from the server.
+    ///
+    /// # Errors
+    /// [`ReadError`].
+    pub async fn stream(
+        &mut self,
+        form: &TableForm,
+        range: &KeyRange,
+        types: &[String],
+        buckets: &Buckets,
+    ) -> Result<InOrder, ReadError> {
+        let over = statements::rows_of_buckets(form, self.side, range, types, buckets, true);
+        let texts = over.parameters.into_iter().map(|text| -> &(dyn ToSql + Sync) { text });
+        let parameters: Vec<&(dyn ToSql + Sync)> =
+            texts.chain(std::iter::once::<&(dyn ToSql + Sync)>(&buckets.numbers)).collect();
+        let made = self.session.prepare(&over.sql).await.map_err(|error| self.failed(&error))?;
+        let rows = self.session.query_raw(&made, parameters).await.map_err(|error| self.failed(&error))?;
+        let width = form.mapping.key.len();
+        Ok(InOrder { rows: Box::pin(rows), side: self.side, width, strict: form.strict, next: None })
     }
 
     /// The next borders of a range, every `step` rows, at most `count`; fewer when its end is near.
@@ -271,4 +282,53 @@ impl Reader {
         let count = rows.first().map(|row| row.try_get(0)).transpose();
         count.map(Option::unwrap_or_default).map_err(|error| self.failed(&error))
     }
+}
+
+/// Rows that come in the order of their buckets.
+pub struct InOrder {
+    rows: Pin<Box<RowStream>>,
+    side: Side,
+    /// Columns of the key.
+    width: usize,
+    strict: bool,
+    /// The first row of a later bucket.
+    next: Option<Row>,
+}
+
+impl InOrder {
+    /// The rows of one bucket; to be asked for in ascending order.
+    ///
+    /// # Errors
+    /// [`ReadError`].
+    pub async fn bucket(&mut self, number: i32) -> Result<Vec<HashedRow>, ReadError> {
+        let mut found = Vec::new();
+        loop {
+            let row = match self.next.take() {
+                Some(row) => Some(row),
+                None => self.rows.try_next().await.map_err(|error| failed(self.side, &error))?,
+            };
+            let Some(row) = row else { return Ok(found) };
+            let place = self.width + if self.strict { 2 } else { 1 };
+            let of: i32 = row.try_get(place).map_err(|error| failed(self.side, &error))?;
+            if of > number {
+                self.next = Some(row);
+                return Ok(found);
+            }
+            let read = hashed(&row, self.width, self.strict).map_err(|error| failed(self.side, &error))?;
+            found.extend(read.filter(|_| of == number));
+        }
+    }
+}
+
+/// Key and hashes of a row; nothing for a key with a null in it, which is counted elsewhere.
+fn hashed(row: &Row, width: usize, strict: bool) -> Result<Option<HashedRow>, tokio_postgres::Error> {
+    let key: Option<Vec<String>> =
+        (0..width).map(|place| row.try_get::<_, Option<String>>(place)).collect::<Result<_, _>>()?;
+    let second = if strict { row.try_get(width + 1)? } else { 0 };
+    let hashes = (row.try_get(width)?, second);
+    Ok(key.map(|key| (RawKey(key), hashes)))
+}
+
+fn failed(side: Side, error: &tokio_postgres::Error) -> ReadError {
+    ReadError { side, words: sqlstate::words(error), timed_out: Failure::of(error) == Failure::Cancelled }
 }

@@ -220,7 +220,7 @@ impl Scan<'_> {
         keys: Vec<RawKey>,
         into: &mut Compared,
     ) -> Result<(), ScanError> {
-        let lsn = self.meeting.meet().await?;
+        let lsn = self.meet().await?;
         into.compared_at(Some(lsn));
         let name = form.mapping.source.to_string();
         for some in keys.chunks(KEYS_AT_ONCE) {
@@ -235,6 +235,14 @@ impl Scan<'_> {
             self.board.table(self.slice, &name, |shown| shown.rows += rows);
         }
         Ok(())
+    }
+
+    /// Brings the copy to the authority's position. A mirror that is hours behind takes hours, so a stop ends the wait.
+    async fn meet(&self) -> Result<Lsn, ScanError> {
+        tokio::select! {
+            met = self.meeting.meet() => Ok(met?),
+            () = self.stop.cancelled() => Err(ScanError::Stopped),
+        }
     }
 
     async fn ranges(
@@ -278,7 +286,7 @@ impl Scan<'_> {
         chunk: &Chunk,
     ) -> Result<(Compared, Option<Duration>), ScanError> {
         // From here on the copy has what the authority had before the chunk was looked at.
-        let lsn = self.meeting.meet().await?;
+        let lsn = self.meet().await?;
         let (left, right, took) = match sums_of_parts(form, types, pair, chunk).await {
             Ok((left, right, took)) => (left, right, Some(took)),
             Err(error) if error.timed_out => {
@@ -313,7 +321,7 @@ impl Scan<'_> {
             return Err(ScanError::Stopped);
         }
         self.throttle.wait(self.slice, self.board, self.stop).await.map_err(ScanError::Load)?;
-        let lsn = self.meeting.meet().await?;
+        let lsn = self.meet().await?;
         let mut compared = Compared { from: Some(lsn), ..Compared::default() };
         let everything = KeyRange::default();
         let mut suspects = Vec::new();
@@ -359,22 +367,54 @@ impl Scan<'_> {
             sums = both => sums?,
             () = self.stop.cancelled() => return Err(ScanError::Stopped),
         };
-        for numbers in batches(&left, &right) {
-            if self.stop.is_cancelled() {
-                return Err(ScanError::Stopped);
-            }
-            let buckets = Buckets { of, numbers };
-            let (authority, copy) = tokio::try_join!(
-                pair.authority.rows(form, range, types, &buckets),
-                pair.copy.rows(form, range, types, &buckets),
-            )?;
+        let numbers = unequal_buckets(&left, &right);
+        let held: i64 = numbers.iter().map(|number| rows_of(number, &left, &right)).sum();
+        let buckets = Buckets { of, numbers };
+        if held > ROWS_HELD {
+            self.stream(form, types, pair, (range, &buckets), (suspects, into)).await?;
+        } else if held > 0 {
+            let both = async {
+                tokio::try_join!(
+                    pair.authority.rows(form, range, types, &buckets),
+                    pair.copy.rows(form, range, types, &buckets),
+                )
+            };
+            let (authority, copy) = tokio::select! {
+                rows = both => rows?,
+                () = self.stop.cancelled() => return Err(ScanError::Stopped),
+            };
+            suspects.extend(unequal(authority, copy));
+        }
+        let rows = |sums: &HashMap<i32, Sums>| sums.values().map(|sums| unsigned(sums.rows)).sum();
+        Ok((rows(&left), rows(&right)))
+    }
+
+    /// Compares the rows of more buckets than may be held: both sides send them in the order of their buckets, in one
+    /// scan each, and no more than one bucket is held at a time.
+    async fn stream(
+        &self,
+        form: &TableForm,
+        types: &[String],
+        pair: &mut Pair,
+        (range, buckets): (&KeyRange, &Buckets),
+        (suspects, into): (&mut Vec<RawKey>, &mut Compared),
+    ) -> Result<(), ScanError> {
+        let (mut left, mut right) = tokio::try_join!(
+            pair.authority.stream(form, range, types, buckets),
+            pair.copy.stream(form, range, types, buckets),
+        )?;
+        for number in &buckets.numbers {
+            let both = async { tokio::try_join!(left.bucket(*number), right.bucket(*number)) };
+            let (authority, copy) = tokio::select! {
+                rows = both => rows?,
+                () = self.stop.cancelled() => return Err(ScanError::Stopped),
+            };
             suspects.extend(unequal(authority, copy));
             if suspects.len() >= SUSPECTS_HELD {
                 self.prove_all(form, suspects, into).await?;
             }
         }
-        let rows = |sums: &HashMap<i32, Sums>| sums.values().map(|sums| unsigned(sums.rows)).sum();
-        Ok((rows(&left), rows(&right)))
+        Ok(())
     }
 
     /// Notes a chunk about which nothing is open, so that a resumed run does not compare it again.
@@ -464,33 +504,19 @@ async fn sums_one_by_one(
     Ok((left, right))
 }
 
-/// The buckets whose sums differ, in groups that hold no more rows than may be held.
-fn batches(left: &HashMap<i32, Sums>, right: &HashMap<i32, Sums>) -> Vec<Vec<i32>> {
-    let mut differ: Vec<i32> = left
-        .keys()
-        .chain(right.keys())
-        .filter(|number| left.get(number) != right.get(number))
-        .copied()
-        .collect();
+/// The buckets whose sums differ, in ascending order.
+fn unequal_buckets(left: &HashMap<i32, Sums>, right: &HashMap<i32, Sums>) -> Vec<i32> {
+    let all = left.keys().chain(right.keys());
+    let mut differ: Vec<i32> = all.filter(|number| left.get(number) != right.get(number)).copied().collect();
     differ.sort_unstable();
     differ.dedup();
-    let mut batches: Vec<Vec<i32>> = Vec::new();
-    let mut held = ROWS_HELD;
-    for number in differ {
-        let rows = [left, right].iter().filter_map(|side| side.get(&number)).map(|sums| sums.rows).max();
-        let rows = rows.unwrap_or(0);
-        match batches.last_mut() {
-            Some(batch) if held + rows <= ROWS_HELD => {
-                batch.push(number);
-                held += rows;
-            }
-            _ => {
-                batches.push(vec![number]);
-                held = rows;
-            }
-        }
-    }
-    batches
+    differ
+}
+
+/// Rows of a bucket on the side that has more of them.
+fn rows_of(number: &i32, left: &HashMap<i32, Sums>, right: &HashMap<i32, Sums>) -> i64 {
+    let sides = [left, right].into_iter().filter_map(|side| side.get(number));
+    sides.map(|sums| sums.rows).max().unwrap_or(0)
 }
 
 /// Hashes of a row under both seeds.

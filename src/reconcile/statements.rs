@@ -170,7 +170,8 @@ pub fn sums_of_buckets<'a>(
 }
 
 /// Key and hashes of each row of some buckets of one range; the numbers of the buckets are one more parameter, an array.
-/// Columns: the key's texts in key order, the hash, with two seeds the other one.
+/// Columns: the key's texts in key order, the hash, with two seeds the other one, the number of the bucket. In the order
+/// of the buckets when that is asked for.
 #[must_use]
 pub fn rows_of_buckets<'a>(
     form: &TableForm,
@@ -178,16 +179,19 @@ pub fn rows_of_buckets<'a>(
     range: &'a KeyRange,
     types: &[String],
     buckets: &Buckets,
+    in_order: bool,
 ) -> OverRange<'a> {
     let (mut conditions, parameters) = within(form, side, range, types);
     let number = parameters.len() + 1;
-    conditions.push(format!("{} = ANY (${number}::int4[])", bucket(form, side, buckets.of)));
+    let bucket = bucket(form, side, buckets.of);
+    conditions.push(format!("{bucket} = ANY (${number}::int4[])"));
     let sql = format!(
-        "SELECT {}, {} FROM {} AS t WHERE {}",
+        "SELECT {}, {}, {bucket} AS bucket FROM {} AS t WHERE {}{}",
         form.key_texts(side).join(", "),
         hashes(form, side),
         form.from(side),
         and(conditions),
+        if in_order { " ORDER BY bucket" } else { "" },
     );
     OverRange { sql, parameters }
 }

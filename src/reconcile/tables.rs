@@ -93,6 +93,7 @@ impl Tables<'_> {
         let list = AtomicUsize::new(self.options.list);
         let prepared = match self.begin(&mut hands).await {
             Ok(prepared) => prepared,
+            Err(_) if self.stop.is_cancelled() => return Err(self.stopped()),
             Err(reason) => {
                 worked.reasons.push(reason.clone());
                 worked.tables = self.wanted().map(|table| self.left_out(table, reason.clone())).collect();
@@ -105,10 +106,16 @@ impl Tables<'_> {
             worked.tables.push(verdict);
         }
         match self.hands(&mut hands).await {
-            Ok(ready) => match ready.meeting.meet().await {
-                Ok(lsn) => worked.lsn = lsn,
-                Err(error) => worked.reasons.push(format!("at the end {}", chain_of(&error))),
-            },
+            Ok(ready) => {
+                let met = tokio::select! {
+                    met = ready.meeting.meet() => met,
+                    () = self.stop.cancelled() => return Err(self.stopped()),
+                };
+                match met {
+                    Ok(lsn) => worked.lsn = lsn,
+                    Err(error) => worked.reasons.push(format!("at the end {}", chain_of(&error))),
+                }
+            }
             Err(error) => worked.reasons.push(format!("at the end {}", chain_of(&error))),
         }
         Ok(worked)
@@ -116,6 +123,10 @@ impl Tables<'_> {
 
     fn slice(&self) -> &str {
         &self.job.mapping.slice
+    }
+
+    fn stopped(&self) -> RunError {
+        RunError::Stopped { slice: self.slice().to_owned() }
     }
 
     fn wanted(&self) -> impl Iterator<Item = &TableMapping> {
@@ -127,7 +138,12 @@ impl Tables<'_> {
     async fn begin(&self, hands: &mut Option<Hands>) -> Result<Vec<Prepared>, String> {
         self.mirror_runs().await?;
         let ready = self.hands(hands).await.map_err(|error| chain_of(&error))?;
-        ready.meeting.meet().await.map_err(|error| chain_of(&error))?;
+        tokio::select! {
+            met = ready.meeting.meet() => {
+                met.map_err(|error| chain_of(&error))?;
+            }
+            () = self.stop.cancelled() => return Err(chain_of(&ScanError::Stopped)),
+        }
         let mut forms: Vec<TableForm> =
             self.wanted().map(|table| TableForm::new(table.clone(), self.options.strict)).collect();
         if let Look::Sample(percent) = self.options.look {
@@ -202,12 +218,11 @@ impl Tables<'_> {
         if reasons.is_empty() {
             match self.compare(table, hands, list, (&mut compared, &mut coverage)).await {
                 Ok(()) => {}
-                Err(TableError::Scan(ScanError::Stopped)) => {
-                    return Err(RunError::Stopped { slice: self.slice().to_owned() });
-                }
                 Err(TableError::Scan(ScanError::Resumed)) => {
                     return Err(RunError::Resumed { slice: self.slice().to_owned() });
                 }
+                // Also when something else broke first: whoever stops a run wants no verdict of it.
+                Err(_) if self.stop.is_cancelled() => return Err(self.stopped()),
                 Err(error) => {
                     // Whatever broke, the next table gets sessions of its own.
                     *hands = None;
