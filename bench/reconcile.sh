@@ -111,15 +111,11 @@ hash_both() { # table
 export -f hash_both sql
 export BIN WORK
 ours() { # table differences
-  "$STRANGLER" reconcile "$WORK/plan.yaml" --table "$1" --fresh --format json --list 1000 >"$WORK/report.json" &
-  local pid=$! peak=0 now status=0
-  while now=$(awk '/VmHWM/ { print $2 }' "/proc/$pid/status" 2>/dev/null) && [ -n "$now" ]; do
-    peak=$now
-    sleep 0.02
-  done
-  wait "$pid" || status=$?
-  echo "peak_kb=$peak" >&2
-  [ "$status" = "$([ "$2" = 0 ] && echo 0 || echo 1)" ] && [ "$(grep -c '"kind": "differs"' "$WORK/report.json")" -ge "$2" ]
+  python3 -c 'import resource, subprocess, sys
+ended = subprocess.run(sys.argv[2:], stdout=open(sys.argv[1], "w"))
+print("peak_kb=%d" % resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss, file=sys.stderr)
+sys.exit(ended.returncode)' "$WORK/report.json" "$STRANGLER" reconcile "$WORK/plan.yaml" --table "$1" --fresh --format json --list 1000 || local status=$?
+  [ "${status:-0}" = "$([ "$2" = 0 ] && echo 0 || echo 1)" ] && [ "$(grep -c '"kind": "differs"' "$WORK/report.json")" -ge "$2" ]
 }
 peer() { # table key differences
   local found

@@ -235,6 +235,12 @@ fn run_page(error: &RunError, plan: &str) -> Page {
             "reconcile-held",
             Some("wait until it has ended, then type the same command again"),
         ),
+        RunError::Ahead { .. } => {
+            (Exit::Usage, "position-ahead", Some("name a position of the past, or --changed-since last"))
+        }
+        RunError::Position(_) => {
+            (Exit::Unreachable, "database-unreachable", Some("type the same command again"))
+        }
         RunError::NothingToLookBackTo { .. } => (
             Exit::Refused,
             "nothing-to-look-back-to",

@@ -148,9 +148,12 @@ pub async fn run(
                 return Err(RepairError::Stopped { slice: job.mapping.slice.clone() });
             }
             let repaired = async {
-                let landed = ask(job, &service, done, rows, &mut one, author).await?;
+                let (landed, waiting) = ask(job, &service, done, rows, &mut one, author).await?;
                 // First the record: rows that can't be looked at again have been written all the same.
                 record_all(job, &service, done, wanted.mapping, &landed, author).await?;
+                if waiting > 0 {
+                    return Err(RepairError::NotTaken { slice: job.mapping.slice.clone(), waiting });
+                }
                 verify(job, done, wanted.mapping, &landed, &mut one).await
             };
             tokio::select! {
@@ -167,7 +170,7 @@ pub async fn run(
     Ok(repaired)
 }
 
-/// Asks the mirror for some rows and waits for its answers. Returns those that it landed.
+/// Asks the mirror for some rows and waits for its answers. Returns those that it landed, and how many it did not take.
 async fn ask(
     job: &SliceJob,
     service: &Session,
@@ -175,7 +178,7 @@ async fn ask(
     rows: &[(&RawKey, FindingKind)],
     one: &mut Repaired,
     author: &Author,
-) -> Result<Vec<RawKey>, RepairError> {
+) -> Result<(Vec<RawKey>, usize), RepairError> {
     let slice = &job.mapping.slice;
     let asked: Vec<(Vec<String>, &str)> =
         rows.iter().map(|(key, kind)| (key.0.clone(), kind.as_str())).collect();
@@ -193,22 +196,27 @@ async fn ask(
             (left, moved) = (waiting, Instant::now());
         }
         if moved.elapsed() >= PATIENCE {
-            return Err(RepairError::NotTaken { slice: slice.clone(), waiting });
+            // Those that were done until then are recorded all the same.
+            break outcomes;
         }
         tokio::time::sleep(LOOK_EVERY).await;
     };
     one.asked += u64::try_from(rows.len()).unwrap_or(u64::MAX);
-    let mut landed = Vec::new();
+    let (mut landed, mut waiting) = (Vec::new(), 0);
     for (outcome, (key, _)) in outcomes.iter().zip(rows) {
-        if outcome.state == RepairState::Done {
-            one.done += 1;
-            landed.push((*key).clone());
-        } else {
-            let why = outcome.detail.clone().unwrap_or_else(|| outcome.state.as_str().to_owned());
-            *one.refused.entry(why).or_default() += 1;
+        match outcome.state {
+            RepairState::Done => {
+                one.done += 1;
+                landed.push((*key).clone());
+            }
+            RepairState::Refused => {
+                let why = outcome.detail.clone().unwrap_or_else(|| outcome.state.as_str().to_owned());
+                *one.refused.entry(why).or_default() += 1;
+            }
+            RepairState::Requested => waiting += 1,
         }
     }
-    Ok(landed)
+    Ok((landed, waiting))
 }
 
 /// Looks at rows that were landed again.

@@ -14,6 +14,8 @@ use super::redact::{RedactError, Redactor};
 use super::sides::{APPLICATION, Sides};
 use super::tables::{Tables, Worked};
 use super::verdict::{Outcome, TableVerdict, Verdict};
+use crate::cdc::mirror::chain_of;
+use crate::cdc::source;
 use crate::journal::grounds::{self, Ground};
 use crate::journal::ledger::{self, Anchored, Author};
 use crate::journal::runs::{self, Holder, Lock, Run, Wanted};
@@ -151,6 +153,21 @@ pub enum RunError {
         /// The slice.
         slice: String,
     },
+    /// The position to look back to is none of the past.
+    #[error(
+        "slice {slice}: {lsn} lies ahead of the authority, which is at {now}, so nothing was written since"
+    )]
+    Ahead {
+        /// The slice.
+        slice: String,
+        /// The position that was typed.
+        lsn: Lsn,
+        /// Where the authority is.
+        now: Lsn,
+    },
+    /// The authority could not be asked for its position.
+    #[error("the authority could not be asked for its position: {0}")]
+    Position(String),
     /// Another process has gone on with the run.
     #[error("another process has gone on with the run of slice {slice} and will give its verdict")]
     Resumed {
@@ -272,7 +289,8 @@ impl Begun {
         check_whereabouts(job, &monolith, &service).await?;
         let ground = ground(job, &monolith, &service).await?;
         let authority = authority(slice, &monolith, &service).await?;
-        let since = since(slice, &service, &ground, options.look).await?;
+        let holder = if authority == Side::Source { &monolith } else { &service };
+        let since = since(slice, (holder, &service), &ground, options.look).await?;
         if let Lock::Held(holder) = runs::lock(&service, slice).await? {
             return Err(RunError::Held { slice: slice.clone(), holder: holder.map(Box::new) });
         }
@@ -420,10 +438,22 @@ fn missing(error: JournalError, not_provisioned: impl Fn() -> RunError) -> RunEr
 }
 
 /// From where on the stream's rows are looked at, when that is what is asked for.
-async fn since(slice: &str, service: &Session, ground: &Ground, look: Look) -> Result<Option<Lsn>, RunError> {
+async fn since(
+    slice: &str,
+    (authority, service): (&Session, &Session),
+    ground: &Ground,
+    look: Look,
+) -> Result<Option<Lsn>, RunError> {
     match look {
         Look::Full | Look::Sample(_) => Ok(None),
-        Look::ChangedSince(Some(lsn)) => Ok(Some(lsn)),
+        Look::ChangedSince(Some(lsn)) => {
+            let now = source::insert_position(authority).await;
+            let now = now.map_err(|error| RunError::Position(chain_of(&error)))?;
+            if lsn > now {
+                return Err(RunError::Ahead { slice: slice.to_owned(), lsn, now });
+            }
+            Ok(Some(lsn))
+        }
         Look::ChangedSince(None) => {
             let found = evidence::evidence(service, slice).await?;
             let clean =

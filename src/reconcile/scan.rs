@@ -33,6 +33,8 @@ const ROWS_HELD: i64 = 50_000;
 const SUSPECTS_HELD: usize = 2_000;
 /// Keys that are looked at without a scan before progress is shown.
 const KEYS_AT_ONCE: usize = 10_000;
+/// Keys of findings of one table that are kept for repair, some 20 MB; what is more is for another run.
+const KEYS_KEPT: usize = 100_000;
 /// Keys of findings that one chunk may note for a resumed run; with more it is compared again.
 const KEYS_NOTED: usize = 1_000;
 
@@ -124,7 +126,8 @@ impl Compared {
             *self.proof.counts.entry(kind).or_default() += count;
         }
         self.proof.listed.extend(proof.listed);
-        self.proof.keys.extend(proof.keys);
+        let room = KEYS_KEPT.saturating_sub(self.proof.keys.len());
+        self.proof.keys.extend(proof.keys.into_iter().take(room));
         self.proof.unsettled.extend(proof.unsettled);
     }
 }

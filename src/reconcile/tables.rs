@@ -30,6 +30,8 @@ use crate::postgres::connect::Session;
 
 /// A mirror that was not seen for this long is taken for dead; it gives a sign of life every 2 s.
 const DEAD_AFTER_S: f64 = 15.0;
+/// Keys of findings that are kept for repair, some 20 MB; what is more is for another run.
+const KEYS_KEPT: usize = 100_000;
 /// How long a database that went away is waited for before the tables that are left are given up.
 const PATIENCE: Duration = Duration::from_secs(20);
 
@@ -243,7 +245,8 @@ impl Tables<'_> {
         ];
         let source = &table.form.mapping.source;
         worked.listed.extend(proof.listed);
-        worked.keys.extend(proof.keys.into_iter().map(|(key, kind)| (source.clone(), key, kind)));
+        let room = KEYS_KEPT.saturating_sub(worked.keys.len());
+        worked.keys.extend(proof.keys.into_iter().take(room).map(|(key, kind)| (source.clone(), key, kind)));
         Ok(TableVerdict {
             outcome: Outcome::of(parts),
             rows_authority,

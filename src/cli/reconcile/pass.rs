@@ -92,6 +92,10 @@ impl Pass<'_> {
                 exit = Exit::Clean;
             }
         }
+        // Without a mirror nobody can repair anything.
+        if self.arguments.repair && verdicts.iter().any(Verdict::lacks_mirror) {
+            exit = Exit::Refused;
+        }
         if let Some(advice) = advice(&self.plan, &verdicts, self.arguments.repair) {
             ui.words(&format!("next: {advice}"));
         }
@@ -229,7 +233,10 @@ fn preview(ui: &mut Ui, job: &SliceJob, done: &Done) {
             done.verdict.authority,
         ));
         if wanted.left_out > 0 {
-            ui.words(&format!("  {} can't be repaired by copying a row", findings(wanted.left_out)));
+            ui.words(&format!(
+                "  {} are left: for another run, or no copied row can help them",
+                findings(wanted.left_out)
+            ));
         }
     }
 }
@@ -245,7 +252,10 @@ fn line(repaired: &Repaired) -> String {
     parts.extend(repaired.refused.iter().map(|(why, count)| format!("{count} refused: {why}")));
     parts.extend(repaired.still.iter().map(|(kind, count)| format!("{count} still {kind}")));
     if repaired.left_out > 0 {
-        parts.push(format!("{} left, which no copied row can help", findings(repaired.left_out)));
+        parts.push(format!(
+            "{} left, for another run, or no copied row can help them",
+            findings(repaired.left_out)
+        ));
     }
     format!("{}: {}: {}", repaired.slice, repaired.table, parts.join(", "))
 }
