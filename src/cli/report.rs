@@ -259,7 +259,11 @@ fn run_page(error: &RunError, plan: &str) -> Page {
 /// What one slice got instead of a verdict; some errors name their slice themselves.
 fn run_heading(slice: &str, error: &RunError) -> String {
     match error {
-        RunError::Connect(_) | RunError::Journal(_) | RunError::Redact(_) | RunError::Astray(_) => {
+        RunError::Connect(_)
+        | RunError::Journal(_)
+        | RunError::Redact(_)
+        | RunError::Position(_)
+        | RunError::Astray(_) => {
             format!("slice {slice}: {error}")
         }
         RunError::NotProvisioned { .. }
@@ -267,6 +271,7 @@ fn run_heading(slice: &str, error: &RunError) -> String {
         | RunError::NoAuthority { .. }
         | RunError::Held { .. }
         | RunError::NothingToLookBackTo { .. }
+        | RunError::Ahead { .. }
         | RunError::Resumed { .. }
         | RunError::Stopped { .. } => error.to_string(),
     }
