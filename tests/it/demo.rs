@@ -37,6 +37,9 @@ fn the_demo_mirrors_the_retail_plan_under_traffic_and_proves_both_sides_equal() 
         "OrderLines -> sales.order_lines",
         "13 tables, ",
         "digests of the contents are equal",
+        "differs: 3 findings: 1 missing, 2 differs",
+        "OrderLines: 2 of 2 rows repaired",
+        "clean: 6 slices, 6 clean",
         "every slice stopped at a transaction border",
         "servers and their data are removed",
     ] {

@@ -45,7 +45,10 @@ impl Play<'_> {
         let Journey { operator, .. } = self.journey.as_ref().ok_or(TOO_EARLY)?;
         self.narrator.command(&typed(&["reconcile", PLAN_PATH]))?;
         let clean = operator.run(&["reconcile", PLAN_PATH]).await?;
-        self.narrator.paragraphs(&clean.data, 1, 0, "more slices, all clean")?;
+        self.narrator.say("Of each slice its headline, and the last line:")?;
+        for line in clean.data.lines().filter(|line| !line.is_empty() && !line.starts_with(' ')) {
+            self.narrator.output(line)?;
+        }
         Ok(())
     }
 
