@@ -1,7 +1,9 @@
 //! Which ranges of a table are compared next.
 //!
 //! Borders are chosen on the authority, every so many rows of the key's index, so that a table with gaps between its
-//! keys is cut as evenly as one without. How many rows a chunk has follows from how long the last one took.
+//! keys is cut as evenly as one without. Where a single integer key has few gaps they are reckoned instead, which spares
+//! reading the index: keys are unique, so a range holds at most as many rows as it is wide. How many rows a chunk has
+//! follows from how long the last one took.
 
 use std::time::Duration;
 
@@ -20,6 +22,11 @@ const ROWS_FIRST: i64 = 10_000;
 const ROWS_MIN: i64 = 640;
 /// See [`ROWS_MIN`].
 const ROWS_MAX: i64 = 1_000_000;
+/// Values of an integer key for each row up to which borders are reckoned: a chunk has then at most so many times the
+/// rows that it is meant to have.
+const GAP_MAX: f64 = 4.0;
+/// Types of integers, quoted as [`walk`](super::walk) has them.
+const INTEGERS: [&str; 3] = ["\"int2\"", "\"int4\"", "\"int8\""];
 /// Parts that a chunk's sums are taken of, so that a difference is narrowed down before anything is read again.
 const PARTS: i32 = 64;
 
@@ -50,6 +57,10 @@ pub struct Chunks {
     left: Option<KeyRange>,
     number: i32,
     rows: i64,
+    /// The greatest key of the authority at the beginning, where the key is one integer.
+    last: Option<i64>,
+    /// Values of the key for each row, as the last chunk had them.
+    gap: Option<f64>,
 }
 
 impl Chunks {
@@ -60,7 +71,25 @@ impl Chunks {
             None => Some(KeyRange::default()),
             Some(last) => last.hi.clone().map(|hi| KeyRange { lo: Some(hi), hi: None }),
         };
-        Self { left, number, rows: ROWS_FIRST }
+        Self { left, number, rows: ROWS_FIRST, last: None, gap: None }
+    }
+
+    /// Asks for what reckoning borders takes, where the key is one integer.
+    ///
+    /// # Errors
+    /// [`ReadError`].
+    pub async fn prepare(
+        &mut self,
+        authority: &mut Reader,
+        form: &TableForm,
+        types: &[String],
+    ) -> Result<(), ReadError> {
+        if let [only] = types
+            && INTEGERS.contains(&only.as_str())
+        {
+            self.last = authority.last_key(form).await?.and_then(|key| key.parse().ok());
+        }
+        Ok(())
     }
 
     /// The next chunk, with its borders from the authority. `None` at the end.
@@ -74,6 +103,14 @@ impl Chunks {
         types: &[String],
     ) -> Result<Option<Chunk>, ReadError> {
         let Some(left) = self.left.take() else { return Ok(None) };
+        if let Some(borders) = self.reckoned(&left) {
+            let number = self.number;
+            self.number += 1;
+            let parts = parts(left.lo, borders, None);
+            let lo = parts.last().and_then(|part| part.hi.clone());
+            self.left = Some(KeyRange { lo, hi: left.hi });
+            return Ok(Some(Chunk { number, parts }));
+        }
         let step = (self.rows / i64::from(PARTS)).max(1);
         let borders = match authority.borders(form, &left, types, (step, PARTS)).await {
             Ok(borders) => borders,
@@ -93,15 +130,52 @@ impl Chunks {
         Ok(Some(Chunk { number, parts }))
     }
 
-    /// A chunk took this long on the slower side.
-    pub fn took(&mut self, time: Duration) {
+    /// Borders behind the lower one of what is left, without a look at the index. `None` where that would not be bounded,
+    /// or where the end is near.
+    fn reckoned(&self, left: &KeyRange) -> Option<Vec<Vec<String>>> {
+        let (gap, last) = (self.gap.filter(|gap| *gap <= GAP_MAX)?, self.last?);
+        let lo: i64 = match left.lo.as_deref()? {
+            [only] => only.parse().ok()?,
+            _ => return None,
+        };
+        #[expect(
+            clippy::cast_possible_truncation,
+            clippy::cast_precision_loss,
+            reason = "a width of some millions, and `as` saturates"
+        )]
+        let step = (self.rows as f64 * gap.max(1.0) / f64::from(PARTS)) as i64;
+        let step = step.max(1);
+        let end = step.checked_mul(i64::from(PARTS)).and_then(|width| lo.checked_add(width))?;
+        if end >= last {
+            return None;
+        }
+        Some((1..=i64::from(PARTS)).map(|number| vec![(lo + step * number).to_string()]).collect())
+    }
+
+    /// A chunk with so many rows of the authority took this long on the slower side.
+    pub fn took(&mut self, time: Duration, chunk: &Chunk, rows: u64) {
         self.rows = resized(self.rows, time);
+        self.gap = gap(&chunk.range(), rows);
     }
 
     /// A chunk took longer than any may: the next ones are much smaller.
     pub fn timed_out(&mut self) {
         self.rows = (self.rows / 8).max(ROWS_MIN);
     }
+}
+
+/// Values of a single integer key for each row of a closed range.
+fn gap(range: &KeyRange, rows: u64) -> Option<f64> {
+    let number = |border: &Option<Vec<String>>| -> Option<i64> {
+        match border.as_deref()? {
+            [only] => only.parse().ok(),
+            _ => None,
+        }
+    };
+    let width = number(&range.hi)?.checked_sub(number(&range.lo)?)?;
+    #[expect(clippy::cast_precision_loss, reason = "a ratio")]
+    let gap = width as f64 / rows.max(1) as f64;
+    Some(gap)
 }
 
 /// Ranges between borders; with `end`, one more up to there.
@@ -198,6 +272,23 @@ mod tests {
         assert_eq!(resized(10_000, Duration::from_secs(60)), 2_500, "at least a quarter");
         assert_eq!(resized(1_000, Duration::from_secs(60)), ROWS_MIN);
         assert_eq!(resized(ROWS_MAX, Duration::ZERO), ROWS_MAX);
+    }
+
+    #[test]
+    fn borders_are_reckoned_only_where_a_range_is_bounded_and_the_end_is_far() {
+        let at = |lo: &str| KeyRange { lo: Some(key(lo)), hi: None };
+        let dense =
+            |gap, last| Chunks { left: None, number: 0, rows: 6_400, last: Some(last), gap: Some(gap) };
+        let borders = dense(1.0, 1_000_000).reckoned(&at("-100")).unwrap();
+        assert_eq!((borders.len(), &borders[0], &borders[63]), (64, &key("0"), &key("6300")));
+        assert_eq!(dense(2.0, 1_000_000).reckoned(&at("0")).unwrap()[63], key("12800"));
+        assert_eq!(dense(4.1, 1_000_000).reckoned(&at("0")), None, "too many gaps");
+        assert_eq!(dense(1.0, 6_400).reckoned(&at("0")), None, "the end is near");
+        assert_eq!(dense(1.0, i64::MAX).reckoned(&at("9223372036854775800")), None, "no overflow");
+        assert_eq!(dense(1.0, 1_000_000).reckoned(&KeyRange::default()), None, "nothing is known yet");
+        let closed = KeyRange { lo: Some(key("10")), hi: Some(key("30")) };
+        assert_eq!((gap(&closed, 10), gap(&closed, 0)), (Some(2.0), Some(20.0)));
+        assert_eq!(gap(&at("1"), 10), None);
     }
 
     #[test]

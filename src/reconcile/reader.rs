@@ -267,6 +267,19 @@ impl Reader {
         rows.iter().map(texts).collect::<Result<_, _>>().map_err(|error| self.failed(&error))
     }
 
+    /// The greatest value of a key of one column.
+    ///
+    /// # Errors
+    /// [`ReadError`].
+    pub async fn last_key(&mut self, form: &TableForm) -> Result<Option<String>, ReadError> {
+        let Some(column) = form.mapping.key_columns().next() else { return Ok(None) };
+        let column = TableForm::column(column, self.side);
+        let sql = format!("SELECT max({column})::text FROM {} AS t", form.from(self.side));
+        let rows = self.query(sql, &[]).await?;
+        let key = rows.first().map(|row| row.try_get(0)).transpose();
+        key.map(Option::flatten).map_err(|error| self.failed(&error))
+    }
+
     /// Rows whose key has a null in it: no range and no look-up meets them.
     ///
     /// # Errors

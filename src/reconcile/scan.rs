@@ -160,9 +160,10 @@ impl Scan<'_> {
         let number = settled.iter().map(|chunk| chunk.number + 1).max().unwrap_or(0);
         let settled = chunks::behind(walk, settled);
         self.take_over(form, &settled, into).await?;
-        let chunks = Chunks::after(&settled, number);
+        let mut chunks = Chunks::after(&settled, number);
         match walk {
             Walk::Ranges(types) => {
+                chunks.prepare(border, form, types).await?;
                 let state = Mutex::new((chunks, border));
                 let into = Mutex::new(into);
                 let workers = pairs.iter_mut().map(|pair| self.ranges(form, types, pair, &state, &into));
@@ -271,7 +272,7 @@ impl Scan<'_> {
             {
                 let mut state = state.lock().await;
                 match took {
-                    Some(took) => state.0.took(took),
+                    Some(took) => state.0.took(took, &chunk, compared.rows_authority),
                     None => state.0.timed_out(),
                 }
             }
