@@ -338,6 +338,17 @@ impl Scan<'_> {
         Ok(())
     }
 
+    /// Takes more suspects, and proves all of them once they are many.
+    async fn suspect(
+        &self,
+        form: &TableForm,
+        more: Vec<RawKey>,
+        (suspects, into): (&mut Vec<RawKey>, &mut Compared),
+    ) -> Result<(), ScanError> {
+        suspects.extend(more);
+        if suspects.len() >= SUSPECTS_HELD { self.prove_all(form, suspects, into).await } else { Ok(()) }
+    }
+
     /// Proves what is suspect so far.
     async fn prove_all(
         &self,
@@ -387,7 +398,7 @@ impl Scan<'_> {
                 rows = both => rows?,
                 () = self.stop.cancelled() => return Err(ScanError::Stopped),
             };
-            suspects.extend(unequal(authority, copy));
+            self.suspect(form, unequal(authority, copy), (suspects, into)).await?;
         }
         let rows = |sums: &HashMap<i32, Sums>| sums.values().map(|sums| unsigned(sums.rows)).sum();
         Ok((rows(&left), rows(&right)))
@@ -413,10 +424,7 @@ impl Scan<'_> {
                 rows = both => rows?,
                 () = self.stop.cancelled() => return Err(ScanError::Stopped),
             };
-            suspects.extend(unequal(authority, copy));
-            if suspects.len() >= SUSPECTS_HELD {
-                self.prove_all(form, suspects, into).await?;
-            }
+            self.suspect(form, unequal(authority, copy), (suspects, into)).await?;
         }
         Ok(())
     }
