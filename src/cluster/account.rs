@@ -36,6 +36,13 @@ impl Account {
         Err(ClusterError::NoServerUser)
     }
 
+    /// Whose files a server's are: a name alone does not say it, since a user that was removed and made anew, or that
+    /// of a container with the same folder for temporary files, has another number.
+    pub(super) fn identity(&self) -> String {
+        let uid = self.other.map_or_else(|| rustix::process::geteuid().as_raw(), |(uid, _)| uid);
+        format!("{}, uid {uid}", self.name)
+    }
+
     /// For messages.
     pub(super) fn name(&self) -> &str {
         &self.name

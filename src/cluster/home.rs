@@ -30,7 +30,7 @@ const MEMORY_FREE_BYTES_MIN: u64 = 4 << 30;
 const TEMPLATE_AGE_US_MAX: i64 = 86_400_000_000;
 
 /// Changed whenever a template is made in another way.
-const TEMPLATE_FORMAT: u32 = 1;
+const TEMPLATE_FORMAT: u32 = 2;
 
 /// A cluster's folder with a copy of the template in it, and what was needed to claim it.
 #[derive(Debug)]
@@ -131,7 +131,7 @@ impl Home {
             "{}\nformat {TEMPLATE_FORMAT}, PostgreSQL {}, for {}\n",
             binaries.bin.display(),
             binaries.version,
-            account.name()
+            account.identity()
         );
         if fs::read_to_string(path.join("made-by")).is_ok_and(|text| text == made_by) && is_young(&path) {
             return Ok(path);
