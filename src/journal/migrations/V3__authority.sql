@@ -45,7 +45,7 @@ COMMENT ON TABLE strangler.canary IS
     'A row that travels with the stream of its direction in any mode, to prove that the way is open and rows arrive';
 
 CREATE TABLE strangler.barrier (
-    id uuid PRIMARY KEY,
+    id bigint PRIMARY KEY,
     state text NOT NULL DEFAULT 'pending' CHECK (state IN ('pending', 'open', 'aborted')),
     members json NOT NULL,
     created_at timestamptz NOT NULL DEFAULT now(),
@@ -71,7 +71,7 @@ DECLARE
     gate name;
 BEGIN
     FOR gate IN SELECT 'gate_' || slice FROM strangler.slice LOOP
-        EXECUTE format('ALTER TABLE strangler.%I ADD COLUMN IF NOT EXISTS barrier uuid', gate);
+        EXECUTE format('ALTER TABLE strangler.%I ADD COLUMN IF NOT EXISTS barrier bigint', gate);
     END LOOP;
 END $$;
 
