@@ -205,7 +205,8 @@ impl Pulse {
             process::beat(target, &self.slice, self.nonce, &sighting).await?;
         }
         self.vitals.with(|inner| inner.sent = Some((number, Instant::now())));
-        source::emit(source, HEARTBEAT_PREFIX, &heartbeat_content(&self.slice, self.nonce, number)).await
+        let content = heartbeat_content(&self.slice, self.nonce, number);
+        source::emit(source, HEARTBEAT_PREFIX, &content).await.map(drop)
     }
 
     /// What happened to the publication since the start that the engine must not go on over.

@@ -71,15 +71,15 @@ pub async fn insert_position(source: &Client) -> Result<Lsn, MirrorError> {
     Ok(lsn.into())
 }
 
-/// Sends a message down the stream, in a transaction of its own, so that it is flushed at once.
+/// Sends a message down the stream, in a transaction of its own, so that it is flushed at once. Returns the position behind
+/// the message: everything that was committed before has an earlier one, and whoever has come so far has met the message.
 ///
 /// # Errors
 /// [`MirrorError::Sql`].
-pub async fn emit(source: &Client, prefix: &str, content: &str) -> Result<(), MirrorError> {
-    source
-        .execute("SELECT pg_logical_emit_message(true, $1, $2)", &[&prefix, &content])
-        .await
-        .map(drop)
+pub async fn emit(source: &Client, prefix: &str, content: &str) -> Result<Lsn, MirrorError> {
+    let sent = source.query_one("SELECT pg_logical_emit_message(true, $1, $2)", &[&prefix, &content]).await;
+    sent.and_then(|row| row.try_get::<_, PgLsn>(0))
+        .map(Lsn::from)
         .map_err(MirrorError::sql("sending a marker"))
 }
 

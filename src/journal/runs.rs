@@ -234,12 +234,14 @@ pub struct Chunk {
 /// # Errors
 /// [`JournalError::Database`].
 pub async fn settle(client: &Client, run: &Run, chunk: &Chunk) -> Result<bool, JournalError> {
-    // One statement: the row lock on the run orders it with a resumption elsewhere.
-    let sql = "WITH mine AS (UPDATE strangler.reconcile_run SET seen_at = clock_timestamp() \
+    // One statement: the row lock on the run orders it with a resumption elsewhere. Its commit is not waited for: a
+    // chunk that a crash of the server takes away is compared again.
+    let sql = "WITH quick AS MATERIALIZED (SELECT set_config('synchronous_commit', 'off', true)), \
+         mine AS (UPDATE strangler.reconcile_run SET seen_at = clock_timestamp() \
              WHERE run = $1::text::uuid AND attempt = $2 AND state = 'running' RETURNING run) \
          INSERT INTO strangler.reconcile_chunk \
              (run, source_table, number, lo, hi, lsn, rows_authority, rows_copy, findings) \
-         SELECT run, $3, $4, $5, $6, $7, $8, $9, $10::text::json FROM mine \
+         SELECT run, $3, $4, $5, $6, $7, $8, $9, $10::text::json FROM mine, quick \
          ON CONFLICT (run, source_table, number) DO UPDATE SET lo = excluded.lo, hi = excluded.hi, \
              lsn = excluded.lsn, rows_authority = excluded.rows_authority, rows_copy = excluded.rows_copy, \
              findings = excluded.findings";

@@ -27,8 +27,9 @@ const ROWS_MAX: i64 = 1_000_000;
 const GAP_MAX: f64 = 4.0;
 /// Types of integers, quoted as [`walk`](super::walk) has them.
 const INTEGERS: [&str; 3] = ["\"int2\"", "\"int4\"", "\"int8\""];
-/// Parts that a chunk's sums are taken of, so that a difference is narrowed down before anything is read again.
-const PARTS: i32 = 64;
+/// Parts that a chunk's sums are taken of, so that a difference is narrowed down before anything is read again: a part of
+/// a full-sized chunk has some thousand rows.
+const PARTS: i32 = 256;
 
 /// A chunk: a range of keys in parts that lie one behind the other.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -278,12 +279,12 @@ mod tests {
     fn borders_are_reckoned_only_where_a_range_is_bounded_and_the_end_is_far() {
         let at = |lo: &str| KeyRange { lo: Some(key(lo)), hi: None };
         let dense =
-            |gap, last| Chunks { left: None, number: 0, rows: 6_400, last: Some(last), gap: Some(gap) };
+            |gap, last| Chunks { left: None, number: 0, rows: 25_600, last: Some(last), gap: Some(gap) };
         let borders = dense(1.0, 1_000_000).reckoned(&at("-100")).unwrap();
-        assert_eq!((borders.len(), &borders[0], &borders[63]), (64, &key("0"), &key("6300")));
-        assert_eq!(dense(2.0, 1_000_000).reckoned(&at("0")).unwrap()[63], key("12800"));
+        assert_eq!((borders.len(), &borders[0], &borders[255]), (256, &key("0"), &key("25500")));
+        assert_eq!(dense(2.0, 1_000_000).reckoned(&at("0")).unwrap()[255], key("51200"));
         assert_eq!(dense(4.1, 1_000_000).reckoned(&at("0")), None, "too many gaps");
-        assert_eq!(dense(1.0, 6_400).reckoned(&at("0")), None, "the end is near");
+        assert_eq!(dense(1.0, 25_600).reckoned(&at("0")), None, "the end is near");
         assert_eq!(dense(1.0, i64::MAX).reckoned(&at("9223372036854775800")), None, "no overflow");
         assert_eq!(dense(1.0, 1_000_000).reckoned(&KeyRange::default()), None, "nothing is known yet");
         let closed = KeyRange { lo: Some(key("10")), hi: Some(key("30")) };

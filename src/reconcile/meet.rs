@@ -6,7 +6,6 @@
 use std::time::{Duration, Instant};
 
 use tokio::sync::Mutex;
-use tokio_postgres::types::PgLsn;
 
 use crate::cdc::mirror::chain_of;
 use crate::cdc::source::{self, MARKER_PREFIX};
@@ -65,6 +64,8 @@ pub struct Meeting {
     copy: Session,
     /// The last position that the mirror is known to have reached.
     reached: Mutex<Lsn>,
+    /// When the last meeting was called for, and where.
+    met: Mutex<Option<(Instant, Lsn)>>,
 }
 
 impl Meeting {
@@ -81,7 +82,14 @@ impl Meeting {
         // A marker says a position and nothing else, so no standby has to hold it.
         let local = authority.batch_execute("SET synchronous_commit = local").await;
         local.map_err(|error| MeetError::Database(chain_of(&error)))?;
-        Ok(Self { slice: slice.to_owned(), direction, authority, copy, reached: Mutex::new(Lsn::ZERO) })
+        Ok(Self {
+            slice: slice.to_owned(),
+            direction,
+            authority,
+            copy,
+            reached: Mutex::new(Lsn::ZERO),
+            met: Mutex::new(None),
+        })
     }
 
     /// Where the mirror is.
@@ -100,19 +108,15 @@ impl Meeting {
         Err(MeetError::NoStream { why })
     }
 
-    /// The authority's position now: everything that is committed there has an earlier one. The mirror is asked to
-    /// note when it has passed it.
+    /// A marker of the authority's, and its position: everything that is committed there has an earlier one, and a mirror
+    /// that has passed it is alive.
     ///
     /// # Errors
     /// [`MeetError::Database`].
     pub async fn mark(&self) -> Result<Lsn, MeetError> {
-        let failed = |error: tokio_postgres::Error| MeetError::Database(chain_of(&error));
-        let row =
-            self.authority.query_one("SELECT pg_current_wal_insert_lsn()", &[]).await.map_err(failed)?;
         let content = source::marker_content(&self.slice, "reconcile");
         let sent = source::emit(&self.authority, MARKER_PREFIX, &content).await;
-        sent.map_err(|error| MeetError::Database(chain_of(&error)))?;
-        Ok(row.get::<_, PgLsn>(0).into())
+        sent.map_err(|error| MeetError::Database(chain_of(&error)))
     }
 
     /// Waits until the copy has everything that the authority had at `wanted`. A mirror that moves is waited for
@@ -150,8 +154,24 @@ impl Meeting {
     /// # Errors
     /// [`MeetError`].
     pub async fn meet(&self) -> Result<Lsn, MeetError> {
+        let called = Instant::now();
         let wanted = self.mark().await?;
         self.wait(wanted).await?;
+        *self.met.lock().await = Some((called, wanted));
         Ok(wanted)
+    }
+
+    /// The position of the last meeting, or of a new one when that was called for longer ago than `age_max`. What is
+    /// read from either side afterwards is at least as new; how much newer it is decides nothing but how many rows are
+    /// under way when the sides are read one beside the other, and look different until they are proven.
+    ///
+    /// # Errors
+    /// [`MeetError`].
+    pub async fn lately(&self, age_max: Duration) -> Result<Lsn, MeetError> {
+        match *self.met.lock().await {
+            Some((called, at)) if called.elapsed() <= age_max => return Ok(at),
+            Some(_) | None => {}
+        }
+        self.meet().await
     }
 }

@@ -77,7 +77,7 @@ impl Reader {
             Walk::Buckets(_) => ("on", 0),
         };
         let sql = format!(
-            "SET default_transaction_read_only = on; SET jit = off; SET max_parallel_workers_per_gather = 0; \
+            "SET default_transaction_read_only = on; SET max_parallel_workers_per_gather = 0; \
              SET client_connection_check_interval = '5s'; SET enable_seqscan = {scans}; SET enable_sort = {scans}; SET statement_timeout = {timeout_ms}"
         );
         self.session.batch_execute(&sql).await.map_err(|error| self.failed(&error))

@@ -422,12 +422,12 @@ async fn check_whereabouts(job: &SliceJob, monolith: &Session, service: &Session
 async fn ground(job: &SliceJob, monolith: &Session, service: &Session) -> Result<Ground, RunError> {
     let slice = &job.mapping.slice;
     let not_provisioned = || RunError::NotProvisioned { slice: slice.clone() };
-    let ground = grounds::service(service, slice).await.map_err(|error| missing(error, not_provisioned))?;
-    let ground = ground.ok_or_else(not_provisioned)?;
+    let (ground, shapes) = tokio::join!(grounds::service(service, slice), grounds::monolith(monolith, slice));
+    let ground = ground.map_err(|error| missing(error, not_provisioned))?.ok_or_else(not_provisioned)?;
     if ground.plan_hash != job.mapping.hash {
         return Err(RunError::OtherMapping { slice: slice.clone() });
     }
-    let shapes = grounds::monolith(monolith, slice).await.map_err(|error| missing(error, not_provisioned))?;
+    let shapes = shapes.map_err(|error| missing(error, not_provisioned))?;
     Ok(ground.with_monolith(&shapes))
 }
 

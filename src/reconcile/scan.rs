@@ -38,6 +38,10 @@ const KEYS_KEPT: usize = 100_000;
 /// Keys of findings that one chunk may note for a resumed run; with more it is compared again.
 const KEYS_NOTED: usize = 1_000;
 
+/// The oldest meeting that a chunk is compared after. A mirror that keeps up is milliseconds behind whether it was asked or
+/// not; one that stands still lets so much time's rows look different, and is noticed when they are proven.
+const MEETING_AGE_MAX: Duration = Duration::from_secs(1);
+
 /// Why a table could not be compared to its end.
 #[derive(Debug, thiserror::Error)]
 pub enum ScanError {
@@ -244,7 +248,7 @@ impl Scan<'_> {
     /// Brings the copy to the authority's position. A mirror that is hours behind takes hours, so a stop ends the wait.
     async fn meet(&self) -> Result<Lsn, ScanError> {
         tokio::select! {
-            met = self.meeting.meet() => Ok(met?),
+            met = self.meeting.lately(MEETING_AGE_MAX) => Ok(met?),
             () = self.stop.cancelled() => Err(ScanError::Stopped),
         }
     }

@@ -11,7 +11,7 @@ use std::collections::BTreeMap;
 use tokio_postgres::Client;
 use tokio_postgres::types::{ToSql, Type};
 
-use super::form::{ColumnForm, Side, TableForm};
+use super::form::{ColumnForm, Side, TableForm, direct_hash};
 use crate::name::{TableName, quote_ident};
 use crate::postgres::sqlstate::{self, Failure};
 
@@ -304,12 +304,19 @@ async fn hash(client: &Client, groups: &[&Group], cast: Cast) -> Result<Vec<Hash
     let mut asked = Vec::new();
     for (index, group) in groups.iter().enumerate() {
         for form in std::iter::successors(Some(group.form), |form| form.weaker()) {
+            let value = form.sql(&group.cast_sql, "t.v");
+            // Rows are hashed as records, and column by column.
+            let hash = match direct_hash(form, &group.cast_sql) {
+                Some(function) => {
+                    format!("hash_record_extended(ROW({value}), 7) # coalesce({function}({value}, 7), 7)")
+                }
+                None => format!("hash_record_extended(ROW({value}), 7)"),
+            };
             selects.push(format!(
-                "SELECT {place}::int8, ARRAY(SELECT hash_record_extended(ROW({value}), 7) \
+                "SELECT {place}::int8, ARRAY(SELECT {hash} \
                  FROM (SELECT s.text::{of} AS v, s.n FROM unnest(${number}::text[]) WITH ORDINALITY AS s (text, n) \
                  OFFSET 0) AS t ORDER BY t.n)",
                 place = asked.len(),
-                value = form.sql(&group.cast_sql, "t.v"),
                 of = cast(group),
                 number = index + 1,
             ));

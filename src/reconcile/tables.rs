@@ -140,12 +140,6 @@ impl Tables<'_> {
     async fn begin(&self, hands: &mut Option<Hands>) -> Result<Vec<Prepared>, String> {
         self.mirror_runs().await?;
         let ready = self.hands(hands).await.map_err(|error| chain_of(&error))?;
-        tokio::select! {
-            met = ready.meeting.meet() => {
-                met.map_err(|error| chain_of(&error))?;
-            }
-            () = self.stop.cancelled() => return Err(chain_of(&ScanError::Stopped)),
-        }
         let mut forms: Vec<TableForm> =
             self.wanted().map(|table| TableForm::new(table.clone(), self.options.strict)).collect();
         if let Look::Sample(percent) = self.options.look {
@@ -153,8 +147,19 @@ impl Tables<'_> {
             forms.iter_mut().for_each(|form| form.sample = Some(sample));
         }
         let (authority, copy) = (self.sides.authority, self.sides.copy());
-        let (of_authority, of_copy) = ready.facts(&forms, (authority, copy)).await?;
-        let mut hopeless = ready.trust(&mut forms, authority).await?;
+        let asked = forms.clone();
+        // None of them waits for another, and a run of a small table is mostly this.
+        let beginning = async {
+            tokio::try_join!(
+                async { ready.meeting.meet().await.map_err(|error| chain_of(&error)) },
+                ready.facts(&asked, (authority, copy)),
+                ready.trust(&mut forms, authority),
+            )
+        };
+        let (_, (of_authority, of_copy), mut hopeless) = tokio::select! {
+            begun = beginning => begun?,
+            () = self.stop.cancelled() => return Err(chain_of(&ScanError::Stopped)),
+        };
         let facts = of_authority.into_iter().zip(of_copy);
         let prepared = forms.into_iter().zip(facts).map(|(form, (authority, copy))| {
             let hopeless = hopeless.remove(&form.mapping.source);

@@ -88,8 +88,8 @@ async fn present(
     monolith: &Client,
     slice: &str,
 ) -> Result<Result<Option<Ground>, JournalError>, JournalError> {
-    let Some(ground) = grounds::service(service, slice).await? else { return Ok(Ok(None)) };
-    let shapes = grounds::monolith(monolith, slice).await;
+    let (ground, shapes) = tokio::join!(grounds::service(service, slice), grounds::monolith(monolith, slice));
+    let Some(ground) = ground? else { return Ok(Ok(None)) };
     Ok(shapes.map(|shapes| Some(ground.with_monolith(&shapes))))
 }
 
