@@ -74,7 +74,7 @@ pub fn create_table(slice: &str) -> String {
         "CREATE TABLE {} (\n    one bool PRIMARY KEY DEFAULT true CHECK (one),\n    \
          state text NOT NULL CHECK (state IN ('OPEN', 'FENCED')),\n    epoch bigint NOT NULL,\n    \
          cause text NOT NULL CHECK (cause IN ('open', 'fence', 'bump')),\n    owner text NOT NULL,\n    \
-         fence_lsn pg_lsn,\n    cut_lsn pg_lsn,\n    seqs jsonb,\n    barrier bigint\n) WITH (autovacuum_enabled = false)",
+         fence_lsn pg_lsn,\n    cut_lsn pg_lsn,\n    seqs jsonb,\n    move_group bigint\n) WITH (autovacuum_enabled = false)",
         name(slice).sql()
     )
 }

@@ -12,8 +12,8 @@ use crate::support::split::Split;
 const BACK_TO_V1: &str = "
 DROP VIEW strangler.authority;
 DROP FUNCTION strangler.authority_rows();
-DROP TABLE strangler.cut_key, strangler.alarm, strangler.canary, strangler.barrier, strangler.operator;
-ALTER TABLE strangler.gate_one DROP COLUMN barrier;
+DROP TABLE strangler.cut_key, strangler.alarm, strangler.canary, strangler.move_group, strangler.operator;
+ALTER TABLE strangler.gate_one DROP COLUMN move_group;
 DROP TABLE strangler.repair, strangler.touched_floor, strangler.touched, strangler.reconcile_chunk,
     strangler.reconcile_run, strangler.ledger;
 ALTER TABLE strangler.mirror_table DROP COLUMN copy_number;
@@ -129,7 +129,7 @@ async fn tables_of_the_first_version_are_told_by_every_verb_and_upgraded_with_al
     let asked = "SELECT slice || ' ' || state || ' ' || owner || ' ' || epoch FROM strangler.authority";
     assert_eq!(lines(&monolith, asked).await, ["one OPEN monolith 1"]);
     assert_eq!(lines(&service, asked).await, ["one FENCED monolith 1"]);
-    let gates = "SELECT coalesce(barrier::text, 'alone') FROM strangler.gate_one";
+    let gates = "SELECT coalesce(move_group::text, 'alone') FROM strangler.gate_one";
     assert_eq!(
         (lines(&monolith, gates).await, lines(&service, gates).await),
         (vec!["alone".to_owned()], vec!["alone".to_owned()])

@@ -44,14 +44,14 @@ CREATE TABLE strangler.canary (
 COMMENT ON TABLE strangler.canary IS
     'A row that travels with the stream of its direction in any mode, to prove that the way is open and rows arrive';
 
-CREATE TABLE strangler.barrier (
+CREATE TABLE strangler.move_group (
     id bigint PRIMARY KEY,
     state text NOT NULL DEFAULT 'pending' CHECK (state IN ('pending', 'open', 'aborted')),
     members json NOT NULL,
     created_at timestamptz NOT NULL DEFAULT now(),
     decided_at timestamptz
 );
-COMMENT ON TABLE strangler.barrier IS
+COMMENT ON TABLE strangler.move_group IS
     'On the monolith: slices that move together. No side of theirs opens while it is pending; it is decided once';
 
 CREATE TABLE strangler.operator (
@@ -71,7 +71,7 @@ DECLARE
     gate name;
 BEGIN
     FOR gate IN SELECT 'gate_' || slice FROM strangler.slice LOOP
-        EXECUTE format('ALTER TABLE strangler.%I ADD COLUMN IF NOT EXISTS barrier bigint', gate);
+        EXECUTE format('ALTER TABLE strangler.%I ADD COLUMN IF NOT EXISTS move_group bigint', gate);
     END LOOP;
 END $$;
 
