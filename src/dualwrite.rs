@@ -1,3 +1,4 @@
 //! Who may write: the gates that let exactly one side of a slice take the application's writes.
 
+pub mod authority;
 pub mod gate;

@@ -22,7 +22,7 @@ pub const TRUNCATE_TRIGGER: &str = "aa_strangler_gate_truncate";
 pub const SLICE_NAME_BYTES_MAX: usize = 63 - "gate_".len();
 
 /// What a gate lets through.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum GateState {
     /// The application may write here.
     Open,

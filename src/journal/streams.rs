@@ -7,7 +7,7 @@ use super::JournalError;
 use crate::lsn::Lsn;
 
 /// How a stream stands; `gap` and `diverged` need an operator.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum StreamState {
     /// The row is written, the slot is not known to exist yet. Set by the mirror's first start; stored.
     Creating,
@@ -112,7 +112,7 @@ pub async fn read(client: &Client, slice: &str) -> Result<Option<StreamRow>, Jou
 }
 
 /// Which way a stream goes.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Direction {
     /// From the monolith to the service; its row is in the service.
     Forward,
