@@ -24,6 +24,7 @@ mod ledger;
 mod logging;
 mod markers;
 mod memory;
+mod model;
 mod orphans;
 mod plans;
 mod prove;
