@@ -6,6 +6,7 @@
 //! dial in the same way (`wire`) and hold the same opinion of certificates (`tls`).
 
 pub mod connect;
+pub mod equality;
 pub mod introspect;
 mod link;
 pub mod pgoutput;

@@ -292,7 +292,7 @@ impl Applier {
         let mut copied = Vec::new();
         for (index, set) in sets {
             let Some(table) = tables.get(*index) else { continue };
-            works.extend(works_of(&table.mapping, set)?);
+            works.extend(works_of(table, set)?);
             if set.inserts.len() >= COPY_ROWS_MIN {
                 copied.push((table, set));
             }
@@ -336,7 +336,7 @@ impl Applier {
     }
 
     async fn run_set(&mut self, table: &TableRun, set: &Sets) -> Result<(), Refusal> {
-        for work in works_of(&table.mapping, set)? {
+        for work in works_of(table, set)? {
             self.run_works(std::slice::from_ref(&work)).await?;
         }
         if set.inserts.len() >= COPY_ROWS_MIN {
@@ -434,11 +434,12 @@ fn single(operation: &RowOperation) -> Sets {
 }
 
 /// The statements of a set, deletes first, then updates by form, then inserts unless they go through COPY.
-fn works_of<'a>(mapping: &TableMapping, set: &'a Sets) -> Result<Vec<Work<'a>>, Refusal> {
+fn works_of<'a>(table: &TableRun, set: &'a Sets) -> Result<Vec<Work<'a>>, Refusal> {
+    let (mapping, equality) = (table.mapping.as_ref(), table.equality.as_slice());
     let mut works = Vec::new();
     if !set.deletes.is_empty() {
         let arrays = key_arrays(mapping, set.deletes.iter())?;
-        works.push(Work { sql: statements::delete(mapping), arrays, rows: set.deletes.len() });
+        works.push(Work { sql: statements::delete(mapping, equality), arrays, rows: set.deletes.len() });
     }
     let mut forms: BTreeMap<UpdateForm, Vec<&SetUpdate>> = BTreeMap::new();
     for update in &set.updates {
@@ -449,7 +450,7 @@ fn works_of<'a>(mapping: &TableMapping, set: &'a Sets) -> Result<Vec<Work<'a>>, 
         forms.entry(form).or_default().push(update);
     }
     for (form, updates) in forms {
-        let sql = match statements::update(mapping, &form) {
+        let sql = match statements::update(mapping, equality, &form) {
             UpdateSql::Statement(sql) => sql,
             UpdateSql::Nothing => continue,
             UpdateSql::FixedKey => {

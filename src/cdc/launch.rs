@@ -18,7 +18,7 @@ use super::route::Router;
 use super::source;
 use super::start::{self, Memory, ProcessName, Starting, open};
 use super::stream::Assembler;
-use super::table::{TableRun, choose_ranges, rows_are_whole};
+use super::table::{TableRun, choose_ranges, key_equality, rows_are_whole};
 use crate::failpoint;
 use crate::failpoint::hooks::Mutant;
 use crate::journal::copies::{self, TableRow, TableState};
@@ -237,13 +237,13 @@ async fn restore_tables(
             check_entry(target, slice, row, *entry).await?;
         }
         let mapping = Arc::new(mapping.clone());
-        let whole = rows_are_whole(target, &mapping).await?;
+        let facts = (rows_are_whole(target, &mapping).await?, key_equality(target, &mapping).await?);
         // A table goes on in the form in which it was begun, whatever its size has become.
         let begun = pieces
             .iter()
             .any(|piece| piece.source_table == label && matches!(piece.extent, copies::Extent::Range { .. }));
         let by_ranges = begun || choose_ranges(&mapping, rows_per_range);
-        tables.push(TableRun::restore(&mapping, row, &pieces, whole, by_ranges)?);
+        tables.push(TableRun::restore(&mapping, row, &pieces, facts, by_ranges)?);
     }
     Ok(tables)
 }

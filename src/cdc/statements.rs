@@ -6,12 +6,13 @@
 
 use crate::mapping::TableMapping;
 use crate::name::quote_ident;
+use crate::postgres::equality::BUILT_IN;
 
-/// Deletes rows by key: one `text[]` per key column, in key order.
+/// Deletes rows by key: one `text[]` per key column, in key order. `equality` are the operators of the key's columns.
 #[must_use]
-pub fn delete(table: &TableMapping) -> String {
-    let count = table.key.len();
-    format!("DELETE FROM {} AS t USING {} WHERE {}", table.target.sql(), unnest(count, "k"), key_match(table))
+pub fn delete(table: &TableMapping, equality: &[String]) -> String {
+    let keys = unnest(table.key.len(), "k");
+    format!("DELETE FROM {} AS t USING {keys} WHERE {}", table.target.sql(), key_match(table, equality))
 }
 
 /// Which form of update a row needs.
@@ -34,14 +35,14 @@ pub enum UpdateSql {
     FixedKey,
 }
 
-/// Updates rows by key.
+/// Updates rows by key. `equality` are the operators of the key's columns.
 #[must_use]
-pub fn update(table: &TableMapping, form: &UpdateForm) -> UpdateSql {
+pub fn update(table: &TableMapping, equality: &[String], form: &UpdateForm) -> UpdateSql {
     if form.key_changes && table.key_columns().any(|column| column.identity_always) {
         return UpdateSql::FixedKey;
     }
     let mut assignments = Vec::new();
-    let mut guards = vec![key_match(table)];
+    let mut guards = vec![key_match(table, equality)];
     let mut place = 0;
     for (index, column) in table.columns.iter().enumerate() {
         if form.carried.get(index) != Some(&true) {
@@ -101,11 +102,14 @@ fn unnest(count: usize, prefix: &str) -> String {
     format!("unnest({}) AS s({})", arrays.join(", "), names.join(", "))
 }
 
-fn key_match(table: &TableMapping) -> String {
+fn key_match(table: &TableMapping, equality: &[String]) -> String {
     let terms: Vec<String> = table
         .key_columns()
         .enumerate()
-        .map(|(n, column)| format!("t.{} = s.k{n}::{}", quote_ident(&column.target), column.cast_sql))
+        .map(|(n, column)| {
+            let equals = equality.get(n).map_or(BUILT_IN, String::as_str);
+            format!("t.{} {equals} s.k{n}::{}", quote_ident(&column.target), column.cast_sql)
+        })
         .collect();
     terms.join(" AND ")
 }

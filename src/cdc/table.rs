@@ -10,6 +10,7 @@ use crate::landing::key::{Key, Point};
 use crate::landing::pieces::{RangePiece, Stamp, TablePieces};
 use crate::lsn::Lsn;
 use crate::mapping::{KeyOrder, TableMapping};
+use crate::postgres::equality;
 
 /// A table as the engine holds it in memory; the stored truth is in the service's database.
 #[derive(Debug)]
@@ -24,6 +25,8 @@ pub struct TableRun {
     pub state: TableState,
     /// Every column of the target table is mapped, so that a changed key may become delete and insert.
     pub rows_are_whole: bool,
+    /// By which operators the target finds a key, in key order.
+    pub equality: Vec<String>,
     /// Copied in key ranges rather than as a whole.
     pub by_ranges: bool,
     /// Rows landed so far.
@@ -47,7 +50,7 @@ impl TableRun {
         mapping: &Arc<TableMapping>,
         row: &TableRow,
         pieces: &[PieceRow],
-        rows_are_whole: bool,
+        (rows_are_whole, equality): (bool, Vec<String>),
         by_ranges: bool,
     ) -> Result<Self, MirrorError> {
         let order = mapping.key_order;
@@ -57,6 +60,7 @@ impl TableRun {
             pieces: TablePieces::empty(order),
             state: row.state,
             rows_are_whole,
+            equality,
             by_ranges,
             rows_copied: u64::try_from(row.rows_copied).unwrap_or(0),
             bytes_copied: u64::try_from(row.bytes_copied).unwrap_or(0),
@@ -184,4 +188,15 @@ pub async fn rows_are_whole(target: &Client, mapping: &TableMapping) -> Result<b
         });
     }
     Ok(usize::try_from(columns) == Ok(mapping.columns.len()))
+}
+
+/// By which operators the target finds a key, in key order.
+///
+/// # Errors
+/// [`MirrorError::Sql`].
+pub async fn key_equality(target: &Client, mapping: &TableMapping) -> Result<Vec<String>, MirrorError> {
+    let columns = mapping.key_columns().map(|column| column.target.as_str()).collect();
+    let found = equality::of_keys(target, &[(mapping.target.sql(), columns)]).await;
+    let found = found.map_err(MirrorError::sql("reading how keys are compared"))?;
+    Ok(found.into_iter().next().unwrap_or_default())
 }

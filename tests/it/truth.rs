@@ -3,6 +3,7 @@
 
 mod classified;
 mod corruptions;
+mod extension_keys;
 mod found;
 mod never_clean;
 mod parts;

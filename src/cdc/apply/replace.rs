@@ -109,7 +109,7 @@ impl Applier {
 
     /// A wrong target may hold no row of a key, or several, so the count says nothing.
     async fn empty_keys(&mut self, table: &TableRun, rows: &[(usize, &SourceRow)]) -> Result<(), Refusal> {
-        let statement = self.prepare(&statements::delete(&table.mapping)).await?;
+        let statement = self.prepare(&statements::delete(&table.mapping, &table.equality)).await?;
         let arrays = key_arrays(&table.mapping, rows.iter().map(|(_, row)| &row.key))?;
         let params: Vec<&(dyn ToSql + Sync)> =
             arrays.iter().map(|array| -> &(dyn ToSql + Sync) { array }).collect();
