@@ -17,6 +17,7 @@ use crate::lsn::Lsn;
 use crate::mapping::TableMapping;
 use crate::name::{quote_ident, quote_literal};
 use crate::postgres::connect::Session;
+use crate::postgres::equality;
 use crate::postgres::sqlstate::{self, Failure};
 use crate::snapshot::Snapshot;
 
@@ -98,8 +99,10 @@ async fn read_row(reader: &Session, mapping: &TableMapping, key: &Key) -> Result
     let mut conditions: Vec<String> = mapping
         .key_columns()
         .zip(key.to_strings())
-        .map(|(column, value)| {
-            format!("{} = {}::{}", quote_ident(&column.source), quote_literal(&value), column.cast_sql)
+        .zip(equality(reader, mapping).await?)
+        .map(|((column, value), equals)| {
+            let (name, value) = (quote_ident(&column.source), quote_literal(&value));
+            format!("{name} {equals} {value}::{}", column.cast_sql)
         })
         .collect();
     conditions.extend(mapping.filter_sql());
@@ -181,6 +184,7 @@ async fn read_rows(
 ) -> Result<ReadRows, MirrorError> {
     let (mut rows, mut refused) = (Vec::new(), Vec::new());
     let types = key_types(reader, mapping).await?;
+    let equality = equality(reader, mapping).await?;
     if types.iter().any(|name| matches!(name.as_str(), "json" | "jsonb")) {
         let why = "a key of type jsonb can't be repaired by itself; copy the table again";
         return Ok((rows, (0..keys.len()).map(|place| (place, why.to_owned())).collect()));
@@ -190,7 +194,7 @@ async fn read_rows(
     let mut groups = vec![all.as_slice()];
     while let Some(group) = groups.pop() {
         reader.batch_execute("SAVEPOINT keys").await.map_err(MirrorError::sql("reading rows again"))?;
-        match reader.simple_query(&rows_sql(mapping, &types, group)).await {
+        match reader.simple_query(&rows_sql(mapping, (&types, &equality), group)).await {
             Ok(messages) => {
                 for message in &messages {
                     if let SimpleQueryMessage::Row(row) = message {
@@ -224,9 +228,21 @@ async fn key_types(reader: &Session, mapping: &TableMapping) -> Result<Vec<Strin
     Ok(rows.iter().map(|row| row.get(0)).collect())
 }
 
+/// By which operators the monolith finds a key, so that its index is used.
+async fn equality(reader: &Session, mapping: &TableMapping) -> Result<Vec<String>, MirrorError> {
+    let columns = mapping.key_columns().map(|column| column.source.as_str()).collect();
+    let found = equality::of_keys(reader, &[(mapping.source.sql(), columns)]).await;
+    let found = found.map_err(MirrorError::sql("reading how keys are compared"))?;
+    Ok(found.into_iter().next().unwrap_or_default())
+}
+
 /// One row for each key: its place, its values as the server prints them, whether there is a row, and the row. A record
 /// is read from JSON with the column's own input function and modifier, and refuses what a cast would cut.
-fn rows_sql(mapping: &TableMapping, types: &[String], keys: &[(usize, &[String])]) -> String {
+fn rows_sql(
+    mapping: &TableMapping,
+    (types, equality): (&[String], &[String]),
+    keys: &[(usize, &[String])],
+) -> String {
     let records: Vec<serde_json::Value> = keys
         .iter()
         .map(|(place, key)| {
@@ -240,8 +256,9 @@ fn rows_sql(mapping: &TableMapping, types: &[String], keys: &[(usize, &[String])
     let of_row = |name: &str| format!("t.{}", quote_ident(name));
     let key: Vec<String> = mapping.key_columns().map(|column| of_row(&column.source)).collect();
     let columns: Vec<String> = mapping.columns.iter().map(|column| of_row(&column.source)).collect();
+    let terms = key.iter().zip(&printed).zip(equality);
     let matches: Vec<String> =
-        key.iter().zip(&printed).map(|(column, value)| format!("{column} = {value}")).collect();
+        terms.map(|((column, value), equals)| format!("{column} {equals} {value}")).collect();
     format!(
         "SELECT k.n, {}, {} IS NOT NULL, {} FROM json_to_recordset({}) AS k(n int, {}) \
          LEFT JOIN (SELECT {} FROM {}{}{}) AS t ON {} ORDER BY k.n",

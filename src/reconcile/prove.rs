@@ -16,7 +16,7 @@ use std::time::{Duration, Instant};
 use tokio::time::timeout;
 
 use self::judge::{Held, compared, judge};
-use self::lookup::Lock;
+use self::lookup::{Equality, Lock};
 pub use self::task::Proof;
 use self::task::{Reason, Task};
 use super::barrier;
@@ -26,6 +26,7 @@ use super::meet::{MeetError, Meeting};
 use super::redact::Redactor;
 use super::sides::Sides;
 use crate::postgres::connect::{APPLY_ROLE, ConnectError, Session};
+use crate::postgres::equality;
 use crate::postgres::sqlstate::{self, Failure};
 
 /// Keys that are looked at in one statement.
@@ -158,7 +159,9 @@ impl Prover {
         }
         suspects.sort_unstable();
         suspects.dedup();
-        let mut task = Task::new(slice, form, self.sides.authority, Arc::clone(&self.redactor), list);
+        let equality = self.equality(form).await?;
+        let sides = (self.sides.authority, equality);
+        let mut task = Task::new(slice, form, sides, Arc::clone(&self.redactor), list);
         let mut open: Open = suspects.into_iter().map(|key| (key, Reason::Moving)).collect();
         for (round, pause) in PAUSES.iter().enumerate() {
             if open.is_empty() {
@@ -172,6 +175,26 @@ impl Prover {
             }
         }
         Ok(task.end(open, PAUSES.len()))
+    }
+
+    /// By which operators both sides find a key, so that the lookup means what the index does, and uses it.
+    async fn equality(&self, form: &TableForm) -> Result<Equality, ProveError> {
+        let of = async |client: &Session, side: Side| {
+            let columns = form.mapping.key_columns().map(|column| match side {
+                Side::Source => column.source.as_str(),
+                Side::Target => column.target.as_str(),
+            });
+            let found = equality::of_keys(client, &[(form.name(side).sql(), columns.collect())]).await;
+            let found = found.map_err(ProveError::database("reading how keys are compared"))?;
+            Ok::<_, ProveError>(found.into_iter().next().unwrap_or_default())
+        };
+        let copy = self.sides.copy();
+        let (here, there) =
+            tokio::try_join!(of(&self.authority, self.sides.authority), of(&self.copy, copy))?;
+        Ok(match copy {
+            Side::Target => Equality { source: here, target: there },
+            Side::Source => Equality { source: there, target: here },
+        })
     }
 
     /// Looks at keys without locks, drops those that are equal, and tries to prove the others. Returns what is still

@@ -11,6 +11,7 @@ use super::super::redact::Redactor;
 use super::judge::Held;
 use crate::mapping::{ColumnMapping, FilterTerm};
 use crate::name::quote_literal;
+use crate::postgres::equality::BUILT_IN;
 
 /// What is done with the authority's rows while they are read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -33,10 +34,18 @@ impl Lock {
     }
 }
 
+/// By which operator each key column is looked up on each side, in key order.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Equality {
+    pub(super) source: Vec<String>,
+    pub(super) target: Vec<String>,
+}
+
 /// The statements of one table.
 pub(super) struct Lookup<'a> {
     form: &'a TableForm,
     authority: Side,
+    equality: Equality,
 }
 
 impl fmt::Debug for Lookup<'_> {
@@ -46,8 +55,8 @@ impl fmt::Debug for Lookup<'_> {
 }
 
 impl<'a> Lookup<'a> {
-    pub(super) fn new(form: &'a TableForm, authority: Side) -> Self {
-        Self { form, authority }
+    pub(super) fn new(form: &'a TableForm, authority: Side, equality: Equality) -> Self {
+        Self { form, authority, equality }
     }
 
     /// The authority's rows of `keys`, by the key's place in the list.
@@ -103,8 +112,13 @@ impl<'a> Lookup<'a> {
     }
 
     fn matched(&self, side: Side) -> String {
+        let operators = match side {
+            Side::Source => &self.equality.source,
+            Side::Target => &self.equality.target,
+        };
         let terms = self.form.mapping.key_columns().enumerate().map(|(index, column)| {
-            format!("{} = w.k{index}::{}", TableForm::column(column, side), column.cast_sql)
+            let equals = operators.get(index).map_or(BUILT_IN, String::as_str);
+            format!("{} {equals} w.k{index}::{}", TableForm::column(column, side), column.cast_sql)
         });
         terms.collect::<Vec<_>>().join(" AND ")
     }

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::judge::{Held, compared, different_columns, judge};
-use super::lookup::{Lock, Lookup};
+use super::lookup::{Equality, Lock, Lookup};
 use super::{
     APPLY_ROLE, BARRIER_PATIENCE, Failure, FindingKind, Locked, ProveError, RawKey, Redactor, Side, Sides,
     TableForm, WAITS_IN_A_ROUND, sqlstate,
@@ -83,7 +83,7 @@ impl<'a> Task<'a> {
     pub(super) fn new(
         slice: &'a str,
         form: &'a TableForm,
-        authority: Side,
+        (authority, equality): (Side, Equality),
         redactor: Arc<Redactor>,
         list: usize,
     ) -> Self {
@@ -91,7 +91,7 @@ impl<'a> Task<'a> {
             slice,
             form,
             authority,
-            lookup: Lookup::new(form, authority),
+            lookup: Lookup::new(form, authority, equality),
             redactor,
             list,
             proof: Proof::default(),

@@ -1,8 +1,11 @@
-//! Keys of types that extensions bring: a mirror follows them.
+//! Keys of types that extensions bring: a mirror follows them, differences under them are proven through the index, and
+//! repaired.
 
+use strangler::reconcile::finding::FindingKind::{Differs, Extra, Missing};
 use tokio_postgres::Client;
 
 use super::found::Run;
+use super::stage::corrupt;
 use crate::support::split::{Mirror, Split};
 use crate::support::wait::{SOON, until};
 
@@ -55,4 +58,45 @@ async fn a_mirror_finds_the_rows_of_an_extensions_key() {
     Run::of(&split, &["--strict"]).assert_clean();
     used(&service, "places_pkey", 0).await;
     used(&service, "words_pkey", 0).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn differences_under_an_extensions_key_are_proven_through_its_index_and_repaired() {
+    let (split, monolith, service, mirror) = open().await;
+    corrupt(
+        &service,
+        "UPDATE words SET v = -1 WHERE word = 'word7'; DELETE FROM words WHERE word = 'word8';
+         UPDATE words SET word = 'WORD9' WHERE word = 'word9'; INSERT INTO words VALUES ('extra', 1);
+         UPDATE tags SET tag = 'TAG7' WHERE tag = 'tag7'; DELETE FROM tags WHERE tag = 'tag8';
+         UPDATE places SET v = -1 WHERE v = 7; UPDATE places SET place = 'top.other' WHERE v = 8",
+    )
+    .await;
+    for strict in [&["--strict"][..], &[]] {
+        let run = Run::of(&split, strict);
+        let told = |table: &str, kind, key: &[&str], columns: &[&str]| {
+            let texts = |of: &[&str]| of.iter().map(|text| (*text).to_owned()).collect::<Vec<_>>();
+            (table.to_owned(), kind, texts(key), texts(columns))
+        };
+        // Either spelling names the row; the one that is first in the order of bytes is told.
+        let expected = [
+            told("places", Missing, &["top.p8"], &[]),
+            told("places", Extra, &["top.other"], &[]),
+            told("places", Differs, &["top.p7"], &["v"]),
+            told("tags", Missing, &["Tag8", "8"], &[]),
+            told("tags", Differs, &["TAG7", "7"], &["tag"]),
+            told("words", Missing, &["Word8"], &[]),
+            told("words", Extra, &["extra"], &[]),
+            told("words", Differs, &["WORD9"], &["word"]),
+            told("words", Differs, &["Word7"], &["v"]),
+        ];
+        assert_eq!((run.told(), run.reasons().as_str()), (expected.to_vec(), ""), "{}", run.ended.page());
+    }
+    for index in ["words_pkey", "tags_pkey", "places_pkey"] {
+        used(&monolith, index, 0).await;
+        used(&service, index, 0).await;
+    }
+    let run = Run::of(&split, &["--repair"]);
+    assert_eq!(run.ended.exit, Some(0), "{}", run.ended.page());
+    mirror.caught_up(&monolith, &service).await;
+    Run::of(&split, &["--strict"]).assert_clean();
 }
