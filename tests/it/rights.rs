@@ -12,40 +12,20 @@ use strangler::reconcile::verdict::{Counts, Coverage, Outcome, TableVerdict, Ver
 use tokio_postgres::Client;
 
 use crate::support::cluster::{Pair, connect, create_database};
+use crate::support::privilege;
 use crate::support::split::Split;
 
-/// A shop of one owner, in two schemas; its administrator is a member of the owner and owns nothing.
-const SHOP: &str = r#"
-CREATE ROLE retail_owner NOLOGIN; CREATE ROLE retail_app LOGIN;
-CREATE ROLE shop_admin LOGIN; GRANT retail_owner TO shop_admin; GRANT CREATE ON DATABASE monolith TO shop_admin;
-CREATE ROLE shop_read LOGIN REPLICATION; CREATE ROLE strangler_apply LOGIN;
-CREATE SCHEMA logs AUTHORIZATION retail_owner; GRANT USAGE ON SCHEMA logs TO shop_read;
-GRANT CREATE ON SCHEMA public TO retail_owner;
-SET ROLE retail_owner;
+const TABLES: &str = "{ Orders: { columns: { CustomerId: { references: Customers } } }, logs.Events: {} }";
+
+/// Two schemas of one owner.
+const SCHEMA: &str = r#"
 CREATE TABLE "Customers" ("Id" int PRIMARY KEY, "Name" text);
 CREATE TABLE "Orders" ("Id" int PRIMARY KEY, "CustomerId" int REFERENCES "Customers", "Note" text);
 CREATE TABLE logs."Events" ("Kind" int, "At" date, "Text" text, PRIMARY KEY ("Kind", "At")) PARTITION BY RANGE ("At");
 CREATE TABLE logs."Events_1" PARTITION OF logs."Events" FOR VALUES FROM ('2026-01-01') TO ('2027-01-01');
 INSERT INTO "Customers" VALUES (1, 'ann'); INSERT INTO "Orders" VALUES (7, 1, 'x');
 INSERT INTO logs."Events" VALUES (1, '2026-05-05', 'x');
-GRANT SELECT ON "Customers", "Orders", logs."Events" TO shop_read;
-RESET ROLE;"#;
-
-const SERVICE: &str = "
-CREATE ROLE orders_deploy LOGIN; CREATE ROLE service_owner NOLOGIN; CREATE ROLE service_app LOGIN;
-GRANT service_owner TO orders_deploy; GRANT CREATE ON DATABASE service TO orders_deploy;
-CREATE ROLE strangler_apply LOGIN;";
-
-const PLAN: &str = "version: 1
-plan: split
-monolith: { admin: '${ADMIN}', read: '${READ}', apply: '${APPLY}' }
-services:
-  service: { admin: '${DEPLOY}', apply: '${WRITE}', owner: service_owner, app: service_app, into: sales }
-slices:
-  one:
-    service: service
-    tables: { Orders: { columns: { CustomerId: { references: Customers } } }, logs.Events: {} }
-";
+GRANT SELECT ON "Customers", "Orders", logs."Events" TO shop_read"#;
 
 struct Shop {
     split: Split,
@@ -55,26 +35,7 @@ struct Shop {
 
 impl Shop {
     async fn open() -> Self {
-        let (mut split, monolith, service) = Split::with_plan(PLAN, SHOP).await;
-        service.batch_execute(SERVICE).await.unwrap();
-        let version: String = service.query_one("SHOW server_version_num", &[]).await.unwrap().get(0);
-        let replica = if version.as_str() < "150000" {
-            "ALTER ROLE strangler_apply SET session_replication_role = replica"
-        } else {
-            "GRANT SET ON PARAMETER session_replication_role TO strangler_apply"
-        };
-        for client in [&monolith, &service] {
-            client.batch_execute(replica).await.unwrap();
-        }
-        for (variable, role) in [("ADMIN", "shop_admin"), ("READ", "shop_read"), ("APPLY", "strangler_apply")]
-        {
-            let link = split.pair.monolith.url_as(role, "", Pair::MONOLITH);
-            split.lead(variable, &link);
-        }
-        for (variable, role) in [("DEPLOY", "orders_deploy"), ("WRITE", "strangler_apply")] {
-            let link = split.pair.service.url_as(role, "", Pair::SERVICE);
-            split.lead(variable, &link);
-        }
+        let (split, monolith, service) = privilege::open(TABLES, SCHEMA).await;
         Self { split, monolith, service }
     }
 

@@ -5,6 +5,7 @@ use std::io::Write as _;
 pub mod bench;
 pub mod binary;
 pub mod cluster;
+pub mod privilege;
 pub mod scenario;
 pub mod split;
 pub mod tables;
