@@ -25,6 +25,7 @@ pub mod schedule;
 pub mod selftest;
 pub mod sides;
 pub mod statements;
+pub mod stop;
 pub mod tables;
 pub mod throttle;
 pub mod verdict;

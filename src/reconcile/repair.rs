@@ -14,8 +14,9 @@ use super::finding::{FindingKind, RawKey};
 use super::form::TableForm;
 use super::hands;
 use super::redact::Redactor;
-use super::run::{Done, RunError, SliceJob, given_up};
+use super::run::{Done, RunError, SliceJob};
 use super::sides::APPLICATION;
+use super::stop::{self, Stopped};
 use super::verdict::Counts;
 use crate::cdc::mirror::chain_of;
 use crate::journal::JournalError;
@@ -144,9 +145,8 @@ pub async fn run(
             ..Repaired::default()
         };
         for rows in wanted.rows.chunks(ROWS_AT_ONCE) {
-            if stop.is_cancelled() {
-                return Err(RepairError::Stopped { slice: job.mapping.slice.clone() });
-            }
+            let stopped = |Stopped| RepairError::Stopped { slice: job.mapping.slice.clone() };
+            stop::look(stop).map_err(stopped)?;
             let repaired = async {
                 let (landed, waiting) = ask(job, &service, done, rows, &mut one, author).await?;
                 // First the record: rows that can't be looked at again have been written all the same.
@@ -156,12 +156,7 @@ pub async fn run(
                 }
                 verify(job, done, wanted.mapping, &landed, &mut one).await
             };
-            tokio::select! {
-                repaired = repaired => repaired?,
-                () = given_up(stop) => {
-                    return Err(RepairError::Stopped { slice: job.mapping.slice.clone() });
-                }
-            }
+            stop::work(stop, repaired).await.map_err(stopped)??;
         }
         repaired.push(one);
     }

@@ -12,6 +12,7 @@ use super::form::Side;
 use super::progress::{Board, TableProgress};
 use super::redact::{RedactError, Redactor};
 use super::sides::{APPLICATION, Sides};
+use super::stop::{self, Stopped};
 use super::tables::{Tables, Worked};
 use super::verdict::{Outcome, TableVerdict, Verdict};
 use crate::cdc::mirror::chain_of;
@@ -29,8 +30,6 @@ use crate::problem::Problem;
 
 /// A run says that it is alive this often while nothing settles.
 const BEAT_EVERY: Duration = Duration::from_secs(5);
-/// How long the work may take to end by itself once it is to be stopped: what is settled by then is settled.
-const STOP_GRACE: Duration = Duration::from_secs(3);
 /// How long a service that went away at the end is waited for, so that the verdict can be recorded.
 const END_PATIENCE: Duration = Duration::from_secs(30);
 
@@ -218,10 +217,10 @@ pub async fn run(
         board,
         stop,
     };
+    let stopped = || RunError::Stopped { slice: slice.clone() };
     let worked = tokio::select! {
-        worked = Box::pin(tables.work()) => worked,
+        worked = stop::work(stop, Box::pin(tables.work())) => worked.unwrap_or_else(|Stopped| Err(stopped())),
         error = begun.beat(slice) => Err(error),
-        () = given_up(stop) => Err(RunError::Stopped { slice: slice.clone() }),
     };
     let worked = match worked {
         Ok(worked) => worked,
@@ -231,13 +230,6 @@ pub async fn run(
         }
     };
     Box::pin(begun.conclude(job, options, worked)).await
-}
-
-/// Returns when work that was to be stopped has not ended by itself, as while it waits for a mirror or for a statement.
-/// It is dropped then, and its sessions with it.
-pub(super) async fn given_up(stop: &CancellationToken) {
-    stop.cancelled().await;
-    tokio::time::sleep(STOP_GRACE).await;
 }
 
 fn shown_tables(mapping: &SliceMapping, options: &Options) -> Vec<TableProgress> {

@@ -18,6 +18,7 @@ use super::progress::Board;
 use super::prove::{Proof, ProveError};
 use super::reader::{ReadError, Reader, Sums};
 use super::statements::{Buckets, KeyRange};
+use super::stop::{self, Stopped};
 use super::throttle::Throttle;
 use super::walk::Walk;
 use crate::journal::JournalError;
@@ -64,8 +65,8 @@ pub enum ScanError {
     #[error("another process has gone on with this run")]
     Resumed,
     /// The run was stopped.
-    #[error("stopped")]
-    Stopped,
+    #[error(transparent)]
+    Stopped(#[from] Stopped),
 }
 
 /// What the comparison of a table needs beside the table.
@@ -232,9 +233,7 @@ impl Scan<'_> {
         into.compared_at(Some(lsn));
         let name = form.mapping.source.to_string();
         for some in keys.chunks(KEYS_AT_ONCE) {
-            if self.stop.is_cancelled() {
-                return Err(ScanError::Stopped);
-            }
+            stop::look(self.stop)?;
             self.throttle.wait(self.slice, self.board, self.stop).await.map_err(ScanError::Load)?;
             into.take(self.prove(form, some.to_vec()).await?);
             let rows = u64::try_from(some.len()).unwrap_or(u64::MAX);
@@ -247,10 +246,7 @@ impl Scan<'_> {
 
     /// Brings the copy to the authority's position. A mirror that is hours behind takes hours, so a stop ends the wait.
     async fn meet(&self) -> Result<Lsn, ScanError> {
-        tokio::select! {
-            met = self.meeting.lately(MEETING_AGE_MAX) => Ok(met?),
-            () = self.stop.cancelled() => Err(ScanError::Stopped),
-        }
+        Ok(stop::wait(self.stop, self.meeting.lately(MEETING_AGE_MAX)).await??)
     }
 
     async fn ranges(
@@ -262,9 +258,7 @@ impl Scan<'_> {
         into: &Mutex<&mut Compared>,
     ) -> Result<(), ScanError> {
         loop {
-            if self.stop.is_cancelled() {
-                return Err(ScanError::Stopped);
-            }
+            stop::look(self.stop)?;
             let chunk = {
                 let mut state = state.lock().await;
                 let (chunks, border) = &mut *state;
@@ -325,9 +319,7 @@ impl Scan<'_> {
         pair: &mut Pair,
         into: &mut Compared,
     ) -> Result<(), ScanError> {
-        if self.stop.is_cancelled() {
-            return Err(ScanError::Stopped);
-        }
+        stop::look(self.stop)?;
         self.throttle.wait(self.slice, self.board, self.stop).await.map_err(ScanError::Load)?;
         let lsn = self.meet().await?;
         let mut compared = Compared { from: Some(lsn), ..Compared::default() };
@@ -382,10 +374,7 @@ impl Scan<'_> {
                 pair.copy.buckets(form, range, types, of),
             )
         };
-        let (left, right) = tokio::select! {
-            sums = both => sums?,
-            () = self.stop.cancelled() => return Err(ScanError::Stopped),
-        };
+        let (left, right) = stop::wait(self.stop, both).await??;
         let numbers = unequal_buckets(&left, &right);
         let held: i64 = numbers.iter().map(|number| rows_of(number, &left, &right)).sum();
         let buckets = Buckets { of, numbers };
@@ -398,10 +387,7 @@ impl Scan<'_> {
                     pair.copy.rows(form, range, types, &buckets),
                 )
             };
-            let (authority, copy) = tokio::select! {
-                rows = both => rows?,
-                () = self.stop.cancelled() => return Err(ScanError::Stopped),
-            };
+            let (authority, copy) = stop::wait(self.stop, both).await??;
             self.suspect(form, unequal(authority, copy), (suspects, into)).await?;
         }
         let rows = |sums: &HashMap<i32, Sums>| sums.values().map(|sums| unsigned(sums.rows)).sum();
@@ -418,16 +404,16 @@ impl Scan<'_> {
         (range, buckets): (&KeyRange, &Buckets),
         (suspects, into): (&mut Vec<RawKey>, &mut Compared),
     ) -> Result<(), ScanError> {
-        let (mut left, mut right) = tokio::try_join!(
-            pair.authority.stream(form, range, types, buckets),
-            pair.copy.stream(form, range, types, buckets),
-        )?;
+        let both = async {
+            tokio::try_join!(
+                pair.authority.stream(form, range, types, buckets),
+                pair.copy.stream(form, range, types, buckets),
+            )
+        };
+        let (mut left, mut right) = stop::wait(self.stop, both).await??;
         for number in &buckets.numbers {
             let both = async { tokio::try_join!(left.bucket(*number), right.bucket(*number)) };
-            let (authority, copy) = tokio::select! {
-                rows = both => rows?,
-                () = self.stop.cancelled() => return Err(ScanError::Stopped),
-            };
+            let (authority, copy) = stop::wait(self.stop, both).await??;
             self.suspect(form, unequal(authority, copy), (suspects, into)).await?;
         }
         Ok(())

@@ -17,6 +17,7 @@ use super::redact::Redactor;
 use super::run::{Look, Options, RunError, SliceJob};
 use super::scan::{Compared, Scan, ScanError};
 use super::sides::Sides;
+use super::stop::{self, Stopped};
 use super::verdict::{Coverage, NO_MIRROR, Outcome, TableVerdict};
 use super::walk::{self, KeyFacts};
 use crate::cdc::mirror::chain_of;
@@ -95,7 +96,7 @@ impl Tables<'_> {
         let list = AtomicUsize::new(self.options.list);
         let prepared = match self.begin(&mut hands).await {
             Ok(prepared) => prepared,
-            Err(_) if self.stop.is_cancelled() => return Err(self.stopped()),
+            Err(_) if stop::look(self.stop).is_err() => return Err(self.stopped()),
             Err(reason) => {
                 worked.reasons.push(reason.clone());
                 worked.tables = self.wanted().map(|table| self.left_out(table, reason.clone())).collect();
@@ -109,11 +110,8 @@ impl Tables<'_> {
         }
         match self.hands(&mut hands).await {
             Ok(ready) => {
-                let met = tokio::select! {
-                    met = ready.meeting.meet() => met,
-                    () = self.stop.cancelled() => return Err(self.stopped()),
-                };
-                match met {
+                let met = stop::wait(self.stop, ready.meeting.meet()).await;
+                match met.map_err(|Stopped| self.stopped())? {
                     Ok(lsn) => worked.lsn = lsn,
                     Err(error) => worked.reasons.push(format!("at the end {}", chain_of(&error))),
                 }
@@ -156,10 +154,8 @@ impl Tables<'_> {
                 ready.trust(&mut forms, authority),
             )
         };
-        let (_, (of_authority, of_copy), mut hopeless) = tokio::select! {
-            begun = beginning => begun?,
-            () = self.stop.cancelled() => return Err(chain_of(&ScanError::Stopped)),
-        };
+        let begun = stop::wait(self.stop, beginning).await.map_err(|error| chain_of(&error))?;
+        let (_, (of_authority, of_copy), mut hopeless) = begun?;
         let facts = of_authority.into_iter().zip(of_copy);
         let prepared = forms.into_iter().zip(facts).map(|(form, (authority, copy))| {
             let hopeless = hopeless.remove(&form.mapping.source);
@@ -202,7 +198,7 @@ impl Tables<'_> {
             let opened =
                 Box::pin(hands::open(self.slice(), self.sides, &self.redactor, parallel, load)).await;
             match opened {
-                Err(_) if begun.elapsed() < PATIENCE && !self.stop.is_cancelled() => {
+                Err(_) if begun.elapsed() < PATIENCE && stop::look(self.stop).is_ok() => {
                     tokio::time::sleep(Duration::from_millis(250)).await;
                 }
                 opened => return opened,
@@ -229,7 +225,7 @@ impl Tables<'_> {
                     return Err(RunError::Resumed { slice: self.slice().to_owned() });
                 }
                 // Also when something else broke first: whoever stops a run wants no verdict of it.
-                Err(_) if self.stop.is_cancelled() => return Err(self.stopped()),
+                Err(_) if stop::look(self.stop).is_err() => return Err(self.stopped()),
                 Err(error) => {
                     // Whatever broke, the next table gets sessions of its own.
                     *hands = None;

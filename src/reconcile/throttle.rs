@@ -6,6 +6,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::progress::Board;
 use super::sides::APPLICATION;
+use super::stop;
 use crate::postgres::connect::Session;
 use crate::postgres::sqlstate;
 
@@ -54,10 +55,11 @@ impl Throttle {
             if !busy {
                 return Ok(());
             }
-            tokio::select! {
-                () = stop.cancelled() => return Ok(()),
-                () = tokio::time::sleep(pause) => pause = (pause * 2).min(PAUSE_LAST),
+            // Who is stopped reads nothing new either.
+            if stop::wait(stop, tokio::time::sleep(pause)).await.is_err() {
+                return Ok(());
             }
+            pause = (pause * 2).min(PAUSE_LAST);
         }
     }
 }
