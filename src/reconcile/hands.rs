@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use futures_util::future::try_join_all;
 use tokio::sync::Mutex;
+use tokio_util::sync::CancellationToken;
 
 use super::form::{Side, TableForm};
 use super::meet::{MeetError, Meeting};
@@ -42,6 +43,7 @@ pub struct OnDemand {
     sides: Sides,
     meeting: Arc<Meeting>,
     redactor: Arc<Redactor>,
+    stop: CancellationToken,
     made: Option<Prover>,
 }
 
@@ -53,7 +55,10 @@ impl OnDemand {
     pub async fn get(&mut self) -> Result<&mut Prover, ProveError> {
         let made = match self.made.take() {
             Some(made) => made,
-            None => Prover::new(&self.sides, Arc::clone(&self.meeting), Arc::clone(&self.redactor)).await?,
+            None => {
+                let (meeting, redactor) = (Arc::clone(&self.meeting), Arc::clone(&self.redactor));
+                Prover::new(&self.sides, meeting, redactor, self.stop.clone()).await?
+            }
         };
         Ok(self.made.insert(made))
     }
@@ -71,7 +76,7 @@ pub enum HandsError {
 }
 
 /// Opens everything at once. `parallel` is the number of chunks at a time, `max_load` the number of open transactions
-/// above which nothing new is read.
+/// above which nothing new is read; nothing is proven any more once `stop` is cancelled.
 ///
 /// # Errors
 /// [`HandsError`].
@@ -79,8 +84,8 @@ pub async fn open(
     slice: &str,
     sides: &Sides,
     redactor: &Arc<Redactor>,
-    parallel: usize,
-    max_load: Option<u32>,
+    (parallel, max_load): (usize, Option<u32>),
+    stop: &CancellationToken,
 ) -> Result<Hands, HandsError> {
     let pair = async || -> Result<Pair, ConnectError> {
         let (authority, copy) =
@@ -104,6 +109,7 @@ pub async fn open(
         sides: sides.clone(),
         meeting: Arc::clone(&meeting),
         redactor: Arc::clone(redactor),
+        stop: stop.clone(),
         made: None,
     };
     Ok(Hands { pairs, border, meeting, prover: Mutex::new(prover), throttle })

@@ -14,6 +14,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use tokio::time::timeout;
+use tokio_util::sync::CancellationToken;
 
 use self::judge::{Held, compared, judge};
 use self::lookup::{Equality, Lock};
@@ -25,6 +26,7 @@ use super::form::{Side, TableForm};
 use super::meet::{MeetError, Meeting};
 use super::redact::Redactor;
 use super::sides::Sides;
+use super::stop::{self, Stopped};
 use crate::postgres::connect::{APPLY_ROLE, ConnectError, Session};
 use crate::postgres::equality;
 use crate::postgres::sqlstate::{self, Failure};
@@ -70,6 +72,9 @@ pub enum ProveError {
     /// The mirror did not come along.
     #[error(transparent)]
     Meet(#[from] MeetError),
+    /// The run was stopped.
+    #[error(transparent)]
+    Stopped(#[from] Stopped),
     /// A suspect's key has another number of columns than the table's key.
     #[error("a suspect of {table} does not name one row: its key has {parts} columns")]
     Key {
@@ -88,7 +93,7 @@ impl ProveError {
             Self::Connect(_) => true,
             Self::Database { lost, .. } => *lost,
             Self::Meet(error) => error.is_database(),
-            Self::Key { .. } => false,
+            Self::Key { .. } | Self::Stopped(_) => false,
         }
     }
 
@@ -112,6 +117,7 @@ pub struct Prover {
     locker: Option<Session>,
     meeting: Arc<Meeting>,
     redactor: Arc<Redactor>,
+    stop: CancellationToken,
 }
 
 /// What came of a locking transaction.
@@ -125,7 +131,7 @@ enum Locked {
 }
 
 impl Prover {
-    /// Opens its sessions.
+    /// Opens its sessions. Once `stop` is cancelled it proves nothing more.
     ///
     /// # Errors
     /// [`ProveError`].
@@ -133,11 +139,12 @@ impl Prover {
         sides: &Sides,
         meeting: Arc<Meeting>,
         redactor: Arc<Redactor>,
+        stop: CancellationToken,
     ) -> Result<Self, ProveError> {
         let (authority, copy) = tokio::try_join!(sides.reader(sides.authority), sides.reader(sides.copy()))?;
         let set = tokio::try_join!(authority.batch_execute(SETTINGS), copy.batch_execute(SETTINGS));
         set.map_err(ProveError::database("setting up a session that proves differences"))?;
-        Ok(Self { sides: sides.clone(), authority, copy, locker: None, meeting, redactor })
+        Ok(Self { sides: sides.clone(), authority, copy, locker: None, meeting, redactor, stop })
     }
 
     /// Looks at the suspects until each is equal, proven, or known not to be provable. They may be on either side or
@@ -167,10 +174,11 @@ impl Prover {
             if open.is_empty() {
                 break;
             }
-            tokio::time::sleep(*pause).await;
+            stop::wait(&self.stop, tokio::time::sleep(*pause)).await?;
             task.begin_round(round + 1 == PAUSES.len());
             let keys: Vec<RawKey> = open.drain(..).map(|(key, _)| key).collect();
             for chunk in keys.chunks(LOOKED_AT_ONCE) {
+                stop::look(&self.stop)?;
                 open.extend(Box::pin(self.look(&mut task, chunk)).await?);
             }
         }
@@ -205,7 +213,7 @@ impl Prover {
             Ok(rows) => rows,
             Err(reason) => return Ok(again(Vec::new(), keys.to_vec(), &reason)),
         };
-        self.meeting.meet().await?;
+        stop::wait(&self.stop, self.meeting.meet()).await??;
         let there = task.lookup.there(&self.copy, keys, false).await;
         let there = match task.rows(there, self.sides.copy())? {
             Ok(rows) => rows,
@@ -233,6 +241,7 @@ impl Prover {
         let (mut open, mut held) = (Vec::new(), Vec::new());
         let mut batches: Vec<Vec<RawKey>> = keys.chunks(LOCKED_AT_ONCE).rev().map(<[_]>::to_vec).collect();
         while let Some(mut batch) = batches.pop() {
+            stop::look(&self.stop)?;
             match self.lock(task, &batch, Lock::SkipHeld).await? {
                 Locked::Rows(here, there) => held.extend(task.judge_locked(batch, &here, &there)),
                 Locked::Slow if batch.len() > 1 => {
@@ -244,6 +253,7 @@ impl Prover {
             }
         }
         for key in held {
+            stop::look(&self.stop)?;
             if !task.may_wait() {
                 open.push((key, Reason::Held));
                 continue;
@@ -324,7 +334,7 @@ impl Prover {
             Ok(rows) => rows,
             Err(reason) => return Ok(again(open, keys, &reason)),
         };
-        self.meeting.meet().await?;
+        stop::wait(&self.stop, self.meeting.meet()).await??;
         let there = task.lookup.there(&self.copy, &keys, false).await;
         let there = match task.rows(there, self.sides.copy())? {
             Ok(rows) => rows,
@@ -352,7 +362,8 @@ impl Prover {
     ) -> Result<(Vec<(RawKey, Vec<String>)>, Open), ProveError> {
         let failed = || ProveError::database("waiting for older transactions of the authority");
         let taken = barrier::take(&self.authority).await.map_err(failed())?;
-        if barrier::wait(&self.authority, taken, &mut task.patience).await.map_err(failed())? {
+        let passed = barrier::wait(&self.authority, taken, &mut task.patience);
+        if stop::wait(&self.stop, passed).await?.map_err(failed())? {
             return Ok((keys, Vec::new()));
         }
         let oldest = barrier::oldest(&self.authority).await.map_err(failed())?;

@@ -13,6 +13,7 @@ use tokio_util::sync::CancellationToken;
 use super::finding::{FindingKind, RawKey};
 use super::form::TableForm;
 use super::hands;
+use super::prove::ProveError;
 use super::redact::Redactor;
 use super::run::{Done, RunError, SliceJob};
 use super::sides::APPLICATION;
@@ -154,7 +155,7 @@ pub async fn run(
                 if waiting > 0 {
                     return Err(RepairError::NotTaken { slice: job.mapping.slice.clone(), waiting });
                 }
-                verify(job, done, wanted.mapping, &landed, &mut one).await
+                verify((job, done), wanted.mapping, &landed, &mut one, stop).await
             };
             stop::work(stop, repaired).await.map_err(stopped)??;
         }
@@ -216,16 +217,16 @@ async fn ask(
 
 /// Looks at rows that were landed again.
 async fn verify(
-    job: &SliceJob,
-    done: &Done,
+    (job, done): (&SliceJob, &Done),
     mapping: &TableMapping,
     keys: &[RawKey],
     one: &mut Repaired,
+    stop: &CancellationToken,
 ) -> Result<(), RepairError> {
     let slice = &job.mapping.slice;
     let failed = |why: String| RepairError::NotVerified { slice: slice.clone(), why };
     let redactor = Redactor::new().map_err(|error| failed(chain_of(&error)))?;
-    let opened = Box::pin(hands::open(slice, &done.sides, &Arc::new(redactor), 1, None)).await;
+    let opened = Box::pin(hands::open(slice, &done.sides, &Arc::new(redactor), (1, None), stop)).await;
     let hands = opened.map_err(|error| failed(chain_of(&error)))?;
     let mut forms = [TableForm::new(mapping.clone(), done.verdict.strict)];
     if let Some(why) =
@@ -236,8 +237,11 @@ async fn verify(
     let [form] = &forms;
     let mut prover = hands.prover.lock().await;
     let prover = prover.get().await.map_err(|error| failed(chain_of(&error)))?;
-    let proof = prover.prove(slice, form, keys.to_vec(), 0).await;
-    let proof = proof.map_err(|error| failed(chain_of(&error)))?;
+    let proof = match prover.prove(slice, form, keys.to_vec(), 0).await {
+        Ok(proof) => proof,
+        Err(ProveError::Stopped(_)) => return Err(RepairError::Stopped { slice: slice.clone() }),
+        Err(error) => return Err(failed(chain_of(&error))),
+    };
     if let Some(why) = proof.unsettled.first() {
         return Err(failed(why.clone()));
     }

@@ -194,9 +194,9 @@ impl Tables<'_> {
     async fn open(&self) -> Result<Hands, HandsError> {
         let begun = Instant::now();
         loop {
-            let (parallel, load) = (self.options.parallel, self.options.max_load);
+            let pace = (self.options.parallel, self.options.max_load);
             let opened =
-                Box::pin(hands::open(self.slice(), self.sides, &self.redactor, parallel, load)).await;
+                Box::pin(hands::open(self.slice(), self.sides, &self.redactor, pace, self.stop)).await;
             match opened {
                 Err(_) if begun.elapsed() < PATIENCE && stop::look(self.stop).is_ok() => {
                     tokio::time::sleep(Duration::from_millis(250)).await;

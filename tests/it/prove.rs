@@ -8,11 +8,12 @@ use std::time::{Duration, Instant};
 use strangler::failpoint::hooks::Hooks;
 use strangler::reconcile::finding::{Finding, FindingKind, RawKey, Shown};
 use strangler::reconcile::form::TableForm;
-use strangler::reconcile::prove::{Proof, Prover};
+use strangler::reconcile::prove::{Proof, ProveError, Prover};
 use strangler::reconcile::redact::Redactor;
 use tokio::task::JoinSet;
 use tokio::time::{MissedTickBehavior, interval};
 use tokio_postgres::Client;
+use tokio_util::sync::CancellationToken;
 
 use crate::support::scenario::{Run, Running, Scenario};
 
@@ -36,6 +37,7 @@ struct Bench {
     scenario: Scenario,
     running: Running,
     prover: Prover,
+    stop: CancellationToken,
 }
 
 impl Bench {
@@ -46,8 +48,9 @@ impl Bench {
         // The test damages the copy as the mirror would write it: gates let nobody else.
         scenario.target.batch_execute("SET SESSION AUTHORIZATION strangler_apply").await.unwrap();
         let redactor = Arc::new(Redactor::new().unwrap());
-        let prover = Prover::new(&scenario.sides(), scenario.meeting().await, redactor).await.unwrap();
-        Self { scenario, running, prover }
+        let (meeting, stop) = (scenario.meeting().await, CancellationToken::new());
+        let prover = Prover::new(&scenario.sides(), meeting, redactor, stop.clone()).await.unwrap();
+        Self { scenario, running, prover, stop }
     }
 
     fn form(&self, table: &str) -> TableForm {
@@ -289,6 +292,32 @@ async fn a_row_that_somebody_holds_is_unsettled_and_the_others_are_proven() {
     holder.batch_execute("ROLLBACK").await.unwrap();
     let proof = bench.prove("Orders", keys(1..=20)).await;
     assert_eq!((proof.counts[&FindingKind::Differs], proof.unsettled.len()), (2, 0));
+    bench.running.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_proof_that_is_stopped_ends_between_its_looks() {
+    let mut bench = Bench::new().await;
+    bench.damage(r#"UPDATE "Orders" SET "Amount" = -1 WHERE "Id" = 1"#).await;
+    let holder = bench.scenario.writer().await;
+    holder.batch_execute(r#"BEGIN; SELECT FROM "Orders" WHERE "Id" = 1 FOR UPDATE"#).await.unwrap();
+    let (form, stop) = (bench.form("Orders"), bench.stop.clone());
+    let proving = bench.prover.prove("things", &form, keys([1]), 10);
+    let stopping = async {
+        // One that reads, one that sends markers, and once a row is to be locked one that does that.
+        let sessions =
+            "SELECT count(*) > 2 FROM pg_stat_activity WHERE application_name = 'strangler reconcile'";
+        bench.scenario.until_source(sessions).await;
+        stop.cancel();
+        Instant::now()
+    };
+    let (proof, stopped_at) = tokio::join!(proving, stopping);
+    assert!(matches!(proof, Err(ProveError::Stopped(_))), "{proof:?}");
+    // Four looks take more than six seconds.
+    assert!(stopped_at.elapsed() < Duration::from_secs(2), "it took {:?}", stopped_at.elapsed());
+    let locked = r#"SELECT count(*) = 0 FROM pg_locks l JOIN pg_stat_activity a USING (pid)
+        WHERE a.application_name = 'strangler reconcile' AND l.mode = 'RowShareLock'"#;
+    bench.scenario.until_source(locked).await;
     bench.running.stop().await;
 }
 
