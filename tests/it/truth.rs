@@ -5,6 +5,7 @@ mod classified;
 mod corruptions;
 mod extension_keys;
 mod found;
+mod many;
 mod never_clean;
 mod parts;
 mod planted;
