@@ -12,8 +12,8 @@ use tokio_util::sync::CancellationToken;
 
 use super::finding::{FindingKind, RawKey};
 use super::form::TableForm;
-use super::hands;
-use super::prove::ProveError;
+use super::hands::{self, Hands, HandsError};
+use super::prove::{Proof, ProveError};
 use super::redact::Redactor;
 use super::run::{Done, RunError, SliceJob};
 use super::sides::APPLICATION;
@@ -22,8 +22,9 @@ use super::verdict::Counts;
 use crate::cdc::mirror::chain_of;
 use crate::journal::JournalError;
 use crate::journal::ledger::{self, Author, NewEntry, REPAIR};
-use crate::journal::repairs::{self, RepairState};
+use crate::journal::repairs::{self, RepairOutcome, RepairState};
 use crate::mapping::TableMapping;
+use crate::name::TableName;
 use crate::postgres::connect::Session;
 
 /// Rows that are asked for before the mirror's answers are awaited: a few seconds' work for it.
@@ -137,6 +138,8 @@ pub async fn run(
     stop: &CancellationToken,
 ) -> Result<Vec<Repaired>, RepairError> {
     let service = job.service_apply.connect(APPLICATION).await.map_err(RunError::Connect)?;
+    let redactor = Arc::new(Redactor::new().map_err(RunError::Redact)?);
+    let mut repair = Repair { job, done, author, stop, service, redactor, looking: None };
     let mut repaired = Vec::new();
     for wanted in wanted(job, done) {
         let mut one = Repaired {
@@ -148,173 +151,222 @@ pub async fn run(
         for rows in wanted.rows.chunks(ROWS_AT_ONCE) {
             let stopped = |Stopped| RepairError::Stopped { slice: job.mapping.slice.clone() };
             stop::look(stop).map_err(stopped)?;
-            let repaired = async {
-                let (landed, waiting) = ask(job, &service, done, rows, &mut one, author).await?;
-                // First the record: rows that can't be looked at again have been written all the same.
-                record_all(job, &service, done, wanted.mapping, &landed, author).await?;
-                if waiting > 0 {
-                    return Err(RepairError::NotTaken { slice: job.mapping.slice.clone(), waiting });
-                }
-                verify((job, done), wanted.mapping, &landed, &mut one, stop).await
-            };
-            stop::work(stop, repaired).await.map_err(stopped)??;
+            let rows = Box::pin(repair.rows(wanted.mapping, rows, &mut one));
+            stop::work(stop, rows).await.map_err(stopped)??;
         }
         repaired.push(one);
     }
     let monolith = job.monolith_apply.connect(APPLICATION).await.ok();
-    ledger::anchor(&service, monolith.as_deref(), &job.mapping.service).await;
+    ledger::anchor(&repair.service, monolith.as_deref(), &job.mapping.service).await;
     Ok(repaired)
 }
 
-/// Asks the mirror for some rows and waits for its answers. Returns those that it landed, and how many it did not take.
-async fn ask(
-    job: &SliceJob,
-    service: &Session,
-    done: &Done,
-    rows: &[(&RawKey, FindingKind)],
-    one: &mut Repaired,
-    author: &Author,
-) -> Result<(Vec<RawKey>, usize), RepairError> {
-    let slice = &job.mapping.slice;
-    let asked: Vec<(Vec<String>, &str)> =
-        rows.iter().map(|(key, kind)| (key.0.clone(), kind.as_str())).collect();
-    let names = (done.verdict.run.as_str(), slice.as_str());
-    let by = format!("{}@{}", author.operator, author.host);
-    let ids = repairs::request(service, names, &one.table, &asked, &by).await.map_err(RunError::Journal)?;
-    let (mut left, mut moved) = (usize::MAX, Instant::now());
-    let outcomes = loop {
-        let outcomes = repairs::outcomes(service, &ids).await.map_err(RunError::Journal)?;
-        let waiting = outcomes.iter().filter(|outcome| outcome.state == RepairState::Requested).count();
-        if waiting == 0 {
-            break outcomes;
+/// One repair of one slice.
+struct Repair<'a> {
+    job: &'a SliceJob,
+    done: &'a Done,
+    author: &'a Author,
+    stop: &'a CancellationToken,
+    service: Session,
+    /// One for all entries of the ledger, so that a value has the same digest in each of them.
+    redactor: Arc<Redactor>,
+    /// What rows are looked at again with; opened at the first of them.
+    looking: Option<Looking>,
+}
+
+/// Sessions, and the tables in forms that both servers hash alike.
+struct Looking {
+    hands: Hands,
+    forms: Vec<TableForm>,
+    /// Why a table can't be compared, by the monolith's name.
+    hopeless: BTreeMap<TableName, String>,
+}
+
+impl Repair<'_> {
+    /// Has some rows of a table repaired, records them and looks at them again.
+    async fn rows(
+        &mut self,
+        mapping: &TableMapping,
+        rows: &[(&RawKey, FindingKind)],
+        one: &mut Repaired,
+    ) -> Result<(), RepairError> {
+        let (landed, waiting) = self.ask(rows, one).await?;
+        // First the record: rows that can't be looked at again have been written all the same.
+        self.record_all(mapping, &landed).await?;
+        if waiting > 0 {
+            return Err(RepairError::NotTaken { slice: self.job.mapping.slice.clone(), waiting });
         }
+        self.verify(mapping, &landed, one).await
+    }
+
+    /// Asks the mirror for some rows and waits for its answers. Returns those that it landed, and how many it did not
+    /// take.
+    async fn ask(
+        &self,
+        rows: &[(&RawKey, FindingKind)],
+        one: &mut Repaired,
+    ) -> Result<(Vec<RawKey>, usize), RepairError> {
+        let slice = &self.job.mapping.slice;
+        let asked: Vec<(Vec<String>, &str)> =
+            rows.iter().map(|(key, kind)| (key.0.clone(), kind.as_str())).collect();
+        let names = (self.done.verdict.run.as_str(), slice.as_str());
+        let by = format!("{}@{}", self.author.operator, self.author.host);
+        let ids = repairs::request(&self.service, names, &one.table, &asked, &by).await;
+        let ids = ids.map_err(RunError::Journal)?;
+        let outcomes = answers(&self.service, &ids).await?;
+        one.asked += u64::try_from(rows.len()).unwrap_or(u64::MAX);
+        let (mut landed, mut waiting) = (Vec::new(), 0);
+        for (outcome, (key, _)) in outcomes.iter().zip(rows) {
+            match outcome.state {
+                RepairState::Done => {
+                    one.done += 1;
+                    landed.push((*key).clone());
+                }
+                RepairState::Refused => {
+                    let why = outcome.detail.clone().unwrap_or_else(|| outcome.state.as_str().to_owned());
+                    *one.refused.entry(why).or_default() += 1;
+                }
+                RepairState::Requested => waiting += 1,
+            }
+        }
+        Ok((landed, waiting))
+    }
+
+    /// Looks at rows that were landed again. Sessions that broke since the last rows are made anew once.
+    async fn verify(
+        &mut self,
+        mapping: &TableMapping,
+        keys: &[RawKey],
+        one: &mut Repaired,
+    ) -> Result<(), RepairError> {
+        let proof = match self.look(mapping, keys).await {
+            Err(LookError::Prove(error)) if error.is_lost() => {
+                self.looking = None;
+                self.look(mapping, keys).await
+            }
+            proof => proof,
+        };
+        let slice = self.job.mapping.slice.clone();
+        let proof = match proof {
+            Ok(proof) => proof,
+            Err(LookError::Prove(ProveError::Stopped(_))) => return Err(RepairError::Stopped { slice }),
+            Err(error) => return Err(RepairError::NotVerified { slice, why: chain_of(&error) }),
+        };
+        if let Some(why) = proof.unsettled.first() {
+            return Err(RepairError::NotVerified { slice, why: why.clone() });
+        }
+        for (kind, count) in proof.counts {
+            *one.still.entry(kind).or_default() += count;
+        }
+        Ok(())
+    }
+
+    async fn look(&mut self, mapping: &TableMapping, keys: &[RawKey]) -> Result<Proof, LookError> {
+        let looking = match self.looking.take() {
+            Some(looking) => looking,
+            None => self.open().await?,
+        };
+        let Looking { hands, forms, hopeless } = self.looking.insert(looking);
+        if let Some(why) = hopeless.get(&mapping.source) {
+            return Err(LookError::Hopeless(why.clone()));
+        }
+        let form = forms.iter().find(|form| form.mapping.source == mapping.source);
+        let form = form.ok_or_else(|| LookError::Hopeless("the slice has no such table".to_owned()))?;
+        let mut prover = hands.prover.lock().await;
+        Ok(prover.get().await?.prove(&self.job.mapping.slice, form, keys.to_vec(), 0).await?)
+    }
+
+    async fn open(&self) -> Result<Looking, LookError> {
+        let (slice, sides) = (&self.job.mapping.slice, &self.done.sides);
+        let hands = Box::pin(hands::open(slice, sides, &self.redactor, (1, None), self.stop)).await?;
+        let tables = wanted(self.job, self.done).into_iter().filter(|wanted| !wanted.rows.is_empty());
+        let mut forms: Vec<TableForm> =
+            tables.map(|wanted| TableForm::new(wanted.mapping.clone(), self.done.verdict.strict)).collect();
+        let hopeless = hands.trust(&mut forms, sides.authority).await.map_err(LookError::Hopeless)?;
+        Ok(Looking { hands, forms, hopeless })
+    }
+
+    /// Writes the keys into the ledger, in as many entries as it takes: keys may be long texts.
+    async fn record_all(&self, mapping: &TableMapping, keys: &[RawKey]) -> Result<(), RepairError> {
+        let mut groups = vec![keys];
+        while let Some(group) = groups.pop() {
+            match self.record(mapping, group).await {
+                Err(RunError::Journal(JournalError::TooLong { .. })) if group.len() > 1 => {
+                    let (first, second) = group.split_at(group.len() / 2);
+                    groups.extend([second, first]);
+                }
+                recorded => recorded?,
+            }
+        }
+        Ok(())
+    }
+
+    /// Writes one entry with the keys, as they may be shown.
+    async fn record(&self, mapping: &TableMapping, keys: &[RawKey]) -> Result<(), RunError> {
+        if keys.is_empty() {
+            return Ok(());
+        }
+        let shown: Vec<Vec<_>> = keys
+            .iter()
+            .map(|key| {
+                let parts = mapping.key_columns().zip(&key.0);
+                parts.map(|(column, value)| self.redactor.show(column, value)).collect()
+            })
+            .collect();
+        let verdict = &self.done.verdict;
+        let body = json!({
+            "run": verdict.run,
+            "table": mapping.source.to_string(),
+            "key": mapping.key_columns().map(|column| column.target.as_str()).collect::<Vec<_>>(),
+            "rows": shown,
+        });
+        let entry = NewEntry {
+            kind: REPAIR,
+            plan: &self.job.plan,
+            slice: Some(&self.job.mapping.slice),
+            author: self.author,
+            epoch: Some(verdict.epoch),
+            lsn: Some(verdict.lsn),
+            plan_hash: Some(&verdict.plan_hash),
+            body: &body,
+        };
+        let service = &self.service;
+        let failed =
+            |source| RunError::Journal(JournalError::Database { action: "recording repairs", source });
+        service.batch_execute("BEGIN ISOLATION LEVEL READ COMMITTED").await.map_err(failed)?;
+        if let Err(error) = ledger::append(service, &entry).await {
+            // When the connection broke there is nothing to roll back; the first error tells the story.
+            let _ = service.batch_execute("ROLLBACK").await;
+            return Err(RunError::Journal(error));
+        }
+        service.batch_execute("COMMIT").await.map_err(failed)
+    }
+}
+
+/// How requests stand once the mirror has answered all of them, or has answered none for too long: those that were done
+/// until then are recorded all the same.
+async fn answers(service: &Session, ids: &[i64]) -> Result<Vec<RepairOutcome>, RunError> {
+    let (mut left, mut moved) = (usize::MAX, Instant::now());
+    loop {
+        let outcomes = repairs::outcomes(service, ids).await?;
+        let waiting = outcomes.iter().filter(|outcome| outcome.state == RepairState::Requested).count();
         if waiting < left {
             (left, moved) = (waiting, Instant::now());
         }
-        if moved.elapsed() >= PATIENCE {
-            // Those that were done until then are recorded all the same.
-            break outcomes;
+        if waiting == 0 || moved.elapsed() >= PATIENCE {
+            return Ok(outcomes);
         }
         tokio::time::sleep(LOOK_EVERY).await;
-    };
-    one.asked += u64::try_from(rows.len()).unwrap_or(u64::MAX);
-    let (mut landed, mut waiting) = (Vec::new(), 0);
-    for (outcome, (key, _)) in outcomes.iter().zip(rows) {
-        match outcome.state {
-            RepairState::Done => {
-                one.done += 1;
-                landed.push((*key).clone());
-            }
-            RepairState::Refused => {
-                let why = outcome.detail.clone().unwrap_or_else(|| outcome.state.as_str().to_owned());
-                *one.refused.entry(why).or_default() += 1;
-            }
-            RepairState::Requested => waiting += 1,
-        }
     }
-    Ok((landed, waiting))
 }
 
-/// Looks at rows that were landed again.
-async fn verify(
-    (job, done): (&SliceJob, &Done),
-    mapping: &TableMapping,
-    keys: &[RawKey],
-    one: &mut Repaired,
-    stop: &CancellationToken,
-) -> Result<(), RepairError> {
-    let slice = &job.mapping.slice;
-    let failed = |why: String| RepairError::NotVerified { slice: slice.clone(), why };
-    let redactor = Redactor::new().map_err(|error| failed(chain_of(&error)))?;
-    let opened = Box::pin(hands::open(slice, &done.sides, &Arc::new(redactor), (1, None), stop)).await;
-    let hands = opened.map_err(|error| failed(chain_of(&error)))?;
-    let mut forms = [TableForm::new(mapping.clone(), done.verdict.strict)];
-    if let Some(why) =
-        hands.trust(&mut forms, done.sides.authority).await.map_err(failed)?.into_values().next()
-    {
-        return Err(failed(why));
-    }
-    let [form] = &forms;
-    let mut prover = hands.prover.lock().await;
-    let prover = prover.get().await.map_err(|error| failed(chain_of(&error)))?;
-    let proof = match prover.prove(slice, form, keys.to_vec(), 0).await {
-        Ok(proof) => proof,
-        Err(ProveError::Stopped(_)) => return Err(RepairError::Stopped { slice: slice.clone() }),
-        Err(error) => return Err(failed(chain_of(&error))),
-    };
-    if let Some(why) = proof.unsettled.first() {
-        return Err(failed(why.clone()));
-    }
-    for (kind, count) in proof.counts {
-        *one.still.entry(kind).or_default() += count;
-    }
-    Ok(())
-}
-
-/// Writes the keys into the ledger, in as many entries as it takes: keys may be long texts.
-async fn record_all(
-    job: &SliceJob,
-    service: &Session,
-    done: &Done,
-    mapping: &TableMapping,
-    keys: &[RawKey],
-    author: &Author,
-) -> Result<(), RepairError> {
-    let mut groups = vec![keys];
-    while let Some(group) = groups.pop() {
-        match record(job, service, done, mapping, group, author).await {
-            Err(RepairError::Run(RunError::Journal(JournalError::TooLong { .. }))) if group.len() > 1 => {
-                let (first, second) = group.split_at(group.len() / 2);
-                groups.extend([second, first]);
-            }
-            recorded => recorded?,
-        }
-    }
-    Ok(())
-}
-
-/// Writes one entry with the keys, as they may be shown.
-async fn record(
-    job: &SliceJob,
-    service: &Session,
-    done: &Done,
-    mapping: &TableMapping,
-    keys: &[RawKey],
-    author: &Author,
-) -> Result<(), RepairError> {
-    if keys.is_empty() {
-        return Ok(());
-    }
-    let redactor = Redactor::new().map_err(RunError::Redact)?;
-    let shown: Vec<Vec<_>> = keys
-        .iter()
-        .map(|key| {
-            mapping.key_columns().zip(&key.0).map(|(column, value)| redactor.show(column, value)).collect()
-        })
-        .collect();
-    let body = json!({
-        "run": done.verdict.run,
-        "table": mapping.source.to_string(),
-        "key": mapping.key_columns().map(|column| column.target.as_str()).collect::<Vec<_>>(),
-        "rows": shown,
-    });
-    let entry = NewEntry {
-        kind: REPAIR,
-        plan: &job.plan,
-        slice: Some(&job.mapping.slice),
-        author,
-        epoch: Some(done.verdict.epoch),
-        lsn: Some(done.verdict.lsn),
-        plan_hash: Some(&done.verdict.plan_hash),
-        body: &body,
-    };
-    let failed = |source| RunError::Journal(JournalError::Database { action: "recording repairs", source });
-    service.batch_execute("BEGIN ISOLATION LEVEL READ COMMITTED").await.map_err(failed)?;
-    if let Err(error) = ledger::append(service, &entry).await {
-        // When the connection broke there is nothing to roll back; the first error tells the story.
-        let _ = service.batch_execute("ROLLBACK").await;
-        return Err(RunError::Journal(error).into());
-    }
-    service.batch_execute("COMMIT").await.map_err(failed)?;
-    Ok(())
+/// Why rows could not be looked at again.
+#[derive(Debug, thiserror::Error)]
+enum LookError {
+    #[error(transparent)]
+    Hands(#[from] HandsError),
+    #[error(transparent)]
+    Prove(#[from] ProveError),
+    #[error("{0}")]
+    Hopeless(String),
 }

@@ -65,3 +65,22 @@ async fn a_classified_value_is_in_no_report_no_log_and_no_ledger() {
     }
     assert!(!mirror.log().contains(SECRET), "{}", mirror.log());
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_value_has_one_digest_in_all_entries_of_a_repair() {
+    let setup = "CREATE TABLE people (id int PRIMARY KEY, mail text);
+        CREATE TABLE mails (mail text, no int, PRIMARY KEY (mail, no));
+        INSERT INTO mails SELECT 'hushhush', i FROM generate_series(1, 2500) i; ANALYZE";
+    let (split, monolith, service) = Split::with_plan(PLAN, setup).await;
+    split.provision();
+    let mirror = split.mirror(None);
+    mirror.caught_up(&monolith, &service).await;
+    corrupt(&service, "DELETE FROM mails").await;
+    let run = Run::of(&split, &["--repair"]);
+    assert_eq!(run.ended.exit, Some(0), "{}", run.ended.page());
+    // What is asked for at once is an entry of its own.
+    let sql = "SELECT count(DISTINCT l.id), count(*), count(DISTINCT r -> 0 ->> 'value')
+        FROM strangler.ledger l, json_array_elements(l.body -> 'rows') r WHERE l.kind = 'repair'";
+    let row = service.query_one(sql, &[]).await.unwrap();
+    assert_eq!((row.get::<_, i64>(0), row.get::<_, i64>(1), row.get::<_, i64>(2)), (2, 2500, 1));
+}
