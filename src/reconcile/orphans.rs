@@ -18,12 +18,12 @@ use tokio_postgres::types::Type;
 use self::owner::{Owner, ask, lists, owners};
 use super::barrier;
 use super::finding::{ColumnDiff, Finding, FindingKind, RawKey, Shown};
-use super::form::{Side, TableForm};
+use super::form::{Side, TableForm, key_text_sql};
 use super::redact::Redactor;
 use super::sides::Sides;
 use crate::journal::JournalError;
 use crate::mapping::{ColumnMapping, SliceMapping, SoftReference};
-use crate::name::TableName;
+use crate::name::{TableName, quote_ident};
 use crate::postgres::connect::{ConnectError, Server, Session};
 use crate::postgres::sqlstate::{self, Failure};
 
@@ -328,7 +328,8 @@ impl Referrer<'_> {
     }
 
     fn texts(&self) -> Vec<String> {
-        (0..self.columns.len()).map(|index| format!("{}::text", self.column(index))).collect()
+        let columns = self.columns.iter().enumerate();
+        columns.map(|(index, column)| key_text_sql(&column.cast_sql, &self.column(index))).collect()
     }
 
     /// FROM clause and conditions of the slice's rows that refer to anything: a reference with a NULL in it does not
@@ -344,7 +345,8 @@ impl Referrer<'_> {
         let referred: Vec<String> = owner
             .columns
             .iter()
-            .map(|column| format!("t.{}::text", crate::name::quote_ident(column)))
+            .zip(&self.columns)
+            .map(|(name, column)| key_text_sql(&column.cast_sql, &format!("t.{}", quote_ident(name))))
             .collect();
         let rows = format!("{} AS t", owner.from());
         let (texts, own_rows) = (self.texts(), self.rows_sql());

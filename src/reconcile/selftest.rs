@@ -11,7 +11,7 @@ use std::collections::BTreeMap;
 use tokio_postgres::Client;
 use tokio_postgres::types::{ToSql, Type};
 
-use super::form::{ColumnForm, Side, TableForm, direct_hash};
+use super::form::{ColumnForm, Side, TableForm, direct_hash, text_sql};
 use crate::name::{TableName, quote_ident};
 use crate::postgres::sqlstate::{self, Failure};
 
@@ -251,9 +251,10 @@ async fn real_values(
             form.mapping.columns.get(column).filter(|c| samples::of(&c.cast_sql, false).is_none())?;
         let name = quote_ident(if side == Side::Source { &mapped.source } else { &mapped.target });
         Some(format!(
-            "SELECT {place}::int8, ARRAY(SELECT DISTINCT s.v::text COLLATE \"C\" FROM (SELECT t.{name} AS v FROM {} AS t \
+            "SELECT {place}::int8, ARRAY(SELECT DISTINCT {text} COLLATE \"C\" FROM (SELECT t.{name} AS v FROM {from} AS t \
              WHERE t.{name} IS NOT NULL LIMIT {ROWS_LOOKED_AT}) AS s LIMIT {REAL_VALUES})",
-            form.from(side)
+            text = text_sql(&mapped.cast_sql, "s.v"),
+            from = form.from(side)
         ))
     };
     let selects: Vec<String> = all_columns(tables).enumerate().filter_map(select).collect();

@@ -1,6 +1,7 @@
 //! `strangler reconcile` tells the truth: through the real binary, between two real servers, with a real mirror, while
 //! the application writes.
 
+mod casts;
 mod classified;
 mod corruptions;
 mod extension_keys;
