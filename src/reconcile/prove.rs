@@ -8,6 +8,7 @@
 
 mod judge;
 mod lookup;
+mod spelled;
 mod task;
 
 use std::sync::Arc;
@@ -18,6 +19,7 @@ use tokio_util::sync::CancellationToken;
 
 use self::judge::{Held, compared, judge};
 use self::lookup::{Equality, Lock};
+use self::spelled::Spelled;
 pub use self::task::Proof;
 use self::task::{Reason, Task};
 use super::barrier;
@@ -27,6 +29,7 @@ use super::meet::{MeetError, Meeting};
 use super::redact::Redactor;
 use super::sides::Sides;
 use super::stop::{self, Stopped};
+use crate::name::TableName;
 use crate::postgres::connect::{APPLY_ROLE, ConnectError, Session};
 use crate::postgres::equality;
 use crate::postgres::sqlstate::{self, Failure};
@@ -118,6 +121,8 @@ pub struct Prover {
     meeting: Arc<Meeting>,
     redactor: Arc<Redactor>,
     stop: CancellationToken,
+    /// Of the table whose suspects came last.
+    spelled: (TableName, Spelled),
 }
 
 /// What came of a locking transaction.
@@ -144,12 +149,16 @@ impl Prover {
         let (authority, copy) = tokio::try_join!(sides.reader(sides.authority), sides.reader(sides.copy()))?;
         let set = tokio::try_join!(authority.batch_execute(SETTINGS), copy.batch_execute(SETTINGS));
         set.map_err(ProveError::database("setting up a session that proves differences"))?;
-        Ok(Self { sides: sides.clone(), authority, copy, locker: None, meeting, redactor, stop })
+        let spelled = (TableName::new("", ""), Spelled::default());
+        let sides = sides.clone();
+        Ok(Self { sides, authority, copy, locker: None, meeting, redactor, stop, spelled })
     }
 
     /// Looks at the suspects until each is equal, proven, or known not to be provable. They may be on either side or
-    /// both, and the same key may be named several times. Findings are listed up to `list` and counted all. Takes a few
-    /// round trips per thousand suspects, and about six seconds more when some don't come to rest.
+    /// both, and the same key may be named several times. Findings are listed up to `list` and counted all; a row whose
+    /// key the sides spell differently is found once, whichever of its spellings come in which of several calls about
+    /// one table. Takes a few round trips per thousand suspects, and about six seconds more when some don't come to
+    /// rest.
     ///
     /// # Errors
     /// [`ProveError`].
@@ -167,7 +176,10 @@ impl Prover {
         suspects.sort_unstable();
         suspects.dedup();
         let equality = self.equality(form).await?;
-        let sides = (self.sides.authority, equality);
+        if self.spelled.0 != form.mapping.source {
+            self.spelled = (form.mapping.source.clone(), Spelled::default());
+        }
+        let sides = (self.sides.authority, equality, std::mem::take(&mut self.spelled.1));
         let mut task = Task::new(slice, form, sides, Arc::clone(&self.redactor), list);
         let mut open: Open = suspects.into_iter().map(|key| (key, Reason::Moving)).collect();
         for (round, pause) in PAUSES.iter().enumerate() {
@@ -182,7 +194,9 @@ impl Prover {
                 open.extend(Box::pin(self.look(&mut task, chunk)).await?);
             }
         }
-        Ok(task.end(open, PAUSES.len()))
+        let (proof, spelled) = task.end(open, PAUSES.len());
+        self.spelled.1 = spelled;
+        Ok(proof)
     }
 
     /// By which operators both sides find a key, so that the lookup means what the index does, and uses it.

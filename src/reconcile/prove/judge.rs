@@ -6,6 +6,8 @@ use super::super::form::Side;
 /// One row of a key on one side, without its values.
 #[derive(Clone, Default, PartialEq, Eq)]
 pub(super) struct Held {
+    /// The row's own key, as this side prints it.
+    pub(super) key: Vec<String>,
     /// The slice's filter takes it, by this side's own columns.
     pub(super) fits: bool,
     /// Hash of the row, under two seeds in a strict comparison.

@@ -95,10 +95,11 @@ impl<'a> Lookup<'a> {
         let (names, arrays) = self.keys();
         format!(
             "SELECT w.o, {fits}, ARRAY[{row_hash}]::int8[], concat_ws('/', t.tableoid, t.ctid, t.xmin), \
-                 ARRAY[{hashes}]::int8[], ARRAY[{texts}]::text[] \
+                 ARRAY[{hashes}]::int8[], ARRAY[{texts}]::text[], ARRAY[{key}]::text[] \
              FROM unnest({arrays}) WITH ORDINALITY AS w ({names}, o) \
              JOIN {from} AS t ON {matched}",
             fits = self.fits(side),
+            key = self.form.key_texts(side).join(", "),
             from = self.form.from(side),
             matched = self.matched(side),
         )
@@ -166,6 +167,7 @@ impl<'a> Lookup<'a> {
                 version: row.try_get(3)?,
                 columns: row.try_get(4)?,
                 texts: row.try_get(5)?,
+                key: row.try_get(6)?,
             };
             if let Some(place) = place.and_then(|place| found.get_mut(place)) {
                 place.push(held);

@@ -1,12 +1,13 @@
 //! What is known so far of the suspects of one table, and the words for what stays unknown.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap};
 use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
 use super::judge::{Held, compared, different_columns, judge};
 use super::lookup::{Equality, Lock, Lookup};
+use super::spelled::Spelled;
 use super::{
     APPLY_ROLE, BARRIER_PATIENCE, Failure, FindingKind, Locked, ProveError, RawKey, Redactor, Side, Sides,
     TableForm, WAITS_IN_A_ROUND, sqlstate,
@@ -68,8 +69,8 @@ pub(super) struct Task<'a> {
     redactor: Arc<Redactor>,
     list: usize,
     proof: Proof,
-    /// Versions of the rows that were found to be wrong: two suspects may be one row.
-    found: HashSet<String>,
+    /// Rows that were found under one of several spellings of their keys.
+    spelled: Spelled,
     no_lock: Option<String>,
     waits_left: usize,
     last_round: bool,
@@ -83,7 +84,7 @@ impl<'a> Task<'a> {
     pub(super) fn new(
         slice: &'a str,
         form: &'a TableForm,
-        (authority, equality): (Side, Equality),
+        (authority, equality, spelled): (Side, Equality, Spelled),
         redactor: Arc<Redactor>,
         list: usize,
     ) -> Self {
@@ -95,7 +96,7 @@ impl<'a> Task<'a> {
             redactor,
             list,
             proof: Proof::default(),
-            found: HashSet::new(),
+            spelled,
             no_lock: None,
             waits_left: 0,
             last_round: false,
@@ -215,8 +216,7 @@ impl<'a> Task<'a> {
     /// one row.
     pub(super) fn found(&mut self, key: RawKey, here: Option<&Held>, there: &[&Held]) {
         let Some(kind) = judge(self.authority, here, there) else { return };
-        let row = here.or(there.first().copied()).and_then(|row| row.version.clone());
-        if row.is_some_and(|row| !self.found.insert(row)) {
+        if !self.spelled.is_first(&key, here, there) {
             return;
         }
         *self.proof.counts.entry(kind).or_default() += 1;
@@ -259,8 +259,8 @@ impl<'a> Task<'a> {
         different_columns(here, there).into_iter().filter_map(diff).collect()
     }
 
-    /// What is proven, and what is not.
-    pub(super) fn end(mut self, open: Vec<(RawKey, Reason)>, rounds: usize) -> Proof {
+    /// What is proven, and what is not; and the rows that were found under one of several spellings.
+    pub(super) fn end(mut self, open: Vec<(RawKey, Reason)>, rounds: usize) -> (Proof, Spelled) {
         let mut reasons: BTreeMap<Reason, u64> = BTreeMap::new();
         for (_, reason) in open {
             *reasons.entry(reason).or_default() += 1;
@@ -272,7 +272,7 @@ impl<'a> Task<'a> {
             format!("{rows} of {table} {}", Words { reason: &reason, side, rounds })
         };
         self.proof.unsettled = reasons.into_iter().map(sentence).collect();
-        self.proof
+        (self.proof, self.spelled)
     }
 }
 

@@ -83,3 +83,23 @@ async fn rows_that_all_differ_are_found_and_counted_in_bounded_memory() {
     assert!((1..PEAK_KB_MAX).contains(&peak), "{peak} kB at its peak");
     crate::support::say(&format!("{ROWS} rows that differ: peak {peak} kB"));
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_row_whose_key_is_spelled_in_two_ways_is_one_finding_however_many_there_are() {
+    let setup = "CREATE EXTENSION citext; CREATE TABLE words (word citext PRIMARY KEY, v text);
+        INSERT INTO words SELECT 'Word ' || i, 'v' FROM generate_series(1, 55000) i; ANALYZE";
+    let (split, monolith, service) = Split::launch("{ words: {} }", setup).await;
+    service.batch_execute("CREATE EXTENSION citext").await.unwrap();
+    split.provision();
+    let mirror = split.mirror_as(None, &[]);
+    mirror.caught_up(&monolith, &service).await;
+    // Some in every bucket, so that all of them are read, and each has its spellings in two.
+    corrupt(&service, "UPDATE words SET word = upper(word::text) WHERE word LIKE '%7'").await;
+    let run = Run::of(&split, &["--strict"]);
+    assert_eq!(
+        (run.counts(), run.reasons().as_str()),
+        ([(Differs, 5_500)].into(), ""),
+        "{}",
+        run.ended.stderr
+    );
+}
