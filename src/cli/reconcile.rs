@@ -36,7 +36,8 @@ const RESUME_WITHIN: Duration = Duration::from_secs(24 * 60 * 60);
 /// milliseconds. The mirror must be running. The verdict is recorded in the ledger of the service's database, and status
 /// shows what it still proves.
 ///
-/// Ctrl-C stops; the same command goes on with the run for a day, and so it does after a kill.
+/// Ctrl-C stops; the same command, without --fresh, goes on with the run for a day, and so it does after a kill. What was
+/// compared to its end by then is not compared again; a table that goes by buckets is one such part.
 #[derive(Debug, clap::Args)]
 #[command(group = clap::ArgGroup::new("schedule").args(["every", "cron"]))]
 #[command(after_help = "Exit codes: 0 clean, 1 differences, 2 usage or plan error, 3 refused, \

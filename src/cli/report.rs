@@ -249,11 +249,20 @@ fn run_page(error: &RunError, plan: &str) -> Page {
         RunError::Resumed { .. } => {
             (Exit::Refused, "reconcile-resumed", Some("strangler status PLAN, which shows that verdict"))
         }
-        RunError::Stopped { .. } => {
-            (Exit::Interrupted, "interrupted", Some("type the same command again: it goes on with the run"))
-        }
+        RunError::Stopped { fresh, .. } => (Exit::Interrupted, "interrupted", Some(goes_on(*fresh))),
     };
     Page { exit, code, hint: hint.map(|hint| hint.replace(" PLAN", &format!(" {plan}"))) }
+}
+
+/// What becomes of a run that was stopped.
+fn goes_on(fresh: bool) -> &'static str {
+    if fresh {
+        "type the same command again without --fresh: it goes on with the run, behind what was compared to its end; with \
+         --fresh it begins anew. A table that goes by buckets is compared anew in either case"
+    } else {
+        "type the same command again: it goes on with the run, behind what was compared to its end; a table that goes by \
+         buckets is compared anew"
+    }
 }
 
 /// What one slice got instead of a verdict; some errors name their slice themselves.

@@ -173,11 +173,13 @@ pub enum RunError {
         /// The slice.
         slice: String,
     },
-    /// The run was stopped; the same command goes on with it.
+    /// The run was stopped.
     #[error("the run of slice {slice} was stopped")]
     Stopped {
         /// The slice.
         slice: String,
+        /// It began anew whatever was left by another, so the same command would do that again.
+        fresh: bool,
     },
 }
 
@@ -217,7 +219,7 @@ pub async fn run(
         board,
         stop,
     };
-    let stopped = || RunError::Stopped { slice: slice.clone() };
+    let stopped = || RunError::Stopped { slice: slice.clone(), fresh: options.is_fresh() };
     let worked = tokio::select! {
         worked = stop::work(stop, Box::pin(tables.work())) => worked.unwrap_or_else(|Stopped| Err(stopped())),
         error = begun.beat(slice) => Err(error),
@@ -248,6 +250,12 @@ fn shown_tables(mapping: &SliceMapping, options: &Options) -> Vec<TableProgress>
 }
 
 impl Options {
+    /// The run goes on with no other.
+    #[must_use]
+    pub fn is_fresh(&self) -> bool {
+        self.resume_within.is_zero()
+    }
+
     /// The run looks at this table.
     #[must_use]
     pub fn wants(&self, table: &TableName) -> bool {

@@ -126,7 +126,7 @@ impl Tables<'_> {
     }
 
     fn stopped(&self) -> RunError {
-        RunError::Stopped { slice: self.slice().to_owned() }
+        RunError::Stopped { slice: self.slice().to_owned(), fresh: self.options.is_fresh() }
     }
 
     fn wanted(&self) -> impl Iterator<Item = &TableMapping> {

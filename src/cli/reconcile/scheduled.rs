@@ -92,8 +92,12 @@ async fn once(
                 metrics.record(&done.verdict);
                 pass.tell(ui, done.verdict, latest)?;
             }
-            Err(RunError::Stopped { .. }) => {
-                let state = format!("the run of slice {slice} is kept; the same command goes on with it");
+            Err(RunError::Stopped { fresh, .. }) => {
+                let command = if fresh { "the same command without --fresh" } else { "the same command" };
+                let state = format!(
+                    "the run of slice {slice} is kept: {command} goes on with it, behind what was compared to its end; a \
+                     table that goes by buckets is compared anew"
+                );
                 return Err(CliError::Interrupted { state });
             }
             Err(error @ RunError::Held { .. }) => {

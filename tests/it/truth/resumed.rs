@@ -138,6 +138,25 @@ async fn an_interrupted_run_says_what_is_left_and_is_gone_on_with() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn an_interrupted_fresh_run_is_gone_on_with_by_the_command_that_it_names() {
+    let held = Held::start(&["--fresh"]).await;
+    held.background.signal(Signal::INT);
+    let Held { split, monolith, service, background, blocker, mirror } = held;
+    let ended = background.ended();
+    assert_eq!(ended.exit, Some(130), "{}", ended.page());
+    let left = ["type the same command again without --fresh: it goes on", "with --fresh it begins anew"];
+    let words = ended.stderr.split_whitespace().collect::<Vec<_>>().join(" ");
+    assert!(left.iter().all(|left| words.contains(left)), "{}", ended.stderr);
+    let (id, _, _) = state(&service).await.expect("the run can be gone on with");
+    blocker.batch_execute("ROLLBACK").await.unwrap();
+    mirror.caught_up(&monolith, &service).await;
+    let run = Run::of(&split, &[]);
+    assert_eq!((run.ended.exit, &run.document.slices[0].run), (Some(0), &id));
+    let fresh = Run::of(&split, &["--fresh"]);
+    assert_ne!(fresh.document.slices[0].run, id);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn an_interrupted_run_does_not_wait_for_a_mirror_that_stands_still() {
     let (split, monolith, service, mirror) = never_clean::open().await;
     mirror.signal(Signal::STOP);
