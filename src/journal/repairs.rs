@@ -61,6 +61,21 @@ pub struct RepairOutcome {
     pub lsn: Option<Lsn>,
 }
 
+/// How long an answered request is kept: whoever asked has long read the answer, and what was repaired is in the ledger
+/// for good.
+const KEPT: &str = "7 days";
+
+/// Deletes the oldest requests that were answered more than 7 days ago, at most so many. Returns how many.
+///
+/// # Errors
+/// [`JournalError::Database`].
+pub async fn prune(client: &Client, most: usize) -> Result<u64, JournalError> {
+    let most = i64::try_from(most).unwrap_or(i64::MAX);
+    let sql = "DELETE FROM strangler.repair WHERE id IN (SELECT id FROM strangler.repair \
+        WHERE state <> 'requested' AND done_at < clock_timestamp() - $1::text::interval ORDER BY id LIMIT $2)";
+    client.execute(sql, &[&KEPT, &most]).await.map_err(JournalError::database("deleting old repairs"))
+}
+
 /// Asks for the rows of these keys, each with the finding that it is for. Returns the requests' numbers in their order.
 ///
 /// # Errors

@@ -39,7 +39,7 @@ const APPLY_ON_OURS: &[(&str, &[&str])] = &[
     ("reconcile_chunk", DML),
     ("touched", &["SELECT", "INSERT", "DELETE"]),
     ("touched_floor", &["SELECT", "INSERT", "UPDATE"]),
-    ("repair", &["SELECT", "INSERT", "UPDATE"]),
+    ("repair", DML),
 ];
 
 /// A database with what its server's roles are made from.

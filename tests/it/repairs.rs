@@ -341,3 +341,52 @@ async fn hammer(client: Client, stop: CancellationToken) -> u64 {
     }
     count
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn answers_of_last_week_are_deleted_by_later_requests_and_nothing_else_is() {
+    let scenario = Scenario::new(SCHEMA, TABLES).await;
+    let target = &scenario.target;
+    let insert = "INSERT INTO strangler.repair (run, slice, source_table, key, finding, requested_by, state, done_at)
+        SELECT '6f1c1a52-6a0f-4f2a-9c3e-0f8d8f6f3d11', 'things', 'things', ARRAY['1', 'in'], 'missing', who, state, at
+        FROM (VALUES ('old', 'done', now() - interval '8 days'), ('old', 'refused', now() - interval '8 days'),
+            ('new', 'done', now() - interval '6 days'), ('open', 'requested', NULL)) AS v (who, state, at),
+            generate_series(1, 3)";
+    target.batch_execute("SET ROLE strangler_apply").await.unwrap();
+    target.batch_execute(insert).await.unwrap();
+    let left = async || -> String {
+        let sql = "SELECT string_agg(requested_by || ' ' || n, ', ' ORDER BY requested_by) FROM (
+            SELECT requested_by, count(*) AS n FROM strangler.repair GROUP BY 1) AS s";
+        target.query_one(sql, &[]).await.unwrap().get(0)
+    };
+    assert_eq!(repairs::prune(target, 4).await.unwrap(), 4);
+    assert_eq!(left().await, "new 3, old 2, open 3", "no more than it is told");
+    assert_eq!(repairs::prune(target, 4).await.unwrap(), 2);
+    assert_eq!(left().await, "new 3, open 3");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_repair_deletes_answers_of_last_week_and_does_without_the_right_to() {
+    let setup = "CREATE TABLE a (id int PRIMARY KEY); INSERT INTO a SELECT generate_series(1, 9)";
+    let (split, monolith, service) = Split::launch("{ a: {} }", setup).await;
+    split.provision();
+    let mirror = split.mirror(None);
+    mirror.caught_up(&monolith, &service).await;
+    let answers = async || -> i64 {
+        service.query_one("SELECT count(*) FROM strangler.repair", &[]).await.unwrap().get(0)
+    };
+    let repair = async |id: i32| {
+        corrupt(&service, &format!("DELETE FROM a WHERE id = {id}")).await;
+        let ended = split.run("reconcile", &["--repair"]);
+        assert_eq!(ended.exit, Some(0), "{}", ended.page());
+        ended
+    };
+    repair(1).await;
+    service.batch_execute("UPDATE strangler.repair SET done_at = now() - interval '8 days'").await.unwrap();
+    // As where an earlier version provisioned it.
+    service.batch_execute("REVOKE DELETE ON strangler.repair FROM strangler_apply").await.unwrap();
+    let ended = repair(2).await;
+    assert!(answers().await == 2 && ended.stderr.contains("answered repairs stay"), "{}", ended.page());
+    split.provision();
+    repair(3).await;
+    assert_eq!(answers().await, 2, "the first one is gone");
+}
