@@ -70,6 +70,8 @@ struct Group {
     /// Indexes of tables and of their columns.
     columns: Vec<(usize, usize)>,
     samples: Vec<String>,
+    /// One of them is classified, so that there may be no real values.
+    classified: bool,
 }
 
 /// Hashes of a group's samples by form.
@@ -100,8 +102,12 @@ pub async fn settle_forms(
         weakened.extend(in_utf8(tables, &here.encoding, &there.encoding));
     }
     let unicode = here.encoding == "UTF8" && there.encoding == "UTF8";
-    let (groups, missing) = group(tables, &here, &there, &values, unicode);
+    let (mut groups, missing) = group(tables, &here, &there, &values, unicode);
     weakened.extend(missing);
+    for group in groups.iter_mut().filter(|group| group.classified && group.samples.is_empty()) {
+        group.samples = made_up(authority, &group.authority).await?;
+    }
+    groups.retain(|group| !group.samples.is_empty());
     let hashed = tokio::join!(
         hash_all(authority, &groups, |group| &group.authority),
         hash_all(copy, &groups, |group| &group.copy)
@@ -206,13 +212,15 @@ fn group(
             copy,
             columns: Vec::new(),
             samples: samples::of(&mapped.cast_sql, unicode).unwrap_or_else(|| here.labels.clone()),
+            classified: false,
         });
         group.columns.push((table, column));
+        group.classified |= mapped.class.is_some();
         if here.labels.is_empty() {
             group.samples.extend(values.get(&index).into_iter().flatten().cloned());
         }
     }
-    (groups.into_values().filter(|group| !group.samples.is_empty()).collect(), missing)
+    (groups.into_values().collect(), missing)
 }
 
 /// One statement for all columns: their types by name, for casts, with an enum's labels.
@@ -239,7 +247,23 @@ ORDER BY n.place";
     Ok(facts)
 }
 
-/// Some values, as texts, of the columns whose types have no samples of ours, by the column's place among all.
+/// Those texts of ours that the authority reads as values of a type: a classified column's own values do not leave their
+/// database, not even for the other side of the split. Each is tried by itself, which only types of the user need.
+async fn made_up(authority: &Client, of: &str) -> Result<Vec<String>, tokio_postgres::Error> {
+    let sql = format!("SELECT $1::text::{of} IS NULL");
+    let mut found = Vec::new();
+    for text in samples::any() {
+        match authority.query_typed(&sql, &[(&text, Type::TEXT)]).await {
+            Ok(_) => found.push(text.to_owned()),
+            Err(error) if is_about_values(&error) => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(found)
+}
+
+/// Some values, as texts, of the columns whose types have no samples of ours, by the column's place among all; none of
+/// classified columns.
 async fn real_values(
     authority: &Client,
     tables: &[TableForm],
@@ -247,8 +271,11 @@ async fn real_values(
 ) -> Result<BTreeMap<usize, Vec<String>>, tokio_postgres::Error> {
     let select = |(place, (table, column)): (usize, (usize, usize))| {
         let form = tables.get(table)?;
-        let mapped =
-            form.mapping.columns.get(column).filter(|c| samples::of(&c.cast_sql, false).is_none())?;
+        let mapped = form
+            .mapping
+            .columns
+            .get(column)
+            .filter(|c| c.class.is_none() && samples::of(&c.cast_sql, false).is_none())?;
         let name = quote_ident(if side == Side::Source { &mapped.source } else { &mapped.target });
         Some(format!(
             "SELECT {place}::int8, ARRAY(SELECT DISTINCT {text} COLLATE \"C\" FROM (SELECT t.{name} AS v FROM {from} AS t \
@@ -368,6 +395,7 @@ mod tests {
             copy: "real".to_owned(),
             columns: vec![(0, 0)],
             samples: vec!["0".to_owned(), "1".to_owned()],
+            classified: false,
         };
         let of = |native, text| {
             Ok(vec![

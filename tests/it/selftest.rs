@@ -156,6 +156,36 @@ async fn types_of_the_user_are_tried_by_labels_and_real_values() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn values_of_a_classified_column_do_not_leave_their_database() {
+    let cluster = launch();
+    let (source, target) = (database(&cluster, "source").await, database(&cluster, "target").await);
+    let types = "CREATE DOMAIN plain AS numeric; CREATE TYPE pair AS (a int, b text);";
+    source.batch_execute(&format!("{types} CREATE DOMAIN code AS text")).await.unwrap();
+    // It would be told of what it is sent.
+    let refuses = "CREATE DOMAIN code AS text CHECK (VALUE NOT LIKE '%secret%')";
+    target.batch_execute(&format!("{types} {refuses}")).await.unwrap();
+    let classified = |strict| {
+        let mut form =
+            form(&["integer", "public.code", "public.code[]", "public.plain", "public.pair"], strict);
+        form.mapping.columns.iter_mut().for_each(|column| column.class = Some("pii".to_owned()));
+        form
+    };
+    create(&source, &classified(false), Side::Source).await;
+    create(&target, &classified(false), Side::Target).await;
+    let values = r#"INSERT INTO public."Things" VALUES (1, 'secret', '{secret}', 1.50, '(1,"a b")')"#;
+    source.batch_execute(values).await.unwrap();
+    for strict in [false, true] {
+        let (weakened, settled) = settle(&source, &target, classified(strict)).await;
+        assert_eq!((weakened, settled.forms), (vec![], classified(strict).forms));
+    }
+    // The types are tried all the same.
+    target.batch_execute("ALTER DOMAIN public.plain ADD CHECK (VALUE < 1000)").await.unwrap();
+    let (weakened, _) = settle(&source, &target, classified(false)).await;
+    let [only] = weakened.as_slice() else { panic!("{weakened:?}") };
+    assert_eq!((only.column.as_str(), only.form), ("c3", None));
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn text_of_another_encoding_is_compared_in_utf_8() {
     let cluster = launch();
     let admin = connect(&cluster.admin_url()).await;
