@@ -19,6 +19,24 @@ use crate::postgres::sqlstate::{self, Failure};
 /// A range of a table that takes longer than this is cut into smaller ones.
 const RANGE_TIMEOUT: Duration = Duration::from_secs(30);
 
+/// Has the server end a statement for which nobody waits any more. Not every platform can tell (PostgreSQL documentation,
+/// "Connection Settings").
+const CONNECTION_CHECK: &str = "SET client_connection_check_interval = '5s'";
+
+/// Changes a setting of a session for the better, where the server can: one that refuses the value goes on without it.
+///
+/// # Errors
+/// The server's, when it is about anything but the value.
+pub async fn set_where_possible(
+    client: &tokio_postgres::Client,
+    set: &str,
+) -> Result<(), tokio_postgres::Error> {
+    match client.batch_execute(set).await {
+        Err(error) if Failure::of(&error) != Failure::Data => Err(error),
+        Ok(()) | Err(_) => Ok(()),
+    }
+}
+
 /// What the sums say of some rows: equal on both sides when the rows are, up to a collision of 64-bit hashes, or of
 /// 128-bit ones with two seeds.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -78,9 +96,10 @@ impl Reader {
         };
         let sql = format!(
             "SET default_transaction_read_only = on; SET max_parallel_workers_per_gather = 0; \
-             SET client_connection_check_interval = '5s'; SET enable_seqscan = {scans}; SET enable_sort = {scans}; SET statement_timeout = {timeout_ms}"
+             SET enable_seqscan = {scans}; SET enable_sort = {scans}; SET statement_timeout = {timeout_ms}"
         );
-        self.session.batch_execute(&sql).await.map_err(|error| self.failed(&error))
+        self.session.batch_execute(&sql).await.map_err(|error| self.failed(&error))?;
+        set_where_possible(&self.session, CONNECTION_CHECK).await.map_err(|error| self.failed(&error))
     }
 
     /// The session, for questions about catalogs.

@@ -214,7 +214,11 @@ impl Repair<'_> {
         // Who adds requests takes old ones away, twice as many, so that their number follows what a week asks for. That
         // a database which an earlier version provisioned does not allow it is no reason not to repair.
         if let Err(error) = repairs::prune(&self.service, rows.len().saturating_mul(2)).await {
-            tracing::warn!(slice, error = chain_of(&error), "answered repairs stay; provision grants what is missing");
+            tracing::warn!(
+                slice,
+                error = chain_of(&error),
+                "answered repairs stay; provision grants what is missing"
+            );
         }
         let ids = repairs::request(&self.service, names, &one.table, &asked, &by).await;
         let ids = ids.map_err(RunError::Journal)?;

@@ -6,6 +6,7 @@ use strangler::cluster::{Binaries, Cluster, LocalCluster, Options};
 use strangler::mapping::{ColumnMapping, KeyOrder, TableMapping};
 use strangler::name::TableName;
 use strangler::reconcile::form::{ColumnForm, Side, TableForm};
+use strangler::reconcile::reader::set_where_possible;
 use strangler::reconcile::selftest::{Weakened, settle_forms};
 use tokio_postgres::Client;
 
@@ -183,6 +184,18 @@ async fn values_of_a_classified_column_do_not_leave_their_database() {
     let (weakened, _) = settle(&source, &target, classified(false)).await;
     let [only] = weakened.as_slice() else { panic!("{weakened:?}") };
     assert_eq!((only.column.as_str(), only.form), ("c3", None));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_setting_that_a_server_refuses_is_gone_without() {
+    let cluster = launch();
+    let client = database(&cluster, "any").await;
+    // As where the platform can't tell that a client is gone.
+    set_where_possible(&client, "SET client_connection_check_interval = '-5s'").await.unwrap();
+    set_where_possible(&client, "SET client_connection_check_interval = '5s'").await.unwrap();
+    let set: String = client.query_one("SHOW client_connection_check_interval", &[]).await.unwrap().get(0);
+    assert_eq!(set, "5s");
+    set_where_possible(&client, "SET nothing_of_the_kind = 1").await.unwrap_err();
 }
 
 #[tokio::test(flavor = "multi_thread")]
