@@ -57,6 +57,8 @@ pub(super) struct Opened {
     pub(super) monolith: Ways,
     /// The services that the slices belong to.
     pub(super) services: BTreeMap<String, Ways>,
+    /// The plan's other services. Nobody has looked at their links: who needs one is told then what is wrong with it.
+    pub(super) others: BTreeMap<String, Ways>,
 }
 
 /// The ways into one database.
@@ -152,12 +154,14 @@ pub(super) fn open(
     let variables: Arc<dyn Variables> = Arc::new(Environment);
     let monolith = ways("monolith", &plan.monolith.links, &variables);
     let mut used = used_links(&plan.monolith.links, &monolith, needs);
-    let mut services = BTreeMap::new();
+    let (mut services, mut others) = (BTreeMap::new(), BTreeMap::new());
     for (name, service) in &plan.services {
+        let ways = ways(&format!("service {name}"), &service.links, &variables);
         if slices.iter().any(|slice| plan.service_of(slice).is_some_and(|(owner, _)| owner == name)) {
-            let ways = ways(&format!("service {name}"), &service.links, &variables);
             used.extend(used_links(&service.links, &ways, needs));
             services.insert(name.clone(), ways);
+        } else {
+            others.insert(name.clone(), ways);
         }
     }
     let problems = link_problems(&plan, &used, &*variables);
@@ -165,7 +169,7 @@ pub(super) fn open(
         return Err(CliError::Plan(source.problems(problems)));
     }
     let path = file.plan.display().to_string();
-    Ok(Opened { plan, path, slices, monolith, services })
+    Ok(Opened { plan, path, slices, monolith, services, others })
 }
 
 fn chosen(plan: &Plan, wanted: &[String]) -> Result<Vec<String>, CliError> {

@@ -216,7 +216,9 @@ fn author() -> Author {
 fn jobs(opened: &Opened, mappings: Mappings, options: &Options) -> Vec<SliceJob> {
     let mut jobs = Vec::new();
     let neighbour = |mapping: &SliceMapping| {
-        Some((mapping.clone(), opened.services.get(&mapping.service)?.apply.clone()))
+        let service = &mapping.service;
+        let ways = opened.services.get(service).or_else(|| opened.others.get(service))?;
+        Some((mapping.clone(), ways.apply.clone()))
     };
     let neighbours = Arc::new(mappings.values().filter_map(neighbour).collect::<Vec<_>>());
     for (slice, mapping) in mappings {

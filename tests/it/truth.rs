@@ -7,6 +7,7 @@ mod corruptions;
 mod extension_keys;
 mod found;
 mod many;
+mod neighbours;
 mod never_clean;
 mod parts;
 mod planted;
