@@ -161,15 +161,15 @@ pub(super) async fn run(ui: &mut Ui, arguments: &Arguments) -> Result<Exit, CliE
         return Box::pin(scheduled::run(ui, arguments, &opened, schedule, &mut interrupts, &stop)).await;
     }
     let mappings = opened.mappings(ui).await?;
-    let options = options(arguments, &opened, &mappings)?;
+    let options = options(arguments, asked(arguments, &opened, &mappings)?);
     let jobs = jobs(&opened, mappings, &options);
     let pass = Pass { arguments, options: &options, plan: shell_word(&opened.path) };
     let ended = pass.compare(ui, &jobs, &mut interrupts, &stop).await;
     pass.finish(ui, &jobs, ended, &mut interrupts, &stop).await
 }
 
-/// The tables that were asked for, which must be in the plan.
-fn options(arguments: &Arguments, opened: &Opened, mappings: &Mappings) -> Result<Options, CliError> {
+/// The tables that were asked for, which must be in the plan's slices.
+fn asked(arguments: &Arguments, opened: &Opened, mappings: &Mappings) -> Result<Vec<TableName>, CliError> {
     let known: Vec<&TableName> = opened
         .slices
         .iter()
@@ -188,14 +188,19 @@ fn options(arguments: &Arguments, opened: &Opened, mappings: &Mappings) -> Resul
         let known = known.iter().map(ToString::to_string).collect();
         return Err(CliError::Unknown { what: "table", option: "--table", names: unknown, known });
     }
+    Ok(tables)
+}
+
+fn options(arguments: &Arguments, tables: Vec<TableName>) -> Options {
     let look = match (arguments.sample, arguments.changed_since) {
         (Some(percent), _) => Look::Sample(percent),
         (None, Some(Since::Last)) => Look::ChangedSince(None),
         (None, Some(Since::Position(lsn))) => Look::ChangedSince(Some(lsn)),
         (None, None) => Look::Full,
     };
-    Ok(Options {
+    Options {
         tables,
+        lost: Vec::new(),
         strict: arguments.strict,
         look,
         parallel: usize::from(arguments.parallel),
@@ -203,7 +208,7 @@ fn options(arguments: &Arguments, opened: &Opened, mappings: &Mappings) -> Resul
         list: arguments.list,
         resume_within: if arguments.fresh { Duration::ZERO } else { RESUME_WITHIN },
         author: author(),
-    })
+    }
 }
 
 /// Who runs this, for the ledger.
@@ -223,7 +228,8 @@ fn jobs(opened: &Opened, mappings: Mappings, options: &Options) -> Vec<SliceJob>
     let neighbours = Arc::new(mappings.values().filter_map(neighbour).collect::<Vec<_>>());
     for (slice, mapping) in mappings {
         let Some(ways) = opened.services.get(&mapping.service) else { continue };
-        let wanted = mapping.tables.iter().any(|table| options.wants(&table.source));
+        let mut tables = mapping.tables.iter();
+        let wanted = !options.lost.is_empty() || tables.any(|table| options.wants(&table.source));
         if opened.slices.contains(&slice) && wanted {
             jobs.push(SliceJob {
                 plan: opened.plan.name.clone(),

@@ -49,6 +49,9 @@ pub enum Look {
 pub struct Options {
     /// Tables by the monolith's names; empty means all.
     pub tables: Vec<TableName>,
+    /// Those among them that the slice had when they were asked for, and that the plan means no more: nothing can be
+    /// said about them.
+    pub lost: Vec<TableName>,
     /// Two seeds, and representations.
     pub strict: bool,
     /// Which rows.

@@ -91,7 +91,11 @@ impl Tables<'_> {
     /// # Errors
     /// [`RunError`] when there is to be no verdict: the run was stopped, or another process has it.
     pub async fn work(&self) -> Result<Worked, RunError> {
-        let mut worked = Worked::default();
+        let lost = |table: &TableName| {
+            format!("table {table} was asked for, and is not among the tables of the plan's slices")
+        };
+        let reasons = self.options.lost.iter().map(lost).collect();
+        let mut worked = Worked { reasons, ..Worked::default() };
         let mut hands = None;
         let list = AtomicUsize::new(self.options.list);
         let prepared = match self.begin(&mut hands).await {

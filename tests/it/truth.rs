@@ -13,6 +13,7 @@ mod parts;
 mod planted;
 mod privileges;
 mod race;
+mod repeated;
 mod resumed;
 mod reverse;
 mod stage;

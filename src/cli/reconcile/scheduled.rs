@@ -8,16 +8,18 @@ use tokio::net::TcpListener;
 use tokio_util::sync::{CancellationToken, DropGuard};
 
 use super::pass::{Pass, cause};
-use super::{Arguments, jobs, options};
+use super::{Arguments, asked, jobs, options};
 use crate::cli::interrupt::Interrupts;
 use crate::cli::open::Opened;
 use crate::cli::report::{CliError, Exit};
 use crate::cli::ui::Ui;
 use crate::clock::{Clock, SystemClock};
 use crate::journal::streams;
+use crate::mapping::{Mappings, SliceMapping};
+use crate::name::TableName;
 use crate::postgres::Server;
 use crate::reconcile::metrics::{self, Metrics};
-use crate::reconcile::run::RunError;
+use crate::reconcile::run::{Options, RunError};
 use crate::reconcile::schedule::Schedule;
 use crate::reconcile::sides::APPLICATION;
 use crate::reconcile::verdict::Verdict;
@@ -37,6 +39,17 @@ pub(super) async fn run(
     interrupts: &mut Interrupts,
     stop: &CancellationToken,
 ) -> Result<Exit, CliError> {
+    let mut asked_for = AskedFor::default();
+    if !arguments.tables.is_empty() {
+        match opened.mappings(ui).await {
+            // A name that the plan never had is refused here, and not at the first run, which may be tomorrow.
+            Ok(mappings) => asked_for.learn(asked(arguments, opened, &mappings)?, &mappings),
+            Err(error) => tracing::warn!(
+                error = crate::cdc::mirror::chain_of(&error),
+                "the tables of --table are looked for at the first run"
+            ),
+        }
+    }
     let metrics = Arc::new(Metrics::new(opened.slices.iter().map(String::as_str)));
     let _serving = serve(arguments, opened, &metrics).await?;
     let now = SystemClock.now_us();
@@ -52,11 +65,48 @@ pub(super) async fn run(
             () = interrupts.next() => return Err(CliError::Interrupted { state: BETWEEN.to_owned() }),
             () = tokio::time::sleep(Duration::from_micros(wait)) => {}
         }
-        once(ui, arguments, opened, &slice, (interrupts, stop), (&metrics, &mut latest)).await?;
+        let told = (&*metrics, &mut asked_for, &mut latest);
+        once(ui, arguments, opened, &slice, (interrupts, stop), told).await?;
         let next = schedule.next(&slice, SystemClock.now_us());
         if let Some((_, at)) = times.iter_mut().find(|(name, _)| *name == slice) {
             *at = next;
         }
+    }
+}
+
+/// Which slices the tables of `--table` belonged to when they were last seen: a run that lasts for months outlives them.
+#[derive(Debug, Default)]
+struct AskedFor(BTreeMap<TableName, String>);
+
+impl AskedFor {
+    /// Remembers whose the tables are now.
+    fn learn(&mut self, tables: Vec<TableName>, mappings: &Mappings) {
+        for table in tables {
+            let has = |mapping: &&SliceMapping| mapping.tables.iter().any(|one| one.source == table);
+            if let Some(mapping) = mappings.values().find(has) {
+                let slice = mapping.slice.clone();
+                self.0.insert(table, slice);
+            }
+        }
+    }
+
+    /// The tables that were asked for, and those of them that are gone from this slice; one that was never seen anywhere
+    /// is missed in every slice.
+    fn tables(
+        &mut self,
+        arguments: &Arguments,
+        slice: &str,
+        mappings: &Mappings,
+    ) -> (Vec<TableName>, Vec<TableName>) {
+        let names = arguments.tables.iter().filter_map(|typed| TableName::parse(typed, "public").ok());
+        let tables: Vec<TableName> = names.collect();
+        self.learn(tables.clone(), mappings);
+        let there =
+            |table: &TableName| mappings.values().flat_map(|one| &one.tables).any(|one| one.source == *table);
+        let missed =
+            |table: &&TableName| !there(table) && self.0.get(table).is_none_or(|owner| owner == slice);
+        let lost = tables.iter().filter(missed).cloned().collect();
+        (tables, lost)
     }
 }
 
@@ -67,7 +117,7 @@ async fn once(
     opened: &Opened,
     slice: &str,
     (interrupts, stop): (&mut Interrupts, &CancellationToken),
-    (metrics, latest): (&Metrics, &mut BTreeMap<String, Verdict>),
+    (metrics, asked_for, latest): (&Metrics, &mut AskedFor, &mut BTreeMap<String, Verdict>),
 ) -> Result<(), CliError> {
     // The plan's tables are read anew each time: a run that lasts for months outlives them.
     let mappings = match opened.mappings(ui).await {
@@ -82,7 +132,8 @@ async fn once(
             return Ok(());
         }
     };
-    let options = options(arguments, opened, &mappings)?;
+    let (tables, lost) = asked_for.tables(arguments, slice, &mappings);
+    let options = Options { lost, ..options(arguments, tables) };
     let jobs: Vec<_> =
         jobs(opened, mappings, &options).into_iter().filter(|job| job.mapping.slice == slice).collect();
     let pass = Pass { arguments, options: &options, plan: shell_word(&opened.path) };
