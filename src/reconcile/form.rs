@@ -133,8 +133,7 @@ impl ColumnForm {
 /// are all null is not one.
 #[must_use]
 pub fn text_sql(cast_sql: &str, value: &str) -> String {
-    // Types of the user are always named with their schema.
-    if cast_sql.contains('.') {
+    if is_users(cast_sql) {
         format!("CASE WHEN num_nulls({value}) = 0 THEN format('%s', {value}) END")
     } else if cast_sql == "bpchar" {
         // The cast of `character` to text drops its padding.
@@ -142,6 +141,12 @@ pub fn text_sql(cast_sql: &str, value: &str) -> String {
     } else {
         format!("{value}::text")
     }
+}
+
+/// A type that is not PostgreSQL's own: those are always named with their schema.
+#[must_use]
+pub fn is_users(cast_sql: &str) -> bool {
+    cast_sql.contains('.')
 }
 
 /// [`text_sql`] of a value that is to be found again: blanks at the end of `character` are no part of it, since columns

@@ -18,7 +18,7 @@ use tokio_postgres::types::Type;
 use self::owner::{Owner, ask, lists, owners};
 use super::barrier;
 use super::finding::{ColumnDiff, Finding, FindingKind, RawKey, Shown};
-use super::form::{Side, TableForm, key_text_sql};
+use super::form::{Side, TableForm, is_users, key_text_sql};
 use super::redact::Redactor;
 use super::sides::Sides;
 use crate::journal::JournalError;
@@ -299,9 +299,15 @@ impl Referrer<'_> {
         list: usize,
     ) -> Result<HashMap<Vec<String>, Rows>, tokio_postgres::Error> {
         let (names, arrays) = lists(self.columns.len());
-        let terms = self.columns.iter().enumerate();
-        let terms =
-            terms.map(|(index, column)| format!("{} = w.k{index}$::{}", self.column(index), column.cast_sql));
+        // Values of a user's type are told apart by their spelling here, as they were when they were read: which of them
+        // an owner calls equal is the owner's to say.
+        let terms = self.columns.iter().zip(self.texts()).enumerate().map(|(index, (column, text))| {
+            if is_users(&column.cast_sql) {
+                format!("{text} = w.k{index}$")
+            } else {
+                format!("{} = w.k{index}$::{}", self.column(index), column.cast_sql)
+            }
+        });
         let sql = format!(
             "SELECT * FROM (SELECT w.o$, ARRAY[{keys}]::text[], concat_ws('/', t.tableoid, t.ctid, t.xmin), \
                  count(*) OVER (PARTITION BY w.o$), row_number() OVER (PARTITION BY w.o$ ORDER BY t.tableoid, t.ctid) AS n \

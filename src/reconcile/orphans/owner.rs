@@ -9,6 +9,7 @@ use crate::journal::slices;
 use crate::mapping::{SoftReference, TableMapping};
 use crate::name::{TableName, quote_ident};
 use crate::postgres::connect::Session;
+use crate::postgres::equality::{self, BUILT_IN};
 
 /// One place where referenced rows are.
 #[derive(Debug)]
@@ -19,10 +20,24 @@ pub(super) struct Owner {
     pub(super) service: Option<String>,
     pub(super) table: TableName,
     pub(super) columns: Vec<String>,
+    /// By which operator each of them is looked up.
+    equality: Vec<String>,
     pub(super) session: Session,
 }
 
 impl Owner {
+    async fn new(
+        (place, service): (String, Option<String>),
+        table: TableName,
+        columns: Vec<String>,
+        session: Session,
+    ) -> Result<Self, OrphanError> {
+        let names = columns.iter().map(String::as_str).collect();
+        let equality = equality::of_keys(&session, &[(table.sql(), names)]).await?;
+        let equality = equality.into_iter().next().unwrap_or_default();
+        Ok(Self { place, service, table, columns, equality, session })
+    }
+
     /// For a FROM clause. A table that stays may be partitioned, which the mapping does not know of it, so nothing says
     /// ONLY.
     pub(super) fn from(&self) -> String {
@@ -32,7 +47,10 @@ impl Owner {
     /// A condition that a row of the owner, as `r`, has the reference's values; `value` gives the expression of each.
     pub(super) fn matches(&self, value: impl Fn(usize) -> String) -> String {
         let terms = self.columns.iter().enumerate();
-        let terms = terms.map(|(index, column)| format!("r.{} = {}", quote_ident(column), value(index)));
+        let terms = terms.map(|(index, column)| {
+            let equals = self.equality.get(index).map_or(BUILT_IN, String::as_str);
+            format!("r.{} {equals} {}", quote_ident(column), value(index))
+        });
         terms.collect::<Vec<_>>().join(" AND ")
     }
 
@@ -101,22 +119,14 @@ pub(super) async fn owners(
             continue;
         }
         taken_whole |= table.filter.is_empty();
-        owners.push(Owner {
-            place: format!("service {}", neighbour.mapping.service),
-            service: Some(neighbour.mapping.service.clone()),
-            table: table.target.clone(),
-            columns: targets(table, reference)?,
-            session,
-        });
+        let service = neighbour.mapping.service.clone();
+        let at = (format!("service {service}"), Some(service));
+        owners.push(Owner::new(at, table.target.clone(), targets(table, reference)?, session).await?);
     }
     if !taken_whole {
-        owners.push(Owner {
-            place: "monolith".to_owned(),
-            service: None,
-            table: reference.references.clone(),
-            columns: reference.referenced_columns.clone(),
-            session: sides.monolith_read.connect(APPLICATION).await?,
-        });
+        let (table, columns) = (reference.references.clone(), reference.referenced_columns.clone());
+        let session = sides.monolith_read.connect(APPLICATION).await?;
+        owners.push(Owner::new(("monolith".to_owned(), None), table, columns, session).await?);
     }
     Ok(owners)
 }

@@ -1,7 +1,7 @@
 //! Keys of types that extensions bring: a mirror follows them, differences under them are proven through the index, and
 //! repaired.
 
-use strangler::reconcile::finding::FindingKind::{Differs, Extra, Missing};
+use strangler::reconcile::finding::FindingKind::{Differs, Extra, Missing, Orphan};
 use tokio_postgres::Client;
 
 use super::found::Run;
@@ -10,6 +10,13 @@ use crate::support::split::{Mirror, Split};
 use crate::support::wait::{SOON, until};
 
 const EXTENSIONS: &str = "CREATE EXTENSION citext; CREATE SCHEMA trees; CREATE EXTENSION ltree SCHEMA trees;";
+/// What refers to rows that stay on the monolith.
+const REFERRING: &str = "CREATE TABLE kinds (kind citext PRIMARY KEY); INSERT INTO kinds VALUES ('Big'), ('Small');
+    CREATE TABLE spots (spot trees.ltree PRIMARY KEY); INSERT INTO spots VALUES ('top.a'), ('top.b');
+    CREATE TABLE notes (id int PRIMARY KEY, kind citext, spot trees.ltree);
+    INSERT INTO notes VALUES (1, 'big', 'top.a'), (2, 'BIG', 'top.b'), (3, 'Small', NULL), (4, 'none', 'top.a'),
+        (5, 'None', NULL), (6, NULL, 'top.c')";
+
 const SETUP: &str = "CREATE DOMAIN tag AS citext;
     CREATE TABLE words (word citext PRIMARY KEY, v int);
     INSERT INTO words SELECT 'Word' || i, i FROM generate_series(1, 3000) i;
@@ -99,4 +106,21 @@ async fn differences_under_an_extensions_key_are_proven_through_its_index_and_re
     assert_eq!(run.ended.exit, Some(0), "{}", run.ended.page());
     mirror.caught_up(&monolith, &service).await;
     Run::of(&split, &["--strict"]).assert_clean();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_reference_of_an_extensions_type_is_no_orphan_where_its_own_equality_finds_the_row() {
+    let tables = "{ notes: { columns: { kind: { references: kinds }, spot: { references: spots } } } }";
+    let (split, monolith, service) =
+        Split::launch(tables, &format!("{EXTENSIONS} GRANT USAGE ON SCHEMA trees TO PUBLIC; {REFERRING}"))
+            .await;
+    service.batch_execute(&format!("{EXTENSIONS} GRANT USAGE ON SCHEMA trees TO PUBLIC")).await.unwrap();
+    split.provision();
+    let mirror = split.mirror(None);
+    mirror.caught_up(&monolith, &service).await;
+    let run = Run::of(&split, &[]);
+    let keys: Vec<_> = run.told().into_iter().map(|(_, kind, key, _)| (kind, key[0].clone())).collect();
+    let expected = ["4", "5", "6"].map(|key| (Orphan, key.to_owned()));
+    assert_eq!((keys, run.reasons().as_str()), (expected.to_vec(), ""), "{}", run.ended.page());
+    assert_eq!(run.counts(), [(Orphan, 3)].into());
 }
