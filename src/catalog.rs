@@ -39,7 +39,7 @@ pub struct Catalog {
     pub types: BTreeMap<TableName, UserType>,
     /// Sequences by schema and name.
     pub sequences: BTreeMap<TableName, Sequence>,
-    /// Foreign keys of all tables.
+    /// Foreign keys of all tables, with those that `arm` has dropped: see [`ForeignKey::cut`].
     pub foreign_keys: Vec<ForeignKey>,
     /// Views, materialised views, functions, triggers, rules, policies and publications that name a table.
     pub dependents: Vec<Dependent>,
@@ -251,6 +251,8 @@ pub struct ForeignKey {
     pub validated: bool,
     /// Comes with a partition from its parent's (`conparentid <> 0`).
     pub inherited: bool,
+    /// `arm` wrote it down and dropped it: it guards nothing, and the mapping still knows what it referred to.
+    pub cut: bool,
 }
 
 /// What a type of a user schema is.

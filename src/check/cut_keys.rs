@@ -6,7 +6,7 @@ use crate::problem::{Problem, Severity};
 
 pub(super) fn rule(facts: &Facts) -> Vec<Problem> {
     let Some(catalog) = &facts.monolith.catalog else { return Vec::new() };
-    let crossing = catalog.foreign_keys.iter().filter(|key| !key.inherited).filter(|key| {
+    let crossing = catalog.foreign_keys.iter().filter(|key| !key.inherited && !key.cut).filter(|key| {
         (facts.moves(&key.table) || facts.moves(&key.references))
             && !facts.together(&key.table, &key.references)
     });

@@ -117,6 +117,7 @@ pub(crate) fn foreign_key(from: &str, column: &str, to: &str, referenced: &str) 
         on_delete: 'a',
         validated: true,
         inherited: false,
+        cut: false,
     }
 }
 

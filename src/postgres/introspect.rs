@@ -14,6 +14,7 @@ use tokio_postgres::{Client, Error, Row};
 
 use crate::catalog::{Catalog, Identity};
 use crate::name::TableName;
+use keys::CutKeys;
 
 /// The oldest major version whose catalogs are understood.
 const OLDEST_MAJOR: u32 = 14;
@@ -81,6 +82,15 @@ pub enum IntrospectError {
         /// The connected role, quoted for SQL.
         role: String,
     },
+    /// Foreign keys may have been cut, yet this role can't tell which: the mapping would be another one.
+    #[error(
+        "role {role} may not read strangler.cut_key, which holds the foreign keys that arm has dropped; \
+         run: strangler provision PLAN, or GRANT SELECT ON strangler.cut_key TO {role}"
+    )]
+    NoCutKeys {
+        /// The connected role, quoted for SQL.
+        role: String,
+    },
 }
 
 /// Reads everything in one `REPEATABLE READ READ ONLY` transaction, which it ends. The connection must not be in
@@ -118,7 +128,13 @@ async fn read_all(client: &Client) -> Result<Catalog, IntrospectError> {
     tables::sum_partitions(&mut catalog.tables);
     keys::read_indexes(client, &mut catalog.tables).await.map_err(failed("indexes"))?;
     keys::read_constraints(client, &mut catalog.tables).await.map_err(failed("constraints"))?;
-    catalog.foreign_keys = keys::read_foreign_keys(client).await.map_err(failed("foreign keys"))?;
+    let standing = keys::read_foreign_keys(client).await.map_err(failed("foreign keys"))?;
+    let cut = match keys::read_cut_keys(client).await.map_err(failed("foreign keys that were cut"))? {
+        CutKeys::None => Vec::new(),
+        CutKeys::Closed => return Err(no_cut_keys(client).await?),
+        CutKeys::Read(cut) => cut,
+    };
+    catalog.foreign_keys = keys::joined(standing, cut);
     catalog.types = objects::read_types(client).await.map_err(failed("types"))?;
     catalog.sequences = objects::read_sequences(client).await.map_err(failed("sequences"))?;
     catalog.dependents =
@@ -187,6 +203,12 @@ fn collation_of(row: &Row) -> Result<String, Error> {
         Some("b") => format!("builtin:{}", locale.unwrap_or_default()),
         _ => format!("libc:{libc}"),
     })
+}
+
+async fn no_cut_keys(client: &Client) -> Result<IntrospectError, IntrospectError> {
+    let sql = "SELECT quote_ident(current_user::text)";
+    let row = client.query_one(sql, &[]).await.map_err(failed("the role"))?;
+    Ok(IntrospectError::NoCutKeys { role: row.get(0) })
 }
 
 async fn read_identity(

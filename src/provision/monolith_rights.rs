@@ -9,8 +9,8 @@ use crate::mapping::TableMapping;
 use crate::name::{TableName, quote_ident};
 use crate::problem::Problem;
 
-/// What is granted to both links, because both look where they lead.
-const OURS: &[&str] = &["database", "slice"];
+/// What is granted to both links, because both look where they lead, and what the mapping was before keys were cut.
+const OURS: &[&str] = &["database", "slice", "cut_key"];
 
 /// Rights of the read and the apply link.
 pub(super) fn grants(draft: &mut Draft<'_>, sites: &[Site<'_>]) {

@@ -34,6 +34,7 @@ const APPLY_ON_OURS: &[(&str, &[&str])] = &[
     ("journal", &["SELECT", "INSERT"]),
     ("slice", &["SELECT"]),
     ("database", &["SELECT"]),
+    ("cut_key", &["SELECT"]),
     ("ledger", &["SELECT", "INSERT"]),
     ("reconcile_run", DML),
     ("reconcile_chunk", DML),

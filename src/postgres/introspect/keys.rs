@@ -5,6 +5,7 @@ use tokio_postgres::{Client, Error};
 use super::tables::Tables;
 use super::{USER_SCHEMA, char_at, name_at};
 use crate::catalog::{Constraint, ConstraintKind, ForeignKey, Index};
+use crate::name::TableName;
 
 /// Reads the indexes of all tables.
 pub(super) async fn read_indexes(client: &Client, tables: &mut Tables) -> Result<(), Error> {
@@ -78,7 +79,8 @@ pub(super) async fn read_constraints(client: &Client, tables: &mut Tables) -> Re
     Ok(())
 }
 
-/// Reads the foreign keys of all tables.
+/// Reads the foreign keys of all tables, in the order of their tables and names. That order is in the plan hash by way of
+/// the soft references, so it must not be the database's own, and keys that were cut stand where they stood.
 pub(super) async fn read_foreign_keys(client: &Client) -> Result<Vec<ForeignKey>, Error> {
     let sql = format!(
         "SELECT n.nspname::text AS schema, c.relname::text AS table, o.conname::text AS name, {} AS columns, \
@@ -88,24 +90,75 @@ pub(super) async fn read_foreign_keys(client: &Client) -> Result<Vec<ForeignKey>
          FROM pg_constraint o JOIN pg_class c ON c.oid = o.conrelid \
          JOIN pg_namespace n ON n.oid = c.relnamespace AND {USER_SCHEMA} \
          JOIN pg_class r ON r.oid = o.confrelid JOIN pg_namespace rn ON rn.oid = r.relnamespace \
-         WHERE o.contype = 'f' ORDER BY 1, 2, 3",
+         WHERE o.contype = 'f'",
         columns_of("o.conrelid", "o.conkey"),
         columns_of("o.confrelid", "o.confkey")
     );
-    let rows = client.query(&sql, &[]).await?;
-    rows.iter()
-        .map(|row| {
-            Ok(ForeignKey {
-                name: row.try_get("name")?,
-                table: name_at(row, "schema", "table")?,
-                columns: row.try_get("columns")?,
-                references: name_at(row, "ref_schema", "ref_table")?,
-                referenced_columns: row.try_get("ref_columns")?,
-                definition_sql: row.try_get("definition")?,
-                on_delete: char_at(row, "on_delete")?,
-                validated: row.try_get("validated")?,
-                inherited: row.try_get("inherited")?,
-            })
-        })
-        .collect()
+    let mut keys = Vec::new();
+    for row in client.query(&sql, &[]).await? {
+        keys.push(ForeignKey {
+            name: row.try_get("name")?,
+            table: name_at(&row, "schema", "table")?,
+            columns: row.try_get("columns")?,
+            references: name_at(&row, "ref_schema", "ref_table")?,
+            referenced_columns: row.try_get("ref_columns")?,
+            definition_sql: row.try_get("definition")?,
+            on_delete: char_at(&row, "on_delete")?,
+            validated: row.try_get("validated")?,
+            inherited: row.try_get("inherited")?,
+            cut: false,
+        });
+    }
+    Ok(keys)
+}
+
+/// What may be read of the foreign keys that `arm` dropped.
+pub(super) enum CutKeys {
+    /// There is no such table of ours here.
+    None,
+    /// The role may not read it.
+    Closed,
+    /// Those that stand again are left out.
+    Read(Vec<ForeignKey>),
+}
+
+/// Reads the foreign keys that `arm` dropped.
+pub(super) async fn read_cut_keys(client: &Client) -> Result<CutKeys, Error> {
+    let sql = "SELECT has_schema_privilege(n.oid, 'USAGE') AND has_table_privilege(c.oid, 'SELECT') \
+               FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace \
+               WHERE n.nspname = 'strangler' AND c.relname = 'cut_key'";
+    match client.query_opt(sql, &[]).await? {
+        None => return Ok(CutKeys::None),
+        Some(row) if !row.try_get::<_, bool>(0)? => return Ok(CutKeys::Closed),
+        Some(_) => {}
+    }
+    let sql = "SELECT child_table, name, columns, parent_table, referenced_columns, on_delete, definition, validated \
+               FROM strangler.cut_key WHERE restored_at IS NULL";
+    let mut keys = Vec::new();
+    for row in client.query(sql, &[]).await? {
+        let table = |index: usize| TableName::parse(row.get(index), "public").ok();
+        let (Some(child), Some(parent)) = (table(0), table(3)) else { continue };
+        keys.push(ForeignKey {
+            name: row.try_get(1)?,
+            table: child,
+            columns: row.try_get(2)?,
+            references: parent,
+            referenced_columns: row.try_get(4)?,
+            definition_sql: row.try_get(6)?,
+            on_delete: char_at(&row, "on_delete")?,
+            validated: row.try_get(7)?,
+            inherited: false,
+            cut: true,
+        });
+    }
+    Ok(CutKeys::Read(keys))
+}
+
+/// All keys in their order. One that stands again and has not been proven yet counts as standing.
+pub(super) fn joined(mut standing: Vec<ForeignKey>, cut: Vec<ForeignKey>) -> Vec<ForeignKey> {
+    let there = |one: &ForeignKey| standing.iter().any(|key| key.table == one.table && key.name == one.name);
+    let gone: Vec<ForeignKey> = cut.into_iter().filter(|key| !there(key)).collect();
+    standing.extend(gone);
+    standing.sort_by(|a, b| (&a.table, &a.name).cmp(&(&b.table, &b.name)));
+    standing
 }
