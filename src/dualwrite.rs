@@ -1,4 +1,6 @@
 //! Who may write: the gates that let exactly one side of a slice take the application's writes.
 
 pub mod authority;
+pub mod exclusion;
 pub mod gate;
+pub mod guard;

@@ -93,14 +93,26 @@ pub fn first_row(slice: &str, state: GateState) -> String {
 /// Creates the trigger function. `lock_key` is the slice's row in `strangler.slice` of the same database.
 ///
 /// SECURITY DEFINER lets writers read the row without a right on it, since whoever may lock it could hold back a
-/// flip; `session_user` is the same inside. The branch on the isolation level decides about lost writes: a
-/// transaction with an old snapshot would read OPEN after the fence, and FOR SHARE makes it fail with 40001.
+/// flip; `session_user` is the same inside.
 #[must_use]
 pub fn create_function(slice: &str, lock_key: i32) -> String {
+    let body = body(slice, lock_key);
+    let quote = dollar_quote(&body);
+    format!(
+        "CREATE OR REPLACE FUNCTION {}() RETURNS trigger LANGUAGE plpgsql\n    \
+         SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS {quote}{body}{quote}",
+        name(slice).sql()
+    )
+}
+
+/// The trigger function's body, as `pg_proc.prosrc` has it. The branch on the isolation level decides about lost
+/// writes: a transaction with an old snapshot would read OPEN after the fence, and FOR SHARE makes it fail with 40001.
+#[must_use]
+pub fn body(slice: &str, lock_key: i32) -> String {
     let gate = name(slice).sql();
     let hint = quote_literal(&format!("slice {slice}, epoch "));
     let apply = quote_literal(APPLY_ROLE);
-    let body = format!(
+    format!(
         r"
 DECLARE
     g {gate};
@@ -129,12 +141,22 @@ BEGIN
     RETURN NULL;
 END
 "
+    )
+}
+
+/// Fails with 25006 unless the gate is open, and keeps it so until the transaction ends, as a write would: a flip waits
+/// for it. `disarm` begins the transactions with it that take something away on which a flip rests.
+#[must_use]
+pub fn require_open(slice: &str, lock_key: i32) -> String {
+    let gate = name(slice).sql();
+    let message = quote_literal(&format!("slice {slice} is not the monolith's any more"));
+    let body = format!(
+        " BEGIN PERFORM pg_advisory_xact_lock_shared({LOCK_CLASS}, {lock_key}); \
+         IF (SELECT state FROM {gate}) IS DISTINCT FROM 'OPEN' THEN \
+         RAISE EXCEPTION USING ERRCODE = '25006', MESSAGE = {message}; END IF; END "
     );
     let quote = dollar_quote(&body);
-    format!(
-        "CREATE OR REPLACE FUNCTION {gate}() RETURNS trigger LANGUAGE plpgsql\n    \
-         SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS {quote}{body}{quote}"
-    )
+    format!("DO {quote}{body}{quote}")
 }
 
 /// Takes the right to call the function from everybody; a trigger fires without it.
@@ -143,27 +165,89 @@ pub fn close_function(slice: &str) -> String {
     format!("REVOKE ALL ON FUNCTION {}() FROM PUBLIC", name(slice).sql())
 }
 
+/// One trigger of a gate.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum TriggerKind {
+    /// The statement trigger for everything.
+    Whole,
+    /// The row trigger of partitioned tables, which every partition gets from its root.
+    Rows,
+    /// The statement trigger for TRUNCATE.
+    Truncate,
+}
+
+impl TriggerKind {
+    /// Its name.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Whole | Self::Rows => TRIGGER,
+            Self::Truncate => TRUNCATE_TRIGGER,
+        }
+    }
+
+    /// `pg_trigger.tgtype`: 1 for each row, 2 before, 4 insert, 8 delete, 16 update, 32 truncate.
+    #[must_use]
+    pub fn catalog_type(self) -> i16 {
+        match self {
+            Self::Whole => 2 | 4 | 8 | 16 | 32,
+            Self::Rows => 1 | 2 | 4 | 8 | 16,
+            Self::Truncate => 2 | 32,
+        }
+    }
+
+    fn events_and_level(self) -> (&'static str, &'static str) {
+        match self {
+            Self::Whole => ("INSERT OR UPDATE OR DELETE OR TRUNCATE", "STATEMENT"),
+            Self::Rows => ("INSERT OR UPDATE OR DELETE", "ROW"),
+            Self::Truncate => ("TRUNCATE", "STATEMENT"),
+        }
+    }
+}
+
+impl Hinge {
+    /// The triggers that hang the gate there.
+    #[must_use]
+    pub fn triggers(self) -> &'static [TriggerKind] {
+        match self {
+            Self::Statement => &[TriggerKind::Whole],
+            Self::PartitionedRoot => &[TriggerKind::Rows, TriggerKind::Truncate],
+            Self::Partition => &[TriggerKind::Truncate],
+        }
+    }
+}
+
 /// Hangs the gate on a table, so that it also fires in sessions with `session_replication_role = replica`.
 #[must_use]
 pub fn create_triggers(slice: &str, table: &TableName, hinge: Hinge) -> Vec<String> {
-    let gate = name(slice).sql();
-    let target = table.sql();
-    let create = |trigger: &str, events: &str, level: &str| {
-        let trigger = quote_ident(trigger);
-        [
-            format!(
-                "CREATE TRIGGER {trigger} BEFORE {events} ON {target} FOR EACH {level} EXECUTE FUNCTION {gate}()"
-            ),
-            format!("ALTER TABLE {target} ENABLE ALWAYS TRIGGER {trigger}"),
-        ]
-    };
-    let rows = create(TRIGGER, "INSERT OR UPDATE OR DELETE", "ROW");
-    let truncate = create(TRUNCATE_TRIGGER, "TRUNCATE", "STATEMENT");
-    match hinge {
-        Hinge::Statement => create(TRIGGER, "INSERT OR UPDATE OR DELETE OR TRUNCATE", "STATEMENT").into(),
-        Hinge::PartitionedRoot => rows.into_iter().chain(truncate).collect(),
-        Hinge::Partition => truncate.into(),
-    }
+    hinge.triggers().iter().flat_map(|kind| create_trigger(slice, table, *kind)).collect()
+}
+
+/// Makes one trigger of the gate and wakes it for every session.
+#[must_use]
+pub fn create_trigger(slice: &str, table: &TableName, kind: TriggerKind) -> [String; 2] {
+    let (events, level) = kind.events_and_level();
+    [
+        format!(
+            "CREATE TRIGGER {} BEFORE {events} ON {} FOR EACH {level} EXECUTE FUNCTION {}()",
+            quote_ident(kind.name()),
+            table.sql(),
+            name(slice).sql()
+        ),
+        wake_trigger(table, kind),
+    ]
+}
+
+/// Makes a trigger of the gate fire in every session.
+#[must_use]
+pub fn wake_trigger(table: &TableName, kind: TriggerKind) -> String {
+    format!("ALTER TABLE {} ENABLE ALWAYS TRIGGER {}", table.sql(), quote_ident(kind.name()))
+}
+
+/// Takes a trigger of the gate off.
+#[must_use]
+pub fn drop_trigger(table: &TableName, kind: TriggerKind) -> String {
+    format!("DROP TRIGGER {} ON {}", quote_ident(kind.name()), table.sql())
 }
 
 /// A dollar quote that the text does not hold: names may hold anything.

@@ -75,10 +75,10 @@ pub struct StreamRow {
     pub nonce: i64,
 }
 
-const COLUMNS: &str = "epoch, mode, state, detail, slot, publication, src_system_identifier, \
+pub(super) const COLUMNS: &str = "epoch, mode, state, detail, slot, publication, src_system_identifier, \
      src_database_oid, src_uuid::text, src_timeline, applied_lsn, nonce";
 
-fn from_row(row: &Row) -> Result<StreamRow, JournalError> {
+pub(super) fn from_row(row: &Row) -> Result<StreamRow, JournalError> {
     let read = |source| JournalError::Database { action: "reading the stream row", source };
     let applied: PgLsn = row.try_get(10).map_err(read)?;
     Ok(StreamRow {

@@ -56,9 +56,10 @@ pub enum ProvisionError {
         /// Why.
         source: JournalError,
     },
-    /// Another provision works on the database.
+    /// Another provision, arm or disarm works on the database.
     #[error(
-        "{database}: another `strangler provision` is at work there; wait until it has finished and run it again"
+        "{database}: another `strangler provision`, `arm` or `disarm` is at work there; wait until it has finished and \
+         run it again"
     )]
     Busy {
         /// Where.

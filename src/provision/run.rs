@@ -11,7 +11,7 @@ use super::{
     begin, design,
 };
 use crate::catalog::Catalog;
-use crate::dualwrite::gate;
+use crate::dualwrite::exclusion;
 use crate::journal::{migrate, whereabouts};
 use crate::mapping::compile;
 use crate::plan::Plan;
@@ -185,12 +185,10 @@ async fn transact(client: &Client, statements: &[Statement]) -> Result<(), tokio
     client.batch_execute("COMMIT").await
 }
 
-/// Session locks rather than a transaction, so that nothing is held open across databases.
-async fn lock(databases: &Databases) -> Result<(), ProvisionError> {
+/// Keeps other verbs away from every database.
+pub(crate) async fn lock(databases: &Databases) -> Result<(), ProvisionError> {
     for (database, client) in databases.all() {
-        let sql = "SELECT pg_try_advisory_lock($1, 0)";
-        let row = client.query_one(sql, &[&gate::LOCK_CLASS]).await;
-        match row.and_then(|row| row.try_get::<_, bool>(0)) {
+        match exclusion::try_take(client).await {
             Ok(true) => {}
             Ok(false) => {
                 unlock(databases).await;
@@ -205,15 +203,9 @@ async fn lock(databases: &Databases) -> Result<(), ProvisionError> {
     Ok(())
 }
 
-async fn unlock(databases: &Databases) {
+/// Undoes [`lock`].
+pub(crate) async fn unlock(databases: &Databases) {
     for (_, client) in databases.all() {
-        // Only releases what this session holds; a broken connection has released it already.
-        let sql = format!(
-            "DO $$ BEGIN IF EXISTS (SELECT FROM pg_locks WHERE locktype = 'advisory' AND pid = pg_backend_pid() \
-             AND classid = {class} AND objid = 0 AND objsubid = 2) \
-             THEN PERFORM pg_advisory_unlock({class}, 0); END IF; END $$",
-            class = gate::LOCK_CLASS
-        );
-        let _ = client.batch_execute(&sql).await;
+        exclusion::release(client).await;
     }
 }

@@ -1,0 +1,329 @@
+//! Whether every moved table of the monolith is guarded by its gate: which triggers should be there, and which are.
+//!
+//! `arm` hangs what is missing, `status` raises an alarm over it, and a flip asks once more while it holds the gate's
+//! lock: a partition that was attached later got the row trigger from its root, but nothing for TRUNCATE; a trigger may
+//! have been disabled, a function replaced. What to expect is decided by [`judge`], without any I/O.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
+
+use tokio_postgres::{Client, Row};
+
+use super::gate::{self, TriggerKind};
+use crate::journal::{JournalError, arming};
+use crate::name::TableName;
+
+/// A relation that rows of a moved table can be written through: the table itself, a partition, or a child by
+/// inheritance.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Relation {
+    /// Its name.
+    pub table: TableName,
+    /// The moved table that it belongs to.
+    pub root: TableName,
+    /// `pg_class.relkind`.
+    pub kind: char,
+    /// `pg_class.relispartition`.
+    pub partition: bool,
+    /// The triggers on it that carry a name of the gate's.
+    pub triggers: Vec<FoundTrigger>,
+}
+
+/// A trigger as the catalog has it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct FoundTrigger {
+    /// `tgname`.
+    pub name: String,
+    /// `tgtype`.
+    pub catalog_type: i16,
+    /// `tgenabled`: O origin, A always, R replica, D disabled.
+    pub enabled: char,
+    /// It calls the slice's gate, for every row and column.
+    pub calls_gate: bool,
+}
+
+/// What is wrong with one trigger, or with what they all call.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Lack {
+    /// The moved table is not there.
+    Table,
+    /// The gate's trigger is not there.
+    Missing(TriggerKind),
+    /// It is there, and disabled or not enabled ALWAYS.
+    Asleep(TriggerKind),
+    /// It is there under its name, and is another trigger than the gate's.
+    Altered(TriggerKind),
+    /// The gate's function is not there, or is not what `provision` made.
+    Function,
+}
+
+/// One place that is not guarded.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Fault {
+    /// The relation; for [`Lack::Function`] the gate.
+    pub table: TableName,
+    /// What it lacks.
+    pub lack: Lack,
+}
+
+/// As an operator reads it.
+impl fmt::Display for Fault {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let table = &self.table;
+        match self.lack {
+            Lack::Table => write!(f, "table {table} is not there"),
+            Lack::Missing(kind) => write!(f, "table {table} has no trigger {}", kind.name()),
+            Lack::Asleep(kind) => {
+                write!(f, "trigger {} of table {table} is disabled, or does not fire always", kind.name())
+            }
+            Lack::Altered(kind) => {
+                write!(f, "trigger {} of table {table} is not the gate's", kind.name())
+            }
+            Lack::Function => write!(f, "the function {table} is not as provision made it"),
+        }
+    }
+}
+
+/// What was found about the moved tables of a slice.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Guard {
+    /// Every relation that must be guarded.
+    pub relations: Vec<Relation>,
+    /// Every place that is not.
+    pub faults: Vec<Fault>,
+    /// Foreign keys between a moved table and one that stays or moves elsewhere: a fenced side can't have them.
+    pub crossing: Vec<CrossingKey>,
+}
+
+/// A foreign key across the cut, declared rather than made for a partition.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub struct CrossingKey {
+    /// Referencing table.
+    pub child: TableName,
+    /// Constraint.
+    pub name: String,
+}
+
+/// As an operator reads it.
+impl fmt::Display for CrossingKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "the foreign key {} of {} crosses the cut", self.name, self.child)
+    }
+}
+
+impl Guard {
+    /// Every write of the application to any moved table meets the gate, and no foreign key reaches over the cut. A flip
+    /// must find it so while it holds the gate's lock.
+    #[must_use]
+    pub fn is_whole(&self) -> bool {
+        self.faults.is_empty() && self.crossing.is_empty()
+    }
+
+    /// What keeps it from being whole, in words.
+    #[must_use]
+    pub fn lacks(&self) -> Vec<String> {
+        let faults = self.faults.iter().map(ToString::to_string);
+        faults.chain(self.crossing.iter().map(ToString::to_string)).collect()
+    }
+
+    /// No relation carries a trigger of the gate.
+    #[must_use]
+    pub fn is_bare(&self) -> bool {
+        self.relations.iter().all(|relation| relation.triggers.is_empty())
+    }
+}
+
+/// The triggers that guard a relation. A partition has its row trigger from the root, and one for TRUNCATE of its own. A
+/// foreign table that is a partition has no TRUNCATE trigger in every version, and the gate of a remote table is not
+/// here anyway.
+#[must_use]
+pub fn expected(kind: char, partition: bool) -> &'static [TriggerKind] {
+    match (kind, partition) {
+        ('f', true) => &[TriggerKind::Rows],
+        ('p', _) | (_, true) => &[TriggerKind::Rows, TriggerKind::Truncate],
+        _ => &[TriggerKind::Whole],
+    }
+}
+
+/// Which places are not guarded. `body` is the function's as found, `None` when there is none that runs as it should.
+#[must_use]
+pub fn judge(
+    slice: &str,
+    lock_key: Option<i32>,
+    body: Option<&str>,
+    tables: &[TableName],
+    relations: &[Relation],
+) -> Vec<Fault> {
+    let mut faults = BTreeSet::new();
+    let wanted = lock_key.map(|key| gate::body(slice, key));
+    if wanted.is_none() || body != wanted.as_deref() {
+        faults.insert(Fault { table: gate::name(slice), lack: Lack::Function });
+    }
+    for table in tables {
+        if !relations.iter().any(|relation| relation.table == *table) {
+            faults.insert(Fault { table: table.clone(), lack: Lack::Table });
+        }
+    }
+    for relation in relations {
+        for kind in expected(relation.kind, relation.partition) {
+            let found = relation.triggers.iter().find(|trigger| trigger.name == kind.name());
+            let lack = match found {
+                None => Lack::Missing(*kind),
+                Some(trigger) if !trigger.calls_gate || trigger.catalog_type != kind.catalog_type() => {
+                    Lack::Altered(*kind)
+                }
+                Some(trigger) if trigger.enabled != 'A' => Lack::Asleep(*kind),
+                Some(_) => continue,
+            };
+            faults.insert(Fault { table: relation.table.clone(), lack });
+        }
+    }
+    faults.into_iter().collect()
+}
+
+const RELATIONS: &str = "
+WITH RECURSIVE tree AS (
+    SELECT c.oid, w.number, c.relispartition AS partition FROM unnest($1::text[]) WITH ORDINALITY AS w (name, number)
+        JOIN pg_class c ON c.oid = to_regclass(w.name)
+    UNION SELECT i.inhrelid, t.number, c.relispartition FROM tree t
+        JOIN pg_inherits i ON i.inhparent = t.oid JOIN pg_class c ON c.oid = i.inhrelid)
+SELECT t.number, n.nspname::text, c.relname::text, c.relkind::text, t.partition, g.tgname::text, g.tgtype,
+    g.tgenabled::text, coalesce(g.tgfoid = to_regprocedure($2)::oid AND g.tgqual IS NULL AND g.tgattr::text = '', false)
+FROM tree t JOIN pg_class c ON c.oid = t.oid JOIN pg_namespace n ON n.oid = c.relnamespace
+    LEFT JOIN pg_trigger g ON g.tgrelid = c.oid AND g.tgname IN ($3, $4)
+ORDER BY t.number, n.nspname, c.relname, g.tgname";
+
+const CROSSING: &str = "
+WITH RECURSIVE tree AS (
+    SELECT to_regclass(w.name)::oid AS oid FROM unnest($1::text[]) AS w (name)
+    UNION SELECT i.inhrelid FROM tree t JOIN pg_inherits i ON i.inhparent = t.oid)
+SELECT n.nspname::text, c.relname::text, k.conname::text FROM pg_constraint k
+    JOIN pg_class c ON c.oid = k.conrelid JOIN pg_namespace n ON n.oid = c.relnamespace
+WHERE k.contype = 'f' AND k.conparentid = 0
+    AND (k.conrelid IN (SELECT oid FROM tree)) <> (k.confrelid IN (SELECT oid FROM tree))
+ORDER BY 1, 2, 3";
+
+const FUNCTION: &str = "SELECT p.prosrc FROM pg_proc p JOIN pg_language l ON l.oid = p.prolang \
+     WHERE p.oid = to_regprocedure($1) AND l.lanname = 'plpgsql' AND p.prosecdef \
+       AND p.proconfig = ARRAY['search_path=pg_catalog, pg_temp']";
+
+/// Looks at the moved `tables` of a slice on the monolith, with all their partitions and children. Runs in the caller's
+/// transaction where there is one; takes no lock on the tables.
+///
+/// # Errors
+/// [`JournalError::Database`].
+pub async fn read(client: &Client, slice: &str, tables: &[TableName]) -> Result<Guard, JournalError> {
+    let failed = || JournalError::database("looking at the gates");
+    let lock_key = arming::lock_key(client, slice).await?;
+    let function = format!("{}()", gate::name(slice).sql());
+    let body = client.query_opt(FUNCTION, &[&function]).await.map_err(failed())?;
+    let body: Option<String> = body.map(|row| row.get(0));
+    let names: Vec<String> = tables.iter().map(TableName::sql).collect();
+    let rows = client
+        .query(RELATIONS, &[&names, &function, &gate::TRIGGER, &gate::TRUNCATE_TRIGGER])
+        .await
+        .map_err(failed())?;
+    let relations = gather(tables, &rows);
+    let faults = judge(slice, lock_key, body.as_deref(), tables, &relations);
+    let rows = client.query(CROSSING, &[&names]).await.map_err(failed())?;
+    let crossing = rows.iter().map(|row| CrossingKey {
+        child: TableName::new(row.get::<_, String>(0), row.get::<_, String>(1)),
+        name: row.get(2),
+    });
+    Ok(Guard { relations, faults, crossing: crossing.collect() })
+}
+
+fn gather(tables: &[TableName], rows: &[Row]) -> Vec<Relation> {
+    let first = |text: &str| text.chars().next().unwrap_or(' ');
+    let mut found: BTreeMap<TableName, Relation> = BTreeMap::new();
+    for row in rows {
+        let number = usize::try_from(row.get::<_, i64>(0) - 1).unwrap_or(usize::MAX);
+        let Some(root) = tables.get(number) else { continue };
+        let table = TableName::new(row.get::<_, String>(1), row.get::<_, String>(2));
+        let relation = found.entry(table.clone()).or_insert_with(|| Relation {
+            table,
+            root: root.clone(),
+            kind: first(row.get(3)),
+            partition: row.get(4),
+            triggers: Vec::new(),
+        });
+        let Some(name) = row.get::<_, Option<String>>(5) else { continue };
+        let trigger = FoundTrigger {
+            name,
+            catalog_type: row.get(6),
+            enabled: first(row.get(7)),
+            calls_gate: row.get(8),
+        };
+        if !relation.triggers.contains(&trigger) {
+            relation.triggers.push(trigger);
+        }
+    }
+    found.into_values().collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn trigger(kind: TriggerKind) -> FoundTrigger {
+        FoundTrigger {
+            name: kind.name().to_owned(),
+            catalog_type: kind.catalog_type(),
+            enabled: 'A',
+            calls_gate: true,
+        }
+    }
+
+    fn relation(name: &str, kind: char, partition: bool) -> Relation {
+        let table = TableName::new("public", name);
+        let triggers = expected(kind, partition).iter().map(|kind| trigger(*kind)).collect();
+        Relation { root: TableName::new("public", "t"), table, kind, partition, triggers }
+    }
+
+    fn lacks(change: impl FnOnce(&mut Vec<Relation>)) -> Vec<String> {
+        let mut relations =
+            vec![relation("t", 'p', false), relation("t_1", 'r', true), relation("c", 'r', false)];
+        change(&mut relations);
+        let body = gate::body("one", 7);
+        let faults = judge("one", Some(7), Some(&body), &[TableName::new("public", "t")], &relations);
+        faults.iter().map(ToString::to_string).collect()
+    }
+
+    #[test]
+    fn guarded_relations_have_no_fault_and_every_way_to_miss_a_write_is_one() {
+        assert_eq!(lacks(|_| {}), [""; 0]);
+        assert_eq!(
+            lacks(|all| all[1].triggers.truncate(1)),
+            ["table t_1 has no trigger aa_strangler_gate_truncate"]
+        );
+        assert_eq!(lacks(|all| all[2].triggers.clear()), ["table c has no trigger aa_strangler_gate"]);
+        for enabled in ['O', 'R', 'D'] {
+            assert_eq!(
+                lacks(|all| all[0].triggers[0].enabled = enabled),
+                ["trigger aa_strangler_gate of table t is disabled, or does not fire always"]
+            );
+        }
+        for change in
+            [(|trigger: &mut FoundTrigger| trigger.calls_gate = false) as fn(&mut FoundTrigger), |trigger| {
+                trigger.catalog_type &= !8
+            }]
+        {
+            assert_eq!(
+                lacks(|all| change(&mut all[2].triggers[0])),
+                ["trigger aa_strangler_gate of table c is not the gate's"]
+            );
+        }
+        assert_eq!(lacks(|all| drop(all.remove(0))), ["table t is not there"]);
+    }
+
+    #[test]
+    fn a_replaced_function_guards_nothing() {
+        let function = |body: Option<&str>, key| judge("one", key, body, &[], &[]).len();
+        let body = gate::body("one", 7);
+        assert_eq!(function(Some(&body), Some(7)), 0);
+        assert_eq!(function(Some(&body), Some(8)), 1, "another lock than a flip takes");
+        assert_eq!(function(Some("BEGIN RETURN NULL; END"), Some(7)), 1);
+        assert_eq!(function(None, Some(7)), 1);
+        assert_eq!(function(Some(&body), None), 1, "not provisioned");
+    }
+}
