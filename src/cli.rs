@@ -6,8 +6,10 @@ use std::ffi::OsString;
 
 use clap::Parser;
 
+mod arm;
 mod check;
 mod demo;
+mod disarm;
 pub mod environment;
 mod interrupt;
 pub mod logging;
@@ -27,7 +29,7 @@ use ui::Ui;
 
 /// Split a shared PostgreSQL database into one database per service, while the application keeps running
 ///
-/// The order of a journey: check, provision, mirror, reconcile; status says at any time where every slice stands and
+/// The order of a journey: check, provision, mirror, reconcile, arm; status says at any time where every slice stands and
 /// what to type next.
 #[derive(Debug, clap::Parser)]
 #[command(name = "strangler", version, max_term_width = 110, infer_subcommands = false)]
@@ -53,6 +55,8 @@ enum Verb {
     Mirror(mirror::Arguments),
     Status(status::Arguments),
     Reconcile(reconcile::Arguments),
+    Arm(arm::Arguments),
+    Disarm(disarm::Arguments),
     Demo(demo::Arguments),
     Schema(schema::Arguments),
 }
@@ -85,6 +89,8 @@ impl Arguments {
                 Verb::Mirror(arguments) => Box::pin(mirror::run(ui, arguments)).await,
                 Verb::Status(arguments) => Box::pin(status::run(ui, arguments)).await,
                 Verb::Reconcile(arguments) => Box::pin(reconcile::run(ui, arguments)).await,
+                Verb::Arm(arguments) => Box::pin(arm::run(ui, arguments)).await,
+                Verb::Disarm(arguments) => Box::pin(disarm::run(ui, arguments)).await,
                 Verb::Demo(arguments) => Box::pin(demo::run(ui, arguments)).await,
                 Verb::Schema(arguments) => schema::run(ui, arguments),
             }

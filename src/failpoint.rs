@@ -40,6 +40,36 @@ pub const START: &[&str] = &["fault-recorded", "end-recorded", "timeline-recorde
 /// Kill points of repairs that somebody asked for, in their order.
 pub const REPAIR: &[&str] = &["repair-before-commit", "repair-committed"];
 
+/// Kill points of `arm`, in the order in which a run meets them.
+pub const ARM: &[&str] = &[
+    "arm-before-commit",
+    "arm-rights-granted",
+    "arm-identity-set",
+    "arm-published",
+    "arm-old-slot-dropped",
+    "arm-stream-recorded",
+    "arm-slot-created",
+    "arm-stream-running",
+    "arm-function-restored",
+    "arm-gate-hung",
+    "arm-key-cut",
+    "arm-recorded",
+];
+
+/// Kill points of `disarm`, in their order.
+pub const DISARM: &[&str] = &[
+    "disarm-begun",
+    "disarm-key-handed-over",
+    "disarm-key-added",
+    "disarm-key-proven",
+    "disarm-gate-off",
+    "disarm-stream-stopped",
+    "disarm-slot-dropped",
+    "disarm-unpublished",
+    "disarm-stream-forgotten",
+    "disarm-recorded",
+];
+
 /// Dies here when the environment asks for it.
 #[cfg(feature = "failpoints")]
 pub fn hit(name: &'static str) {
@@ -48,7 +78,7 @@ pub fn hit(name: &'static str) {
     static WANTED: OnceLock<Option<(String, u64)>> = OnceLock::new();
     static COUNT: AtomicU64 = AtomicU64::new(0);
     debug_assert!(
-        [MIRROR, COPY_AGAIN, START, REPAIR].concat().contains(&name),
+        [MIRROR, COPY_AGAIN, START, REPAIR, ARM, DISARM].concat().contains(&name),
         "failpoint {name} is not in the lists that tests go through"
     );
     let wanted = WANTED.get_or_init(|| {

@@ -15,7 +15,7 @@
 //! | 2 | [`postgres`] [`journal`] [`cluster`] | hands: servers, connections and the statements on them |
 //! | 3 | [`cdc`] | the mirror |
 //! | 4 | [`reconcile`] | proof that both sides are equal, and the repair of rows that are not |
-//! | 5 | [`dualwrite`] [`provision`] [`check`] | who may write; what must be there; what stands in the way |
+//! | 5 | [`dualwrite`] [`provision`] [`arm`] [`check`] | who may write; what must be there, also before a flip; what stands in the way |
 //! | 6 | [`status`] [`demo`] | what the operator is shown |
 //! | 7 | [`cli`] | the command line; the only place that prints or reads the environment |
 
@@ -42,6 +42,7 @@ pub mod cdc;
 
 pub mod reconcile;
 
+pub mod arm;
 pub mod check;
 pub mod dualwrite;
 pub mod provision;

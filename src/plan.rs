@@ -29,6 +29,14 @@ pub use problem::{Place, PlanProblem, PlanProblems, Related, Severity};
 pub use schema::json_schema;
 pub use source::PlanSource;
 
+/// Reads a length of time as a plan writes it: `500ms`, `30s`, `1h30m`.
+///
+/// # Errors
+/// What it has to be.
+pub fn period(text: &str) -> Result<Duration, &'static str> {
+    units::Period::try_from(text.to_owned()).map(|period| period.0)
+}
+
 /// A plan that made sense on its own.
 #[derive(Debug, Clone)]
 pub struct Plan {

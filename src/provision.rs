@@ -35,7 +35,9 @@ pub use crate::journal::provisioned::{DeferredRow, MirrorRow, SliceRow};
 pub use anatomy::{Anatomy, ForeignKeyShape, IndexKey, IndexShape, Reference, Used};
 pub use draft::design;
 pub use error::ProvisionError;
+pub(crate) use publication::exact as exact_publication;
 pub use run::{execute, prepare, run, survey};
+pub(crate) use run::{lock, unlock};
 pub use state::{Grant, GrantOn, Publication, Role, State, Trigger};
 
 use crate::catalog::Catalog;
@@ -76,6 +78,12 @@ impl Statement {
     #[must_use]
     pub fn secret(sql: String, shown: String) -> Self {
         Self { sql, shown: Some(shown) }
+    }
+
+    /// The text that is run.
+    #[must_use]
+    pub(crate) fn sql(&self) -> &str {
+        &self.sql
     }
 
     /// The text that may be shown.
@@ -209,9 +217,19 @@ impl fmt::Debug for Databases {
 }
 
 impl Databases {
-    fn all(&self) -> impl Iterator<Item = (Database, &Client)> {
+    /// Every database with its connection.
+    pub(crate) fn all(&self) -> impl Iterator<Item = (Database, &Client)> {
         let services = self.services.iter().map(|(name, client)| (Database::Service(name.clone()), client));
         std::iter::once((Database::Monolith, &self.monolith)).chain(services)
+    }
+
+    /// The connection to one database.
+    #[must_use]
+    pub(crate) fn get(&self, database: &Database) -> Option<&Client> {
+        match database {
+            Database::Monolith => Some(&self.monolith),
+            Database::Service(name) => self.services.get(name),
+        }
     }
 
     fn get_mut(&mut self, database: &Database) -> Option<&mut Client> {

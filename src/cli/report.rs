@@ -6,6 +6,7 @@ use std::io;
 use std::process::ExitCode;
 
 use super::ui::{Ink, Paint, Ui};
+use crate::arm::ArmError;
 use crate::cdc::error::MirrorError;
 use crate::check;
 use crate::demo::DemoError;
@@ -93,6 +94,9 @@ pub enum CliError {
     /// Provisioning stopped.
     #[error(transparent)]
     Provision(#[from] ProvisionError),
+    /// Arming or disarming stopped.
+    #[error(transparent)]
+    Arm(Box<ArmError>),
     /// Slices whose mirror can't go on.
     #[error("the mirror of {} can't go on", .0.iter().map(|(slice, _)| slice.as_str()).collect::<Vec<_>>().join(", "))]
     Mirror(Vec<(String, MirrorError)>),
@@ -156,6 +160,12 @@ struct Page {
     hint: Option<String>,
 }
 
+impl From<ArmError> for CliError {
+    fn from(error: ArmError) -> Self {
+        Self::Arm(Box::new(error))
+    }
+}
+
 impl CliError {
     /// The table of all errors.
     fn page(&self) -> Page {
@@ -176,6 +186,7 @@ impl CliError {
             Self::Journal(_) => page(Exit::Incomplete, "catalog-unreadable", None),
             Self::Provision(ProvisionError::Refused { .. }) => page(Exit::Refused, "provision-refused", None),
             Self::Provision(_) => page(Exit::Incomplete, "provision-failed", None),
+            Self::Arm(error) => arm_page(error),
             Self::Mirror(ends) => {
                 let exits = ends.iter().map(|(_, error)| mirror_page(error).exit);
                 page(exits.fold(Exit::Incomplete, said_first), "mirror", None)
@@ -193,6 +204,27 @@ impl CliError {
             Self::Start(_) => page(Exit::Incomplete, "start", None),
             Self::Interrupted { .. } => page(Exit::Interrupted, "interrupted", None),
         }
+    }
+}
+
+/// Why arming or disarming stopped.
+fn arm_page(error: &ArmError) -> Page {
+    let page = |exit, code, hint| Page { exit, code, hint };
+    let again =
+        || Some("solve what the cause says and type the same command again: it does the rest".to_owned());
+    match error {
+        ArmError::Refused { .. } => page(Exit::Refused, "arm-refused", None),
+        ArmError::Waited { next, .. } => page(Exit::Unreachable, "arm-waited", Some(next.clone())),
+        ArmError::Connect(_) => page(Exit::Unreachable, "database-unreachable", None),
+        error if lost_connection(error) => page(Exit::Unreachable, "database-unreachable", again()),
+        ArmError::Survey(_)
+        | ArmError::Journal { .. }
+        | ArmError::Read { .. }
+        | ArmError::Slot { .. }
+        | ArmError::Step { .. }
+        | ArmError::Replication { .. }
+        | ArmError::SlotInUse { .. }
+        | ArmError::Restless { .. } => page(Exit::Incomplete, "arm-failed", again()),
     }
 }
 
@@ -349,6 +381,12 @@ pub fn finish(ui: &mut Ui, outcome: Result<Exit, CliError>) -> Exit {
         | CliError::Astray(problems)
         | CliError::Provision(ProvisionError::Refused { problems }) => {
             ui.words(check::list(problems).trim_end());
+            show(ui, &error.to_string(), &error, &page);
+        }
+        CliError::Arm(cause) => {
+            if let ArmError::Refused { problems, .. } = cause.as_ref() {
+                ui.words(check::list(problems).trim_end());
+            }
             show(ui, &error.to_string(), &error, &page);
         }
         CliError::Unknown { .. }

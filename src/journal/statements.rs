@@ -78,12 +78,13 @@ pub fn delete_deferred(slice: &str, but_for: &[String]) -> String {
     )
 }
 
-/// An entry of the journal by `provision`.
+/// An entry of the journal by a verb, e.g. `provision`.
 #[must_use]
-pub fn insert_journal(slice: Option<&str>, action: &str, detail: &Value) -> String {
+pub fn insert_journal(actor: &str, slice: Option<&str>, action: &str, detail: &Value) -> String {
     let slice = slice.map_or_else(|| "NULL".to_owned(), quote_literal);
     format!(
-        "INSERT INTO strangler.journal (slice, actor, action, detail) VALUES ({slice}, 'provision', {}, {}::jsonb)",
+        "INSERT INTO strangler.journal (slice, actor, action, detail) VALUES ({slice}, {}, {}, {}::jsonb)",
+        quote_literal(actor),
         quote_literal(action),
         quote_literal(&detail.to_string())
     )

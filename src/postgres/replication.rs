@@ -191,6 +191,12 @@ impl fmt::Debug for Connection {
     }
 }
 
+/// The command of [`Connection::create_slot`], for a server of this major version, to be shown.
+#[must_use]
+pub fn create_slot_text(server_major: u32, slot: &str, options: SlotOptions) -> String {
+    create_slot_command(server_major, slot, options)
+}
+
 /// The grammar changed in PostgreSQL 15; `FAILOVER` came with 17, which refuses it for temporary slots (PostgreSQL
 /// documentation, section 55.4).
 fn create_slot_command(server_major: u32, slot: &str, options: SlotOptions) -> String {

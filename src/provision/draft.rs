@@ -160,7 +160,7 @@ impl<'a> Draft<'a> {
 
 /// An entry of the journal. `detail` must hold `object`, by which a later run finds the entry again.
 pub(super) fn journal(slice: Option<&str>, action: &str, detail: &Value) -> Statement {
-    statements::insert_journal(slice, action, detail).into()
+    statements::insert_journal("provision", slice, action, detail).into()
 }
 
 /// `service orders, table sales.Orders`, as problems name things.

@@ -3,8 +3,8 @@
 use std::collections::BTreeSet;
 
 use super::draft::Draft;
-use super::{Database, Statement};
-use crate::catalog::TableKind;
+use super::{Database, Publication, Statement};
+use crate::catalog::{Catalog, TableKind};
 use crate::mapping::SliceMapping;
 use crate::name::{TableName, quote_ident};
 use crate::problem::{Problem, START_ANEW};
@@ -57,6 +57,45 @@ pub(super) fn publish(draft: &mut Draft<'_>) {
 fn statements(draft: &mut Draft<'_>, slice: &SliceMapping, name: &str) -> Vec<Statement> {
     let catalog = &draft.survey.monolith;
     let wanted: BTreeSet<TableName> = slice.tables.iter().map(|table| table.source.clone()).collect();
+    let present = draft.survey.monolith_state.publications.get(name);
+    match exact(name, present, &wanted, catalog) {
+        Ok(statements) => statements.into_iter().map(Statement::from).collect(),
+        Err(taken) => {
+            draft.problem(*taken.of("monolith"));
+            Vec::new()
+        }
+    }
+}
+
+/// A publication of our name that somebody made FOR ALL TABLES.
+#[derive(Debug)]
+pub(crate) struct Taken(String);
+
+impl Taken {
+    /// In words; `database` is where it is.
+    pub(crate) fn of(&self, database: &str) -> Box<Problem> {
+        let problem = Problem::error("publication-taken", format!("publication {}", self.0))
+            .fact("somebody else made it, FOR ALL TABLES")
+            .consequence("it can't be narrowed to the slice's tables")
+            .next(format!(
+                "if nobody needs it, run on the {database}: DROP PUBLICATION {}",
+                quote_ident(&self.0)
+            ));
+        Box::new(problem)
+    }
+}
+
+/// What makes the publication one of exactly these tables, with every kind of change, those of partitions as their
+/// root's. Nothing when it is that.
+///
+/// # Errors
+/// [`Taken`].
+pub(crate) fn exact(
+    name: &str,
+    present: Option<&Publication>,
+    wanted: &BTreeSet<TableName>,
+    catalog: &Catalog,
+) -> Result<Vec<String>, Taken> {
     // ONLY, because a table's inheritance children would come in with it; for a partitioned table it must not stand,
     // for its partitions are always meant (CREATE PUBLICATION).
     let one = |table: &TableName| match catalog.table(table).map(|table| table.kind) {
@@ -65,27 +104,21 @@ fn statements(draft: &mut Draft<'_>, slice: &SliceMapping, name: &str) -> Vec<St
     };
     let list = |tables: &mut dyn Iterator<Item = &TableName>| tables.map(one).collect::<Vec<_>>().join(", ");
     let publication = quote_ident(name);
-    let Some(present) = draft.survey.monolith_state.publications.get(name) else {
-        return vec![Statement::from(format!(
+    let Some(present) = present else {
+        return Ok(vec![format!(
             "CREATE PUBLICATION {publication} FOR TABLE {} WITH (publish_via_partition_root = true)",
             list(&mut wanted.iter())
-        ))];
+        )]);
     };
     if present.all_tables {
-        draft.problem(
-            Problem::error("publication-taken", format!("publication {name}"))
-                .fact("somebody else made it, FOR ALL TABLES")
-                .consequence("it can't be narrowed to the slice's tables")
-                .next(format!("if nobody needs it, run on the monolith: DROP PUBLICATION {publication}")),
-        );
-        return Vec::new();
+        return Err(Taken(name.to_owned()));
     }
     let mut statements = Vec::new();
     let mut missing = wanted.difference(&present.tables).peekable();
     if missing.peek().is_some() {
         statements.push(format!("ALTER PUBLICATION {publication} ADD TABLE {}", list(&mut missing)));
     }
-    let mut superfluous = present.tables.difference(&wanted).peekable();
+    let mut superfluous = present.tables.difference(wanted).peekable();
     if superfluous.peek().is_some() {
         statements.push(format!("ALTER PUBLICATION {publication} DROP TABLE {}", list(&mut superfluous)));
     }
@@ -95,5 +128,5 @@ fn statements(draft: &mut Draft<'_>, slice: &SliceMapping, name: &str) -> Vec<St
              publish_via_partition_root = true)"
         ));
     }
-    statements.into_iter().map(Statement::from).collect()
+    Ok(statements)
 }

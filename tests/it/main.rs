@@ -10,6 +10,7 @@
 mod support;
 
 mod architecture;
+mod arm;
 mod check;
 mod cluster;
 mod crash;

@@ -15,9 +15,9 @@ CREATE SCHEMA logs AUTHORIZATION retail_owner; GRANT USAGE ON SCHEMA logs TO sho
 GRANT CREATE ON SCHEMA public TO retail_owner;";
 
 const SERVICE: &str = "
-CREATE ROLE orders_deploy LOGIN; CREATE ROLE service_owner NOLOGIN; CREATE ROLE service_app LOGIN;
+CREATE ROLE orders_deploy LOGIN REPLICATION; CREATE ROLE service_owner NOLOGIN; CREATE ROLE service_app LOGIN;
 GRANT service_owner TO orders_deploy; GRANT CREATE ON DATABASE service TO orders_deploy;
-CREATE ROLE strangler_apply LOGIN;";
+CREATE ROLE strangler_apply LOGIN REPLICATION;";
 
 const PLAN: &str = "version: 1
 plan: split

@@ -1,0 +1,263 @@
+//! What must hold before a slice is armed or disarmed. Pure.
+
+use super::Verb;
+use super::survey::{SliceFacts, Survey};
+use crate::catalog::{Catalog, Table, UserTypeKind};
+use crate::journal::whereabouts::{self, Route};
+use crate::mapping::{SliceMapping, TableMapping};
+use crate::name::quote_ident;
+use crate::plan::Plan;
+use crate::problem::{Problem, bring_back};
+
+/// Which side has the authority, as far as both gates agree.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Authority {
+    Monolith,
+    Service,
+    /// Moving, or worse.
+    Nobody,
+}
+
+pub(super) fn authority(facts: &SliceFacts) -> Authority {
+    match (facts.monolith.state.as_str(), facts.service.state.as_str()) {
+        ("OPEN", "FENCED") if facts.service.epoch <= facts.monolith.epoch => Authority::Monolith,
+        ("FENCED", "OPEN") if facts.monolith.epoch <= facts.service.epoch => Authority::Service,
+        _ => Authority::Nobody,
+    }
+}
+
+/// Links that lead elsewhere: whatever else would be said is about the wrong databases.
+pub(super) fn astray(plan: &Plan, only: &[String], survey: &Survey) -> Vec<Problem> {
+    let mut found = std::collections::BTreeSet::new();
+    for (slice, planned) in plan.slices.iter().filter(|(name, _)| only.is_empty() || only.contains(name)) {
+        let route = Route { plan: &plan.name, slice, service: &planned.service };
+        let there = survey.provisioned.service_states.get(&planned.service);
+        let monolith = &survey.provisioned.monolith_state.whereabouts;
+        found.extend(whereabouts::astray(route, Some(monolith), there.map(|state| &state.whereabouts)));
+    }
+    found.iter().map(whereabouts::Astray::problem).collect()
+}
+
+/// Whether the slice is provisioned; its facts, or the problem.
+pub(super) fn provisioned<'a>(
+    survey: &'a Survey,
+    slice: &SliceMapping,
+) -> Result<&'a SliceFacts, Box<Problem>> {
+    let name = &slice.slice;
+    let monolith = &survey.provisioned.monolith_state;
+    let service = survey.provisioned.service_states.get(&slice.service);
+    let object = format!("slice {name}");
+    let outdated = monolith.outdated || service.is_some_and(|state| state.outdated);
+    let rows = (monolith.slices.get(name), service.and_then(|state| state.slices.get(name)));
+    let ((Some(_), Some(_)), Some(facts), false) = (rows, survey.slices.get(name), outdated) else {
+        let fact = if outdated {
+            "strangler's own tables are of an earlier version"
+        } else {
+            "it is not provisioned on both sides"
+        };
+        let problem = Problem::error("not-provisioned", object)
+            .fact(fact)
+            .consequence("there are no gates to hang")
+            .next(format!("strangler provision PLAN --slice {name}"));
+        return Err(Box::new(problem));
+    };
+    Ok(facts)
+}
+
+/// The service was made for the mapping that the reverse mirror would go through. Taking back what was made, and closing a
+/// hole in the fence, need no mapping that fits.
+pub(super) fn same_mapping(survey: &Survey, slice: &SliceMapping) -> Option<Problem> {
+    let name = &slice.slice;
+    let service = survey.provisioned.service_states.get(&slice.service);
+    let rows = [&survey.provisioned.monolith_state].into_iter().chain(service);
+    if rows.filter_map(|state| state.slices.get(name)).all(|row| row.plan_hash == slice.hash) {
+        return None;
+    }
+    Some(
+        Problem::error("other-mapping", format!("slice {name}"))
+            .fact("it was provisioned from another mapping: the plan or the monolith's tables changed since")
+            .consequence("the reverse mirror would go through a mapping that the service was not made for")
+            .next(bring_back(name)),
+    )
+}
+
+/// The problem with a slice whose authority does not allow the verb.
+pub(super) fn wrong_authority(slice: &str, facts: &SliceFacts, verb: Verb) -> Problem {
+    let (here, there) = (&facts.monolith, &facts.service);
+    let consequence = match verb {
+        Verb::Arm => "nobody knows yet which side is to be guarded",
+        Verb::Disarm => "without the gates the monolith would accept writes that nobody carries over",
+    };
+    Problem::error("authority", format!("slice {slice}"))
+        .fact(format!(
+            "its gate is {} in the monolith (epoch {}) and {} in the service (epoch {})",
+            here.state, here.epoch, there.state, there.epoch
+        ))
+        .consequence(consequence)
+        .next(format!("strangler status PLAN --slice {slice}"))
+}
+
+/// Everything is copied: before that, the whole copy would go through the reverse slot.
+pub(super) fn mirrored(survey: &Survey, slice: &SliceMapping) -> Option<Problem> {
+    let state = survey.provisioned.service_states.get(&slice.service)?;
+    let missing = slice.tables.iter().filter(|table| {
+        let key = (slice.slice.clone(), table.source.to_string());
+        state.mirror_tables.get(&key).is_none_or(|row| row.state != "live")
+    });
+    let missing: Vec<String> = missing.map(|table| table.source.to_string()).collect();
+    if missing.is_empty() {
+        return None;
+    }
+    Some(
+        Problem::error("not-mirrored", format!("slice {}", slice.slice))
+            .fact(format!("not copied yet, or not live: {}", missing.join(", ")))
+            .consequence(
+                "the reverse slot would keep the WAL of the whole copy, and there is nothing to flip to yet",
+            )
+            .next(format!(
+                "strangler mirror PLAN --slice {0}, until strangler status PLAN --slice {0} says that all are live",
+                slice.slice
+            )),
+    )
+}
+
+/// The service can be streamed from, now.
+pub(super) fn service(survey: &Survey, slice: &SliceMapping, apply_login: Option<&str>) -> Vec<Problem> {
+    let name = format!("service {}", slice.service);
+    let (Some(catalog), Some(server)) =
+        (survey.provisioned.services.get(&slice.service), survey.servers.get(&slice.service))
+    else {
+        return Vec::new();
+    };
+    let mut problems = Vec::new();
+    let level = catalog.settings.get("wal_level").map_or("unknown", String::as_str);
+    if level != "logical" {
+        problems.push(
+            Problem::error("wal-level", &name)
+                .fact(format!("wal_level is {level}"))
+                .consequence("its changes can't be decoded, so nothing could go back to the monolith")
+                .next("run: ALTER SYSTEM SET wal_level = logical; and restart the server"),
+        );
+    }
+    for (code, setting, used) in [
+        ("slots", "max_replication_slots", server.slots_used),
+        ("senders", "max_wal_senders", server.senders_used),
+    ] {
+        let max: Option<i64> = catalog.settings.get(setting).and_then(|text| text.parse().ok());
+        if let Some(max) = max.filter(|max| used >= *max) {
+            problems.push(
+                Problem::error(code, &name)
+                    .fact(format!("all {max} of {setting} are in use"))
+                    .consequence("the reverse slot could not be made or read")
+                    .next(format!("run: ALTER SYSTEM SET {setting} = {}; and restart the server", max + 1)),
+            );
+        }
+    }
+    if server.prepared > 0 {
+        problems.push(
+            Problem::error("prepared-transactions", &name)
+                .fact(format!(
+                    "prepared transactions that wait for their end on its server: {}",
+                    server.prepared
+                ))
+                .consequence("a slot can't be created before they end")
+                .next("look at pg_prepared_xacts, then COMMIT PREPARED or ROLLBACK PREPARED each"),
+        );
+    }
+    let state = survey.provisioned.service_states.get(&slice.service);
+    let admin = state.map(|state| state.user.as_str());
+    for (link, role, what) in [("admin", admin, "make"), ("apply", apply_login, "read")] {
+        let superuser = state.is_some_and(|state| state.superuser);
+        if let Some(role) = role.filter(|role| !server.replicating.contains(*role) && !superuser) {
+            problems.push(
+                Problem::error("no-replication", &name)
+                    .fact(format!("the {link} link's role {role} may not use replication connections"))
+                    .consequence(format!("it could not {what} the reverse slot"))
+                    .next(format!("run as a superuser: ALTER ROLE {} REPLICATION;", quote_ident(role))),
+            );
+        }
+    }
+    problems
+}
+
+/// Rows that the service makes could not be inserted into the monolith: see [`fills_itself`].
+pub(super) fn reversible(survey: &Survey, slice: &SliceMapping) -> Vec<Problem> {
+    let catalog = &survey.provisioned.monolith;
+    slice.tables.iter().filter_map(|mapping| stuck_insert(catalog, mapping)).collect()
+}
+
+/// The problem with a table whose dropped columns have to have a value that nobody knows.
+fn stuck_insert(catalog: &Catalog, mapping: &TableMapping) -> Option<Problem> {
+    let table = catalog.table(&mapping.source)?;
+    let stuck: Vec<&str> = mapping
+        .dropped
+        .iter()
+        .filter(|name| !fills_itself(catalog, table, name))
+        .map(String::as_str)
+        .collect();
+    if stuck.is_empty() {
+        return None;
+    }
+    let remedies: Vec<String> = stuck
+        .iter()
+        .map(|name| {
+            format!("ALTER TABLE {} ALTER COLUMN {} SET DEFAULT …;", table.name.sql(), quote_ident(name))
+        })
+        .collect();
+    Some(
+        Problem::error("dropped-not-null", &table.name)
+            .fact(format!("the plan drops {}, which must not be null and has no default", stuck.join(", ")))
+            .consequence(
+                "a row that the service makes after the flip could not be inserted into the monolith's table",
+            )
+            .next(format!(
+                "let it move, or on the monolith: {} or ALTER COLUMN … DROP NOT NULL",
+                remedies.join(" ")
+            )),
+    )
+}
+
+/// Whether the monolith's table finds a value for the column when an insert leaves it out.
+fn fills_itself(catalog: &Catalog, table: &Table, name: &str) -> bool {
+    let Some(column) = table.column(name) else { return true };
+    let domain = column.user_type.as_ref().and_then(|name| catalog.types.get(name));
+    let (domain_default, domain_not_null) = match domain.map(|domain| &domain.kind) {
+        Some(UserTypeKind::Domain { default_sql, not_null, .. }) => (default_sql.is_some(), *not_null),
+        Some(UserTypeKind::Enum(_) | UserTypeKind::Composite(_) | UserTypeKind::Other) | None => {
+            (false, false)
+        }
+    };
+    !(column.not_null || domain_not_null)
+        || column.default_sql.is_some()
+        || column.identity.is_some()
+        || column.generated_sql.is_some()
+        || domain_default
+}
+
+/// What the admin links must own: triggers, publications and constraints are the owner's to change.
+pub(super) fn ownership(survey: &Survey, slice: &SliceMapping) -> Vec<Problem> {
+    let mut foreign: Vec<(String, &Table, &str)> = Vec::new();
+    let monolith = &survey.provisioned.monolith;
+    let relations = survey.slices.get(&slice.slice).map(|facts| &facts.guard.relations);
+    for relation in relations.into_iter().flatten() {
+        if let Some(table) = monolith.table(&relation.table).filter(|table| !table.can_own) {
+            foreign.push(("monolith".to_owned(), table, &survey.provisioned.monolith_state.user));
+        }
+    }
+    let service = survey.provisioned.services.get(&slice.service);
+    let state = survey.provisioned.service_states.get(&slice.service);
+    for mapping in &slice.tables {
+        let table = service.and_then(|catalog| catalog.table(&mapping.target));
+        if let (Some(table), Some(state)) = (table.filter(|table| !table.can_own), state) {
+            foreign.push((format!("service {}", slice.service), table, &state.user));
+        }
+    }
+    foreign.into_iter().map(|(database, table, user)| not_owner(&database, table, user)).collect()
+}
+
+pub(super) fn not_owner(database: &str, table: &Table, user: &str) -> Problem {
+    Problem::error("not-owner", format!("{database}, table {}", table.name))
+        .fact(format!("it belongs to {}, and {user} is no member of that role", table.owner))
+        .consequence("its triggers, constraints and publications are the owner's to change")
+        .next(format!("run: GRANT {} TO {};", quote_ident(&table.owner), quote_ident(user)))
+}

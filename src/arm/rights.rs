@@ -1,0 +1,105 @@
+//! What the reverse mirror may do on the monolith: it logs in as the one role that the gates let pass.
+
+use super::design::Draft;
+use super::{Step, Work};
+use crate::dualwrite::gate::APPLY_ROLE;
+use crate::mapping::SliceMapping;
+use crate::name::TableName;
+use crate::problem::Problem;
+use crate::provision::{Database, Grant, GrantOn, Statement};
+
+/// Rows of the moved tables, and every column of them, since any may be mapped.
+const ON_TABLES: &[&str] = &["SELECT", "INSERT", "UPDATE", "DELETE", "TRUNCATE"];
+
+/// Our own tables that a stream's target needs.
+const ON_OURS: &[(&str, &[&str])] = &[
+    ("stream", &["SELECT", "INSERT", "UPDATE", "DELETE"]),
+    ("mirror_process", &["SELECT", "INSERT", "UPDATE", "DELETE"]),
+    ("canary", &["SELECT", "INSERT", "UPDATE"]),
+    ("slice", &["SELECT"]),
+    ("database", &["SELECT"]),
+    ("journal", &["SELECT", "INSERT"]),
+];
+
+/// Adds what is missing.
+pub(super) fn grants(draft: &mut Draft<'_>, slice: &SliceMapping) {
+    let state = &draft.survey.provisioned.monolith_state;
+    if !state.roles.contains_key(APPLY_ROLE) && !draft.made_apply_role {
+        if !state.create_roles {
+            draft.problem(
+                Problem::error("no-apply-role", "monolith")
+                    .fact(format!(
+                        "the role {APPLY_ROLE} does not exist, and {} may not create it",
+                        state.user
+                    ))
+                    .consequence("the gates let only that role pass, so nothing could be written back")
+                    .next(format!("run as an administrator: CREATE ROLE {APPLY_ROLE} LOGIN;")),
+            );
+            return;
+        }
+        draft.made_apply_role = true;
+        create_role(draft, slice);
+    }
+    let mut wanted: Vec<(GrantOn, &[&str])> = vec![(GrantOn::Schema("strangler".to_owned()), &["USAGE"])];
+    for (table, privileges) in ON_OURS {
+        wanted.push((GrantOn::Table(TableName::new("strangler", *table)), privileges));
+    }
+    wanted.push((GrantOn::Table(crate::dualwrite::gate::name(&slice.slice)), &["SELECT"]));
+    for table in &slice.tables {
+        wanted.push((GrantOn::Schema(table.source.schema.clone()), &["USAGE"]));
+        wanted.push((GrantOn::Table(table.source.clone()), ON_TABLES));
+    }
+    let statements =
+        wanted.into_iter().filter_map(|(on, privileges)| missing(draft, on, privileges)).collect();
+    draft.journaled(
+        (Database::Monolith, &slice.slice),
+        ("grant", "rights of the reverse mirror"),
+        (Vec::new(), None, statements),
+        "arm-rights-granted",
+    );
+}
+
+/// As `provision` makes it in the services: the application's triggers and foreign keys do not act on what it writes.
+fn create_role(draft: &mut Draft<'_>, slice: &SliceMapping) {
+    let survey = &draft.survey.provisioned;
+    let mut statements =
+        vec![Statement::from(format!("CREATE ROLE {APPLY_ROLE} LOGIN CONNECTION LIMIT 100"))];
+    if survey.monolith_state.superuser {
+        statements.push(Statement::from(if survey.monolith.major() >= 15 {
+            format!("GRANT SET ON PARAMETER session_replication_role TO {APPLY_ROLE}")
+        } else {
+            format!("ALTER ROLE {APPLY_ROLE} SET session_replication_role = 'replica'")
+        }));
+    }
+    draft.step(Step {
+        database: Database::Monolith,
+        slice: slice.slice.clone(),
+        object: APPLY_ROLE.to_owned(),
+        purpose: "create role",
+        work: Work::Sql { before: Vec::new(), locks: None, statements },
+        point: "arm-rights-granted",
+    });
+}
+
+fn missing(draft: &Draft<'_>, on: GrantOn, privileges: &[&str]) -> Option<Statement> {
+    let held = |privilege: &str| {
+        let grant = Grant { on: on.clone(), role: APPLY_ROLE.to_owned(), privilege: privilege.to_owned() };
+        draft.survey.provisioned.monolith_state.holds(&grant)
+    };
+    // What nobody but a schema's owner can grant, provision has already asked for.
+    let state = &draft.survey.provisioned.monolith_state;
+    if let GrantOn::Schema(schema) = &on {
+        let owner = state.schema_owners.get(schema).and_then(|owner| state.roles.get(owner));
+        if !state.superuser && owner.is_some_and(|owner| !owner.ours) {
+            return None;
+        }
+    }
+    let missing: Vec<&str> = privileges.iter().copied().filter(|privilege| !held(privilege)).collect();
+    let object = match &on {
+        GrantOn::Schema(name) => format!("SCHEMA {}", crate::name::quote_ident(name)),
+        GrantOn::Table(name) => format!("TABLE {}", name.sql()),
+        GrantOn::Sequence(_) | GrantOn::Column(_, _) => return None,
+    };
+    let statement = format!("GRANT {} ON {object} TO {APPLY_ROLE}", missing.join(", "));
+    (!missing.is_empty()).then(|| statement.into())
+}

@@ -1,0 +1,180 @@
+//! What there is before `arm` or `disarm` decide: what provision made, the gates, the triggers, the reverse stream.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use tokio_postgres::Client;
+
+use super::ArmError;
+use crate::cdc::source::{self, SlotFacts};
+use crate::dualwrite::guard::{self, Guard};
+use crate::journal::arming::{self, Armed, CutKey};
+use crate::journal::slices::{self, GateRow};
+use crate::journal::streams::StreamRow;
+use crate::mapping::{Mappings, SliceMapping, compile};
+use crate::name::TableName;
+use crate::plan::Plan;
+use crate::problem::Problem;
+use crate::provision::{self, Database, Databases};
+
+/// Everything that the decision rests on.
+#[derive(Debug)]
+pub struct Survey {
+    /// Catalogs, and what is provisioned.
+    pub provisioned: provision::Survey,
+    /// Every slice of the plan, not only those that are asked for: a foreign key between two of them crosses a cut.
+    pub mappings: Mappings,
+    /// What compiling them found.
+    pub mapping_problems: Vec<Problem>,
+    /// How each slice of the command stands. Slices that are not provisioned are not there.
+    pub slices: BTreeMap<String, SliceFacts>,
+    /// Foreign keys that were dropped and not restored, of every slice.
+    pub cut_keys: Vec<CutKey>,
+    /// Slices that have a reverse stream, of the whole plan.
+    pub reversed: BTreeSet<String>,
+    /// The services' servers, by service.
+    pub servers: BTreeMap<String, ServerFacts>,
+}
+
+/// How a slice stands.
+#[derive(Debug, Clone)]
+pub struct SliceFacts {
+    /// The monolith's gate.
+    pub monolith: GateRow,
+    /// The service's gate.
+    pub service: GateRow,
+    /// The moved tables of the monolith.
+    pub guard: Guard,
+    /// Second key of the gate's lock on the monolith.
+    pub lock_key: i32,
+    /// The reverse stream's row.
+    pub reverse: Option<StreamRow>,
+    /// The slot that the row names, as the service has it.
+    pub slot: Option<SlotFacts>,
+    /// What the journal says.
+    pub armed: Armed,
+}
+
+/// What matters of a service's server.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct ServerFacts {
+    /// Slots in use on it.
+    pub slots_used: i64,
+    /// WAL senders in use on it.
+    pub senders_used: i64,
+    /// Prepared transactions on it.
+    pub prepared: i64,
+    /// Its timeline, by its last checkpoint.
+    pub timeline: i32,
+    /// Roles of its links that may use replication connections.
+    pub replicating: BTreeSet<String>,
+}
+
+/// Reads it, each database in transactions of its own. `only` names the slices of the command; empty means all.
+///
+/// # Errors
+/// [`ArmError::Survey`], [`ArmError::Journal`], [`ArmError::Read`].
+pub async fn survey(plan: &Plan, only: &[String], databases: &Databases) -> Result<Survey, ArmError> {
+    let provisioned = provision::survey(databases).await?;
+    let (mappings, mapping_problems) = compile(plan, &provisioned.monolith);
+    let mut survey = Survey {
+        provisioned,
+        mappings,
+        mapping_problems,
+        slices: BTreeMap::new(),
+        cut_keys: Vec::new(),
+        reversed: BTreeSet::new(),
+        servers: BTreeMap::new(),
+    };
+    for (name, client) in &databases.services {
+        let database = Database::Service(name.clone());
+        let failed = |source| ArmError::Read { database, what: "its replication slots", source };
+        survey.servers.insert(name.clone(), read_server(client).await.map_err(failed)?);
+    }
+    if !current(&survey.provisioned.monolith_state) {
+        return Ok(survey);
+    }
+    let failed = |source| ArmError::Journal { database: Database::Monolith, source };
+    survey.cut_keys = arming::cut_keys(&databases.monolith).await.map_err(failed)?;
+    for slice in survey.mappings.values() {
+        let name = &slice.slice;
+        if arming::reverse(&databases.monolith, name).await.map_err(failed)?.is_some() {
+            survey.reversed.insert(name.clone());
+        }
+    }
+    let chosen = survey.mappings.values().filter(|slice| only.is_empty() || only.contains(&slice.slice));
+    for slice in chosen {
+        let there = survey.provisioned.service_states.get(&slice.service);
+        let ready = there.is_some_and(|state| current(state) && state.gates.contains(&slice.slice))
+            && survey.provisioned.monolith_state.gates.contains(&slice.slice);
+        let Some(service) = databases.services.get(&slice.service).filter(|_| ready) else { continue };
+        if let Some(facts) = read_slice(&databases.monolith, service, slice).await? {
+            survey.slices.insert(slice.slice.clone(), facts);
+        }
+    }
+    Ok(survey)
+}
+
+fn current(state: &provision::State) -> bool {
+    state.missing_versions.is_empty()
+}
+
+async fn read_slice(
+    monolith: &Client,
+    service: &Client,
+    slice: &SliceMapping,
+) -> Result<Option<SliceFacts>, ArmError> {
+    let name = slice.slice.as_str();
+    let here = |source| ArmError::Journal { database: Database::Monolith, source };
+    let there = |source| ArmError::Journal { database: Database::Service(slice.service.clone()), source };
+    let gates = (
+        slices::gate(monolith, name).await.map_err(here)?,
+        slices::gate(service, name).await.map_err(there)?,
+    );
+    let lock_key = arming::lock_key(monolith, name).await.map_err(here)?;
+    let ((Some(monolith_gate), Some(service_gate)), Some(lock_key)) = (gates, lock_key) else {
+        return Ok(None);
+    };
+    let tables: Vec<TableName> = slice.tables.iter().map(|table| table.source.clone()).collect();
+    let reverse = arming::reverse(monolith, name).await.map_err(here)?;
+    let slot = match &reverse {
+        Some(row) => read_slot(service, &slice.service, &row.slot).await?,
+        None => None,
+    };
+    Ok(Some(SliceFacts {
+        monolith: monolith_gate,
+        service: service_gate,
+        guard: guard::read(monolith, name, &tables).await.map_err(here)?,
+        lock_key,
+        reverse,
+        slot,
+        armed: arming::armed(monolith, name).await.map_err(here)?,
+    }))
+}
+
+/// A slot of a service.
+pub(super) async fn read_slot(
+    service: &Client,
+    name: &str,
+    slot: &str,
+) -> Result<Option<SlotFacts>, ArmError> {
+    let failed = |source| ArmError::Slot { database: Database::Service(name.to_owned()), source };
+    source::slot(service, slot).await.map_err(failed)
+}
+
+async fn read_server(client: &Client) -> Result<ServerFacts, tokio_postgres::Error> {
+    let sql = "SELECT (SELECT count(*) FROM pg_replication_slots), \
+                   (SELECT count(*) FROM pg_stat_activity WHERE backend_type = 'walsender'), \
+                   (SELECT count(*) FROM pg_prepared_xacts), (SELECT timeline_id FROM pg_control_checkpoint())";
+    let row = client.query_one(sql, &[]).await?;
+    // rds_replication is what stands for the attribute on Amazon's servers.
+    let roles = "SELECT rolname::text FROM pg_roles r WHERE rolsuper OR rolreplication OR EXISTS (\
+                     SELECT FROM pg_roles m WHERE m.rolname = 'rds_replication' AND pg_has_role(r.oid, m.oid, 'MEMBER'))";
+    let replicating = client.query(roles, &[]).await?.iter().map(|row| row.get(0)).collect();
+    Ok(ServerFacts {
+        slots_used: row.try_get(0)?,
+        senders_used: row.try_get(1)?,
+        prepared: row.try_get(2)?,
+        timeline: row.try_get(3)?,
+        replicating,
+    })
+}

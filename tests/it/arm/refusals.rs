@@ -1,0 +1,100 @@
+//! What arm and disarm refuse, and the command that they name.
+
+use strangler::cluster::Options;
+
+use super::stage::{Stage, rows};
+use crate::support::split::Split;
+
+fn refused(stage: &Stage, verb: &str, words: &[&str]) {
+    let ended = stage.run(verb, &[]);
+    assert_eq!(ended.exit, Some(3), "{}", ended.page());
+    for word in words {
+        assert!(ended.stderr.contains(word), "{word} is not in {}", ended.page());
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_slice_that_is_not_mirrored_is_not_armed() {
+    let (split, monolith, _service) = Split::launch("{ t: {} }", "CREATE TABLE t (id int PRIMARY KEY)").await;
+    let ended = split.run("arm", &[]);
+    assert_eq!(ended.exit, Some(3), "{}", ended.page());
+    assert!(
+        ended.stderr.contains("not-provisioned") && ended.stderr.contains("strangler provision plan.yaml")
+    );
+    split.provision();
+    let ended = split.run("arm", &[]);
+    assert_eq!(ended.exit, Some(3), "{}", ended.page());
+    assert!(ended.stderr.contains("not copied yet, or not live: t"), "{}", ended.page());
+    assert!(ended.stderr.contains("strangler mirror plan.yaml --slice one"), "{}", ended.page());
+    assert_eq!(rows(&monolith, "SELECT count(*) FROM strangler.stream").await, ["0"]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn disarm_is_refused_while_the_service_has_the_authority_or_it_moves() {
+    let stage = Stage::armed().await;
+    let armed = stage.fingerprint().await;
+    stage.flip().await;
+    refused(
+        &stage,
+        "disarm",
+        &["(authority)", "FENCED in the monolith (epoch 2) and OPEN in the service (epoch 2)"],
+    );
+    stage.service.batch_execute("UPDATE strangler.gate_one SET state = 'FENCED'").await.unwrap();
+    refused(&stage, "disarm", &["(authority)", "strangler status plan.yaml --slice one"]);
+    refused(&stage, "arm", &["(authority)"]);
+    assert_eq!(stage.fingerprint().await, armed);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_gate_that_is_fenced_meanwhile_stops_disarm_before_it_takes_anything_off() {
+    let stage = Stage::armed().await;
+    let dry = stage.run("disarm", &["--dry-run"]).stdout;
+    stage.fence().await;
+    // What disarm decided before the fence, by hand.
+    let start = dry.find("-- monolith: take gate off table lines").unwrap();
+    let step = dry[start..].split("\n\n").next().unwrap();
+    let error = stage.monolith.batch_execute(step).await.unwrap_err();
+    assert_eq!(error.code().unwrap().code(), "25006");
+    stage.monolith.batch_execute("ROLLBACK").await.unwrap();
+    let guarded =
+        "SELECT count(*) FROM pg_trigger WHERE tgrelid = 'lines'::regclass AND tgname = 'aa_strangler_gate'";
+    assert_eq!(rows(&stage.monolith, guarded).await, ["1"]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_dropped_column_without_a_value_of_its_own_is_refused() {
+    let stage = Stage::mirrored().await;
+    stage
+        .monolith
+        .batch_execute("UPDATE \"Orders\" SET hidden = ''; ALTER TABLE \"Orders\" ALTER hidden SET NOT NULL")
+        .await
+        .unwrap();
+    refused(
+        &stage,
+        "arm",
+        &["(dropped-not-null)", "the plan drops hidden", "ALTER COLUMN \"hidden\" SET DEFAULT"],
+    );
+    stage.monolith.batch_execute("ALTER TABLE \"Orders\" ALTER hidden SET DEFAULT ''").await.unwrap();
+    stage.succeed("arm", &[]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_service_that_can_not_be_streamed_from_is_refused_with_the_setting() {
+    let service = Options::default().set("wal_level", "replica").set("max_prepared_transactions", "2");
+    let stage = Stage::with(Options::default(), service).await;
+    stage.service.batch_execute("BEGIN; CREATE TABLE x (); PREPARE TRANSACTION 'left'").await.unwrap();
+    refused(&stage, "arm", &["(wal-level)", "wal_level is replica", "(prepared-transactions)"]);
+    assert_eq!(rows(&stage.monolith, "SELECT count(*) FROM strangler.stream").await, ["0"]);
+    let triggers = "SELECT count(*) FROM pg_trigger WHERE tgname LIKE 'aa_strangler%'";
+    assert_eq!(rows(&stage.monolith, triggers).await, ["0"], "nothing is done by halves");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn provision_and_arm_keep_each_other_away() {
+    let stage = Stage::mirrored().await;
+    let other = stage.split.pair.service().await;
+    other.batch_execute("SELECT pg_advisory_lock(1398035026, 0)").await.unwrap();
+    let ended = stage.run("arm", &[]);
+    assert_eq!(ended.exit, Some(5), "{}", ended.page());
+    assert!(ended.stderr.contains("is at work there"), "{}", ended.page());
+}
