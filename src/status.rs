@@ -8,12 +8,14 @@ use serde::Serialize;
 
 use crate::lsn::Lsn;
 
+pub mod arming;
 pub mod evidence;
 pub mod facts;
 pub mod gather;
 pub mod judge;
 pub mod read;
 
+pub use arming::{ArmedState, ArmedStatus};
 pub use evidence::{EvidenceStatus, VerdictStatus};
 pub use facts::{Side, SliceFacts, WalReading};
 pub use judge::judge;
@@ -49,6 +51,8 @@ pub struct SliceStatus {
     pub deferred: Vec<String>,
     /// Whether both sides are proven equal. Absent where the ledger can't be read or is not there yet.
     pub evidence: Option<EvidenceStatus>,
+    /// Whether it is ready for a flip and back. Absent where the monolith can't be read or is not provisioned.
+    pub armed: Option<ArmedStatus>,
     /// Databases in which our own tables are of an earlier version, `monolith` or the service's name.
     pub outdated: Vec<String>,
     /// Databases that could not be read.

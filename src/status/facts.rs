@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use serde::Deserialize;
 
+use super::arming::ArmingFacts;
 use super::evidence::EvidenceFacts;
 use crate::journal::migrate::Form;
 use crate::journal::whereabouts::Astray;
@@ -77,6 +78,9 @@ pub struct ServiceFacts {
     pub tables: Vec<TableRow>,
     /// Rows of `strangler.deferred` that are not done, as `kind object on table`.
     pub deferred: Vec<String>,
+    /// Every logical slot of this database.
+    #[serde(skip)]
+    pub slots: Vec<Slot>,
     /// Which version made the tables of ours.
     #[serde(skip)]
     pub form: Form,
@@ -96,10 +100,14 @@ pub struct MonolithFacts {
     /// `strangler.gate_<slice>`.
     pub gate: Option<Gate>,
     /// Every logical slot of this database.
+    #[serde(skip)]
     pub slots: Vec<Slot>,
     /// Which version made the tables of ours.
     #[serde(skip)]
     pub form: Form,
+    /// Gates, reverse stream and foreign keys; absent where the tables of ours are not of this version.
+    #[serde(skip)]
+    pub arming: Option<ArmingFacts>,
     /// Shapes of the slice's tables, by their names in the plan.
     #[serde(skip)]
     pub shapes: BTreeMap<String, String>,

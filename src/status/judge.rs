@@ -1,5 +1,6 @@
 //! From facts to a status: one pure function and its parts.
 
+use super::arming::{self, ArmedState, ArmedStatus};
 use super::evidence::{self, EvidenceStatus};
 use super::facts::{Gate, MonolithFacts, ProcessRow, ServiceFacts, Side, Slot, Stream, TableRow};
 use super::{
@@ -90,6 +91,7 @@ pub fn judge(facts: &SliceFacts, commands: &Commands) -> SliceStatus {
         tables,
         deferred: service.map(|service| service.deferred.clone()).unwrap_or_default(),
         evidence: evidence_of(facts),
+        armed: armed_of(monolith, service),
         outdated: outdated(facts),
         unreachable: unreachable(facts),
         alarms: Vec::new(),
@@ -121,6 +123,7 @@ fn astray(facts: &SliceFacts, commands: &Commands) -> SliceStatus {
         tables: Vec::new(),
         deferred: Vec::new(),
         evidence: None,
+        armed: None,
         outdated: Vec::new(),
         unreachable: unreachable(facts),
         alarms: facts.astray.iter().map(alarm).collect(),
@@ -315,6 +318,12 @@ fn evidence_of(facts: &SliceFacts) -> Option<EvidenceStatus> {
     Some(evidence::judge(known, shapes, facts.evidence_max_age))
 }
 
+/// Nothing before the slice is provisioned: there is no gate to hang.
+fn armed_of(monolith: Option<&MonolithFacts>, service: Option<&ServiceFacts>) -> Option<ArmedStatus> {
+    let monolith = monolith.filter(|monolith| monolith.gate.is_some())?;
+    monolith.arming.as_ref().map(|facts| arming::judge(facts, service))
+}
+
 fn outdated(facts: &SliceFacts) -> Vec<String> {
     let monolith = facts.monolith_side.facts().filter(|monolith| monolith.form == Form::Older);
     let service = facts.service_side.facts().filter(|service| service.form == Form::Older);
@@ -383,7 +392,15 @@ fn alarms(status: &SliceStatus, service: Option<&ServiceFacts>, slot: SlotFacts<
         alarms.push(format!("the ledger can't be read: {reason}"));
     }
     alarms.extend(status.wal.as_ref().and_then(wal_alarm));
+    if let Some(armed) = holes(status) {
+        alarms.extend(armed.lacks.iter().map(|lack| format!("the slice is armed, and {lack}")));
+    }
     alarms
+}
+
+/// What was whole once and is not any more.
+fn holes(status: &SliceStatus) -> Option<&ArmedStatus> {
+    status.armed.as_ref().filter(|armed| armed.finished && !armed.lacks.is_empty())
 }
 
 fn wal_alarm(wal: &Wal) -> Option<String> {
@@ -405,6 +422,9 @@ fn next(status: &SliceStatus, commands: &Commands) -> Option<String> {
         // No other verb works before that.
         return of("provision", "");
     }
+    if status.phase != Phase::Unknown && holes(status).is_some() {
+        return of("arm", "");
+    }
     match status.phase {
         Phase::Unknown => None,
         Phase::NotProvisioned => of("provision", ""),
@@ -414,7 +434,9 @@ fn next(status: &SliceStatus, commands: &Commands) -> Option<String> {
         Phase::Streaming => {
             let unproven = status.evidence.as_ref().is_some_and(|proof| proof.stands == Some(false));
             let retry = status.tables.iter().find_map(|table| table.next.clone());
-            retry.or_else(|| if unproven { of("reconcile", "") } else { None })
+            let half = status.armed.as_ref().filter(|armed| armed.state == ArmedState::PartlyArmed);
+            let half = half.and_then(|armed| of(if armed.disarming { "disarm" } else { "arm" }, ""));
+            retry.or(half).or_else(|| if unproven { of("reconcile", "") } else { None })
         }
     }
 }

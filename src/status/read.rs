@@ -5,8 +5,9 @@ use std::collections::BTreeMap;
 
 use tokio_postgres::Client;
 
+use super::arming;
 use super::evidence::EvidenceFacts;
-use super::facts::{Gate, MonolithFacts, ServiceFacts, Side};
+use super::facts::{Gate, MonolithFacts, ServiceFacts, Side, Slot};
 use crate::journal::migrate::{self, Form};
 use crate::journal::{JournalError, grounds, standing};
 use crate::name::{quote_ident, quote_literal};
@@ -41,12 +42,14 @@ pub enum ReadError {
 const MONOLITH_SQL: &str = "
 SELECT jsonb_build_object(
     'now_us', (extract(epoch FROM clock_timestamp()) * 1000000)::bigint,
-    'current_lsn', pg_current_wal_lsn(),
-    'slots', (SELECT coalesce(jsonb_agg(jsonb_build_object('name', slot_name, 'active', active,
+    'current_lsn', pg_current_wal_lsn())::text";
+
+const SLOTS_SQL: &str = "
+SELECT (SELECT coalesce(jsonb_agg(jsonb_build_object('name', slot_name, 'active', active,
             'wal_status', coalesce(wal_status, 'reserved'),
             'held_bytes', coalesce(greatest(0, pg_wal_lsn_diff(pg_current_wal_lsn(), restart_lsn)), 0)::bigint,
             'safe_wal_bytes', safe_wal_size)), '[]')
-        FROM pg_replication_slots WHERE slot_type = 'logical' AND database = current_database()))::text";
+        FROM pg_replication_slots WHERE slot_type = 'logical' AND database = current_database())::text";
 
 /// The facts of these slices in a service's database.
 ///
@@ -67,13 +70,22 @@ pub async fn service(client: &Client, slices: &[&str]) -> Result<BTreeMap<String
         }
     }
     let form = migrate::form(client).await?;
+    let slots = slots(client).await?;
     for (slice, facts) in &mut facts {
         facts.form = form;
+        facts.slots.clone_from(&slots);
         if form == Form::Current {
             facts.evidence = Some(evidence_of(client, slice).await?);
         }
     }
     Ok(facts)
+}
+
+/// Logical slots of a database.
+async fn slots(client: &Client) -> Result<Vec<Slot>, ReadError> {
+    let what = "replication slots";
+    let row = client.query_one(SLOTS_SQL, &[]).await.map_err(|source| ReadError::Query { what, source })?;
+    serde_json::from_str(row.get(0)).map_err(|source| ReadError::Shape { what, source })
 }
 
 /// A row of the ledger that can't be understood must not hide how the mirror does.
@@ -101,8 +113,9 @@ pub async fn monolith(
     let row =
         client.query_one(MONOLITH_SQL, &[]).await.map_err(|source| ReadError::Query { what, source })?;
     let text: String = row.get(0);
-    let shared: MonolithFacts =
+    let mut shared: MonolithFacts =
         serde_json::from_str(&text).map_err(|source| ReadError::Shape { what, source })?;
+    shared.slots = slots(client).await?;
     let mut gates = gates(client, slices).await?;
     let form = migrate::form(client).await?;
     let mut facts = BTreeMap::new();
@@ -110,7 +123,9 @@ pub async fn monolith(
         let gate = gates.remove(*slice);
         let shapes =
             if form == Form::Absent { BTreeMap::new() } else { grounds::monolith(client, slice).await? };
-        facts.insert((*slice).to_owned(), MonolithFacts { gate, form, shapes, ..shared.clone() });
+        let arming =
+            if form == Form::Current { Some(arming::read(client, slice, &shapes).await?) } else { None };
+        facts.insert((*slice).to_owned(), MonolithFacts { gate, form, arming, shapes, ..shared.clone() });
     }
     Ok(facts)
 }

@@ -1,6 +1,7 @@
 //! `arm` and `disarm` on real servers: what is there afterwards, and that nothing is lost on the way.
 
 mod crashes;
+mod detector;
 mod dry_run;
 mod refusals;
 mod stage;

@@ -2,7 +2,7 @@
 
 use super::verdict;
 use crate::cli::ui::{Ink, Paint};
-use crate::status::{Lag, Phase, SliceStatus, TableStatus, Wal};
+use crate::status::{ArmedState, ArmedStatus, Lag, Phase, SliceStatus, TableStatus, Wal};
 use crate::words;
 
 /// Growth that takes longer than a month to meet its limit is nobody's worry today.
@@ -40,6 +40,9 @@ pub(super) fn page(status: &SliceStatus, paint: Paint) -> String {
     for (name, words) in verdict::lines(status, paint) {
         fact(name, words);
     }
+    if let Some(armed) = &status.armed {
+        fact("armed", armed_words(armed, paint));
+    }
     if !status.outdated.is_empty() {
         fact("schema", paint.ink(Ink::Caution, &outdated_words(&status.outdated)));
     }
@@ -76,6 +79,9 @@ pub(super) fn headline(status: &SliceStatus) -> String {
         parts.push(format!("{} deferred", status.deferred.len()));
     }
     parts.extend(verdict::headline(status));
+    if let Some(armed) = status.armed.as_ref().filter(|armed| armed.state != ArmedState::NotArmed) {
+        parts.push(format!("armed {}", armed.state.words()));
+    }
     if !status.outdated.is_empty() {
         parts.push(outdated_words(&status.outdated));
     }
@@ -151,6 +157,23 @@ fn deferred_words(deferred: &[String]) -> String {
     }
 }
 
+fn armed_words(armed: &ArmedStatus, paint: Paint) -> String {
+    let ink = match armed.state {
+        ArmedState::Armed => Ink::Good,
+        ArmedState::PartlyArmed => Ink::Caution,
+        ArmedState::NotArmed => Ink::Faint,
+    };
+    let mut text = paint.ink(ink, armed.state.words());
+    // What is missing after a finished arm is said as alarms.
+    if !armed.finished && !armed.lacks.is_empty() {
+        text.push_str(&format!(": {}", armed.lacks.join("; ")));
+    }
+    if let Some(held) = armed.held_bytes {
+        text.push_str(&format!("; the service holds {} of WAL for the way back", words::bytes(held)));
+    }
+    text
+}
+
 fn outdated_words(databases: &[String]) -> String {
     format!(
         "strangler's tables in {} are of an earlier version; provision upgrades them",
@@ -222,6 +245,7 @@ mod tests {
             tables: vec![table("Carts", "live"), table("Orders", "copying"), table("Lines", "diverged")],
             deferred: vec!["index orders_sku on sales.orders".to_owned()],
             evidence: None,
+            armed: None,
             outdated: Vec::new(),
             unreachable: Vec::new(),
             alarms: vec!["table Lines diverged: update hit 0 rows".to_owned()],

@@ -55,9 +55,11 @@ fn streaming() -> SliceFacts {
             tables: vec![live("public.Orders"), live("public.OrderLines")],
             deferred: Vec::new(),
             form: Form::Current,
+            slots: Vec::new(),
             evidence: None,
         }),
         monolith_side: Side::Read(MonolithFacts {
+            arming: None,
             now_us: 100 * SECOND_US,
             current_lsn: Lsn(1064),
             gate: gate("OPEN"),

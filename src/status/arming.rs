@@ -1,0 +1,200 @@
+//! Whether a slice is armed, and what it lacks.
+
+use std::collections::BTreeMap;
+
+use serde::Serialize;
+use tokio_postgres::Client;
+
+use super::facts::{ServiceFacts, Slot};
+use crate::dualwrite::guard::{self, Guard};
+use crate::journal::JournalError;
+use crate::journal::arming::{self, Armed};
+use crate::journal::streams::{StreamRow, StreamState};
+use crate::name::TableName;
+
+/// What the monolith says about it.
+#[derive(Debug, Clone, Default)]
+pub struct ArmingFacts {
+    /// Gates and foreign keys, as they are.
+    pub guard: Guard,
+    /// What the books say.
+    pub armed: Armed,
+    /// The reverse stream's row.
+    pub reverse: Option<StreamRow>,
+}
+
+/// Whether a slice is armed. Serialised as `status --format json` shows it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct ArmedStatus {
+    /// In a word.
+    pub state: ArmedState,
+    /// What is missing, a clause each; empty unless it is partly armed.
+    pub lacks: Vec<String>,
+    /// The reverse slot in the service.
+    pub slot: Option<String>,
+    /// WAL that the service holds for it, in bytes; absent while the service can't be read.
+    pub held_bytes: Option<u64>,
+    /// `arm` once finished, so that what is missing now is an alarm.
+    #[serde(skip)]
+    pub finished: bool,
+    /// `disarm` was cut off.
+    #[serde(skip)]
+    pub disarming: bool,
+}
+
+/// Whether a slice is armed, in a word.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ArmedState {
+    /// Gates, foreign keys and the reverse stream are as a flip needs them.
+    Armed,
+    /// Some of it is.
+    PartlyArmed,
+    /// Nothing of it is.
+    NotArmed,
+}
+
+impl ArmedState {
+    /// In words.
+    #[must_use]
+    pub fn words(self) -> &'static str {
+        match self {
+            Self::Armed => "yes",
+            Self::PartlyArmed => "partly",
+            Self::NotArmed => "no",
+        }
+    }
+}
+
+/// Asks the monolith. `shapes` has the slice's tables by their names.
+///
+/// # Errors
+/// [`JournalError`].
+pub async fn read(
+    client: &Client,
+    slice: &str,
+    shapes: &BTreeMap<String, String>,
+) -> Result<ArmingFacts, JournalError> {
+    let tables: Vec<TableName> =
+        shapes.keys().filter_map(|name| TableName::parse(name, "public").ok()).collect();
+    Ok(ArmingFacts {
+        guard: guard::read(client, slice, &tables).await?,
+        armed: arming::armed(client, slice).await?,
+        reverse: arming::reverse(client, slice).await?,
+    })
+}
+
+/// What the facts come to. Pure.
+#[must_use]
+pub fn judge(facts: &ArmingFacts, service: Option<&ServiceFacts>) -> ArmedStatus {
+    let slot = facts.reverse.as_ref().map(|row| row.slot.clone());
+    let found = slot.as_ref().zip(service).map(|(name, service)| {
+        let found: Option<&Slot> = service.slots.iter().find(|slot| slot.name == *name);
+        found
+    });
+    let begun = facts.armed.recorded
+        || facts.armed.disarming
+        || facts.armed.cut_keys > 0
+        || facts.reverse.is_some()
+        || !facts.guard.is_bare();
+    let mut lacks = Vec::new();
+    if begun {
+        lacks = facts.guard.lacks();
+        lacks.extend(stream_lacks(facts.reverse.as_ref(), found));
+        if facts.armed.disarming {
+            lacks.push("disarm has begun and not finished".to_owned());
+        } else if !facts.armed.recorded {
+            lacks.push("arm has begun and not finished".to_owned());
+        }
+    }
+    let state = match (begun, lacks.is_empty()) {
+        (false, _) => ArmedState::NotArmed,
+        (true, true) => ArmedState::Armed,
+        (true, false) => ArmedState::PartlyArmed,
+    };
+    ArmedStatus {
+        state,
+        lacks,
+        held_bytes: found.flatten().map(|slot| slot.held_bytes),
+        slot,
+        finished: facts.armed.recorded,
+        disarming: facts.armed.disarming,
+    }
+}
+
+/// `slot` is `None` where the service was not asked.
+fn stream_lacks(row: Option<&StreamRow>, slot: Option<Option<&Slot>>) -> Option<String> {
+    let Some(row) = row else { return Some("there is no reverse stream".to_owned()) };
+    match (row.state, slot) {
+        (StreamState::Creating, _) => Some("the reverse slot is not made yet".to_owned()),
+        (StreamState::Gap | StreamState::Diverged, _) => Some(format!(
+            "the reverse stream can't go on: {}",
+            row.detail.as_deref().unwrap_or(row.state.as_str())
+        )),
+        (StreamState::Running, Some(None)) => Some(format!("the reverse slot {} is gone", row.slot)),
+        (StreamState::Running, Some(Some(slot))) if slot.wal_status == "lost" => {
+            Some(format!("the service dropped WAL that the reverse slot {} needed", row.slot))
+        }
+        (StreamState::Running, _) => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::journal::streams::Source;
+    use crate::lsn::Lsn;
+
+    fn facts() -> ArmingFacts {
+        ArmingFacts {
+            guard: Guard::default(),
+            armed: Armed { recorded: true, disarming: false, cut_keys: 1 },
+            reverse: Some(StreamRow {
+                epoch: 1,
+                mode: "TRIPWIRE".to_owned(),
+                state: StreamState::Running,
+                detail: None,
+                slot: "slot".to_owned(),
+                publication: "p".to_owned(),
+                source: Source {
+                    system_identifier: "1".to_owned(),
+                    database_oid: 1,
+                    uuid: "u".to_owned(),
+                    timeline: 1,
+                },
+                applied: Lsn(1),
+                nonce: 0,
+            }),
+        }
+    }
+
+    fn service(wal_status: &str) -> ServiceFacts {
+        let slot = Slot {
+            name: "slot".to_owned(),
+            active: false,
+            wal_status: wal_status.to_owned(),
+            held_bytes: 7,
+            safe_wal_bytes: None,
+        };
+        ServiceFacts { slots: vec![slot], ..ServiceFacts::default() }
+    }
+
+    #[test]
+    fn what_is_missing_decides_and_a_service_that_is_away_takes_nothing_back() {
+        let whole = judge(&facts(), Some(&service("reserved")));
+        assert_eq!((whole.state, whole.held_bytes), (ArmedState::Armed, Some(7)));
+        assert_eq!(judge(&facts(), None).state, ArmedState::Armed, "nobody knows better");
+        let untouched = judge(&ArmingFacts::default(), None);
+        assert_eq!((untouched.state, untouched.lacks.len()), (ArmedState::NotArmed, 0));
+        let lost = judge(&facts(), Some(&service("lost")));
+        assert_eq!(lost.state, ArmedState::PartlyArmed);
+        let gone = judge(&facts(), Some(&ServiceFacts::default()));
+        assert_eq!(gone.lacks, ["the reverse slot slot is gone"]);
+        let half = ArmingFacts { armed: Armed::default(), ..facts() };
+        let half = judge(&half, Some(&service("reserved")));
+        assert_eq!(
+            (half.finished, half.lacks.as_slice()),
+            (false, ["arm has begun and not finished".to_owned()].as_slice())
+        );
+    }
+}

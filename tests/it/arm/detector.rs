@@ -1,0 +1,126 @@
+//! Whether `status` and the detector see every hole in the fence.
+
+use strangler::dualwrite::guard;
+use strangler::name::TableName;
+
+use super::stage::Stage;
+
+fn armed_field(stage: &Stage, slice: &str) -> serde_json::Value {
+    let ended = stage.run("status", &["--format", "json", "--slice", slice]);
+    let document: serde_json::Value = serde_json::from_str(&ended.stdout).unwrap();
+    document["slices"][0].clone()
+}
+
+fn state(stage: &Stage, slice: &str) -> String {
+    armed_field(stage, slice)["armed"]["state"].as_str().unwrap_or("none").to_owned()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn status_says_whether_a_slice_is_armed() {
+    let stage = Stage::mirrored().await;
+    assert_eq!(state(&stage, "one"), "not_armed");
+    stage.succeed("arm", &["--slice", "one"]);
+    assert_eq!(state(&stage, "one"), "armed");
+    assert_eq!(state(&stage, "two"), "not_armed");
+    let text = stage.run("status", &["--slice", "one"]).stdout;
+    assert!(text.contains("armed      yes"), "{text}");
+    stage.succeed("disarm", &[]);
+    assert_eq!(state(&stage, "one"), "not_armed");
+}
+
+/// Holes, each with what must be said about it.
+const HOLES: &[(&str, &str)] = &[
+    (
+        "CREATE TABLE moves_2025 PARTITION OF moves FOR VALUES FROM ('2027-01-01') TO ('2028-01-01')",
+        "table moves_2025 has no trigger aa_strangler_gate_truncate",
+    ),
+    ("DROP TRIGGER aa_strangler_gate ON lines", "table lines has no trigger aa_strangler_gate"),
+    (
+        "ALTER TABLE lines DISABLE TRIGGER aa_strangler_gate",
+        "trigger aa_strangler_gate of table lines is disabled, or does not fire always",
+    ),
+    (
+        "ALTER TABLE lines ENABLE TRIGGER aa_strangler_gate",
+        "trigger aa_strangler_gate of table lines is disabled, or does not fire always",
+    ),
+    (
+        "ALTER TABLE moves_2024 DISABLE TRIGGER aa_strangler_gate",
+        "trigger aa_strangler_gate of table moves_2024 is disabled, or does not fire always",
+    ),
+    (
+        "DROP TRIGGER aa_strangler_gate ON lines; CREATE TRIGGER aa_strangler_gate BEFORE INSERT ON lines \
+         FOR EACH STATEMENT EXECUTE FUNCTION strangler.gate_one(); ALTER TABLE lines ENABLE ALWAYS TRIGGER aa_strangler_gate",
+        "trigger aa_strangler_gate of table lines is not the gate's",
+    ),
+    (
+        "DROP TRIGGER aa_strangler_gate ON moves; CREATE TRIGGER aa_strangler_gate BEFORE INSERT OR UPDATE OR DELETE ON moves \
+         FOR EACH ROW WHEN (false) EXECUTE FUNCTION strangler.gate_one(); \
+         ALTER TABLE moves ENABLE ALWAYS TRIGGER aa_strangler_gate",
+        "trigger aa_strangler_gate of table moves is not the gate's",
+    ),
+    (
+        "CREATE OR REPLACE FUNCTION strangler.gate_one() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RETURN NULL; END'",
+        "the function strangler.gate_one is not as provision made it",
+    ),
+    ("CREATE TABLE more_lines () INHERITS (lines)", "table more_lines has no trigger aa_strangler_gate"),
+    (
+        "ALTER TABLE audit ADD CONSTRAINT again FOREIGN KEY (id) REFERENCES lines",
+        "the foreign key again of audit crosses the cut",
+    ),
+];
+
+#[tokio::test(flavor = "multi_thread")]
+async fn every_hole_turns_status_red_and_arm_closes_it_on_either_side_of_a_flip() {
+    let stage = Stage::armed().await;
+    for (sql, words) in HOLES {
+        stage.monolith.batch_execute(sql).await.unwrap_or_else(|error| panic!("{sql}: {error:?}"));
+        let slice = armed_field(&stage, "one");
+        let alarms = slice["alarms"].to_string();
+        assert!(alarms.contains(words), "{sql}: {alarms}");
+        assert_eq!(slice["armed"]["state"], "partly_armed", "{sql}");
+        assert_eq!(slice["next"], "strangler arm plan.yaml --slice one", "{sql}");
+        let tables = ["Orders", "lines", "moves"].map(|name| TableName::new("public", name));
+        let guard = guard::read(&stage.monolith, "one", &tables).await.unwrap();
+        let expected = !words.contains("foreign key");
+        assert_eq!(
+            guard.faults.iter().any(|fault| fault.to_string() == *words),
+            expected,
+            "{:?}",
+            guard.faults
+        );
+        // After a flip the hole is as dangerous, and the command is the same.
+        if words.contains("moves_2025") {
+            stage.flip().await;
+        }
+        stage.succeed("arm", &["--slice", "one"]);
+        let closed = armed_field(&stage, "one");
+        assert_eq!(closed["armed"]["state"], "armed", "{sql}: {closed}");
+        stage
+            .monolith
+            .batch_execute("UPDATE strangler.gate_one SET state = 'OPEN', epoch = 1, owner = 'monolith'")
+            .await
+            .unwrap();
+        stage
+            .service
+            .batch_execute("UPDATE strangler.gate_one SET state = 'FENCED', epoch = 1, owner = 'monolith'")
+            .await
+            .unwrap();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_partition_that_comes_later_is_guarded_by_its_root_at_once() {
+    let stage = Stage::armed().await;
+    stage
+        .monolith
+        .batch_execute(
+            "CREATE TABLE moves_2027 PARTITION OF moves FOR VALUES FROM ('2027-01-01') TO ('2028-01-01')",
+        )
+        .await
+        .unwrap();
+    stage.fence().await;
+    let refused = stage.app().await;
+    stage.monolith.batch_execute("GRANT ALL ON moves_2027 TO app").await.unwrap();
+    let error = refused.batch_execute("INSERT INTO moves_2027 VALUES (1, '2027-05-05')").await.unwrap_err();
+    assert_eq!(error.code().unwrap().code(), "25006");
+}
