@@ -28,6 +28,7 @@ mod predict;
 mod reach;
 mod read_rights;
 mod reference_rights;
+mod reverse;
 mod schema_rights;
 mod sequences;
 mod server_limits;
@@ -68,6 +69,7 @@ const RULES: &[Rule] = &[
     copy_rights::rule,
     marker_rights::rule,
     reference_rights::rule,
+    reverse::rule,
     logins::rule,
     application_roles::rule,
     cut_keys::rule,

@@ -268,7 +268,7 @@ async fn a_system_that_is_ready_has_no_problem() {
     let client = connect(&server.admin_url()).await;
     client
         .batch_execute(
-            "CREATE ROLE admin LOGIN CREATEROLE; CREATE ROLE strangler_apply LOGIN;
+            "CREATE ROLE admin LOGIN CREATEROLE REPLICATION; CREATE ROLE strangler_apply LOGIN REPLICATION;
              GRANT CREATE ON DATABASE postgres TO admin;
              GRANT CREATE, USAGE ON SCHEMA public TO admin WITH GRANT OPTION",
         )
