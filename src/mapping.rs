@@ -11,6 +11,7 @@ mod filter;
 pub(crate) mod fixture;
 mod hash;
 mod identity;
+pub mod inverse;
 mod references;
 mod spelling;
 #[cfg(test)]
@@ -63,6 +64,8 @@ pub struct TableMapping {
     pub rows_estimate: f64,
     /// Main fork bytes, for progress and ctid ranges.
     pub heap_bytes: u64,
+    /// It is the way back: `source` is the service's table, `target` the monolith's.
+    pub reversed: bool,
 }
 
 /// One column's way.
@@ -120,6 +123,12 @@ pub struct SoftReference {
 }
 
 impl TableMapping {
+    /// The monolith's name of the table, whichever way it is carried: what our own rows about it are kept under.
+    #[must_use]
+    pub fn label(&self) -> &TableName {
+        if self.reversed { &self.target } else { &self.source }
+    }
+
     /// The mapping of a monolith column.
     #[must_use]
     pub fn column(&self, source: &str) -> Option<&ColumnMapping> {
@@ -146,6 +155,17 @@ impl TableMapping {
     /// The row filter as an SQL condition on the source's columns, when there is one.
     #[must_use]
     pub fn filter_sql(&self) -> Option<String> {
+        self.filter_on(|column| &column.source)
+    }
+
+    /// The row filter as an SQL condition on the target's columns, when there is one. Where rows are carried back, the
+    /// target also holds rows that are not the slice's.
+    #[must_use]
+    pub fn target_filter_sql(&self) -> Option<String> {
+        self.filter_on(|column| &column.target)
+    }
+
+    fn filter_on(&self, name: impl Fn(&ColumnMapping) -> &String) -> Option<String> {
         let terms: Vec<String> = self
             .filter
             .iter()
@@ -156,7 +176,7 @@ impl TableMapping {
                     .iter()
                     .map(|value| format!("{}::{}", crate::name::quote_literal(value), column.cast_sql))
                     .collect();
-                Some(format!("{} IN ({})", crate::name::quote_ident(&column.source), values.join(", ")))
+                Some(format!("{} IN ({})", crate::name::quote_ident(name(column)), values.join(", ")))
             })
             .collect();
         if terms.is_empty() { None } else { Some(terms.join(" AND ")) }

@@ -83,6 +83,7 @@ fn map_table(
         key_correlation: correlation,
         rows_estimate: one.table.rows_estimate.max(0.0),
         heap_bytes: one.table.heap_bytes,
+        reversed: false,
     };
     (Some(table), problems)
 }

@@ -71,6 +71,7 @@ fn mapping(filter: Vec<FilterTerm>) -> TableMapping {
         key_correlation: None,
         rows_estimate: 0.0,
         heap_bytes: 0,
+        reversed: false,
     }
 }
 

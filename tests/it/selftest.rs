@@ -67,6 +67,7 @@ fn form(types: &[&str], strict: bool) -> TableForm {
         key_correlation: None,
         rows_estimate: 0.0,
         heap_bytes: 0,
+        reversed: false,
     };
     TableForm::new(mapping, strict)
 }
