@@ -6,6 +6,7 @@
 //! ([`copy`]). [`mirror`] runs the engines of a plan and starts them again when a link breaks.
 
 pub mod apply;
+pub(crate) mod back;
 pub mod batch;
 pub mod borders;
 pub mod contents;
@@ -29,4 +30,6 @@ pub mod start;
 pub mod statements;
 pub mod stream;
 pub mod table;
+pub mod tripwire;
 pub mod truncate;
+pub mod way;

@@ -33,6 +33,20 @@ pub const MIRROR: &[&str] = &[
 pub const COPY_AGAIN: &[&str] =
     &["rebuild-slot-dropped", "rebuild-reset", "unique-deferred-again", "emptied-for-copy"];
 
+/// Kill points of the way back, and of tripwires in both directions.
+pub const REVERSE: &[&str] = &[
+    "reverse-nonce-taken",
+    "reverse-registered",
+    "reverse-persisted",
+    "reverse-before-commit",
+    "reverse-committed",
+    "reverse-confirmed",
+    "reverse-mended",
+    "reverse-stopped",
+    "tripwire-alarmed",
+    "turned",
+];
+
 /// Kill points of starts that find something wrong, of the end that follows, and of starts that find a source that went
 /// on under a new timeline.
 pub const START: &[&str] = &["fault-recorded", "end-recorded", "timeline-recorded"];
@@ -78,7 +92,7 @@ pub fn hit(name: &'static str) {
     static WANTED: OnceLock<Option<(String, u64)>> = OnceLock::new();
     static COUNT: AtomicU64 = AtomicU64::new(0);
     debug_assert!(
-        [MIRROR, COPY_AGAIN, START, REPAIR, ARM, DISARM].concat().contains(&name),
+        [MIRROR, COPY_AGAIN, START, REPAIR, REVERSE, ARM, DISARM].concat().contains(&name),
         "failpoint {name} is not in the lists that tests go through"
     );
     let wanted = WANTED.get_or_init(|| {

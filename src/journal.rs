@@ -3,7 +3,10 @@
 //! Statements of one step run on the caller's session, inside the caller's transaction where there is one, so that
 //! what they record is durable together with what it is about.
 
+pub mod alarms;
 pub mod arming;
+pub mod canaries;
+pub mod claims;
 pub mod copies;
 pub mod deferred;
 pub mod grounds;

@@ -17,6 +17,13 @@ pub fn bring_back(slice: &str) -> String {
     )
 }
 
+/// What makes the way back of an armed slice anew. Only who has armed a slice ever reads it.
+#[must_use]
+pub fn arm_anew(slice: &str) -> String {
+    let verb = "arm";
+    format!("strangler {verb} PLAN --slice {slice}, which makes the way back anew")
+}
+
 /// How much a problem matters.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
 #[serde(rename_all = "snake_case")]

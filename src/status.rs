@@ -45,6 +45,10 @@ pub struct SliceStatus {
     pub wal: Option<Wal>,
     /// The mirror's process, when one has ever run.
     pub process: Option<Process>,
+    /// The stream from the service to the monolith, once the slice is armed.
+    pub way_back: Option<WayBackStatus>,
+    /// Writes on a fenced side that were not the mirror's and that nobody has acted upon.
+    pub stray_writes: Option<StrayWrites>,
     /// Every table of the slice, by the monolith's name.
     pub tables: Vec<TableStatus>,
     /// Indexes and constraints that wait for the data.
@@ -207,6 +211,48 @@ pub struct Process {
     pub detail: Option<String>,
     /// Seconds since its last sign of life, by the service's clock.
     pub seen_seconds_ago: f64,
+}
+
+/// The stream from the service to the monolith.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct WayBackStatus {
+    /// `apply` when it brings the service's writes to the monolith, `tripwire` when it watches that there are none.
+    pub mode: String,
+    /// `running`, `gap` or `diverged`.
+    pub state: String,
+    /// Why, for a gap or a divergence.
+    pub detail: Option<String>,
+    /// Its slot on the service.
+    pub slot: String,
+    /// Age of the monolith's data in seconds, by the service's clock; in mode `tripwire` of what was looked through.
+    pub lag_seconds: Option<f64>,
+    /// Position of the service up to which everything is applied, or looked through.
+    #[serde(serialize_with = "as_text")]
+    pub applied_lsn: Lsn,
+    /// The process that runs it, as it described itself.
+    pub process: Option<Process>,
+}
+
+/// Writes on a fenced side. Keys are in the service's database ([`crate::journal::alarms::TABLE`]).
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct StrayWrites {
+    /// Rows and truncated tables.
+    pub count: i64,
+    /// Transactions.
+    pub transactions: i64,
+    /// The last one's side: `monolith` or `service`.
+    pub side: &'static str,
+    /// Its table, by the monolith's name.
+    pub table: String,
+    /// `insert`, `update`, `delete` or `truncate`.
+    pub operation: String,
+    /// Start of its commit record.
+    #[serde(serialize_with = "as_text")]
+    pub lsn: Lsn,
+    /// Its transaction id, 32 bits.
+    pub xid: i64,
+    /// When it was met, by the service's clock.
+    pub raised_at: String,
 }
 
 /// One table.

@@ -12,7 +12,7 @@ use super::survey::SliceFacts;
 use super::{Step, Work};
 use crate::catalog::{Catalog, ReplicaIdentity, Table, TableKind};
 use crate::journal::arming::{self, Beginning};
-use crate::journal::streams::{Source, StreamRow, StreamState};
+use crate::journal::streams::{Mode, Source, StreamRow, StreamState};
 use crate::mapping::{SliceMapping, TableMapping};
 use crate::name::{TableName, quote_ident};
 use crate::problem::Problem;
@@ -52,7 +52,7 @@ pub(super) fn stream(draft: &mut Draft<'_>, slice: &SliceMapping, facts: &SliceF
     let changed = publish(draft, slice);
     let row = facts.reverse.as_ref();
     match row {
-        Some(row) if row.state == StreamState::Creating && row.mode != "OFF" && !changed => {
+        Some(row) if row.state == StreamState::Creating && row.mode != Mode::Off && !changed => {
             slot(draft, slice, &row.slot);
         }
         Some(row) => {
@@ -88,7 +88,7 @@ fn broken(
     if other {
         return Some("the service's database is another one".to_owned());
     }
-    if row.mode == "OFF" {
+    if row.mode == Mode::Off {
         return Some("it was being taken down".to_owned());
     }
     if changed {

@@ -9,6 +9,7 @@ use super::{Step, Verb, Work, keys, reverse};
 use crate::dualwrite::gate::{self, TriggerKind};
 use crate::dualwrite::guard::{Relation, expected};
 use crate::journal::arming;
+use crate::journal::streams::Mode;
 use crate::mapping::SliceMapping;
 use crate::name::quote_ident;
 use crate::provision::{Database, Statement};
@@ -68,7 +69,7 @@ fn stream(draft: &mut Draft<'_>, slice: &SliceMapping, facts: &SliceFacts) {
     let monolith = || Database::Monolith;
     let service = || Database::Service(slice.service.clone());
     if let Some(row) = &facts.reverse {
-        if row.mode != "OFF" {
+        if row.mode != Mode::Off {
             draft.journaled(
                 (monolith(), &slice.slice),
                 ("stop the reverse stream of slice", &slice.slice),

@@ -5,19 +5,20 @@ pub mod replace;
 use std::collections::{BTreeMap, HashMap};
 
 use bytes::{BufMut, Bytes, BytesMut};
-use futures_util::future::{join_all, join3};
+use futures_util::future::{join, join_all, join3};
 use futures_util::{SinkExt, pin_mut};
 use tokio_postgres::Statement;
 use tokio_postgres::types::ToSql;
 
 use super::batch::{Batch, Boundary};
+use super::engine::hit;
 use super::error::MirrorError;
+use super::start::shut_out;
 use super::statements::{self, UpdateForm, UpdateSql};
 use super::table::TableRun;
 use crate::change::{Tuple, Value};
-use crate::failpoint;
+use crate::journal::claims::{Claim, ClaimStatements};
 use crate::journal::copies::{self, TableState};
-use crate::journal::streams::{Claim, ClaimStatements};
 use crate::journal::touched::Register;
 use crate::journal::{self};
 use crate::landing::key::Key;
@@ -65,7 +66,6 @@ pub struct Applier {
     claim: Claim,
     claim_statements: ClaimStatements,
     statements: HashMap<String, Statement>,
-    tag: Statement,
     touched: Register,
     open: bool,
 }
@@ -82,14 +82,10 @@ impl Applier {
                  WHERE current_setting('synchronous_commit') = 'off'")
             .await
             .map_err(MirrorError::sql("setting up the apply session"))?;
-        let claim_statements = ClaimStatements::prepare(&session).await?;
-        let tag = session
-            .prepare("SELECT pg_logical_emit_message(true, 'strangler', $1)")
-            .await
-            .map_err(MirrorError::sql("preparing the loop tag"))?;
+        let claim_statements = ClaimStatements::prepare(&session, &claim).await?;
         let touched = Register::prepare(&session, &claim.slice).await?;
         let statements = HashMap::new();
-        Ok(Self { session, claim, claim_statements, statements, tag, touched, open: false })
+        Ok(Self { session, claim, claim_statements, statements, touched, open: false })
     }
 
     /// The claim, for landings beside this session.
@@ -116,24 +112,15 @@ impl Applier {
         if self.open {
             return Ok(());
         }
-        let tag_text = format!("{}:{}", self.claim.slice, self.claim.epoch);
-        let params: [&(dyn ToSql + Sync); 1] = [&tag_text];
-        let (begun, locked, tagged) = join3(
+        let (begun, locked) = join(
             // A deferrable constraint may be broken between two statements of one source transaction.
             self.session.batch_execute("BEGIN; SET CONSTRAINTS ALL DEFERRED"),
             self.claim.lock(&self.session, &self.claim_statements),
-            self.session.execute(&self.tag, &params),
         )
         .await;
         begun.map_err(MirrorError::sql("opening an apply transaction"))?;
-        let locked = locked?;
-        tagged.map_err(MirrorError::sql("tagging an apply transaction"))?;
         self.open = true;
-        if locked { Ok(()) } else { Err(self.fenced()) }
-    }
-
-    fn fenced(&self) -> MirrorError {
-        MirrorError::Fenced { slice: self.claim.slice.clone() }
+        if locked? { Ok(()) } else { Err(shut_out(&self.session, &self.claim).await) }
     }
 
     /// Writes a batch's operations into the open target transaction. Tables that can't take theirs stand still from
@@ -255,7 +242,7 @@ impl Applier {
     pub async fn commit_touching(&mut self, boundary: Boundary, at: Lsn) -> Result<(), MirrorError> {
         self.open().await?;
         self.touched.make_room(&self.session, self.claim.applied, at).await?;
-        failpoint::hit("apply-before-commit");
+        hit(self.claim.direction, "apply-before-commit", "reverse-before-commit");
         let (touched, advanced, committed) = join3(
             self.touched.write(&self.session, at),
             self.claim.advance(&self.session, &self.claim_statements, boundary.end, boundary.time_us),
@@ -267,10 +254,10 @@ impl Applier {
         committed.map_err(MirrorError::sql("committing an apply transaction"))?;
         self.open = false;
         if !advanced {
-            return Err(self.fenced());
+            return Err(shut_out(&self.session, &self.claim).await);
         }
         self.claim.applied = boundary.end;
-        failpoint::hit("apply-committed");
+        hit(self.claim.direction, "apply-committed", "reverse-committed");
         Ok(())
     }
 

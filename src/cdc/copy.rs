@@ -9,10 +9,11 @@ use tokio::sync::mpsc;
 
 use super::borders::{Job, JobExtent, range_condition};
 use super::error::MirrorError;
+use super::start::shut_out;
 use crate::failpoint;
 use crate::failpoint::hooks::{Hooks, Mutant};
+use crate::journal::claims::{Claim, ClaimStatements};
 use crate::journal::copies::{self, Extent, PieceRow};
-use crate::journal::streams::{Claim, ClaimStatements};
 use crate::landing::key::Point;
 use crate::lsn::Lsn;
 use crate::mapping::TableMapping;
@@ -39,8 +40,8 @@ impl WorkerSessions {
     ///
     /// # Errors
     /// [`MirrorError`].
-    pub async fn new(source: Session, target: Session) -> Result<Self, MirrorError> {
-        let statements = ClaimStatements::prepare(&target).await?;
+    pub async fn new(source: Session, target: Session, claim: &Claim) -> Result<Self, MirrorError> {
+        let statements = ClaimStatements::prepare(&target, claim).await?;
         Ok(Self { source, target, statements })
     }
 }
@@ -119,7 +120,7 @@ async fn land(
     let target = &sessions.target;
     target.batch_execute("BEGIN").await.map_err(MirrorError::sql("opening a landing"))?;
     if !round.claim.share(target, &sessions.statements).await? {
-        return Err(MirrorError::Fenced { slice: round.claim.slice.clone() });
+        return Err(shut_out(target, &round.claim).await);
     }
     if round.hooks.mutant(Mutant::PartsKept)
         && let JobExtent::Part { part, .. } = job.extent

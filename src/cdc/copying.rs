@@ -18,6 +18,7 @@ use super::table::{TableRun, expected_rows};
 use crate::failpoint;
 use crate::failpoint::hooks::{Hooks, Mutant};
 use crate::journal::copies::{self, Extent, PieceRow, TableState};
+use crate::journal::streams::StreamOf;
 use crate::landing::ring::Ring;
 use crate::lsn::Lsn;
 use crate::postgres::connect::Session;
@@ -245,7 +246,7 @@ impl Engine {
         while self.copying.workers.len() < self.config.options.workers.max(1) {
             let source = open(&self.config.read, &slice).await?;
             let target = open(&self.config.apply, &slice).await?;
-            self.copying.workers.push(WorkerSessions::new(source, target).await?);
+            self.copying.workers.push(WorkerSessions::new(source, target, self.applier.claim()).await?);
         }
         if self.copying.exporter.is_none() {
             self.copying.exporter = Some(open(&self.config.read, &slice).await?);
@@ -276,7 +277,7 @@ impl Engine {
         let (board, slice) = (self.config.board.clone(), self.config.mapping.slice.clone());
         let tell = |text: &str| {
             vitals.set_phase("copying", Some(text));
-            board.phase(&slice, "copying", Some(text));
+            board.phase(StreamOf::forward(&slice), "copying", Some(text));
         };
         let ring = &mut self.copying.ring;
         let running = async {
@@ -293,7 +294,7 @@ impl Engine {
                 if landed.is_ok() {
                     landed = take_report(tables, report);
                 }
-                shown.show(name, ("copying", None), tables, seen, 0);
+                shown.show(StreamOf::forward(name), ("copying", None), tables, seen, 0);
             }
             landed
         };

@@ -1,5 +1,6 @@
 //! The engine of one slice: one loop that waits for an event, decides, acts.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -17,22 +18,29 @@ use super::pulse::{Pulse, Vitals, heartbeat_number};
 use super::refetch::RefetchSessions;
 use super::repair::Repairs;
 use super::route::Router;
-use super::source::{HEARTBEAT_PREFIX, MARKER_PREFIX, marker_is_for};
+use super::source::{CANARY_PREFIX, HEARTBEAT_PREFIX, MARKER_PREFIX, marker_is_for, word_for};
 use super::stream::{Assembler, Event};
 use super::table::TableRun;
+use super::tripwire::{LOOK_EVERY, Strays, is_canary};
 use super::truncate;
 use crate::change::{Relation, TransactionFrame};
 use crate::failpoint;
-use crate::failpoint::hooks::Hooks;
+use crate::failpoint::hooks::{Hooks, Mutant};
+use crate::journal::claims::{TAG_PREFIX, tag_is_of};
 use crate::journal::copies::{self, TableState};
+use crate::journal::streams::{Direction, Mode, StreamOf};
 use crate::journal::{process, touched};
+use crate::landing::key::Key;
 use crate::landing::pieces::EventOrigin;
+use crate::landing::sets::RowOperation;
 use crate::mapping::SliceMapping;
 use crate::name::TableName;
 use crate::postgres::connect::{Server, Session};
 
-/// How long the loop waits for an event before it looks at the clock.
-const TICK: Duration = Duration::from_millis(100);
+/// How long the loop waits for an event before it looks at the clock and at its stream row.
+const TICK: Duration = LOOK_EVERY;
+/// Pause between two attempts at repairs that must be done before the stream is read.
+const REPAIRED_SOON: Duration = Duration::from_millis(20);
 /// A position that only moved over unrelated WAL is made durable this often, so that the monolith can let go of it.
 const IDLE_PERSIST_EVERY: Duration = Duration::from_secs(5);
 
@@ -57,20 +65,35 @@ pub struct MirrorOptions {
     pub hooks: Hooks,
 }
 
-/// Everything that one slice's engine is given.
+/// The links of a slice's way back.
+#[derive(Debug, Clone)]
+pub struct BackLinks {
+    /// The service, for reading.
+    pub read: Server,
+    /// The monolith, under the apply role.
+    pub apply: Server,
+    /// The monolith, for ending sessions of an older mirror.
+    pub admin: Server,
+}
+
+/// Everything that the engine of one direction of a slice is given.
 #[derive(Debug, Clone)]
 pub struct SliceConfig {
     /// Plan.
     pub plan: String,
-    /// The slice's mapping.
+    /// Which of the slice's streams.
+    pub direction: Direction,
+    /// The slice's mapping, from the monolith to the service in both directions.
     pub mapping: Arc<SliceMapping>,
-    /// The monolith, for reading.
+    /// The source, for reading.
     pub read: Server,
-    /// The service, under the apply role.
+    /// The target, under the apply role.
     pub apply: Server,
-    /// The service, for deferred indexes and constraints.
+    /// The target, for deferred indexes and constraints.
     pub admin: Server,
-    /// WAL that the plan lets the monolith hold, in bytes.
+    /// The way back, which runs once the slice is armed; none in a way back itself.
+    pub back: Option<BackLinks>,
+    /// WAL that the plan lets the source hold, in bytes.
     pub wal_budget_bytes: u64,
     /// How it runs.
     pub options: Arc<MirrorOptions>,
@@ -80,14 +103,29 @@ pub struct SliceConfig {
     pub board: super::mirror::Board,
 }
 
+impl SliceConfig {
+    /// Whose rows are meant.
+    #[must_use]
+    pub fn of(&self) -> StreamOf<'_> {
+        StreamOf { slice: &self.mapping.slice, direction: self.direction }
+    }
+
+    /// What the engine of the way back is given; `None` without links for it.
+    #[must_use]
+    pub fn way_back(&self) -> Option<Self> {
+        let BackLinks { read, apply, admin } = self.back.clone()?;
+        Some(Self { direction: Direction::Reverse, read, apply, admin, back: None, ..self.clone() })
+    }
+}
+
 /// A running engine.
 #[derive(Debug)]
 pub(crate) struct Engine {
     pub(crate) config: SliceConfig,
     pub(crate) applier: Applier,
-    /// On the monolith, outside transactions.
+    /// On the source, outside transactions.
     pub(crate) source: Session,
-    /// On the monolith, for refetches.
+    /// On the source, for refetches.
     pub(crate) reader: Session,
     pub(crate) assembler: Assembler,
     pub(crate) router: Router,
@@ -110,6 +148,14 @@ pub(crate) struct Engine {
     pub(crate) heartbeat: Option<u64>,
     /// A marker of this slice has been consumed: its transaction is committed as soon as it ends.
     pub(crate) marked: bool,
+    /// The transaction whose events arrive is the mirror's own, of the other direction.
+    pub(crate) tagged: bool,
+    /// What it did, when it is not and nobody should write where it was made.
+    pub(crate) strays: Strays,
+    /// It brought a canary of this stream.
+    pub(crate) canary: Option<String>,
+    /// When the stream row was last looked at.
+    pub(crate) looked_at: Instant,
     /// Rows that somebody asked to have read again.
     pub(crate) repairs: Repairs,
     /// When the board was last brought up to date.
@@ -123,6 +169,8 @@ impl Engine {
     pub(crate) async fn run(mut self, slot: String, stop: &CancellationToken) -> Result<(), MirrorError> {
         let pulse = Pulse {
             slice: self.slice().to_owned(),
+            direction: self.config.direction,
+            mode: self.applier.claim().mode,
             nonce: self.nonce,
             slot,
             wal_budget_bytes: self.config.wal_budget_bytes,
@@ -150,14 +198,24 @@ impl Engine {
         &self.config.mapping.slice
     }
 
+    /// It looks on and writes nothing.
+    pub(crate) fn is_tripwire(&self) -> bool {
+        self.applier.claim().mode == Mode::Tripwire
+    }
+
     async fn follow(&mut self, stop: &CancellationToken) -> Result<(), MirrorError> {
         loop {
             if stop.is_cancelled() {
                 return Ok(());
             }
             if self.current.is_none() && self.batch.is_idle() {
+                self.look().await?;
                 self.settle().await?;
-                if self.copy_next(stop).await? || self.repair_next().await? {
+                if !self.is_tripwire() && (self.copy_next(stop).await? || self.repair_next().await?) {
+                    continue;
+                }
+                if self.repairs.first && !self.is_tripwire() {
+                    tokio::time::sleep(REPAIRED_SOON).await;
                     continue;
                 }
             }
@@ -190,7 +248,18 @@ impl Engine {
             Event::Begin(TransactionFrame { xid, commit_lsn, .. }) => {
                 self.config.options.hooks.pass("begin").await;
                 self.current = Some(EventOrigin { xid, commit_lsn });
-                self.changes = false;
+                (self.changes, self.tagged) = (false, false);
+            }
+            // What the mirror itself wrote here comes from the other side, which has it.
+            Event::Row { .. } | Event::Truncate(_) if self.tagged => {}
+            Event::Row { relation, change } if is_canary(&relation) => self.canary_row(&relation, &change),
+            Event::Row { relation, change } if self.is_tripwire() => {
+                self.changes = true;
+                self.stray(&relation, &change)?;
+            }
+            Event::Truncate(relations) if self.is_tripwire() => {
+                self.changes = true;
+                self.stray_truncate(&relations)?;
             }
             Event::Row { relation, change } => {
                 let Some(origin) = self.current else { return Ok(()) };
@@ -204,13 +273,10 @@ impl Engine {
                 }
             }
             Event::Truncate(relations) => self.truncate(&relations).await?,
-            Event::Marker { prefix, content } => {
-                if prefix == HEARTBEAT_PREFIX {
-                    self.heartbeat = heartbeat_number(&content, self.slice(), self.nonce).or(self.heartbeat);
-                } else if prefix == MARKER_PREFIX && self.current.is_some() {
-                    // One outside of a transaction has no end that could be waited for.
-                    self.marked |= marker_is_for(&content, self.slice());
-                }
+            Event::Marker { prefix, content } => self.message(&prefix, &content),
+            Event::Commit { end, time_us } if self.is_tripwire() => {
+                let ended = (self.current.take(), Boundary { end, time_us });
+                self.end_watched(ended, stop).await?;
             }
             Event::Commit { end, time_us } => self.end_transaction(Boundary { end, time_us }).await?,
             Event::Idle { wal_end, time_us } => {
@@ -222,6 +288,25 @@ impl Engine {
         Ok(())
     }
 
+    fn message(&mut self, prefix: &str, content: &[u8]) {
+        let hooks = &self.config.options.hooks;
+        match prefix {
+            HEARTBEAT_PREFIX => {
+                self.heartbeat = heartbeat_number(content, self.slice(), self.nonce).or(self.heartbeat);
+            }
+            // One outside of a transaction has no end that could be waited for.
+            MARKER_PREFIX if self.current.is_some() => self.marked |= marker_is_for(content, self.slice()),
+            CANARY_PREFIX if self.current.is_some() => {
+                self.canary = word_for(content, self.slice()).or(self.canary.take());
+            }
+            // A tag stands before the first row; one that comes later is somebody's attempt to hide.
+            TAG_PREFIX if self.current.is_some() && !self.changes && !hooks.mutant(Mutant::NoTag) => {
+                self.tagged |= tag_is_of(content, self.slice());
+            }
+            _ => {}
+        }
+    }
+
     async fn end_transaction(&mut self, boundary: Boundary) -> Result<(), MirrorError> {
         // Nothing was decided about a transaction without changes, so no round has to see it.
         if let Some(origin) = self.current.take()
@@ -230,7 +315,11 @@ impl Engine {
             self.copying.consume(origin.xid);
         }
         self.consumed = boundary;
-        let marked = std::mem::take(&mut self.marked);
+        let mut marked = std::mem::take(&mut self.marked);
+        if self.canary.is_some() {
+            self.land_canary().await?;
+            (self.batch.flushed, marked) = (true, true);
+        }
         if self.batch.is_idle() {
             if marked {
                 self.persist().await?;
@@ -247,18 +336,27 @@ impl Engine {
     }
 
     /// Makes durable that everything consumed so far is decided about. Between transactions with an idle batch only.
-    async fn persist(&mut self) -> Result<(), MirrorError> {
+    pub(crate) async fn persist(&mut self) -> Result<(), MirrorError> {
+        self.land_canary().await?;
         self.applier.commit(self.consumed).await?;
         self.persisted_at = Instant::now();
-        failpoint::hit("idle-persisted");
+        self.hit("idle-persisted", "reverse-persisted");
         self.assembler.confirm(self.consumed.end);
         Ok(())
     }
 
     async fn flush(&mut self) -> Result<(), MirrorError> {
+        let written = self.written_to_mend();
         let diverged = self.applier.flush(&mut self.batch, &self.tables).await?;
         for divergence in diverged {
             if let Some(table) = self.tables.get_mut(divergence.table) {
+                if self.config.direction == Direction::Reverse {
+                    let label = table.label.clone();
+                    return Err(match written.get(&divergence.table) {
+                        Some(keys) => self.mend(&label, keys).await?,
+                        None => contradicted(&self.config, &label, &divergence.detail),
+                    });
+                }
                 tracing::error!(
                     slice = self.config.mapping.slice,
                     table = table.label,
@@ -271,6 +369,24 @@ impl Engine {
         Ok(())
     }
 
+    /// On the way back, keys of the batch by table, where the operator lets rows that contradict be read again.
+    fn written_to_mend(&self) -> BTreeMap<usize, Vec<Vec<String>>> {
+        if self.config.direction == Direction::Forward || self.config.options.retry.is_empty() {
+            return BTreeMap::new();
+        }
+        let allowed = |number: &usize| {
+            let table = self.tables.get(*number);
+            table.is_some_and(|table| self.config.options.retry.contains(table.mapping.label()))
+        };
+        let keys = |operations: &Vec<RowOperation>| {
+            let keys: BTreeSet<Vec<String>> =
+                operations.iter().flat_map(RowOperation::keys).map(Key::to_strings).collect();
+            keys.into_iter().collect()
+        };
+        let written = self.batch.operations.iter().filter(|(number, _)| allowed(number));
+        written.map(|(number, operations)| (*number, keys(operations))).collect()
+    }
+
     /// Commits what the batch holds up to its last boundary. Between transactions only.
     async fn commit_batch(&mut self) -> Result<(), MirrorError> {
         let Some(boundary) = self.batch.boundary else { return Ok(()) };
@@ -279,13 +395,17 @@ impl Engine {
         self.batch.clear_committed();
         self.persisted_at = Instant::now();
         self.assembler.confirm(boundary.end);
-        failpoint::hit("apply-confirmed");
+        self.hit("apply-confirmed", "reverse-confirmed");
         self.config.options.hooks.pass("applied").await;
         self.report_heartbeat();
         Ok(())
     }
 
-    fn report_heartbeat(&mut self) {
+    fn hit(&self, forward: &'static str, reverse: &'static str) {
+        hit(self.config.direction, forward, reverse);
+    }
+
+    pub(crate) fn report_heartbeat(&mut self) {
         if let Some(number) = self.heartbeat.take() {
             self.vitals.heartbeat_applied(number);
         }
@@ -294,7 +414,7 @@ impl Engine {
     async fn truncate(&mut self, relations: &[Arc<Relation>]) -> Result<(), MirrorError> {
         let Some(origin) = self.current else { return Ok(()) };
         self.changes = true;
-        for relation in relations {
+        for relation in relations.iter().filter(|relation| !is_canary(relation)) {
             let Some(number) = self.router.table_of(relation, &self.tables)? else { continue };
             self.flush().await?;
             if let Some(table) = self.tables.get(number)
@@ -326,7 +446,7 @@ impl Engine {
         {
             self.persist().await?;
         }
-        self.go_live().await
+        if self.is_tripwire() { Ok(()) } else { self.go_live().await }
     }
 
     async fn go_live(&mut self) -> Result<(), MirrorError> {
@@ -376,7 +496,7 @@ impl Engine {
         let finished = finish::run(&self.config.admin, &slice, self.nonce, &|row, number, total| {
             let detail = format!("{} on {} ({} of {total})", row.object, row.target_table, number + 1);
             vitals.set_phase("finishing", Some(&detail));
-            board.phase(&slice, "finishing", Some(&detail));
+            board.phase(StreamOf::forward(&slice), "finishing", Some(&detail));
         })
         .await?;
         for failed in &finished.failed {
@@ -401,14 +521,16 @@ impl Engine {
         let passed =
             self.tables.iter().all(|table| table.pieces.is_live() || table.state == TableState::Diverged);
         let phase = match (copying, passed) {
+            _ if self.is_tripwire() => "watching",
             (true, _) => "copying",
             (false, false) => "catching up",
             (false, true) => "streaming",
         };
         let waiting = self.copying.waits_for();
         self.vitals.set_phase(phase, waiting.as_deref());
-        self.config.board.show(self.slice(), (phase, waiting.as_deref()), &self.tables, &self.vitals, behind);
-        self.config.board.count(self.slice(), self.router.counts);
+        let of = self.config.of();
+        self.config.board.show(of, (phase, waiting.as_deref()), &self.tables, &self.vitals, behind);
+        self.config.board.count(of, self.router.counts);
     }
 
     /// Stops at a transaction border: what is complete is committed, what is not is left to the next start.
@@ -421,9 +543,34 @@ impl Engine {
             }
         }
         let target = super::start::open(&self.config.apply, self.slice()).await?;
-        process::stopped(&target, self.slice(), self.nonce, None).await?;
+        process::stopped(&target, self.config.of(), self.nonce, None).await?;
+        let direction = self.config.direction;
         self.assembler.stop().await;
-        failpoint::hit("stopped-cleanly");
+        hit(direction, "stopped-cleanly", "reverse-stopped");
         Ok(())
+    }
+}
+
+/// A kill point of either direction, each under a name of its own.
+pub(crate) fn hit(direction: Direction, forward: &'static str, reverse: &'static str) {
+    failpoint::hit(match direction {
+        Direction::Forward => forward,
+        Direction::Reverse => reverse,
+    });
+}
+
+/// Rows of the monolith are not what the service's writes met. Nothing is skipped: the slot keeps what comes until an
+/// operator has had a look.
+fn contradicted(config: &SliceConfig, table: &str, detail: &str) -> MirrorError {
+    let slice = &config.mapping.slice;
+    MirrorError::Refused {
+        what: format!(
+            "the monolith's rows of {table} are not those that slice {slice} had before the service's writes: {detail}; \
+             the way back stands still before them"
+        ),
+        next: format!(
+            "strangler mirror PLAN --slice {slice} --retry {table}, which reads the rows that contradict from the \
+             service again"
+        ),
     }
 }

@@ -49,6 +49,19 @@ pub enum MirrorError {
         /// What to type next.
         next: String,
     },
+    /// The stream row says something else than it did at the start: the authority moves, and the engine starts again in
+    /// the part that the row now gives it.
+    #[error("the authority over slice {slice} moves")]
+    Turned {
+        /// Slice.
+        slice: String,
+    },
+    /// A slice has no way back, or not any more: there is nothing to run until it is armed.
+    #[error("slice {slice} is not armed: it has no way back")]
+    NotArmed {
+        /// Slice.
+        slice: String,
+    },
     /// A stored value can't be read.
     #[error("{what} can't be read")]
     Unreadable {
@@ -103,12 +116,13 @@ impl MirrorError {
             Self::Journal(error) => error.database_error().is_some_and(passes),
             Self::Replication(error) => error.is_retryable(),
             Self::Stream(StreamError::Replication(error)) => error.is_retryable(),
-            Self::Restart { .. } => true,
+            Self::Restart { .. } | Self::Turned { .. } => true,
             Self::Stream(StreamError::Decode(_) | StreamError::Spill { .. } | StreamError::Order { .. })
             | Self::Link(_)
             | Self::Fenced { .. }
             | Self::Refused { .. }
             | Self::Unreadable { .. }
+            | Self::NotArmed { .. }
             | Self::Stopped => false,
         }
     }
@@ -127,6 +141,8 @@ impl MirrorError {
             | Self::Stream(_)
             | Self::Unreadable { .. }
             | Self::Restart { .. }
+            | Self::Turned { .. }
+            | Self::NotArmed { .. }
             | Self::Stopped => None,
         }
     }

@@ -6,6 +6,7 @@ use std::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::apply::Applier;
+use super::back;
 use super::batch::{Batch, Boundary};
 use super::copying::{Copying, ROWS_PER_RANGE_FIRST};
 use super::engine::{Engine, SliceConfig};
@@ -16,23 +17,26 @@ use super::pulse::Vitals;
 use super::repair::Repairs;
 use super::route::Router;
 use super::source;
-use super::start::{self, Memory, ProcessName, Starting, open};
+use super::start::{self, Both, Memory, ProcessName, Starting, open};
 use super::stream::Assembler;
 use super::table::{TableRun, choose_ranges, key_equality, rows_are_whole};
+use super::tripwire::Strays;
 use crate::failpoint;
 use crate::failpoint::hooks::Mutant;
+use crate::journal::claims::{Claim, ClaimStatements};
 use crate::journal::copies::{self, TableRow, TableState};
 use crate::journal::process;
-use crate::journal::streams::{self, Claim, StreamRow, StreamState};
+use crate::journal::streams::{self, Direction, Mode, StreamRow, StreamState};
 use crate::lsn::Lsn;
 use crate::name::TableName;
 use crate::postgres::connect::Session;
 use crate::postgres::replication::{Connection, StreamOptions, SystemIdentity};
+use crate::problem::arm_anew;
 
 /// The sessions of a start.
-struct Links {
-    source: Session,
-    target: Session,
+pub(super) struct Links {
+    pub(super) source: Session,
+    pub(super) target: Session,
     replication: Connection,
     system: SystemIdentity,
 }
@@ -55,8 +59,18 @@ pub async fn run_once(
         () = stop.cancelled() => return Err(MirrorError::Stopped),
     };
     let publication = engine.publication.clone();
-    let named = Named { publication: &publication, slice: &config.mapping.slice, slot: Some(slot.as_str()) };
-    Box::pin(engine.run(slot.clone(), stop)).await.map_err(|error| publication::explain(error, named))
+    let named = named(config, &publication, Some(slot.as_str()));
+    Box::pin(engine.run(slot.clone(), stop)).await.map_err(|error| {
+        // `arm` and `disarm` shut a running way back out, too: the next start finds out who did.
+        if config.direction == Direction::Reverse && matches!(error, MirrorError::Fenced { .. }) {
+            return MirrorError::Turned { slice: config.mapping.slice.clone() };
+        }
+        publication::explain(error, named)
+    })
+}
+
+fn named<'a>(config: &'a SliceConfig, publication: &'a str, slot: Option<&'a str>) -> Named<'a> {
+    Named { publication, slice: &config.mapping.slice, direction: config.direction, slot }
 }
 
 async fn prepare(
@@ -65,12 +79,24 @@ async fn prepare(
     memory: &mut Memory,
 ) -> Result<(Engine, String), MirrorError> {
     let slice = config.mapping.slice.as_str();
-    config.board.phase(slice, "starting", None);
+    config.board.phase(config.of(), "starting", None);
     let mut links = connect(config).await?;
-    let starting = Starting { plan: &config.plan, slice, plan_hash: &config.mapping.hash, process };
-    start::check_links(&links.source, &links.target, (starting, &config.mapping.service)).await?;
-    let (epoch, publication) = start::check_provisioned(&links.source, &links.target, starting).await?;
-    let published = check_published(config, &links, &publication).await?;
+    let starting = Starting {
+        plan: &config.plan,
+        slice,
+        direction: config.direction,
+        plan_hash: &config.mapping.hash,
+        process,
+    };
+    let both = Both::of(config.direction, &links.source, &links.target);
+    start::check_links(both, (starting, &config.mapping.service)).await?;
+    let provisioned = start::check_provisioned(both, starting).await?;
+    let publication = match (config.direction, &provisioned.row) {
+        (Direction::Reverse, Some(row)) => row.publication.clone(),
+        (Direction::Forward | Direction::Reverse, _) => provisioned.publication.clone(),
+    };
+    copy_again_only_from_the_authority(config, memory, provisioned.row.as_ref())?;
+    let published = check_published(config, &links, (&publication, provisioned.row.as_ref())).await?;
     if !memory.started {
         start::check_alone(&links.target, starting, config.options.take_over).await?;
     } else {
@@ -81,12 +107,12 @@ async fn prepare(
     let row = start::claim_stream(
         &links.target,
         starting,
-        (epoch, &publication),
+        (provisioned.epoch, &publication),
         &identity,
         (memory, &config.admin),
     )
     .await?;
-    let row = if memory.rebuild {
+    let row = if memory.rebuild && config.direction == Direction::Forward {
         let row = rebuild(config, &mut links, starting, row, &identity).await?;
         memory.rebuild = false;
         row
@@ -94,22 +120,66 @@ async fn prepare(
         row
     };
     let applied = prepare_slot(config, &mut links, &row, (identity.database_oid, &identity.uuid)).await?;
-    let claim = Claim { slice: slice.to_owned(), nonce: row.nonce, epoch, applied };
+    let claim = claim(config, &row, applied);
+    if claim.direction == Direction::Forward && claim.mode == Mode::Apply {
+        copy_anew(config, &links, &claim, memory).await?;
+    }
+    let names = (row.slot.as_str(), publication.as_str());
+    let engine = bring_up(config, links, names, (claim, published)).await?;
+    Ok((engine, row.slot))
+}
+
+/// `--rebuild` empties the tables of the service, which only copies may be. `--retry` is the way back's then.
+fn copy_again_only_from_the_authority(
+    config: &SliceConfig,
+    memory: &Memory,
+    row: Option<&StreamRow>,
+) -> Result<(), MirrorError> {
+    let asked = config.direction == Direction::Forward && memory.rebuild;
+    if !asked || row.is_none_or(|row| row.mode == Mode::Apply) {
+        return Ok(());
+    }
+    let slice = &config.mapping.slice;
+    Err(MirrorError::Refused {
+        what: format!(
+            "slice {slice} belongs to its service: its tables there are the truth, and copying them again from the \
+             monolith would empty them"
+        ),
+        next: format!("strangler mirror PLAN --slice {slice}, without --rebuild"),
+    })
+}
+
+fn claim(config: &SliceConfig, row: &StreamRow, applied: Lsn) -> Claim {
+    Claim {
+        slice: config.mapping.slice.clone(),
+        direction: config.direction,
+        mode: row.mode,
+        nonce: row.nonce,
+        epoch: row.epoch,
+        applied,
+    }
+}
+
+/// What an interrupted copy left half done, and what the operator wants copied again.
+async fn copy_anew(
+    config: &SliceConfig,
+    links: &Links,
+    claim: &Claim,
+    memory: &mut Memory,
+) -> Result<(), MirrorError> {
     let labels: Vec<(String, String)> =
         config.mapping.tables.iter().map(|table| (table.source.to_string(), table.target.sql())).collect();
     if !config.options.hooks.mutant(Mutant::PartsKept) {
-        start::void_parts(&links.target, &claim, &|label| {
+        start::void_parts(&links.target, claim, &|label| {
             labels.iter().find(|(source, _)| source == label).map(|(_, target)| target.clone())
         })
         .await?;
     }
     while let Some(table) = memory.retry.last() {
-        retry(config, &links.target, &claim, table).await?;
+        retry(config, &links.target, claim, table).await?;
         memory.retry.pop();
     }
-    let engine =
-        bring_up(config, links, (row.slot.as_str(), publication.as_str()), (claim, published)).await?;
-    Ok((engine, row.slot))
+    Ok(())
 }
 
 async fn connect(config: &SliceConfig) -> Result<Links, MirrorError> {
@@ -129,15 +199,18 @@ async fn prepare_slot(
     (database, uuid): (u32, &str),
 ) -> Result<Lsn, MirrorError> {
     let slice = config.mapping.slice.as_str();
-    let tell = |text: &str| config.board.phase(slice, "waiting", Some(text));
+    let tell = |text: &str| config.board.phase(config.of(), "waiting", Some(text));
     match row.state {
+        StreamState::Creating if config.direction == Direction::Reverse => {
+            Err(MirrorError::NotArmed { slice: slice.to_owned() })
+        }
         StreamState::Creating => {
             tell("the new replication slot waits for running transactions of the monolith's cluster");
             start::wait_for_slot(&links.source, &row.slot, &tell).await?;
             start::create_slot(&links.source, &mut links.replication, &links.target, (slice, row), &tell)
                 .await
         }
-        StreamState::Gap | StreamState::Diverged => Err(refuse(slice, row.detail.as_deref())),
+        StreamState::Gap | StreamState::Diverged => Err(refuse(config, row.detail.as_deref())),
         StreamState::Running => {
             start::wait_for_slot(&links.source, &row.slot, &tell).await?;
             let slot = source::slot(&links.source, &row.slot).await?;
@@ -147,15 +220,16 @@ async fn prepare_slot(
             } else {
                 Vec::new()
             };
-            let fault = start::find_fault(row, &links.system, (database, uuid), slot.as_ref(), &history);
+            let (of, stream) = (config.of(), (row, config.direction));
+            let fault = start::find_fault(stream, &links.system, (database, uuid), slot.as_ref(), &history);
             if let Some(fault) = fault {
-                streams::set_state(&links.target, slice, row.nonce, fault.state, Some(&fault.detail)).await?;
+                streams::set_state(&links.target, of, row.nonce, fault.state, Some(&fault.detail)).await?;
                 failpoint::hit("fault-recorded");
-                return Err(refuse(slice, Some(&fault.detail)));
+                return Err(refuse(config, Some(&fault.detail)));
             }
             if moved {
                 let timeline = i32::try_from(links.system.timeline).unwrap_or(i32::MAX);
-                streams::set_timeline(&links.target, slice, row.nonce, timeline).await?;
+                streams::set_timeline(&links.target, of, row.nonce, timeline).await?;
                 failpoint::hit("timeline-recorded");
             }
             Ok(row.applied)
@@ -163,13 +237,20 @@ async fn prepare_slot(
     }
 }
 
-fn refuse(slice: &str, detail: Option<&str>) -> MirrorError {
-    MirrorError::Refused {
-        what: format!(
-            "slice {slice} can't go on: {}",
-            detail.unwrap_or("its stream is marked as broken, without a reason")
-        ),
-        next: format!("strangler mirror PLAN --slice {slice} --rebuild, which copies the slice again"),
+/// A way back that is broken can't be made whole from the monolith: `arm` makes it anew, and a comparison finds what
+/// was lost.
+fn refuse(config: &SliceConfig, detail: Option<&str>) -> MirrorError {
+    let slice = &config.mapping.slice;
+    let detail = detail.unwrap_or("its stream is marked as broken, without a reason");
+    match config.direction {
+        Direction::Forward => MirrorError::Refused {
+            what: format!("slice {slice} can't go on: {detail}"),
+            next: format!("strangler mirror PLAN --slice {slice} --rebuild, which copies the slice again"),
+        },
+        Direction::Reverse => MirrorError::Refused {
+            what: format!("the way back of slice {slice} can't go on: {detail}"),
+            next: format!("{}; then strangler reconcile PLAN --slice {slice} --repair", arm_anew(slice)),
+        },
     }
 }
 
@@ -180,15 +261,27 @@ async fn bring_up(
     (claim, published): (Claim, Published),
 ) -> Result<Engine, MirrorError> {
     let slice = config.mapping.slice.as_str();
-    let tables = restore_tables(config, &links.target, &published).await?;
+    let tables = match claim.direction {
+        Direction::Forward => restore_tables(config, &links.target, &published).await?,
+        Direction::Reverse => {
+            let published = (&published, named(config, "", None));
+            back::restore_tables(&links, &claim, (&config.mapping, slot), published).await?
+        }
+    };
+    let repairs = match claim.direction {
+        Direction::Forward => Repairs::default(),
+        Direction::Reverse => Repairs::before_reading(&links.target, slice).await?,
+    };
+    let finished = claim.direction == Direction::Reverse || claim.mode != Mode::Apply;
     let same_major = links.source.server_major() == links.target.server_major();
     let copying = Copying::new(config.options.rows_per_range, same_major);
     let (nonce, applied) = (claim.nonce, claim.applied);
     let reader = open(&config.read, slice).await?;
-    let applier = Applier::new(links.target, claim).await?;
     let stream =
         links.replication.start(slot, applied, publication, StreamOptions { streaming: true }).await?;
-    tracing::info!(slice, slot, from = %applied, "the stream starts");
+    let (direction, mode) = (claim.direction.as_str(), claim.mode.as_str());
+    tracing::info!(slice, direction, mode, slot, from = %applied, "the stream starts");
+    let applier = Applier::new(links.target, claim).await?;
     Ok(Engine {
         config: config.clone(),
         applier,
@@ -209,9 +302,13 @@ async fn bring_up(
         persisted_at: Instant::now(),
         heartbeat: None,
         marked: false,
-        repairs: Repairs::default(),
+        tagged: false,
+        strays: Strays::default(),
+        canary: None,
+        looked_at: Instant::now(),
+        repairs,
         shown_at: None,
-        finished: false,
+        finished,
     })
 }
 
@@ -234,7 +331,7 @@ async fn restore_tables(
             });
         };
         if let Some(entry) = published.get(&mapping.source) {
-            check_entry(target, slice, row, *entry).await?;
+            check_entry(target, named(config, "", None), row, *entry).await?;
         }
         let mapping = Arc::new(mapping.clone());
         let facts = (rows_are_whole(target, &mapping).await?, key_equality(target, &mapping).await?);
@@ -249,8 +346,13 @@ async fn restore_tables(
 }
 
 /// A table whose copy began under another entry of the publication has lost changes.
-async fn check_entry(target: &Session, slice: &str, row: &TableRow, entry: u32) -> Result<(), MirrorError> {
-    let label = &row.source_table;
+pub(super) async fn check_entry(
+    target: &Session,
+    named: Named<'_>,
+    row: &TableRow,
+    entry: u32,
+) -> Result<(), MirrorError> {
+    let (slice, label) = (named.slice, &row.source_table);
     match (row.state, row.published_as) {
         (TableState::Pending | TableState::Diverged, _) | (_, None) => {
             Ok(copies::set_published_as(target, slice, label, entry).await?)
@@ -261,7 +363,7 @@ async fn check_entry(target: &Session, slice: &str, row: &TableRow, entry: u32) 
             Err(super::contents::refusal(slice, label, what).into())
         }
         (TableState::Copying | TableState::Live, Some(_)) => {
-            Err(publication::left(&[label.as_str()], slice).into())
+            Err(publication::left(&[label.as_str()], named).into())
         }
     }
 }
@@ -299,10 +401,10 @@ async fn begin_emptying(
     claim: &Claim,
     tables: &[(String, String)],
 ) -> Result<(), MirrorError> {
-    let statements = streams::ClaimStatements::prepare(target).await?;
+    let statements = ClaimStatements::prepare(target, claim).await?;
     target.batch_execute("BEGIN").await.map_err(MirrorError::sql("opening a transaction"))?;
     if !claim.share(target, &statements).await? {
-        return Err(MirrorError::Fenced { slice: claim.slice.clone() });
+        return Err(start::shut_out(target, claim).await);
     }
     for (source, table) in tables {
         start::empty_table(target, table).await?;
@@ -321,7 +423,7 @@ async fn rebuild(
     identity: &streams::Source,
 ) -> Result<StreamRow, MirrorError> {
     let slice = starting.slice;
-    let tell = |text: &str| config.board.phase(slice, "waiting", Some(text));
+    let tell = |text: &str| config.board.phase(config.of(), "waiting", Some(text));
     // The old slot goes first: a crash after it leaves a stream in a gap, never a slot that nobody knows of.
     start::wait_for_slot(&links.source, &row.slot, &tell).await?;
     if source::slot(&links.source, &row.slot).await?.is_some() {
@@ -331,7 +433,7 @@ async fn rebuild(
     for mapping in &config.mapping.tables {
         finish::defer_again(&config.admin, slice, row.nonce, mapping).await?;
     }
-    let claim = Claim { slice: slice.to_owned(), nonce: row.nonce, epoch: row.epoch, applied: row.applied };
+    let claim = claim(config, &row, row.applied);
     let tables: Vec<(String, String)> =
         config.mapping.tables.iter().map(|table| (table.source.to_string(), table.target.sql())).collect();
     // One transaction: a stream that starts anew over tables that still count as copied would lose every change
@@ -343,7 +445,7 @@ async fn rebuild(
     }
     links.target.batch_execute("COMMIT").await.map_err(MirrorError::sql("starting the slice over"))?;
     failpoint::hit("rebuild-reset");
-    let fresh = streams::read(&links.target, slice).await?;
+    let fresh = streams::read(&links.target, config.of()).await?;
     fresh.ok_or_else(|| MirrorError::Unreadable { what: format!("the stream row of slice {slice}") })
 }
 
@@ -351,15 +453,16 @@ async fn rebuild(
 async fn check_published(
     config: &SliceConfig,
     links: &Links,
-    publication: &str,
+    (publication, row): (&str, Option<&StreamRow>),
 ) -> Result<Published, MirrorError> {
-    let slice = config.mapping.slice.as_str();
-    let begun = streams::read(&links.target, slice).await?;
-    let named = Named { publication, slice, slot: begun.as_ref().map(|row| row.slot.as_str()) };
+    let named = named(config, publication, row.map(|row| row.slot.as_str()));
     let Some(found) = publication::read(&links.source, publication).await? else {
         return Err(publication::gone(named).into());
     };
-    let wanted = config.mapping.tables.iter().map(|table| &table.source);
+    let wanted = config.mapping.tables.iter().map(|table| match config.direction {
+        Direction::Forward => &table.source,
+        Direction::Reverse => &table.target,
+    });
     match found.fault(wanted, named) {
         Some(fault) => Err(fault.into()),
         None => Ok(found.tables),

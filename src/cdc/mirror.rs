@@ -14,10 +14,11 @@ use super::launch;
 use super::progress::{Progress, SliceProgress, TableProgress};
 use super::pulse::Vitals;
 use super::route::RouteCounts;
-use super::start::{Memory, ProcessName, open};
+use super::start::{Memory, ProcessName, is_armed, open};
 use super::table::{TableRun, expected_rows};
 use crate::failpoint;
 use crate::journal::process::{self, Sighting};
+use crate::journal::streams::{self, Direction, StreamOf};
 
 /// Pauses between attempts after a broken link, doubled up to the longest, each with a random part so that many
 /// slices don't return at once.
@@ -29,37 +30,102 @@ const HEALTHY_AFTER: Duration = Duration::from_secs(30);
 /// How often a waiting mirror shows that it lives.
 const SIGHT_EVERY: Duration = Duration::from_secs(3);
 
-/// How the mirror of one slice ended.
+/// How often the mirror looks whether a slice has got a way back.
+const ARMED_EVERY: Duration = Duration::from_secs(1);
+
+/// How the mirror of one direction of a slice ended.
 #[derive(Debug)]
 pub struct SliceEnd {
     /// Slice.
     pub slice: String,
+    /// Which of its streams.
+    pub direction: Direction,
     /// `Ok` after a clean stop.
     pub result: Result<(), MirrorError>,
 }
 
 /// Runs all slices until `stop` is cancelled or none can go on. A slice that can't go on does not stop the others.
 /// Dropped before its end, it lets go of everything at once, as a crash would.
+///
+/// Each slice has two streams once it is armed, and each has an engine that follows its own stream row: the ways there
+/// come first among the ends, in the order of `configs`, then the ways back that ran.
 pub async fn run(configs: Vec<SliceConfig>, this: ProcessName, stop: CancellationToken) -> Vec<SliceEnd> {
     let this = Arc::new(this);
-    let running: Vec<_> = configs
-        .into_iter()
-        .map(|config| {
-            let slice = config.mapping.slice.clone();
-            let (this, stop) = (Arc::clone(&this), stop.clone());
-            let task = tokio::spawn(async move { Box::pin(keep_running(config, &this, &stop)).await });
-            (slice, AbortOnDropHandle::new(task))
-        })
-        .collect();
+    let mut running = Vec::new();
+    let mut ways_back = Vec::new();
+    for config in configs {
+        let over = CancellationToken::new();
+        if let Some(back) = config.way_back() {
+            let slice = back.mapping.slice.clone();
+            let (this, stop, over) = (Arc::clone(&this), stop.clone(), over.clone());
+            let task = tokio::spawn(async move { Box::pin(run_back(back, &this, &stop, &over)).await });
+            ways_back.push((slice, AbortOnDropHandle::new(task)));
+        }
+        let slice = config.mapping.slice.clone();
+        let (this, stop) = (Arc::clone(&this), stop.clone());
+        let task = tokio::spawn(async move {
+            let ended = Box::pin(keep_running(config, &this, &stop)).await;
+            over.cancel();
+            ended
+        });
+        running.push((slice, AbortOnDropHandle::new(task)));
+    }
     let mut ends = Vec::new();
     for (slice, task) in running {
+        let result = joined(task.await);
+        ends.push(SliceEnd { slice, direction: Direction::Forward, result });
+    }
+    for (slice, task) in ways_back {
         let result = match task.await {
-            Ok(result) => result,
-            Err(error) => Err(MirrorError::Unreadable { what: format!("the engine's end ({error})") }),
+            Ok(None) => continue,
+            Ok(Some(result)) => result,
+            Err(error) => joined(Err(error)),
         };
-        ends.push(SliceEnd { slice, result });
+        ends.push(SliceEnd { slice, direction: Direction::Reverse, result });
     }
     ends
+}
+
+fn joined(ended: Result<Result<(), MirrorError>, tokio::task::JoinError>) -> Result<(), MirrorError> {
+    ended.unwrap_or_else(|error| Err(MirrorError::Unreadable { what: format!("the engine's end ({error})") }))
+}
+
+/// Runs a way back from the moment when there is one; `None` when there never was before the slice's other stream was
+/// over, which then is no reason to stay.
+async fn run_back(
+    config: SliceConfig,
+    this: &ProcessName,
+    stop: &CancellationToken,
+    over: &CancellationToken,
+) -> Option<Result<(), MirrorError>> {
+    loop {
+        tokio::select! {
+            biased;
+            () = armed(&config) => {}
+            () = stop.cancelled() => return None,
+            () = over.cancelled() => return None,
+        }
+        match Box::pin(keep_running(config.clone(), this, stop)).await {
+            // It was disarmed meanwhile, and may be armed again.
+            Err(MirrorError::NotArmed { .. }) => tokio::time::sleep(ARMED_EVERY).await,
+            ended => return Some(ended),
+        }
+    }
+}
+
+/// Waits until the monolith has a stream row for the way back. Trouble on the way there is the other stream's to tell.
+async fn armed(config: &SliceConfig) {
+    loop {
+        if let Ok(target) = open(&config.apply, &config.mapping.slice).await {
+            while let Ok(found) = streams::read(&target, config.of()).await {
+                if found.as_ref().is_some_and(is_armed) {
+                    return;
+                }
+                tokio::time::sleep(ARMED_EVERY).await;
+            }
+        }
+        tokio::time::sleep(ARMED_EVERY).await;
+    }
 }
 
 async fn keep_running(
@@ -67,7 +133,7 @@ async fn keep_running(
     this: &ProcessName,
     stop: &CancellationToken,
 ) -> Result<(), MirrorError> {
-    let slice = config.mapping.slice.clone();
+    let (slice, direction) = (config.mapping.slice.clone(), config.direction.as_str());
     let mut pause = PAUSE_FIRST;
     let mut memory = Memory {
         started: false,
@@ -79,12 +145,23 @@ async fn keep_running(
         let started = Instant::now();
         let error = match Box::pin(launch::run_once(&config, this, &mut memory, stop)).await {
             Ok(()) | Err(MirrorError::Stopped) => {
-                config.board.phase(&slice, "stopped", None);
+                config.board.phase(config.of(), "stopped", None);
                 return Ok(());
+            }
+            // The row says what the stream is for now; whoever waits for it should not wait longer than it takes.
+            Err(MirrorError::Turned { .. }) => {
+                tracing::info!(slice, direction, "the authority moves");
+                failpoint::hit("turned");
+                config.board.phase(config.of(), "turning", None);
+                continue;
+            }
+            Err(error @ MirrorError::NotArmed { .. }) => {
+                config.board.phase(config.of(), "stopped", None);
+                return Err(error);
             }
             Err(error) if error.is_retryable() => error,
             Err(error) => {
-                config.board.phase(&slice, "stopped", Some(&error.to_string()));
+                config.board.phase(config.of(), "stopped", Some(&error.to_string()));
                 record_end(&config, &memory, &error).await;
                 return Err(error);
             }
@@ -95,11 +172,12 @@ async fn keep_running(
         let chain = chain_of(&error);
         tracing::warn!(
             slice,
+            direction,
             error = chain,
             pause_ms = u64::try_from(pause.as_millis()).unwrap_or(0),
             "trying again"
         );
-        config.board.phase(&slice, "waiting", Some(&chain));
+        config.board.phase(config.of(), "waiting", Some(&chain));
         let jitter = pause.mul_f64(fastrand::f64() * 0.3);
         tokio::select! {
             () = stop.cancelled() => return Ok(()),
@@ -109,12 +187,12 @@ async fn keep_running(
     }
 }
 
-/// Leaves word in the service why the mirror of a slice ended, for `status`; one that was shut out leaves none.
+/// Leaves word in the target why the mirror of a slice ended, for `status`; one that was shut out leaves none.
 async fn record_end(config: &SliceConfig, memory: &Memory, error: &MirrorError) {
     let Some(nonce) = memory.nonce else { return };
     let recording = async {
         let target = open(&config.apply, &config.mapping.slice).await.ok()?;
-        process::stopped(&target, &config.mapping.slice, nonce, Some(&error.to_string())).await.ok()?;
+        process::stopped(&target, config.of(), nonce, Some(&error.to_string())).await.ok()?;
         failpoint::hit("end-recorded");
         Some(())
     };
@@ -122,7 +200,7 @@ async fn record_end(config: &SliceConfig, memory: &Memory, error: &MirrorError) 
     let _ = tokio::time::timeout(SIGHT_EVERY, recording).await;
 }
 
-/// Waits before the next attempt, and meanwhile shows the service, if it can be reached, that the mirror lives.
+/// Waits before the next attempt, and meanwhile shows the target, if it can be reached, that the mirror lives.
 async fn wait(config: &SliceConfig, memory: &Memory, why: &str, pause: Duration) {
     let until = Instant::now() + pause;
     let sighting =
@@ -131,7 +209,7 @@ async fn wait(config: &SliceConfig, memory: &Memory, why: &str, pause: Duration)
         if let Some(nonce) = memory.nonce {
             let beat = async {
                 let target = open(&config.apply, &config.mapping.slice).await.ok()?;
-                process::beat(&target, &config.mapping.slice, nonce, &sighting).await.ok()
+                process::beat(&target, config.of(), nonce, &sighting).await.ok()
             };
             // A sign of life is a courtesy; without one `status` says that the mirror is not seen.
             let _ = tokio::time::timeout(left, beat).await;
@@ -184,27 +262,28 @@ impl Board {
         (Self { sender: Arc::new(sender), speeds: Arc::default() }, receiver)
     }
 
-    /// A slice enters a phase.
-    pub fn phase(&self, slice: &str, phase: &str, detail: Option<&str>) {
-        self.update(slice, |shown| {
+    /// A stream enters a phase.
+    pub fn phase(&self, of: StreamOf<'_>, phase: &str, detail: Option<&str>) {
+        self.update(of, |shown| {
             phase.clone_into(&mut shown.phase);
             shown.detail = detail.map(str::to_owned);
         });
     }
 
-    /// Shows a slice as it is now; `lag_bytes` is the WAL received and not applied.
+    /// Shows a stream as it is now; `lag_bytes` is the WAL received and not applied.
     pub fn show(
         &self,
-        slice: &str,
+        of: StreamOf<'_>,
         (phase, detail): (&str, Option<&str>),
         tables: &[TableRun],
         vitals: &Vitals,
         lag_bytes: u64,
     ) {
-        let tables = tables.iter().map(|table| self.table(slice, table)).collect();
-        self.update(slice, |shown| {
+        let tables = tables.iter().map(|table| self.table(of.slice, table)).collect();
+        self.update(of, |shown| {
             *shown = SliceProgress {
-                slice: slice.to_owned(),
+                slice: of.slice.to_owned(),
+                direction: of.direction,
                 phase: phase.to_owned(),
                 tables,
                 lag_bytes,
@@ -216,14 +295,23 @@ impl Board {
         });
     }
 
-    /// Shows how a slice's events fared.
-    pub fn count(&self, slice: &str, counts: RouteCounts) {
-        self.update(slice, |shown| shown.counts = counts);
+    /// Shows how a stream's events fared.
+    pub fn count(&self, of: StreamOf<'_>, counts: RouteCounts) {
+        self.update(of, |shown| shown.counts = counts);
     }
 
-    fn update(&self, slice: &str, change: impl FnOnce(&mut SliceProgress)) {
+    /// A way back has its place behind all slices from the moment when it is first told of.
+    fn update(&self, of: StreamOf<'_>, change: impl FnOnce(&mut SliceProgress)) {
+        let same = |shown: &SliceProgress| shown.slice == of.slice && shown.direction == of.direction;
         self.sender.send_modify(|progress| {
-            if let Some(shown) = progress.slices.iter_mut().find(|shown| shown.slice == slice) {
+            if of.direction == Direction::Reverse && !progress.slices.iter().any(same) {
+                progress.slices.push(SliceProgress {
+                    slice: of.slice.to_owned(),
+                    direction: of.direction,
+                    ..SliceProgress::default()
+                });
+            }
+            if let Some(shown) = progress.slices.iter_mut().find(|shown| same(shown)) {
                 change(shown);
             }
         });

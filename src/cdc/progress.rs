@@ -2,6 +2,7 @@
 //! watcher sees the latest state and never holds the engine up.
 
 use super::route::RouteCounts;
+use crate::journal::streams::Direction;
 
 /// All slices that one process mirrors.
 #[derive(Debug, Clone, Default, PartialEq)]
@@ -15,15 +16,17 @@ pub struct Progress {
 pub struct SliceProgress {
     /// Slice name.
     pub slice: String,
+    /// Which of its streams.
+    pub direction: Direction,
     /// What the engine is doing, as in `strangler.mirror_process.phase`.
     pub phase: String,
     /// Every table of the slice.
     pub tables: Vec<TableProgress>,
-    /// WAL between the monolith's position and the one applied.
+    /// WAL between the source's position and the one applied.
     pub lag_bytes: u64,
-    /// Age of the service's data in milliseconds, when the source has told its time.
+    /// Age of the target's data in milliseconds, when the source has told its time.
     pub lag_ms: Option<f64>,
-    /// WAL that the monolith holds for the slice.
+    /// WAL that the source holds for the stream.
     pub wal_held_bytes: u64,
     /// How the stream's events fared since the engine started.
     pub counts: RouteCounts,

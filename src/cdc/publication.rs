@@ -1,4 +1,4 @@
-//! The slice's publication on the monolith: what it leaves out never arrives, and nothing else would say so.
+//! The slice's publication on the source of its stream: what it leaves out never arrives, and nothing else would say so.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -6,8 +6,11 @@ use tokio_postgres::{Client, Row};
 
 use super::error::{MirrorError, Refusal};
 use super::stream::StreamError;
+use crate::journal::canaries;
+use crate::journal::streams::Direction;
 use crate::name::{TableName, quote_ident};
 use crate::postgres::replication::ReplicationError;
+use crate::problem::arm_anew;
 
 /// Tables of a publication with the oid of their entry in it. An entry that was taken out and put back has another
 /// oid: what changed in between is not in the stream.
@@ -31,6 +34,8 @@ pub struct Named<'a> {
     pub publication: &'a str,
     /// Slice.
     pub slice: &'a str,
+    /// Which of its streams reads from it.
+    pub direction: Direction,
     /// Slot of the slice's stream, once that has begun.
     pub slot: Option<&'a str>,
 }
@@ -85,12 +90,14 @@ impl Publication {
     /// A table that was dropped and made again, or renamed, has left it or carries another name, and its changes would
     /// not come.
     fn strange<'a>(&self, wanted: impl Iterator<Item = &'a TableName>, named: Named<'_>) -> Option<Refusal> {
-        let Named { publication, slice, .. } = named;
+        let Named { publication, slice, direction, .. } = named;
+        let side = direction.source();
         let list =
             |names: Vec<&TableName>| names.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
         let wanted: BTreeSet<&TableName> = wanted.collect();
         let missing = list(wanted.iter().filter(|name| !self.tables.contains_key(**name)).copied().collect());
-        let strange = list(self.tables.keys().filter(|name| !wanted.contains(name)).collect());
+        let strange =
+            list(self.tables.keys().filter(|name| !wanted.contains(name) && !is_canary(name)).collect());
         let what = match (missing.is_empty(), strange.is_empty()) {
             (true, true) => return None,
             (false, true) => format!("it lacks {missing}"),
@@ -98,11 +105,18 @@ impl Publication {
             (false, false) => format!("it lacks {missing} and holds {strange}"),
         };
         Some(Refusal {
-            what: format!("publication {publication} of the monolith is not what provision made: {what}"),
+            what: format!(
+                "publication {publication} of the {side} is not what was made for slice {slice}: {what}"
+            ),
             next: format!(
-                "put back on the monolith what it lacks, with ALTER PUBLICATION {} ADD TABLE or RENAME; then \
-                 strangler mirror PLAN --slice {slice} --retry TABLE, which copies that table again",
+                "put back on the {side} what it lacks, with ALTER PUBLICATION {} ADD TABLE or RENAME; then {}",
                 quote_ident(publication),
+                match direction {
+                    Direction::Forward => format!(
+                        "strangler mirror PLAN --slice {slice} --retry TABLE, which copies that table again"
+                    ),
+                    Direction::Reverse => compare(slice),
+                }
             ),
         })
     }
@@ -133,34 +147,52 @@ impl Publication {
                 facts.join(", ")
             ),
             next: format!(
-                "on the monolith: {} Then strangler mirror PLAN --slice {} --rebuild",
+                "on the {}: {} Then {}",
+                named.direction.source(),
                 remedies.join(" "),
-                named.slice
+                match named.direction {
+                    Direction::Forward => format!("strangler mirror PLAN --slice {} --rebuild", named.slice),
+                    Direction::Reverse => compare(named.slice),
+                }
             ),
         })
     }
+}
+
+/// The table that a publication may hold beside those of the mapping: it proves that the way is open.
+fn is_canary(name: &TableName) -> bool {
+    (name.schema.as_str(), name.name.as_str()) == canaries::TABLE
+}
+
+/// What brings the monolith back to what the service has.
+fn compare(slice: &str) -> String {
+    format!("strangler reconcile PLAN --slice {slice} --repair, which finds what is missing and brings it")
 }
 
 /// Why the mirror must not go on: the publication is gone, or was for a while. A stream that has begun can't be
 /// followed over that, because the server looks for a publication as it was when the change was made.
 #[must_use]
 pub fn gone(named: Named<'_>) -> Refusal {
-    let Named { publication, slice, slot } = named;
-    let provision = format!("strangler provision PLAN --slice {slice}, which makes it again");
+    let Named { publication, slice, direction, slot } = named;
+    let side = direction.source();
+    let (provision, anew) = match direction {
+        Direction::Forward => (
+            format!("strangler provision PLAN --slice {slice}, which makes it again"),
+            format!("strangler mirror PLAN --slice {slice} --rebuild, which copies the slice again"),
+        ),
+        Direction::Reverse => (arm_anew(slice), compare(slice)),
+    };
     match slot {
         None => Refusal {
-            what: format!("the publication {publication} of slice {slice} is not there on the monolith"),
+            what: format!("the publication {publication} of slice {slice} is not there on the {side}"),
             next: provision,
         },
         Some(slot) => Refusal {
             what: format!(
-                "the publication {publication} of slice {slice} is or was gone from the monolith: what changed without \
+                "the publication {publication} of slice {slice} is or was gone from the {side}: what changed without \
                  it can't be read from the slot {slot}"
             ),
-            next: format!(
-                "{provision} where it is missing; then strangler mirror PLAN --slice {slice} --rebuild, which copies the \
-                 slice again"
-            ),
+            next: format!("{provision} where it is missing; then {anew}"),
         },
     }
 }
@@ -170,12 +202,13 @@ pub fn gone(named: Named<'_>) -> Refusal {
 pub fn came_back(before: &Published, now: &Published, named: Named<'_>) -> Option<Refusal> {
     let changed = before.iter().filter(|(table, entry)| now.get(table) != Some(entry));
     let tables: Vec<String> = changed.map(|(table, _)| table.to_string()).collect();
-    if tables.is_empty() { None } else { Some(left(&tables, named.slice)) }
+    if tables.is_empty() { None } else { Some(left(&tables, named)) }
 }
 
 /// Why the mirror must not go on over tables that were out of the publication for a while.
 #[must_use]
-pub fn left(tables: &[impl AsRef<str>], slice: &str) -> Refusal {
+pub fn left(tables: &[impl AsRef<str>], named: Named<'_>) -> Refusal {
+    let slice = named.slice;
     let tables: Vec<&str> = tables.iter().map(AsRef::as_ref).collect();
     let retries: Vec<String> = tables.iter().map(|table| format!("--retry {table}")).collect();
     Refusal {
@@ -185,10 +218,13 @@ pub fn left(tables: &[impl AsRef<str>], slice: &str) -> Refusal {
             if tables.len() == 1 { "the table" } else { "the tables" },
             tables.join(", ")
         ),
-        next: format!(
-            "strangler mirror PLAN --slice {slice} {}, which copies what is named again",
-            retries.join(" ")
-        ),
+        next: match named.direction {
+            Direction::Forward => format!(
+                "strangler mirror PLAN --slice {slice} {}, which copies what is named again",
+                retries.join(" ")
+            ),
+            Direction::Reverse => format!("{}; then {}", arm_anew(slice), compare(slice)),
+        },
     }
 }
 
@@ -211,7 +247,8 @@ pub fn explain(error: MirrorError, named: Named<'_>) -> MirrorError {
 mod tests {
     use super::*;
 
-    const NAMED: Named<'_> = Named { publication: "pub", slice: "one", slot: Some("slot") };
+    const NAMED: Named<'_> =
+        Named { publication: "pub", slice: "one", direction: Direction::Forward, slot: Some("slot") };
 
     fn holding(tables: &[&str]) -> Publication {
         let tables = tables.iter().zip(1..).map(|(name, oid)| (TableName::new("public", *name), oid));
@@ -232,6 +269,9 @@ mod tests {
         };
         says(&holding(&["a"]), "it lacks b;");
         says(&holding(&["a", "b", "c"]), "it also holds c;");
+        let mut canary = holding(&["a", "b"]);
+        canary.tables.insert(TableName::new("strangler", "canary"), 9);
+        assert_eq!(fault(&canary), None, "the canary travels with the slice's tables");
         says(&holding(&["a", "c"]), "it lacks b and holds c;");
         says(&Publication { whole: false, ..holding(&["a", "b"]) }, "every kind of change");
         let restricted = vec!["\"public\".\"a\"".to_owned()];

@@ -7,14 +7,14 @@ use std::time::{Duration, Instant};
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
-use super::contents::{self, Contents};
+use super::contents::{self, Contents, Unheard};
 use super::error::{MirrorError, Refusal};
 use super::publication::{self, Named, Published};
 use super::source::{self, HEARTBEAT_PREFIX};
 use super::start::open;
-use crate::journal::copies;
 use crate::journal::process::{self, Sighting};
-use crate::journal::repairs;
+use crate::journal::streams::{Direction, Mode, StreamOf};
+use crate::journal::{self, copies, repairs};
 use crate::postgres::connect::{Server, Session};
 
 /// A heartbeat each second: often enough for a lag that people read, one transaction id a second on the monolith.
@@ -104,17 +104,21 @@ impl Vitals {
 pub struct Pulse {
     /// Slice.
     pub slice: String,
+    /// Which of its streams.
+    pub direction: Direction,
+    /// Whether it applies, or only looks on.
+    pub mode: Mode,
     /// Nonce of the engine that it belongs to.
     pub nonce: i64,
     /// Its slot.
     pub slot: String,
-    /// WAL that the plan lets the monolith hold, in bytes.
+    /// WAL that the plan lets the source hold, in bytes.
     pub wal_budget_bytes: u64,
-    /// The monolith.
+    /// The source.
     pub read: Server,
-    /// The service.
+    /// The target.
     pub apply: Server,
-    /// Publication on the monolith.
+    /// Publication on the source.
     pub publication: String,
     /// What it held at the start.
     pub published: Arc<Published>,
@@ -137,6 +141,10 @@ pub fn heartbeat_number(content: &[u8], slice: &str, nonce: i64) -> Option<u64> 
 }
 
 impl Pulse {
+    fn of(&self) -> StreamOf<'_> {
+        StreamOf { slice: &self.slice, direction: self.direction }
+    }
+
     /// Beats until it is stopped. Trouble with its sessions only costs beats: the engine notices by itself what
     /// concerns it.
     pub async fn run(self, stop: CancellationToken) {
@@ -192,7 +200,7 @@ impl Pulse {
         if number % SIGHT_EVERY == 1 {
             if let Some(slot) = source::slot(source, &self.slot).await? {
                 self.vitals.with(|inner| inner.held_bytes = slot.held_bytes);
-                seen.meter.watch(&self.slice, slot.held_bytes, slot.safe_bytes, self.wal_budget_bytes);
+                seen.meter.watch(self.of(), slot.held_bytes, slot.safe_bytes, self.wal_budget_bytes);
             }
             let fault = match self.watch_publication(source).await? {
                 None => self.watch_contents(source, target, &mut seen.contents).await?,
@@ -202,7 +210,7 @@ impl Pulse {
                 self.vitals.with(|inner| inner.fault = fault);
             }
             let sighting = self.vitals.with(|inner| inner.sighting.clone());
-            process::beat(target, &self.slice, self.nonce, &sighting).await?;
+            process::beat(target, self.of(), self.nonce, &sighting).await?;
         }
         self.vitals.with(|inner| inner.sent = Some((number, Instant::now())));
         let content = heartbeat_content(&self.slice, self.nonce, number);
@@ -211,8 +219,12 @@ impl Pulse {
 
     /// What happened to the publication since the start that the engine must not go on over.
     async fn watch_publication(&self, source: &Session) -> Result<Option<Refusal>, MirrorError> {
-        let named =
-            Named { publication: &self.publication, slice: &self.slice, slot: Some(self.slot.as_str()) };
+        let named = Named {
+            publication: &self.publication,
+            slice: &self.slice,
+            direction: self.direction,
+            slot: Some(self.slot.as_str()),
+        };
         let Some(found) = publication::read(source, &self.publication).await? else {
             return Ok(Some(publication::gone(named)));
         };
@@ -232,6 +244,10 @@ impl Pulse {
             contents::look_into_attached(source, before, &mut now).await?;
         }
         let found = seen.as_ref().map(|before| contents::unheard(before, &now)).unwrap_or_default();
+        if self.direction == Direction::Reverse || self.mode != Mode::Apply {
+            *seen = Some(now);
+            return self.note_unheard(target, &found).await.map(|()| None);
+        }
         for unheard in &found {
             let label = unheard.table.to_string();
             copies::set_published_as(target, &self.slice, &label, copies::UNHEARD).await?;
@@ -239,6 +255,26 @@ impl Pulse {
         *seen = Some(now);
         let first = found.first();
         Ok(first.map(|first| contents::refusal(&self.slice, &first.table.to_string(), &first.what)))
+    }
+
+    /// Where rows are not copied, nothing could be copied again: a comparison finds what changed unheard, and evidence of
+    /// before is void because the tables' shapes are others.
+    async fn note_unheard(&self, target: &Session, found: &[Unheard]) -> Result<(), MirrorError> {
+        for unheard in found {
+            let table = unheard.table.to_string();
+            tracing::error!(
+                slice = self.slice,
+                direction = self.direction.as_str(),
+                table,
+                what = unheard.what,
+                "a table changed in a way that is not in the stream; compare the slice with `strangler reconcile PLAN`"
+            );
+            let entry = serde_json::json!({
+                "table": table, "what": unheard.what, "direction": self.direction.as_str()
+            });
+            journal::record(target, Some(&self.slice), "changed-unheard", &entry).await?;
+        }
+        Ok(())
     }
 }
 
@@ -257,7 +293,7 @@ struct WalMeter {
 }
 
 impl WalMeter {
-    fn watch(&mut self, slice: &str, held: u64, safe: Option<i64>, budget: u64) {
+    fn watch(&mut self, of: StreamOf<'_>, held: u64, safe: Option<i64>, budget: u64) {
         let now = Instant::now();
         let left =
             budget.saturating_sub(held).min(safe.map_or(u64::MAX, |safe| u64::try_from(safe).unwrap_or(0)));
@@ -268,12 +304,14 @@ impl WalMeter {
         let step = [90, 80, 50].into_iter().find(|step| percent >= *step).unwrap_or(0);
         if step > self.warned_percent {
             tracing::warn!(
-                slice,
+                slice = of.slice,
+                direction = of.direction.as_str(),
                 held_bytes = held,
                 budget_bytes = budget,
                 percent,
                 time_left_s,
-                "the monolith holds WAL for this slice; see `strangler status`"
+                "the {} holds WAL for this slice; see `strangler status`",
+                of.direction.source()
             );
         }
         self.warned_percent = step;

@@ -85,7 +85,7 @@ pub async fn refetch(
         let row = read_row(reader, mapping, key).await?;
         reader.batch_execute("ROLLBACK").await.map_err(MirrorError::sql("closing a refetch"))?;
         let piece = PieceRow {
-            source_table: mapping.source.to_string(),
+            source_table: mapping.label().to_string(),
             extent: Extent::Key(key.to_strings()),
             snapshot: snapshot.to_string(),
             lsn,

@@ -1,13 +1,20 @@
 //! Repairs: rows that somebody found wrong on the service are read from the monolith again, between two transactions of
 //! the stream. A repaired key gets a piece of its own, as a refetched one does, so that the landing rule decides which of
 //! the later events it already holds.
+//!
+//! On the way back it is the service's rows that are read and the monolith's that are put right. There, rows that
+//! contradict the stream are never skipped: with `--retry` they become requests like any other, and the stream goes on
+//! once they are done.
 
 use std::time::{Duration, Instant};
+
+use tokio_postgres::Client;
 
 use super::apply::replace::SourceRow;
 use super::engine::Engine;
 use super::error::MirrorError;
 use super::refetch::{Picture, picture};
+use super::start::open;
 use crate::failpoint;
 use crate::journal::copies::{self, Extent, PieceRow, TableState};
 use crate::journal::repairs::{self, Pending};
@@ -24,7 +31,17 @@ const AGAIN_AFTER: Duration = Duration::from_millis(20);
 #[derive(Debug, Default)]
 pub(crate) struct Repairs {
     pub(crate) wanted: bool,
+    /// Nothing of the stream is read before they are done.
+    pub(crate) first: bool,
     tried: Option<Instant>,
+}
+
+impl Repairs {
+    /// Those that wait at the start of a way back: the next event may be one that contradicts what they put right.
+    pub(crate) async fn before_reading(target: &Client, slice: &str) -> Result<Self, MirrorError> {
+        let waiting = repairs::are_pending(target, slice).await?;
+        Ok(Self { wanted: waiting, first: waiting, tried: None })
+    }
 }
 
 /// What a group of requests comes to before anything is read.
@@ -70,6 +87,26 @@ impl Engine {
         hooks.pass("repair-read").await;
         self.write_repairs(group, picture).await?;
         Ok(true)
+    }
+
+    /// Rows of the monolith contradict the way back: asks for them to be read from the service again, as the operator has
+    /// allowed with `--retry`. The open transaction is lost with this run.
+    pub(crate) async fn mend(&self, label: &str, keys: &[Vec<String>]) -> Result<MirrorError, MirrorError> {
+        /// Requests that no comparison made.
+        const NO_RUN: &str = "00000000-0000-0000-0000-000000000000";
+        let target = open(&self.config.apply, self.slice()).await?;
+        let rows: Vec<(Vec<String>, &str)> = keys.iter().map(|key| (key.clone(), "contradicts")).collect();
+        repairs::request(&target, (NO_RUN, self.slice()), label, &rows, "mirror --retry").await?;
+        failpoint::hit("reverse-mended");
+        tracing::warn!(
+            slice = self.slice(),
+            table = label,
+            rows = rows.len(),
+            "rows of the monolith contradict the service's writes; they are read from the service again"
+        );
+        Ok(MirrorError::Restart {
+            why: "rows of the monolith that contradict the service's writes are read again",
+        })
     }
 
     /// The requests of one table that can be tried; else each with why not.

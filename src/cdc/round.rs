@@ -17,7 +17,8 @@ use super::copy::{Report, RoundWork, WorkerSessions, work};
 use super::error::MirrorError;
 use super::source;
 use crate::failpoint::hooks::{Hooks, Mutant};
-use crate::journal::streams::{self, Claim};
+use crate::journal::claims::Claim;
+use crate::journal::streams;
 use crate::landing::ring::Ring;
 use crate::lsn::Lsn;
 use crate::mapping::TableMapping;
@@ -249,7 +250,7 @@ async fn watch(
             () = stop.cancelled() => return Ok(RoundEnd::Stopped),
             () = tokio::time::sleep(WATCH_EVERY) => {}
         }
-        if streams::current_nonce(sessions.target, &claim.slice).await? != Some(claim.nonce) {
+        if streams::current_nonce(sessions.target, claim.of()).await? != Some(claim.nonce) {
             return Err(MirrorError::Fenced { slice: claim.slice.clone() });
         }
         if source::waits_for_exclusive_lock(sessions.source, oids).await? {

@@ -9,6 +9,7 @@ use super::refetch::{RefetchSessions, refetch};
 use super::table::TableRun;
 use crate::change::{OldTuple, Relation, RowChange, Tuple, Value};
 use crate::failpoint::hooks::{Hooks, Mutant};
+use crate::journal::alarms::Operation;
 use crate::landing::key::Key;
 use crate::landing::pieces::{EventOrigin, Standing};
 use crate::landing::row::{RowReader, ShapeDrift};
@@ -45,6 +46,9 @@ pub struct Router {
     pub counts: RouteCounts,
     hooks: Hooks,
 }
+
+/// Number of a table, what was done to a row of it, and that row's key.
+pub(crate) type StrayChange = (usize, Operation, Option<Vec<String>>);
 
 /// One end of a change: its projected row and how it stands.
 struct End {
@@ -102,6 +106,38 @@ impl Router {
         };
         self.bindings.insert(relation.oid, Binding { relation: Arc::clone(relation), table });
         Ok(())
+    }
+
+    /// What a change that nobody should have made is: the table's number, what was done, and the row's key in text. `None`
+    /// when neither end of it belongs to the slice.
+    ///
+    /// # Errors
+    /// [`MirrorError`].
+    pub(crate) fn stray(
+        &mut self,
+        (relation, change): (&Arc<Relation>, &RowChange),
+        tables: &[TableRun],
+    ) -> Result<Option<StrayChange>, MirrorError> {
+        self.bind(relation, tables)?;
+        check_width(relation, change)?;
+        let Some(Binding { table: Some((number, reader)), .. }) = self.bindings.get(&relation.oid) else {
+            return Ok(None);
+        };
+        let (operation, before, after) = match change {
+            RowChange::Insert { new } => (Operation::Insert, None, Some(reader.project(new))),
+            RowChange::Delete { old } => (Operation::Delete, Some(reader.project(old.tuple())), None),
+            RowChange::Update { old, new } => {
+                let row = reader.project_new(new, old.as_ref());
+                (Operation::Update, old.as_ref().map(|old| reader.project(old.tuple())), Some(row))
+            }
+        };
+        let ends = [before.as_ref(), after.as_ref()];
+        if !ends.into_iter().flatten().any(|row| reader.takes(row)) {
+            return Ok(None);
+        }
+        // The key by which the row was known before: that is the one which the other side has.
+        let key = ends.into_iter().flatten().find_map(|row| reader.key(row).ok());
+        Ok(Some((*number, operation, key.map(|key| key.to_strings()))))
     }
 
     /// Adds to the batch what a row change means for the target.

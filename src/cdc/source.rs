@@ -16,6 +16,9 @@ pub const HEARTBEAT_PREFIX: &str = "strangler.heartbeat";
 /// Whoever waits for a position, such as a reconciliation, sends one with [`emit`].
 pub const MARKER_PREFIX: &str = "strangler.marker";
 
+/// Prefix of the logical messages that carry a canary where no publication carries its table.
+pub const CANARY_PREFIX: &str = "strangler.way";
+
 /// Content of a marker for a slice; `word` is the sender's own and means nothing to the mirror.
 #[must_use]
 pub fn marker_content(slice: &str, word: &str) -> String {
@@ -27,6 +30,16 @@ pub fn marker_content(slice: &str, word: &str) -> String {
 pub fn marker_is_for(content: &[u8], slice: &str) -> bool {
     let end = content.iter().position(|byte| *byte == b':');
     end.and_then(|end| content.get(..end)) == Some(slice.as_bytes()) && !slice.is_empty()
+}
+
+/// The sender's word in a message for a slice; `None` when it is for another one.
+#[must_use]
+pub fn word_for(content: &[u8], slice: &str) -> Option<String> {
+    if !marker_is_for(content, slice) {
+        return None;
+    }
+    let word = content.get(slice.len() + 1..)?;
+    std::str::from_utf8(word).ok().map(str::to_owned)
 }
 
 /// A transaction id of the monolith that no later writer can be older than: takes one in a transaction of its own.
@@ -219,5 +232,7 @@ mod tests {
             assert!(!marker_is_for(content.as_bytes(), other), "{other}");
         }
         assert!(!marker_is_for(b"orders", "orders") && !marker_is_for(b"", "orders"));
+        assert_eq!(word_for(content.as_bytes(), "orders").as_deref(), Some("run:7"));
+        assert_eq!(word_for(content.as_bytes(), "order"), None);
     }
 }

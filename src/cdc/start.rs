@@ -5,12 +5,15 @@ use std::time::Duration;
 
 use tokio_postgres::Client;
 
+use super::engine::hit;
 use super::error::MirrorError;
 use super::source::{self, SlotFacts};
 use crate::failpoint;
+use crate::journal::claims::{Claim, ClaimStatements};
 use crate::journal::migrate::{self, Form};
 use crate::journal::process::Sighting;
-use crate::journal::streams::{self, Claim, ClaimStatements, Source, StreamRow, StreamState};
+use crate::journal::slices::GateRow;
+use crate::journal::streams::{self, Direction, Mode, Source, StreamOf, StreamRow, StreamState};
 use crate::journal::whereabouts::{self, Route};
 use crate::journal::{copies, process, slices};
 use crate::lsn::Lsn;
@@ -23,8 +26,9 @@ use crate::problem::bring_back;
 const ALIVE_S: f64 = 10.0;
 /// How long the nonce may wait for an older process's open transaction before that process's sessions are ended.
 const NONCE_WAIT_MS: u32 = 2_000;
-/// Attempts at a slot that another session still holds: `wal_sender_timeout` is a minute by default.
-const SLOT_PAUSE: Duration = Duration::from_millis(500);
+/// Attempts at a slot that another session still holds: `wal_sender_timeout` is a minute by default, and an engine that
+/// turns into its other part leaves it for some milliseconds.
+const SLOT_PAUSE: Duration = Duration::from_millis(100);
 /// How often the operator is told whom a new slot waits for.
 const TOLD_EVERY: Duration = Duration::from_secs(2);
 
@@ -67,10 +71,40 @@ pub struct Starting<'a> {
     pub plan: &'a str,
     /// Slice.
     pub slice: &'a str,
+    /// Which of its streams.
+    pub direction: Direction,
     /// Hash of the mapping compiled from the plan and the monolith as they are now.
     pub plan_hash: &'a str,
     /// This process.
     pub process: &'a ProcessName,
+}
+
+impl<'a> Starting<'a> {
+    /// Whose rows are meant.
+    #[must_use]
+    pub fn of(self) -> StreamOf<'a> {
+        StreamOf { slice: self.slice, direction: self.direction }
+    }
+}
+
+/// Sessions in both databases of a slice, whichever of them its stream reads.
+#[derive(Debug, Clone, Copy)]
+pub struct Both<'a> {
+    /// In the monolith.
+    pub monolith: &'a Client,
+    /// In the service.
+    pub service: &'a Client,
+}
+
+impl<'a> Both<'a> {
+    /// From the two ends of a stream.
+    #[must_use]
+    pub fn of(direction: Direction, source: &'a Client, target: &'a Client) -> Self {
+        match direction {
+            Direction::Forward => Self { monolith: source, service: target },
+            Direction::Reverse => Self { monolith: target, service: source },
+        }
+    }
 }
 
 /// Checks that both links lead where the plan says. Called first at every start: links are filled in anew for each
@@ -79,11 +113,10 @@ pub struct Starting<'a> {
 /// # Errors
 /// [`MirrorError::Refused`] over the first link that leads astray.
 pub async fn check_links(
-    source: &Client,
-    target: &Client,
+    both: Both<'_>,
     (starting, service): (Starting<'_>, &str),
 ) -> Result<(), MirrorError> {
-    let (monolith, there) = (whereabouts::read(source).await?, whereabouts::read(target).await?);
+    let (monolith, there) = (whereabouts::read(both.monolith).await?, whereabouts::read(both.service).await?);
     let route = Route { plan: starting.plan, slice: starting.slice, service };
     match whereabouts::astray(route, Some(&monolith), Some(&there)).first().map(whereabouts::Astray::problem)
     {
@@ -95,20 +128,27 @@ pub async fn check_links(
     }
 }
 
-/// Checks that the slice was provisioned as the plan says, and that the monolith has the authority.
-/// Returns the epoch and the publication.
+/// What a start found in both databases.
+#[derive(Debug, Clone)]
+pub struct Provisioned {
+    /// Epoch of the monolith's gate: that of a stream which is about to begin.
+    pub epoch: i64,
+    /// The forward publication, on the monolith.
+    pub publication: String,
+    /// The stream's row; none before the forward stream's first start.
+    pub row: Option<StreamRow>,
+}
+
+/// Checks that the slice was provisioned as the plan says, and that its gates are such as a mirror may run beside:
+/// open on one side or on none. Which side a stream reads from, and whether it applies, is in its own row.
 ///
 /// # Errors
 /// [`MirrorError::Refused`], which says what to type.
-pub async fn check_provisioned(
-    source: &Client,
-    target: &Client,
-    starting: Starting<'_>,
-) -> Result<(i64, String), MirrorError> {
+pub async fn check_provisioned(both: Both<'_>, starting: Starting<'_>) -> Result<Provisioned, MirrorError> {
     let slice = starting.slice;
     let provision = || format!("strangler provision PLAN --slice {slice}");
     let refused = |what: String, next: String| Err(MirrorError::Refused { what, next });
-    for (client, database) in [(target, "its service"), (source, "the monolith")] {
+    for (client, database) in [(both.service, "its service"), (both.monolith, "the monolith")] {
         if migrate::form(client).await? == Form::Older {
             return refused(
                 format!(
@@ -119,11 +159,11 @@ pub async fn check_provisioned(
             );
         }
     }
-    let Some(row) = slices::read(target, slice).await.or_else(missing_schema)? else {
+    let Some(row) = slices::read(both.service, slice).await.or_else(missing_schema)? else {
         return refused(format!("slice {slice} is not provisioned in its service"), provision());
     };
     if row.plan_hash != starting.plan_hash {
-        let begun = streams::read(target, slice).await?.is_some();
+        let begun = streams::read(both.service, StreamOf::forward(slice)).await?.is_some();
         return refused(
             format!(
                 "slice {slice} was provisioned from another mapping (plan {}): the plan or the monolith's tables \
@@ -133,21 +173,93 @@ pub async fn check_provisioned(
             if begun { bring_back(slice) } else { provision() },
         );
     }
-    let (Some(here), Some(there)) = (slices::gate(source, slice).await?, slices::gate(target, slice).await?)
-    else {
+    let gates = (slices::gate(both.monolith, slice).await?, slices::gate(both.service, slice).await?);
+    let (Some(here), Some(there)) = gates else {
         return refused(format!("slice {slice} has no gate row on one side"), provision());
     };
-    if here.state != "OPEN" || there.state != "FENCED" {
-        return refused(
-            format!(
-                "slice {slice} is {} in the monolith (epoch {}) and {} in the service (epoch {}): this version \
-                 mirrors only from a monolith that has the authority",
-                here.state, here.epoch, there.state, there.epoch
-            ),
-            format!("strangler status PLAN --slice {slice}"),
-        );
+    let own = match starting.direction {
+        Direction::Forward => streams::read(both.service, starting.of()).await?,
+        Direction::Reverse => streams::read(both.monolith, starting.of()).await?,
+    };
+    if starting.direction == Direction::Reverse && !own.as_ref().is_some_and(is_armed) {
+        return Err(MirrorError::NotArmed { slice: slice.to_owned() });
     }
-    Ok((here.epoch, row.publication))
+    match unfit(starting, (&here, &there), own.as_ref()) {
+        Some(what) => refused(what, format!("strangler status PLAN --slice {slice}")),
+        None => Ok(Provisioned { epoch: here.epoch, publication: row.publication, row: own }),
+    }
+}
+
+/// Whether the row of a way back is one to run: `arm` may not have finished it, and `disarm` may have begun to take it
+/// away.
+#[must_use]
+pub fn is_armed(row: &StreamRow) -> bool {
+    row.mode != Mode::Off && row.state != StreamState::Creating
+}
+
+/// Why a stream must not run beside these gates. Pure.
+fn unfit(
+    starting: Starting<'_>,
+    (here, there): (&GateRow, &GateRow),
+    row: Option<&StreamRow>,
+) -> Option<String> {
+    let slice = starting.slice;
+    let gates = format!(
+        "slice {slice} is {} in the monolith (epoch {}) and {} in the service (epoch {})",
+        here.state, here.epoch, there.state, there.epoch
+    );
+    let open = |gate: &GateRow| gate.state == "OPEN";
+    if open(here) && open(there) {
+        return Some(format!(
+            "{gates}: both sides take writes, and neither may be written over by the other"
+        ));
+    }
+    let target = match starting.direction {
+        Direction::Forward => there,
+        Direction::Reverse => here,
+    };
+    match (row, starting.direction) {
+        (None, Direction::Forward) if open(here) => None,
+        (None, Direction::Forward) => {
+            Some(format!("{gates}: a mirror begins only from a monolith that has the authority"))
+        }
+        (None, Direction::Reverse) => None,
+        (Some(row), direction) => match row.mode {
+            Mode::Off => Some(format!("the {} stream of slice {slice} is switched off", direction.as_str())),
+            Mode::Apply if open(target) => Some(format!(
+                "{gates}, and the {} stream would write into the {}, whose application may write there",
+                direction.as_str(),
+                direction.target()
+            )),
+            Mode::Apply | Mode::Tripwire => None,
+        },
+    }
+}
+
+/// Why a process may not write as it claimed: somebody took over, the authority moved, or the row contradicts.
+pub(crate) async fn shut_out(target: &Client, claim: &Claim) -> MirrorError {
+    let slice = claim.slice.clone();
+    match streams::read(target, claim.of()).await {
+        Err(error) => error.into(),
+        Ok(Some(row)) if row.nonce == claim.nonce && is_turned(&row, claim) => MirrorError::Turned { slice },
+        Ok(Some(row)) if row.nonce == claim.nonce => MirrorError::Refused {
+            what: format!(
+                "the {} stream of slice {slice} may not write any more: it stands at {} where {} was noted, or the {}'s \
+                 gate was opened beside it",
+                claim.direction.as_str(),
+                row.applied,
+                claim.applied,
+                claim.direction.target()
+            ),
+            next: format!("strangler status PLAN --slice {slice}"),
+        },
+        Ok(_) => MirrorError::Fenced { slice },
+    }
+}
+
+/// Whether the row gives the stream another part than the one it was claimed for.
+pub(crate) fn is_turned(row: &StreamRow, claim: &Claim) -> bool {
+    row.mode != claim.mode || row.epoch != claim.epoch
 }
 
 fn missing_schema(error: crate::journal::JournalError) -> Result<Option<slices::SliceRow>, MirrorError> {
@@ -173,7 +285,7 @@ pub async fn check_alone(
     if process::try_lock(target, slice).await? || take_over {
         return Ok(());
     }
-    let Some(other) = process::read(target, slice).await? else { return Ok(()) };
+    let Some(other) = process::read(target, starting.of()).await? else { return Ok(()) };
     if other.seen_s > ALIVE_S {
         return Ok(());
     }
@@ -197,15 +309,18 @@ pub async fn claim_stream(
     source: &Source,
     (memory, admin): (&mut Memory, &Server),
 ) -> Result<StreamRow, MirrorError> {
-    let slot = slot_name(starting.plan, starting.slice);
-    streams::insert_creating(target, starting.slice, epoch, (&slot, publication), source).await?;
-    failpoint::hit("stream-row-inserted");
+    // The row of the way back is `arm`'s to make, together with its slot.
+    if starting.direction == Direction::Forward {
+        let slot = slot_name(starting.plan, starting.slice);
+        streams::insert_creating(target, starting.slice, epoch, (&slot, publication), source).await?;
+        failpoint::hit("stream-row-inserted");
+    }
     let row = take_nonce(target, starting, (memory.started, admin)).await?;
     memory.started = true;
     memory.nonce = Some(row.nonce);
-    failpoint::hit("nonce-taken");
+    hit(starting.direction, "nonce-taken", "reverse-nonce-taken");
     let pid = i32::try_from(starting.process.pid).unwrap_or(i32::MAX);
-    process::register(target, starting.slice, row.nonce, &starting.process.host, pid).await?;
+    process::register(target, starting.of(), row.nonce, &starting.process.host, pid).await?;
     Ok(row)
 }
 
@@ -216,20 +331,20 @@ async fn take_nonce(
     starting: Starting<'_>,
     (again, admin): (bool, &Server),
 ) -> Result<StreamRow, MirrorError> {
-    let (slice, holder) = (starting.slice, starting.process.token.as_str());
+    let (of, holder) = (starting.of(), starting.process.token.as_str());
     target
         .batch_execute(&format!("SET lock_timeout = {NONCE_WAIT_MS}"))
         .await
         .map_err(MirrorError::sql("setting a lock timeout"))?;
-    let taken = match streams::take_nonce(target, slice, holder, again).await {
+    let taken = match streams::take_nonce(target, of, holder, again).await {
         Err(error) if error.database_error().is_some_and(crate::postgres::sqlstate::is_lock_timeout) => {
-            end_older_sessions(target, slice, admin).await?;
-            streams::take_nonce(target, slice, holder, again).await
+            end_older_sessions(target, of.slice, admin).await?;
+            streams::take_nonce(target, of, holder, again).await
         }
         other => other,
     };
     target.batch_execute("RESET lock_timeout").await.map_err(MirrorError::sql("resetting a lock timeout"))?;
-    taken?.ok_or_else(|| MirrorError::Fenced { slice: slice.to_owned() })
+    taken?.ok_or_else(|| MirrorError::Fenced { slice: of.slice.to_owned() })
 }
 
 /// Ends sessions that hold the stream row. The apply role may end its own; those that logged in as somebody stronger
@@ -317,7 +432,7 @@ async fn tell_who_is_waited_for(
         );
         waiting(&detail);
         let sighting = Sighting { phase: "waiting".to_owned(), detail: Some(detail), ..Sighting::default() };
-        if let Err(error) = process::beat(target, slice, nonce, &sighting).await {
+        if let Err(error) = process::beat(target, StreamOf::forward(slice), nonce, &sighting).await {
             tracing::debug!(slice, error = %error, "what the slot waits for could not be written down");
         }
     }
@@ -344,7 +459,7 @@ pub struct Fault {
 /// for an older one, so they are made here. Pure, so that each can be tested.
 #[must_use]
 pub fn find_fault(
-    row: &StreamRow,
+    (row, direction): (&StreamRow, Direction),
     system: &SystemIdentity,
     (database, uuid): (u32, &str),
     slot: Option<&SlotFacts>,
@@ -352,14 +467,14 @@ pub fn find_fault(
 ) -> Option<Fault> {
     let gap = |detail: String| Some(Fault { state: StreamState::Gap, detail });
     let diverged = |detail: String| Some(Fault { state: StreamState::Diverged, detail });
-    let source = &row.source;
+    let (source, side) = (&row.source, direction.source());
     if system.system_identifier != source.system_identifier
         || database != source.database_oid
         || uuid != source.uuid
     {
-        return diverged(
-            "the monolith's link leads to another database than the one that was mirrored".to_owned(),
-        );
+        return diverged(format!(
+            "the {side}'s link leads to another database than the one that was mirrored"
+        ));
     }
     if i32::try_from(system.timeline) != Ok(source.timeline) {
         let switch = history.iter().find(|switch| i32::try_from(switch.timeline) == Ok(source.timeline));
@@ -367,14 +482,14 @@ pub fn find_fault(
             Some(switch) if switch.switch_lsn >= row.applied => {}
             Some(switch) => {
                 return diverged(format!(
-                    "the monolith went on from {} on timeline {}, but {} was already applied: transactions were \
+                    "the {side} went on from {} on timeline {}, but {} was already applied: transactions were \
                      applied that it does not have",
                     switch.switch_lsn, system.timeline, row.applied
                 ));
             }
             None => {
                 return diverged(format!(
-                    "timeline {} of the monolith does not descend from timeline {}",
+                    "timeline {} of the {side} does not descend from timeline {}",
                     system.timeline, source.timeline
                 ));
             }
@@ -382,7 +497,7 @@ pub fn find_fault(
     }
     if row.applied > system.flush_lsn {
         return diverged(format!(
-            "the monolith's log ends at {}, before the applied position {}: it was restored to an earlier point",
+            "the {side}'s log ends at {}, before the applied position {}: it was restored to an earlier point",
             system.flush_lsn, row.applied
         ));
     }
@@ -391,7 +506,7 @@ pub fn find_fault(
         return gap(format!("the replication slot {} is not the one that the mirror made", row.slot));
     }
     if slot.wal_status.as_deref() == Some("lost") {
-        return gap(format!("the monolith has removed WAL that the replication slot {} needed", row.slot));
+        return gap(format!("the {side} has removed WAL that the replication slot {} needed", row.slot));
     }
     match slot.confirmed {
         Some(confirmed) if confirmed <= row.applied => None,
@@ -418,7 +533,7 @@ pub async fn wait_for_slot(
         let Some(pid) = source::slot(source, slot).await?.and_then(|facts| facts.active_pid) else {
             return Ok(());
         };
-        waiting(&format!("replication slot {slot} is still held by process {pid} of the monolith"));
+        waiting(&format!("replication slot {slot} is still held by process {pid}"));
         source.execute("SELECT pg_terminate_backend($1, 2000)", &[&pid]).await.map(drop).or_else(
             |error| {
                 // Without the right to end it, wait for wal_sender_timeout.
@@ -440,12 +555,12 @@ pub async fn void_parts(
     target_of: &(dyn Fn(&str) -> Option<String> + Send + Sync),
 ) -> Result<(), MirrorError> {
     let slice = &claim.slice;
-    let statements = ClaimStatements::prepare(target).await?;
+    let statements = ClaimStatements::prepare(target, claim).await?;
     for source_table in copies::tables_with_parts(target, slice).await? {
         let Some(table) = target_of(&source_table) else { continue };
         target.batch_execute("BEGIN").await.map_err(MirrorError::sql("opening a transaction"))?;
         if !claim.share(target, &statements).await? {
-            return Err(MirrorError::Fenced { slice: slice.clone() });
+            return Err(shut_out(target, claim).await);
         }
         empty_table(target, &table).await?;
         copies::delete_parts(target, slice, &source_table).await?;
@@ -473,7 +588,7 @@ pub async fn empty_table(target: &Client, table: &str) -> Result<(), MirrorError
     run("RELEASE SAVEPOINT emptying").await.map_err(MirrorError::sql("emptying a table"))
 }
 
-/// Where a plan's monolith is: for identity in the stream row.
+/// Where the source of a stream is: for identity in the stream row.
 ///
 /// # Errors
 /// [`MirrorError`].
@@ -481,9 +596,9 @@ pub async fn identify(source: &Client, system: &SystemIdentity) -> Result<Source
     let row = source
         .query_one("SELECT oid FROM pg_database WHERE datname = current_database()", &[])
         .await
-        .map_err(MirrorError::sql("reading the monolith's identity"))?;
+        .map_err(MirrorError::sql("reading the source's identity"))?;
     let uuid = slices::database_uuid(source).await?.ok_or_else(|| MirrorError::Refused {
-        what: "the monolith has no identity yet".to_owned(),
+        what: "the source of the stream has no identity yet".to_owned(),
         next: "strangler provision PLAN".to_owned(),
     })?;
     Ok(Source {

@@ -76,6 +76,21 @@ pub fn update(table: &TableMapping, equality: &[String], form: &UpdateForm) -> U
     ))
 }
 
+/// Which keys the target has, in their order: one `text[]` per key column.
+#[must_use]
+pub fn held(table: &TableMapping, equality: &[String]) -> String {
+    let count = table.key.len();
+    let arrays: Vec<String> = (1..=count).map(|n| format!("${n}::text[]")).collect();
+    let names: Vec<String> = (0..count).map(|n| format!("k{n}")).collect();
+    format!(
+        "SELECT EXISTS (SELECT FROM {} AS t WHERE {}) FROM unnest({}) WITH ORDINALITY AS s({}, n) ORDER BY s.n",
+        table.target.sql(),
+        key_match(table, equality),
+        arrays.join(", "),
+        names.join(", ")
+    )
+}
+
 /// Inserts rows: one `text[]` per mapped column.
 #[must_use]
 pub fn insert(table: &TableMapping) -> String {

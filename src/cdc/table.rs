@@ -183,7 +183,11 @@ pub async fn rows_are_whole(target: &Client, mapping: &TableMapping) -> Result<b
     let columns: i64 = row.get(0);
     if columns == 0 {
         return Err(MirrorError::Refused {
-            what: format!("the table {} does not exist in the service", mapping.target),
+            what: format!(
+                "the table {} does not exist in the {}",
+                mapping.target,
+                if mapping.reversed { "monolith" } else { "service" }
+            ),
             next: "strangler provision PLAN".to_owned(),
         });
     }

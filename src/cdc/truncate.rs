@@ -22,6 +22,11 @@ pub async fn apply(applier: &mut Applier, table: &TableRun, event: EventOrigin) 
     let session = applier.open_session().await?;
     let mapping = &table.mapping;
     match table.pieces.truncation(&event) {
+        // The monolith's table also holds what the filter leaves to others.
+        Truncation::All if mapping.reversed && !mapping.filter.is_empty() => {
+            let sql = delete(mapping, mapping.target_filter_sql().as_deref(), None);
+            session.batch_execute(&sql).await.map_err(MirrorError::sql("applying a TRUNCATE"))
+        }
         Truncation::All => empty_table(session, &mapping.target.sql()).await,
         Truncation::Some { whole, ranges, keys_gone, keys_kept } => {
             let mut statements = Vec::new();

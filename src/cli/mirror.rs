@@ -13,10 +13,11 @@ use super::open::{self, Needs, Opened, PlanFile, Slices};
 use super::report::{CliError, Exit};
 use super::ui::Ui;
 use crate::cdc::batch::BatchLimits;
-use crate::cdc::engine::{MirrorOptions, SliceConfig};
+use crate::cdc::engine::{BackLinks, MirrorOptions, SliceConfig};
 use crate::cdc::error::MirrorError;
 use crate::cdc::mirror::{self, Board, SliceEnd};
 use crate::cdc::start::ProcessName;
+use crate::journal::streams::Direction;
 use crate::mapping::{Mappings, SliceMapping};
 use crate::name::TableName;
 
@@ -100,7 +101,13 @@ pub(super) async fn run(ui: &mut Ui, arguments: &Arguments) -> Result<Exit, CliE
 fn outcome(ends: Vec<SliceEnd>, opened: &Opened) -> Result<Exit, CliError> {
     let failed: Vec<(String, MirrorError)> = ends
         .into_iter()
-        .filter_map(|end| end.result.err().map(|error| (end.slice, error)))
+        .filter_map(|end| {
+            let name = match end.direction {
+                Direction::Forward => end.slice,
+                Direction::Reverse => format!("{} (way back)", end.slice),
+            };
+            end.result.err().map(|error| (name, error))
+        })
         .map(|(slice, error)| (slice, typed(error, opened)))
         .collect();
     if failed.is_empty() {
@@ -170,10 +177,16 @@ fn configs(
         Some(SliceConfig {
             plan: opened.plan.name.clone(),
             wal_budget_bytes: opened.plan.slices.get(&mapping.slice)?.policy.wal_budget_bytes,
+            direction: Direction::Forward,
             mapping: Arc::new(mapping),
             read: opened.monolith.read.clone(),
             apply: service.apply.clone(),
             admin: service.admin.clone(),
+            back: Some(BackLinks {
+                read: service.read.clone(),
+                apply: opened.monolith.apply.clone(),
+                admin: opened.monolith.admin.clone(),
+            }),
             options: Arc::clone(&options),
             rounds: Arc::clone(&rounds),
             board: board.clone(),

@@ -9,6 +9,7 @@ use indicatif::{ProgressBar, ProgressStyle};
 
 use super::ui::{Ink, Paint, Ui};
 use crate::cdc::progress::{Progress, SliceProgress, TableProgress};
+use crate::journal::streams::Direction;
 use crate::words;
 
 /// Lines of a pipe are for logs: progress within a phase is worth one every so often.
@@ -56,9 +57,9 @@ impl Display {
 
     fn redraw(&mut self, ui: &Ui, slice: &SliceProgress) {
         let paint = ui.words_paint();
-        self.bar(ui, slice.slice.clone()).set_message(slice_line(slice, paint));
+        self.bar(ui, name(slice)).set_message(slice_line(slice, paint));
         for table in &slice.tables {
-            let key = format!("{}\u{0}{}", slice.slice, table.name);
+            let key = format!("{}\u{0}{}", name(slice), table.name);
             // A table that is done needs no line of its own any more: the slice's line counts it.
             if shows_bar(table) {
                 self.bar(ui, key).set_message(format!("  {}", table_line(table, paint)));
@@ -81,7 +82,7 @@ impl Display {
     fn say(&mut self, ui: &mut Ui, slice: &SliceProgress) {
         let milestone = milestone(slice);
         let now = tokio::time::Instant::now();
-        let due = self.shown.get(&slice.slice).is_none_or(|shown| {
+        let due = self.shown.get(&name(slice)).is_none_or(|shown| {
             shown.milestone != milestone
                 || (still_copying(slice) && now.duration_since(shown.at) >= LINE_EVERY)
         });
@@ -90,7 +91,7 @@ impl Display {
             for table in slice.tables.iter().filter(|table| table.state == "copying") {
                 ui.words(&format!("  {}", table_line(table, Paint::Plain)));
             }
-            self.shown.insert(slice.slice.clone(), Shown { milestone, at: now });
+            self.shown.insert(name(slice), Shown { milestone, at: now });
         }
     }
 }
@@ -98,6 +99,14 @@ impl Display {
 impl Default for Display {
     fn default() -> Self {
         Self::new()
+    }
+}
+
+/// A slice that is armed has two streams.
+fn name(slice: &SliceProgress) -> String {
+    match slice.direction {
+        Direction::Forward => slice.slice.clone(),
+        Direction::Reverse => format!("{} (way back)", slice.slice),
     }
 }
 
@@ -118,8 +127,8 @@ fn milestone(slice: &SliceProgress) -> String {
 /// One line about a slice, such as `ordering: streaming, 12 ms behind, 16.8 MB of WAL held`. Before the engine is
 /// up and after it has ended there are no numbers that mean anything.
 fn slice_line(slice: &SliceProgress, paint: Paint) -> String {
-    let ink = if slice.phase == "streaming" { Ink::Good } else { Ink::Strong };
-    let mut line = format!("{}: {}", slice.slice, paint.ink(ink, &slice.phase));
+    let ink = if matches!(slice.phase.as_str(), "streaming" | "watching") { Ink::Good } else { Ink::Strong };
+    let mut line = format!("{}: {}", name(slice), paint.ink(ink, &slice.phase));
     let measured = !slice.tables.is_empty() && slice.phase != "stopped";
     for part in measured.then(|| measurements(slice)).into_iter().flatten() {
         line.push_str(", ");
@@ -253,6 +262,16 @@ mod tests {
         assert!(slice_line(&slice, Paint::Plain).contains("3.4 s behind (64 B)"));
         slice.lag_ms = None;
         assert!(slice_line(&slice, Paint::Plain).contains("streaming, 64 B behind"));
+    }
+
+    #[test]
+    fn a_way_back_is_told_from_the_way_there() {
+        let mut back = slice("watching", vec![table("public.Orders", "live", 200_000)]);
+        back.direction = Direction::Reverse;
+        assert_eq!(
+            slice_line(&back, Paint::Plain),
+            "ordering (way back): watching, 12 ms behind, 16.8 MB of WAL held"
+        );
     }
 
     #[test]

@@ -240,6 +240,8 @@ fn mirror_page(error: &MirrorError) -> Page {
         | MirrorError::Stream(_)
         | MirrorError::Unreadable { .. }
         | MirrorError::Restart { .. }
+        | MirrorError::Turned { .. }
+        | MirrorError::NotArmed { .. }
         | MirrorError::Stopped => (Exit::Incomplete, "mirror-failed"),
     };
     Page { exit, code, hint: error.next().map(str::to_owned) }

@@ -1,8 +1,8 @@
 //! What a test changes in, or asks of, one engine: known wrong forms of the landing rule, and gates that hold the
 //! engine at a named place. Each engine has its own, so tests with different ones run side by side.
 
-/// A known wrong form of the landing rule. Tests show that each of them loses data or raises a false alarm; the
-/// design's document on landing has the measurements.
+/// A known wrong form of the landing rule, or of the rules that keep two directions apart. Tests show that each of them
+/// loses data or raises a false alarm, or that another rule makes up for it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Mutant {
     /// An event is in a piece when it committed before the piece's position, visible or not.
@@ -19,6 +19,10 @@ pub enum Mutant {
     PartsKept,
     /// Workers lock a table when they first read it, after the snapshot.
     LateLock,
+    /// Transactions of the mirror's other direction are taken for somebody else's.
+    NoTag,
+    /// A tripwire passes the first write of a side that was just opened.
+    TripwireAdvances,
 }
 
 #[cfg(feature = "failpoints")]

@@ -113,6 +113,30 @@ pub async fn tables(client: &Client, slice: &str) -> Result<Vec<TableRow>, Journ
         .collect()
 }
 
+/// Writes the rows of a way back's tables, in the monolith, where they are missing: each is live, and what is written to
+/// it is listed from `applied` on. `labels` are the monolith's names with the service's.
+///
+/// # Errors
+/// [`JournalError::Database`].
+pub async fn register_way_back(
+    client: &Client,
+    slice: &str,
+    applied: Lsn,
+    labels: &[(String, String)],
+) -> Result<(), JournalError> {
+    let (here, there): (Vec<&str>, Vec<&str>) =
+        labels.iter().map(|(here, there)| (here.as_str(), there.as_str())).unzip();
+    let sql = "WITH made AS (INSERT INTO strangler.mirror_table (slice, source_table, target_table, state, live_at) \
+                 SELECT $1, h, t, 'live', now() FROM unnest($2::text[], $3::text[]) AS n(h, t) ON CONFLICT DO NOTHING) \
+             INSERT INTO strangler.touched_floor (slice, source_table, lsn) \
+                 SELECT $1, h, $4 FROM unnest($2::text[]) AS n(h) ON CONFLICT DO NOTHING";
+    client
+        .execute(sql, &[&slice, &here, &there, &PgLsn::from(applied)])
+        .await
+        .map(drop)
+        .map_err(JournalError::database("registering the tables of the way back"))
+}
+
 /// All pieces of a slice.
 ///
 /// # Errors

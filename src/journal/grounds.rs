@@ -22,6 +22,9 @@ pub struct Ground {
     pub slot: Option<String>,
     /// State of the stream; absent like the slot.
     pub stream: Option<String>,
+    /// How often something happened that no state shows: see [`super::alarms::disturbances`].
+    #[serde(default)]
+    pub disturbances: i64,
     /// The tables by the monolith's names, as a plan writes them.
     pub tables: BTreeMap<String, TableGround>,
 }
@@ -73,11 +76,13 @@ pub async fn service(client: &Client, slice: &str) -> Result<Option<Ground>, Jou
     );
     let Some(row) = client.query_opt(&sql, &[&slice]).await.map_err(reading())? else { return Ok(None) };
     let tables = tables(client, slice).await?;
+    let disturbances = super::alarms::disturbances(client, slice).await?;
     Ok(Some(Ground {
         plan_hash: row.get(0),
         epoch: row.get(1),
         slot: row.get(2),
         stream: row.get(3),
+        disturbances,
         tables,
     }))
 }

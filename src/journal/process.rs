@@ -3,6 +3,7 @@
 use tokio_postgres::Client;
 
 use super::JournalError;
+use super::streams::StreamOf;
 
 /// A mirror process as its row tells.
 #[derive(Debug, Clone, PartialEq)]
@@ -32,17 +33,17 @@ pub struct Sighting {
     pub lag_ms: Option<f64>,
 }
 
-/// The row of the forward mirror of a slice.
+/// The row of a mirror, in the database that it writes to.
 ///
 /// # Errors
 /// [`JournalError::Database`].
-pub async fn read(client: &Client, slice: &str) -> Result<Option<ProcessRow>, JournalError> {
+pub async fn read(client: &Client, of: StreamOf<'_>) -> Result<Option<ProcessRow>, JournalError> {
     let row = client
         .query_opt(
             "SELECT nonce, host, pid, extract(epoch FROM clock_timestamp() - seen_at)::float8, \
                  stopped_at IS NOT NULL \
-             FROM strangler.mirror_process WHERE slice = $1 AND dir = 'forward'",
-            &[&slice],
+             FROM strangler.mirror_process WHERE slice = $1 AND dir = $2",
+            &[&of.slice, &of.direction.as_str()],
         )
         .await
         .map_err(JournalError::database("reading the mirror's row"))?;
@@ -77,7 +78,7 @@ pub async fn try_lock(client: &Client, slice: &str) -> Result<bool, JournalError
 /// [`JournalError::Database`].
 pub async fn register(
     client: &Client,
-    slice: &str,
+    of: StreamOf<'_>,
     nonce: i64,
     host: &str,
     pid: i32,
@@ -85,11 +86,11 @@ pub async fn register(
     client
         .execute(
             "INSERT INTO strangler.mirror_process (slice, dir, nonce, host, pid, phase) \
-             VALUES ($1, 'forward', $2, $3, $4, 'starting') \
+             VALUES ($1, $5, $2, $3, $4, 'starting') \
              ON CONFLICT (slice, dir) DO UPDATE SET nonce = excluded.nonce, host = excluded.host, \
                  pid = excluded.pid, phase = 'starting', detail = NULL, lag_bytes = NULL, lag_ms = NULL, \
                  started_at = now(), seen_at = now(), stopped_at = NULL",
-            &[&slice, &nonce, &host, &pid],
+            &[&of.slice, &nonce, &host, &pid, &of.direction.as_str()],
         )
         .await
         .map(drop)
@@ -100,13 +101,26 @@ pub async fn register(
 ///
 /// # Errors
 /// [`JournalError::Database`].
-pub async fn beat(client: &Client, slice: &str, nonce: i64, sighting: &Sighting) -> Result<(), JournalError> {
+pub async fn beat(
+    client: &Client,
+    of: StreamOf<'_>,
+    nonce: i64,
+    sighting: &Sighting,
+) -> Result<(), JournalError> {
     client
         .execute(
             "UPDATE strangler.mirror_process SET seen_at = clock_timestamp(), phase = $3, detail = $4, \
                  lag_bytes = $5, lag_ms = $6 \
-             WHERE slice = $1 AND dir = 'forward' AND nonce = $2",
-            &[&slice, &nonce, &sighting.phase, &sighting.detail, &sighting.lag_bytes, &sighting.lag_ms],
+             WHERE slice = $1 AND dir = $7 AND nonce = $2",
+            &[
+                &of.slice,
+                &nonce,
+                &sighting.phase,
+                &sighting.detail,
+                &sighting.lag_bytes,
+                &sighting.lag_ms,
+                &of.direction.as_str(),
+            ],
         )
         .await
         .map(drop)
@@ -119,7 +133,7 @@ pub async fn beat(client: &Client, slice: &str, nonce: i64, sighting: &Sighting)
 /// [`JournalError::Database`].
 pub async fn stopped(
     client: &Client,
-    slice: &str,
+    of: StreamOf<'_>,
     nonce: i64,
     detail: Option<&str>,
 ) -> Result<(), JournalError> {
@@ -127,8 +141,8 @@ pub async fn stopped(
         .execute(
             "UPDATE strangler.mirror_process SET seen_at = clock_timestamp(), stopped_at = clock_timestamp(), \
                  phase = 'stopped', detail = $3 \
-             WHERE slice = $1 AND dir = 'forward' AND nonce = $2",
-            &[&slice, &nonce, &detail],
+             WHERE slice = $1 AND dir = $4 AND nonce = $2",
+            &[&of.slice, &nonce, &detail, &of.direction.as_str()],
         )
         .await
         .map(drop)

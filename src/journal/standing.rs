@@ -31,6 +31,33 @@ SELECT s.slice, jsonb_build_object(
         FROM strangler.deferred d WHERE d.slice = s.slice AND done_at IS NULL))::text
 FROM unnest($1::text[]) AS s (slice)";
 
+/// The process goes with the stream, because both are rows of the way back.
+const WAY_BACK_SQL: &str = "
+SELECT t.slice, jsonb_build_object('mode', lower(t.mode),
+    'stream', jsonb_build_object('state', state, 'detail', t.detail, 'slot', slot, 'applied_lsn', applied_lsn,
+        'source_time_us', (extract(epoch FROM source_time) * 1000000)::bigint, 'nonce', t.nonce),
+    'process', CASE WHEN m.slice IS NOT NULL THEN jsonb_build_object('nonce', m.nonce, 'host', host, 'pid', pid,
+        'phase', phase, 'detail', m.detail, 'lag_ms', lag_ms,
+        'seen_seconds_ago', greatest(0, extract(epoch FROM now() - seen_at)), 'stopped', stopped_at IS NOT NULL) END)::text
+FROM strangler.stream t LEFT JOIN strangler.mirror_process m ON m.slice = t.slice AND m.dir = t.dir
+WHERE t.slice = ANY ($1) AND t.dir = 'reverse' AND t.lane = 0";
+
+/// Ways back, asked of the monolith, as JSON; `status::facts::WayBack` is its form. None where a role may not look, as
+/// before `provision` has granted it.
+///
+/// # Errors
+/// [`JournalError::Database`].
+pub async fn ways_back(client: &Client, slices: &[&str]) -> Result<Vec<(String, String)>, JournalError> {
+    let failed = || JournalError::database("reading the ways back");
+    let may = "SELECT coalesce(has_table_privilege(to_regclass('strangler.stream'), 'SELECT') \
+                   AND has_table_privilege(to_regclass('strangler.mirror_process'), 'SELECT'), false)";
+    if !client.query_one(may, &[]).await.map_err(failed())?.get::<_, bool>(0) {
+        return Ok(Vec::new());
+    }
+    let rows = client.query(WAY_BACK_SQL, &[&slices]).await.map_err(failed())?;
+    Ok(rows.iter().map(|row| (row.get(0), row.get(1))).collect())
+}
+
 /// One document per slice, all of one moment, because it is one statement; `status::facts::ServiceFacts` is its form.
 /// `None` where nothing was ever provisioned.
 ///

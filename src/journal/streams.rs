@@ -1,10 +1,102 @@
 //! The stream row: how far one direction of a slice has been applied, and who may go on.
 
 use tokio_postgres::types::PgLsn;
-use tokio_postgres::{Client, Row, Statement};
+use tokio_postgres::{Client, Row};
 
 use super::JournalError;
 use crate::lsn::Lsn;
+
+/// Which way a stream goes.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Direction {
+    /// From the monolith to the service; its row is in the service.
+    #[default]
+    Forward,
+    /// From the service to the monolith; its row is in the monolith.
+    Reverse,
+}
+
+impl Direction {
+    /// The stored form.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Forward => "forward",
+            Self::Reverse => "reverse",
+        }
+    }
+
+    /// The database that a stream reads, in words.
+    #[must_use]
+    pub fn source(self) -> &'static str {
+        match self {
+            Self::Forward => "monolith",
+            Self::Reverse => "service",
+        }
+    }
+
+    /// The database that a stream writes, and where its row is, in words.
+    #[must_use]
+    pub fn target(self) -> &'static str {
+        match self {
+            Self::Forward => "service",
+            Self::Reverse => "monolith",
+        }
+    }
+}
+
+/// One direction of one slice: whose rows are meant.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct StreamOf<'a> {
+    /// Slice.
+    pub slice: &'a str,
+    /// Which way.
+    pub direction: Direction,
+}
+
+impl<'a> StreamOf<'a> {
+    /// The stream from the monolith to the service.
+    #[must_use]
+    pub fn forward(slice: &'a str) -> Self {
+        Self { slice, direction: Direction::Forward }
+    }
+
+    /// The stream from the service to the monolith.
+    #[must_use]
+    pub fn reverse(slice: &'a str) -> Self {
+        Self { slice, direction: Direction::Reverse }
+    }
+}
+
+/// What a stream is for at present. Set by `arm` and by whoever moves the authority; stored.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Mode {
+    /// It writes what it reads.
+    Apply,
+    /// It reads a fenced side and writes nothing: what is not the mirror's own there is an alarm.
+    Tripwire,
+    /// It does not run.
+    Off,
+}
+
+impl Mode {
+    /// The stored form.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Apply => "APPLY",
+            Self::Tripwire => "TRIPWIRE",
+            Self::Off => "OFF",
+        }
+    }
+
+    fn parse(text: &str) -> Result<Self, JournalError> {
+        [Self::Apply, Self::Tripwire, Self::Off]
+            .into_iter()
+            .find(|mode| mode.as_str() == text)
+            .ok_or_else(|| JournalError::Unreadable { what: "stream.mode", found: text.to_owned() })
+    }
+}
 
 /// How a stream stands; `gap` and `diverged` need an operator.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -57,8 +149,8 @@ pub struct Source {
 pub struct StreamRow {
     /// Epoch of the authority that the stream serves.
     pub epoch: i64,
-    /// `APPLY`, `TRIPWIRE` or `OFF`.
-    pub mode: String,
+    /// What it is for.
+    pub mode: Mode,
     /// How it stands.
     pub state: StreamState,
     /// Why, for states that need an operator.
@@ -83,7 +175,7 @@ pub(super) fn from_row(row: &Row) -> Result<StreamRow, JournalError> {
     let applied: PgLsn = row.try_get(10).map_err(read)?;
     Ok(StreamRow {
         epoch: row.try_get(0).map_err(read)?,
-        mode: row.try_get(1).map_err(read)?,
+        mode: Mode::parse(row.try_get(1).map_err(read)?)?,
         state: StreamState::parse(row.try_get(2).map_err(read)?)?,
         detail: row.try_get(3).map_err(read)?,
         slot: row.try_get(4).map_err(read)?,
@@ -99,36 +191,18 @@ pub(super) fn from_row(row: &Row) -> Result<StreamRow, JournalError> {
     })
 }
 
-/// The forward stream of a slice, when it was ever started.
+/// A stream, asked of the database that it writes to: the forward one when it was ever started, the reverse one when
+/// the slice is armed.
 ///
 /// # Errors
 /// [`JournalError`].
-pub async fn read(client: &Client, slice: &str) -> Result<Option<StreamRow>, JournalError> {
-    let sql =
-        format!("SELECT {COLUMNS} FROM strangler.stream WHERE slice = $1 AND dir = 'forward' AND lane = 0");
-    let row =
-        client.query_opt(&sql, &[&slice]).await.map_err(JournalError::database("reading the stream row"))?;
+pub async fn read(client: &Client, of: StreamOf<'_>) -> Result<Option<StreamRow>, JournalError> {
+    let sql = format!("SELECT {COLUMNS} FROM strangler.stream WHERE slice = $1 AND dir = $2 AND lane = 0");
+    let row = client
+        .query_opt(&sql, &[&of.slice, &of.direction.as_str()])
+        .await
+        .map_err(JournalError::database("reading the stream row"))?;
     row.as_ref().map(from_row).transpose()
-}
-
-/// Which way a stream goes.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum Direction {
-    /// From the monolith to the service; its row is in the service.
-    Forward,
-    /// From the service to the monolith; its row is in the monolith.
-    Reverse,
-}
-
-impl Direction {
-    /// The stored form.
-    #[must_use]
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Forward => "forward",
-            Self::Reverse => "reverse",
-        }
-    }
 }
 
 /// How far a stream is.
@@ -165,7 +239,8 @@ pub async fn position(
     }))
 }
 
-/// How old a slice's mirrored data is, in seconds; `None` before the first change.
+/// How old a slice's mirrored data in this database is, in seconds; `None` before the first change, and where no stream
+/// applies.
 ///
 /// # Errors
 /// [`JournalError::Database`].
@@ -215,22 +290,23 @@ pub async fn insert_creating(
 
 /// Takes the next nonce: waits for every landing and apply of an older process, then shuts it out. `holder` tells
 /// processes apart. One that has already held a nonce `again` asks for the next, and gets none when somebody else has
-/// taken it meanwhile; its own row tells it even when the answer to its last attempt was lost.
+/// taken it meanwhile; its own row tells it even when the answer to its last attempt was lost. A row that nobody has taken
+/// yet, because it was made anew, is anybody's.
 ///
 /// # Errors
 /// [`JournalError::Database`], also when the wait passes the session's `lock_timeout`.
 pub async fn take_nonce(
     client: &Client,
-    slice: &str,
+    of: StreamOf<'_>,
     holder: &str,
     again: bool,
 ) -> Result<Option<StreamRow>, JournalError> {
     let sql = format!(
         "UPDATE strangler.stream SET nonce = nonce + 1, holder = $2 \
-         WHERE slice = $1 AND dir = 'forward' AND lane = 0 AND (NOT $3 OR holder = $2) RETURNING {COLUMNS}"
+         WHERE slice = $1 AND dir = $4 AND lane = 0 AND (NOT $3 OR holder = $2 OR holder IS NULL) RETURNING {COLUMNS}"
     );
     let row = client
-        .query_opt(&sql, &[&slice, &holder, &again])
+        .query_opt(&sql, &[&of.slice, &holder, &again, &of.direction.as_str()])
         .await
         .map_err(JournalError::database("taking the nonce"))?;
     row.as_ref().map(from_row).transpose()
@@ -259,7 +335,7 @@ pub async fn set_running(client: &Client, slice: &str, nonce: i64, start: Lsn) -
 /// [`JournalError::Database`].
 pub async fn set_state(
     client: &Client,
-    slice: &str,
+    of: StreamOf<'_>,
     nonce: i64,
     state: StreamState,
     detail: Option<&str>,
@@ -267,8 +343,8 @@ pub async fn set_state(
     client
         .execute(
             "UPDATE strangler.stream SET state = $3, detail = $4 \
-             WHERE slice = $1 AND dir = 'forward' AND lane = 0 AND nonce = $2",
-            &[&slice, &nonce, &state.as_str(), &detail],
+             WHERE slice = $1 AND dir = $5 AND lane = 0 AND nonce = $2",
+            &[&of.slice, &nonce, &state.as_str(), &detail, &of.direction.as_str()],
         )
         .await
         .map(|rows| rows == 1)
@@ -312,15 +388,15 @@ pub async fn reset(
 /// [`JournalError::Database`].
 pub async fn set_timeline(
     client: &Client,
-    slice: &str,
+    of: StreamOf<'_>,
     nonce: i64,
     timeline: i32,
 ) -> Result<(), JournalError> {
     client
         .execute(
             "UPDATE strangler.stream SET src_timeline = $3 \
-             WHERE slice = $1 AND dir = 'forward' AND lane = 0 AND nonce = $2",
-            &[&slice, &nonce, &timeline],
+             WHERE slice = $1 AND dir = $4 AND lane = 0 AND nonce = $2",
+            &[&of.slice, &nonce, &timeline, &of.direction.as_str()],
         )
         .await
         .map(drop)
@@ -346,118 +422,13 @@ pub async fn sessions_at(client: &Client, application: &str) -> Result<Vec<i32>,
 ///
 /// # Errors
 /// [`JournalError::Database`].
-pub async fn current_nonce(client: &Client, slice: &str) -> Result<Option<i64>, JournalError> {
+pub async fn current_nonce(client: &Client, of: StreamOf<'_>) -> Result<Option<i64>, JournalError> {
     client
         .query_opt(
-            "SELECT nonce FROM strangler.stream WHERE slice = $1 AND dir = 'forward' AND lane = 0",
-            &[&slice],
+            "SELECT nonce FROM strangler.stream WHERE slice = $1 AND dir = $2 AND lane = 0",
+            &[&of.slice, &of.direction.as_str()],
         )
         .await
         .map(|row| row.map(|row| row.get(0)))
         .map_err(JournalError::database("reading the nonce"))
-}
-
-/// What a process must find in the stream row before it may write: its own nonce, epoch and position.
-#[derive(Debug, Clone)]
-pub struct Claim {
-    /// Slice.
-    pub slice: String,
-    /// Nonce taken at start.
-    pub nonce: i64,
-    /// Epoch read at start.
-    pub epoch: i64,
-    /// Position up to which everything is applied.
-    pub applied: Lsn,
-}
-
-/// The statements of a [`Claim`], prepared once per connection.
-#[derive(Debug, Clone)]
-pub struct ClaimStatements {
-    lock: Statement,
-    share: Statement,
-    advance: Statement,
-}
-
-impl ClaimStatements {
-    /// Prepares them.
-    ///
-    /// # Errors
-    /// [`JournalError::Database`].
-    pub async fn prepare(client: &Client) -> Result<Self, JournalError> {
-        let check = |strength: &str| {
-            format!(
-                "SELECT 1 FROM strangler.stream WHERE slice = $1 AND dir = 'forward' AND lane = 0 \
-                 AND nonce = $2 AND epoch = $3 AND mode = 'APPLY' AND applied_lsn = $4 {strength}"
-            )
-        };
-        let advance = "UPDATE strangler.stream SET applied_lsn = $5, applied_at = now(), \
-                 source_time = greatest(source_time, \
-                     timestamptz '2000-01-01 00:00:00+00' + $6::bigint * interval '1 microsecond') \
-             WHERE slice = $1 AND dir = 'forward' AND lane = 0 AND nonce = $2 AND epoch = $3 \
-               AND mode = 'APPLY' AND applied_lsn = $4";
-        let prepare = async |sql: &str| {
-            client.prepare(sql).await.map_err(JournalError::database("preparing the stream row's statements"))
-        };
-        Ok(Self {
-            lock: prepare(&check("FOR UPDATE")).await?,
-            share: prepare(&check("FOR SHARE")).await?,
-            advance: prepare(advance).await?,
-        })
-    }
-}
-
-impl Claim {
-    /// First statement of an apply transaction: locks the row if it still is as claimed. `false` means that this
-    /// process was shut out, and that the transaction must be rolled back.
-    ///
-    /// # Errors
-    /// [`JournalError::Database`].
-    pub async fn lock(&self, client: &Client, statements: &ClaimStatements) -> Result<bool, JournalError> {
-        self.check(client, &statements.lock).await
-    }
-
-    /// First statement of a landing: the same check, shared, so that landings of one process run side by side.
-    ///
-    /// # Errors
-    /// [`JournalError::Database`].
-    pub async fn share(&self, client: &Client, statements: &ClaimStatements) -> Result<bool, JournalError> {
-        self.check(client, &statements.share).await
-    }
-
-    async fn check(&self, client: &Client, statement: &Statement) -> Result<bool, JournalError> {
-        client
-            .query_opt(statement, &[&self.slice, &self.nonce, &self.epoch, &PgLsn::from(self.applied)])
-            .await
-            .map(|row| row.is_some())
-            .map_err(JournalError::database("checking the stream row"))
-    }
-
-    /// Last statement of an apply transaction that holds the lock: the position moves to `to`.
-    /// `source_time_us` is the source's time of that state, in microseconds since 2000-01-01 UTC.
-    ///
-    /// # Errors
-    /// [`JournalError::Database`].
-    pub async fn advance(
-        &self,
-        client: &Client,
-        statements: &ClaimStatements,
-        to: Lsn,
-        source_time_us: i64,
-    ) -> Result<bool, JournalError> {
-        client
-            .execute(
-                &statements.advance,
-                &[
-                    &self.slice,
-                    &self.nonce,
-                    &self.epoch,
-                    &PgLsn::from(self.applied),
-                    &PgLsn::from(to),
-                    &source_time_us,
-                ],
-            )
-            .await
-            .map(|rows| rows == 1)
-            .map_err(JournalError::database("moving the applied position"))
-    }
 }

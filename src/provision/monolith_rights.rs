@@ -1,16 +1,30 @@
-//! What the links may do on the monolith, beside what an administrator grants: see our own tables, and lock single rows.
+//! What the links may do on the monolith, beside what an administrator grants: see our own tables, lock single rows, and
+//! bring back what a service writes once it has the authority.
 
 use super::Database;
 use super::draft::{Draft, Site};
-use super::rights::{Wanted, grant};
+use super::rights::{DML, Wanted, grant};
 use super::state::{Grant, GrantOn};
 use crate::dualwrite::gate::{self, APPLY_ROLE};
 use crate::mapping::TableMapping;
 use crate::name::{TableName, quote_ident};
 use crate::problem::Problem;
 
-/// What is granted to both links, because both look where they lead, and what the mapping was before keys were cut.
-const OURS: &[&str] = &["database", "slice", "cut_key"];
+/// What is granted to both links, because both look where they lead what the mapping was before
+/// keys were cut, and how the way back is doing.
+const OURS: &[&str] = &["database", "slice", "stream", "mirror_process", "mirror_table", "cut_key"];
+
+/// What the way back does with our own tables here: the same as the way there in a service.
+const WAY_BACK: &[(&str, &[&str])] = &[
+    ("stream", DML),
+    ("piece", DML),
+    ("mirror_table", DML),
+    ("mirror_process", DML),
+    ("touched", &["SELECT", "INSERT", "DELETE"]),
+    ("touched_floor", &["SELECT", "INSERT", "UPDATE"]),
+    ("repair", DML),
+    ("canary", &["SELECT", "INSERT", "UPDATE"]),
+];
 
 /// Rights of the read and the apply link.
 pub(super) fn grants(draft: &mut Draft<'_>, sites: &[Site<'_>]) {
@@ -22,6 +36,9 @@ pub(super) fn grants(draft: &mut Draft<'_>, sites: &[Site<'_>]) {
         see_ours(draft, &mut wanted, APPLY_ROLE);
         // The ledger's head.
         wanted.table(&TableName::new("strangler", "journal"), APPLY_ROLE, &["SELECT", "INSERT"]);
+        for (table, privileges) in WAY_BACK {
+            wanted.table(&TableName::new("strangler", *table), APPLY_ROLE, privileges);
+        }
         lock_rows(draft, &mut wanted);
     }
     let survey = draft.survey;

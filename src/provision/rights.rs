@@ -18,10 +18,10 @@ use crate::problem::Problem;
 const APPLY_CONNECTIONS: u32 = 100;
 
 /// What the application may do with its tables.
-const DML: &[&str] = &["SELECT", "INSERT", "UPDATE", "DELETE"];
+pub(super) const DML: &[&str] = &["SELECT", "INSERT", "UPDATE", "DELETE"];
 
 /// What the mirror may do with the slice's tables.
-const DML_AND_TRUNCATE: &[&str] = &["SELECT", "INSERT", "UPDATE", "DELETE", "TRUNCATE"];
+pub(super) const DML_AND_TRUNCATE: &[&str] = &["SELECT", "INSERT", "UPDATE", "DELETE", "TRUNCATE"];
 
 /// What mirror and reconcile may do with our own tables in a service.
 const APPLY_ON_OURS: &[(&str, &[&str])] = &[
@@ -41,6 +41,8 @@ const APPLY_ON_OURS: &[(&str, &[&str])] = &[
     ("touched", &["SELECT", "INSERT", "DELETE"]),
     ("touched_floor", &["SELECT", "INSERT", "UPDATE"]),
     ("repair", DML),
+    ("alarm", &["SELECT", "INSERT", "UPDATE"]),
+    ("canary", &["SELECT", "INSERT", "UPDATE"]),
 ];
 
 /// A database with what its server's roles are made from.

@@ -63,6 +63,9 @@ pub enum Void {
         /// Table by the monolith's name.
         table: String,
     },
+    /// Somebody wrote on a fenced side, or the way back was begun anew: see
+    /// [`crate::journal::alarms::disturbances`].
+    Disturbed,
     /// The slice is not provisioned any more.
     NotProvisioned,
 }
@@ -80,6 +83,7 @@ impl Void {
             | Self::Epoch { .. }
             | Self::StreamAnew
             | Self::Stream { .. }
+            | Self::Disturbed
             | Self::NotProvisioned => None,
         }
     }
@@ -99,6 +103,9 @@ impl fmt::Display for Void {
                 write!(f, "the definition of table {table} changed on the {side}'s side")
             }
             Self::Tables { table } => write!(f, "table {table} came to the slice or left it"),
+            Self::Disturbed => {
+                f.write_str("somebody wrote on the fenced side, or the way back was begun anew")
+            }
             Self::NotProvisioned => f.write_str("the slice is not provisioned"),
         }
     }
@@ -121,6 +128,9 @@ pub fn voids(then: &Ground, now: Option<&Ground>) -> Vec<Void> {
     match now.stream.as_deref() {
         Some("running") => {}
         other => found.push(Void::Stream { state: other.unwrap_or("never started").to_owned() }),
+    }
+    if then.disturbances != now.disturbances {
+        found.push(Void::Disturbed);
     }
     for (table, ground) in &now.tables {
         match then.tables.get(table) {

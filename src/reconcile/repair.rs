@@ -23,6 +23,7 @@ use crate::cdc::mirror::chain_of;
 use crate::journal::JournalError;
 use crate::journal::ledger::{self, Author, NewEntry, REPAIR};
 use crate::journal::repairs::{self, RepairOutcome, RepairState};
+use crate::journal::streams::Direction;
 use crate::mapping::TableMapping;
 use crate::name::TableName;
 use crate::postgres::connect::Session;
@@ -139,7 +140,12 @@ pub async fn run(
 ) -> Result<Vec<Repaired>, RepairError> {
     let service = job.service_apply.connect(APPLICATION).await.map_err(RunError::Connect)?;
     let redactor = Arc::new(Redactor::new().map_err(RunError::Redact)?);
-    let mut repair = Repair { job, done, author, stop, service, redactor, looking: None };
+    // Requests wait where the stream writes, so that a repair and its rows are one transaction.
+    let monolith = match done.sides.direction() {
+        Direction::Forward => None,
+        Direction::Reverse => Some(job.monolith_apply.connect(APPLICATION).await.map_err(RunError::Connect)?),
+    };
+    let mut repair = Repair { job, done, author, stop, service, monolith, redactor, looking: None };
     let mut repaired = Vec::new();
     for wanted in wanted(job, done) {
         let mut one = Repaired {
@@ -168,6 +174,8 @@ struct Repair<'a> {
     author: &'a Author,
     stop: &'a CancellationToken,
     service: Session,
+    /// Where the mirror looks for requests when it is the monolith that it writes.
+    monolith: Option<Session>,
     /// One for all entries of the ledger, so that a value has the same digest in each of them.
     redactor: Arc<Redactor>,
     /// What rows are looked at again with; opened at the first of them.
@@ -213,16 +221,17 @@ impl Repair<'_> {
         let by = format!("{}@{}", self.author.operator, self.author.host);
         // Who adds requests takes old ones away, twice as many, so that their number follows what a week asks for. That
         // a database which an earlier version provisioned does not allow it is no reason not to repair.
-        if let Err(error) = repairs::prune(&self.service, rows.len().saturating_mul(2)).await {
+        let requests = self.monolith.as_ref().unwrap_or(&self.service);
+        if let Err(error) = repairs::prune(requests, rows.len().saturating_mul(2)).await {
             tracing::warn!(
                 slice,
                 error = chain_of(&error),
                 "answered repairs stay; provision grants what is missing"
             );
         }
-        let ids = repairs::request(&self.service, names, &one.table, &asked, &by).await;
+        let ids = repairs::request(requests, names, &one.table, &asked, &by).await;
         let ids = ids.map_err(RunError::Journal)?;
-        let outcomes = answers(&self.service, &ids).await?;
+        let outcomes = answers(requests, &ids).await?;
         one.asked += u64::try_from(rows.len()).unwrap_or(u64::MAX);
         let (mut landed, mut waiting) = (Vec::new(), 0);
         for (outcome, (key, _)) in outcomes.iter().zip(rows) {

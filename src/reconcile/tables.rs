@@ -8,7 +8,7 @@ use tokio::sync::Mutex;
 use tokio_util::sync::CancellationToken;
 
 use super::finding::{Finding, FindingKind, RawKey};
-use super::form::{SAMPLE_PARTS, Sample, TableForm};
+use super::form::{SAMPLE_PARTS, Sample, Side, TableForm};
 use super::hands::{self, Hands, HandsError};
 use super::orphans::{self, Neighbour};
 use super::progress::Board;
@@ -22,6 +22,7 @@ use super::verdict::{Coverage, NO_MIRROR, Outcome, TableVerdict};
 use super::walk::{self, KeyFacts};
 use crate::cdc::mirror::chain_of;
 use crate::journal::runs::Run;
+use crate::journal::streams::{Direction, StreamOf};
 use crate::journal::touched::{self, Touched};
 use crate::journal::{JournalError, process};
 use crate::lsn::Lsn;
@@ -170,11 +171,15 @@ impl Tables<'_> {
 
     /// A mirror that was stopped, or that nobody has seen, is told at once rather than after a long wait.
     async fn mirror_runs(&self) -> Result<(), String> {
-        if self.sides.authority == super::form::Side::Target {
-            return Ok(());
-        }
-        let journal = self.journal.lock().await;
-        let seen = process::read(&journal, self.slice()).await.map_err(|error| chain_of(&error))?;
+        let of = StreamOf { slice: self.slice(), direction: self.sides.direction() };
+        let seen = match self.sides.direction() {
+            Direction::Forward => process::read(&*self.journal.lock().await, of).await,
+            Direction::Reverse => {
+                let monolith = self.sides.locker(Side::Source).await.map_err(|error| chain_of(&error))?;
+                process::read(&monolith, of).await
+            }
+        };
+        let seen = seen.map_err(|error| chain_of(&error))?;
         match seen {
             Some(seen) if !seen.stopped && seen.seen_s <= DEAD_AFTER_S => Ok(()),
             Some(seen) if seen.stopped => Err(format!("{NO_MIRROR}: the last one was stopped")),
@@ -286,9 +291,18 @@ impl Tables<'_> {
     }
 
     /// The keys that the stream touched; `None` when they are not all known, so that the whole table must be compared.
+    /// They are listed where the stream writes.
     async fn touched(&self, table: &TableMapping, since: Lsn) -> Result<Option<Vec<RawKey>>, JournalError> {
-        let journal = self.journal.lock().await;
-        let found = touched::since(&journal, self.slice(), &table.source.to_string(), since).await?;
+        let label = table.source.to_string();
+        let found = match self.sides.direction() {
+            Direction::Forward => {
+                touched::since(&*self.journal.lock().await, self.slice(), &label, since).await?
+            }
+            Direction::Reverse => match self.sides.locker(Side::Source).await {
+                Ok(monolith) => touched::since(&monolith, self.slice(), &label, since).await?,
+                Err(_) => return Ok(None),
+            },
+        };
         match found {
             Touched::Keys(keys) => Ok(Some(keys.into_iter().map(RawKey).collect())),
             Touched::All | Touched::Forgotten { .. } => Ok(None),

@@ -151,7 +151,7 @@ mod tests {
             armed: Armed { recorded: true, disarming: false, cut_keys: 1 },
             reverse: Some(StreamRow {
                 epoch: 1,
-                mode: "TRIPWIRE".to_owned(),
+                mode: crate::journal::streams::Mode::Tripwire,
                 state: StreamState::Running,
                 detail: None,
                 slot: "slot".to_owned(),

@@ -147,6 +147,7 @@ fn copied_anew(voids: &[Void], name: &str) -> bool {
         | Void::StreamAnew
         | Void::Stream { .. }
         | Void::Changed { .. }
+        | Void::Disturbed
         | Void::NotProvisioned => false,
     })
 }
@@ -171,6 +172,7 @@ mod tests {
             epoch: 1,
             slot: Some("slot".to_owned()),
             stream: Some("running".to_owned()),
+            disturbances: 0,
             tables: [("Orders".to_owned(), table()), ("Lines".to_owned(), table())].into(),
         }
     }

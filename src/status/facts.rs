@@ -7,6 +7,7 @@ use serde::Deserialize;
 
 use super::arming::ArmingFacts;
 use super::evidence::EvidenceFacts;
+use crate::journal::alarms::Uncleared;
 use crate::journal::migrate::Form;
 use crate::journal::whereabouts::Astray;
 use crate::lsn::Lsn;
@@ -84,6 +85,9 @@ pub struct ServiceFacts {
     /// Which version made the tables of ours.
     #[serde(skip)]
     pub form: Form,
+    /// Writes on a fenced side that nobody has acted upon.
+    #[serde(skip)]
+    pub strays: Option<Uncleared>,
     /// What the ledger says, or why it can't be read; absent where the tables have no ledger yet.
     #[serde(skip)]
     pub evidence: Option<Side<EvidenceFacts>>,
@@ -111,6 +115,20 @@ pub struct MonolithFacts {
     /// Shapes of the slice's tables, by their names in the plan.
     #[serde(skip)]
     pub shapes: BTreeMap<String, String>,
+    /// The slice's way back, once it is armed.
+    #[serde(skip)]
+    pub back: Option<WayBack>,
+}
+
+/// The way back of a slice: its rows of `strangler.stream` and `strangler.mirror_process`.
+#[derive(Debug, Clone, Deserialize)]
+pub struct WayBack {
+    /// `apply`, `tripwire` or `off`.
+    pub mode: String,
+    /// Its stream; the slot is the service's.
+    pub stream: Stream,
+    /// The process that last ran it.
+    pub process: Option<ProcessRow>,
 }
 
 /// A gate row.

@@ -1,5 +1,7 @@
 //! From facts to a status: one pure function and its parts.
 
+mod back;
+
 use super::arming::{self, ArmedState, ArmedStatus};
 use super::evidence::{self, EvidenceStatus};
 use super::facts::{Gate, MonolithFacts, ProcessRow, ServiceFacts, Side, Slot, Stream, TableRow};
@@ -88,6 +90,10 @@ pub fn judge(facts: &SliceFacts, commands: &Commands) -> SliceStatus {
             .and_then(|s| copy_seconds_left(&s.tables)),
         wal,
         process: service.and_then(|service| service.process.as_ref()).map(process),
+        way_back: monolith
+            .and_then(|monolith| monolith.back.as_ref())
+            .map(|found| back::way_back(found, service.map(|service| service.now_us))),
+        stray_writes: service.and_then(|service| service.strays.as_ref()).map(back::stray_writes),
         tables,
         deferred: service.map(|service| service.deferred.clone()).unwrap_or_default(),
         evidence: evidence_of(facts),
@@ -98,6 +104,7 @@ pub fn judge(facts: &SliceFacts, commands: &Commands) -> SliceStatus {
         next: None,
     };
     status.alarms = alarms(&status, service, slot);
+    status.alarms.extend(back::alarms(&status));
     status.next = next(&status, commands);
     status
 }
@@ -120,6 +127,8 @@ fn astray(facts: &SliceFacts, commands: &Commands) -> SliceStatus {
         copy_seconds_left: None,
         wal: None,
         process: None,
+        way_back: None,
+        stray_writes: None,
         tables: Vec::new(),
         deferred: Vec::new(),
         evidence: None,
@@ -177,7 +186,7 @@ fn phase(service: &ServiceFacts, slot: SlotFacts<'_>) -> Phase {
         Life::Stopped => Phase::Stopped,
         Life::Dead => Phase::Dead,
         Life::Alive if still_copying(service) => Phase::Copying,
-        Life::Alive if process.phase == "streaming" => Phase::Streaming,
+        Life::Alive if matches!(process.phase.as_str(), "streaming" | "watching") => Phase::Streaming,
         Life::Alive => Phase::CatchingUp,
     }
 }
@@ -222,18 +231,22 @@ fn authority(service: Option<&Gate>, monolith: Option<&Gate>) -> (Authority, Opt
 fn lag(service: &ServiceFacts, monolith: Option<&MonolithFacts>) -> Option<Lag> {
     let stream = service.stream.as_ref().filter(|stream| stream.state != "creating")?;
     let now_us = monolith.map_or(service.now_us, |monolith| monolith.now_us);
-    let durable = stream.source_time_us.map(|at| seconds_between(at, now_us));
-    let measured =
-        service.process.as_ref().filter(|process| !process.stopped).and_then(|process| process.lag_ms);
-    let seconds = match (durable, measured) {
-        (Some(durable), Some(ms)) if durable <= MEASURED_WITHIN_SECONDS => Some(durable.min(ms / 1000.0)),
-        (durable, _) => durable,
-    };
+    let seconds = age_seconds(stream, service.process.as_ref(), now_us);
     Some(Lag {
         bytes: monolith.map(|monolith| monolith.current_lsn.bytes_since(stream.applied_lsn)),
         seconds,
         applied_lsn: stream.applied_lsn,
     })
+}
+
+/// Age of what a stream has applied, by the source's clock.
+fn age_seconds(stream: &Stream, process: Option<&ProcessRow>, now_us: i64) -> Option<f64> {
+    let durable = stream.source_time_us.map(|at| seconds_between(at, now_us));
+    let measured = process.filter(|process| !process.stopped).and_then(|process| process.lag_ms);
+    match (durable, measured) {
+        (Some(durable), Some(ms)) if durable <= MEASURED_WITHIN_SECONDS => Some(durable.min(ms / 1000.0)),
+        (durable, _) => durable,
+    }
 }
 
 #[expect(clippy::cast_precision_loss, reason = "a period that is shown; 2^53 microseconds are 285 years")]
@@ -434,9 +447,12 @@ fn next(status: &SliceStatus, commands: &Commands) -> Option<String> {
         Phase::Streaming => {
             let unproven = status.evidence.as_ref().is_some_and(|proof| proof.stands == Some(false));
             let retry = status.tables.iter().find_map(|table| table.next.clone());
+            let broken = back::next(status).map(|(verb, rest)| commands.of(verb, &status.slice, rest));
+            let stray = status.stray_writes.as_ref().and_then(|_| of("reconcile", ""));
             let half = status.armed.as_ref().filter(|armed| armed.state == ArmedState::PartlyArmed);
             let half = half.and_then(|armed| of(if armed.disarming { "disarm" } else { "arm" }, ""));
-            retry.or(half).or_else(|| if unproven { of("reconcile", "") } else { None })
+            let proof = || if unproven { of("reconcile", "") } else { None };
+            retry.or(broken).or(stray).or(half).or_else(proof)
         }
     }
 }

@@ -7,9 +7,9 @@ use tokio_postgres::Client;
 
 use super::arming;
 use super::evidence::EvidenceFacts;
-use super::facts::{Gate, MonolithFacts, ServiceFacts, Side, Slot};
+use super::facts::{Gate, MonolithFacts, ServiceFacts, Side, Slot, WayBack};
 use crate::journal::migrate::{self, Form};
-use crate::journal::{JournalError, grounds, standing};
+use crate::journal::{JournalError, alarms, grounds, standing};
 use crate::name::{quote_ident, quote_literal};
 use crate::reconcile::evidence;
 
@@ -75,6 +75,7 @@ pub async fn service(client: &Client, slices: &[&str]) -> Result<BTreeMap<String
         facts.form = form;
         facts.slots.clone_from(&slots);
         if form == Form::Current {
+            facts.strays = alarms::uncleared(client, slice).await?;
             facts.evidence = Some(evidence_of(client, slice).await?);
         }
     }
@@ -118,6 +119,15 @@ pub async fn monolith(
     shared.slots = slots(client).await?;
     let mut gates = gates(client, slices).await?;
     let form = migrate::form(client).await?;
+    let mut backs = BTreeMap::new();
+    if form == Form::Current {
+        for (slice, text) in standing::ways_back(client, slices).await? {
+            let what = "the ways back";
+            let back: WayBack =
+                serde_json::from_str(&text).map_err(|source| ReadError::Shape { what, source })?;
+            backs.insert(slice, back);
+        }
+    }
     let mut facts = BTreeMap::new();
     for slice in slices {
         let gate = gates.remove(*slice);
@@ -125,7 +135,9 @@ pub async fn monolith(
             if form == Form::Absent { BTreeMap::new() } else { grounds::monolith(client, slice).await? };
         let arming =
             if form == Form::Current { Some(arming::read(client, slice, &shapes).await?) } else { None };
-        facts.insert((*slice).to_owned(), MonolithFacts { gate, form, arming, shapes, ..shared.clone() });
+        let back = backs.remove(*slice);
+        let facts_here = MonolithFacts { gate, form, arming, shapes, back, ..shared.clone() };
+        facts.insert((*slice).to_owned(), facts_here);
     }
     Ok(facts)
 }

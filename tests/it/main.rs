@@ -36,6 +36,7 @@ mod regression;
 mod repairs;
 mod replication;
 mod retail;
+mod reverse;
 mod rights;
 mod runbooks;
 mod runs;

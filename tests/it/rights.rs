@@ -136,6 +136,9 @@ async fn the_apply_link_may_lock_rows_of_the_authority_and_change_almost_nothing
             r#"BEGIN; SELECT "Text" FROM logs."Events" WHERE ("Kind", "At") = (1, '2026-05-05') FOR SHARE;
                 SELECT pg_logical_emit_message(true, 'strangler', 'x'); COMMIT"#,
             "SELECT * FROM strangler.gate_one",
+            // The way back keeps its progress here. Rows of the tables are granted when the slice is armed.
+            "UPDATE strangler.stream SET nonce = nonce WHERE dir = 'reverse'",
+            "SELECT * FROM strangler.touched, strangler.repair, strangler.canary",
         ],
     )
     .await;
@@ -152,14 +155,19 @@ async fn the_apply_link_may_lock_rows_of_the_authority_and_change_almost_nothing
             "DELETE FROM strangler.journal",
             "UPDATE strangler.gate_one SET state = 'OPEN'",
             "UPDATE strangler.slice SET plan_hash = 'x'",
-            "SELECT * FROM strangler.stream",
+            "SELECT * FROM strangler.ledger",
         ],
     )
     .await;
     let read = shop.on_monolith("shop_read").await;
     allowed(
         &read,
-        &[r#"SELECT * FROM "Orders""#, r#"SELECT * FROM logs."Events""#, r#"SELECT * FROM "Customers""#],
+        &[
+            r#"SELECT * FROM "Orders""#,
+            r#"SELECT * FROM logs."Events""#,
+            r#"SELECT * FROM "Customers""#,
+            "SELECT * FROM strangler.stream, strangler.mirror_process",
+        ],
     )
     .await;
     denied(&read, &[LOCK_ORDERS, "SELECT * FROM strangler.journal"]).await;

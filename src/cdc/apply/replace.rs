@@ -8,7 +8,7 @@ use crate::cdc::statements;
 use crate::cdc::table::TableRun;
 use crate::change::Tuple;
 use crate::landing::key::Key;
-use crate::landing::sets::Sets;
+use crate::landing::sets::{SetUpdate, Sets};
 
 /// A row as the monolith has it.
 #[derive(Debug)]
@@ -66,9 +66,43 @@ impl Applier {
         table: &TableRun,
         rows: &[(usize, &SourceRow)],
     ) -> Result<(), Refusal> {
+        if table.mapping.reversed {
+            let rows: Vec<&SourceRow> = rows.iter().map(|(_, row)| *row).collect();
+            return self.put(table, &rows).await;
+        }
         self.empty_keys(table, rows).await?;
         let inserts: Vec<Tuple> = rows.iter().filter_map(|(_, row)| row.row.clone()).collect();
         self.run_set(table, &Sets { inserts, ..Sets::default() }).await
+    }
+
+    /// On the way back the target's rows also hold what the plan left behind, so a row that is there is not taken away and
+    /// made anew but set: its columns of the mapping only.
+    async fn put(&mut self, table: &TableRun, rows: &[&SourceRow]) -> Result<(), Refusal> {
+        let there = self.held(table, rows).await?;
+        let mut sets = Sets::default();
+        for (row, held) in rows.iter().zip(there) {
+            match (&row.row, held) {
+                (Some(tuple), true) => sets.updates.push(SetUpdate {
+                    origin: row.key.clone(),
+                    key: row.key.clone(),
+                    row: tuple.clone(),
+                }),
+                (Some(tuple), false) => sets.inserts.push(tuple.clone()),
+                (None, true) => sets.deletes.push(row.key.clone()),
+                (None, false) => {}
+            }
+        }
+        self.run_set(table, &sets).await
+    }
+
+    /// For each row, whether the target has one of that key. Its key is unique there.
+    async fn held(&mut self, table: &TableRun, rows: &[&SourceRow]) -> Result<Vec<bool>, Refusal> {
+        let statement = self.prepare(&statements::held(&table.mapping, &table.equality)).await?;
+        let arrays = key_arrays(&table.mapping, rows.iter().map(|row| &row.key))?;
+        let params: Vec<&(dyn ToSql + Sync)> =
+            arrays.iter().map(|array| -> &(dyn ToSql + Sync) { array }).collect();
+        let found = self.session.query(&statement, &params).await.map_err(refusal)?;
+        Ok(found.iter().map(|row| row.get(0)).collect())
     }
 
     /// First all deletes, then all inserts, each behind a savepoint of its own. Returns those that failed.
@@ -78,6 +112,14 @@ impl Applier {
         rows: &[(usize, &SourceRow)],
     ) -> Result<Vec<(usize, String)>, MirrorError> {
         let mut failed: Vec<(usize, String)> = Vec::new();
+        if table.mapping.reversed {
+            for (place, row) in rows {
+                self.savepoint("SAVEPOINT one").await?;
+                let put = self.put(table, &[row]).await;
+                failed.extend(self.close_one(put).await?.map(|detail| (*place, detail)));
+            }
+            return Ok(failed);
+        }
         for row in rows {
             self.savepoint("SAVEPOINT one").await?;
             let emptied = self.empty_keys(table, std::slice::from_ref(row)).await;

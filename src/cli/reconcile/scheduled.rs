@@ -177,30 +177,32 @@ async fn serve(
     for (service, ways) in &opened.services {
         let of = |slice: &&String| opened.plan.service_of(slice).is_some_and(|(owner, _)| owner == service);
         let slices: Vec<String> = opened.slices.iter().filter(of).cloned().collect();
-        tokio::spawn(watch_lag(ways.apply.clone(), slices, Arc::clone(metrics), stop.clone()));
+        let sides = [ways.apply.clone(), opened.monolith.apply.clone()];
+        tokio::spawn(watch_lag(sides, slices, Arc::clone(metrics), stop.clone()));
     }
     Ok(Some(stop.drop_guard()))
 }
 
-/// Keeps the ages of one service's mirrored data current.
-async fn watch_lag(server: Server, slices: Vec<String>, metrics: Arc<Metrics>, stop: CancellationToken) {
-    let mut session = None;
+/// Keeps the ages of the mirrored data of one service's slices current. They are asked where the data is: in the service,
+/// and in the monolith for slices that the service owns.
+async fn watch_lag(sides: [Server; 2], slices: Vec<String>, metrics: Arc<Metrics>, stop: CancellationToken) {
+    let mut sessions = [None, None];
     while !stop.is_cancelled() {
-        if session.is_none() {
-            session = server.connect(APPLICATION).await.ok();
+        for (server, session) in sides.iter().zip(&mut sessions) {
+            if session.is_none() {
+                *session = server.connect(APPLICATION).await.ok();
+            }
         }
         for slice in &slices {
-            let age = match &session {
-                Some(client) => streams::age_s(client, slice).await,
-                None => Ok(None),
-            };
-            match age {
-                Ok(age) => metrics.set_lag(slice, age),
-                Err(_) => {
-                    metrics.set_lag(slice, None);
-                    session = None;
+            let mut found = None;
+            for session in &mut sessions {
+                let Some(client) = session.as_ref().filter(|_| found.is_none()) else { continue };
+                match streams::age_s(client, slice).await {
+                    Ok(age) => found = age,
+                    Err(_) => *session = None,
                 }
             }
+            metrics.set_lag(slice, found);
         }
         tokio::select! {
             () = stop.cancelled() => {}

@@ -2,7 +2,7 @@
 
 use super::verdict;
 use crate::cli::ui::{Ink, Paint};
-use crate::status::{ArmedState, ArmedStatus, Lag, Phase, SliceStatus, TableStatus, Wal};
+use crate::status::{ArmedState, ArmedStatus, Lag, Phase, SliceStatus, TableStatus, Wal, WayBackStatus};
 use crate::words;
 
 /// Growth that takes longer than a month to meet its limit is nobody's worry today.
@@ -25,6 +25,9 @@ pub(super) fn page(status: &SliceStatus, paint: Paint) -> String {
     }
     if let Some(lag) = &status.lag {
         fact("lag", lag_words(lag));
+    }
+    if let Some(back) = &status.way_back {
+        fact("way back", back_words(back));
     }
     if !status.tables.is_empty() {
         fact("rows", rows_words(status));
@@ -113,6 +116,19 @@ fn lag_words(lag: &Lag) -> String {
     let parts: Vec<String> = [seconds, bytes].into_iter().flatten().collect();
     let parts = if parts.is_empty() { "unknown".to_owned() } else { parts.join(", ") };
     format!("{parts}; applied up to {}", lag.applied_lsn)
+}
+
+/// `applies, 12 ms; applied up to 0/1000`: whether it brings the service's writes back, and how far it is.
+fn back_words(back: &WayBackStatus) -> String {
+    let doing = match (back.process.as_ref().map(|process| process.doing.as_str()), back.mode.as_str()) {
+        (None, _) => "never ran".to_owned(),
+        (Some("streaming"), "apply") => "applies".to_owned(),
+        (Some("watching"), "tripwire") => "watches".to_owned(),
+        (Some(doing), _) => doing.to_owned(),
+    };
+    let lag = back.lag_seconds.map(|seconds| format!(", {}", words::seconds(seconds))).unwrap_or_default();
+    let noted = if back.mode == "apply" { "applied" } else { "looked through" };
+    format!("{doing}{lag}; {noted} up to {}", back.applied_lsn)
 }
 
 fn rows_words(status: &SliceStatus) -> String {
@@ -242,6 +258,8 @@ mod tests {
                 detail: None,
                 seen_seconds_ago: 1.0,
             }),
+            way_back: None,
+            stray_writes: None,
             tables: vec![table("Carts", "live"), table("Orders", "copying"), table("Lines", "diverged")],
             deferred: vec!["index orders_sku on sales.orders".to_owned()],
             evidence: None,

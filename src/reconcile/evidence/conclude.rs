@@ -5,6 +5,7 @@ use tokio_postgres::Client;
 
 use super::{Void, voids};
 use crate::journal::JournalError;
+use crate::journal::alarms;
 use crate::journal::grounds::{self, Ground};
 use crate::journal::ledger::{self, Anchored, Author, Head, NewEntry, VERDICT};
 use crate::journal::runs::{self, End, Run};
@@ -112,6 +113,9 @@ async fn record(
         plan_hash: Some(&verdict.plan_hash),
         body: &body(run, verdict),
     };
+    if verdict.outcome == Outcome::Clean && is_full(&run.ground, verdict) {
+        alarms::clear(service, &verdict.slice, &run.started_at, &author.operator).await?;
+    }
     Ok(ledger::append(service, &entry).await?)
 }
 

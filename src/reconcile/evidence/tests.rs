@@ -14,6 +14,7 @@ fn ground() -> Ground {
         epoch: 3,
         slot: Some("strangler_retail_ordering_abcdef".to_owned()),
         stream: Some("running".to_owned()),
+        disturbances: 0,
         tables: [("Orders".to_owned(), table()), ("OrderLines".to_owned(), table())].into(),
     }
 }
@@ -69,6 +70,7 @@ fn unmoved_ground_voids_nothing_and_each_move_is_named() {
         (changed(|now| now.epoch = 4), Void::Epoch { then: 3, now: 4 }),
         (changed(|now| now.slot = Some("other".to_owned())), Void::StreamAnew),
         (changed(|now| now.stream = Some("gap".to_owned())), Void::Stream { state: "gap".to_owned() }),
+        (changed(|now| now.disturbances = 1), Void::Disturbed),
         (changed(|now| now.stream = None), Void::Stream { state: "never started".to_owned() }),
         (orders(|now| now.copy = 2), Void::Copied { table: table() }),
         (

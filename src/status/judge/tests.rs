@@ -2,8 +2,10 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use super::*;
+use crate::journal::alarms::Uncleared;
 use crate::lsn::Lsn;
 use crate::status::evidence::EvidenceFacts;
+use crate::status::facts::WayBack;
 
 const SECOND_US: i64 = 1_000_000;
 
@@ -56,6 +58,7 @@ fn streaming() -> SliceFacts {
             deferred: Vec::new(),
             form: Form::Current,
             slots: Vec::new(),
+            strays: None,
             evidence: None,
         }),
         monolith_side: Side::Read(MonolithFacts {
@@ -72,6 +75,7 @@ fn streaming() -> SliceFacts {
             }],
             form: Form::Current,
             shapes: BTreeMap::new(),
+            back: None,
         }),
         astray: BTreeSet::new(),
         earlier: None,
@@ -368,4 +372,78 @@ fn tables_of_an_earlier_version_are_named_and_come_before_every_other_command() 
     assert_eq!(older(&service), (Phase::Stopped, vec!["orders".to_owned()]));
     let monolith = with_monolith(|monolith| monolith.form = Form::Older);
     assert_eq!(older(&monolith), (Phase::Streaming, vec!["monolith".to_owned()]));
+}
+
+fn way_back(mode: &str, state: &str, phase: &str) -> WayBack {
+    let Side::Read(service) = streaming().service_side else { panic!("no service") };
+    let stream = Stream {
+        state: state.to_owned(),
+        slot: "back".to_owned(),
+        source_time_us: Some(499 * SECOND_US),
+        ..service.stream.unwrap()
+    };
+    let process = service.process.map(|process| ProcessRow {
+        phase: phase.to_owned(),
+        detail: (phase == "stopped").then(|| "the monolith's rows contradict".to_owned()),
+        stopped: phase == "stopped",
+        ..process
+    });
+    WayBack { mode: mode.to_owned(), stream, process }
+}
+
+/// As after a flip, with this way back.
+fn flipped(back: WayBack) -> SliceFacts {
+    let mut facts = with_monolith(|monolith| {
+        monolith.gate = gate("FENCED");
+        monolith.back = Some(back);
+    });
+    if let Side::Read(service) = &mut facts.service_side {
+        service.gate = gate("OPEN");
+        service.process.as_mut().unwrap().phase = "watching".to_owned();
+    }
+    facts
+}
+
+#[test]
+fn after_a_flip_the_way_back_is_shown_and_the_way_there_watches_in_good_health() {
+    let shown = status(&flipped(way_back("apply", "running", "streaming")));
+    assert_eq!((shown.phase, shown.authority), (Phase::Streaming, Authority::Service));
+    let back = shown.way_back.unwrap();
+    assert_eq!((back.mode.as_str(), back.slot.as_str(), back.lag_seconds), ("apply", "back", Some(1.0)));
+    assert_eq!((shown.alarms, shown.next), (Vec::<String>::new(), None));
+}
+
+#[test]
+fn a_way_back_that_stands_still_or_lost_changes_is_an_alarm() {
+    let halted = status(&flipped(way_back("apply", "running", "stopped")));
+    assert_eq!(halted.alarms, ["the way back stands still: the monolith's rows contradict"]);
+    assert_eq!(halted.next, mirror(""));
+    let gap = status(&flipped(way_back("apply", "gap", "stopped")));
+    assert!(gap.alarms[0].contains("are missing on the way back"), "{:?}", gap.alarms);
+    let verb = "arm";
+    assert_eq!(gap.next, Some(format!("strangler {verb} plans/retail.yaml --slice ordering")));
+}
+
+#[test]
+fn a_write_on_the_fenced_side_is_an_alarm_that_names_table_and_transaction_but_no_key() {
+    let stray = Uncleared {
+        count: 3,
+        transactions: 1,
+        side: "monolith",
+        source_table: "Orders".to_owned(),
+        operation: "update".to_owned(),
+        lsn: Lsn(0x1A2B),
+        xid: 741,
+        raised_at: "2026-11-29T12:00:00Z".to_owned(),
+    };
+    let shown = status(&with_service(|service| service.strays = Some(stray)));
+    assert_eq!(
+        shown.alarms,
+        [format!(
+            "somebody wrote on the fenced monolith: 3 rows in 1 transaction, last update of table Orders (transaction \
+             741, commit at 0/1A2B, 2026-11-29T12:00:00Z); the keys are in {} of the service's database",
+            crate::journal::alarms::TABLE
+        )]
+    );
+    assert_eq!(shown.next.as_deref(), Some("strangler reconcile plans/retail.yaml --slice ordering"));
 }

@@ -12,6 +12,7 @@ use strangler::cdc::progress::Progress;
 use strangler::cdc::route::RouteCounts;
 use strangler::cdc::start::ProcessName;
 use strangler::failpoint::hooks::{Hooks, Mutant};
+use strangler::journal::streams::Direction;
 use strangler::mapping::{SliceMapping, TableMapping, compile};
 use strangler::name::TableName;
 use strangler::plan::{LinkTemplate, Plan, Variables, parse};
@@ -126,6 +127,8 @@ impl Scenario {
         let service = &self.plan.services["other"];
         let config = SliceConfig {
             plan: self.plan.name.clone(),
+            direction: Direction::Forward,
+            back: None,
             mapping: Arc::new(self.mapping.clone()),
             read: server(&self.plan.monolith.links.read, SessionRole::Read),
             apply: server(&service.links.apply, SessionRole::Apply),

@@ -19,12 +19,21 @@ pub struct Split {
 impl Split {
     /// One slice `one` with what the plan says of its tables, in YAML's flow style; the monolith gets `setup`.
     pub async fn launch(tables: &str, setup: &str) -> (Self, Client, Client) {
-        let plan = format!(
+        Self::with_plan(&Self::plan(tables), setup).await
+    }
+
+    /// The plan of one slice `one`.
+    pub fn plan(tables: &str) -> String {
+        format!(
             "version: 1\nplan: split\nmonolith: {{ url: \"${{MONOLITH}}\" }}\n\
              services: {{ service: {{ url: \"${{SERVICE}}\" }} }}\n\
              slices: {{ one: {{ service: service, tables: {tables} }} }}\n"
-        );
-        Self::with_plan(&plan, setup).await
+        )
+    }
+
+    /// The plan as it is on disk.
+    pub fn plan_text(&self) -> String {
+        std::fs::read_to_string(self.folder.path().join("plan.yaml")).unwrap()
     }
 
     /// A plan whose links are `${MONOLITH}` and `${SERVICE}`, or others that [`Self::lead`] sets.

@@ -1,0 +1,192 @@
+//! Writes on a fenced side that were not the mirror's own. They are kept in the service's database, whichever side they
+//! were made on, and never hold more of a row than its key.
+
+use tokio_postgres::Client;
+use tokio_postgres::types::PgLsn;
+
+use super::JournalError;
+use super::streams::{Direction, StreamOf};
+use crate::lsn::Lsn;
+
+/// What a stray transaction did to one row, or to a whole table. No `Debug`: the key is a row value.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Stray {
+    /// The table, by the monolith's name.
+    pub source_table: String,
+    /// What was done.
+    pub operation: Operation,
+    /// The row's key in key order; `None` for a TRUNCATE, and where the event did not carry it.
+    pub key: Option<Vec<String>>,
+}
+
+/// What was done.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Operation {
+    /// A row was made.
+    Insert,
+    /// A row was changed.
+    Update,
+    /// A row was taken away.
+    Delete,
+    /// All rows were.
+    Truncate,
+}
+
+impl Operation {
+    /// The stored form.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Insert => "insert",
+            Self::Update => "update",
+            Self::Delete => "delete",
+            Self::Truncate => "truncate",
+        }
+    }
+}
+
+/// The transaction that did it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct StrayTransaction {
+    /// Epoch of the stream that met it.
+    pub epoch: i64,
+    /// Start of its commit record.
+    pub lsn: Lsn,
+    /// Its id, 32 bits as the stream tells it.
+    pub xid: u32,
+}
+
+/// Where alarms are kept, for words to an operator.
+pub const TABLE: &str = "strangler.alarm";
+
+/// Writes alarms down, in the service. The same ones again change nothing, so it may be repeated after a crash.
+/// Returns how many are new.
+///
+/// # Errors
+/// [`JournalError::Database`].
+pub async fn raise(
+    service: &Client,
+    of: StreamOf<'_>,
+    transaction: StrayTransaction,
+    strays: &[Stray],
+) -> Result<u64, JournalError> {
+    // A key that is null is no equal of another null, so the table's own UNIQUE would take a TRUNCATE twice.
+    let sql = "INSERT INTO strangler.alarm (slice, dir, epoch, lsn, xid, source_table, operation, key) \
+        SELECT $1, $2, $3, $4, $5, $6, $7, $8::text[] WHERE NOT EXISTS (SELECT FROM strangler.alarm \
+            WHERE slice = $1 AND dir = $2 AND lsn = $4 AND source_table = $6 AND operation = $7 \
+              AND key IS NOT DISTINCT FROM $8::text[]) ON CONFLICT DO NOTHING";
+    let statement = service.prepare(sql).await.map_err(raising())?;
+    let mut new = 0;
+    for stray in strays {
+        new += service
+            .execute(
+                &statement,
+                &[
+                    &of.slice,
+                    &of.direction.as_str(),
+                    &transaction.epoch,
+                    &PgLsn::from(transaction.lsn),
+                    &i64::from(transaction.xid),
+                    &stray.source_table,
+                    &stray.operation.as_str(),
+                    &stray.key,
+                ],
+            )
+            .await
+            .map_err(raising())?;
+    }
+    Ok(new)
+}
+
+/// Both sides were proven equal by a comparison that began at `since`, an RFC 3339 time of the service's clock: alarms
+/// from before it are kept, and are nothing to act upon any more. Returns how many.
+///
+/// # Errors
+/// [`JournalError::Database`].
+pub async fn clear(service: &Client, slice: &str, since: &str, by: &str) -> Result<u64, JournalError> {
+    let sql = "UPDATE strangler.alarm SET cleared_at = now(), cleared_by = $3 \
+               WHERE slice = $1 AND cleared_at IS NULL AND raised_at <= $2::text::timestamptz";
+    let done = service.execute(sql, &[&slice, &since, &by]).await;
+    done.map_err(JournalError::database("clearing alarms"))
+}
+
+/// Alarms of a slice that nobody has acted upon, for `status`. The keys stay in the table: they may be classified.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Uncleared {
+    /// How many rows and tables.
+    pub count: i64,
+    /// In how many transactions.
+    pub transactions: i64,
+    /// The last one's side, `monolith` or `service`.
+    pub side: &'static str,
+    /// Its table, by the monolith's name.
+    pub source_table: String,
+    /// What was done.
+    pub operation: String,
+    /// Start of the commit record.
+    pub lsn: Lsn,
+    /// Transaction id, 32 bits.
+    pub xid: i64,
+    /// When it was met, by the service's clock.
+    pub raised_at: String,
+}
+
+/// What nobody has acted upon; `None` when there is nothing.
+///
+/// # Errors
+/// [`JournalError::Database`].
+pub async fn uncleared(service: &Client, slice: &str) -> Result<Option<Uncleared>, JournalError> {
+    let sql = "SELECT count(*) OVER (), (SELECT count(DISTINCT lsn) FROM strangler.alarm \
+                   WHERE slice = $1 AND cleared_at IS NULL), dir, source_table, operation, lsn, xid, \
+               to_char(raised_at AT TIME ZONE 'UTC', 'YYYY-MM-DD\"T\"HH24:MI:SS\"Z\"') \
+               FROM strangler.alarm WHERE slice = $1 AND cleared_at IS NULL ORDER BY id DESC LIMIT 1";
+    let row = service.query_opt(sql, &[&slice]).await;
+    let row = row.map_err(JournalError::database("reading the alarms"))?;
+    Ok(row.map(|row| {
+        let forward = row.get::<_, &str>(2) == Direction::Forward.as_str();
+        let direction = if forward { Direction::Forward } else { Direction::Reverse };
+        Uncleared {
+            count: row.get(0),
+            transactions: row.get(1),
+            side: direction.source(),
+            source_table: row.get(3),
+            operation: row.get(4),
+            lsn: row.get::<_, PgLsn>(5).into(),
+            xid: row.get(6),
+            raised_at: row.get(7),
+        }
+    }))
+}
+
+/// Action of the entry in the service's journal that says which slot a way back reads.
+const WAY_BACK_BEGUN: &str = "way-back-begun";
+
+/// Notes in the service that a way back reads from this slot. Another slot than the last one means that changes in
+/// between did not come back, which voids what was proven before.
+///
+/// # Errors
+/// [`JournalError::Database`].
+pub async fn note_way_back(service: &Client, slice: &str, slot: &str) -> Result<(), JournalError> {
+    let sql = "INSERT INTO strangler.journal (slice, actor, action, detail) \
+        SELECT $1, session_user, $2, jsonb_build_object('slot', $3::text) WHERE $3 IS DISTINCT FROM \
+            (SELECT detail ->> 'slot' FROM strangler.journal WHERE slice = $1 AND action = $2 \
+             ORDER BY id DESC LIMIT 1)";
+    let done = service.execute(sql, &[&slice, &WAY_BACK_BEGUN, &slot]).await;
+    done.map(drop).map_err(JournalError::database("noting the slot of the way back"))
+}
+
+/// How often something happened to a slice that no later state shows: writes on a fenced side, and ways back that were
+/// begun anew.
+///
+/// # Errors
+/// [`JournalError::Database`].
+pub async fn disturbances(service: &Client, slice: &str) -> Result<i64, JournalError> {
+    let sql = "SELECT (SELECT count(*) FROM strangler.alarm WHERE slice = $1) + greatest(0, \
+               (SELECT count(*) FROM strangler.journal WHERE slice = $1 AND action = $2) - 1)";
+    let row = service.query_one(sql, &[&slice, &WAY_BACK_BEGUN]).await;
+    Ok(row.map_err(JournalError::database("counting what disturbed the slice"))?.get(0))
+}
+
+fn raising() -> impl FnOnce(tokio_postgres::Error) -> JournalError {
+    JournalError::database("raising an alarm")
+}

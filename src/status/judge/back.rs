@@ -1,0 +1,95 @@
+//! The way back, and writes on a side that is fenced.
+
+use super::{Life, Process, age_seconds, life, process};
+use crate::journal::alarms::{self, Uncleared};
+use crate::status::facts::WayBack;
+use crate::status::{Authority, SliceStatus, StrayWrites, WayBackStatus};
+use crate::words;
+
+/// `service_now_us` is the service's time, in microseconds since 1970, when it could be asked.
+pub(super) fn way_back(found: &WayBack, service_now_us: Option<i64>) -> WayBackStatus {
+    let stream = &found.stream;
+    let doing = found.process.as_ref().map(|row| {
+        let doing = match life(row, Some(stream)) {
+            Life::Alive => row.phase.clone(),
+            Life::Stopped => "stopped".to_owned(),
+            Life::Dead => "dead".to_owned(),
+        };
+        Process { doing, ..process(row) }
+    });
+    WayBackStatus {
+        mode: found.mode.clone(),
+        state: stream.state.clone(),
+        detail: stream.detail.clone(),
+        slot: stream.slot.clone(),
+        lag_seconds: service_now_us.and_then(|now_us| age_seconds(stream, found.process.as_ref(), now_us)),
+        applied_lsn: stream.applied_lsn,
+        process: doing,
+    }
+}
+
+pub(super) fn stray_writes(found: &Uncleared) -> StrayWrites {
+    StrayWrites {
+        count: found.count,
+        transactions: found.transactions,
+        side: found.side,
+        table: found.source_table.clone(),
+        operation: found.operation.clone(),
+        lsn: found.lsn,
+        xid: found.xid,
+        raised_at: found.raised_at.clone(),
+    }
+}
+
+pub(super) fn alarms(status: &SliceStatus) -> Vec<String> {
+    let mut alarms = Vec::new();
+    if let Some(stray) = &status.stray_writes {
+        let number = |count: i64| usize::try_from(count).unwrap_or(0);
+        alarms.push(format!(
+            "somebody wrote on the fenced {}: {} in {}, last {} of table {} (transaction {}, commit at {}, {}); the keys \
+             are in {} of the service's database",
+            stray.side,
+            words::plural(number(stray.count), "row"),
+            words::plural(number(stray.transactions), "transaction"),
+            stray.operation,
+            stray.table,
+            stray.xid,
+            stray.lsn,
+            stray.raised_at,
+            alarms::TABLE
+        ));
+    }
+    if let Some(back) = &status.way_back {
+        let detail = back.detail.as_deref().unwrap_or("no reason recorded");
+        match back.state.as_str() {
+            "gap" => alarms.push(format!("changes of the service are missing on the way back: {detail}")),
+            "diverged" => alarms.push(format!("the way back leads elsewhere: {detail}")),
+            _ => alarms.extend(halted(status, back)),
+        }
+    }
+    alarms
+}
+
+/// While the service has the authority, the monolith's old tables are as current as the way back keeps them.
+fn halted(status: &SliceStatus, back: &WayBackStatus) -> Option<String> {
+    let process = back.process.as_ref()?;
+    let needed = status.authority == Authority::Service && back.mode == "apply";
+    let why = process.detail.as_deref().map(|why| format!(": {why}")).unwrap_or_default();
+    match process.doing.as_str() {
+        "stopped" if needed && !why.is_empty() => Some(format!("the way back stands still{why}")),
+        "dead" if needed => Some(format!(
+            "the way back (process {} on {}) gave its last sign of life {:.0} seconds ago",
+            process.pid, process.host, process.seen_seconds_ago
+        )),
+        _ => None,
+    }
+}
+
+/// What brings a way back that does not work to work again.
+pub(super) fn next(status: &SliceStatus) -> Option<(&'static str, &'static str)> {
+    let back = status.way_back.as_ref()?;
+    match back.state.as_str() {
+        "gap" | "diverged" => Some(("arm", "")),
+        _ => halted(status, back).map(|_| ("mirror", "")),
+    }
+}
