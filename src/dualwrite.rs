@@ -2,5 +2,6 @@
 
 pub mod authority;
 pub mod exclusion;
+pub mod flip;
 pub mod gate;
 pub mod guard;

@@ -84,6 +84,23 @@ pub const DISARM: &[&str] = &[
     "disarm-recorded",
 ];
 
+/// Kill points of a move of authority, in their order.
+pub const FLIP: &[&str] = &[
+    "flip-proposed",
+    "flip-writers-held",
+    "flip-drained",
+    "flip-before-fence",
+    "flip-fenced",
+    "flip-settled",
+    "flip-before-open",
+    "flip-opened",
+    "flip-swapped",
+    "flip-before-bump",
+    "flip-bumped",
+    "flip-before-reopen",
+    "flip-reopened",
+];
+
 /// Dies here when the environment asks for it.
 #[cfg(feature = "failpoints")]
 pub fn hit(name: &'static str) {
@@ -92,7 +109,7 @@ pub fn hit(name: &'static str) {
     static WANTED: OnceLock<Option<(String, u64)>> = OnceLock::new();
     static COUNT: AtomicU64 = AtomicU64::new(0);
     debug_assert!(
-        [MIRROR, COPY_AGAIN, START, REPAIR, REVERSE, ARM, DISARM].concat().contains(&name),
+        [MIRROR, COPY_AGAIN, START, REPAIR, REVERSE, ARM, DISARM, FLIP].concat().contains(&name),
         "failpoint {name} is not in the lists that tests go through"
     );
     let wanted = WANTED.get_or_init(|| {

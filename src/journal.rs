@@ -7,6 +7,7 @@ pub mod alarms;
 pub mod arming;
 pub mod canaries;
 pub mod claims;
+pub mod authority;
 pub mod copies;
 pub mod deferred;
 pub mod grounds;

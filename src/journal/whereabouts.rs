@@ -46,6 +46,19 @@ pub async fn place(client: &Client) -> Result<String, JournalError> {
     Ok(row?.get(0))
 }
 
+/// Whether this is the database that was provisioned, and no clone or restored copy of it: its cluster and its oid are those
+/// that are written down in it (PostgreSQL documentation, section 9.28.3, `pg_control_system`).
+///
+/// # Errors
+/// [`JournalError::Database`].
+pub async fn is_itself(client: &Client) -> Result<bool, JournalError> {
+    let sql = "SELECT d.system_identifier = c.system_identifier::text AND d.database_oid = b.oid \
+               FROM strangler.database d, pg_control_system() c, pg_database b WHERE b.datname = current_database()";
+    let row =
+        client.query_one(sql, &[]).await.map_err(JournalError::database("reading a database's identity"))?;
+    Ok(row.get(0))
+}
+
 /// Asks a database. Called with any of the plan's links.
 ///
 /// # Errors

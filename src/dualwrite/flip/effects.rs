@@ -1,0 +1,510 @@
+//! The effects: each one transaction in one database, with all of its conditions in it.
+
+use std::time::{Duration, Instant};
+
+use tokio_postgres::Client;
+
+use super::sequences::{Pairs, Stands};
+use super::{Driver, FlipError, event_of, of_database};
+use crate::cdc::mirror::chain_of;
+use crate::cdc::source::{self, MARKER_PREFIX};
+use crate::dualwrite::authority::{
+    Awaited, Cause, Effect, Epoch, Event, Facts, Gate, Group, GroupId, GroupState, Mode, Rows, Side, Sight,
+    Stream, group_to_read,
+};
+use crate::dualwrite::gate::GateState;
+use crate::failpoint;
+use crate::journal::authority::{self, GateRow, IncomingRow, SliceRows};
+use crate::journal::streams::{Direction, StreamState};
+use crate::journal::{JournalError, whereabouts};
+use crate::lsn::Lsn;
+
+/// Pause between two looks at the position that a mirror has reached.
+const LOOK_EVERY: Duration = Duration::from_millis(1);
+/// How long an opening waits for a lock: nobody but another driver holds one on a closed gate.
+const OPEN_LOCK_MS: u32 = 2_000;
+
+impl Driver {
+    /// Does one effect.
+    pub(super) async fn perform(&mut self, effect: Effect) -> Result<Event, FlipError> {
+        match effect {
+            Effect::Look => Ok(Event::Observed(self.look().await?)),
+            Effect::Fence { side, expects, epoch, drain, group } => {
+                let event = self.fence((side, drain), &expects, (epoch, group)).await;
+                self.settled(side, event)
+            }
+            Effect::Open { side, expects, peer, epoch, incoming, applied_at_least, group } => {
+                let conditions = (incoming, applied_at_least, group);
+                let event = self.open(side, (&expects, &peer), epoch, conditions).await;
+                self.settled(side, event)
+            }
+            Effect::Bump { side, expects, peer, epoch, group } => {
+                let event = self.close_for_good(side, (&expects, &peer), epoch, group).await;
+                self.settled(side, event)
+            }
+            Effect::Reopen { side, expects, peer, epoch, group } => {
+                let event = self.reopen(side, (&expects, &peer), epoch, group).await;
+                self.settled(side, event)
+            }
+            Effect::Swap { direction, epoch, applied_at_least } => {
+                self.swap(direction, epoch, applied_at_least).await
+            }
+            Effect::Propose(id) => self.propose(id).await,
+            Effect::SettleOpen(id) => self.settle_group(id, GroupState::Open).await,
+            Effect::SettleAborted(id) => self.settle_group(id, GroupState::Aborted).await,
+            Effect::Await(Awaited::Position { direction, at_least }) => {
+                let limit = self.limits.position;
+                self.position(direction, at_least, limit).await
+            }
+            // The caller of `advance` brings the other members so far.
+            Effect::Await(Awaited::Members(_)) => Ok(Event::Hit),
+        }
+    }
+
+    /// A session in which something went wrong is not used again: what it holds is not known.
+    fn settled(&mut self, side: Side, event: Result<Event, FlipError>) -> Result<Event, FlipError> {
+        if !matches!(event, Ok(Event::Hit)) {
+            self.links.drop_acting(side);
+        }
+        event
+    }
+
+    async fn look(&mut self) -> Result<Facts, FlipError> {
+        let slice = self.slice.clone();
+        let monolith = self.sight(Side::Monolith, &slice).await?;
+        let service = self.sight(Side::Service, &slice).await?;
+        let own = self.together.as_ref().map(|together| together.id);
+        let group = match (monolith, service) {
+            (Sight::Seen(there), Sight::Seen(here)) => group_to_read(&there.gate, &here.gate, own),
+            (Sight::Seen(_) | Sight::Unreachable | Sight::Stranger, _) => None,
+        };
+        let group = match group {
+            Some(id) => Some(self.group(id).await?),
+            None => None,
+        };
+        Ok(Facts { monolith, service, group })
+    }
+
+    async fn sight(&mut self, side: Side, slice: &str) -> Result<Sight, FlipError> {
+        let Ok(client) = self.links.looking(side).await else { return Ok(Sight::Unreachable) };
+        match whereabouts::is_itself(client).await {
+            Ok(true) => {}
+            Ok(false) => return Ok(Sight::Stranger),
+            Err(error) => return unreachable(&error),
+        }
+        match authority::look(client, slice, side.incoming()).await {
+            Ok(Some(rows)) => Ok(Sight::Seen(rows_of(rows)?)),
+            Ok(None) => Err(FlipError::Failed {
+                what: "looking at a side",
+                words: format!("slice {slice} has no gate row in the {side}"),
+            }),
+            Err(error) => unreachable(&error),
+        }
+    }
+
+    /// The group row, and whether every member of it is fenced under it.
+    async fn group(&mut self, id: GroupId) -> Result<Group, FlipError> {
+        let failed = |error: JournalError| failed("reading the group", &error);
+        let monolith = self.links.looking(Side::Monolith).await?;
+        let Some((state, members)) = authority::group(monolith, id.0).await.map_err(failed)? else {
+            return Ok(Group { id, state: GroupState::Absent, complete: false });
+        };
+        let state = match state.as_str() {
+            "pending" => GroupState::Pending,
+            "open" => GroupState::Open,
+            "aborted" => GroupState::Aborted,
+            other => return Err(unreadable("the group's state", other)),
+        };
+        let mut complete = true;
+        for member in &members {
+            complete &= self.is_fenced_under(member, id).await?;
+        }
+        Ok(Group { id, state, complete })
+    }
+
+    /// Either side's gate of a member says so.
+    async fn is_fenced_under(&mut self, member: &str, id: GroupId) -> Result<bool, FlipError> {
+        for side in [Side::Monolith, Side::Service] {
+            // Members may live in services that this driver has no link to; the caller then knows more than we do.
+            let client = self.links.looking(side).await?;
+            if let Ok(Some(rows)) = authority::look(client, member, side.incoming()).await
+                && gate_of(&rows.gate)?.is_fenced_under(id)
+            {
+                return Ok(true);
+            }
+        }
+        Ok(self
+            .together
+            .as_ref()
+            .is_some_and(|together| together.id == id && together.fenced.iter().any(|name| name == member)))
+    }
+
+    async fn fence(
+        &mut self,
+        (side, drain): (Side, Direction),
+        expects: &Gate,
+        (epoch, group): (Epoch, Option<GroupId>),
+    ) -> Result<Event, FlipError> {
+        let begun = Instant::now();
+        let deadline = begun + self.limits.pause_budget;
+        let lock = (self.limits.lock_first * (1 << self.attempts().min(4))).min(self.limits.pause_budget);
+        let (slice, sequences) = (self.slice.clone(), self.sequences.clone());
+        let idle_ms = self.limits.pause_budget.as_millis() + 50;
+        let (acting, looking, peer) = self.links.three(side).await?;
+        let begin = format!(
+            "BEGIN; SET LOCAL lock_timeout = {}; SET LOCAL idle_in_transaction_session_timeout = {idle_ms}; \
+             SET LOCAL synchronous_commit = on",
+            lock.as_millis().max(1)
+        );
+        if let Err(error) = acting.batch_execute(&begin).await {
+            return of_database(&error, "beginning a fence", false);
+        }
+        if let Err(error) = authority::hold_writers(acting, &slice).await {
+            self.timeline.note("lock", begun, "out of time");
+            return event_of(&error, "holding writers", false);
+        }
+        failpoint::hit("flip-writers-held");
+        let (noted, fence) = match stands(acting, &sequences, side).await {
+            Ok(found) => found,
+            Err(error) => return of_database(&error, "reading sequences", false),
+        };
+        self.timeline.note("lock", begun, "done");
+        let draining = Instant::now();
+        let marker = source::marker_content(&slice, "flip");
+        if let Err(error) = source::emit(looking, MARKER_PREFIX, &marker).await {
+            return Err(FlipError::Failed { what: "sending a marker", words: chain_of(&error) });
+        }
+        if !reached(peer, &slice, (drain, fence), deadline).await? {
+            self.timeline.note("drain", draining, "out of time");
+            return Ok(Event::OutOfTime);
+        }
+        self.timeline.note("drain", draining, "done");
+        failpoint::hit("flip-drained");
+        if let Some(id) = group {
+            let monolith = if side == Side::Monolith { looking } else { peer };
+            let found = authority::group(monolith, id.0).await;
+            match found.map_err(|error| failed("reading the group", &error))? {
+                Some((state, _)) if state == "pending" => {}
+                Some(_) | None => return Ok(Event::Missed),
+            }
+        }
+        let written = authority::Fence {
+            from_epoch: expects.epoch.0,
+            epoch: epoch.0,
+            lsn: fence,
+            sequences: &noted,
+            group: group.map(|id| id.0),
+        };
+        match authority::fence(acting, &slice, written).await {
+            Ok(true) => {}
+            Ok(false) => return Ok(Event::Missed),
+            Err(error) => return event_of(&error, "closing a gate", false),
+        }
+        let told = authority::notify(acting, &slice, "moving", epoch.0).await;
+        if let Err(error) = told {
+            return event_of(&error, "closing a gate", false);
+        }
+        failpoint::hit("flip-before-fence");
+        commit(acting, "committing a fence", "flip-fenced").await
+    }
+
+    async fn open(
+        &mut self,
+        side: Side,
+        (expects, peer): (&Gate, &Gate),
+        epoch: Epoch,
+        (incoming, at_least, group): (Direction, Lsn, Option<GroupId>),
+    ) -> Result<Event, FlipError> {
+        let (slice, sequences) = (self.slice.clone(), self.sequences.clone());
+        let margin = self.limits.sequence_margin;
+        let (acting, looking, there) = self.links.three(side).await?;
+        let monolith = if side == Side::Monolith { looking } else { there };
+        if let Some(event) = lock_both(acting, there, &slice, (side, expects, peer)).await? {
+            return Ok(event);
+        }
+        if !group_is(monolith, group, "open").await? {
+            return Ok(Event::Missed);
+        }
+        let noted = authority::noted_sequences(there, &slice).await;
+        let noted = noted.map_err(|error| failed("reading noted sequences", &error))?;
+        let noted: Stands = serde_json::from_str(noted.as_deref().unwrap_or("{}"))
+            .map_err(|error| unreadable("the noted sequences", &error.to_string()))?;
+        let turned = (Mode::Apply.as_str(), Mode::Tripwire.as_str());
+        let turned = authority::turn(acting, &slice, incoming, turned, (epoch.0, at_least)).await;
+        match turned {
+            Ok(true) => {}
+            Ok(false) => return Ok(Event::Missed),
+            Err(error) => return event_of(&error, "turning a stream", false),
+        }
+        if let Err(error) = sequences.set_ahead(acting, side, (&noted, margin)).await {
+            return of_database(&error, "setting sequences", false);
+        }
+        let owner = side.to_string();
+        match authority::open(acting, &slice, (expects.epoch.0, epoch.0), &owner).await {
+            Ok(Some(_)) => {}
+            Ok(None) => return Ok(Event::Missed),
+            Err(error) => return event_of(&error, "opening a gate", false),
+        }
+        if let Err(error) = authority::notify(acting, &slice, &owner, epoch.0).await {
+            return event_of(&error, "opening a gate", false);
+        }
+        failpoint::hit("flip-before-open");
+        let opened = commit(acting, "committing an opening", "flip-opened").await?;
+        if opened == Event::Hit {
+            // For the words of the closed gate's error only; without it they say that the slice is moving.
+            let _ = authority::name_owner(there, &slice, epoch.0, &owner).await;
+        }
+        Ok(opened)
+    }
+
+    async fn close_for_good(
+        &mut self,
+        side: Side,
+        (expects, peer): (&Gate, &Gate),
+        epoch: Epoch,
+        group: Option<GroupId>,
+    ) -> Result<Event, FlipError> {
+        let slice = self.slice.clone();
+        let (acting, looking, there) = self.links.three(side).await?;
+        let monolith = if side == Side::Monolith { looking } else { there };
+        if let Some(event) = lock_both(acting, there, &slice, (side, expects, peer)).await? {
+            return Ok(event);
+        }
+        if !group_is(monolith, group, "aborted").await? {
+            return Ok(Event::Missed);
+        }
+        match authority::bump(acting, &slice, (expects.epoch.0, epoch.0)).await {
+            Ok(true) => {}
+            Ok(false) => return Ok(Event::Missed),
+            Err(error) => return event_of(&error, "raising an epoch", false),
+        }
+        failpoint::hit("flip-before-bump");
+        commit(acting, "committing a raised epoch", "flip-bumped").await
+    }
+
+    async fn reopen(
+        &mut self,
+        side: Side,
+        (expects, peer): (&Gate, &Gate),
+        epoch: Epoch,
+        group: Option<GroupId>,
+    ) -> Result<Event, FlipError> {
+        let slice = self.slice.clone();
+        let (acting, looking, there) = self.links.three(side).await?;
+        let monolith = if side == Side::Monolith { looking } else { there };
+        if let Some(event) = lock_both(acting, there, &slice, (side, expects, peer)).await? {
+            return Ok(event);
+        }
+        if !group_is(monolith, group, "aborted").await? {
+            return Ok(Event::Missed);
+        }
+        let owner = side.to_string();
+        match authority::reopen(acting, &slice, (expects.epoch.0, epoch.0), &owner).await {
+            Ok(true) => {}
+            Ok(false) => return Ok(Event::Missed),
+            Err(error) => return event_of(&error, "opening a gate again", false),
+        }
+        if let Err(error) = authority::notify(acting, &slice, &owner, epoch.0).await {
+            return event_of(&error, "opening a gate again", false);
+        }
+        failpoint::hit("flip-before-reopen");
+        commit(acting, "committing an opening", "flip-reopened").await
+    }
+
+    async fn swap(&mut self, direction: Direction, epoch: Epoch, at_least: Lsn) -> Result<Event, FlipError> {
+        let slice = self.slice.clone();
+        let into = match direction {
+            Direction::Forward => Side::Service,
+            Direction::Reverse => Side::Monolith,
+        };
+        let client = self.links.looking(into).await?;
+        let modes = (Mode::Tripwire.as_str(), Mode::Apply.as_str());
+        match authority::turn(client, &slice, direction, modes, (epoch.0, at_least)).await {
+            Ok(true) => {
+                failpoint::hit("flip-swapped");
+                Ok(Event::Hit)
+            }
+            Ok(false) => Ok(Event::Missed),
+            Err(error) => event_of(&error, "turning a stream", true),
+        }
+    }
+
+    async fn propose(&mut self, id: GroupId) -> Result<Event, FlipError> {
+        let members = self.together.as_ref().map(|together| together.members.clone()).unwrap_or_default();
+        let client = self.links.looking(Side::Monolith).await?;
+        let done = authority::propose(client, id.0, &members).await;
+        hit(done, "writing a group", "flip-proposed")
+    }
+
+    async fn settle_group(&mut self, id: GroupId, state: GroupState) -> Result<Event, FlipError> {
+        let state = if state == GroupState::Open { "open" } else { "aborted" };
+        let client = self.links.looking(Side::Monolith).await?;
+        hit(authority::settle(client, id.0, state).await, "deciding about a group", "flip-settled")
+    }
+
+    async fn position(
+        &mut self,
+        direction: Direction,
+        at_least: Lsn,
+        limit: Duration,
+    ) -> Result<Event, FlipError> {
+        let slice = self.slice.clone();
+        let into = match direction {
+            Direction::Forward => Side::Service,
+            Direction::Reverse => Side::Monolith,
+        };
+        let (_, looking, peer) = self.links.three(into).await?;
+        let marker = source::marker_content(&slice, "flip");
+        if let Err(error) = source::emit(peer, MARKER_PREFIX, &marker).await {
+            tracing::debug!(slice, error = chain_of(&error), "a marker could not be sent");
+        }
+        let deadline = Instant::now() + limit;
+        loop {
+            let found = authority::look(looking, &slice, direction).await;
+            match found {
+                Ok(Some(SliceRows { incoming: Some(row), .. })) if row.applied >= at_least => {
+                    return Ok(Event::Hit);
+                }
+                Ok(_) if Instant::now() < deadline => tokio::time::sleep(LOOK_EVERY * 5).await,
+                Ok(_) => return Ok(Event::OutOfTime),
+                Err(error) => return event_of(&error, "reading a position", false),
+            }
+        }
+    }
+}
+
+/// Locks the gate row of `side`, reads the peer's afterwards, and compares both with what was observed.
+async fn lock_both(
+    acting: &Client,
+    peer: &Client,
+    slice: &str,
+    (side, expects, there): (Side, &Gate, &Gate),
+) -> Result<Option<Event>, FlipError> {
+    let begin = format!("BEGIN; SET LOCAL lock_timeout = {OPEN_LOCK_MS}; SET LOCAL synchronous_commit = on");
+    if let Err(error) = acting.batch_execute(&begin).await {
+        return of_database(&error, "locking a gate", false).map(Some);
+    }
+    let own = match authority::lock(acting, slice).await {
+        Ok(row) => gate_of(&row)?,
+        Err(error) => return event_of(&error, "locking a gate", false).map(Some),
+    };
+    let found = match authority::look(peer, slice, side.peer().incoming()).await {
+        Ok(Some(rows)) => gate_of(&rows.gate)?,
+        Ok(None) => return Ok(Some(Event::Missed)),
+        Err(error) => return event_of(&error, "reading the other side's gate", false).map(Some),
+    };
+    Ok((own != *expects || found != *there).then_some(Event::Missed))
+}
+
+async fn commit(acting: &Client, what: &'static str, passed: &'static str) -> Result<Event, FlipError> {
+    match acting.batch_execute("COMMIT").await {
+        Ok(()) => {
+            failpoint::hit(passed);
+            Ok(Event::Hit)
+        }
+        Err(error) => of_database(&error, what, true),
+    }
+}
+
+fn hit(
+    done: Result<bool, JournalError>,
+    what: &'static str,
+    passed: &'static str,
+) -> Result<Event, FlipError> {
+    match done {
+        Ok(true) => {
+            failpoint::hit(passed);
+            Ok(Event::Hit)
+        }
+        Ok(false) => Ok(Event::Missed),
+        Err(error) => event_of(&error, what, true),
+    }
+}
+
+/// Where the sequences stand, as JSON, and the insert position, both under the lock.
+async fn stands(
+    acting: &Client,
+    sequences: &Pairs,
+    side: Side,
+) -> Result<(String, Lsn), tokio_postgres::Error> {
+    let position = acting.query_one("SELECT pg_current_wal_insert_lsn()", &[]);
+    let (stands, row) = tokio::try_join!(sequences.read(acting, side), position)?;
+    let lsn = row.try_get::<_, tokio_postgres::types::PgLsn>(0)?.into();
+    Ok((serde_json::to_string(&stands).unwrap_or_else(|_| "{}".to_owned()), lsn))
+}
+
+/// Waits until the stream has applied everything up to the fence. A tripwire that has passed it proves nothing.
+async fn reached(
+    peer: &Client,
+    slice: &str,
+    (direction, fence): (Direction, Lsn),
+    deadline: Instant,
+) -> Result<bool, FlipError> {
+    loop {
+        let found = authority::look(peer, slice, direction).await;
+        let rows = found.map_err(|error| failed("reading the drained position", &error))?;
+        let drained = rows.and_then(|rows| rows.incoming).is_some_and(|row| {
+            row.mode == Mode::Apply.as_str() && row.state == "running" && row.applied >= fence
+        });
+        if drained {
+            return Ok(true);
+        }
+        if Instant::now() >= deadline {
+            return Ok(false);
+        }
+        tokio::time::sleep(LOOK_EVERY).await;
+    }
+}
+
+async fn group_is(monolith: &Client, group: Option<GroupId>, state: &str) -> Result<bool, FlipError> {
+    let Some(id) = group else { return Ok(true) };
+    let found = authority::group(monolith, id.0).await;
+    let found = found.map_err(|error| failed("reading the group", &error))?;
+    Ok(found.is_some_and(|(found, _)| found == state))
+}
+
+fn unreachable(error: &JournalError) -> Result<Sight, FlipError> {
+    match error.database_error() {
+        Some(database) if crate::postgres::sqlstate::is_connection_lost(database) => Ok(Sight::Unreachable),
+        Some(_) | None => Err(failed("looking at a side", error)),
+    }
+}
+
+fn failed(what: &'static str, error: &JournalError) -> FlipError {
+    let words = error.database_error().map_or_else(|| chain_of(error), crate::postgres::sqlstate::words);
+    FlipError::Failed { what, words }
+}
+
+fn unreadable(what: &'static str, found: &str) -> FlipError {
+    FlipError::Failed { what: "reading our tables", words: format!("{what}: {found}") }
+}
+
+fn gate_of(row: &GateRow) -> Result<Gate, FlipError> {
+    let state = match row.state.as_str() {
+        "OPEN" => GateState::Open,
+        "FENCED" => GateState::Fenced,
+        other => return Err(unreadable("the gate's state", other)),
+    };
+    let cause = Cause::parse(&row.cause).ok_or_else(|| unreadable("the gate's cause", &row.cause))?;
+    Ok(Gate {
+        state,
+        epoch: Epoch(row.epoch),
+        cause,
+        fence_lsn: row.fence,
+        cut_lsn: row.cut,
+        group: row.group.map(GroupId),
+    })
+}
+
+fn rows_of(rows: SliceRows) -> Result<Rows, FlipError> {
+    let incoming = rows.incoming.as_ref().map(stream_of).transpose()?;
+    Ok(Rows { gate: gate_of(&rows.gate)?, incoming })
+}
+
+fn stream_of(row: &IncomingRow) -> Result<Stream, FlipError> {
+    let mode = Mode::parse(&row.mode).ok_or_else(|| unreadable("the stream's mode", &row.mode))?;
+    let states = [StreamState::Creating, StreamState::Running, StreamState::Gap, StreamState::Diverged];
+    let state = states.into_iter().find(|state| state.as_str() == row.state);
+    let state = state.ok_or_else(|| unreadable("the stream's state", &row.state))?;
+    Ok(Stream { mode, epoch: Epoch(row.epoch), applied: row.applied, state })
+}

@@ -1,0 +1,115 @@
+//! The sessions of a driver: on each side one that changes and one that looks.
+
+use tokio_postgres::Client;
+
+use super::{APPLICATION, FlipError};
+use crate::cdc::mirror::chain_of;
+use crate::dualwrite::authority::Side;
+use crate::postgres::connect::{Server, Session};
+
+/// The ways to both sides of a slice, and the sessions that are open. A session that broke is opened again when it is next
+/// asked for.
+#[derive(Debug)]
+pub struct Links {
+    monolith: Way,
+    service: Way,
+}
+
+#[derive(Debug)]
+struct Way {
+    server: Server,
+    /// Holds at most one transaction, in which something is changed.
+    acting: Option<Session>,
+    /// Never in a transaction: looks, and sends markers.
+    looking: Option<Session>,
+}
+
+impl Links {
+    /// `monolith` and `service` are the administrators' links: they own gates and sequences.
+    #[must_use]
+    pub fn new(monolith: Server, service: Server) -> Self {
+        let way = |server| Way { server, acting: None, looking: None };
+        Self { monolith: way(monolith), service: way(service) }
+    }
+
+    /// Opens all sessions, so that no login falls into the pause.
+    ///
+    /// # Errors
+    /// [`FlipError::Failed`].
+    pub async fn open(&mut self) -> Result<(), FlipError> {
+        for side in [Side::Monolith, Side::Service] {
+            self.acting(side).await?;
+            self.looking(side).await?;
+        }
+        Ok(())
+    }
+
+    fn way(&mut self, side: Side) -> &mut Way {
+        match side {
+            Side::Monolith => &mut self.monolith,
+            Side::Service => &mut self.service,
+        }
+    }
+
+    /// The session that changes a side, outside any transaction.
+    ///
+    /// # Errors
+    /// [`FlipError::Failed`] when the side can't be reached.
+    pub async fn acting(&mut self, side: Side) -> Result<&Client, FlipError> {
+        let Way { server, acting, .. } = self.way(side);
+        live(server, acting, true).await
+    }
+
+    /// The session that looks at a side.
+    ///
+    /// # Errors
+    /// [`FlipError::Failed`] when the side can't be reached.
+    pub async fn looking(&mut self, side: Side) -> Result<&Client, FlipError> {
+        let Way { server, looking, .. } = self.way(side);
+        live(server, looking, false).await
+    }
+
+    /// The session that changes `side`, and the ones that look at it and at its peer.
+    ///
+    /// # Errors
+    /// [`FlipError::Failed`] when a side can't be reached.
+    pub async fn three(&mut self, side: Side) -> Result<(&Client, &Client, &Client), FlipError> {
+        let (own, peer) = match side {
+            Side::Monolith => (&mut self.monolith, &mut self.service),
+            Side::Service => (&mut self.service, &mut self.monolith),
+        };
+        let Way { server, acting, looking } = own;
+        let acting = live(server, acting, true).await?;
+        let looking = live(server, looking, false).await?;
+        Ok((acting, looking, live(&peer.server, &mut peer.looking, false).await?))
+    }
+
+    /// Lets go of a session whose state is not known any more.
+    pub fn drop_acting(&mut self, side: Side) {
+        self.way(side).acting = None;
+    }
+}
+
+async fn live<'a>(
+    server: &Server,
+    place: &'a mut Option<Session>,
+    acting: bool,
+) -> Result<&'a Client, FlipError> {
+    let session = match place.take().filter(|session| !session.is_closed()) {
+        Some(session) => session,
+        None => {
+            let session = server.connect(APPLICATION).await;
+            session
+                .map_err(|error| FlipError::Failed { what: "opening a session", words: chain_of(&error) })?
+        }
+    };
+    if acting {
+        // A transaction that an earlier effect left open is none of this one's.
+        let clean = session.batch_execute("ROLLBACK").await;
+        clean.map_err(|error| FlipError::Failed {
+            what: "opening a session",
+            words: crate::postgres::sqlstate::words(&error),
+        })?;
+    }
+    Ok(&*place.insert(session))
+}

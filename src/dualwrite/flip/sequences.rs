@@ -1,0 +1,202 @@
+//! Sequences that feed columns of moved tables, on both sides: the new owner's are set ahead of everything that either side
+//! ever gave out, so that no id is given twice.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+use tokio_postgres::{Client, Row};
+
+use super::FlipError;
+use crate::dualwrite::authority::Side;
+use crate::mapping::SliceMapping;
+use crate::name::TableName;
+use crate::postgres::sqlstate;
+
+/// A sequence on one side.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Sequence {
+    /// Its name.
+    pub name: TableName,
+    /// What nextval adds; negative for a descending one.
+    pub increment: i64,
+    /// Smallest value.
+    pub min: i64,
+    /// Largest value.
+    pub max: i64,
+}
+
+/// A column that a sequence feeds on at least one side.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Pair {
+    /// `table.column` by the monolith's names; the name under which the fence notes the value.
+    pub label: String,
+    /// On the monolith.
+    pub monolith: Option<Sequence>,
+    /// On the service.
+    pub service: Option<Sequence>,
+}
+
+/// All of a slice.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Pairs(pub Vec<Pair>);
+
+/// Where a sequence stood under the lock.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Stand {
+    /// `last_value`.
+    pub last: i64,
+    /// `is_called`: without it `last` was not given out yet.
+    pub called: bool,
+}
+
+/// Values by label.
+pub type Stands = BTreeMap<String, Stand>;
+
+/// The sequences that a column's default or identity draws from.
+const SQL: &str = "
+SELECT w.place, n.nspname::text, c.relname::text, s.seqincrement, s.seqmin, s.seqmax
+FROM unnest($1::text[], $2::text[]) WITH ORDINALITY AS w (rel, col, place)
+JOIN pg_attribute a ON a.attrelid = to_regclass(w.rel) AND a.attname = w.col AND NOT a.attisdropped
+JOIN LATERAL (
+    SELECT d.objid AS oid FROM pg_depend d WHERE d.classid = 'pg_class'::regclass AND d.refclassid = 'pg_class'::regclass
+        AND d.refobjid = a.attrelid AND d.refobjsubid = a.attnum AND d.deptype = 'i'
+    UNION SELECT d.refobjid FROM pg_attrdef f JOIN pg_depend d ON d.classid = 'pg_attrdef'::regclass AND d.objid = f.oid
+        AND d.refclassid = 'pg_class'::regclass WHERE f.adrelid = a.attrelid AND f.adnum = a.attnum
+) AS q ON true
+JOIN pg_sequence s ON s.seqrelid = q.oid
+JOIN pg_class c ON c.oid = q.oid
+JOIN pg_namespace n ON n.oid = c.relnamespace
+ORDER BY w.place";
+
+impl Pairs {
+    /// Finds them in the catalogs of both sides.
+    ///
+    /// # Errors
+    /// [`FlipError::Failed`].
+    pub async fn find(
+        monolith: &Client,
+        service: &Client,
+        mapping: &SliceMapping,
+    ) -> Result<Self, FlipError> {
+        let (there, here) = tokio::try_join!(
+            of_side(monolith, mapping, Side::Monolith),
+            of_side(service, mapping, Side::Service)
+        )?;
+        let mut pairs: Vec<Pair> = Vec::new();
+        for (place, label) in labels(mapping).into_iter().enumerate() {
+            let (monolith, service) = (there.get(&place).cloned(), here.get(&place).cloned());
+            if monolith.is_some() || service.is_some() {
+                pairs.push(Pair { label, monolith, service });
+            }
+        }
+        Ok(Self(pairs))
+    }
+
+    /// Reads where a side's sequences stand. With the gate's lock held nobody who writes moves them on.
+    ///
+    /// # Errors
+    /// What the server said.
+    pub async fn read(&self, client: &Client, side: Side) -> Result<Stands, tokio_postgres::Error> {
+        let known = self.0.iter().filter_map(|pair| Some((&pair.label, pair.on(side)?)));
+        let (labels, selects): (Vec<&String>, Vec<String>) = known
+            .enumerate()
+            .map(|(place, (label, sequence))| {
+                (label, format!("SELECT {place}::int8, last_value, is_called FROM {}", sequence.name.sql()))
+            })
+            .unzip();
+        if selects.is_empty() {
+            return Ok(Stands::new());
+        }
+        let rows = client.query(&selects.join(" UNION ALL "), &[]).await?;
+        let stand = |row: &Row| -> Option<(String, Stand)> {
+            let label = labels.get(usize::try_from(row.get::<_, i64>(0)).ok()?)?;
+            Some(((*label).clone(), Stand { last: row.get(1), called: row.get(2) }))
+        };
+        Ok(rows.iter().filter_map(stand).collect())
+    }
+
+    /// Sets the sequences of the side that opens ahead of what `peer` noted and of where they stand, in the caller's
+    /// transaction.
+    ///
+    /// # Errors
+    /// What the server said, also when a sequence has no room left.
+    pub async fn set_ahead(
+        &self,
+        client: &Client,
+        side: Side,
+        (peer, margin): (&Stands, u32),
+    ) -> Result<(), tokio_postgres::Error> {
+        for pair in &self.0 {
+            let Some(sequence) = pair.on(side) else { continue };
+            let furthest = if sequence.increment < 0 { "least" } else { "greatest" };
+            let noted = peer.get(&pair.label).map(|stand| stand.last);
+            let sql = format!(
+                "SELECT setval($1::text::regclass, {furthest}(last_value, $2::int8) + $3::int8) FROM {}",
+                sequence.name.sql()
+            );
+            let step = sequence.increment.saturating_mul(i64::from(margin));
+            client.query_one(&sql, &[&sequence.name.sql(), &noted, &step]).await?;
+        }
+        Ok(())
+    }
+
+    /// Labels of sequences of `side` that have no room for so many more moves.
+    #[must_use]
+    pub fn short(&self, stands: &Stands, side: Side, (margin, moves): (u32, i64)) -> Vec<String> {
+        let room = |pair: &&Pair| -> bool {
+            let (Some(sequence), Some(stand)) = (pair.on(side), stands.get(&pair.label)) else { return true };
+            let ahead = sequence.increment.saturating_mul(i64::from(margin)).saturating_mul(moves);
+            let target = stand.last.saturating_add(ahead);
+            (sequence.min..=sequence.max).contains(&target)
+        };
+        self.0.iter().filter(|pair| !room(pair)).map(|pair| pair.label.clone()).collect()
+    }
+}
+
+impl Pair {
+    /// The sequence on a side.
+    #[must_use]
+    pub fn on(&self, side: Side) -> Option<&Sequence> {
+        match side {
+            Side::Monolith => self.monolith.as_ref(),
+            Side::Service => self.service.as_ref(),
+        }
+    }
+}
+
+fn labels(mapping: &SliceMapping) -> Vec<String> {
+    let columns = mapping.tables.iter().flat_map(|table| {
+        table.columns.iter().map(move |column| format!("{}.{}", table.source, column.source))
+    });
+    columns.collect()
+}
+
+async fn of_side(
+    client: &Client,
+    mapping: &SliceMapping,
+    side: Side,
+) -> Result<BTreeMap<usize, Sequence>, FlipError> {
+    let columns = mapping.tables.iter().flat_map(|table| {
+        let name = match side {
+            Side::Monolith => &table.source,
+            Side::Service => &table.target,
+        };
+        let column = move |column: &crate::mapping::ColumnMapping| match side {
+            Side::Monolith => column.source.clone(),
+            Side::Service => column.target.clone(),
+        };
+        table.columns.iter().map(move |mapped| (name.sql(), column(mapped)))
+    });
+    let (tables, columns): (Vec<String>, Vec<String>) = columns.unzip();
+    let rows = client.query(SQL, &[&tables, &columns]).await;
+    let rows = rows.map_err(|error| FlipError::Failed {
+        what: "looking for sequences",
+        words: sqlstate::words(&error),
+    })?;
+    let sequence = |row: &Row| -> Option<(usize, Sequence)> {
+        let place = usize::try_from(row.get::<_, i64>(0) - 1).ok()?;
+        let name = TableName::new(row.get::<_, String>(1), row.get::<_, String>(2));
+        Some((place, Sequence { name, increment: row.get(3), min: row.get(4), max: row.get(5) }))
+    };
+    Ok(rows.iter().filter_map(sequence).collect())
+}

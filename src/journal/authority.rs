@@ -1,0 +1,304 @@
+//! The gate, stream and group rows that say who may write a slice, and the changes of them that move authority.
+//!
+//! Each change is one UPDATE whose conditions are in its WHERE clause: it hits one row, or the caller rolls back. What
+//! belongs together runs in the caller's transaction. Which change is due is not decided here; see
+//! `dualwrite::authority`, which these rows are the stored form of.
+
+use tokio_postgres::types::PgLsn;
+use tokio_postgres::{Client, Row};
+
+use super::JournalError;
+use super::streams::Direction;
+use crate::lsn::Lsn;
+use crate::name::quote_ident;
+
+/// A gate row as it is stored.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct GateRow {
+    /// `OPEN` or `FENCED`.
+    pub state: String,
+    /// Grows with every change.
+    pub epoch: i64,
+    /// `open`, `fence` or `bump`.
+    pub cause: String,
+    /// Insert position of this database under the lock of the last fence.
+    pub fence: Option<Lsn>,
+    /// Insert position of this database when its present or last time of authority began.
+    pub cut: Option<Lsn>,
+    /// Number of the group that the last fence belongs to.
+    pub group: Option<i64>,
+}
+
+/// A stream row as it is stored, as far as it decides about authority.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct IncomingRow {
+    /// `APPLY`, `TRIPWIRE` or `OFF`.
+    pub mode: String,
+    /// Epoch that gave it this mode.
+    pub epoch: i64,
+    /// `creating`, `running`, `gap` or `diverged`.
+    pub state: String,
+    /// Everything up to here is applied or looked at.
+    pub applied: Lsn,
+}
+
+/// What a database says of a slice.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SliceRows {
+    /// The gate.
+    pub gate: GateRow,
+    /// The stream that writes into this database: the slowest of its lanes. Absent before it is made.
+    pub incoming: Option<IncomingRow>,
+}
+
+const GATE: &str = "state, epoch, cause, fence_lsn, cut_lsn, move_group";
+
+fn gate_table(slice: &str) -> String {
+    format!("strangler.{}", quote_ident(&format!("gate_{slice}")))
+}
+
+fn gate_row(row: &Row) -> GateRow {
+    let lsn = |index: usize| row.get::<_, Option<PgLsn>>(index).map(Lsn::from);
+    GateRow {
+        state: row.get(0),
+        epoch: row.get(1),
+        cause: row.get(2),
+        fence: lsn(3),
+        cut: lsn(4),
+        group: row.get(5),
+    }
+}
+
+/// Reads the gate row and the incoming stream row in one statement. `None` where the slice has no gate row.
+///
+/// # Errors
+/// [`JournalError::Database`].
+pub async fn look(
+    client: &Client,
+    slice: &str,
+    incoming: Direction,
+) -> Result<Option<SliceRows>, JournalError> {
+    let sql = format!(
+        "SELECT {GATE}, s.mode, s.stream_epoch, s.stream_state, s.applied_lsn FROM {gate} AS g \
+         LEFT JOIN LATERAL (SELECT t.mode, t.epoch AS stream_epoch, t.state AS stream_state, t.applied_lsn \
+             FROM strangler.stream AS t WHERE t.slice = $1 AND t.dir = $2 ORDER BY t.applied_lsn LIMIT 1) AS s ON true",
+        gate = gate_table(slice),
+    );
+    let row = client
+        .query_opt(&sql, &[&slice, &incoming.as_str()])
+        .await
+        .map_err(JournalError::database("reading who may write"))?;
+    Ok(row.map(|row| SliceRows {
+        gate: gate_row(&row),
+        incoming: row.get::<_, Option<String>>(6).map(|mode| IncomingRow {
+            mode,
+            epoch: row.get(7),
+            state: row.get(8),
+            applied: row.get::<_, PgLsn>(9).into(),
+        }),
+    }))
+}
+
+/// Takes the gate's lock exclusively in the caller's transaction: writers that passed the gate have ended, those that come
+/// wait. Bounded by the session's `lock_timeout`.
+///
+/// # Errors
+/// [`JournalError::Database`]; SQLSTATE 55P03 when the writers did not end in time.
+pub async fn hold_writers(client: &Client, slice: &str) -> Result<(), JournalError> {
+    // The class is that of the trigger function, `dualwrite::gate::LOCK_CLASS`; the key is the slice's in this database.
+    let sql = "SELECT pg_advisory_xact_lock(1398035026, lock_key) FROM strangler.slice WHERE slice = $1";
+    client
+        .execute(sql, &[&slice])
+        .await
+        .map(drop)
+        .map_err(JournalError::database("holding writers at the gate"))
+}
+
+/// Reads the gate row and locks it until the caller's transaction ends.
+///
+/// # Errors
+/// [`JournalError::Database`].
+pub async fn lock(client: &Client, slice: &str) -> Result<GateRow, JournalError> {
+    let sql = format!("SELECT {GATE} FROM {} FOR UPDATE", gate_table(slice));
+    let row = client.query_one(&sql, &[]).await.map_err(JournalError::database("locking the gate"))?;
+    Ok(gate_row(&row))
+}
+
+/// What a fence writes.
+#[derive(Debug, Clone, Copy)]
+pub struct Fence<'a> {
+    /// Epoch of the open gate.
+    pub from_epoch: i64,
+    /// The new one.
+    pub epoch: i64,
+    /// Insert position under the lock.
+    pub lsn: Lsn,
+    /// Sequences under the lock, as JSON.
+    pub sequences: &'a str,
+    /// Number of the group, which must be pending: only asked where the group rows are, on the monolith.
+    pub group: Option<i64>,
+}
+
+/// Closes an open gate. `false` when it was not as expected.
+///
+/// # Errors
+/// [`JournalError::Database`].
+pub async fn fence(client: &Client, slice: &str, fence: Fence<'_>) -> Result<bool, JournalError> {
+    let sql = format!(
+        "UPDATE {} SET state = 'FENCED', epoch = $2, cause = 'fence', owner = 'moving', fence_lsn = $3, \
+             seqs = $4::text::jsonb, move_group = $5 WHERE state = 'OPEN' AND epoch = $1",
+        gate_table(slice)
+    );
+    let lsn = PgLsn::from(fence.lsn);
+    let parameters: [&(dyn tokio_postgres::types::ToSql + Sync); 5] =
+        [&fence.from_epoch, &fence.epoch, &lsn, &fence.sequences, &fence.group];
+    hit(client.execute(&sql, &parameters).await, "closing the gate")
+}
+
+/// Opens a closed gate for a new owner: what is committed here from now on was accepted by it. Returns the position at which
+/// it begins; `None` when the gate was not as expected.
+///
+/// # Errors
+/// [`JournalError::Database`].
+pub async fn open(
+    client: &Client,
+    slice: &str,
+    (from_epoch, epoch): (i64, i64),
+    owner: &str,
+) -> Result<Option<Lsn>, JournalError> {
+    let sql = format!(
+        "UPDATE {} SET state = 'OPEN', epoch = $2, cause = 'open', owner = $3, fence_lsn = NULL, \
+             cut_lsn = pg_current_wal_insert_lsn() WHERE state = 'FENCED' AND epoch = $1 RETURNING cut_lsn",
+        gate_table(slice)
+    );
+    let row = client
+        .query_opt(&sql, &[&from_epoch, &epoch, &owner])
+        .await
+        .map_err(JournalError::database("opening the gate"))?;
+    Ok(row.map(|row| row.get::<_, PgLsn>(0).into()))
+}
+
+/// Raises a closed gate's epoch, which shuts out whoever means to open it. `false` when it was not as expected.
+///
+/// # Errors
+/// [`JournalError::Database`].
+pub async fn bump(
+    client: &Client,
+    slice: &str,
+    (from_epoch, epoch): (i64, i64),
+) -> Result<bool, JournalError> {
+    let sql = format!(
+        "UPDATE {} SET epoch = $2, cause = 'bump', fence_lsn = NULL, move_group = NULL \
+         WHERE state = 'FENCED' AND epoch = $1",
+        gate_table(slice)
+    );
+    hit(client.execute(&sql, &[&from_epoch, &epoch]).await, "raising the gate's epoch")
+}
+
+/// Gives authority back to the side that was fenced. `false` when the gate was not as expected.
+///
+/// # Errors
+/// [`JournalError::Database`].
+pub async fn reopen(
+    client: &Client,
+    slice: &str,
+    (from_epoch, epoch): (i64, i64),
+    owner: &str,
+) -> Result<bool, JournalError> {
+    let sql = format!(
+        "UPDATE {} SET state = 'OPEN', epoch = $2, cause = 'open', owner = $3, fence_lsn = NULL, move_group = NULL \
+         WHERE state = 'FENCED' AND epoch = $1",
+        gate_table(slice)
+    );
+    hit(client.execute(&sql, &[&from_epoch, &epoch, &owner]).await, "opening the gate again")
+}
+
+/// Names the owner in the closed gate of the side that lost authority, for the words of its error. Nothing rests on it.
+///
+/// # Errors
+/// [`JournalError::Database`].
+pub async fn name_owner(client: &Client, slice: &str, epoch: i64, owner: &str) -> Result<(), JournalError> {
+    let sql = format!("UPDATE {} SET owner = $2 WHERE state = 'FENCED' AND epoch = $1", gate_table(slice));
+    hit(client.execute(&sql, &[&epoch, &owner]).await, "naming the owner").map(drop)
+}
+
+/// Sequences as the fence of this side noted them, as JSON. `None` when it noted none.
+///
+/// # Errors
+/// [`JournalError::Database`].
+pub async fn noted_sequences(client: &Client, slice: &str) -> Result<Option<String>, JournalError> {
+    let sql = format!("SELECT seqs::text FROM {}", gate_table(slice));
+    let row =
+        client.query_one(&sql, &[]).await.map_err(JournalError::database("reading the noted sequences"))?;
+    Ok(row.get(0))
+}
+
+/// Turns every lane of a stream that has applied everything up to `at_least` from one mode into another. `false` unless all
+/// of them were as expected.
+///
+/// # Errors
+/// [`JournalError::Database`].
+pub async fn turn(
+    client: &Client,
+    slice: &str,
+    direction: Direction,
+    (from, to): (&str, &str),
+    (epoch, at_least): (i64, Lsn),
+) -> Result<bool, JournalError> {
+    let sql = "WITH turned AS (UPDATE strangler.stream SET mode = $4, epoch = $5 WHERE slice = $1 AND dir = $2 \
+                   AND mode = $3 AND state = 'running' AND epoch < $5 AND applied_lsn >= $6 RETURNING lane) \
+               SELECT count(*) > 0 AND count(*) = (SELECT count(*) FROM strangler.stream WHERE slice = $1 AND dir = $2) \
+               FROM turned";
+    let row = client
+        .query_one(sql, &[&slice, &direction.as_str(), &from, &to, &epoch, &PgLsn::from(at_least)])
+        .await
+        .map_err(JournalError::database("turning the stream"))?;
+    Ok(row.get(0))
+}
+
+/// Writes the row of a new group, pending. `false` when there is one of that number.
+///
+/// # Errors
+/// [`JournalError::Database`].
+pub async fn propose(client: &Client, group: i64, members: &[String]) -> Result<bool, JournalError> {
+    let sql = "INSERT INTO strangler.move_group (id, members) VALUES ($1, to_json($2::text[])) ON CONFLICT DO NOTHING";
+    hit(client.execute(sql, &[&group, &members]).await, "writing the group")
+}
+
+/// Decides about a pending group, for ever. `false` when it was decided already.
+///
+/// # Errors
+/// [`JournalError::Database`].
+pub async fn settle(client: &Client, group: i64, state: &str) -> Result<bool, JournalError> {
+    let sql =
+        "UPDATE strangler.move_group SET state = $2, decided_at = now() WHERE id = $1 AND state = 'pending'";
+    hit(client.execute(sql, &[&group, &state]).await, "deciding about the group")
+}
+
+/// A group's state and the names of its slices. `None` when there is none of that number.
+///
+/// # Errors
+/// [`JournalError::Database`].
+pub async fn group(client: &Client, group: i64) -> Result<Option<(String, Vec<String>)>, JournalError> {
+    let sql = "SELECT state, ARRAY(SELECT json_array_elements_text(members)) FROM strangler.move_group WHERE id = $1";
+    let row = client.query_opt(sql, &[&group]).await.map_err(JournalError::database("reading the group"))?;
+    Ok(row.map(|row| (row.get(0), row.get(1))))
+}
+
+/// Tells everybody who listens on `strangler_authority` that a slice's owner changed, once the transaction commits.
+///
+/// # Errors
+/// [`JournalError::Database`].
+pub async fn notify(client: &Client, slice: &str, owner: &str, epoch: i64) -> Result<(), JournalError> {
+    let sql = "SELECT pg_notify('strangler_authority', json_build_object('slice', $1::text, 'owner', $2::text, \
+               'epoch', $3::int8)::text)";
+    client
+        .execute(sql, &[&slice, &owner, &epoch])
+        .await
+        .map(drop)
+        .map_err(JournalError::database("telling who owns the slice"))
+}
+
+fn hit(done: Result<u64, tokio_postgres::Error>, action: &'static str) -> Result<bool, JournalError> {
+    done.map(|rows| rows == 1).map_err(JournalError::database(action))
+}
