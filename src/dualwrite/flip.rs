@@ -7,6 +7,7 @@
 
 mod effects;
 mod links;
+pub mod rehearse;
 pub mod sequences;
 pub mod timeline;
 

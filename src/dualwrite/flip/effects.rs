@@ -21,6 +21,9 @@ use crate::lsn::Lsn;
 
 /// Pause between two looks at the position that a mirror has reached.
 const LOOK_EVERY: Duration = Duration::from_millis(1);
+/// A fencing session that is idle for longer than its budget and this is ended by the server, so that a dead operator's
+/// machine does not hold writers.
+const IDLE_MARGIN: Duration = Duration::from_millis(50);
 /// How long an opening waits for a lock: nobody but another driver holds one on a closed gate.
 const OPEN_LOCK_MS: u32 = 2_000;
 
@@ -145,48 +148,15 @@ impl Driver {
         expects: &Gate,
         (epoch, group): (Epoch, Option<GroupId>),
     ) -> Result<Event, FlipError> {
-        let begun = Instant::now();
-        let deadline = begun + self.limits.pause_budget;
-        let lock = (self.limits.lock_first * (1 << self.attempts().min(4))).min(self.limits.pause_budget);
-        let (slice, sequences) = (self.slice.clone(), self.sequences.clone());
-        let idle_ms = self.limits.pause_budget.as_millis() + 50;
-        let (acting, looking, peer) = self.links.three(side).await?;
-        let begin = format!(
-            "BEGIN; SET LOCAL lock_timeout = {}; SET LOCAL idle_in_transaction_session_timeout = {idle_ms}; \
-             SET LOCAL synchronous_commit = on",
-            lock.as_millis().max(1)
-        );
-        if let Err(error) = acting.batch_execute(&begin).await {
-            return of_database(&error, "beginning a fence", false);
-        }
-        if let Err(error) = authority::hold_writers(acting, &slice).await {
-            self.timeline.note("lock", begun, "out of time");
-            return event_of(&error, "holding writers", false);
-        }
-        failpoint::hit("flip-writers-held");
-        let (noted, fence) = match stands(acting, &sequences, side).await {
-            Ok(found) => found,
-            Err(error) => return of_database(&error, "reading sequences", false),
+        let (noted, fence) = match self.hold_and_drain(side, drain).await? {
+            Ok(held) => held,
+            Err(event) => return Ok(event),
         };
-        self.timeline.note("lock", begun, "done");
-        let draining = Instant::now();
-        let marker = source::marker_content(&slice, "flip");
-        if let Err(error) = source::emit(looking, MARKER_PREFIX, &marker).await {
-            return Err(FlipError::Failed { what: "sending a marker", words: chain_of(&error) });
-        }
-        if !reached(peer, &slice, (drain, fence), deadline).await? {
-            self.timeline.note("drain", draining, "out of time");
-            return Ok(Event::OutOfTime);
-        }
-        self.timeline.note("drain", draining, "done");
-        failpoint::hit("flip-drained");
-        if let Some(id) = group {
-            let monolith = if side == Side::Monolith { looking } else { peer };
-            let found = authority::group(monolith, id.0).await;
-            match found.map_err(|error| failed("reading the group", &error))? {
-                Some((state, _)) if state == "pending" => {}
-                Some(_) | None => return Ok(Event::Missed),
-            }
+        let slice = self.slice.clone();
+        let (acting, looking, peer) = self.links.three_in_transaction(side).await?;
+        let monolith = if side == Side::Monolith { looking } else { peer };
+        if !group_is(monolith, group, "pending").await? {
+            return Ok(Event::Missed);
         }
         let written = authority::Fence {
             from_epoch: expects.epoch.0,
@@ -200,12 +170,55 @@ impl Driver {
             Ok(false) => return Ok(Event::Missed),
             Err(error) => return event_of(&error, "closing a gate", false),
         }
-        let told = authority::notify(acting, &slice, "moving", epoch.0).await;
-        if let Err(error) = told {
+        if let Err(error) = authority::notify(acting, &slice, "moving", epoch.0).await {
             return event_of(&error, "closing a gate", false);
         }
         failpoint::hit("flip-before-fence");
         commit(acting, "committing a fence", "flip-fenced").await
+    }
+
+    /// Opens a transaction on `side` in which the writers have ended and new ones wait, and waits until everything that they
+    /// wrote is applied on the peer. Returns the sequences as JSON and the fence position; an event when that took too
+    /// long. The transaction stays open.
+    pub(super) async fn hold_and_drain(
+        &mut self,
+        side: Side,
+        drain: Direction,
+    ) -> Result<Result<(String, Lsn), Event>, FlipError> {
+        let begun = Instant::now();
+        let deadline = begun + self.limits.pause_budget;
+        let lock = (self.limits.lock_first * (1 << self.attempts().min(4))).min(self.limits.pause_budget);
+        let idle = self.limits.pause_budget + IDLE_MARGIN;
+        let (slice, sequences) = (self.slice.clone(), self.sequences.clone());
+        let (acting, looking, peer) = self.links.three(side).await?;
+        let begin = format!(
+            "BEGIN; SET LOCAL lock_timeout = {}; SET LOCAL idle_in_transaction_session_timeout = {}; \
+             SET LOCAL synchronous_commit = on",
+            lock.as_millis().max(1),
+            idle.as_millis()
+        );
+        if let Err(error) = acting.batch_execute(&begin).await {
+            return of_database(&error, "beginning a fence", false).map(Err);
+        }
+        if let Err(error) = authority::hold_writers(acting, &slice).await {
+            self.timeline.note("lock", begun, "out of time");
+            return event_of(&error, "holding writers", false).map(Err);
+        }
+        failpoint::hit("flip-writers-held");
+        let held = match stands(acting, &sequences, side).await {
+            Ok(found) => found,
+            Err(error) => return of_database(&error, "reading sequences", false).map(Err),
+        };
+        self.timeline.note("lock", begun, "done");
+        let draining = Instant::now();
+        let marker = source::marker_content(&slice, "flip");
+        if let Err(error) = source::emit(looking, MARKER_PREFIX, &marker).await {
+            return Err(FlipError::Failed { what: "sending a marker", words: chain_of(&error) });
+        }
+        let drained = reached(peer, &slice, (drain, held.1), deadline).await?;
+        self.timeline.note("drain", draining, if drained { "done" } else { "out of time" });
+        failpoint::hit("flip-drained");
+        Ok(if drained { Ok(held) } else { Err(Event::OutOfTime) })
     }
 
     async fn open(

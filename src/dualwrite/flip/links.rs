@@ -84,6 +84,36 @@ impl Links {
         Ok((acting, looking, live(&peer.server, &mut peer.looking, false).await?))
     }
 
+    /// The same, with the transaction that is open in the first of them.
+    ///
+    /// # Errors
+    /// [`FlipError::Failed`] when that session has ended, or the others can't be opened.
+    pub async fn three_in_transaction(
+        &mut self,
+        side: Side,
+    ) -> Result<(&Client, &Client, &Client), FlipError> {
+        let (own, peer) = match side {
+            Side::Monolith => (&mut self.monolith, &mut self.service),
+            Side::Service => (&mut self.service, &mut self.monolith),
+        };
+        let Way { server, acting, looking } = own;
+        let gone = || FlipError::Failed {
+            what: "going on in a transaction",
+            words: "its session has ended".to_owned(),
+        };
+        let acting = acting.as_deref().ok_or_else(gone)?;
+        let looking = live(server, looking, false).await?;
+        Ok((acting, looking, live(&peer.server, &mut peer.looking, false).await?))
+    }
+
+    /// Takes back whatever is open on a side.
+    ///
+    /// # Errors
+    /// [`FlipError::Failed`] when the side can't be reached; the server has taken it back then, or will.
+    pub async fn roll_back(&mut self, side: Side) -> Result<(), FlipError> {
+        self.acting(side).await.map(drop)
+    }
+
     /// Lets go of a session whose state is not known any more.
     pub fn drop_acting(&mut self, side: Side) {
         self.way(side).acting = None;

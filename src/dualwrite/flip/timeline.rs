@@ -92,6 +92,7 @@ impl Timeline {
     }
 }
 
-fn millis(duration: Duration) -> f64 {
+/// Milliseconds with two decimals.
+pub(super) fn millis(duration: Duration) -> f64 {
     (duration.as_secs_f64() * 100_000.0).round() / 100.0
 }

@@ -1,0 +1,118 @@
+//! A move that is not made: writers are held and the other side is drained, again and again, and everything is rolled back.
+
+use std::time::{Duration, Instant};
+
+use serde::Serialize;
+
+use super::timeline::{Entry, millis};
+use super::{Driver, FlipError};
+use crate::cdc::mirror::chain_of;
+use crate::cdc::source::{self, MARKER_PREFIX};
+use crate::dualwrite::authority::{Event, Side};
+
+/// Pause between two attempts, so that writers catch up.
+const PAUSE: Duration = Duration::from_millis(200);
+
+/// What one attempt took, in milliseconds.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+pub struct Sample {
+    /// Until the writers that had passed the gate had ended.
+    pub lock_ms: f64,
+    /// Until the other side had everything.
+    pub drain_ms: f64,
+    /// A commit on the side that would be fenced, and one on the side that would be opened.
+    pub commits_ms: f64,
+}
+
+impl Sample {
+    /// The pause that writers would have seen.
+    #[must_use]
+    pub fn pause_ms(&self) -> f64 {
+        self.lock_ms + self.drain_ms + self.commits_ms
+    }
+}
+
+/// What a rehearsal found.
+#[derive(Debug, Clone, Default, PartialEq, Serialize)]
+pub struct Rehearsal {
+    /// Attempts that came through, in their order.
+    pub samples: Vec<Sample>,
+    /// Attempts that ran out of time: each would have been tried again.
+    pub out_of_time: usize,
+}
+
+impl Rehearsal {
+    /// The pause that a share of the attempts stayed below, `0.5` for the median. `None` when none came through.
+    #[must_use]
+    pub fn quantile_ms(&self, share: f64) -> Option<f64> {
+        let mut pauses: Vec<f64> = self.samples.iter().map(Sample::pause_ms).collect();
+        pauses.sort_by(f64::total_cmp);
+        #[expect(
+            clippy::cast_possible_truncation,
+            clippy::cast_sign_loss,
+            clippy::cast_precision_loss,
+            reason = "a rank among some dozens, and `as` saturates"
+        )]
+        let rank = ((pauses.len() as f64 * share).ceil() as usize).clamp(1, pauses.len().max(1)) - 1;
+        pauses.get(rank).copied()
+    }
+}
+
+impl Driver {
+    /// Rehearses taking authority from `side`, so many times. Nothing is changed; writers wait for as long as each attempt
+    /// takes, at most the budget.
+    ///
+    /// # Errors
+    /// [`FlipError`].
+    pub async fn rehearse(&mut self, side: Side, times: usize) -> Result<Rehearsal, FlipError> {
+        self.links.open().await?;
+        let mut found = Rehearsal::default();
+        for _ in 0..times {
+            let before = self.timeline.entries().len();
+            let held = self.hold_and_drain(side, side.outgoing()).await;
+            let rolled_back = self.links.roll_back(side).await;
+            match held? {
+                Ok(_) => {
+                    rolled_back?;
+                    let commits_ms = self.commit_ms(side).await? + self.commit_ms(side.peer()).await?;
+                    let entries = self.timeline.entries().get(before..).unwrap_or_default();
+                    let took = |step| entries.iter().find(|entry: &&Entry| entry.step == step);
+                    let took = |step| took(step).map_or(0.0, |entry| entry.took_ms);
+                    found.samples.push(Sample { lock_ms: took("lock"), drain_ms: took("drain"), commits_ms });
+                }
+                Err(Event::OutOfTime | Event::Unclear) => found.out_of_time += 1,
+                Err(Event::Missed | Event::Hit | Event::Observed(_)) => {}
+            }
+            tokio::time::sleep(PAUSE.mul_f64(0.5 + fastrand::f64())).await;
+        }
+        Ok(found)
+    }
+
+    /// What a synchronous commit takes on a side: that of a marker.
+    async fn commit_ms(&mut self, side: Side) -> Result<f64, FlipError> {
+        let marker = source::marker_content(&self.slice, "rehearsal");
+        let client = self.links.looking(side).await?;
+        let begun = Instant::now();
+        let sent = source::emit(client, MARKER_PREFIX, &marker).await;
+        sent.map_err(|error| FlipError::Failed { what: "sending a marker", words: chain_of(&error) })?;
+        Ok(millis(begun.elapsed()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn quantiles_are_those_of_attempts_that_came_through() {
+        let sample = |lock_ms| Sample { lock_ms, drain_ms: 0.0, commits_ms: 1.0 };
+        let of = |locks: &[f64]| Rehearsal {
+            samples: locks.iter().map(|lock| sample(*lock)).collect(),
+            out_of_time: 3,
+        };
+        assert_eq!(of(&[]).quantile_ms(0.5), None);
+        assert_eq!(of(&[4.0]).quantile_ms(0.99), Some(5.0));
+        let many = of(&[9.0, 1.0, 3.0, 2.0]);
+        assert_eq!((many.quantile_ms(0.5), many.quantile_ms(0.99)), (Some(3.0), Some(10.0)));
+    }
+}
