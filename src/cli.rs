@@ -11,6 +11,7 @@ mod check;
 mod demo;
 mod disarm;
 pub mod environment;
+mod flip;
 mod interrupt;
 pub mod logging;
 mod mirror;
@@ -57,6 +58,7 @@ enum Verb {
     Reconcile(reconcile::Arguments),
     Arm(arm::Arguments),
     Disarm(disarm::Arguments),
+    Flip(flip::Arguments),
     Demo(demo::Arguments),
     Schema(schema::Arguments),
 }
@@ -91,6 +93,7 @@ impl Arguments {
                 Verb::Reconcile(arguments) => Box::pin(reconcile::run(ui, arguments)).await,
                 Verb::Arm(arguments) => Box::pin(arm::run(ui, arguments)).await,
                 Verb::Disarm(arguments) => Box::pin(disarm::run(ui, arguments)).await,
+                Verb::Flip(arguments) => Box::pin(flip::run(ui, arguments)).await,
                 Verb::Demo(arguments) => Box::pin(demo::run(ui, arguments)).await,
                 Verb::Schema(arguments) => schema::run(ui, arguments),
             }

@@ -99,6 +99,7 @@ pub const FLIP: &[&str] = &[
     "flip-bumped",
     "flip-before-reopen",
     "flip-reopened",
+    "flip-recorded",
 ];
 
 /// Dies here when the environment asks for it.

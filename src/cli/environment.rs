@@ -3,6 +3,7 @@
 use std::fs::File;
 use std::io::{self, Read};
 
+use crate::journal::ledger::Author;
 use crate::plan::Variables;
 
 /// A mounted secret is a line of text; a link to anything bigger is a mistake such as a device or a log.
@@ -26,6 +27,13 @@ impl Environment {
         let named = ["STRANGLER_OPERATOR", "LOGNAME", "USER"];
         let name = named.iter().find_map(|name| std::env::var(name).ok().filter(|value| !value.is_empty()));
         name.unwrap_or_else(|| format!("uid {}", rustix::process::getuid().as_raw()))
+    }
+
+    /// Who runs this and where, for the ledger.
+    #[must_use]
+    pub fn author(self) -> Author {
+        let host = rustix::system::uname().nodename().to_string_lossy().into_owned();
+        Author { operator: self.operator(), host }
     }
 }
 

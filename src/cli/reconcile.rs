@@ -11,7 +11,6 @@ use super::open::{self, Needs, Opened, PlanFile, Slices};
 use super::report::{CliError, Exit};
 use super::ui::{Paint, Ui};
 use crate::clock::{Clock, SystemClock};
-use crate::journal::ledger::Author;
 use crate::lsn::Lsn;
 use crate::mapping::{Mappings, SliceMapping};
 use crate::name::TableName;
@@ -207,14 +206,8 @@ fn options(arguments: &Arguments, tables: Vec<TableName>) -> Options {
         max_load: arguments.max_load,
         list: arguments.list,
         resume_within: if arguments.fresh { Duration::ZERO } else { RESUME_WITHIN },
-        author: author(),
+        author: super::environment::Environment.author(),
     }
-}
-
-/// Who runs this, for the ledger.
-fn author() -> Author {
-    let host = rustix::system::uname().nodename().to_string_lossy().into_owned();
-    Author { operator: super::environment::Environment.operator(), host }
 }
 
 /// The slices that have a table to be compared.

@@ -10,6 +10,7 @@ use crate::arm::ArmError;
 use crate::cdc::error::MirrorError;
 use crate::check;
 use crate::demo::DemoError;
+use crate::dualwrite::flip::FlipError;
 use crate::journal::JournalError;
 use crate::plan::PlanProblems;
 use crate::postgres::ConnectError;
@@ -97,6 +98,29 @@ pub enum CliError {
     /// Arming or disarming stopped.
     #[error(transparent)]
     Arm(Box<ArmError>),
+    /// Several slices could be meant.
+    #[error(
+        "{verb} takes the slices that it is about: --slice NAME, more than once for several that move together"
+    )]
+    WhichSlice {
+        /// The verb.
+        verb: &'static str,
+        /// What the plan has.
+        known: Vec<String>,
+    },
+    /// Authority stays where it is.
+    #[error("authority was not moved")]
+    FlipRefused(Vec<Problem>),
+    /// A move could not be finished.
+    #[error("the move of slice {slice} could not be finished")]
+    Flip {
+        /// The plan file, as it must be typed.
+        plan: String,
+        /// The slice.
+        slice: String,
+        /// Why.
+        source: FlipError,
+    },
     /// Slices whose mirror can't go on.
     #[error("the mirror of {} can't go on", .0.iter().map(|(slice, _)| slice.as_str()).collect::<Vec<_>>().join(", "))]
     Mirror(Vec<(String, MirrorError)>),
@@ -187,6 +211,16 @@ impl CliError {
             Self::Provision(ProvisionError::Refused { .. }) => page(Exit::Refused, "provision-refused", None),
             Self::Provision(_) => page(Exit::Incomplete, "provision-failed", None),
             Self::Arm(error) => arm_page(error),
+            Self::WhichSlice { known, .. } => {
+                page(Exit::Usage, "which-slice", Some(format!("the plan has {}", known.join(", "))))
+            }
+            Self::FlipRefused(_) => page(Exit::Refused, "flip-refused", None),
+            Self::Flip { plan, slice, .. } => {
+                let hint = format!(
+                    "strangler status {plan} --slice {slice} says where it stands; the same command goes on from there"
+                );
+                page(Exit::Incomplete, "flip-failed", Some(hint))
+            }
             Self::Mirror(ends) => {
                 let exits = ends.iter().map(|(_, error)| mirror_page(error).exit);
                 page(exits.fold(Exit::Incomplete, said_first), "mirror", None)
@@ -381,6 +415,7 @@ pub fn finish(ui: &mut Ui, outcome: Result<Exit, CliError>) -> Exit {
         CliError::Repair { source, .. } => show(ui, &source.to_string(), source.as_ref(), &page),
         CliError::Unfit(problems)
         | CliError::Astray(problems)
+        | CliError::FlipRefused(problems)
         | CliError::Provision(ProvisionError::Refused { problems }) => {
             ui.words(check::list(problems).trim_end());
             show(ui, &error.to_string(), &error, &page);
@@ -392,6 +427,8 @@ pub fn finish(ui: &mut Ui, outcome: Result<Exit, CliError>) -> Exit {
             show(ui, &error.to_string(), &error, &page);
         }
         CliError::Unknown { .. }
+        | CliError::WhichSlice { .. }
+        | CliError::Flip { .. }
         | CliError::Provision(_)
         | CliError::Connect(_)
         | CliError::Catalog(_)

@@ -7,6 +7,7 @@
 
 mod effects;
 mod links;
+pub mod moves;
 pub mod rehearse;
 pub mod sequences;
 pub mod timeline;
@@ -161,6 +162,15 @@ impl Driver {
             self.take(event)?;
         }
         Err(FlipError::Unsettled)
+    }
+
+    /// Another member of the group is fenced.
+    fn has_fenced(&mut self, slice: &str) {
+        if let Some(together) = &mut self.together
+            && !together.fenced.iter().any(|known| known == slice)
+        {
+            together.fenced.push(slice.to_owned());
+        }
     }
 
     fn take(&mut self, event: Event) -> Result<(), Refusal> {

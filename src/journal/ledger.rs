@@ -27,6 +27,9 @@ pub const VERDICT: &str = "verdict";
 /// Kind of an entry that holds the keys that one reconciliation had repaired.
 pub const REPAIR: &str = "repair";
 
+/// Kind of an entry about a move of authority, also one that was aborted.
+pub const FLIP: &str = "flip";
+
 /// Longest body. A verdict takes some 500 bytes per table, so this is enough for thousands of tables, and a page of
 /// entries fits into memory.
 pub const BODY_BYTES_MAX: usize = 4 << 20;

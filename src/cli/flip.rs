@@ -1,0 +1,198 @@
+//! `strangler flip`.
+
+use std::sync::Arc;
+
+use serde::Serialize;
+
+use super::environment::Environment;
+use super::interrupt;
+use super::open::{self, Needs, Opened, PlanFile, Slices};
+use super::report::{CliError, Exit};
+use super::ui::{Format, Ui};
+use crate::dualwrite::authority::{Intent, Side};
+use crate::dualwrite::flip::moves::{self, Member, MoveError, Moved, Order};
+use crate::dualwrite::flip::rehearse::Rehearsal;
+use crate::dualwrite::flip::timeline::Entry;
+use crate::dualwrite::flip::{FlipError, Limits};
+use crate::mapping::Mappings;
+use crate::status::judge::shell_word;
+
+/// Move write authority over slices to their services, or back
+///
+/// Holds the writers of the side that has authority for a moment, waits until the mirror has brought everything that they wrote,
+/// closes that side's gate, and opens the other one: from then on the application writes there, and the mirror carries its
+/// writes back. Writers that come meanwhile wait; those that come between the two gates get SQLSTATE 25006 and try again on
+/// the other side. When the writers or the mirror take longer than the plan's write_pause_budget, everything is let go, nobody
+/// gets an error, and it is tried again a little later.
+///
+/// Several slices move at one barrier: all or none. A command that was cut off is typed again and goes on where it was;
+/// with --abort the side that had authority gets it back, unless the other one has it already.
+#[derive(Debug, clap::Args)]
+pub(super) struct Arguments {
+    #[command(flatten)]
+    plan: PlanFile,
+    #[command(flatten)]
+    slices: Slices,
+    /// Move authority back to the monolith
+    #[arg(long)]
+    back: bool,
+    /// Take back a move that was begun and not finished
+    #[arg(long, conflicts_with_all = ["back", "rehearse"])]
+    abort: bool,
+    /// Do everything but close the gate, so many times, and say what a flip would take
+    #[arg(long, value_name = "TIMES", num_args = 0..=1, default_missing_value = "20",
+        value_parser = clap::value_parser!(u16).range(1..=1000))]
+    rehearse: Option<u16>,
+    /// How to report
+    #[arg(long, value_enum, default_value_t)]
+    format: Format,
+}
+
+/// The document of `--format json` (docs/json-output.md).
+#[derive(Debug, Serialize)]
+struct Document<'a> {
+    plan: &'a str,
+    slices: Vec<Shown<'a>>,
+}
+
+#[derive(Debug, Serialize)]
+struct Shown<'a> {
+    slice: &'a str,
+    owner: String,
+    epoch: i64,
+    changed: bool,
+    pause_ms: Option<f64>,
+    steps: &'a [Entry],
+}
+
+pub(super) async fn run(ui: &mut Ui, arguments: &Arguments) -> Result<Exit, CliError> {
+    let opened = open::open(ui, &arguments.plan, &arguments.slices.slices, Needs::All)?;
+    if arguments.slices.slices.is_empty() && opened.slices.len() > 1 {
+        return Err(CliError::WhichSlice { verb: "flip", known: opened.slices.clone() });
+    }
+    let state = opened.typed(
+        "a side that was closed stays closed until the move is ended: type it again to finish it, or strangler flip PLAN \
+         --abort to take it back; strangler status PLAN says where it stands",
+    );
+    interrupt::unless(&state, async {
+        let mappings = opened.mappings(ui).await?;
+        let members = members(&opened, &mappings);
+        let intent = match (arguments.abort, arguments.back) {
+            (true, _) => Intent::Abort,
+            (false, true) => Intent::FlipBack,
+            (false, false) => Intent::Flip,
+        };
+        let order = Order {
+            plan: opened.plan.name.clone(),
+            intent,
+            limits: Limits::new(opened.plan.policy.write_pause_budget, opened.plan.policy.sequence_margin),
+            author: Environment.author(),
+            remark: None,
+        };
+        match arguments.rehearse {
+            Some(times) => rehearse(ui, &members, &order, usize::from(times)).await,
+            None => {
+                let moved = Box::pin(moves::carry_out(&members, &order)).await;
+                let moved = moved.map_err(|error| failed(error, &opened))?;
+                report(ui, arguments, &opened, &moved)
+            }
+        }
+    })
+    .await
+}
+
+fn members(opened: &Opened, mappings: &Mappings) -> Vec<Member> {
+    let member = |slice: &String| {
+        let mapping = mappings.get(slice)?;
+        Some(Member {
+            mapping: Arc::new(mapping.clone()),
+            monolith: opened.monolith.admin.clone(),
+            service: opened.services.get(&mapping.service)?.admin.clone(),
+        })
+    };
+    opened.slices.iter().filter_map(member).collect()
+}
+
+fn failed(error: MoveError, opened: &Opened) -> CliError {
+    let plan = shell_word(&opened.path);
+    let MoveError { slice, source } = error;
+    match source {
+        FlipError::Refused(refusal) => CliError::FlipRefused(vec![refusal.problem(&plan, &slice)]),
+        source => CliError::Flip { plan, slice, source },
+    }
+}
+
+fn report(ui: &mut Ui, arguments: &Arguments, opened: &Opened, moved: &[Moved]) -> Result<Exit, CliError> {
+    match arguments.format {
+        Format::Text => {
+            for one in moved {
+                ui.data(&text(one))?;
+            }
+            ui.words(&format!("next: {}", opened.typed("strangler status PLAN")));
+        }
+        Format::Json => {
+            let slices = moved.iter().map(shown).collect();
+            ui.json(&Document { plan: &opened.plan.name, slices }, false)?;
+        }
+    }
+    Ok(Exit::Clean)
+}
+
+fn shown(moved: &Moved) -> Shown<'_> {
+    Shown {
+        slice: &moved.slice,
+        owner: moved.owner.to_string(),
+        epoch: moved.epoch.0,
+        changed: moved.changed,
+        pause_ms: moved.timeline.pause().map(|pause| pause.as_secs_f64() * 1000.0),
+        steps: moved.timeline.entries(),
+    }
+}
+
+fn text(moved: &Moved) -> String {
+    let mut lines = Vec::new();
+    for entry in moved.timeline.entries() {
+        let outcome = if entry.outcome == "done" { String::new() } else { format!("  {}", entry.outcome) };
+        lines
+            .push(format!("  {:>9.2} ms  {:<8} {:>8.2} ms{outcome}", entry.at_ms, entry.step, entry.took_ms));
+    }
+    if let Some(pause) = moved.timeline.pause() {
+        lines.push(format!("  writers were paused for {:.1} ms", pause.as_secs_f64() * 1000.0));
+    }
+    let already = if moved.changed { "" } else { " already" };
+    let last = format!("{}: the {} has authority{already}, epoch {}", moved.slice, moved.owner, moved.epoch);
+    lines.insert(0, last);
+    lines.join("\n")
+}
+
+async fn rehearse(ui: &mut Ui, members: &[Member], order: &Order, times: usize) -> Result<Exit, CliError> {
+    let side = if order.intent == Intent::FlipBack { Side::Service } else { Side::Monolith };
+    let failed =
+        |slice: &str, source| CliError::Flip { plan: order.plan.clone(), slice: slice.to_owned(), source };
+    let mut drivers =
+        moves::drivers(members, order).await.map_err(|error| failed(&error.slice, error.source))?;
+    for (member, driver) in members.iter().zip(&mut drivers) {
+        let slice = &member.mapping.slice;
+        let found = driver.rehearse(side, times).await.map_err(|source| failed(slice, source))?;
+        ui.data(&prediction(slice, &found))?;
+    }
+    Ok(Exit::Clean)
+}
+
+fn prediction(slice: &str, found: &Rehearsal) -> String {
+    let of = |share| found.quantile_ms(share).unwrap_or_default();
+    let mut lines = vec![format!(
+        "{slice}: {} attempts came through, {} ran out of time and would have been tried again; nothing was changed",
+        found.samples.len(),
+        found.out_of_time
+    )];
+    if !found.samples.is_empty() {
+        lines.push(format!(
+            "  a flip would pause writers for {:.1} ms (median), {:.1} ms (p90), {:.1} ms (p99)",
+            of(0.5),
+            of(0.9),
+            of(0.99)
+        ));
+    }
+    lines.join("\n")
+}

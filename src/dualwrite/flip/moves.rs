@@ -1,0 +1,208 @@
+//! One move from its beginning to its entry in the ledger: of one slice, or of several at one barrier.
+
+use std::sync::Arc;
+
+use serde_json::json;
+
+use super::sequences::Pairs;
+use super::timeline::Timeline;
+use super::{Driver, FlipError, Limits, Links, Progress, Together};
+use crate::cdc::mirror::chain_of;
+use crate::dualwrite::authority::{Epoch, GroupId, Intent, Side};
+use crate::failpoint;
+use crate::journal::ledger::{self, Author, NewEntry};
+use crate::journal::{self, JournalError};
+use crate::mapping::SliceMapping;
+use crate::postgres::connect::Server;
+use crate::postgres::sqlstate;
+
+/// A slice that is to move.
+#[derive(Debug, Clone)]
+pub struct Member {
+    /// Its mapping.
+    pub mapping: Arc<SliceMapping>,
+    /// The monolith, as its administrator.
+    pub monolith: Server,
+    /// Its service, as the administrator.
+    pub service: Server,
+}
+
+/// What is wanted, and by whom.
+#[derive(Debug, Clone)]
+pub struct Order {
+    /// Plan.
+    pub plan: String,
+    /// Where to.
+    pub intent: Intent,
+    /// Limits.
+    pub limits: Limits,
+    /// For the ledger.
+    pub author: Author,
+    /// What is to stand in the ledger beside it, such as why evidence was done without.
+    pub remark: Option<String>,
+}
+
+/// A slice whose authority is settled.
+#[derive(Debug)]
+pub struct Moved {
+    /// Slice.
+    pub slice: String,
+    /// Who has authority.
+    pub owner: Side,
+    /// Since which change.
+    pub epoch: Epoch,
+    /// Something was changed by this order; without it everything was as wanted already.
+    pub changed: bool,
+    /// What was done.
+    pub timeline: Timeline,
+}
+
+/// A member could not be moved.
+#[derive(Debug, thiserror::Error)]
+#[error("slice {slice}: {source}")]
+pub struct MoveError {
+    /// Which.
+    pub slice: String,
+    /// Why.
+    #[source]
+    pub source: FlipError,
+}
+
+/// Opens a driver for each member.
+///
+/// # Errors
+/// [`MoveError`].
+pub async fn drivers(members: &[Member], order: &Order) -> Result<Vec<Driver>, MoveError> {
+    let together = (members.len() > 1).then(|| Together {
+        id: GroupId(fastrand::i64(1..)),
+        members: members.iter().map(|member| member.mapping.slice.clone()).collect(),
+        fenced: Vec::new(),
+    });
+    let mut drivers = Vec::new();
+    for member in members {
+        let of = |source| MoveError { slice: member.mapping.slice.clone(), source };
+        let mut links = Links::new(member.monolith.clone(), member.service.clone());
+        links.open().await.map_err(of)?;
+        let (_, monolith, service) = links.three(Side::Monolith).await.map_err(of)?;
+        let pairs = Pairs::find(monolith, service, &member.mapping).await.map_err(of)?;
+        let wanted = (order.intent, together.clone());
+        drivers.push(Driver::new(&member.mapping.slice, links, pairs, order.limits, wanted));
+    }
+    Ok(drivers)
+}
+
+/// Moves all members, all or none, and writes down what became of them. When they can't all be fenced, those that are go
+/// back.
+///
+/// # Errors
+/// [`MoveError`] of the member that could not go on; whatever was committed stays, and the same order goes on from there.
+pub async fn carry_out(members: &[Member], order: &Order) -> Result<Vec<Moved>, MoveError> {
+    let mut drivers = drivers(members, order).await?;
+    let moved = match settle(&mut drivers).await {
+        Ok(settled) => settled,
+        Err(error) => {
+            if members.len() > 1 && matches!(order.intent, Intent::Flip | Intent::FlipBack) {
+                give_up(members, order, &drivers).await;
+            }
+            return Err(error);
+        }
+    };
+    let mut done = Vec::new();
+    for ((member, driver), (owner, epoch)) in members.iter().zip(drivers).zip(moved) {
+        let Driver { timeline, .. } = driver;
+        let changed = !timeline.entries().is_empty();
+        let moved = Moved { slice: member.mapping.slice.clone(), owner, epoch, changed, timeline };
+        if changed {
+            let recorded = record(member, order, &moved).await;
+            recorded.map_err(|source| MoveError { slice: moved.slice.clone(), source })?;
+        }
+        done.push(moved);
+    }
+    Ok(done)
+}
+
+/// Lets every driver go as far as it can until all are settled.
+async fn settle(drivers: &mut [Driver]) -> Result<Vec<(Side, Epoch)>, MoveError> {
+    /// Each round fences one more member at least, or ends.
+    const ROUNDS_MAX: usize = 100;
+    let mut settled = vec![None; drivers.len()];
+    for _ in 0..ROUNDS_MAX {
+        for (number, place) in settled.iter_mut().enumerate().filter(|(_, place)| place.is_none()) {
+            let Some(driver) = drivers.get_mut(number) else { continue };
+            let progress = driver.advance().await;
+            match progress.map_err(|source| MoveError { slice: driver.slice.clone(), source })? {
+                Progress::Settled { owner, epoch } => *place = Some((owner, epoch)),
+                Progress::Waiting => {
+                    let slice = driver.slice.clone();
+                    drivers.iter_mut().for_each(|other| other.has_fenced(&slice));
+                }
+            }
+        }
+        if let Some(all) = settled.iter().copied().collect::<Option<Vec<_>>>() {
+            return Ok(all);
+        }
+    }
+    let slice = drivers.first().map(|driver| driver.slice.clone()).unwrap_or_default();
+    Err(MoveError { slice, source: FlipError::Unsettled })
+}
+
+/// Takes a group back of which not all could be fenced: what is not settled as open is settled as aborted, once, for all.
+async fn give_up(members: &[Member], order: &Order, drivers: &[Driver]) {
+    let order = Order { intent: Intent::Abort, ..order.clone() };
+    let together = drivers.iter().find_map(|driver| driver.together.clone());
+    let back = async {
+        let mut aborting = self::drivers(members, &order).await?;
+        aborting.iter_mut().for_each(|driver| driver.together.clone_from(&together));
+        settle(&mut aborting).await
+    };
+    if let Err(error) = Box::pin(back).await {
+        tracing::warn!(
+            error = chain_of(&error),
+            "members of the group that are fenced could not be taken back"
+        );
+    }
+}
+
+/// One entry in the service's ledger and one in each side's journal.
+async fn record(member: &Member, order: &Order, moved: &Moved) -> Result<(), FlipError> {
+    let failed = |error: JournalError| FlipError::Failed {
+        what: "writing the ledger",
+        words: error.database_error().map_or_else(|| chain_of(&error), sqlstate::words),
+    };
+    let mut links = Links::new(member.monolith.clone(), member.service.clone());
+    let action = match order.intent {
+        Intent::Flip => "flip",
+        Intent::FlipBack => "flip-back",
+        Intent::Abort => "abort",
+        Intent::Resume => "resume",
+    };
+    let body = json!({
+        "action": action,
+        "owner": moved.owner.to_string(),
+        "pause_ms": moved.timeline.pause().map(|pause| pause.as_secs_f64() * 1000.0),
+        "steps": moved.timeline.entries(),
+        "remark": order.remark,
+    });
+    let slice = Some(moved.slice.as_str());
+    let (service, monolith, _) = links.three(Side::Service).await.map(|(a, _, c)| (a, c, ()))?;
+    let begun = service.batch_execute("BEGIN").await.map_err(JournalError::database("beginning an entry"));
+    begun.map_err(failed)?;
+    let entry = NewEntry {
+        kind: ledger::FLIP,
+        plan: &order.plan,
+        slice,
+        author: &order.author,
+        epoch: Some(moved.epoch.0),
+        lsn: None,
+        plan_hash: Some(&member.mapping.hash),
+        body: &body,
+    };
+    ledger::append(service, &entry).await.map_err(failed)?;
+    journal::record(service, slice, action, &body).await.map_err(failed)?;
+    let committed = service.batch_execute("COMMIT").await.map_err(JournalError::database("ending an entry"));
+    committed.map_err(failed)?;
+    failpoint::hit("flip-recorded");
+    journal::record(monolith, slice, action, &body).await.map_err(failed)?;
+    ledger::anchor(service, Some(monolith), &member.mapping.service).await;
+    Ok(())
+}
