@@ -118,7 +118,7 @@ fn failed(error: MoveError, opened: &Opened) -> CliError {
     let MoveError { slice, source } = error;
     match source {
         FlipError::Refused(refusal) => CliError::FlipRefused(vec![refusal.problem(&plan, &slice)]),
-        source => CliError::Flip { plan, slice, source },
+        source @ (FlipError::Failed { .. } | FlipError::Unsettled) => CliError::Flip { plan, slice, source },
     }
 }
 
