@@ -9,6 +9,7 @@ mod effects;
 mod links;
 pub mod moves;
 pub mod rehearse;
+pub mod rescue;
 pub mod sequences;
 pub mod timeline;
 

@@ -17,6 +17,7 @@ mod crash;
 mod demo;
 mod evidence;
 mod failpoints;
+mod flip;
 mod help;
 mod introspect;
 mod journey;

@@ -492,7 +492,8 @@ fn unreadable(what: &'static str, found: &str) -> FlipError {
     FlipError::Failed { what: "reading our tables", words: format!("{what}: {found}") }
 }
 
-fn gate_of(row: &GateRow) -> Result<Gate, FlipError> {
+/// A gate row as it is decided about.
+pub(super) fn gate_of(row: &GateRow) -> Result<Gate, FlipError> {
     let state = match row.state.as_str() {
         "OPEN" => GateState::Open,
         "FENCED" => GateState::Fenced,
