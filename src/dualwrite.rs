@@ -5,3 +5,4 @@ pub mod exclusion;
 pub mod flip;
 pub mod gate;
 pub mod guard;
+pub mod together;
