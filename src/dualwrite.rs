@@ -5,4 +5,5 @@ pub mod exclusion;
 pub mod flip;
 pub mod gate;
 pub mod guard;
+pub mod hooks;
 pub mod together;

@@ -6,6 +6,7 @@
 mod check;
 mod decode;
 mod file;
+mod hooks;
 mod link;
 mod parse;
 mod problem;
@@ -24,6 +25,7 @@ use secrecy::SecretString;
 
 use crate::name::TableName;
 
+pub use hooks::{Action, Hook, Hooks};
 pub use parse::{Parsed, parse, read};
 pub use problem::{Place, PlanProblem, PlanProblems, Related, Severity};
 pub use schema::json_schema;
@@ -190,6 +192,8 @@ pub struct Policy {
     pub sequence_margin: u32,
     /// Groups of slices that flip together.
     pub flip_together: Vec<Vec<String>>,
+    /// What is run around a flip. In a slice's policy: the plan's hooks, then the slice's own.
+    pub hooks: Hooks,
 }
 
 impl Default for Policy {
@@ -204,6 +208,7 @@ impl Default for Policy {
             wal_budget_bytes: 50_000_000_000,
             sequence_margin: 1000,
             flip_together: Vec::new(),
+            hooks: Hooks::default(),
         }
     }
 }

@@ -2,6 +2,7 @@
 //! `check`'s business.
 
 mod databases;
+mod hooks;
 mod policy;
 mod tables;
 

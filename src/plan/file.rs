@@ -52,6 +52,12 @@ pub(crate) fn example(key: &str) -> Option<&'static str> {
         "sequence_margin" => "sequence_margin: 1000",
         "flip_together" => "flip_together: [[catalog, ordering]]",
         "classify" => "classify: [{ table: customers, column: email, class: pii }]",
+        "hooks" => "hooks: { before: [{ command: [pause-pool, shop], timeout: 10s }] }",
+        "before" => "before: [{ command: [pause-pool, shop], timeout: 10s }]",
+        "after" => "after: [{ webhook: \"${FLAGS_URL}\", timeout: 5s }]",
+        "command" => "command: [pause-pool, shop]",
+        "webhook" => "webhook: \"${FLAGS_URL}\"",
+        "timeout" => "timeout: 10s",
         _ => return None,
     })
 }
@@ -221,7 +227,8 @@ pub(crate) struct ColumnRuleFile {
     pub(crate) reverse: Option<Later>,
 }
 
-/// Limits and periods. In a slice, numbers and periods replace those of the plan; `flip_together` and `classify` add.
+/// Limits and periods. In a slice, numbers and periods replace those of the plan; `flip_together`, `classify` and
+/// `hooks` add.
 #[derive(Debug, Default, serde::Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct PolicyFile {
@@ -251,6 +258,35 @@ pub(crate) struct PolicyFile {
     pub(crate) flip_together: Option<Vec<Vec<String>>>,
     /// Columns whose values are never shown.
     pub(crate) classify: Option<Vec<ClassifiedFile>>,
+    /// What is run around a flip.
+    pub(crate) hooks: Option<HooksFile>,
+}
+
+/// Commands and webhooks that are run around a flip, each list in its order.
+#[derive(Debug, Default, serde::Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct HooksFile {
+    /// Before anything is changed. One that fails refuses the flip.
+    #[schemars(length(max = 20))]
+    pub(crate) before: Option<Vec<HookFile>>,
+    /// When the flip is over, whatever came of it. One that fails is a warning.
+    #[schemars(length(max = 20))]
+    pub(crate) after: Option<Vec<HookFile>>,
+}
+
+/// One hook: either `command` or `webhook`. It gets a JSON document that says what is moved.
+#[derive(Debug, Default, serde::Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct HookFile {
+    /// Program and arguments, run without a shell. The document is its standard input.
+    #[schemars(length(min = 1), example = ["pause-pool", "shop"])]
+    pub(crate) command: Option<Vec<String>>,
+    /// URL to which the document is sent by POST. `${ENV}` and `${file:/path}` are filled in.
+    #[schemars(example = &"${FLAGS_URL}")]
+    pub(crate) webhook: Option<String>,
+    /// How long it may take; `10s` when it is left out.
+    #[schemars(example = &"10s")]
+    pub(crate) timeout: Option<Period>,
 }
 
 /// A column whose values are never shown. Services must accept its class to store it.

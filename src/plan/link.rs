@@ -25,8 +25,13 @@ pub(crate) fn problems(text: &str, name: &str) -> Vec<PlanProblem> {
     found
 }
 
+/// A password stands in the text itself.
+pub(crate) fn holds_password(text: &str) -> bool {
+    next_secret(text).is_some()
+}
+
 /// The variables of a link with what is wrong with them.
-fn variable_problems(text: &str, name: &str) -> Vec<PlanProblem> {
+pub(crate) fn variable_problems(text: &str, name: &str) -> Vec<PlanProblem> {
     let mut found = Vec::new();
     let mut rest = text;
     while let Some((_, after)) = rest.split_once("${") {

@@ -4,8 +4,10 @@
 use std::collections::BTreeMap;
 
 use super::file::{
-    ColumnFile, DdlFile, MonolithFile, OthersFile, PlanFile, PolicyFile, ServiceFile, SliceFile, TableFile,
+    ColumnFile, DdlFile, HookFile, HooksFile, MonolithFile, OthersFile, PlanFile, PolicyFile, ServiceFile,
+    SliceFile, TableFile,
 };
+use super::hooks::{Action, Hook, Hooks, TIMEOUT_DEFAULT};
 use super::tree::Node;
 use super::{
     Classified, ColumnRule, Ddl, LinkTemplate, Links, Monolith, Others, Plan, Policy, Service, Slice,
@@ -35,7 +37,9 @@ pub(super) fn bare_name(text: &str) -> String {
 }
 
 pub(super) fn resolve(file: PlanFile, root: &Node) -> Plan {
-    let policy = merged(Policy::default(), file.policy.as_ref());
+    let hooks = file.policy.as_ref().and_then(|policy| policy.hooks.as_ref());
+    let hooks = resolve_hooks(hooks, root, &["policy"]);
+    let policy = Policy { hooks, ..merged(Policy::default(), file.policy.as_ref()) };
     let mut classify = classes(file.policy.as_ref());
     let mut groups = policy.flip_together.clone();
     for slice in file.slices.iter().flatten().filter_map(|(_, slice)| slice.policy.as_ref()) {
@@ -117,7 +121,9 @@ fn resolve_slice(name: &str, file: SliceFile, policy: &Policy, root: &Node) -> S
     tables.sort_by_key(|table| table.place);
     // Groups of all slices are in the plan's policy already.
     let own = merged(policy.clone(), file.policy.as_ref());
-    let policy = Policy { flip_together: policy.flip_together.clone(), ..own };
+    let hooks = file.policy.as_ref().and_then(|policy| policy.hooks.as_ref());
+    let hooks = policy.hooks.and(&resolve_hooks(hooks, root, &["slices", name, "policy"]));
+    let policy = Policy { flip_together: policy.flip_together.clone(), hooks, ..own };
     Slice { service: file.service.unwrap_or_default(), tables, policy }
 }
 
@@ -169,7 +175,33 @@ fn merged(base: Policy, file: Option<&PolicyFile>) -> Policy {
         wal_budget_bytes: file.wal_budget.map_or(base.wal_budget_bytes, |size| size.0),
         sequence_margin: file.sequence_margin.unwrap_or(base.sequence_margin),
         flip_together: file.flip_together.clone().unwrap_or(base.flip_together),
+        hooks: base.hooks,
     }
+}
+
+/// The hooks of the policy at a path.
+fn resolve_hooks(file: Option<&HooksFile>, root: &Node, policy: &[&str]) -> Hooks {
+    let list = |key: &str, hooks: Option<&Vec<HookFile>>| -> Vec<Hook> {
+        let numbered = hooks.into_iter().flatten().enumerate();
+        let resolved = numbered.filter_map(|(number, hook)| {
+            let number = number.to_string();
+            let path: Vec<&str> =
+                policy.iter().copied().chain(["hooks", key, number.as_str(), "webhook"]).collect();
+            let action = match (&hook.command, &hook.webhook) {
+                (Some(command), _) => Action::Command(command.clone()),
+                (None, Some(url)) => {
+                    Action::Webhook(LinkTemplate::placed(url, root.place_of(&path).unwrap_or_default()))
+                }
+                (None, None) => return None,
+            };
+            Some(Hook { action, timeout: hook.timeout.map_or(TIMEOUT_DEFAULT, |period| period.0) })
+        });
+        resolved.collect()
+    };
+    file.map_or_else(Hooks::default, |file| Hooks {
+        before: list("before", file.before.as_ref()),
+        after: list("after", file.after.as_ref()),
+    })
 }
 
 fn classes(file: Option<&PolicyFile>) -> Vec<Classified> {

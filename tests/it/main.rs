@@ -19,6 +19,7 @@ mod evidence;
 mod failpoints;
 mod flip;
 mod help;
+mod hooks;
 mod introspect;
 mod journey;
 mod landing;

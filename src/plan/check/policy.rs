@@ -6,7 +6,7 @@ use super::super::file::{ClassifiedFile, PlanFile, PolicyFile};
 use super::super::problem::{PlanProblem, Severity, closest, listed, named};
 use super::super::{TableSelector, file::example};
 use super::tables::TableEntry;
-use super::{Review, Seen, with_first};
+use super::{Review, Seen, hooks, with_first};
 use crate::name::TableName;
 
 pub(super) fn check(review: &mut Review<'_>, file: &PlanFile, entries: &[TableEntry<'_>]) {
@@ -23,6 +23,7 @@ pub(super) fn check(review: &mut Review<'_>, file: &PlanFile, entries: &[TableEn
         check_limits(review, &path, policy);
         check_groups(review, &path, policy, &mut members);
         check_classes(review, file, &path, policy, entries);
+        hooks::check(review, &path, policy);
     }
 }
 
