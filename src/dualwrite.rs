@@ -6,4 +6,5 @@ pub mod flip;
 pub mod gate;
 pub mod guard;
 pub mod hooks;
+pub mod readiness;
 pub mod together;

@@ -32,6 +32,7 @@ mod orphans;
 mod plans;
 mod prove;
 mod provision;
+mod readiness;
 mod reconcile;
 mod refusals;
 mod regression;

@@ -1,0 +1,128 @@
+//! Whether a flip may begin: what was found out about both sides, and what speaks against it.
+//!
+//! Who calls it: `strangler flip` and its rehearsal, where a move would begin. One that is under way is finished or
+//! aborted whatever is found here, since nobody has authority until then. [`gather`] asks both databases and changes
+//! nothing, but sends some markers down the stream; [`judge`] is pure. A problem of severity error is a no-go. Nothing
+//! here keeps the data safe, which is the business of the conditions in each step of the flip: it keeps a flip from
+//! beginning that would fail, hold writers up for nothing, or could not be taken back.
+
+mod destination;
+mod facts;
+mod gather;
+mod outgoing;
+mod shown;
+mod way_back;
+mod writers;
+
+pub use facts::{Access, Facts, Findings, Holder, Prepared, Probe, Replica, Slot, Standby};
+pub use gather::{Sessions, gather};
+
+use crate::dualwrite::authority::Side;
+use crate::journal::operators::OperatorRow;
+use crate::plan::{Plan, Policy, Service};
+use crate::problem::Problem;
+
+/// What is asked.
+#[derive(Debug, Clone, Copy)]
+pub struct Asked<'a> {
+    /// The plan.
+    pub plan: &'a Plan,
+    /// Its path as the operator typed it, for the commands in problems.
+    pub path: &'a str,
+    /// The slice.
+    pub slice: &'a str,
+    /// Who is to have authority.
+    pub to: Side,
+    /// `--accept-no-evidence REASON`: the operator takes it on themselves that nothing proves both sides equal.
+    pub accepted: Option<&'a str>,
+}
+
+/// The answer.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Judgement {
+    /// What speaks against the flip, errors first.
+    pub problems: Vec<Problem>,
+    /// The operator's reason, where the flip goes without a proof because of it: it belongs into the ledger.
+    pub without_evidence: Option<String>,
+}
+
+impl Judgement {
+    /// Nothing forbids the flip.
+    #[must_use]
+    pub fn is_go(&self) -> bool {
+        self.problems.iter().all(|problem| problem.severity != crate::problem::Severity::Error)
+    }
+}
+
+impl<'a> Asked<'a> {
+    /// The side that would be fenced.
+    #[must_use]
+    pub fn from(&self) -> Side {
+        self.to.peer()
+    }
+
+    /// The slice's policy.
+    fn policy(&self) -> &'a Policy {
+        self.plan.slices.get(self.slice).map_or(&self.plan.policy, |slice| &slice.policy)
+    }
+
+    /// The slice's service, with its name.
+    fn service(&self) -> Option<(&'a str, &'a Service)> {
+        self.plan.service_of(self.slice)
+    }
+
+    /// A side as an operator calls it.
+    fn name(&self, side: Side) -> String {
+        match side {
+            Side::Monolith => "monolith".to_owned(),
+            Side::Service => format!("service {}", self.service().map_or("", |(name, _)| name)),
+        }
+    }
+
+    /// The slice as the object of a problem.
+    fn object(&self) -> String {
+        format!("slice {}", self.slice)
+    }
+
+    /// A command about this slice.
+    fn command(&self, verb: &str) -> String {
+        format!("strangler {verb} {} --slice {}", self.path, self.slice)
+    }
+
+    /// The flip that is asked for.
+    fn flip(&self) -> String {
+        self.command(match self.to {
+            Side::Service => "flip",
+            Side::Monolith => "flip --back",
+        })
+    }
+}
+
+/// Judges what was found.
+#[must_use]
+pub fn judge(facts: &Facts, asked: &Asked<'_>) -> Judgement {
+    let (evidence, without_evidence) = outgoing::evidence(facts, asked);
+    let mut problems = evidence;
+    problems.extend(outgoing::judge(facts, asked));
+    problems.extend(way_back::judge(facts, asked));
+    problems.extend(writers::judge(facts, asked));
+    problems.extend(destination::judge(facts, asked));
+    problems.extend(facts.other.as_ref().map(|other| at_work(other, asked)));
+    problems.sort();
+    Judgement { problems, without_evidence }
+}
+
+/// A courtesy: whoever insists can wait until the other one is silent.
+fn at_work(other: &OperatorRow, asked: &Asked<'_>) -> Problem {
+    let who = &other.who;
+    Problem::error("operator-at-work", asked.object())
+        .fact(format!(
+            "{} runs `strangler {}` in process {} on {}, last seen {:.0} s ago",
+            who.operator, who.verb, who.pid, who.host, other.seen_s
+        ))
+        .consequence("two flips at once do no harm, and one of them would end in words that nobody expects")
+        .next(format!("wait until it has ended, or for 15 s after it died; then {}", asked.flip()))
+}
+
+#[cfg(test)]
+mod tests;

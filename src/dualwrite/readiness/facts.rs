@@ -1,0 +1,137 @@
+//! What is found out before anything is judged.
+
+use crate::dualwrite::flip::sequences::{Pairs, Stands};
+use crate::journal::grounds::Ground;
+use crate::journal::operators::OperatorRow;
+use crate::journal::readiness::Told;
+use crate::lsn::Lsn;
+use crate::reconcile::evidence::Evidence;
+
+/// What other rooms find out by means of their own.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Findings {
+    /// Relations of moved tables, on either side, that rows can be written through without asking the gate: a clause each.
+    pub unguarded: Vec<String>,
+    /// Why the way back could not be proven: a canary did not arrive, or a statement of it was refused. A clause.
+    pub way_back: Option<String>,
+}
+
+/// Everything that decides whether a flip may begin. `from` is the side that would be fenced, `to` the other.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Facts {
+    /// Our tables on the side that would be fenced; its stream is the way back.
+    pub from: Told,
+    /// Our tables on the other side; its stream is the one that has to drain.
+    pub to: Told,
+    /// Hash of the mapping that the plan means now.
+    pub mapping: String,
+    /// How long markers take from one side to the other.
+    pub probe: Probe,
+    /// The ledger's verdicts.
+    pub evidence: Evidence,
+    /// What they would have to rest on now; absent when the slice is not provisioned.
+    pub ground: Option<Ground>,
+    /// The slot of the way back, which is on the side that opens; absent when there is none of the stream's name.
+    pub slot: Option<Slot>,
+    /// Prepared transactions on the side that would be fenced that hold the gate or write moved tables.
+    pub prepared: Vec<Prepared>,
+    /// Transactions there that passed the gate.
+    pub holders: Vec<Holder>,
+    /// Sessions there that the gate lets pass and that are not ours: process and application.
+    pub passing: Vec<(i32, String)>,
+    /// Servers that follow the side that would be fenced.
+    pub standbys: Vec<Standby>,
+    /// Sequences on both sides.
+    pub sequences: Pairs,
+    /// Where those of the side that would be fenced stand.
+    pub stands_from: Stands,
+    /// Where those of the other side stand.
+    pub stands_to: Stands,
+    /// The application's roles on the side that opens.
+    pub access: Vec<Access>,
+    /// Who else is at work.
+    pub other: Option<OperatorRow>,
+    /// What other rooms found.
+    pub findings: Findings,
+}
+
+/// Round trips of markers through the outgoing stream, in the order in which they were sent.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Probe {
+    /// Milliseconds of each marker that arrived.
+    pub millis: Vec<f64>,
+    /// The last one did not arrive in time.
+    pub unanswered: bool,
+}
+
+/// A replication slot.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Slot {
+    /// Position that was last confirmed.
+    pub confirmed: Option<Lsn>,
+    /// `reserved`, `extended`, `unreserved` or `lost`.
+    pub wal_status: String,
+}
+
+/// A prepared transaction.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Prepared {
+    /// Its name, by which it is ended.
+    pub gid: String,
+    /// Role that prepared it.
+    pub owner: String,
+    /// How old it is, in seconds.
+    pub age_s: i64,
+}
+
+/// A transaction that holds the gate's lock with others, as every writer does until it ends.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Holder {
+    /// Server process.
+    pub pid: i32,
+    /// Age of the transaction in seconds; absent when this role may not see it.
+    pub age_s: Option<f64>,
+    /// `application_name`, or the role where there is none.
+    pub application: String,
+    /// `active`, `idle in transaction`, and so on.
+    pub state: String,
+    /// The last statement, shortened and without constants.
+    pub query: String,
+}
+
+/// How a standby follows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Replica {
+    /// Commits wait for it.
+    Synchronous,
+    /// Commits don't wait for it.
+    Asynchronous,
+    /// Its slot is there and it is not connected.
+    Away,
+    /// This role may not see it.
+    Hidden,
+}
+
+/// A server that follows another one.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Standby {
+    /// `application_name`, or the name of its slot.
+    pub name: String,
+    /// How.
+    pub kind: Replica,
+}
+
+/// What a role may do with one table.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Access {
+    /// The role.
+    pub role: String,
+    /// It exists.
+    pub exists: bool,
+    /// It, or a member of it, can log in.
+    pub login: bool,
+    /// The table, by the name it has there.
+    pub table: String,
+    /// Of SELECT, INSERT, UPDATE and DELETE those that it may not.
+    pub missing: Vec<String>,
+}

@@ -1,0 +1,280 @@
+//! Asks both databases. Nothing is locked, no transaction is held open, and nothing is written but markers.
+
+use std::time::{Duration, Instant};
+
+use tokio_postgres::{Client, Row};
+
+use super::Asked;
+use super::facts::{Access, Facts, Findings, Holder, Prepared, Probe, Replica, Slot, Standby};
+use super::{outgoing, shown};
+use crate::cdc::mirror::chain_of;
+use crate::cdc::source::{self, MARKER_PREFIX};
+use crate::dualwrite::authority::Side;
+use crate::dualwrite::flip::FlipError;
+use crate::dualwrite::flip::sequences::Pairs;
+use crate::dualwrite::gate::{APPLY_ROLE, LOCK_CLASS};
+use crate::journal::operators::{self, Operator};
+use crate::journal::readiness::Told;
+use crate::journal::{JournalError, authority, grounds, readiness};
+use crate::mapping::SliceMapping;
+use crate::postgres::sqlstate;
+use crate::reconcile::evidence;
+
+/// Markers that are sent at most: one slow answer of a busy machine must not decide.
+const PROBES_MAX: usize = 40;
+/// Longest that one marker is waited for.
+const PROBE_LIMIT: Duration = Duration::from_secs(2);
+/// Longest that all of them take.
+const PROBES_LIMIT: Duration = Duration::from_secs(5);
+/// Pause between two looks for one.
+const LOOK_EVERY: Duration = Duration::from_millis(1);
+
+/// Sessions on both sides, outside any transaction: the administrators', who own gates and sequences.
+#[derive(Debug, Clone, Copy)]
+pub struct Sessions<'a> {
+    /// On the monolith.
+    pub monolith: &'a Client,
+    /// On the service.
+    pub service: &'a Client,
+}
+
+impl<'a> Sessions<'a> {
+    fn on(self, side: Side) -> &'a Client {
+        match side {
+            Side::Monolith => self.monolith,
+            Side::Service => self.service,
+        }
+    }
+}
+
+/// Finds out everything that [`super::judge`] wants to know. `own` is who asks, so that nobody stands in their own way;
+/// `findings` are those of `arm`'s detector and of the proof of the way back.
+///
+/// # Errors
+/// [`FlipError::Failed`] when a side can't be asked: then nothing is known, and no flip may begin.
+pub async fn gather(
+    sessions: Sessions<'_>,
+    asked: &Asked<'_>,
+    mapping: &SliceMapping,
+    own: &Operator,
+    findings: Findings,
+) -> Result<Facts, FlipError> {
+    let (from, to) = (sessions.on(asked.from()), sessions.on(asked.to));
+    let slice = asked.slice;
+    let there = readiness::read(from, slice, asked.from().incoming()).await.map_err(journal)?;
+    let here = readiness::read(to, slice, asked.to.incoming()).await.map_err(journal)?;
+    let sequences = Pairs::find(sessions.monolith, sessions.service, mapping).await?;
+    let stands_from = sequences.read(from, asked.from()).await.map_err(sequence)?;
+    let stands_to = sequences.read(to, asked.to).await.map_err(sequence)?;
+    let ground = match grounds::service(sessions.service, slice).await.map_err(journal)? {
+        Some(ground) => {
+            let shapes = grounds::monolith(sessions.monolith, slice).await.map_err(journal)?;
+            Some(ground.with_monolith(&shapes))
+        }
+        None => None,
+    };
+    let tables: Vec<String> = mapping.tables.iter().map(|table| named(table, asked.from())).collect();
+    let lock_key = there.slice.as_ref().map(|slice| slice.lock_key);
+    Ok(Facts {
+        probe: probe(from, to, asked, &here).await?,
+        evidence: evidence::evidence(sessions.service, slice).await.map_err(journal)?,
+        ground,
+        slot: slot(to, &there).await?,
+        prepared: prepared(from, lock_key, &tables).await?,
+        holders: holders(from, lock_key).await?,
+        passing: passing(from).await?,
+        standbys: standbys(from).await?,
+        sequences,
+        stands_from,
+        stands_to,
+        access: access(to, asked, mapping).await?,
+        other: operators::other(sessions.monolith, slice, own).await.map_err(journal)?,
+        mapping: mapping.hash.clone(),
+        findings,
+        from: there,
+        to: here,
+    })
+}
+
+fn named(table: &crate::mapping::TableMapping, side: Side) -> String {
+    match side {
+        Side::Monolith => table.source.sql(),
+        Side::Service => table.target.sql(),
+    }
+}
+
+/// Sends markers until enough of them in a row were quick, or time is up.
+async fn probe(from: &Client, to: &Client, asked: &Asked<'_>, told: &Told) -> Result<Probe, FlipError> {
+    let mut probe = Probe::default();
+    // Without anybody who reads the stream there is nothing to measure, and the reason has its own words.
+    if !told.mirror.as_ref().is_some_and(outgoing::is_alive) {
+        return Ok(probe);
+    }
+    let begun = Instant::now();
+    while probe.millis.len() < PROBES_MAX && begun.elapsed() < PROBES_LIMIT && !outgoing::is_calm(&probe) {
+        let sent = Instant::now();
+        let content = source::marker_content(asked.slice, "readiness");
+        let position = source::emit(from, MARKER_PREFIX, &content).await;
+        let position = position
+            .map_err(|error| FlipError::Failed { what: "sending a marker", words: chain_of(&error) })?;
+        loop {
+            let rows = authority::look(to, asked.slice, asked.to.incoming()).await.map_err(journal)?;
+            if rows.and_then(|rows| rows.incoming).is_some_and(|row| row.applied >= position) {
+                break;
+            }
+            if sent.elapsed() >= PROBE_LIMIT {
+                probe.unanswered = true;
+                return Ok(probe);
+            }
+            tokio::time::sleep(LOOK_EVERY).await;
+        }
+        probe.millis.push(sent.elapsed().as_secs_f64() * 1000.0);
+    }
+    Ok(probe)
+}
+
+/// The way back's slot, on the side that its stream reads.
+async fn slot(to: &Client, there: &Told) -> Result<Option<Slot>, FlipError> {
+    let Some(stream) = &there.stream else { return Ok(None) };
+    let found = source::slot(to, &stream.slot).await;
+    let found =
+        found.map_err(|error| FlipError::Failed { what: "reading a slot", words: chain_of(&error) })?;
+    Ok(found.map(|slot| Slot {
+        confirmed: slot.confirmed,
+        wal_status: slot.wal_status.unwrap_or_else(|| "reserved".to_owned()),
+    }))
+}
+
+/// A prepared transaction keeps its locks without a process. Among them is the one on its own number, which tells the
+/// virtual number that the others carry: that of the session that prepared it, or another one after a restart.
+const PREPARED_SQL: &str = "
+SELECT p.gid, p.owner::text, extract(epoch FROM clock_timestamp() - p.prepared)::int8
+FROM pg_prepared_xacts AS p
+WHERE p.database = current_database() AND EXISTS (
+    SELECT FROM pg_locks AS x JOIN pg_locks AS l ON l.pid IS NULL AND l.virtualtransaction = x.virtualtransaction
+    WHERE x.pid IS NULL AND x.locktype = 'transactionid' AND x.transactionid = p.transaction
+        AND (l.locktype = 'advisory' AND l.classid = $1 AND l.objid = $2 AND l.objsubid = 2
+            OR l.locktype = 'relation' AND l.mode NOT IN ('AccessShareLock', 'RowShareLock') AND l.relation IN (
+                SELECT t.relid FROM unnest($3::text[]) AS n (name), pg_partition_tree(to_regclass(n.name)) AS t
+                UNION SELECT to_regclass(n.name) FROM unnest($3::text[]) AS n (name))))
+ORDER BY p.prepared";
+
+async fn prepared(
+    from: &Client,
+    lock_key: Option<u32>,
+    tables: &[String],
+) -> Result<Vec<Prepared>, FlipError> {
+    let class = LOCK_CLASS.unsigned_abs();
+    let rows = from.query(PREPARED_SQL, &[&class, &lock_key, &tables]).await;
+    let rows = rows.map_err(failed("looking for prepared transactions"))?;
+    let of = |row: &Row| Prepared { gid: row.get(0), owner: row.get(1), age_s: row.get(2) };
+    Ok(rows.iter().map(of).collect())
+}
+
+/// Who passed the gate holds its lock until their transaction ends. What this role may not see of others is null or a
+/// note of the server's in the place of the statement.
+const HOLDERS_SQL: &str = "
+SELECT l.pid, extract(epoch FROM clock_timestamp() - a.xact_start)::float8,
+    coalesce(nullif(a.application_name, ''), 'role ' || a.usename, ''), coalesce(a.state, 'state hidden'),
+    coalesce(a.query, '')
+FROM pg_locks AS l JOIN pg_stat_activity AS a USING (pid)
+WHERE l.locktype = 'advisory' AND l.classid = $1 AND l.objid = $2 AND l.objsubid = 2 AND l.mode = 'ShareLock'
+    AND l.granted AND l.database = (SELECT oid FROM pg_database WHERE datname = current_database())
+ORDER BY a.xact_start NULLS FIRST, l.pid";
+
+async fn holders(from: &Client, lock_key: Option<u32>) -> Result<Vec<Holder>, FlipError> {
+    let class = LOCK_CLASS.unsigned_abs();
+    let rows = from.query(HOLDERS_SQL, &[&class, &lock_key]).await;
+    let rows = rows.map_err(failed("looking for transactions that hold the gate"))?;
+    let of = |row: &Row| Holder {
+        pid: row.get(0),
+        age_s: row.get(1),
+        application: row.get(2),
+        state: row.get(3),
+        query: shown::statement(row.get(4)),
+    };
+    Ok(rows.iter().map(of).collect())
+}
+
+/// The gate lets this login pass, whoever uses it.
+const PASSING_SQL: &str = "
+SELECT pid, coalesce(nullif(application_name, ''), 'no application name') FROM pg_stat_activity
+WHERE datname = current_database() AND usename = $1 AND application_name NOT LIKE 'strangler%' ORDER BY pid";
+
+async fn passing(from: &Client) -> Result<Vec<(i32, String)>, FlipError> {
+    let rows = from.query(PASSING_SQL, &[&APPLY_ROLE]).await;
+    let rows = rows.map_err(failed("looking for sessions that the gate lets pass"))?;
+    Ok(rows.iter().map(|row| (row.get(0), row.get(1))).collect())
+}
+
+/// Whoever follows the whole server: its senders that serve no logical slot, and physical slots that nobody uses.
+const STANDBYS_SQL: &str = "
+SELECT coalesce(nullif(r.application_name, ''), 'process ' || r.pid), coalesce(r.sync_state, 'hidden')
+FROM pg_stat_replication AS r
+WHERE coalesce(r.state, '') <> 'backup' AND NOT EXISTS (
+    SELECT FROM pg_replication_slots AS s WHERE s.active_pid = r.pid AND s.slot_type = 'logical')
+UNION ALL SELECT slot_name, 'away' FROM pg_replication_slots
+WHERE slot_type = 'physical' AND active_pid IS NULL AND NOT temporary
+ORDER BY 1";
+
+async fn standbys(from: &Client) -> Result<Vec<Standby>, FlipError> {
+    let rows = from.query(STANDBYS_SQL, &[]).await;
+    let rows = rows.map_err(failed("looking for standbys"))?;
+    let of = |row: &Row| Standby {
+        name: row.get(0),
+        kind: match row.get(1) {
+            "sync" | "quorum" => Replica::Synchronous,
+            "away" => Replica::Away,
+            "hidden" => Replica::Hidden,
+            _ => Replica::Asynchronous,
+        },
+    };
+    Ok(rows.iter().map(of).collect())
+}
+
+const ACCESS_SQL: &str = "
+SELECT w.role, r.oid IS NOT NULL, coalesce(r.rolcanlogin OR EXISTS (
+        SELECT FROM pg_auth_members AS m JOIN pg_roles AS u ON u.oid = m.member
+        WHERE m.roleid = r.oid AND u.rolcanlogin), false),
+    t.name, ARRAY(SELECT p FROM unnest('{SELECT,INSERT,UPDATE,DELETE}'::text[]) AS p
+        WHERE r.oid IS NOT NULL AND NOT coalesce(has_schema_privilege(r.oid, c.relnamespace, 'USAGE')
+            AND has_table_privilege(r.oid, c.oid, p), false))
+FROM unnest($1::text[]) AS w (role) CROSS JOIN unnest($2::text[], $3::text[]) AS t (name, sql)
+LEFT JOIN pg_roles AS r ON r.rolname = w.role LEFT JOIN pg_class AS c ON c.oid = to_regclass(t.sql)
+ORDER BY 1, 4";
+
+/// What the roles that are to write on the side that opens may do with the tables there.
+async fn access(to: &Client, asked: &Asked<'_>, mapping: &SliceMapping) -> Result<Vec<Access>, FlipError> {
+    let roles: Vec<&str> = match asked.to {
+        Side::Service => asked.service().map(|(_, service)| service.app.as_str()).into_iter().collect(),
+        Side::Monolith => asked.plan.monolith.app_roles.iter().map(String::as_str).collect(),
+    };
+    let names = mapping.tables.iter().map(|table| match asked.to {
+        Side::Monolith => table.source.to_string(),
+        Side::Service => table.target.to_string(),
+    });
+    let names: Vec<String> = names.collect();
+    let quoted: Vec<String> = mapping.tables.iter().map(|table| named(table, asked.to)).collect();
+    let rows = to.query(ACCESS_SQL, &[&roles, &names, &quoted]).await;
+    let rows = rows.map_err(failed("reading the rights of the application"))?;
+    let of = |row: &Row| Access {
+        role: row.get(0),
+        exists: row.get(1),
+        login: row.get(2),
+        table: row.get(3),
+        missing: row.get(4),
+    };
+    Ok(rows.iter().map(of).collect())
+}
+
+fn failed(what: &'static str) -> impl FnOnce(tokio_postgres::Error) -> FlipError {
+    move |error| FlipError::Failed { what, words: sqlstate::words(&error) }
+}
+
+fn sequence(error: tokio_postgres::Error) -> FlipError {
+    failed("reading sequences")(error)
+}
+
+fn journal(error: JournalError) -> FlipError {
+    FlipError::Failed { what: "reading whether a flip may begin", words: chain_of(&error) }
+}

@@ -1,0 +1,226 @@
+//! The stream from the side that would be fenced: whether it is alive and quick, and whether both sides are proven equal.
+
+use super::Asked;
+use super::facts::{Facts, Probe};
+use crate::dualwrite::authority::Side;
+use crate::journal::readiness::Mirror;
+use crate::problem::{Problem, bring_back};
+use crate::reconcile::evidence::Lack;
+
+/// A mirror that was not seen for this long is away. It writes its row every other second.
+const AWAY_AFTER_S: f64 = 5.0;
+
+/// Round trip of a marker below which a drain ends within the pause that users don't notice.
+const CALM_MS: f64 = 30.0;
+
+/// How many round trips in a row have to be below that.
+const CALM_IN_A_ROW: usize = 5;
+
+/// The mirror gave a sign of life lately and did not end.
+pub(super) fn is_alive(mirror: &Mirror) -> bool {
+    !mirror.stopped && mirror.seen_s < AWAY_AFTER_S
+}
+
+/// The last round trips were quick enough.
+pub(super) fn is_calm(probe: &Probe) -> bool {
+    let last = probe.millis.iter().rev().take(CALM_IN_A_ROW);
+    probe.millis.len() >= CALM_IN_A_ROW && last.into_iter().all(|millis| *millis < CALM_MS)
+}
+
+pub(super) fn judge(facts: &Facts, asked: &Asked<'_>) -> Vec<Problem> {
+    let mut problems = Vec::new();
+    problems.extend(mapping(facts, asked));
+    let down = stream(facts, asked);
+    let away = down.is_none().then(|| away(facts, asked)).flatten();
+    if down.is_none() && away.is_none() {
+        problems.extend(slow(facts, asked));
+    }
+    problems.extend(down.into_iter().chain(away));
+    problems.extend(unfinished(facts, asked));
+    problems.extend(too_early(facts, asked));
+    problems
+}
+
+fn mapping(facts: &Facts, asked: &Asked<'_>) -> Option<Problem> {
+    let provisioned = [&facts.from, &facts.to].map(|told| told.slice.as_ref().map(|slice| &slice.plan_hash));
+    match provisioned {
+        [Some(from), Some(to)] if *from == facts.mapping && *to == facts.mapping => None,
+        [Some(_), Some(_)] => Some(
+            Problem::error("other-mapping", asked.object())
+                .fact("the plan maps it in another way than it was provisioned")
+                .consequence(
+                    "what the mirror brings is not what the plan says, so nothing is moved by this plan",
+                )
+                .next(bring_back(asked.slice)),
+        ),
+        _ => Some(
+            Problem::error("not-provisioned", asked.object())
+                .fact("it is not provisioned on both sides")
+                .consequence("there are no gates, and nothing to move")
+                .next(format!("strangler provision {}", asked.path)),
+        ),
+    }
+}
+
+fn stream(facts: &Facts, asked: &Asked<'_>) -> Option<Problem> {
+    let fact = match &facts.to.stream {
+        None => "was never started".to_owned(),
+        Some(stream) if stream.state != "running" => {
+            let why = stream.detail.as_deref().map(|detail| format!(": {detail}")).unwrap_or_default();
+            format!("is {}{why}", stream.state)
+        }
+        Some(stream) if stream.mode != "APPLY" => format!("is in mode {}, not APPLY", stream.mode),
+        Some(_) => return None,
+    };
+    Some(
+        Problem::error("stream-not-applying", asked.object())
+            .fact(format!("the stream from the {} {fact}", asked.from()))
+            .consequence("writes of the old side would be missing on the new one")
+            .next(asked.command("status")),
+    )
+}
+
+fn away(facts: &Facts, asked: &Asked<'_>) -> Option<Problem> {
+    let fact = match &facts.to.mirror {
+        Some(mirror) if is_alive(mirror) => return None,
+        Some(mirror) if mirror.stopped => "its mirror was stopped".to_owned(),
+        Some(mirror) => format!(
+            "its mirror (process {} on {}) gave its last sign of life {:.0} s ago",
+            mirror.pid, mirror.host, mirror.seen_s
+        ),
+        None => "no mirror of it ever ran".to_owned(),
+    };
+    Some(
+        Problem::error("mirror-away", asked.object())
+            .fact(fact)
+            .consequence("nothing would drain, so every attempt would only hold writers up")
+            .next(asked.command("mirror")),
+    )
+}
+
+fn slow(facts: &Facts, asked: &Asked<'_>) -> Option<Problem> {
+    let probe = &facts.probe;
+    if is_calm(probe) {
+        return None;
+    }
+    let shown: Vec<String> = probe
+        .millis
+        .iter()
+        .rev()
+        .take(2 * CALM_IN_A_ROW)
+        .rev()
+        .map(|millis| format!("{millis:.1}"))
+        .collect();
+    let fact = if probe.unanswered {
+        "a marker did not arrive within 2 s".to_owned()
+    } else {
+        format!("the last markers took {} ms", shown.join(", "))
+    };
+    Some(
+        Problem::error("mirror-lags", asked.object())
+            .fact(format!("{fact}; {CALM_IN_A_ROW} in a row have to stay below {CALM_MS:.0} ms"))
+            .consequence("writers would wait that long, or in vain")
+            .next(format!("wait until {} shows a small lag, then {}", asked.command("status"), asked.flip())),
+    )
+}
+
+/// Tables that were not copied, and what still has to be made on them. Not a question of evidence, so no reason excuses it.
+fn unfinished(facts: &Facts, asked: &Asked<'_>) -> Vec<Problem> {
+    let service = match asked.to {
+        Side::Service => &facts.to,
+        Side::Monolith => &facts.from,
+    };
+    let mut problems = Vec::new();
+    let not_live: Vec<String> = service
+        .tables
+        .iter()
+        .filter(|table| table.state != "live")
+        .map(|table| format!("{} is {}", table.name, table.state))
+        .collect();
+    if !not_live.is_empty() {
+        problems.push(
+            Problem::error("tables-not-live", asked.object())
+                .fact(not_live.join(", "))
+                .consequence("rows of it are missing or wrong on the copy")
+                .next(asked.command("status")),
+        );
+    }
+    let waiting: Vec<&str> = service.deferred.iter().map(|wait| wait.object.as_str()).collect();
+    if !waiting.is_empty() && asked.to == Side::Service {
+        let soft = service.deferred.iter().all(|wait| wait.kind == "foreign_key");
+        let code = "not-finished";
+        let problem =
+            if soft { Problem::warning(code, asked.object()) } else { Problem::error(code, asked.object()) };
+        problems.push(
+            problem
+                .fact(format!("still to be made in the service: {}", waiting.join(", ")))
+                .consequence("the service would accept rows that they forbid, or be slow without them")
+                .next(format!(
+                    "the mirror makes them; {} says what keeps it from that",
+                    asked.command("status")
+                )),
+        );
+    }
+    problems
+}
+
+fn too_early(facts: &Facts, asked: &Asked<'_>) -> Option<Problem> {
+    let wanted = asked.policy().min_mirror_time;
+    // The way home is never made to wait.
+    if asked.to == Side::Monolith || wanted.is_zero() {
+        return None;
+    }
+    let since = facts.to.live_s.unwrap_or(0.0).max(0.0);
+    if since >= wanted.as_secs_f64() {
+        return None;
+    }
+    let hours = |seconds: f64| format!("{:.1} h", seconds / 3600.0);
+    Some(
+        Problem::error("mirrored-too-short", asked.object())
+            .fact(format!(
+                "all of its tables have been live for {}, and min_mirror_time is {}",
+                hours(since),
+                hours(wanted.as_secs_f64())
+            ))
+            .consequence("what happens only once a week or a month was not seen yet")
+            .next("wait, or lower min_mirror_time in the plan if that was seen elsewhere"),
+    )
+}
+
+/// Whether both sides are proven equal. With the operator's reason a missing proof is a warning; known differences
+/// stay an error. Returns the reason, where it was needed.
+pub(super) fn evidence(facts: &Facts, asked: &Asked<'_>) -> (Vec<Problem>, Option<String>) {
+    let lacks = facts.evidence.lacks(facts.ground.as_ref(), asked.policy().evidence_max_age);
+    if lacks.is_empty() {
+        return (Vec::new(), None);
+    }
+    let known = lacks.iter().any(|lack| matches!(lack, Lack::Differs | Lack::DiffersSince));
+    let words: Vec<String> = lacks.iter().map(ToString::to_string).collect();
+    let reconcile = asked.command("reconcile");
+    if known {
+        let problem = Problem::error("sides-differ", asked.object())
+            .fact(words.join("; "))
+            .consequence("the new side would go on with wrong rows, and no reason excuses that")
+            .next(format!("{reconcile} --repair, then {reconcile}"));
+        return (vec![problem], None);
+    }
+    let reason = asked.accepted.map(str::trim).filter(|reason| !reason.is_empty());
+    match reason {
+        Some(reason) => {
+            let problem = Problem::warning("no-evidence", asked.object())
+                .fact(format!("{}; accepted: {reason}", words.join("; ")))
+                .consequence(
+                    "whether both sides hold the same rows is not known; the reason goes into the ledger",
+                )
+                .next(reconcile);
+            (vec![problem], Some(reason.to_owned()))
+        }
+        None => {
+            let problem = Problem::error("no-evidence", asked.object())
+                .fact(words.join("; "))
+                .consequence("whether both sides hold the same rows is not known")
+                .next(format!("{reconcile}; or {} --accept-no-evidence REASON", asked.flip()));
+            (vec![problem], None)
+        }
+    }
+}

@@ -1,0 +1,129 @@
+//! What servers in a test can hardly be brought to: old transactions, lost slots, standbys that may not be seen.
+
+use super::*;
+use crate::journal::readiness::{Mirror, Provisioned, Stream, Table, Told};
+use crate::lsn::Lsn;
+use crate::plan::parse;
+use crate::problem::Severity;
+
+fn plan() -> Plan {
+    let text = "version: 1\nplan: shop\nmonolith: { url: \"${M}\", app_roles: [shop] }\n\
+        services: { books: { url: \"${A}\" } }\nslices: { one: { service: books, tables: { A: {} } } }\n\
+        policy: { min_mirror_time: 1h }\n";
+    parse(text.as_bytes(), "plan.yaml").unwrap_or_else(|found| panic!("{}", found.render(false))).plan
+}
+
+fn told(mode: &str) -> Told {
+    Told {
+        slice: Some(Provisioned { plan_hash: "hash".to_owned(), lock_key: 1 }),
+        stream: Some(Stream {
+            state: "running".to_owned(),
+            detail: None,
+            mode: mode.to_owned(),
+            slot: "slot".to_owned(),
+            applied: Lsn(100),
+        }),
+        mirror: Some(Mirror { host: "box".to_owned(), pid: 1, seen_s: 1.0, stopped: false }),
+        ..Told::default()
+    }
+}
+
+/// Nothing is wrong but that nothing was ever compared.
+fn ready() -> Facts {
+    let service = Told {
+        tables: vec![Table { name: "A".to_owned(), state: "live".to_owned() }],
+        live_s: Some(7200.0),
+        ..told("APPLY")
+    };
+    Facts {
+        from: told("TRIPWIRE"),
+        to: service,
+        mapping: "hash".to_owned(),
+        probe: Probe { millis: vec![80.0, 3.0, 3.0, 3.0, 3.0, 29.9], unanswered: false },
+        slot: Some(Slot { confirmed: Some(Lsn(100)), wal_status: "reserved".to_owned() }),
+        ..Facts::default()
+    }
+}
+
+fn judged(facts: &Facts) -> Vec<(Severity, &'static str)> {
+    let plan = plan();
+    let asked = Asked { plan: &plan, path: "p", slice: "one", to: Side::Service, accepted: Some("a test") };
+    let problems = judge(facts, &asked).problems;
+    let others = problems.iter().filter(|problem| problem.code != "no-evidence");
+    others.map(|problem| (problem.severity, problem.code)).collect()
+}
+
+fn found(change: impl FnOnce(&mut Facts)) -> Vec<(Severity, &'static str)> {
+    let mut facts = ready();
+    change(&mut facts);
+    judged(&facts)
+}
+
+#[test]
+fn a_ready_slice_is_a_go_with_the_reason_for_the_ledger() {
+    let plan = plan();
+    let asked = Asked { plan: &plan, path: "p", slice: "one", to: Side::Service, accepted: Some(" a test ") };
+    let judgement = judge(&ready(), &asked);
+    assert!(judgement.is_go(), "{judgement:#?}");
+    assert_eq!(judgement.without_evidence.as_deref(), Some("a test"));
+    assert!(!judge(&ready(), &Asked { accepted: None, ..asked }).is_go());
+}
+
+#[test]
+fn only_the_last_five_round_trips_count_and_all_five_do() {
+    let lags = [(Severity::Error, "mirror-lags")];
+    for (millis, calm) in [
+        (vec![3.0, 3.0, 3.0, 3.0], false),
+        (vec![3.0, 3.0, 3.0, 3.0, 30.0], false),
+        (vec![30.0, 3.0, 3.0, 3.0, 3.0], false),
+        (vec![3.0, 3.0, 3.0, 3.0, 3.0], true),
+    ] {
+        let problems = found(|facts| facts.probe.millis = millis.clone());
+        assert_eq!(problems, lags[..usize::from(!calm)], "{millis:?}");
+    }
+}
+
+#[test]
+fn old_and_hidden_holders_of_the_gate_are_told_apart_from_short_ones() {
+    let holder = |age_s| Holder {
+        pid: 7,
+        age_s,
+        application: "till".to_owned(),
+        state: "active".to_owned(),
+        query: "UPDATE t".to_owned(),
+    };
+    let of = |age_s| found(|facts| facts.holders = vec![holder(age_s)]);
+    assert_eq!(of(Some(0.1)), []);
+    assert_eq!(of(Some(0.3)), [(Severity::Warning, "gate-held")]);
+    assert_eq!(of(None), [(Severity::Warning, "gate-held")]);
+    assert_eq!(of(Some(5.0)), [(Severity::Error, "gate-held")]);
+}
+
+#[test]
+fn a_slot_that_can_not_bring_everything_back_is_a_no_go() {
+    let of = |confirmed, status: &str| {
+        found(|facts| facts.slot = Some(Slot { confirmed, wal_status: status.to_owned() }))
+    };
+    let no_go = [(Severity::Error, "way-back-slot")];
+    assert_eq!(of(Some(Lsn(100)), "extended"), []);
+    assert_eq!(of(Some(Lsn(101)), "reserved"), no_go);
+    assert_eq!(of(None, "reserved"), no_go);
+    assert_eq!(of(Some(Lsn(90)), "lost"), no_go);
+    assert_eq!(of(Some(Lsn(90)), "unreserved"), [(Severity::Warning, "way-back-slot")]);
+    assert_eq!(found(|facts| facts.slot = None), no_go);
+}
+
+#[test]
+fn a_standby_whose_state_is_hidden_counts_as_one_that_nobody_waits_for() {
+    let of = |kind| found(|facts| facts.standbys = vec![Standby { name: "copy".to_owned(), kind }]);
+    assert_eq!(of(Replica::Synchronous), []);
+    for kind in [Replica::Asynchronous, Replica::Away, Replica::Hidden] {
+        assert_eq!(of(kind), [(Severity::Warning, "asynchronous-standby")]);
+    }
+}
+
+#[test]
+fn a_slice_that_is_not_provisioned_or_never_mirrored_says_so() {
+    let codes: Vec<&str> = judged(&Facts::default()).into_iter().map(|(_, code)| code).collect();
+    assert_eq!(codes, ["mirrored-too-short", "not-provisioned", "stream-not-applying", "way-back-missing"]);
+}
