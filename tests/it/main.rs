@@ -12,6 +12,7 @@ mod support;
 mod architecture;
 mod arm;
 mod check;
+mod clients;
 mod cluster;
 mod crash;
 mod demo;
