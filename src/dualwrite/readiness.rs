@@ -15,7 +15,7 @@ mod way_back;
 mod writers;
 
 pub use facts::{Access, Facts, Findings, Holder, Prepared, Probe, Replica, Slot, Standby};
-pub use gather::{Sessions, gather};
+pub use gather::{Sessions, gather, unguarded};
 
 use crate::dualwrite::authority::Side;
 use crate::journal::operators::OperatorRow;

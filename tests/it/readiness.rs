@@ -36,6 +36,22 @@ const ON_SERVICE: (Side, Severity) = (Side::Service, Severity::Error);
 
 const FAULTS: &[Fault] = &[
     fault(
+        ON_MONOLITH,
+        ("not-armed", "not guarded by its gate: trigger aa_strangler_gate of table Days is disabled"),
+        (
+            "ALTER TABLE \"Days\" DISABLE TRIGGER aa_strangler_gate",
+            "ALTER TABLE \"Days\" ENABLE ALWAYS TRIGGER aa_strangler_gate",
+        ),
+    ),
+    fault(
+        ON_SERVICE,
+        ("not-armed", "in the service, trigger aa_strangler_gate of table Days is disabled"),
+        (
+            "ALTER TABLE \"Days\" DISABLE TRIGGER aa_strangler_gate",
+            "ALTER TABLE \"Days\" ENABLE ALWAYS TRIGGER aa_strangler_gate",
+        ),
+    ),
+    fault(
         ON_SERVICE,
         ("tables-not-live", "Things is copying"),
         (

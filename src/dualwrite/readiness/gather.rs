@@ -13,10 +13,12 @@ use crate::dualwrite::authority::Side;
 use crate::dualwrite::flip::FlipError;
 use crate::dualwrite::flip::sequences::Pairs;
 use crate::dualwrite::gate::{APPLY_ROLE, LOCK_CLASS};
+use crate::dualwrite::guard;
 use crate::journal::operators::{self, Operator};
 use crate::journal::readiness::Told;
 use crate::journal::{JournalError, authority, grounds, readiness};
 use crate::mapping::SliceMapping;
+use crate::name::TableName;
 use crate::postgres::sqlstate;
 use crate::reconcile::evidence;
 
@@ -94,6 +96,27 @@ pub async fn gather(
         from: there,
         to: here,
     })
+}
+
+/// Places on either side where rows can be written without asking the gate, and foreign keys across the cut: what
+/// belongs into [`Findings::unguarded`].
+///
+/// # Errors
+/// [`FlipError::Failed`].
+pub async fn unguarded(sessions: Sessions<'_>, mapping: &SliceMapping) -> Result<Vec<String>, FlipError> {
+    let names = |side: Side| -> Vec<TableName> {
+        let of = |table: &crate::mapping::TableMapping| match side {
+            Side::Monolith => table.source.clone(),
+            Side::Service => table.target.clone(),
+        };
+        mapping.tables.iter().map(of).collect()
+    };
+    let there =
+        guard::read(sessions.monolith, &mapping.slice, &names(Side::Monolith)).await.map_err(journal)?;
+    let here = guard::read(sessions.service, &mapping.slice, &names(Side::Service)).await.map_err(journal)?;
+    // Keys between slices of one service are its own affair.
+    let here = here.faults.iter().map(|fault| format!("in the service, {fault}"));
+    Ok(there.lacks().into_iter().chain(here).collect())
 }
 
 fn named(table: &crate::mapping::TableMapping, side: Side) -> String {
@@ -236,7 +259,7 @@ const ACCESS_SQL: &str = "
 SELECT w.role, r.oid IS NOT NULL, coalesce(r.rolcanlogin OR EXISTS (
         SELECT FROM pg_auth_members AS m JOIN pg_roles AS u ON u.oid = m.member
         WHERE m.roleid = r.oid AND u.rolcanlogin), false),
-    t.name, ARRAY(SELECT p FROM unnest('{SELECT,INSERT,UPDATE,DELETE}'::text[]) AS p
+    t.name, ARRAY(SELECT p FROM unnest(ARRAY['SELECT', 'INSERT', 'UPDATE', 'DELETE']) AS p
         WHERE r.oid IS NOT NULL AND NOT coalesce(has_schema_privilege(r.oid, c.relnamespace, 'USAGE')
             AND has_table_privilege(r.oid, c.oid, p), false))
 FROM unnest($1::text[]) AS w (role) CROSS JOIN unnest($2::text[], $3::text[]) AS t (name, sql)

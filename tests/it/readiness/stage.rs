@@ -5,7 +5,7 @@ use std::process::{Child, Command, Stdio};
 use strangler::dualwrite::authority::Side;
 use strangler::dualwrite::flip::FlipError;
 use strangler::dualwrite::gate::{self, Hinge};
-use strangler::dualwrite::readiness::{Asked, Facts, Findings, Sessions, gather, judge};
+use strangler::dualwrite::readiness::{Asked, Facts, Findings, Sessions, gather, judge, unguarded};
 use strangler::journal::operators::Operator;
 use strangler::mapping::{SliceMapping, compile};
 use strangler::name::TableName;
@@ -116,7 +116,9 @@ impl Stage {
         Box::pin(gather(sessions, asked, &self.mapping, &own, findings)).await
     }
 
-    async fn problems(&self, asked: &Asked<'_>, findings: Findings) -> (Vec<Problem>, Option<String>) {
+    async fn problems(&self, asked: &Asked<'_>, mut findings: Findings) -> (Vec<Problem>, Option<String>) {
+        let sessions = Sessions { monolith: &self.monolith, service: &self.service };
+        findings.unguarded.extend(unguarded(sessions, &self.mapping).await.unwrap());
         let judged = judge(&self.facts(asked, findings).await.unwrap(), asked);
         (judged.problems, judged.without_evidence)
     }
