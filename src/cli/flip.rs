@@ -5,17 +5,23 @@ use std::sync::Arc;
 use serde::Serialize;
 
 use super::environment::Environment;
-use super::interrupt;
+use super::interrupt::{self, Interrupts};
 use super::open::{self, Needs, Opened, PlanFile, Slices};
 use super::report::{CliError, Exit};
 use super::ui::{Format, Ui};
+use crate::check;
 use crate::dualwrite::authority::{Intent, Side};
+use crate::dualwrite::flip::conduct::{self, Conduct, ConductError, Told};
 use crate::dualwrite::flip::moves::{self, Member, MoveError, Moved, Order};
 use crate::dualwrite::flip::rehearse::Rehearsal;
 use crate::dualwrite::flip::timeline::Entry;
 use crate::dualwrite::flip::{FlipError, Limits};
+use crate::dualwrite::hooks::Report;
+use crate::dualwrite::together;
 use crate::mapping::Mappings;
+use crate::problem::Severity;
 use crate::status::judge::shell_word;
+use crate::words;
 
 /// Move write authority over slices to their services, or back
 ///
@@ -43,6 +49,9 @@ pub(super) struct Arguments {
     #[arg(long, value_name = "TIMES", num_args = 0..=1, default_missing_value = "20",
         value_parser = clap::value_parser!(u16).range(1..=1000))]
     rehearse: Option<u16>,
+    /// Flip without a verdict of `reconcile` that still stands; the reason goes into the ledger
+    #[arg(long, value_name = "REASON", value_parser = clap::builder::NonEmptyStringValueParser::new())]
+    accept_no_evidence: Option<String>,
     /// How to report
     #[arg(long, value_enum, default_value_t)]
     format: Format,
@@ -70,35 +79,89 @@ pub(super) async fn run(ui: &mut Ui, arguments: &Arguments) -> Result<Exit, CliE
     if arguments.slices.slices.is_empty() && opened.slices.len() > 1 {
         return Err(CliError::WhichSlice { verb: "flip", known: opened.slices.clone() });
     }
-    let state = opened.typed(
-        "a side that was closed stays closed until the move is ended: type it again to finish it, or strangler flip PLAN \
-         --abort to take it back; strangler status PLAN says where it stands",
-    );
-    interrupt::unless(&state, async {
-        let mappings = opened.mappings(ui).await?;
-        let members = members(&opened, &mappings);
-        let intent = match (arguments.abort, arguments.back) {
-            (true, _) => Intent::Abort,
-            (false, true) => Intent::FlipBack,
-            (false, false) => Intent::Flip,
-        };
-        let order = Order {
-            plan: opened.plan.name.clone(),
-            intent,
-            limits: Limits::new(opened.plan.policy.write_pause_budget, opened.plan.policy.sequence_margin),
-            author: Environment.author(),
-            remark: None,
-        };
-        match arguments.rehearse {
-            Some(times) => rehearse(ui, &members, &order, usize::from(times)).await,
-            None => {
-                let moved = Box::pin(moves::carry_out(&members, &order)).await;
-                let moved = moved.map_err(|error| failed(error, &opened))?;
-                report(ui, arguments, &opened, &moved)
+    let groups = together::groups(&opened.plan, &opened.slices);
+    groups.map_err(|problem| CliError::FlipRefused(opened.typed_all(vec![*problem])))?;
+    let mut interrupts = Interrupts::listen().map_err(CliError::Start)?;
+    let mappings = opened.mappings(ui).await?;
+    let members = members(&opened, &mappings);
+    let intent = match (arguments.abort, arguments.back) {
+        (true, _) => Intent::Abort,
+        (false, true) => Intent::FlipBack,
+        (false, false) => Intent::Flip,
+    };
+    let order = Order {
+        plan: opened.plan.name.clone(),
+        intent,
+        limits: Limits::new(opened.plan.policy.write_pause_budget, opened.plan.policy.sequence_margin),
+        author: Environment.author(),
+        remark: None,
+    };
+    let path = shell_word(&opened.path);
+    let conduct = Conduct {
+        plan: &opened.plan,
+        path: &path,
+        variables: &Environment,
+        accepted: arguments.accept_no_evidence.as_deref(),
+    };
+    if let Some(times) = arguments.rehearse {
+        let state = "a rehearsal changes nothing";
+        return interrupt::unless(state, rehearse(ui, &members, &order, (conduct, usize::from(times)))).await;
+    }
+    let moved = finish(ui, (conduct, &members, order), &mut interrupts, &opened).await?;
+    report(ui, arguments, &opened, &moved)
+}
+
+/// Lets a flip come to its end, which takes seconds at most. The first Ctrl-C is told so, since hooks that hold writers back
+/// have to be let go; the second one is obeyed.
+async fn finish(
+    ui: &mut Ui,
+    (conduct, members, order): (Conduct<'_>, &[Member], Order),
+    interrupts: &mut Interrupts,
+    opened: &Opened,
+) -> Result<Vec<Moved>, CliError> {
+    let (sender, mut words) = tokio::sync::mpsc::unbounded_channel();
+    let mut tell = |told: Told<'_>| {
+        // The receiver lives as long as the flip.
+        let _ = sender.send(match told {
+            Told::Problems(problems) => check::list(problems).trim_end().to_owned(),
+            Told::Hook(report) => hook_words(report),
+        });
+    };
+    let mut flip = Box::pin(conduct.flip(members, order, &mut tell));
+    let mut asked = false;
+    let moved = loop {
+        tokio::select! {
+            moved = &mut flip => break moved,
+            Some(said) = words.recv() => ui.words(&said),
+            () = interrupts.next() => {
+                if asked {
+                    let state = opened.typed(
+                        "a side that was closed stays closed until the move is ended: type it again to finish it, or \
+                         strangler flip PLAN --abort to take it back; a running mirror finishes it by itself; strangler status \
+                         PLAN says where it stands",
+                    );
+                    return Err(CliError::Interrupted { state });
+                }
+                asked = true;
+                ui.words("a flip ends within seconds, one way or the other; once more leaves it where it is");
             }
         }
-    })
-    .await
+    };
+    drop(flip);
+    while let Ok(said) = words.try_recv() {
+        ui.words(&said);
+    }
+    moved.map_err(|error| failed(error, opened))
+}
+
+fn hook_words(report: &Report) -> String {
+    let took = words::seconds(report.took.as_secs_f64());
+    let output =
+        if report.output.is_empty() { String::new() } else { format!("\n{}", report.output.trim_end()) };
+    match &report.failure {
+        None => format!("{} done in {took}{output}", report.name),
+        Some(failure) => format!("{} {failure}, after {took}{output}", report.name),
+    }
 }
 
 fn members(opened: &Opened, mappings: &Mappings) -> Vec<Member> {
@@ -113,9 +176,12 @@ fn members(opened: &Opened, mappings: &Mappings) -> Vec<Member> {
     opened.slices.iter().filter_map(member).collect()
 }
 
-fn failed(error: MoveError, opened: &Opened) -> CliError {
+fn failed(error: ConductError, opened: &Opened) -> CliError {
     let plan = shell_word(&opened.path);
-    let MoveError { slice, source } = error;
+    let MoveError { slice, source } = match error {
+        ConductError::Refused(problems) => return CliError::FlipRefused(problems),
+        ConductError::Move(error) => error,
+    };
     match source {
         FlipError::Refused(refusal) => CliError::FlipRefused(vec![refusal.problem(&plan, &slice)]),
         source @ (FlipError::Failed { .. } | FlipError::Unsettled) => CliError::Flip { plan, slice, source },
@@ -165,10 +231,20 @@ fn text(moved: &Moved) -> String {
     lines.join("\n")
 }
 
-async fn rehearse(ui: &mut Ui, members: &[Member], order: &Order, times: usize) -> Result<Exit, CliError> {
+async fn rehearse(
+    ui: &mut Ui,
+    members: &[Member],
+    order: &Order,
+    (conduct, times): (Conduct<'_>, usize),
+) -> Result<Exit, CliError> {
     let side = if order.intent == Intent::FlipBack { Side::Service } else { Side::Monolith };
     let failed =
         |slice: &str, source| CliError::Flip { plan: order.plan.clone(), slice: slice.to_owned(), source };
+    let judged = conduct.judge(members, order.intent, &conduct::operator(order)).await;
+    let (problems, _) = judged.map_err(|error| match error {
+        ConductError::Refused(problems) => CliError::FlipRefused(problems),
+        ConductError::Move(MoveError { slice, source }) => failed(&slice, source),
+    })?;
     let mut drivers =
         moves::drivers(members, order).await.map_err(|error| failed(&error.slice, error.source))?;
     for (member, driver) in members.iter().zip(&mut drivers) {
@@ -176,7 +252,12 @@ async fn rehearse(ui: &mut Ui, members: &[Member], order: &Order, times: usize) 
         let found = driver.rehearse(side, times).await.map_err(|source| failed(slice, source))?;
         ui.data(&prediction(slice, &found))?;
     }
-    Ok(Exit::Clean)
+    if problems.is_empty() {
+        return Ok(Exit::Clean);
+    }
+    ui.words(check::list(&problems).trim_end());
+    let forbids = problems.iter().any(|problem| problem.severity == Severity::Error);
+    if forbids { Ok(Exit::Refused) } else { Ok(Exit::Clean) }
 }
 
 fn prediction(slice: &str, found: &Rehearsal) -> String {

@@ -5,6 +5,7 @@
 //! number of drivers may run at once, die anywhere and be frozen for an hour; the conditions inside each transaction keep
 //! them from doing harm (docs/protocol.md, section 12).
 
+pub mod conduct;
 mod effects;
 mod links;
 pub mod moves;

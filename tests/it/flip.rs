@@ -10,9 +10,15 @@ use crate::support::wait::{SOON, until};
 
 const UNPROVEN: [&str; 2] = ["--accept-no-evidence", "a test looks at every row afterwards"];
 
+/// A budget for machines that do other work; how long a pause is belongs to benchmarks.
+const PLAN: &str = "version: 1\nplan: split\nmonolith: { url: \"${MONOLITH}\" }
+services: { service: { url: \"${SERVICE}\" } }
+slices: { one: { service: service, tables: TABLES } }
+policy: { min_mirror_time: 0s, write_pause_budget: 2s }\n";
+
 /// A split whose slice is mirrored and armed, with the mirror running.
 async fn armed() -> (Split, Client, Client, Mirror) {
-    let (split, monolith, service) = Split::launch(TABLES, SETUP).await;
+    let (split, monolith, service) = Split::with_plan(&PLAN.replace("TABLES", TABLES), SETUP).await;
     split.provision();
     service.batch_execute(ON_SERVICE).await.unwrap();
     let mirror = split.mirror(None);
