@@ -89,13 +89,7 @@ pub(super) async fn run(ui: &mut Ui, arguments: &Arguments) -> Result<Exit, CliE
         (false, true) => Intent::FlipBack,
         (false, false) => Intent::Flip,
     };
-    let order = Order {
-        plan: opened.plan.name.clone(),
-        intent,
-        limits: Limits::new(opened.plan.policy.write_pause_budget, opened.plan.policy.sequence_margin),
-        author: Environment.author(),
-        remark: None,
-    };
+    let order = Order { plan: opened.plan.name.clone(), intent, author: Environment.author(), remark: None };
     let path = shell_word(&opened.path);
     let conduct = Conduct {
         plan: &opened.plan,
@@ -164,10 +158,12 @@ fn hook_words(report: &Report) -> String {
     }
 }
 
-fn members(opened: &Opened, mappings: &Mappings) -> Vec<Member> {
+pub(super) fn members(opened: &Opened, mappings: &Mappings) -> Vec<Member> {
     let member = |slice: &String| {
         let mapping = mappings.get(slice)?;
+        let policy = &opened.plan.slices.get(slice)?.policy;
         Some(Member {
+            limits: Limits::new(policy.write_pause_budget, policy.sequence_margin),
             mapping: Arc::new(mapping.clone()),
             monolith: opened.monolith.admin.clone(),
             service: opened.services.get(&mapping.service)?.admin.clone(),

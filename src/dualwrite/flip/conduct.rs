@@ -275,6 +275,6 @@ async fn judge(
     let sessions = Sessions { monolith, service };
     let unguarded = readiness::unguarded(sessions, &member.mapping).await?;
     let findings = Findings { unguarded, ..Findings::default() };
-    let facts = readiness::gather(sessions, asked, &member.mapping, who, findings).await?;
+    let facts = Box::pin(readiness::gather(sessions, asked, &member.mapping, who, findings)).await?;
     Ok(readiness::judge(&facts, asked))
 }

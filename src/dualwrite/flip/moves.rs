@@ -25,6 +25,8 @@ pub struct Member {
     pub monolith: Server,
     /// Its service, as the administrator.
     pub service: Server,
+    /// Those of the slice's policy.
+    pub limits: Limits,
 }
 
 /// What is wanted, and by whom.
@@ -34,8 +36,6 @@ pub struct Order {
     pub plan: String,
     /// Where to.
     pub intent: Intent,
-    /// Limits.
-    pub limits: Limits,
     /// For the ledger.
     pub author: Author,
     /// What is to stand in the ledger beside it, such as why evidence was done without.
@@ -86,7 +86,7 @@ pub async fn drivers(members: &[Member], order: &Order) -> Result<Vec<Driver>, M
         let (_, monolith, service) = links.three(Side::Monolith).await.map_err(of)?;
         let pairs = Pairs::find(monolith, service, &member.mapping).await.map_err(of)?;
         let wanted = (order.intent, together.clone());
-        drivers.push(Driver::new(&member.mapping.slice, links, pairs, order.limits, wanted));
+        drivers.push(Driver::new(&member.mapping.slice, links, pairs, member.limits, wanted));
     }
     Ok(drivers)
 }
