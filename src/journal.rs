@@ -5,9 +5,9 @@
 
 pub mod alarms;
 pub mod arming;
+pub mod authority;
 pub mod canaries;
 pub mod claims;
-pub mod authority;
 pub mod copies;
 pub mod deferred;
 pub mod grounds;

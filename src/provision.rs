@@ -15,7 +15,7 @@ mod deferred;
 mod draft;
 mod error;
 mod expression;
-mod monolith_rights;
+pub(crate) mod monolith_rights;
 mod objects;
 mod preflight;
 mod publication;

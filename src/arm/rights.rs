@@ -6,20 +6,11 @@ use crate::dualwrite::gate::APPLY_ROLE;
 use crate::mapping::SliceMapping;
 use crate::name::TableName;
 use crate::problem::Problem;
+use crate::provision::monolith_rights::{OURS, WAY_BACK};
 use crate::provision::{Database, Grant, GrantOn, Statement};
 
 /// Rows of the moved tables, and every column of them, since any may be mapped.
 const ON_TABLES: &[&str] = &["SELECT", "INSERT", "UPDATE", "DELETE", "TRUNCATE"];
-
-/// Our own tables that a stream's target needs.
-const ON_OURS: &[(&str, &[&str])] = &[
-    ("stream", &["SELECT", "INSERT", "UPDATE", "DELETE"]),
-    ("mirror_process", &["SELECT", "INSERT", "UPDATE", "DELETE"]),
-    ("canary", &["SELECT", "INSERT", "UPDATE"]),
-    ("slice", &["SELECT"]),
-    ("database", &["SELECT"]),
-    ("journal", &["SELECT", "INSERT"]),
-];
 
 /// Adds what is missing.
 pub(super) fn grants(draft: &mut Draft<'_>, slice: &SliceMapping) {
@@ -41,9 +32,10 @@ pub(super) fn grants(draft: &mut Draft<'_>, slice: &SliceMapping) {
         create_role(draft, slice);
     }
     let mut wanted: Vec<(GrantOn, &[&str])> = vec![(GrantOn::Schema("strangler".to_owned()), &["USAGE"])];
-    for (table, privileges) in ON_OURS {
-        wanted.push((GrantOn::Table(TableName::new("strangler", *table)), privileges));
-    }
+    let ours = |table: &str| GrantOn::Table(TableName::new("strangler", table));
+    wanted.extend(OURS.iter().map(|table| (ours(table), &["SELECT"] as &[&str])));
+    wanted.push((ours("journal"), &["SELECT", "INSERT"]));
+    wanted.extend(WAY_BACK.iter().map(|(table, privileges)| (ours(table), *privileges)));
     wanted.push((GrantOn::Table(crate::dualwrite::gate::name(&slice.slice)), &["SELECT"]));
     for table in &slice.tables {
         wanted.push((GrantOn::Schema(table.source.schema.clone()), &["USAGE"]));

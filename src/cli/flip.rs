@@ -166,6 +166,7 @@ pub(super) fn members(opened: &Opened, mappings: &Mappings) -> Vec<Member> {
             limits: Limits::new(policy.write_pause_budget, policy.sequence_margin),
             mapping: Arc::new(mapping.clone()),
             monolith: opened.monolith.admin.clone(),
+            monolith_apply: opened.monolith.apply.clone(),
             service: opened.services.get(&mapping.service)?.admin.clone(),
         })
     };

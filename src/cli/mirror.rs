@@ -5,8 +5,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::Semaphore;
+use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
+use super::environment::Environment;
+use super::flip;
 use super::interrupt::Interrupts;
 use super::mirror_progress::Display;
 use super::open::{self, Needs, Opened, PlanFile, Slices};
@@ -17,6 +20,9 @@ use crate::cdc::engine::{BackLinks, MirrorOptions, SliceConfig};
 use crate::cdc::error::MirrorError;
 use crate::cdc::mirror::{self, Board, SliceEnd};
 use crate::cdc::start::ProcessName;
+use crate::dualwrite::authority::Intent;
+use crate::dualwrite::flip::moves::{Member, Order};
+use crate::dualwrite::flip::rescue;
 use crate::journal::streams::Direction;
 use crate::mapping::{Mappings, SliceMapping};
 use crate::name::TableName;
@@ -34,6 +40,8 @@ const ROUNDS: usize = 1;
 /// goes on writing to the monolith all the while; the services may read.
 ///
 /// Ctrl-C stops at a transaction border; the next start goes on there. A mirror that was killed loses nothing either.
+/// Once a slice is armed, it also carries back what an opened service writes, and finishes a flip whose operator is gone.
+///
 /// Broken connections are made again without end. A slice that can't go on says why and what to type, and does not
 /// stop the others.
 #[derive(Debug, clap::Args)]
@@ -67,10 +75,12 @@ pub(super) async fn run(ui: &mut Ui, arguments: &Arguments) -> Result<Exit, CliE
     let mappings = opened.mappings(ui).await?;
     let retry = tables(&arguments.retry, &opened, &mappings)?;
     let (board, progress) = Board::new(&opened.slices);
+    let members = flip::members(&opened, &mappings);
     let configs = configs(&opened, mappings, &board, arguments, &retry);
     let mut interrupts = Interrupts::listen().map_err(CliError::Start)?;
     let stop = CancellationToken::new();
     let mut running = tokio::spawn(Box::pin(mirror::run(configs, this_process(), stop.clone())));
+    let _rescuers = rescuers(members, &opened, &stop);
     let mut display = Display::default();
     let mut ticks = tokio::time::interval(SHOW_EVERY);
     let ends = loop {
@@ -95,6 +105,21 @@ pub(super) async fn run(ui: &mut Ui, arguments: &Arguments) -> Result<Exit, CliE
     display.finish();
     let ends = ends.map_err(|error| CliError::Start(std::io::Error::other(error)))?;
     outcome(ends, &opened)
+}
+
+/// Finishes moves of authority whose operator is gone; ends when it is dropped.
+fn rescuers(members: Vec<Member>, opened: &Opened, stop: &CancellationToken) -> JoinSet<()> {
+    let order = Order {
+        plan: opened.plan.name.clone(),
+        intent: Intent::Resume,
+        author: Environment.author(),
+        remark: Some("finished by the mirror".to_owned()),
+    };
+    let mut rescuers = JoinSet::new();
+    for member in members {
+        rescuers.spawn(rescue::watch(member, order.clone(), stop.clone()));
+    }
+    rescuers
 }
 
 /// A slice that stopped because it was asked to is no failure; being asked to stop is still an interruption.

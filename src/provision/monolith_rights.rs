@@ -12,10 +12,12 @@ use crate::problem::Problem;
 
 /// What is granted to both links, because both look where they lead what the mapping was before
 /// keys were cut, and how the way back is doing.
-const OURS: &[&str] = &["database", "slice", "stream", "mirror_process", "mirror_table", "cut_key"];
+pub(crate) const OURS: &[&str] =
+    &["database", "slice", "stream", "mirror_process", "mirror_table", "cut_key"];
 
-/// What the way back does with our own tables here: the same as the way there in a service.
-const WAY_BACK: &[(&str, &[&str])] = &[
+/// What the way back does with our own tables here: the same as the way there in a service. `arm` grants it, too, where only it
+/// makes the role.
+pub(crate) const WAY_BACK: &[(&str, &[&str])] = &[
     ("stream", DML),
     ("piece", DML),
     ("mirror_table", DML),

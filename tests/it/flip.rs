@@ -25,13 +25,23 @@ async fn armed() -> (Split, Client, Client, Mirror) {
     mirror.caught_up(&monolith, &service).await;
     let arm = split.run("arm", &[]);
     assert_eq!(arm.exit, Some(0), "{}", arm.page());
+    let read =
+        "SELECT EXISTS (SELECT FROM strangler.mirror_process WHERE dir = 'reverse' AND stopped_at IS NULL)";
+    until("the way back is read", SOON, async || {
+        monolith.query_one(read, &[]).await.unwrap().get::<_, bool>(0).then_some(())
+    })
+    .await;
     (split, monolith, service, mirror)
 }
 
-fn flip(split: &Split, to: Side) {
+fn flip(split: &Split, mirror: &Mirror, to: Side) {
     let back: &[&str] = if to == Side::Monolith { &["--back"] } else { &[] };
     let ended = split.run("flip", &[back, &UNPROVEN].concat());
-    assert_eq!(ended.exit, Some(0), "{}", ended.page());
+    if ended.exit != Some(0) {
+        // It says why a stream of it stopped when it ends.
+        mirror.stop();
+        panic!("{}\nthe mirror: {}", ended.page(), mirror.log());
+    }
 }
 
 /// Both streams have brought everything.
@@ -56,7 +66,7 @@ async fn there_and_back(flips: usize, clients: i32) {
     bank.advances(Side::Monolith, 50).await;
     for number in 0..flips {
         let to = if number % 2 == 0 { Side::Service } else { Side::Monolith };
-        flip(&split, to);
+        flip(&split, &mirror, to);
         bank.advances(to, 50).await;
     }
     bank.close(async || quiet(&monolith, &service).await).await;
@@ -66,4 +76,82 @@ async fn there_and_back(flips: usize, clients: i32) {
 #[tokio::test(flavor = "multi_thread")]
 async fn no_write_is_lost_or_doubled_when_authority_goes_there_and_back_twenty_times() {
     there_and_back(20, 8).await;
+}
+
+/// Runs a flip that kills itself at this point.
+fn killed(split: &Split, point: &str, arguments: &[&str]) {
+    let mut command = split.command(&[&["flip", "plan.yaml"], arguments, &UNPROVEN].concat());
+    let ended = command.env("STRANGLER_FAILPOINT", point).output().unwrap();
+    assert_eq!(
+        ended.status.code(),
+        None,
+        "{point} was not reached: {}",
+        String::from_utf8_lossy(&ended.stderr)
+    );
+}
+
+async fn owner(client: &Client) -> (String, String) {
+    let row = client.query_one("SELECT state, owner FROM strangler.authority", &[]).await.unwrap();
+    (row.get(0), row.get(1))
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_flip_that_is_killed_at_any_step_is_finished_by_typing_it_again() {
+    let (split, monolith, service, mirror) = armed().await;
+    let bank = Bank::open(&split, 4);
+    bank.advances(Side::Monolith, 20).await;
+    let steps = ["held", "drained", "before", "fenced", "open", "opened", "swapped", "recorded"];
+    let points =
+        strangler::failpoint::FLIP.iter().filter(|point| steps.iter().any(|step| point.ends_with(step)));
+    let points: Vec<&&str> = points.filter(|point| !point.contains("reopen")).collect();
+    assert_eq!(points.len(), 7, "{points:?}");
+    for (number, point) in points.iter().enumerate() {
+        let to = if number % 2 == 0 { Side::Service } else { Side::Monolith };
+        let back: &[&str] = if to == Side::Monolith { &["--back"] } else { &[] };
+        killed(&split, point, back);
+        flip(&split, &mirror, to);
+        bank.advances(to, 20).await;
+    }
+    bank.close(async || quiet(&monolith, &service).await).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_flip_that_nobody_finishes_is_finished_by_the_mirror() {
+    let (split, monolith, service, _mirror) = armed().await;
+    killed(&split, "flip-fenced", &[]);
+    until("the mirror opens the service", SOON, async || {
+        (owner(&service).await == ("OPEN".to_owned(), "service".to_owned())).then_some(())
+    })
+    .await;
+    assert_eq!(owner(&monolith).await.0, "FENCED");
+    let refused = monolith.execute("UPDATE accounts SET balance = 0", &[]).await.unwrap_err();
+    let refused = refused.as_db_error().unwrap();
+    assert_eq!(refused.code().code(), "25006");
+    let hint = refused.hint().unwrap();
+    assert!(hint.contains("slice one, epoch 2: retry the whole transaction on the owner"), "{hint}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_abort_gives_authority_back_wherever_it_is_cut_off() {
+    let (split, monolith, service, mirror) = armed().await;
+    mirror.stop();
+    for point in ["flip-before-bump", "flip-bumped", "flip-before-reopen", "flip-reopened"] {
+        let mirror = split.mirror(None);
+        mirror.caught_up(&monolith, &service).await;
+        until("the flip is begun", SOON, async || {
+            let mut command = split.command(&[&["flip", "plan.yaml"], &UNPROVEN as &[&str]].concat());
+            let ended = command.env("STRANGLER_FAILPOINT", "flip-fenced").output().unwrap();
+            ended.status.code().is_none().then_some(())
+        })
+        .await;
+        // Without a mirror nobody finishes it.
+        mirror.kill();
+        assert_eq!(owner(&service).await.0, "FENCED", "the mirror was quicker than two seconds");
+        killed(&split, point, &["--abort"]);
+        let aborted = split.run("flip", &["--abort"]);
+        assert_eq!(aborted.exit, Some(0), "{}", aborted.page());
+        assert_eq!(owner(&monolith).await, ("OPEN".to_owned(), "monolith".to_owned()), "{point}");
+        assert_eq!(owner(&service).await.0, "FENCED");
+        monolith.execute("UPDATE accounts SET touched = touched + 1", &[]).await.unwrap();
+    }
 }

@@ -7,18 +7,25 @@ use std::time::Duration;
 
 use super::moves::{self, Member, MoveError, Moved, Order};
 use super::{FlipError, Links};
+use tokio_postgres::Client;
+
 use crate::cdc::mirror::chain_of;
+use crate::cdc::way;
 use crate::dualwrite::authority::{Intent, Side, Standing};
 use crate::dualwrite::flip::effects::gate_of;
 use crate::dualwrite::hooks::{Executor, Moving, Occasion, Outcome, Report};
 use crate::dualwrite::readiness::{self, Asked, Findings, Sessions};
 use crate::journal::operators::{self, Operator};
+use crate::journal::streams::StreamOf;
 use crate::journal::{JournalError, authority};
 use crate::plan::{Plan, Variables};
 use crate::problem::Problem;
 
 /// How often the operator's row is written while a flip is at work.
 const BEAT_EVERY: Duration = Duration::from_secs(3);
+
+/// How long the canary may take: a mirror that keeps up brings it in milliseconds.
+const CANARY_PATIENCE: Duration = Duration::from_secs(3);
 
 /// What a flip is carried out with.
 #[derive(Debug, Clone, Copy)]
@@ -187,7 +194,7 @@ impl Conduct<'_> {
             let mut links = Links::new(member.monolith.clone(), member.service.clone());
             let monolith = links.looking(Side::Monolith).await.map_err(of)?;
             // Somebody else at work is one of the things that speak against a flip; see `readiness`.
-            if let Err(error) = operators::begin(monolith, slice, who).await {
+            if let Err(error) = begin(monolith, slice, who).await {
                 tracing::warn!(
                     slice,
                     error = chain_of(&error),
@@ -225,6 +232,20 @@ impl Conduct<'_> {
             }
         }
     }
+}
+
+/// Says that we are at work. A process of this machine that has died left its row behind, and is nobody.
+async fn begin(monolith: &Client, slice: &str, who: &Operator) -> Result<(), JournalError> {
+    let Some(other) = operators::begin(monolith, slice, who).await? else { return Ok(()) };
+    let there = rustix::process::Pid::from_raw(other.who.pid);
+    let dead = there.is_some_and(|pid| {
+        rustix::process::test_kill_process(pid).is_err_and(|error| error == rustix::io::Errno::SRCH)
+    });
+    if other.who.host == who.host && dead {
+        operators::end(monolith, slice, &other.who).await?;
+        operators::begin(monolith, slice, who).await?;
+    }
+    Ok(())
 }
 
 /// Who carries an order out, as others see it.
@@ -274,7 +295,27 @@ async fn judge(
     let (_, monolith, service) = links.three(Side::Monolith).await?;
     let sessions = Sessions { monolith, service };
     let unguarded = readiness::unguarded(sessions, &member.mapping).await?;
-    let findings = Findings { unguarded, ..Findings::default() };
+    let findings = Findings { unguarded, way_back: way_back(member, asked.to, (monolith, service)).await };
     let facts = Box::pin(readiness::gather(sessions, asked, &member.mapping, who, findings)).await?;
     Ok(readiness::judge(&facts, asked))
+}
+
+/// Why the stream that would carry the new owner's writes can't be relied on; nothing when a canary arrived and the side that
+/// it writes into takes its statements.
+async fn way_back(member: &Member, to: Side, (monolith, service): (&Client, &Client)) -> Option<String> {
+    let slice = member.mapping.slice.as_str();
+    let (source, target) = if to == Side::Service { (service, monolith) } else { (monolith, service) };
+    let of = StreamOf { slice, direction: to.outgoing() };
+    if let Err(error) = way::prove_way(source, target, of, CANARY_PATIENCE).await {
+        return Some(chain_of(&error));
+    }
+    if to == Side::Monolith {
+        // The service's tables have taken these statements all the time that they were a copy.
+        return None;
+    }
+    let apply = match member.monolith_apply.connect(super::APPLICATION).await {
+        Ok(session) => session,
+        Err(error) => return Some(chain_of(&error)),
+    };
+    way::prove_statements(&apply, service, &member.mapping).await.err().map(|error| chain_of(&error))
 }

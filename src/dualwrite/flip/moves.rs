@@ -25,6 +25,8 @@ pub struct Member {
     pub monolith: Server,
     /// Its service, as the administrator.
     pub service: Server,
+    /// The monolith under the apply role, which the way back writes as.
+    pub monolith_apply: Server,
     /// Those of the slice's policy.
     pub limits: Limits,
 }

@@ -76,12 +76,15 @@ pub async fn gather(
         None => None,
     };
     let tables: Vec<String> = mapping.tables.iter().map(|table| named(table, asked.from())).collect();
+    let (probe, slot) = (probe(from, to, asked, &here).await?, slot(to, &there).await?);
+    // Read again behind the slot: a stream's position is never behind what its slot was told.
+    let there = readiness::read(from, slice, asked.from().incoming()).await.map_err(journal)?;
     let lock_key = there.slice.as_ref().map(|slice| slice.lock_key);
     Ok(Facts {
-        probe: probe(from, to, asked, &here).await?,
+        probe,
         evidence: evidence::evidence(sessions.service, slice).await.map_err(journal)?,
         ground,
-        slot: slot(to, &there).await?,
+        slot,
         prepared: prepared(from, lock_key, &tables).await?,
         holders: holders(from, lock_key).await?,
         passing: passing(from).await?,

@@ -183,6 +183,8 @@ async fn client(number: i32, links: &[String; 2], book: &Book, stop: &AtomicBool
                 Ok(()) => {
                     book.outcomes.lock().unwrap().insert((number, seq), Outcome::Acknowledged(side));
                     book.acknowledged[side as usize].fetch_add(1, Ordering::SeqCst);
+                    // As a customer does, so that a mirror on a busy machine keeps up.
+                    tokio::time::sleep(Duration::from_millis(random.u64(20..60))).await;
                     break;
                 }
                 Err((error, committing)) => {
