@@ -61,12 +61,15 @@ pub async fn last(client: &Client, slice: &str, full: bool) -> Result<Option<Ver
     }))
 }
 
-/// A verdict after an entry found differences.
+/// A verdict found differences after an entry, and after the last full one that is clean. An incomplete one, however much it
+/// covers, takes nothing back: pass 0 for it.
 ///
 /// # Errors
 /// [`JournalError::Database`].
 pub async fn differs_after(client: &Client, slice: &str, entry: i64) -> Result<bool, JournalError> {
-    let sql = "SELECT EXISTS (SELECT FROM strangler.ledger WHERE slice = $1 AND kind = $2 AND id > $3 \
+    let sql = "SELECT EXISTS (SELECT FROM strangler.ledger WHERE slice = $1 AND kind = $2 \
+               AND id > greatest($3, (SELECT max(id) FROM strangler.ledger WHERE slice = $1 AND kind = $2 \
+                   AND body ->> 'full' = 'true' AND body ->> 'outcome' = 'clean')) \
                AND body ->> 'outcome' = 'differs')";
     let row = client.query_one(sql, &[&slice, &VERDICT, &entry]).await.map_err(reading())?;
     Ok(row.get(0))

@@ -272,7 +272,8 @@ pub struct Evidence {
     pub last: Option<LastVerdict>,
     /// The last one that covers every row; often the same.
     pub last_full: Option<LastVerdict>,
-    /// A later verdict than that, about a part, found differences.
+    /// A verdict found differences that no full one has taken back: one about a part, later than the last full one; or
+    /// any, where that one is incomplete.
     pub differs_since: bool,
 }
 
@@ -283,7 +284,8 @@ pub struct Evidence {
 pub async fn evidence(service: &Client, slice: &str) -> Result<Evidence, JournalError> {
     let Some(last) = last_verdict(service, slice).await? else { return Ok(Evidence::default()) };
     let last_full = if last.full { Some(last.clone()) } else { read(service, slice, Scope::Full).await? };
-    let after = last_full.as_ref().map_or(0, |verdict| verdict.entry);
+    let settled = last_full.as_ref().filter(|verdict| verdict.outcome != Outcome::Incomplete);
+    let after = settled.map_or(0, |verdict| verdict.entry);
     let differs_since = verdicts::differs_after(service, slice, after).await?;
     Ok(Evidence { last: Some(last), last_full, differs_since })
 }
@@ -299,7 +301,7 @@ pub enum Lack {
     Differs,
     /// The last full verdict left something out.
     Incomplete,
-    /// A later verdict about a part found differences.
+    /// A later verdict about a part found differences, or an earlier one did and the last full one is incomplete.
     DiffersSince,
     /// Something happened since that voids the last full verdict.
     Void(Void),
@@ -320,7 +322,9 @@ impl fmt::Display for Lack {
             Self::NoFullVerdict => f.write_str("no verdict covers every row of every table"),
             Self::Differs => f.write_str("the last full verdict found differences"),
             Self::Incomplete => f.write_str("the last full verdict left something out"),
-            Self::DiffersSince => f.write_str("a later verdict about a part found differences"),
+            Self::DiffersSince => {
+                f.write_str("another verdict found differences, which no full one has taken back")
+            }
             Self::Void(void) => write!(f, "the last full verdict is void: {void}"),
             Self::Old { begun_ago, max_age } => write!(
                 f,

@@ -135,6 +135,13 @@ impl Tables<'_> {
     }
 
     fn wanted(&self) -> impl Iterator<Item = &TableMapping> {
+    /// A small share may take no row at all, and then says nothing of any.
+    fn looked_at_nothing(&self, tables: &[TableVerdict]) -> Option<String> {
+        let Look::Sample(percent) = self.options.look else { return None };
+        let none = tables.iter().all(|table| table.rows_authority == 0 && table.rows_copy == 0);
+        none.then(|| format!("a sample of {percent} % took no row of any table, so nothing was looked at"))
+    }
+
         self.job.mapping.tables.iter().filter(|table| self.options.wants(&table.source))
     }
 
@@ -242,8 +249,12 @@ impl Tables<'_> {
                 }
             }
         }
-        if self.options.look == Look::Full {
-            self.orphans(&table.form, list, &mut compared.proof).await;
+        // A table of which not all touched rows are known is compared as a whole, its references among it.
+        if coverage == Coverage::Full {
+            let looked = self.orphans(&table.form, list, &mut compared.proof).await;
+            if !looked || !reasons.is_empty() {
+                coverage = Coverage::CutShort;
+            }
         }
         let Compared { rows_authority, rows_copy, proof, from } = compared;
         worked.from = worked.from.into_iter().chain(from).min();
@@ -269,8 +280,9 @@ impl Tables<'_> {
         })
     }
 
-    /// Adds rows whose soft references name rows that their owner does not have.
-    async fn orphans(&self, form: &TableForm, list: &AtomicUsize, proof: &mut Proof) {
+    /// Adds rows whose soft references name rows that their owner does not have. Returns whether all of them could be
+    /// looked at.
+    async fn orphans(&self, form: &TableForm, list: &AtomicUsize, proof: &mut Proof) -> bool {
         let neighbours: Vec<Neighbour<'_>> =
             self.job.neighbours.iter().map(|(mapping, server)| Neighbour { mapping, server }).collect();
         let room = list.load(Ordering::Relaxed);
@@ -285,8 +297,13 @@ impl Tables<'_> {
                 list.store(room.saturating_sub(found.listed.len()), Ordering::Relaxed);
                 proof.listed.extend(found.listed);
                 proof.unsettled.extend(found.reasons);
+                let looked = found.reasons.is_empty();
             }
-            Err(error) => proof.unsettled.push(chain_of(&error)),
+                looked
+            }
+            Err(error) => {
+                proof.unsettled.push(chain_of(&error));
+                false
         }
     }
 
@@ -382,7 +399,9 @@ impl Tables<'_> {
     }
 
     fn left_out(&self, table: &TableMapping, reason: String) -> TableVerdict {
-        TableVerdict { outcome: Outcome::Incomplete, reasons: vec![reason], ..self.blank(table) }
+        let blank = self.blank(table);
+        let coverage = if blank.coverage == Coverage::Full { Coverage::CutShort } else { blank.coverage };
+        TableVerdict { outcome: Outcome::Incomplete, reasons: vec![reason], coverage, ..blank }
     }
 
     fn blank(&self, table: &TableMapping) -> TableVerdict {

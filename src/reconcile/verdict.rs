@@ -54,8 +54,10 @@ impl fmt::Display for Outcome {
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case", tag = "kind")]
 pub enum Coverage {
-    /// Every row.
+    /// Every row, and every row that it refers to.
     Full,
+    /// All of it was to be looked at, and it was not compared to its end, or not at all.
+    CutShort,
     /// Rows whose key falls into a random part of the key's hash; a clean sample is no full proof.
     Sample {
         /// Per cent of the rows, above 0 and below 100.
@@ -143,7 +145,8 @@ pub struct Verdict {
 }
 
 impl Verdict {
-    /// Every row of every table was to be looked at. Clean is a proof for the slice only then.
+    /// Every row and every reference of every table was looked at. Clean is a proof for the slice only then, and only
+    /// then does it take back what an earlier verdict found.
     #[must_use]
     pub fn is_full(&self) -> bool {
         self.every_table

@@ -120,8 +120,14 @@ fn alarm(evidence: &Evidence, ground: Option<&Ground>) -> Option<String> {
     let differs = |verdict: &&LastVerdict| verdict.outcome == Outcome::Differs;
     let found = evidence.last.iter().chain(&evidence.last_full).find(differs);
     let Some(verdict) = found else {
-        let part = "a verdict about a part of the rows found differences after the last full one";
-        return evidence.differs_since.then(|| part.to_owned());
+        let incomplete =
+            evidence.last_full.as_ref().is_some_and(|verdict| verdict.outcome == Outcome::Incomplete);
+        let words = if incomplete {
+            "a verdict found differences, and the last full one left something out"
+        } else {
+            "a verdict about a part of the rows found differences after the last full one"
+        };
+        return evidence.differs_since.then(|| words.to_owned());
     };
     let voids = voids(&verdict.ground, ground);
     let replaced = |void: &Void| matches!(void, Void::Mapping | Void::StreamAnew | Void::NotProvisioned);

@@ -5,6 +5,7 @@ mod casts;
 mod classified;
 mod corruptions;
 mod extension_keys;
+mod fallback;
 mod found;
 mod many;
 mod neighbours;

@@ -70,7 +70,11 @@ fn extent_words(verdict: &VerdictStatus) -> String {
     };
     let coverage: Vec<String> = verdict.coverage.iter().map(coverage_words).collect();
     if verdict.coverage.iter().all(|coverage| *coverage == Coverage::Full) {
-        format!("every row of {of_tables}")
+        // Rows may be open, or something may have happened to what was compared.
+        match verdict.outcome {
+            Outcome::Incomplete => format!("{of_tables}, with something left out"),
+            Outcome::Clean | Outcome::Differs => format!("every row of {of_tables}"),
+        }
     } else {
         format!("{of_tables}, {}", coverage.join(" or "))
     }
@@ -79,6 +83,7 @@ fn extent_words(verdict: &VerdictStatus) -> String {
 fn coverage_words(coverage: &Coverage) -> String {
     match coverage {
         Coverage::Full => "every row".to_owned(),
+        Coverage::CutShort => "not all rows".to_owned(),
         Coverage::Sample { percent } => format!("a sample of {percent} %"),
         Coverage::ChangedSince { lsn } => format!("what changed since {lsn}"),
     }
@@ -128,6 +133,16 @@ mod tests {
             "differs 3 h 4 min ago, strict, 2 of 5 tables, a sample of 2.5 %: 1,234 missing, 1 differs; up to 0/1000, \
              ledger entry 12"
         );
+        let cut = VerdictStatus {
+            outcome: Outcome::Incomplete,
+            tables_compared: 1,
+            coverage: vec![Coverage::CutShort],
+            full: false,
+            ..verdict()
+        };
+        assert!(words(&cut).contains("1 of 5 tables, not all rows; up to"), "{}", words(&cut));
+        let open = VerdictStatus { coverage: vec![Coverage::Full], ..cut };
+        assert!(words(&open).contains("1 of 5 tables, with something left out; up to"), "{}", words(&open));
         let since = VerdictStatus {
             coverage: vec![Coverage::ChangedSince { lsn: Lsn(2048) }],
             full: false,

@@ -138,7 +138,7 @@ fn body(run: &Run, verdict: &Verdict) -> Value {
     })
 }
 
-/// Every row of every table of the slice was looked at.
+/// Every row and every reference of every table of the slice was looked at.
 fn is_full(ground: &Ground, verdict: &Verdict) -> bool {
     let whole = |name: &String| {
         let mut tables = verdict.tables.iter();

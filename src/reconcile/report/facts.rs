@@ -93,6 +93,7 @@ pub(super) fn number(count: u64, noun: &str) -> String {
 pub(super) fn part(coverage: Coverage) -> Option<String> {
     match coverage {
         Coverage::Full => None,
+        Coverage::CutShort => Some("not all rows".to_owned()),
         Coverage::Sample { percent } => Some(format!("a sample of {percent} %")),
         Coverage::ChangedSince { lsn } => Some(format!("rows changed since {lsn}")),
     }
