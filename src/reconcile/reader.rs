@@ -264,7 +264,14 @@ impl Reader {
         let made = self.session.prepare(&over.sql).await.map_err(|error| self.failed(&error))?;
         let rows = self.session.query_raw(&made, parameters).await.map_err(|error| self.failed(&error))?;
         let width = form.mapping.key.len();
-        Ok(InOrder { rows: Box::pin(rows), side: self.side, width, strict: form.strict, next: None })
+        Ok(InOrder {
+            rows: Box::pin(rows),
+            side: self.side,
+            width,
+            strict: form.strict,
+            next: None,
+            ended: false,
+        })
     }
 
     /// The next borders of a range, every `step` rows, at most `count`; fewer when its end is near.
@@ -325,6 +332,8 @@ pub struct InOrder {
     strict: bool,
     /// The first row of a later bucket.
     next: Option<Row>,
+    /// The last row has come. A stream that is asked for more after its end says that the connection is closed.
+    ended: bool,
 }
 
 impl InOrder {
@@ -337,9 +346,13 @@ impl InOrder {
         loop {
             let row = match self.next.take() {
                 Some(row) => Some(row),
+                None if self.ended => None,
                 None => self.rows.try_next().await.map_err(|error| failed(self.side, &error))?,
             };
-            let Some(row) = row else { return Ok(found) };
+            let Some(row) = row else {
+                self.ended = true;
+                return Ok(found);
+            };
             let place = self.width + if self.strict { 2 } else { 1 };
             let of: i32 = row.try_get(place).map_err(|error| failed(self.side, &error))?;
             if of > number {
