@@ -35,6 +35,7 @@ mod server_limits;
 mod slots;
 mod targets;
 mod text;
+mod type_rights;
 mod versions;
 mod wal_level;
 
@@ -66,6 +67,7 @@ const RULES: &[Rule] = &[
     schema_rights::rule,
     apply_rights::rule,
     lock_rights::rule,
+    type_rights::rule,
     copy_rights::rule,
     marker_rights::rule,
     reference_rights::rule,

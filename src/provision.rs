@@ -24,6 +24,7 @@ mod run;
 mod slices;
 mod state;
 mod tables;
+mod type_rights;
 
 use std::collections::BTreeMap;
 use std::fmt;

@@ -178,9 +178,6 @@ async fn read_table_rights(client: &Client, role: &mut LinkRole) -> Result<(), E
         let table = TableName::new(row.try_get::<_, String>(0)?, row.try_get::<_, String>(1)?);
         let (usable, readable, lockable): (bool, bool, bool) =
             (row.try_get(2)?, row.try_get(3)?, row.try_get(4)?);
-        if !usable {
-            role.closed_schemas.insert(table.schema.clone());
-        }
         if row.try_get(5)? {
             role.row_filtered.insert(table.clone());
         }
@@ -190,6 +187,11 @@ async fn read_table_rights(client: &Client, role: &mut LinkRole) -> Result<(), E
         if !(usable && readable) {
             role.unreadable.insert(table);
         }
+    }
+    let sql = "SELECT nspname::text FROM pg_catalog.pg_namespace \
+               WHERE nspname !~ '^pg_' AND NOT pg_catalog.has_schema_privilege(oid, 'USAGE')";
+    for row in client.query(sql, &[]).await? {
+        role.closed_schemas.insert(row.try_get(0)?);
     }
     let sql = "SELECT p.oid::pg_catalog.regprocedure::text FROM pg_catalog.pg_proc p \
                WHERE p.proname = 'pg_logical_emit_message' \

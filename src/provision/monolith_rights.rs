@@ -1,10 +1,13 @@
 //! What the links may do on the monolith, beside what an administrator grants: see our own tables, lock single rows, and
 //! bring back what a service writes once it has the authority.
 
+use std::collections::BTreeSet;
+
 use super::Database;
 use super::draft::{Draft, Site};
 use super::rights::{DML, Wanted, grant};
-use super::state::{Grant, GrantOn};
+use super::state::GrantOn;
+use super::type_rights;
 use crate::dualwrite::gate::{self, APPLY_ROLE};
 use crate::mapping::TableMapping;
 use crate::name::{TableName, quote_ident};
@@ -33,6 +36,7 @@ pub(super) fn grants(draft: &mut Draft<'_>, sites: &[Site<'_>]) {
     let mut wanted = Wanted::default();
     if let Some(role) = read_role(draft) {
         see_ours(draft, &mut wanted, &role);
+        name_types(draft, &mut wanted, &role);
     }
     if applies(draft, sites) {
         see_ours(draft, &mut wanted, APPLY_ROLE);
@@ -42,6 +46,7 @@ pub(super) fn grants(draft: &mut Draft<'_>, sites: &[Site<'_>]) {
             wanted.table(&TableName::new("strangler", *table), APPLY_ROLE, privileges);
         }
         lock_rows(draft, &mut wanted);
+        name_types(draft, &mut wanted, APPLY_ROLE);
     }
     let survey = draft.survey;
     grant(draft, Database::Monolith, wanted, &|grant| survey.monolith_state.holds(grant));
@@ -97,16 +102,17 @@ fn lock_rows(draft: &mut Draft<'_>, wanted: &mut Wanted) {
     }
 }
 
+/// To hash a value of a type outside the tables' schemas, a role must be able to name the type.
+fn name_types(draft: &mut Draft<'_>, wanted: &mut Wanted, role: &str) {
+    let tables = draft.mappings.values().flat_map(|slice| &slice.tables);
+    let schemas: BTreeSet<String> = tables.flat_map(|table| type_rights::schemas(draft, table)).collect();
+    let survey = draft.survey;
+    type_rights::want(draft, wanted, ("monolith", &survey.monolith_state), (schemas, role));
+}
+
 /// Whether USAGE of a schema is there, or can be granted by whoever owns the schema.
 fn may_grant_usage(draft: &Draft<'_>, schema: &str) -> bool {
-    let state = &draft.survey.monolith_state;
-    let owner = state.schema_owners.get(schema).and_then(|owner| state.roles.get(owner));
-    let usage = Grant {
-        on: GrantOn::Schema(schema.to_owned()),
-        role: APPLY_ROLE.to_owned(),
-        privilege: "USAGE".to_owned(),
-    };
-    state.superuser || owner.is_some_and(|owner| owner.ours) || state.holds(&usage)
+    type_rights::may_grant(&draft.survey.monolith_state, schema, APPLY_ROLE)
 }
 
 fn closed(draft: &Draft<'_>, schema: &str) -> Problem {

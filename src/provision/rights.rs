@@ -7,7 +7,7 @@ use secrecy::ExposeSecret;
 
 use super::draft::{Draft, Site};
 use super::state::{Grant, GrantOn, State};
-use super::{Database, Login, Statement, Work};
+use super::{Database, Login, Statement, Work, type_rights};
 use crate::dualwrite::gate::{self, APPLY_ROLE};
 use crate::name::{TableName, quote_ident, quote_literal};
 use crate::plan::Ddl;
@@ -226,6 +226,10 @@ pub(super) fn service(draft: &mut Draft<'_>, site: &Site<'_>) {
             wanted.add(GrantOn::Sequence(sequence), app, &["USAGE"]);
         }
     }
+    let of_types: BTreeSet<String> =
+        site.tables().flat_map(|(_, table)| type_rights::schemas(draft, table)).collect();
+    let place = format!("service {}", site.name);
+    type_rights::want(draft, &mut wanted, (&place, site.state), (of_types, APPLY_ROLE));
     // Tables that are made anew lose what was granted on the old ones.
     let stays = |grant: &Grant| {
         site.remade.is_empty() || matches!(&grant.on, GrantOn::Table(name) if name.schema == "strangler")

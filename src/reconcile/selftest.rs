@@ -12,6 +12,7 @@ use tokio_postgres::Client;
 use tokio_postgres::types::{ToSql, Type};
 
 use super::form::{ColumnForm, Side, TableForm, direct_hash, text_sql};
+use super::sides::Sides;
 use crate::name::{TableName, quote_ident};
 use crate::postgres::sqlstate::{self, Failure};
 
@@ -58,6 +59,8 @@ struct SideType {
 /// What one server says of all columns.
 struct Facts {
     encoding: String,
+    /// Who asks.
+    role: String,
     types: Vec<SideType>,
 }
 
@@ -109,8 +112,8 @@ pub async fn settle_forms(
     }
     groups.retain(|group| !group.samples.is_empty());
     let hashed = tokio::join!(
-        hash_all(authority, &groups, |group| &group.authority),
-        hash_all(copy, &groups, |group| &group.copy)
+        hash_all(authority, &groups, (authority_side, &here.role), |group| &group.authority),
+        hash_all(copy, &groups, (copy_side, &there.role), |group| &group.copy)
     );
     for (group, (here, there)) in groups.iter().zip(hashed.0?.into_iter().zip(hashed.1?)) {
         let (form, reason) = verdict(group, &here, &there);
@@ -226,7 +229,7 @@ fn group(
 /// One statement for all columns: their types by name, for casts, with an enum's labels.
 async fn facts(client: &Client, tables: &[TableForm], side: Side) -> Result<Facts, tokio_postgres::Error> {
     const SQL: &str = "\
-SELECT current_setting('server_encoding'), format_type(a.atttypid, -1),
+SELECT current_setting('server_encoding'), current_user::text, format_type(a.atttypid, -1),
     ARRAY(SELECT e.enumlabel::text FROM pg_enum AS e WHERE e.enumtypid = a.atttypid ORDER BY e.enumsortorder)
 FROM unnest($1::text[], $2::text[]) WITH ORDINALITY AS n (name, attname, place)
 LEFT JOIN pg_attribute AS a ON a.attrelid = to_regclass(n.name) AND a.attname = n.attname AND NOT a.attisdropped
@@ -239,10 +242,11 @@ ORDER BY n.place";
     });
     let (tables, columns): (Vec<String>, Vec<&str>) = named.unzip();
     let rows = client.query_typed(SQL, &[(&tables, Type::TEXT_ARRAY), (&columns, Type::TEXT_ARRAY)]).await?;
-    let mut facts = Facts { encoding: String::new(), types: Vec::with_capacity(rows.len()) };
+    let mut facts =
+        Facts { encoding: String::new(), role: String::new(), types: Vec::with_capacity(rows.len()) };
     for row in &rows {
-        facts.encoding = row.try_get(0)?;
-        facts.types.push(SideType { sql: row.try_get(1)?, labels: row.try_get(2)? });
+        (facts.encoding, facts.role) = (row.try_get(0)?, row.try_get(1)?);
+        facts.types.push(SideType { sql: row.try_get(2)?, labels: row.try_get(3)? });
     }
     Ok(facts)
 }
@@ -303,6 +307,7 @@ type Cast = fn(&Group) -> &str;
 async fn hash_all(
     client: &Client,
     groups: &[Group],
+    asked: (Side, &str),
     cast: Cast,
 ) -> Result<Vec<Result<Hashes, String>>, tokio_postgres::Error> {
     let all: Vec<&Group> = groups.iter().collect();
@@ -315,11 +320,27 @@ async fn hash_all(
     for group in groups {
         found.push(match hash(client, &[group], cast).await {
             Ok(hashes) => Ok(hashes.into_iter().flatten().collect()),
-            Err(error) if is_about_values(&error) => Err(sqlstate::words(&error)),
+            Err(error) if is_about_values(&error) => Err(refused(&error, asked, cast(group))),
             Err(error) => return Err(error),
         });
     }
     Ok(found)
+}
+
+/// Which server refused, to whom, and what would help.
+fn refused(error: &tokio_postgres::Error, (side, role): (Side, &str), of: &str) -> String {
+    let words = format!("on the {}, as {role}: {}", Sides::word(side), sqlstate::words(error));
+    let named = TableName::parse(of.trim_end_matches("[]"), "").ok().filter(|name| !name.schema.is_empty());
+    match named {
+        Some(name) if Failure::of(error) == Failure::Privilege => {
+            format!(
+                "{words}; run there: GRANT USAGE ON SCHEMA {} TO {};",
+                quote_ident(&name.schema),
+                quote_ident(role)
+            )
+        }
+        _ => words,
+    }
 }
 
 fn is_about_values(error: &tokio_postgres::Error) -> bool {

@@ -20,4 +20,5 @@ mod resumed;
 mod reverse;
 mod stage;
 mod storm;
+mod type_schemas;
 mod versions;
