@@ -354,10 +354,11 @@ async fn hash(client: &Client, groups: &[&Group], cast: Cast) -> Result<Vec<Hash
     for (index, group) in groups.iter().enumerate() {
         for form in std::iter::successors(Some(group.form), |form| form.weaker()) {
             let value = form.sql(&group.cast_sql, "t.v");
-            // Rows are hashed as records, and column by column.
+            // Rows are hashed as records, and column by column. Under one seed both are the same number, and would
+            // cancel each other out.
             let hash = match direct_hash(form, &group.cast_sql) {
                 Some(function) => {
-                    format!("hash_record_extended(ROW({value}), 7) # coalesce({function}({value}, 7), 7)")
+                    format!("hash_record_extended(ROW({value}), 7) # coalesce({function}({value}, 11), 13)")
                 }
                 None => format!("hash_record_extended(ROW({value}), 7)"),
             };

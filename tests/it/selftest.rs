@@ -228,3 +228,25 @@ async fn text_of_another_encoding_is_compared_in_utf_8() {
     let unsettled = (hash(&source, &form, Side::Source).await, hash(&target, &form, Side::Target).await);
     assert_ne!(unsettled.0, unsettled.1, "or else the encoding would not matter");
 }
+
+/// A server that hashes otherwise, records as single values: its functions stand before the system's.
+const OTHERWISE: &str = "CREATE SCHEMA otherwise;
+CREATE FUNCTION otherwise.hash_record_extended(r record, s int8) RETURNS int8 LANGUAGE plpgsql
+    AS 'BEGIN RETURN pg_catalog.hash_record_extended(r, s) + 1; END';
+CREATE FUNCTION otherwise.hashint4extended(v int4, s int8) RETURNS int8 LANGUAGE plpgsql
+    AS 'BEGIN RETURN pg_catalog.hashint4extended(v, s) + 1; END';
+SET search_path = otherwise, pg_catalog";
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_server_that_hashes_records_and_columns_otherwise_is_told_from_one_that_does_not() {
+    let cluster = launch();
+    let (source, target) = (database(&cluster, "source").await, database(&cluster, "target").await);
+    let plain = form(&["integer"], false);
+    create(&source, &plain, Side::Source).await;
+    create(&target, &plain, Side::Target).await;
+    let (weakened, settled) = settle(&source, &target, plain.clone()).await;
+    assert_eq!((weakened.len(), settled.forms[0]), (0, ColumnForm::Native));
+    target.batch_execute(OTHERWISE).await.unwrap();
+    let (weakened, _) = settle(&source, &target, plain).await;
+    assert!(matches!(weakened.as_slice(), [Weakened { form: None, .. }]), "{weakened:?}");
+}

@@ -22,3 +22,4 @@ mod stage;
 mod storm;
 mod type_schemas;
 mod versions;
+mod zeros;

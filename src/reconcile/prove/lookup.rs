@@ -124,8 +124,9 @@ impl<'a> Lookup<'a> {
         terms.collect::<Vec<_>>().join(" AND ")
     }
 
+    /// A record hashes NULL to 0, and a float of 0 to its seed, so the seed is not 0.
     fn values(&self, side: Side) -> (String, String) {
-        let hashes = self.form.values(side).map(|value| format!("hash_record_extended(ROW({value}), 0)"));
+        let hashes = self.form.values(side).map(|value| format!("hash_record_extended(ROW({value}), 1)"));
         let texts = self.form.mapping.columns.iter().map(|column| {
             let value = ColumnForm::Text.sql(&column.cast_sql, &TableForm::column(column, side));
             Redactor::sql(column, &value)
