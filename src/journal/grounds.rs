@@ -45,18 +45,45 @@ pub struct TableGround {
 /// Shape of a table that is not there, or of one that left the slice's publication.
 pub const ABSENT: &str = "absent";
 
-/// A table's shape: every change of a column's definition changes it, also one that rewrites the rows and leaves the
-/// type as it was (`ALTER TABLE … TYPE … USING`), because it writes a new row of `pg_attribute`, whose `xmin` is in it.
-/// So do partitions that come or go, and values of enums under other names. VACUUM FULL, CLUSTER and TRUNCATE do not.
+/// A table's shape, in three parts: what its columns, partitions and enums are; marked [`DESCRIBED`], the transactions
+/// that described the columns; and marked [`FILES`], the files of its rows. [`is_same_shape`] compares two of them.
 ///
 /// To be joined to a relation `t` whose `oid` is the table's.
-const SHAPE: &str = "LATERAL (SELECT md5(string_agg(concat_ws(' ', a.attrelid, a.attnum, a.attname, a.atttypid, \
-            a.atttypmod, a.attisdropped, a.xmin, \
+const SHAPE: &str = "LATERAL (SELECT nullif(concat_ws(' ', md5(string_agg(concat_ws(' ', a.attrelid, a.attnum, a.attname, \
+            a.atttypid, a.atttypmod, a.attcollation, a.attnotnull, a.attisdropped, a.attidentity, a.attgenerated, \
+            (SELECT d.oid FROM pg_attrdef d WHERE (d.adrelid, d.adnum) = (a.attrelid, a.attnum)), \
+            (SELECT i.xmin FROM pg_inherits i WHERE i.inhrelid = a.attrelid AND i.inhrelid <> t.oid), \
             (SELECT string_agg(quote_literal(e.enumlabel), ' ' ORDER BY e.enumsortorder) FROM pg_type y \
                 JOIN pg_enum e ON e.enumtypid IN (y.oid, y.typelem, y.typbasetype) WHERE y.oid = a.atttypid)), \
-            ',' ORDER BY a.attrelid, a.attnum)) AS shape \
+            ',' ORDER BY a.attrelid, a.attnum)), \
+            'described=' || md5(string_agg(a.xmin::text, ',' ORDER BY a.attrelid, a.attnum)), \
+            'files=' || md5(string_agg(c.relfilenode::text, ',' ORDER BY a.attrelid, a.attnum))), '') AS shape \
         FROM (SELECT t.oid AS relid UNION SELECT relid FROM pg_partition_tree(t.oid)) AS r \
-        JOIN pg_attribute a ON a.attrelid = r.relid AND a.attnum > 0) AS s";
+        JOIN pg_class c ON c.oid = r.relid JOIN pg_attribute a ON a.attrelid = c.oid AND a.attnum > 0) AS s";
+
+/// Begins the part of a shape that a GRANT on a column changes, as any change of its definition does.
+const DESCRIBED: &str = "described=";
+/// Begins the part of a shape that VACUUM FULL, CLUSTER and TRUNCATE change, as any rewriting of the rows does.
+const FILES: &str = "files=";
+
+/// Whether nothing has happened to a table between two of its shapes that would void what was proven about its rows.
+///
+/// What a definition says is compared as it is. An ALTER TABLE that rewrites values and leaves type and name as they were
+/// (`TYPE int USING v + 1`) shows only in this: it describes the column anew, and gives the rows another file. A GRANT on
+/// a column does the first alone, and VACUUM FULL, CLUSTER and TRUNCATE the second alone, so that neither voids anything.
+/// Both kinds between two shapes can't be told from a rewrite, and count as one.
+#[must_use]
+pub fn is_same_shape(then: &str, now: &str) -> bool {
+    let part = |shape: &str, mark: &str| -> Option<String> {
+        shape.split(' ').find(|part| part.starts_with(mark)).map(str::to_owned)
+    };
+    let says = |shape: &str| -> Vec<String> {
+        let marked = |part: &&str| part.starts_with(DESCRIBED) || part.starts_with(FILES);
+        shape.split(' ').filter(|part| !marked(part)).map(str::to_owned).collect()
+    };
+    let same = |mark: &str| part(then, mark) == part(now, mark);
+    says(then) == says(now) && (same(DESCRIBED) || same(FILES))
+}
 
 /// The service's part of the ground of a slice: `source_shape` is absent in every table. `None` when the slice is not
 /// provisioned here.
@@ -156,4 +183,22 @@ fn regclass(name: &str) -> Result<String, JournalError> {
 
 fn reading() -> impl FnOnce(tokio_postgres::Error) -> JournalError {
     JournalError::database("reading what evidence rests on")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_a_description_and_a_file_that_change_together_void_what_the_definition_does_not() {
+        let same = |now: &str| is_same_shape("17 abc described=1 files=1 end", now);
+        assert!(same("17 abc described=1 files=1 end"));
+        assert!(same("17 abc described=2 files=1 end"), "a GRANT on a column");
+        assert!(same("17 abc described=1 files=2 end"), "VACUUM FULL");
+        assert!(!same("17 abc described=2 files=2 end"), "ALTER TABLE rewrote the rows");
+        assert!(!same("17 abd described=1 files=1 end"));
+        assert!(!same("18 abc described=1 files=1 end"));
+        assert!(!same("17 abc end"), "of an earlier version");
+        assert!(is_same_shape(ABSENT, ABSENT) && !same(ABSENT));
+    }
 }

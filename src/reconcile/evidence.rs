@@ -16,7 +16,7 @@ pub use conclude::{ConcludeError, Concluded, Monolith, conclude};
 
 use super::verdict::{Counts, Coverage, Outcome};
 use crate::journal::JournalError;
-use crate::journal::grounds::{ABSENT, Ground, TableGround};
+use crate::journal::grounds::{ABSENT, Ground, TableGround, is_same_shape};
 use crate::journal::verdicts::{self, VerdictRow};
 use crate::lsn::Lsn;
 
@@ -151,11 +151,11 @@ fn table_voids(table: &str, then: &TableGround, now: &TableGround) -> Vec<Void> 
     } else if then.copy != now.copy || then.state != "live" {
         found.push(Void::Copied { table: table.clone() });
     }
-    if then.target_shape != now.target_shape || now.target_shape == ABSENT {
+    if !is_same_shape(&then.target_shape, &now.target_shape) || now.target_shape == ABSENT {
         found.push(Void::Changed { table: table.clone(), side: "service" });
     }
     if let Some(shape) = &now.source_shape
-        && (then.source_shape.as_ref() != Some(shape) || shape == ABSENT)
+        && (then.source_shape.as_ref().is_none_or(|then| !is_same_shape(then, shape)) || shape == ABSENT)
     {
         found.push(Void::Changed { table, side: "monolith" });
     }
