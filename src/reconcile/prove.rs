@@ -7,6 +7,7 @@
 //! mirror has passed what was visible. Everything else is settled or `unsettled`, never guessed.
 
 mod judge;
+mod limits;
 mod lookup;
 mod spelled;
 mod task;
@@ -36,10 +37,6 @@ use crate::postgres::sqlstate::{self, Failure};
 
 /// Keys that are looked at in one statement.
 const LOOKED_AT_ONCE: usize = 1_000;
-/// Rows that are locked at once. Their writers wait meanwhile.
-const LOCKED_AT_ONCE: usize = 250;
-/// From the start of a locking transaction to its end, so the longest that a writer waits for us.
-const HELD_MAX: Duration = Duration::from_millis(500);
 /// Rows that somebody else holds are waited for one by one, at most this many in a round: 50 ms each.
 const WAITS_IN_A_ROUND: usize = 60;
 /// How long a round waits for older transactions of the authority to end.
@@ -47,10 +44,6 @@ const BARRIER_PATIENCE: Duration = Duration::from_secs(2);
 /// Pauses before the rounds.
 const PAUSES: [Duration; 4] =
     [Duration::ZERO, Duration::from_millis(100), Duration::from_secs(1), Duration::from_secs(5)];
-
-/// Opens a locking transaction. Limits keep it short even where this process is frozen: the server then ends it.
-const BEGIN_LOCKING: &str = "BEGIN; SET LOCAL lock_timeout = '50ms'; SET LOCAL statement_timeout = '200ms'; \
-    SET LOCAL idle_in_transaction_session_timeout = '600ms'";
 
 /// Lookups go by index whatever the planner thinks of a table, and don't wait behind an exclusive lock for long.
 const SETTINGS: &str = "SET enable_seqscan = off; SET enable_hashjoin = off; SET enable_mergejoin = off; \
@@ -253,7 +246,7 @@ impl Prover {
     /// Keys that the authority has: under a lock.
     async fn prove_present(&mut self, task: &mut Task<'_>, keys: Vec<RawKey>) -> Result<Open, ProveError> {
         let (mut open, mut held) = (Vec::new(), Vec::new());
-        let mut batches: Vec<Vec<RawKey>> = keys.chunks(LOCKED_AT_ONCE).rev().map(<[_]>::to_vec).collect();
+        let mut batches: Vec<Vec<RawKey>> = keys.chunks(task.limits.rows).rev().map(<[_]>::to_vec).collect();
         while let Some(mut batch) = batches.pop() {
             stop::look(&self.stop)?;
             match self.lock(task, &batch, Lock::SkipHeld).await? {
@@ -297,10 +290,11 @@ impl Prover {
             },
         };
         let locker = self.locker.insert(locker);
-        let (began, values) = (Instant::now(), task.lists_more());
+        let (began, values, limits) = (Instant::now(), task.lists_more(), task.limits);
+        let begin = limits.begin();
         // The lookup leaves at once behind the statements that open the transaction.
         let (opened, here) =
-            tokio::join!(locker.batch_execute(BEGIN_LOCKING), task.lookup.here(locker, keys, lock, values));
+            tokio::join!(locker.batch_execute(&begin), task.lookup.here(locker, keys, lock, values));
         let there = match (&opened, &here) {
             (Ok(()), Ok(_)) => {
                 let read = async {
@@ -308,7 +302,7 @@ impl Prover {
                     let rows = task.lookup.there(&self.copy, keys, values).await;
                     rows.map_err(ProveError::database(task.reading(self.sides.copy())))
                 };
-                timeout(HELD_MAX.saturating_sub(began.elapsed()), read).await.ok()
+                timeout(limits.held.saturating_sub(began.elapsed()), read).await.ok()
             }
             _ => None,
         };

@@ -22,4 +22,5 @@ mod stage;
 mod storm;
 mod type_schemas;
 mod versions;
+mod widest;
 mod zeros;

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::judge::{Held, compared, different_columns, judge};
+use super::limits::Limits;
 use super::lookup::{Equality, Lock, Lookup};
 use super::spelled::Spelled;
 use super::{
@@ -66,6 +67,7 @@ pub(super) struct Task<'a> {
     form: &'a TableForm,
     pub(super) authority: Side,
     pub(super) lookup: Lookup<'a>,
+    pub(super) limits: Limits,
     redactor: Arc<Redactor>,
     list: usize,
     proof: Proof,
@@ -93,6 +95,7 @@ impl<'a> Task<'a> {
             form,
             authority,
             lookup: Lookup::new(form, authority, equality),
+            limits: Limits::of(form.mapping.columns.len()),
             redactor,
             list,
             proof: Proof::default(),
@@ -266,10 +269,10 @@ impl<'a> Task<'a> {
             *reasons.entry(reason).or_default() += 1;
         }
         let table = self.name(Side::Source);
-        let side = Sides::word(self.authority);
+        let (side, limits) = (Sides::word(self.authority), self.limits);
         let sentence = |(reason, count): (Reason, u64)| {
             let rows = if count == 1 { "1 row".to_owned() } else { format!("{count} rows") };
-            format!("{rows} of {table} {}", Words { reason: &reason, side, rounds })
+            format!("{rows} of {table} {}", Words { reason: &reason, side, rounds, limits })
         };
         self.proof.unsettled = reasons.into_iter().map(sentence).collect();
         (self.proof, self.spelled)
@@ -280,11 +283,12 @@ struct Words<'a> {
     reason: &'a Reason,
     side: &'a str,
     rounds: usize,
+    limits: Limits,
 }
 
 impl fmt::Display for Words<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { reason, side, rounds } = self;
+        let Self { reason, side, rounds, limits } = self;
         match reason {
             Reason::Moving => {
                 write!(f, "changed at each of {rounds} looks, so that they could not be compared")
@@ -296,10 +300,15 @@ impl fmt::Display for Words<'_> {
             Reason::TableHeld => {
                 write!(f, "could not be read in {rounds} attempts: another session holds the whole table")
             }
-            Reason::Slow => write!(f, "could not be read within the 200 ms for which rows may be locked"),
+            Reason::Slow => write!(
+                f,
+                "could not be read within the {} ms for which rows may be locked",
+                limits.statement.as_millis()
+            ),
             Reason::Behind => write!(
                 f,
-                "could not be compared while they were locked: the mirror did not come along within 500 ms"
+                "could not be compared while they were locked: the mirror did not come along within {} ms",
+                limits.held.as_millis()
             ),
             Reason::NoLock(words) => write!(f, "could not be locked on the {side}: {words}"),
             Reason::Barrier(oldest) => write!(
