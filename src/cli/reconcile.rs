@@ -1,6 +1,7 @@
 //! `strangler reconcile`.
 
-use std::path::PathBuf;
+use std::fs::OpenOptions;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -27,6 +28,9 @@ mod scheduled;
 
 /// A run is gone on with for this long after it began: a verdict is as old as the first rows that were compared.
 const RESUME_WITHIN: Duration = Duration::from_secs(24 * 60 * 60);
+
+/// The smallest share of the rows, in per cent: a sample counts in parts of 65,536.
+const SHARE_MIN: f64 = 0.002;
 
 /// Prove that both sides of every slice are equal, while the application writes
 ///
@@ -138,8 +142,8 @@ impl Arguments {
 fn percent(text: &str) -> Result<f64, String> {
     let number = text.strip_suffix('%').unwrap_or(text).trim();
     match number.parse::<f64>() {
-        Ok(percent) if percent > 0.0 && percent < 100.0 => Ok(percent),
-        Ok(_) | Err(_) => Err("a share is above 0% and below 100%, such as 5%".to_owned()),
+        Ok(percent) if (SHARE_MIN..100.0).contains(&percent) => Ok(percent),
+        Ok(_) | Err(_) => Err(format!("a share is {SHARE_MIN}% at least and below 100%, such as 5%")),
     }
 }
 
@@ -154,6 +158,7 @@ fn since(text: &str) -> Result<Since, String> {
 
 pub(super) async fn run(ui: &mut Ui, arguments: &Arguments) -> Result<Exit, CliError> {
     let opened = open::open(ui, &arguments.plan, &arguments.slices.slices, Needs::Rows)?;
+    arguments.output.as_deref().map_or(Ok(()), can_write)?;
     let mut interrupts = Interrupts::listen().map_err(CliError::Start)?;
     let stop = CancellationToken::new();
     if let Some(schedule) = arguments.schedule()? {
@@ -165,6 +170,20 @@ pub(super) async fn run(ui: &mut Ui, arguments: &Arguments) -> Result<Exit, CliE
     let pass = Pass { arguments, options: &options, plan: shell_word(&opened.path) };
     let ended = pass.compare(ui, &jobs, &mut interrupts, &stop).await;
     pass.finish(ui, &jobs, ended, &mut interrupts, &stop).await
+}
+
+/// Makes sure that a report can be written to a file before hours of work go into it. What is there stays as it is.
+fn can_write(file: &Path) -> Result<(), CliError> {
+    let failed = |source| CliError::File { path: file.display().to_string(), source };
+    match std::fs::metadata(file) {
+        // Opening anything else, such as a pipe, may wait for a reader.
+        Ok(there) if !there.is_file() && !there.is_dir() => Ok(()),
+        Ok(_) => OpenOptions::new().append(true).open(file).map(drop).map_err(failed),
+        Err(_) => {
+            OpenOptions::new().write(true).create_new(true).open(file).map_err(failed)?;
+            std::fs::remove_file(file).map_err(failed)
+        }
+    }
 }
 
 /// The tables that were asked for, which must be in the plan's slices.
@@ -244,5 +263,18 @@ fn page(form: Form, verdicts: &[Verdict], paint: Paint) -> String {
         Form::Junit => junit::page(verdicts),
         Form::Html => html::page(verdicts),
         Form::Markdown => markdown::page(verdicts),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_share_that_takes_no_part_of_the_rows_is_refused() {
+        for text in ["0", "-1", "1e-300%", "0.001%", "100%", "NaN", "inf", "five"] {
+            assert!(percent(text).is_err(), "{text}");
+        }
+        assert_eq!(["0.002%", "5%", "99.9"].map(|text| percent(text).unwrap()), [0.002, 5.0, 99.9]);
     }
 }

@@ -113,6 +113,7 @@ impl Tables<'_> {
             self.board.table(self.slice(), &table.form.mapping.source.to_string(), |shown| shown.done = true);
             worked.tables.push(verdict);
         }
+        worked.reasons.extend(self.looked_at_nothing(&worked.tables));
         match self.hands(&mut hands).await {
             Ok(ready) => {
                 let met = stop::wait(self.stop, ready.meeting.meet()).await;
@@ -134,7 +135,6 @@ impl Tables<'_> {
         RunError::Stopped { slice: self.slice().to_owned(), fresh: self.options.is_fresh() }
     }
 
-    fn wanted(&self) -> impl Iterator<Item = &TableMapping> {
     /// A small share may take no row at all, and then says nothing of any.
     fn looked_at_nothing(&self, tables: &[TableVerdict]) -> Option<String> {
         let Look::Sample(percent) = self.options.look else { return None };
@@ -142,6 +142,7 @@ impl Tables<'_> {
         none.then(|| format!("a sample of {percent} % took no row of any table, so nothing was looked at"))
     }
 
+    fn wanted(&self) -> impl Iterator<Item = &TableMapping> {
         self.job.mapping.tables.iter().filter(|table| self.options.wants(&table.source))
     }
 
@@ -296,14 +297,14 @@ impl Tables<'_> {
                 }
                 list.store(room.saturating_sub(found.listed.len()), Ordering::Relaxed);
                 proof.listed.extend(found.listed);
-                proof.unsettled.extend(found.reasons);
                 let looked = found.reasons.is_empty();
-            }
+                proof.unsettled.extend(found.reasons);
                 looked
             }
             Err(error) => {
                 proof.unsettled.push(chain_of(&error));
                 false
+            }
         }
     }
 

@@ -11,6 +11,7 @@ mod lopsided;
 mod many;
 mod neighbours;
 mod never_clean;
+mod nothing;
 mod parts;
 mod planted;
 mod privileges;
