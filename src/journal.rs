@@ -6,6 +6,7 @@
 pub mod alarms;
 pub mod arming;
 pub mod authority;
+pub mod baselines;
 pub mod canaries;
 pub mod claims;
 pub mod copies;

@@ -3,9 +3,11 @@
 //! A mapping is what the plan hash pins, what `provision` builds tables from and what the mirror turns changes
 //! through. Nothing here does I/O.
 
+pub mod adopted;
 mod columns;
 mod compile;
 mod expand;
+pub mod expression;
 mod filter;
 #[cfg(test)]
 pub(crate) mod fixture;
@@ -48,6 +50,8 @@ pub struct TableMapping {
     pub columns: Vec<ColumnMapping>,
     /// Monolith columns that stay behind.
     pub dropped: Vec<String>,
+    /// Columns that the plan does not name are left behind, also those that come later.
+    pub others_dropped: bool,
     /// Indexes into `columns` of the columns that tell rows apart on both sides, in key order. Never empty.
     pub key: Vec<usize>,
     /// How the key's order can be used for ranges.

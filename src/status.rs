@@ -266,6 +266,8 @@ pub struct TableStatus {
     pub state: String,
     /// Why it is not live, when the mirror said so.
     pub detail: Option<String>,
+    /// Its rows changed without an event in the stream, or may have: it must be copied again.
+    pub unheard: bool,
     /// Rows copied so far.
     pub rows_copied: u64,
     /// Rows expected.

@@ -26,7 +26,7 @@ use crate::landing::sets::{RowOperation, SetUpdate, Sets, coalesce};
 use crate::lsn::Lsn;
 use crate::mapping::TableMapping;
 use crate::postgres::connect::Session;
-use crate::postgres::sqlstate::{self, Failure};
+use crate::postgres::sqlstate;
 
 /// From this many rows on, COPY costs less than an insert from arrays.
 const COPY_ROWS_MIN: usize = 200;
@@ -309,8 +309,7 @@ impl Applier {
             }
         }
         for operation in operations {
-            let single = single(operation);
-            match self.run_set(table, &single).await {
+            match self.run_single(table, operation).await {
                 Ok(()) => {}
                 Err(Refusal::Fatal(error)) => return Err(error),
                 Err(Refusal::Table(detail)) => {
@@ -320,6 +319,25 @@ impl Applier {
             }
         }
         self.savepoint("RELEASE SAVEPOINT one").await.map(|()| None)
+    }
+
+    /// Runs one operation. An update that can't be made in place, because an identity that is GENERATED ALWAYS took another
+    /// value, replaces its row.
+    async fn run_single(&mut self, table: &TableRun, operation: &RowOperation) -> Result<(), Refusal> {
+        let single = single(operation);
+        let Some(replacement) = replacement(table, &single)? else {
+            return self.run_set(table, &single).await;
+        };
+        let savepoint = async |applier: &Self, sql| applier.savepoint(sql).await.map_err(Refusal::Fatal);
+        savepoint(self, "SAVEPOINT row").await?;
+        match self.run_set(table, &single).await {
+            Err(Refusal::Table(_)) => {
+                savepoint(self, "ROLLBACK TO SAVEPOINT row").await?;
+                self.run_works(std::slice::from_ref(&replacement)).await?;
+            }
+            other => other?,
+        }
+        savepoint(self, "RELEASE SAVEPOINT row").await
     }
 
     async fn run_set(&mut self, table: &TableRun, set: &Sets) -> Result<(), Refusal> {
@@ -394,18 +412,10 @@ impl Applier {
 
 /// Tells a table's own trouble from trouble of the link, the server or the role's rights.
 fn refusal(error: tokio_postgres::Error) -> Refusal {
-    match Failure::of(&error) {
-        Failure::Constraint | Failure::Data => Refusal::Table(sqlstate::words(&error)),
-        Failure::ConnectionLost
-        | Failure::Unavailable
-        | Failure::Conflict
-        | Failure::Shape
-        | Failure::Privilege
-        | Failure::ReadOnly
-        | Failure::Cancelled
-        | Failure::InUse
-        | Failure::Other => Refusal::Fatal(MirrorError::Sql { action: "applying changes", source: error }),
+    if sqlstate::is_about_the_table(&error) {
+        return Refusal::Table(sqlstate::words(&error));
     }
+    Refusal::Fatal(MirrorError::Sql { action: "applying changes", source: error })
 }
 
 fn single(operation: &RowOperation) -> Sets {
@@ -464,6 +474,22 @@ fn works_of<'a>(table: &TableRun, set: &'a Sets) -> Result<Vec<Work<'a>>, Refusa
         works.push(Work { sql: statements::insert(mapping), arrays, rows: set.inserts.len() });
     }
     Ok(works)
+}
+
+/// The statement that replaces the row of a single update; none where the table has no column that can't be set, or has
+/// columns besides the mapped ones, whose values would be lost.
+fn replacement<'a>(table: &TableRun, set: &'a Sets) -> Result<Option<Work<'a>>, Refusal> {
+    let mapping = &table.mapping;
+    let [update] = set.updates.as_slice() else { return Ok(None) };
+    if !table.rows_are_whole || !mapping.columns.iter().any(|column| column.identity_always) {
+        return Ok(None);
+    }
+    let carried: Vec<bool> = update.row.iter().map(|value| *value != Value::Unchanged).collect();
+    let mut arrays = key_arrays(mapping, std::iter::once(&update.origin))?;
+    for value in update.row.iter().filter(|value| **value != Value::Unchanged) {
+        arrays.push(vec![value_text(Some(value))?]);
+    }
+    Ok(Some(Work { sql: statements::replace(mapping, &table.equality, &carried), arrays, rows: 1 }))
 }
 
 fn key_arrays<'a>(

@@ -1,31 +1,64 @@
-//! What changes the rows of a published table without an event in the stream: ALTER TABLE that rewrites values, and
-//! partitions that come, go or are emptied. PostgreSQL sends none of it, so the catalogs are watched for it.
+//! What changes the rows of a published table without an event in the stream: ALTER TABLE that rewrites values,
+//! partitions that come, go or are emptied, labels of enums that get another name. PostgreSQL sends none of it, so the
+//! catalogs are watched for it.
+//!
+//! The rule errs to one side: what could have changed rows unheard counts as if it had. Two readings can't tell a
+//! partition that was emptied from one that was only rewritten, so either counts.
 
 use std::collections::BTreeMap;
 
+use serde::{Deserialize, Serialize};
 use tokio_postgres::{Client, Row};
 
 use super::error::{MirrorError, Refusal};
+use super::publication::is_canary;
 use crate::name::TableName;
 
-/// The heaps of each published table: its own, or those of its partitions, by oid.
-pub type Contents = BTreeMap<TableName, BTreeMap<u32, Heap>>;
+/// What each published table consists of.
+pub type Contents = BTreeMap<TableName, TableContents>;
 
-/// One heap, as the catalogs describe it.
-#[derive(Debug, Clone, PartialEq, Eq)]
+/// What one published table consists of, as the catalogs describe it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TableContents {
+    /// Oid and last change of the publication itself: another one when somebody altered it, also for a moment.
+    pub publication: String,
+    /// Labels of its columns' enums, by the labels' oids: a label keeps its oid when it is renamed.
+    pub labels: BTreeMap<u32, String>,
+    /// Expressions of its generated columns.
+    pub generated: BTreeMap<String, String>,
+    /// Its own heap, or those of its partitions, by oid.
+    pub heaps: BTreeMap<u32, Heap>,
+}
+
+impl TableContents {
+    /// As it is kept to be compared with: without what only its arrival is judged by.
+    #[must_use]
+    pub fn settled(mut self) -> Self {
+        self.heaps.values_mut().for_each(|heap| heap.empty = false);
+        self
+    }
+}
+
+/// One heap.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Heap {
     /// As it is shown.
     pub name: String,
-    /// `relfilenode`: another one after every rewrite, also after VACUUM FULL and TRUNCATE.
+    /// `relfilenode`: another one after every rewrite, also after VACUUM FULL and TRUNCATE. A new table's is its oid.
     pub file: u32,
+    /// The transaction that gave it its file, unless it was altered since.
+    pub changed_by: String,
+    /// Its changes are in the WAL: it is neither unlogged nor somewhere else.
+    pub logged: bool,
     /// It is a partition.
     pub partition: bool,
-    /// It was made by itself, and attached in a later transaction.
-    pub attached: bool,
-    /// It may hold rows: false only where VACUUM, ANALYZE or TRUNCATE found none and none was counted since.
-    pub holds_rows: bool,
-    /// Its rows were counted since it got its file: not yet after TRUNCATE, at once by VACUUM FULL and CLUSTER.
-    pub counted: bool,
+    /// It and everything between it and the table were made as partitions, so that nothing was written to it before.
+    pub made: bool,
+    /// It has no page. Only known of partitions that were attached and not seen before.
+    #[serde(default)]
+    pub empty: bool,
+    /// How it belongs to the table: other ones after DETACH and ATTACH.
+    pub ties: String,
     /// Columns with their number and the transaction that described them last.
     pub columns: BTreeMap<String, (i16, String)>,
 }
@@ -39,56 +72,119 @@ pub struct Unheard {
     pub what: String,
 }
 
+/// What the stream says of a table between two readings.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Heard<'a> {
+    /// Transactions in which it brought a TRUNCATE of the whole table.
+    pub emptied_by: &'a [String],
+    /// It has passed the second reading, so it will bring no other.
+    pub passed: bool,
+}
+
+/// What two readings of a table come to.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Judgement {
+    /// Nothing happened that the stream does not tell.
+    Heard,
+    /// The stream decides, once it has passed the second reading.
+    Open,
+    /// Something did, in words.
+    Unheard(String),
+}
+
+/// Partitions are found by a query and not by `pg_partition_tree`, which locks them and reads another snapshot than the
+/// query that calls it. ATTACH writes every column's description anew; CREATE TABLE … PARTITION OF describes them before
+/// it ties the partition to its table.
+const READ: &str = "WITH RECURSIVE tree AS ( \
+    SELECT c.oid AS root, n.nspname::text AS schema, c.relname::text AS name, p.oid || ' ' || p.xmin AS publication, \
+        c.oid AS oid, ''::text AS ties, true AS made \
+    FROM pg_publication p JOIN pg_publication_rel r ON r.prpubid = p.oid \
+        JOIN pg_class c ON c.oid = r.prrelid JOIN pg_namespace n ON n.oid = c.relnamespace WHERE p.pubname = $1 \
+    UNION ALL SELECT t.root, t.schema, t.name, t.publication, i.inhrelid, \
+        concat_ws(' ', t.ties, i.inhparent, i.xmin, i.cmin), \
+        t.made AND EXISTS (SELECT FROM pg_attribute a WHERE a.attrelid = i.inhrelid AND a.attnum > 0 \
+            AND NOT a.attisdropped AND a.xmin = i.xmin AND a.cmin::text::int8 < i.cmin::text::int8 \
+            AND a.xmax::text = '0') \
+    FROM tree t JOIN pg_class d ON d.oid = t.oid AND d.relkind = 'p' \
+        JOIN pg_inherits i ON i.inhparent = t.oid AND NOT i.inhdetachpending) \
+SELECT t.schema, t.name, h.oid, h.oid::regclass::text, h.relfilenode, h.xmin::text, \
+    h.relkind = 'r' AND h.relpersistence = 'p', h.oid <> t.root, t.made, t.ties, t.publication, \
+    ARRAY(SELECT a.attname::text FROM pg_attribute a WHERE a.attrelid = h.oid AND a.attnum > 0 \
+        AND NOT a.attisdropped ORDER BY a.attnum), \
+    ARRAY(SELECT a.attnum FROM pg_attribute a WHERE a.attrelid = h.oid AND a.attnum > 0 \
+        AND NOT a.attisdropped ORDER BY a.attnum), \
+    ARRAY(SELECT a.xmin::text FROM pg_attribute a WHERE a.attrelid = h.oid AND a.attnum > 0 \
+        AND NOT a.attisdropped ORDER BY a.attnum), h.relkind <> 'p' \
+FROM tree t JOIN pg_class h ON h.oid = t.oid";
+
+/// Labels of enums and expressions of generated columns of the tables of a publication.
+const READ_MEANINGS: &str = "SELECT n.nspname::text, c.relname::text, \
+    ARRAY(SELECT DISTINCT e.oid FROM pg_attribute a JOIN pg_type y ON y.oid = a.atttypid \
+        JOIN pg_enum e ON e.enumtypid IN (y.oid, y.typelem, y.typbasetype) \
+        WHERE a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped ORDER BY 1), \
+    ARRAY(SELECT e.enumlabel::text FROM pg_enum e WHERE e.oid IN (SELECT e.oid FROM pg_attribute a \
+        JOIN pg_type y ON y.oid = a.atttypid JOIN pg_enum e ON e.enumtypid IN (y.oid, y.typelem, y.typbasetype) \
+        WHERE a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped) ORDER BY e.oid), \
+    ARRAY(SELECT a.attname::text FROM pg_attribute a JOIN pg_attrdef d ON (d.adrelid, d.adnum) = (a.attrelid, a.attnum) \
+        WHERE a.attrelid = c.oid AND a.attgenerated <> '' AND NOT a.attisdropped ORDER BY a.attnum), \
+    ARRAY(SELECT pg_get_expr(d.adbin, d.adrelid) FROM pg_attribute a \
+        JOIN pg_attrdef d ON (d.adrelid, d.adnum) = (a.attrelid, a.attnum) \
+        WHERE a.attrelid = c.oid AND a.attgenerated <> '' AND NOT a.attisdropped ORDER BY a.attnum) \
+FROM pg_publication p JOIN pg_publication_rel r ON r.prpubid = p.oid \
+    JOIN pg_class c ON c.oid = r.prrelid JOIN pg_namespace n ON n.oid = c.relnamespace WHERE p.pubname = $1";
+
 /// Reads what the tables of a publication consist of. Takes no lock on them.
 ///
 /// # Errors
 /// [`MirrorError::Sql`].
 pub async fn read(source: &Client, publication: &str) -> Result<Contents, MirrorError> {
-    let rows = source
-        .query(
-            "SELECT n.nspname::text, c.relname::text, h.oid, h.oid::regclass::text, h.relfilenode, h.oid <> c.oid, \
-                 coalesce((SELECT i.xmin <> a.xmin FROM pg_inherits i JOIN pg_attribute a \
-                     ON a.attrelid = i.inhrelid AND a.attname = 'tableoid' WHERE i.inhrelid = h.oid), false), \
-                 h.reltuples <> 0 OR pg_stat_get_live_tuples(h.oid) > 0, \
-                 ARRAY(SELECT a.attname::text FROM pg_attribute a WHERE a.attrelid = h.oid AND a.attnum > 0 \
-                     AND NOT a.attisdropped ORDER BY a.attnum), \
-                 ARRAY(SELECT a.attnum FROM pg_attribute a WHERE a.attrelid = h.oid AND a.attnum > 0 \
-                     AND NOT a.attisdropped ORDER BY a.attnum), \
-                 ARRAY(SELECT a.xmin::text FROM pg_attribute a WHERE a.attrelid = h.oid AND a.attnum > 0 \
-                     AND NOT a.attisdropped ORDER BY a.attnum), h.reltuples >= 0 \
-             FROM pg_publication p JOIN pg_publication_rel r ON r.prpubid = p.oid \
-                 JOIN pg_class c ON c.oid = r.prrelid JOIN pg_namespace n ON n.oid = c.relnamespace \
-                 CROSS JOIN LATERAL (SELECT c.oid UNION SELECT relid FROM pg_partition_tree(c.oid)) AS t \
-                 JOIN pg_class h ON h.oid = t.oid AND h.relkind = 'r' \
-             WHERE p.pubname = $1",
-            &[&publication],
-        )
-        .await
-        .map_err(MirrorError::sql("reading what the tables consist of"))?;
+    let failed = || MirrorError::sql("reading what the tables consist of");
+    let rows = source.query(READ, &[&publication]).await.map_err(failed())?;
     let mut found = Contents::new();
     for row in &rows {
         let table = TableName::new(row.get::<_, String>(0), row.get::<_, String>(1));
-        found.entry(table).or_default().insert(row.get(2), heap(row));
+        if is_canary(&table) {
+            continue;
+        }
+        let table = found.entry(table).or_insert_with(|| TableContents {
+            publication: row.get(10),
+            labels: BTreeMap::new(),
+            generated: BTreeMap::new(),
+            heaps: BTreeMap::new(),
+        });
+        // A partitioned table holds no rows of its own.
+        if row.get(14) {
+            table.heaps.insert(row.get(2), heap(row));
+        }
+    }
+    for row in source.query(READ_MEANINGS, &[&publication]).await.map_err(failed())? {
+        let table = TableName::new(row.get::<_, String>(0), row.get::<_, String>(1));
+        let Some(table) = found.get_mut(&table) else { continue };
+        let (oids, labels): (Vec<u32>, Vec<String>) = (row.get(2), row.get(3));
+        table.labels = oids.into_iter().zip(labels).collect();
+        let (columns, expressions): (Vec<String>, Vec<String>) = (row.get(4), row.get(5));
+        table.generated = columns.into_iter().zip(expressions).collect();
     }
     Ok(found)
 }
 
 fn heap(row: &Row) -> Heap {
     let (names, numbers, described): (Vec<String>, Vec<i16>, Vec<String>) =
-        (row.get(8), row.get(9), row.get(10));
+        (row.get(11), row.get(12), row.get(13));
     Heap {
         name: row.get(3),
         file: row.get(4),
-        partition: row.get(5),
-        attached: row.get(6),
-        holds_rows: row.get(7),
-        counted: row.get(11),
+        changed_by: row.get(5),
+        logged: row.get(6),
+        partition: row.get(7),
+        made: row.get(8),
+        empty: false,
+        ties: row.get(9),
         columns: names.into_iter().zip(numbers.into_iter().zip(described)).collect(),
     }
 }
 
-/// Finds out which partitions were attached without a row since an earlier reading. Those are looked at, because
-/// nothing is counted in them yet.
+/// Finds out which partitions were attached without a row since an earlier reading.
 ///
 /// # Errors
 /// [`MirrorError::Sql`].
@@ -97,44 +193,65 @@ pub async fn look_into_attached(
     before: &Contents,
     now: &mut Contents,
 ) -> Result<(), MirrorError> {
-    let known = |table: &TableName, oid: &u32| before.get(table).is_none_or(|heaps| heaps.contains_key(oid));
-    for (table, heaps) in now.iter_mut() {
-        for (oid, heap) in heaps.iter_mut().filter(|(oid, heap)| heap.attached && !known(table, oid)) {
+    for (table, contents) in now.iter_mut() {
+        let Some(before) = before.get(table) else { continue };
+        let new = contents.heaps.iter_mut().filter(|(oid, heap)| {
+            heap.partition && !heap.made && heap.logged && !before.heaps.contains_key(*oid)
+        });
+        for (oid, heap) in new {
+            // NULL where it was dropped meanwhile.
             let row = source
-                .query_one("SELECT coalesce(pg_relation_size($1::oid::regclass) > 0, false)", &[oid])
+                .query_one("SELECT coalesce(pg_relation_size($1::oid::regclass) = 0, false)", &[oid])
                 .await
                 .map_err(MirrorError::sql("looking into a partition that was attached"))?;
-            heap.holds_rows = row.get(0);
+            heap.empty = row.get(0);
         }
     }
     Ok(())
 }
 
-/// What happened between two readings that the stream does not tell. Pure. A table that is not in both is the
-/// business of whoever watches the publication.
+/// What happened to a table between two readings, as far as the stream does not tell it. Pure.
 #[must_use]
-pub fn unheard(before: &Contents, now: &Contents) -> Vec<Unheard> {
-    let mut found = Vec::new();
-    for (table, heaps) in before {
-        let Some(present) = now.get(table) else { continue };
-        let other_file =
-            |(oid, heap): (&u32, &Heap)| present.get(oid).is_some_and(|now| now.file != heap.file);
-        // TRUNCATE of the whole table is in the stream.
-        let whole = heaps.iter().all(other_file);
-        let went = heaps.iter().filter_map(|(oid, heap)| change(heap, present.get(oid), whole));
-        let came = present
-            .iter()
-            .filter(|(oid, heap)| !heaps.contains_key(*oid) && heap.attached && heap.holds_rows);
-        let came = came.map(|(_, heap)| format!("its partition {} was attached with rows", heap.name));
-        found.extend(went.chain(came).map(|what| Unheard { table: table.clone(), what }));
+pub fn judge(before: &TableContents, now: &TableContents, heard: Heard<'_>) -> Judgement {
+    let certain = before
+        .heaps
+        .iter()
+        .find_map(|(oid, heap)| change(heap, now.heaps.get(oid)))
+        .or_else(|| now.heaps.iter().find_map(|(oid, heap)| arrival(heap, before.heaps.get(oid))))
+        .or_else(|| renamed(before, now));
+    if let Some(what) = certain {
+        return Judgement::Unheard(what);
     }
-    found
+    let other_file = |(oid, heap): &(&u32, &Heap)| match before.heaps.get(*oid) {
+        Some(before) => before.file != heap.file,
+        None => heap.file != **oid,
+    };
+    let changed: Vec<&Heap> = now
+        .heaps
+        .iter()
+        .filter(|(_, heap)| heap.partition)
+        .filter(other_file)
+        .map(|(_, heap)| heap)
+        .collect();
+    let told = |heap: &&&Heap| !heard.emptied_by.contains(&heap.changed_by);
+    let Some(untold) = changed.iter().find(told) else { return Judgement::Heard };
+    // TRUNCATE of the whole table would have given every partition another file.
+    let kept =
+        before.heaps.iter().any(|(oid, heap)| now.heaps.get(oid).is_some_and(|now| now.file == heap.file));
+    if kept || heard.passed {
+        return Judgement::Unheard(format!(
+            "its partition {} was emptied by TRUNCATE, or rewritten as by VACUUM FULL",
+            untold.name
+        ));
+    }
+    Judgement::Open
 }
 
-fn change(before: &Heap, now: Option<&Heap>, whole: bool) -> Option<String> {
+/// What is certain of a heap that was there before.
+fn change(before: &Heap, now: Option<&Heap>) -> Option<String> {
     let name = &before.name;
     let Some(now) = now else {
-        return before.holds_rows.then(|| format!("its partition {name} was detached or dropped with rows"));
+        return Some(format!("its partition {name} was detached or dropped"));
     };
     let moved = |(column, (number, _)): (&String, &(i16, String))| {
         now.columns.get(column).is_some_and(|(other, _)| other != number)
@@ -145,11 +262,41 @@ fn change(before: &Heap, now: Option<&Heap>, whole: bool) -> Option<String> {
     let described = |(column, described): (&String, &(i16, String))| {
         now.columns.get(column).is_some_and(|other| other != described)
     };
-    if before.file != now.file && before.columns.iter().any(described) {
-        return Some(format!("ALTER TABLE rewrote the rows of {name}"));
+    if before.ties != now.ties {
+        return Some(format!("its partition {name} was detached and attached again"));
     }
-    let emptied = before.file != now.file && before.partition && before.holds_rows && !now.counted && !whole;
-    emptied.then(|| format!("its partition {name} was emptied by TRUNCATE"))
+    let rewritten = before.file != now.file && before.columns.iter().any(described);
+    rewritten.then(|| format!("ALTER TABLE rewrote the rows of {name}"))
+}
+
+/// What is certain of a heap as it is, or as it came.
+fn arrival(heap: &Heap, before: Option<&Heap>) -> Option<String> {
+    if !heap.logged {
+        return Some(format!(
+            "its partition {} is unlogged or foreign, so its changes are not in the WAL",
+            heap.name
+        ));
+    }
+    let attached = before.is_none() && heap.partition && !heap.made && !heap.empty;
+    attached.then(|| format!("its partition {} was attached with rows", heap.name))
+}
+
+fn renamed(before: &TableContents, now: &TableContents) -> Option<String> {
+    let changed = |(oid, label): (&u32, &String)| {
+        let now = now.labels.get(oid).filter(|now| *now != label)?;
+        Some(format!("ALTER TYPE renamed the label {label} of an enum to {now}"))
+    };
+    before.labels.iter().find_map(changed)
+}
+
+/// A generated column whose expression is another one, in words. The stream does not carry such columns.
+#[must_use]
+pub fn other_expression(before: &TableContents, now: &TableContents) -> Option<String> {
+    let changed = |(column, expression): (&String, &String)| {
+        now.generated.get(column).filter(|now| *now != expression)?;
+        Some(format!("the generated column {column} has another expression"))
+    };
+    before.generated.iter().find_map(changed)
 }
 
 /// Why the mirror must not go on over a table, and what to type.
@@ -161,75 +308,147 @@ pub fn refusal(slice: &str, table: &str, what: &str) -> Refusal {
     }
 }
 
+/// The same over several tables; `None` over none.
+#[must_use]
+pub fn refusal_over(slice: &str, unheard: &[Unheard]) -> Option<Refusal> {
+    let (first, others) = unheard.split_first()?;
+    let mut refusal = refusal(slice, &first.table.to_string(), &first.what);
+    if !others.is_empty() {
+        let facts = others.iter().map(|other| format!("; {}: {}", other.table, other.what));
+        refusal.what.extend(facts);
+        let retries = unheard.iter().map(|one| format!(" --retry {}", one.table)).collect::<String>();
+        refusal.next =
+            format!("strangler mirror PLAN --slice {slice}{retries}, which copies what is named again");
+    }
+    Some(refusal)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn heap(name: &str) -> Heap {
+    fn heap(oid: u32) -> Heap {
         let columns =
             [("id".to_owned(), (1, "700".to_owned())), ("v".to_owned(), (2, "700".to_owned()))].into();
-        let (partition, attached, holds_rows, counted) = (true, false, true, true);
-        Heap { name: name.into(), file: 1, partition, attached, holds_rows, counted, columns }
+        Heap {
+            name: format!("p{oid}"),
+            file: oid,
+            changed_by: "700".into(),
+            logged: true,
+            partition: true,
+            made: true,
+            empty: false,
+            ties: "9 700 3".into(),
+            columns,
+        }
     }
 
-    fn of(heaps: &[(u32, Heap)]) -> Contents {
-        [(TableName::new("public", "t"), heaps.iter().cloned().collect())].into()
+    fn of(heaps: &[(u32, Heap)]) -> TableContents {
+        TableContents {
+            publication: "7 700".into(),
+            labels: BTreeMap::new(),
+            generated: BTreeMap::new(),
+            heaps: heaps.iter().cloned().collect(),
+        }
+    }
+
+    fn edited(oid: u32, edit: impl FnOnce(&mut Heap)) -> (u32, Heap) {
+        let mut heap = heap(oid);
+        edit(&mut heap);
+        (oid, heap)
+    }
+
+    fn emptied(oid: u32, by: &str) -> (u32, Heap) {
+        edited(oid, |heap| {
+            heap.file = oid + 100;
+            heap.changed_by = by.into();
+        })
     }
 
     fn said(before: &[(u32, Heap)], now: &[(u32, Heap)]) -> String {
-        let found = unheard(&of(before), &of(now));
-        found.into_iter().map(|unheard| unheard.what).collect::<Vec<_>>().join("; ")
+        match judge(&of(before), &of(now), Heard::default()) {
+            Judgement::Heard => String::new(),
+            Judgement::Open => "open".into(),
+            Judgement::Unheard(what) => what,
+        }
     }
 
     #[test]
-    fn what_the_stream_does_not_carry_is_found_and_nothing_else() {
-        let one = heap("one");
-        let with = |edit: &dyn Fn(&mut Heap)| {
-            let mut heap = heap("one");
-            edit(&mut heap);
-            heap
+    fn what_rewrites_a_table_of_its_own_is_told_from_housekeeping() {
+        let plain = |edit: &dyn Fn(&mut Heap)| {
+            edited(1, |heap| {
+                heap.partition = false;
+                edit(heap);
+            })
         };
-        let redescribed = |heap: &mut Heap| {
-            heap.columns.insert("v".into(), (2, "800".into()));
-        };
-        let same = [(1, one.clone())];
-        let now = |heap: Heap| said(&same, &[(1, heap)]);
-        assert_eq!(now(one.clone()), "");
-        assert_eq!(now(with(&|heap| heap.file = 2)), "", "VACUUM FULL");
-        assert_eq!(now(with(&redescribed)), "", "SET STATISTICS, or a type that is only wider");
+        let before = [plain(&|_| ())];
+        let redescribed = |heap: &mut Heap| drop(heap.columns.insert("v".into(), (2, "800".into())));
+        assert_eq!(said(&before, &before), "");
         assert_eq!(
-            now(with(&|heap| {
-                heap.file = 2;
-                heap.columns.insert("w".into(), (3, "800".into()));
-            })),
+            said(&before, &[plain(&|heap| heap.file = 2)]),
             "",
-            "a new column, which the stream tells"
+            "VACUUM FULL, or a TRUNCATE that the stream tells"
         );
-        assert_eq!(
-            now(with(&|heap| {
-                heap.file = 2;
-                redescribed(heap);
-            })),
-            "ALTER TABLE rewrote the rows of one"
-        );
-        assert_eq!(
-            now(with(&|heap| drop(heap.columns.insert("v".into(), (3, "800".into()))))),
-            "a column of one was dropped and another of its name added"
-        );
-        let emptied = with(&|heap| {
+        assert_eq!(said(&before, &[plain(&redescribed)]), "", "SET STATISTICS, or a type that is only wider");
+        let both = plain(&|heap| {
             heap.file = 2;
-            heap.counted = false;
+            redescribed(heap);
         });
-        assert_eq!(now(emptied.clone()), "", "TRUNCATE of the whole table");
-        let both = [(1, one.clone()), (2, heap("two"))];
-        let emptied = said(&both, &[(1, emptied), (2, heap("two"))]);
-        assert_eq!(emptied, "its partition one was emptied by TRUNCATE");
-        assert_eq!(said(&same, &[]), "its partition one was detached or dropped with rows");
-        assert_eq!(said(&[(1, with(&|heap| heap.holds_rows = false))], &[]), "", "an empty one may go");
-        let two = heap("two");
-        assert_eq!(said(&same, &[(1, one.clone()), (2, two.clone())]), "", "made as a partition");
-        let attached = Heap { attached: true, ..two };
-        assert_eq!(said(&same, &[(1, one), (2, attached)]), "its partition two was attached with rows");
-        assert_eq!(unheard(&of(&same), &Contents::new()), [], "the publication's watch tells that");
+        assert_eq!(said(&before, &[both]), "ALTER TABLE rewrote the rows of p1");
+        let moved = plain(&|heap| drop(heap.columns.insert("v".into(), (3, "800".into()))));
+        assert_eq!(said(&before, &[moved]), "a column of p1 was dropped and another of its name added");
+    }
+
+    #[test]
+    fn partitions_may_come_as_partitions_or_empty_and_in_no_other_way() {
+        let (one, two) = ((1, heap(1)), (2, heap(2)));
+        let before = [one.clone()];
+        assert_eq!(said(&before, &[one.clone(), two]), "", "made as a partition");
+        let attached = |empty| edited(2, |heap| (heap.made, heap.empty) = (false, empty));
+        assert_eq!(said(&before, &[one.clone(), attached(false)]), "its partition p2 was attached with rows");
+        assert_eq!(said(&before, &[one.clone(), attached(true)]), "");
+        let unlogged = edited(2, |heap| heap.logged = false);
+        assert!(said(&before, &[one.clone(), unlogged]).contains("is unlogged or foreign"));
+        assert_eq!(said(&before, &[]), "its partition p1 was detached or dropped");
+        let again = edited(1, |heap| heap.ties = "9 900 5".into());
+        assert_eq!(said(&before, &[again]), "its partition p1 was detached and attached again");
+    }
+
+    #[test]
+    fn a_partition_gets_another_file_by_the_truncate_that_the_stream_brought_and_by_nothing_else() {
+        let before = [(1, heap(1)), (2, heap(2))];
+        let one = [emptied(1, "900"), (2, heap(2))];
+        assert!(
+            said(&before, &one).contains("p1 was emptied by TRUNCATE"),
+            "no TRUNCATE of the table leaves one out"
+        );
+        let all = of(&[emptied(1, "900"), emptied(2, "900")]);
+        let told = ["900".to_owned()];
+        let judged =
+            |now: &TableContents, emptied_by, passed| judge(&of(&before), now, Heard { emptied_by, passed });
+        assert_eq!(judged(&all, &[], false), Judgement::Open);
+        assert_eq!(judged(&all, &told, false), Judgement::Heard);
+        assert!(
+            matches!(judged(&all, &[], true), Judgement::Unheard(_)),
+            "TRUNCATE of every partition by name"
+        );
+        let later = of(&[emptied(1, "900"), emptied(2, "901")]);
+        assert!(matches!(judged(&later, &told, true), Judgement::Unheard(_)), "one was emptied again");
+        let new = of(&[(1, heap(1)), (2, heap(2)), emptied(3, "950")]);
+        assert!(matches!(judged(&new, &[], false), Judgement::Unheard(_)), "it came, was filled and emptied");
+    }
+
+    #[test]
+    fn a_label_that_is_renamed_is_told_and_a_new_one_is_not() {
+        let labelled = |labels: &[(u32, &str)]| TableContents {
+            labels: labels.iter().map(|(oid, label)| (*oid, (*label).to_owned())).collect(),
+            ..of(&[])
+        };
+        let before = labelled(&[(5, "in")]);
+        assert_eq!(judge(&before, &labelled(&[(5, "in"), (6, "out")]), Heard::default()), Judgement::Heard);
+        let renamed = judge(&before, &labelled(&[(5, "inside")]), Heard::default());
+        assert!(
+            matches!(renamed, Judgement::Unheard(what) if what.contains("label in of an enum to inside"))
+        );
     }
 }

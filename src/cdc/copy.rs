@@ -12,18 +12,25 @@ use super::error::MirrorError;
 use super::start::shut_out;
 use crate::failpoint;
 use crate::failpoint::hooks::{Hooks, Mutant};
+use crate::journal;
 use crate::journal::claims::{Claim, ClaimStatements};
-use crate::journal::copies::{self, Extent, PieceRow};
+use crate::journal::copies::{self, Extent, PieceRow, TableState};
 use crate::landing::key::Point;
 use crate::lsn::Lsn;
 use crate::mapping::TableMapping;
 use crate::postgres::connect::Session;
+use crate::postgres::sqlstate;
 
 /// Bytes of COPY data per message to the target: COPY gives one message per row, and small ones cost more than
 /// their bytes.
 const CHUNK_BYTES: usize = 64 * 1024;
 /// Landed bytes between two reports of progress.
 const REPORT_BYTES: u64 = 4 << 20;
+
+/// What is done when the service refuses rows.
+const LANDING: &str = "landing a piece";
+/// Why a round ends when it did.
+const REFUSED: &str = "a table of the service did not take its rows, and stands still";
 
 /// A worker's two sessions, kept from round to round.
 #[derive(Debug)]
@@ -129,11 +136,18 @@ async fn land(
         return target.batch_execute("ROLLBACK").await.map_err(MirrorError::sql("keeping a part"));
     }
     let condition = job_condition(round, mapping, job);
-    let (rows, bytes) = pipe(sessions, round, (job.table, mapping), condition, reports).await?;
+    let (rows, bytes) = match pipe(sessions, round, (job.table, mapping), condition, reports).await {
+        Err(MirrorError::Sql { action: LANDING, source }) if sqlstate::is_about_the_table(&source) => {
+            return Err(stand_still(sessions, round, label, &sqlstate::words(&source)).await?);
+        }
+        piped => piped?,
+    };
     let count = i64::try_from(rows).unwrap_or(i64::MAX);
     let (piece, complete, names) = record(sessions, round, (label, job), count).await?;
     let byte_count = i64::try_from(bytes).unwrap_or(i64::MAX);
-    copies::add_copied(target, &round.claim.slice, label, count, byte_count).await?;
+    if !copies::add_copied(target, &round.claim.slice, label, count, byte_count).await? {
+        return Err(MirrorError::Restart { why: REFUSED });
+    }
     failpoint::hit(names.0);
     target.batch_execute("COMMIT").await.map_err(MirrorError::sql("committing a landing"))?;
     failpoint::hit(names.1);
@@ -142,6 +156,35 @@ async fn land(
     // A closed channel means that the round is being given up; what has landed stays.
     let _ = reports.send(report).await;
     Ok(())
+}
+
+/// The service's table does not take its rows: it stands still, which the next start knows, and the others go on from what
+/// is stored. What is left of this one's reading is given up with the sessions.
+async fn stand_still(
+    sessions: &WorkerSessions,
+    round: &RoundWork,
+    label: &str,
+    detail: &str,
+) -> Result<MirrorError, MirrorError> {
+    let (target, slice) = (&sessions.target, &round.claim.slice);
+    let detail = format!("a row could not be copied: {detail}");
+    target.batch_execute("ROLLBACK; BEGIN").await.map_err(MirrorError::sql("giving a landing up"))?;
+    if !round.claim.share(target, &sessions.statements).await? {
+        return Err(shut_out(target, &round.claim).await);
+    }
+    copies::set_without_pieces(target, slice, label, TableState::Diverged, Some(&detail)).await?;
+    copies::delete_parts(target, slice, label).await?;
+    let entry = serde_json::json!({ "table": label, "detail": detail });
+    journal::record(target, Some(slice), "table-diverged", &entry).await?;
+    target.batch_execute("COMMIT").await.map_err(MirrorError::sql("recording a refused landing"))?;
+    failpoint::hit("fault-recorded");
+    tracing::error!(
+        slice,
+        table = label,
+        detail,
+        "the table can't be copied and stands still; the others go on. Copy it again with `strangler mirror PLAN --retry TABLE`"
+    );
+    Ok(MirrorError::Restart { why: REFUSED })
 }
 
 /// Records what a job landed: a piece, or a part of one. Returns the piece, whether it is complete, and the kill
@@ -217,8 +260,7 @@ async fn pipe(
     );
     let write = format!("COPY {} ({}) FROM STDIN{format}", mapping.target.sql(), mapping.target_list());
     let rows = sessions.source.copy_out(&read).await.map_err(MirrorError::sql("reading a piece"))?;
-    let sink =
-        sessions.target.copy_in::<_, Bytes>(&write).await.map_err(MirrorError::sql("landing a piece"))?;
+    let sink = sessions.target.copy_in::<_, Bytes>(&write).await.map_err(MirrorError::sql(LANDING))?;
     pin_mut!(rows);
     pin_mut!(sink);
     let mut buffer = BytesMut::with_capacity(CHUNK_BYTES * 2);
@@ -228,7 +270,7 @@ async fn pipe(
         unreported += row.len() as u64;
         buffer.extend_from_slice(&row);
         if buffer.len() >= CHUNK_BYTES {
-            sink.send(buffer.split().freeze()).await.map_err(MirrorError::sql("landing a piece"))?;
+            sink.send(buffer.split().freeze()).await.map_err(MirrorError::sql(LANDING))?;
             buffer.reserve(CHUNK_BYTES * 2);
         }
         if unreported >= REPORT_BYTES {
@@ -237,7 +279,7 @@ async fn pipe(
             unreported = 0;
         }
     }
-    sink.send(buffer.freeze()).await.map_err(MirrorError::sql("landing a piece"))?;
-    let landed = sink.finish().await.map_err(MirrorError::sql("landing a piece"))?;
+    sink.send(buffer.freeze()).await.map_err(MirrorError::sql(LANDING))?;
+    let landed = sink.finish().await.map_err(MirrorError::sql(LANDING))?;
     Ok((landed, bytes))
 }

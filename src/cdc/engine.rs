@@ -29,7 +29,7 @@ use crate::failpoint::hooks::{Hooks, Mutant};
 use crate::journal::claims::{TAG_PREFIX, tag_is_of};
 use crate::journal::copies::{self, TableState};
 use crate::journal::streams::{Direction, Mode, StreamOf};
-use crate::journal::{process, touched};
+use crate::journal::{baselines, process, touched};
 use crate::landing::key::Key;
 use crate::landing::pieces::EventOrigin;
 use crate::landing::sets::RowOperation;
@@ -251,7 +251,8 @@ impl Engine {
                 (self.changes, self.tagged) = (false, false);
             }
             // What the mirror itself wrote here comes from the other side, which has it.
-            Event::Row { .. } | Event::Truncate(_) if self.tagged => {}
+            Event::Row { .. } if self.tagged => {}
+            Event::Truncate(relations) if self.tagged => self.heard_truncate(&relations).await?,
             Event::Row { relation, change } if is_canary(&relation) => self.canary_row(&relation, &change),
             Event::Row { relation, change } if self.is_tripwire() => {
                 self.changes = true;
@@ -259,6 +260,7 @@ impl Engine {
             }
             Event::Truncate(relations) if self.is_tripwire() => {
                 self.changes = true;
+                self.heard_truncate(&relations).await?;
                 self.stray_truncate(&relations)?;
             }
             Event::Row { relation, change } => {
@@ -272,7 +274,12 @@ impl Engine {
                     self.flush().await?;
                 }
             }
-            Event::Truncate(relations) => self.truncate(&relations).await?,
+            Event::Truncate(relations) => {
+                if self.config.direction == Direction::Reverse {
+                    self.heard_truncate(&relations).await?;
+                }
+                self.truncate(&relations).await?;
+            }
             Event::Marker { prefix, content } => self.message(&prefix, &content),
             Event::Commit { end, time_us } if self.is_tripwire() => {
                 let ended = (self.current.take(), Boundary { end, time_us });
@@ -427,6 +434,26 @@ impl Engine {
         Ok(())
     }
 
+    /// Takes note of a TRUNCATE that is not applied from here, or not to a copy: by it the partitions of its table got other
+    /// files, and the watch over them must know by what.
+    async fn heard_truncate(&mut self, relations: &[Arc<Relation>]) -> Result<(), MirrorError> {
+        let Some(EventOrigin { xid, .. }) = self.current else { return Ok(()) };
+        for relation in relations {
+            let named = TableName::new(relation.schema.as_str(), relation.name.as_str());
+            let Some(table) = self.tables.iter().find(|table| table.mapping.source == named) else {
+                continue;
+            };
+            match self.config.direction {
+                Direction::Forward => {
+                    let session = self.applier.session();
+                    baselines::note_truncate(session, &self.config.mapping.slice, &table.label, xid).await?;
+                }
+                Direction::Reverse => self.vitals.truncated(named, xid),
+            }
+        }
+        Ok(())
+    }
+
     /// Between transactions with nothing to commit: makes a position durable that only passed unrelated WAL, and
     /// lets tables go live whose pieces are all passed.
     async fn settle(&mut self) -> Result<(), MirrorError> {
@@ -442,7 +469,10 @@ impl Engine {
         let stale =
             (self.persisted_at.elapsed() >= IDLE_PERSIST_EVERY || hooks.is_eager()) && hooks.may("stale");
         if self.consumed.end > applied
-            && (awaited || stale || self.copying.awaits(applied, self.consumed.end))
+            && (awaited
+                || stale
+                || self.copying.awaits(applied, self.consumed.end)
+                || self.vitals.awaits(applied, self.consumed.end))
         {
             self.persist().await?;
         }

@@ -12,6 +12,7 @@ use super::copying::{Copying, ROWS_PER_RANGE_FIRST};
 use super::engine::{Engine, SliceConfig};
 use super::error::MirrorError;
 use super::finish;
+use super::generated;
 use super::publication::{self, Named, Published};
 use super::pulse::Vitals;
 use super::repair::Repairs;
@@ -21,6 +22,7 @@ use super::start::{self, Both, Memory, ProcessName, Starting, open};
 use super::stream::Assembler;
 use super::table::{TableRun, choose_ranges, key_equality, rows_are_whole};
 use super::tripwire::Strays;
+use super::watch;
 use crate::failpoint;
 use crate::failpoint::hooks::Mutant;
 use crate::journal::claims::{Claim, ClaimStatements};
@@ -90,6 +92,10 @@ async fn prepare(
     };
     let both = Both::of(config.direction, &links.source, &links.target);
     start::check_links(both, (starting, &config.mapping.service)).await?;
+    if config.direction == Direction::Forward {
+        let wanted = config.mapping.tables.iter().map(|table| &table.source);
+        start::check_tables(&links.target, slice, wanted).await?;
+    }
     let provisioned = start::check_provisioned(both, starting).await?;
     let publication = match (config.direction, &provisioned.row) {
         (Direction::Reverse, Some(row)) => row.publication.clone(),
@@ -122,7 +128,7 @@ async fn prepare(
     let applied = prepare_slot(config, &mut links, &row, (identity.database_oid, &identity.uuid)).await?;
     let claim = claim(config, &row, applied);
     if claim.direction == Direction::Forward && claim.mode == Mode::Apply {
-        copy_anew(config, &links, &claim, memory).await?;
+        copy_anew(config, (&links, &publication), &claim, memory).await?;
     }
     let names = (row.slot.as_str(), publication.as_str());
     let engine = bring_up(config, links, names, (claim, published)).await?;
@@ -160,10 +166,11 @@ fn claim(config: &SliceConfig, row: &StreamRow, applied: Lsn) -> Claim {
     }
 }
 
-/// What an interrupted copy left half done, and what the operator wants copied again.
+/// What an interrupted copy left half done, what the operator wants copied again, and what happened while nobody looked:
+/// only where the service's tables are copies may they be judged by it.
 async fn copy_anew(
     config: &SliceConfig,
-    links: &Links,
+    (links, publication): (&Links, &str),
     claim: &Claim,
     memory: &mut Memory,
 ) -> Result<(), MirrorError> {
@@ -179,7 +186,15 @@ async fn copy_anew(
         retry(config, &links.target, claim, table).await?;
         memory.retry.pop();
     }
-    Ok(())
+    let site = watch::Site {
+        source: &links.source,
+        target: &links.target,
+        slice: &claim.slice,
+        nonce: claim.nonce,
+        publication,
+    };
+    watch::at_start(site).await?;
+    generated::check(&links.source, &links.target, &config.mapping).await
 }
 
 async fn connect(config: &SliceConfig) -> Result<Links, MirrorError> {
@@ -288,7 +303,7 @@ async fn bring_up(
         source: links.source,
         reader,
         assembler: Assembler::new(stream, config.options.spill_folder.clone()),
-        router: Router::new(config.options.hooks.clone()),
+        router: Router::new(slice, config.options.hooks.clone()),
         published: Arc::new(published),
         publication: publication.to_owned(),
         tables,
@@ -359,7 +374,7 @@ pub(super) async fn check_entry(
         }
         (TableState::Copying | TableState::Live, Some(known)) if known == entry => Ok(()),
         (TableState::Copying | TableState::Live, Some(copies::UNHEARD)) => {
-            let what = "ALTER TABLE rewrote its rows, or partitions came, went or were emptied";
+            let what = "its rows were rewritten, its partitions came, went or were emptied, or a label got another name";
             Err(super::contents::refusal(slice, label, what).into())
         }
         (TableState::Copying | TableState::Live, Some(_)) => {
@@ -459,6 +474,13 @@ async fn check_published(
     let Some(found) = publication::read(&links.source, publication).await? else {
         return Err(publication::gone(named).into());
     };
+    let applying = |row: &&StreamRow| row.state == StreamState::Running && row.mode == Mode::Apply;
+    if config.direction == Direction::Forward
+        && let Some(row) = row.filter(applying)
+    {
+        let of = (config.mapping.slice.as_str(), row.nonce);
+        watch::note_what_is_left_out(&links.target, of, (publication, &found)).await?;
+    }
     let wanted = config.mapping.tables.iter().map(|table| match config.direction {
         Direction::Forward => &table.source,
         Direction::Reverse => &table.target,

@@ -19,6 +19,7 @@ use super::table::{TableRun, expected_rows};
 use crate::failpoint;
 use crate::journal::process::{self, Sighting};
 use crate::journal::streams::{self, Direction, StreamOf};
+use crate::postgres::sqlstate;
 
 /// Pauses between attempts after a broken link, doubled up to the longest, each with a random part so that many
 /// slices don't return at once.
@@ -192,12 +193,17 @@ async fn record_end(config: &SliceConfig, memory: &Memory, error: &MirrorError) 
     let Some(nonce) = memory.nonce else { return };
     let recording = async {
         let target = open(&config.apply, &config.mapping.slice).await.ok()?;
-        process::stopped(&target, config.of(), nonce, Some(&error.to_string())).await.ok()?;
+        process::stopped(&target, config.of(), nonce, Some(&why(error))).await.ok()?;
         failpoint::hit("end-recorded");
         Some(())
     };
     // Without it, `status` tells by the missing sign of life.
     let _ = tokio::time::timeout(SIGHT_EVERY, recording).await;
+}
+
+fn why(error: &MirrorError) -> String {
+    let what = chain_of(error);
+    error.next().map_or_else(|| what.clone(), |next| format!("{what}; next: {next}"))
 }
 
 /// Waits before the next attempt, and meanwhile shows the target, if it can be reached, that the mirror lives.
@@ -218,17 +224,10 @@ async fn wait(config: &SliceConfig, memory: &Memory, why: &str, pause: Duration)
     }
 }
 
-/// An error and its causes on one line.
+/// An error and its causes on one line, without row values: it is logged, and kept in the service.
 #[must_use]
-pub fn chain_of(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        text.push_str(": ");
-        text.push_str(&error.to_string());
-        cause = error.source();
-    }
-    text
+pub fn chain_of(error: &(dyn std::error::Error + 'static)) -> String {
+    sqlstate::causes(error).join(": ")
 }
 
 /// Where engines show how they are doing.

@@ -160,7 +160,7 @@ impl Publication {
 }
 
 /// The table that a publication may hold beside those of the mapping: it proves that the way is open.
-fn is_canary(name: &TableName) -> bool {
+pub(super) fn is_canary(name: &TableName) -> bool {
     (name.schema.as_str(), name.name.as_str()) == canaries::TABLE
 }
 

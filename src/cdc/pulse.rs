@@ -7,14 +7,17 @@ use std::time::{Duration, Instant};
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
-use super::contents::{self, Contents, Unheard};
 use super::error::{MirrorError, Refusal};
+use super::lookout::{Lookout, Truncates};
 use super::publication::{self, Named, Published};
 use super::source::{self, HEARTBEAT_PREFIX};
 use super::start::open;
+use super::watch::{self, Watch};
 use crate::journal::process::{self, Sighting};
+use crate::journal::repairs;
 use crate::journal::streams::{Direction, Mode, StreamOf};
-use crate::journal::{self, copies, repairs};
+use crate::lsn::Lsn;
+use crate::name::TableName;
 use crate::postgres::connect::{Server, Session};
 
 /// A heartbeat each second: often enough for a lag that people read, one transaction id a second on the monolith.
@@ -38,6 +41,8 @@ struct Inner {
     fault: Option<Refusal>,
     held_bytes: u64,
     repairs: bool,
+    awaited: Option<Lsn>,
+    truncates: Truncates,
 }
 
 impl Vitals {
@@ -54,6 +59,27 @@ impl Vitals {
     #[must_use]
     pub fn take_repairs(&self) -> bool {
         self.with(|inner| std::mem::take(&mut inner.repairs))
+    }
+
+    /// The pulse waits until the stream is durably applied up to here.
+    pub fn await_position(&self, lsn: Option<Lsn>) {
+        self.with(|inner| inner.awaited = lsn);
+    }
+
+    /// Whether a position that was consumed and not applied is waited for.
+    #[must_use]
+    pub fn awaits(&self, applied: Lsn, consumed: Lsn) -> bool {
+        self.with(|inner| inner.awaited.is_some_and(|lsn| applied < lsn && lsn <= consumed))
+    }
+
+    /// The stream brought a TRUNCATE of a table.
+    pub fn truncated(&self, table: TableName, xid: u32) {
+        self.with(|inner| inner.truncates.add(table, xid));
+    }
+
+    /// The TRUNCATEs that it brought of late.
+    fn truncates(&self) -> Truncates {
+        self.with(|inner| inner.truncates.clone())
     }
 
     /// The engine says what it does.
@@ -145,6 +171,11 @@ impl Pulse {
         StreamOf { slice: &self.slice, direction: self.direction }
     }
 
+    /// Whether the target's tables are copies, which can be copied again.
+    fn copies(&self) -> bool {
+        self.direction == Direction::Forward && self.mode == Mode::Apply
+    }
+
     /// Beats until it is stopped. Trouble with its sessions only costs beats: the engine notices by itself what
     /// concerns it.
     pub async fn run(self, stop: CancellationToken) {
@@ -202,8 +233,8 @@ impl Pulse {
                 self.vitals.with(|inner| inner.held_bytes = slot.held_bytes);
                 seen.meter.watch(self.of(), slot.held_bytes, slot.safe_bytes, self.wal_budget_bytes);
             }
-            let fault = match self.watch_publication(source).await? {
-                None => self.watch_contents(source, target, &mut seen.contents).await?,
+            let fault = match self.watch_publication(source, target).await? {
+                None => self.watch_contents(source, target, seen).await?,
                 fault => fault,
             };
             if fault.is_some() {
@@ -218,7 +249,11 @@ impl Pulse {
     }
 
     /// What happened to the publication since the start that the engine must not go on over.
-    async fn watch_publication(&self, source: &Session) -> Result<Option<Refusal>, MirrorError> {
+    async fn watch_publication(
+        &self,
+        source: &Session,
+        target: &Session,
+    ) -> Result<Option<Refusal>, MirrorError> {
         let named = Named {
             publication: &self.publication,
             slice: &self.slice,
@@ -228,6 +263,10 @@ impl Pulse {
         let Some(found) = publication::read(source, &self.publication).await? else {
             return Ok(Some(publication::gone(named)));
         };
+        if self.copies() {
+            let of = (self.slice.as_str(), self.nonce);
+            watch::note_what_is_left_out(target, of, (&self.publication, &found)).await?;
+        }
         let fault = found.fault(self.published.keys(), named);
         Ok(fault.or_else(|| publication::came_back(&self.published, &found.tables, named)))
     }
@@ -237,44 +276,33 @@ impl Pulse {
         &self,
         source: &Session,
         target: &Session,
-        seen: &mut Option<Contents>,
+        seen: &mut Seen,
     ) -> Result<Option<Refusal>, MirrorError> {
-        let mut now = contents::read(source, &self.publication).await?;
-        if let Some(before) = &*seen {
-            contents::look_into_attached(source, before, &mut now).await?;
+        let site = watch::Site {
+            source,
+            target,
+            slice: &self.slice,
+            nonce: self.nonce,
+            publication: &self.publication,
+        };
+        if !self.copies() {
+            let mut lookout = match seen.lookout.take() {
+                Some(lookout) => lookout,
+                None => Lookout::begin(site, self.direction).await?,
+            };
+            let looked = lookout.look(site, || self.vitals.truncates()).await;
+            self.vitals.await_position(lookout.awaits());
+            seen.lookout = Some(lookout);
+            return looked.map(|()| None);
         }
-        let found = seen.as_ref().map(|before| contents::unheard(before, &now)).unwrap_or_default();
-        if self.direction == Direction::Reverse || self.mode != Mode::Apply {
-            *seen = Some(now);
-            return self.note_unheard(target, &found).await.map(|()| None);
-        }
-        for unheard in &found {
-            let label = unheard.table.to_string();
-            copies::set_published_as(target, &self.slice, &label, copies::UNHEARD).await?;
-        }
-        *seen = Some(now);
-        let first = found.first();
-        Ok(first.map(|first| contents::refusal(&self.slice, &first.table.to_string(), &first.what)))
-    }
-
-    /// Where rows are not copied, nothing could be copied again: a comparison finds what changed unheard, and evidence of
-    /// before is void because the tables' shapes are others.
-    async fn note_unheard(&self, target: &Session, found: &[Unheard]) -> Result<(), MirrorError> {
-        for unheard in found {
-            let table = unheard.table.to_string();
-            tracing::error!(
-                slice = self.slice,
-                direction = self.direction.as_str(),
-                table,
-                what = unheard.what,
-                "a table changed in a way that is not in the stream; compare the slice with `strangler reconcile PLAN`"
-            );
-            let entry = serde_json::json!({
-                "table": table, "what": unheard.what, "direction": self.direction.as_str()
-            });
-            journal::record(target, Some(&self.slice), "changed-unheard", &entry).await?;
-        }
-        Ok(())
+        let mut watch = match seen.watch.take() {
+            Some(watch) => watch,
+            None => Watch::restore(site).await?,
+        };
+        let fault = watch.look(site).await?;
+        self.vitals.await_position(watch.awaits());
+        seen.watch = Some(watch);
+        Ok(fault)
     }
 }
 
@@ -282,7 +310,8 @@ impl Pulse {
 #[derive(Debug, Default)]
 struct Seen {
     meter: WalMeter,
-    contents: Option<Contents>,
+    watch: Option<Watch>,
+    lookout: Option<Lookout>,
 }
 
 /// Warns about held WAL, once per step, with the time left at the present rate.

@@ -16,7 +16,7 @@ use crate::landing::row::{RowReader, ShapeDrift};
 use crate::landing::rule::{UpdateVerdict, decide_update};
 use crate::landing::sets::RowOperation;
 use crate::name::TableName;
-use crate::problem::START_ANEW;
+use crate::problem::{START_ANEW, arm_anew};
 
 /// How events fared, for tests that must know that the load met the rare cases, and for `status`.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -44,6 +44,7 @@ pub struct Router {
     bindings: HashMap<u32, Binding>,
     /// Counts since the start.
     pub counts: RouteCounts,
+    slice: String,
     hooks: Hooks,
 }
 
@@ -57,10 +58,10 @@ struct End {
 }
 
 impl Router {
-    /// A router that has met nothing yet.
+    /// A router of a slice that has met nothing yet.
     #[must_use]
-    pub fn new(hooks: Hooks) -> Self {
-        Self { hooks, ..Self::default() }
+    pub fn new(slice: &str, hooks: Hooks) -> Self {
+        Self { slice: slice.to_owned(), hooks, ..Self::default() }
     }
 
     /// The slice's table that a relation is, when it is one.
@@ -100,7 +101,8 @@ impl Router {
                 });
             }
             Some((number, table)) => {
-                let reader = RowReader::new(relation, &table.mapping).map_err(|drift| drifted(&drift))?;
+                let reader = RowReader::new(relation, &table.mapping)
+                    .map_err(|drift| drifted((&self.slice, table.mapping.reversed), &drift))?;
                 Some((number, reader))
             }
         };
@@ -205,12 +207,20 @@ impl Router {
     }
 }
 
-/// Why the slice stops, and its way on: columns that were only added can be left behind, where the stream stands.
-fn drifted(drift: &ShapeDrift) -> MirrorError {
+/// Why the slice stops, and its way on: columns that were only added can be left behind, where the stream stands. Any
+/// other change stays in the stream, also when it is undone, so that only another stream gets past it.
+fn drifted((slice, reversed): (&str, bool), drift: &ShapeDrift) -> MirrorError {
     let what = format!("{drift}; the mirror stopped before the first event of the new shape");
-    let next = if drift.only_new.is_empty() {
+    let next = if reversed {
         format!(
-            "undo the change on the monolith and start the mirror again; else start the slice anew: {START_ANEW}"
+            "where the service lost a column of the mapping, bring it back there; then {}; then strangler reconcile PLAN \
+             --slice {slice} --repair",
+            arm_anew(slice)
+        )
+    } else if drift.only_new.is_empty() {
+        format!(
+            "undo the change on the monolith, then strangler mirror PLAN --slice {slice} --rebuild, which copies the slice \
+             again; else start the slice anew: {START_ANEW}"
         )
     } else {
         let columns: Vec<String> =

@@ -20,7 +20,7 @@ use crate::lsn::Lsn;
 use crate::name::TableName;
 use crate::postgres::connect::{Server, Session};
 use crate::postgres::replication::{Connection, SlotOptions, SystemIdentity, TimelineSwitch};
-use crate::problem::bring_back;
+use crate::problem::{START_ANEW, bring_back};
 
 /// A mirror that was seen within this time and did not stop is taken to be alive.
 const ALIVE_S: f64 = 10.0;
@@ -260,6 +260,45 @@ pub(crate) async fn shut_out(target: &Client, claim: &Claim) -> MirrorError {
 /// Whether the row gives the stream another part than the one it was claimed for.
 pub(crate) fn is_turned(row: &StreamRow, claim: &Claim) -> bool {
     row.mode != claim.mode || row.epoch != claim.epoch
+}
+
+/// Checks that every table of the mapping was provisioned: a table that came to a schema which the plan takes as a whole
+/// would otherwise only show as another mapping.
+///
+/// # Errors
+/// [`MirrorError::Refused`] naming the tables.
+pub async fn check_tables<'a>(
+    target: &Client,
+    slice: &str,
+    tables: impl Iterator<Item = &'a TableName>,
+) -> Result<(), MirrorError> {
+    let Some(_) = slices::read(target, slice).await.or_else(missing_schema)? else { return Ok(()) };
+    if migrate::form(target).await? == Form::Older {
+        return Ok(());
+    }
+    // A service that has the authority is not to be started over.
+    if streams::read(target, StreamOf::forward(slice)).await?.is_none_or(|row| row.mode != Mode::Apply) {
+        return Ok(());
+    }
+    let known = copies::tables(target, slice).await?;
+    let new: Vec<String> = tables
+        .map(ToString::to_string)
+        .filter(|label| !known.iter().any(|row| row.source_table == *label))
+        .collect();
+    if new.is_empty() {
+        return Ok(());
+    }
+    Err(MirrorError::Refused {
+        what: format!(
+            "slice {slice} was provisioned without {}, which the plan takes now: added to the plan, or made in a schema \
+             that it takes as a whole",
+            new.join(", ")
+        ),
+        next: format!(
+            "to leave it out, list the slice's tables by their names in the plan; to carry it over, start slice {slice} \
+             anew: {START_ANEW}"
+        ),
+    })
 }
 
 fn missing_schema(error: crate::journal::JournalError) -> Result<Option<slices::SliceRow>, MirrorError> {
@@ -577,15 +616,21 @@ pub async fn void_parts(
 /// [`MirrorError::Sql`].
 pub async fn empty_table(target: &Client, table: &str) -> Result<(), MirrorError> {
     let run = async |sql: &str| target.batch_execute(sql).await;
+    let truncate = format!("TRUNCATE {table}");
     run("SAVEPOINT emptying").await.map_err(MirrorError::sql("emptying a table"))?;
-    if let Err(error) = run(&format!("TRUNCATE {table}")).await {
-        if crate::postgres::sqlstate::code(&error) != Some("0A000") {
-            return Err(MirrorError::sql("emptying a table")(error));
-        }
-        run("ROLLBACK TO SAVEPOINT emptying").await.map_err(MirrorError::sql("emptying a table"))?;
-        run(&format!("DELETE FROM {table}")).await.map_err(MirrorError::sql("emptying a table"))?;
+    let tried = run(&truncate).await;
+    if let Err(error) = &tried
+        && crate::postgres::sqlstate::code(error) != Some("0A000")
+    {
+        return tried.map_err(MirrorError::sql("emptying a table"));
     }
-    run("RELEASE SAVEPOINT emptying").await.map_err(MirrorError::sql("emptying a table"))
+    // Inside a savepoint the new files are a subtransaction's, and the other direction's stream names only the transaction:
+    // whoever watches the partitions there could not tell that this was ours.
+    run("ROLLBACK TO SAVEPOINT emptying; RELEASE SAVEPOINT emptying")
+        .await
+        .map_err(MirrorError::sql("emptying a table"))?;
+    let sql = if tried.is_ok() { truncate } else { format!("DELETE FROM {table}") };
+    run(&sql).await.map_err(MirrorError::sql("emptying a table"))
 }
 
 /// Where the source of a stream is: for identity in the stream row.

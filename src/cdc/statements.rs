@@ -27,7 +27,8 @@ pub struct UpdateForm {
 /// What an update comes to.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum UpdateSql {
-    /// A statement that takes one `text[]` per key column with the old key, then one per carried column.
+    /// A statement that takes one `text[]` per key column with the old key, then one per carried column. It meets every row
+    /// once.
     Statement(String),
     /// There is nothing to set.
     Nothing,
@@ -60,12 +61,22 @@ pub fn update(table: &TableMapping, equality: &[String], form: &UpdateForm) -> U
             assignments.push(format!("{} = {value}", quote_ident(&column.target)));
         }
     }
-    if assignments.is_empty() {
-        return UpdateSql::Nothing;
-    }
     let names: Vec<String> =
         (0..table.key.len()).map(|k| format!("k{k}")).chain((0..place).map(|v| format!("v{v}"))).collect();
     let arrays: Vec<String> = (1..=names.len()).map(|n| format!("${n}::text[]")).collect();
+    if assignments.is_empty() {
+        if guards.len() == 1 {
+            return UpdateSql::Nothing;
+        }
+        // Nothing can be set, and what can't may have changed.
+        return UpdateSql::Statement(format!(
+            "SELECT FROM {} AS t, unnest({}) AS s({}) WHERE {}",
+            table.target.sql(),
+            arrays.join(", "),
+            names.join(", "),
+            guards.join(" AND ")
+        ));
+    }
     UpdateSql::Statement(format!(
         "UPDATE {} AS t SET {} FROM unnest({}) AS s({}) WHERE {}",
         table.target.sql(),
@@ -88,6 +99,38 @@ pub fn held(table: &TableMapping, equality: &[String]) -> String {
         key_match(table, equality),
         arrays.join(", "),
         names.join(", ")
+    )
+}
+
+/// Updates rows by key where a column that can't be set has changed (GENERATED ALWAYS AS IDENTITY, `SET n = DEFAULT`): each
+/// row goes and comes again in one statement, with the values that the update does not carry. Only for a table whose
+/// columns are all mapped. Takes what [`update`] takes.
+#[must_use]
+pub fn replace(table: &TableMapping, equality: &[String], carried: &[bool]) -> String {
+    let mut place = 0;
+    let (mut kept, mut values) = (Vec::new(), Vec::new());
+    for (index, column) in table.columns.iter().enumerate() {
+        if carried.get(index) == Some(&true) {
+            values.push(format!("g.v{place}::{}", column.cast_sql));
+            place += 1;
+        } else {
+            kept.push(format!(", t.{} AS t{index}", quote_ident(&column.target)));
+            values.push(format!("g.t{index}"));
+        }
+    }
+    let names: Vec<String> =
+        (0..table.key.len()).map(|k| format!("k{k}")).chain((0..place).map(|v| format!("v{v}"))).collect();
+    let arrays: Vec<String> = (1..=names.len()).map(|n| format!("${n}::text[]")).collect();
+    format!(
+        "WITH gone AS (DELETE FROM {target} AS t USING unnest({}) AS s({}) WHERE {} RETURNING s.*{}) \
+         INSERT INTO {target} ({}) OVERRIDING SYSTEM VALUE SELECT {} FROM gone AS g",
+        arrays.join(", "),
+        names.join(", "),
+        key_match(table, equality),
+        kept.concat(),
+        table.target_list(),
+        values.join(", "),
+        target = table.target.sql(),
     )
 }
 

@@ -5,6 +5,7 @@ use super::borders::target_range_condition;
 use super::error::MirrorError;
 use super::start::empty_table;
 use super::table::TableRun;
+use crate::journal::baselines;
 use crate::journal::copies::TableState;
 use crate::landing::key::Key;
 use crate::landing::pieces::{EventOrigin, Truncation};
@@ -19,8 +20,13 @@ pub async fn apply(applier: &mut Applier, table: &TableRun, event: EventOrigin) 
     if table.state == TableState::Live {
         applier.touched().add_all(&table.label);
     }
+    let slice = applier.claim().slice.clone();
     let session = applier.open_session().await?;
     let mapping = &table.mapping;
+    if mapping.partitioned && !mapping.reversed {
+        // Its partitions get other files by this, which the watch over them must know. The way back's is in memory.
+        baselines::note_truncate(session, &slice, &table.label, event.xid).await?;
+    }
     match table.pieces.truncation(&event) {
         // The monolith's table also holds what the filter leaves to others.
         Truncation::All if mapping.reversed && !mapping.filter.is_empty() => {

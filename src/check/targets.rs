@@ -1,8 +1,8 @@
 //! What already stands where the plan puts its tables.
 
 use super::facts::{Facts, Server};
-use crate::catalog::{Table, TableKind};
-use crate::mapping::TableMapping;
+use crate::catalog::{Catalog, Table, TableKind};
+use crate::mapping::{TableMapping, adopted};
 use crate::name::quote_ident;
 use crate::plan::Ddl;
 use crate::problem::{Problem, bring_back};
@@ -28,6 +28,8 @@ pub(super) fn rule(facts: &Facts) -> Vec<Problem> {
                     let begun =
                         database.whereabouts.as_ref().is_some_and(|place| place.begun.contains_key(slice));
                     problems.extend(differences(&name, table, target, &remedy(ddl, begun.then_some(slice))));
+                    let source = facts.monolith.catalog.as_ref().and_then(|one| one.table(&table.source));
+                    problems.extend(misfits(&name, table, source, (catalog, target)));
                     if !provisioned {
                         problems.extend(not_empty(&name, table, server));
                     }
@@ -35,6 +37,27 @@ pub(super) fn rule(facts: &Facts) -> Vec<Problem> {
             }
         }
     }
+    problems
+}
+
+/// What makes mirrored rows others than the monolith's, though each column takes its value.
+fn misfits(
+    name: &str,
+    table: &TableMapping,
+    source: Option<&Table>,
+    (catalog, target): (&Catalog, &Table),
+) -> Vec<Problem> {
+    let problem = |code, misfit: adopted::Misfit| {
+        Problem::error(code, name)
+            .fact(misfit.fact)
+            .consequence("its rows would not be what the monolith's are")
+            .next(misfit.next)
+    };
+    let generated = source.map(|source| adopted::generated_apart(table, source, target)).unwrap_or_default();
+    let mut problems: Vec<Problem> =
+        generated.into_iter().map(|misfit| problem("generated-differs", misfit)).collect();
+    let triggers = adopted::loud_triggers(catalog, &target.name);
+    problems.extend(triggers.into_iter().map(|misfit| problem("target-trigger", misfit)));
     problems
 }
 
@@ -109,7 +132,7 @@ fn differences(name: &str, table: &TableMapping, target: &Table, remedy: &str) -
         let mut wanted = key.clone();
         columns.sort_unstable();
         wanted.sort_unstable();
-        index.unique && index.valid && !index.partial && columns == wanted
+        target.can_identify(index) && columns == wanted
     });
     let mut problems: Vec<Problem> = Vec::new();
     if !found.is_empty() {
@@ -123,7 +146,7 @@ fn differences(name: &str, table: &TableMapping, target: &Table, remedy: &str) -
         let columns: Vec<String> = key.iter().flatten().map(|name| quote_ident(name)).collect();
         problems.push(
             Problem::error("target-without-key", name)
-                .fact(format!("it has no unique index on exactly its key ({})", columns.join(", ")))
+                .fact(format!("it has no unique index on exactly its key ({}) that is not deferrable and whose columns are NOT NULL", columns.join(", ")))
                 .consequence("updates and deletes could not find their row, and a row could be there twice")
                 .next(format!(
                     "run on the service: ALTER TABLE {} ADD PRIMARY KEY ({});",

@@ -66,8 +66,14 @@ pub(super) struct Arguments {
     #[arg(long, value_name = "NUMBER", value_parser = clap::value_parser!(u64).range(1..))]
     rows_per_piece: Option<u64>,
     /// Where transactions that don't fit into memory wait [default: the system's folder for temporary files]
-    #[arg(long, value_name = "FOLDER")]
+    #[arg(long, value_name = "FOLDER", value_parser = folder)]
     spill_folder: Option<PathBuf>,
+}
+
+/// A folder that is there: a wrong one would only show at the first large transaction.
+fn folder(text: &str) -> Result<PathBuf, String> {
+    let path = PathBuf::from(text);
+    if path.is_dir() { Ok(path) } else { Err("there is no such folder".to_owned()) }
 }
 
 pub(super) async fn run(ui: &mut Ui, arguments: &Arguments) -> Result<Exit, CliError> {

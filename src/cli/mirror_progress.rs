@@ -150,7 +150,8 @@ fn measurements(slice: &SliceProgress) -> Vec<String> {
     if let Some(seconds) = seconds_left(&slice.tables) {
         parts.push(format!("about {} left", words::seconds(seconds)));
     }
-    if !still_copying(slice) {
+    // Before the first message of the stream nobody knows how much is to come.
+    if !still_copying(slice) && (slice.lag_ms.is_some() || slice.lag_bytes > 0) {
         parts.push(lag_words(slice));
     }
     parts.push(format!("{} of WAL held", words::bytes(slice.wal_held_bytes)));

@@ -443,11 +443,11 @@ pub fn finish(ui: &mut Ui, outcome: Result<Exit, CliError>) -> Exit {
     page.exit
 }
 
-fn show(ui: &mut Ui, heading: &str, error: &dyn Error, page: &Page) {
+fn show(ui: &mut Ui, heading: &str, error: &(dyn Error + 'static), page: &Page) {
     let paint = ui.words_paint();
     let code = paint.ink(Ink::Alarm, &format!("error[{}]:", page.code));
     ui.words(&format!("{code} {heading}"));
-    for (index, cause) in sources(error).iter().enumerate() {
+    for (index, cause) in sqlstate::causes(error).iter().skip(1).enumerate() {
         ui.words(&format!("  {}. {cause}", index + 1));
     }
     if let Some(hint) = &page.hint {
@@ -466,12 +466,6 @@ fn command_line(ui: &mut Ui, error: &clap::Error) -> Exit {
         Ok(()) => Exit::Clean,
         Err(_) => Exit::Incomplete,
     }
-}
-
-fn sources(error: &dyn Error) -> Vec<String> {
-    std::iter::successors(error.source(), |cause: &&dyn Error| (*cause).source())
-        .map(ToString::to_string)
-        .collect()
 }
 
 fn quoted_list(names: &[String]) -> String {

@@ -31,7 +31,7 @@ impl TableState {
         }
     }
 
-    fn parse(text: &str) -> Result<Self, JournalError> {
+    pub(super) fn parse(text: &str) -> Result<Self, JournalError> {
         [Self::Pending, Self::Copying, Self::Live, Self::Diverged]
             .into_iter()
             .find(|state| state.as_str() == text)
@@ -288,7 +288,8 @@ pub async fn tables_with_parts(client: &Client, slice: &str) -> Result<Vec<Strin
     Ok(rows.iter().map(|row| row.get(0)).collect())
 }
 
-/// Adds to a table's copied counts, in the transaction that lands the rows.
+/// Adds to a table's copied counts, in the transaction that lands the rows. `false` when the table stands still: another
+/// landing found that it can't take its rows, and this one must not be kept.
 ///
 /// # Errors
 /// [`JournalError::Database`].
@@ -298,16 +299,16 @@ pub async fn add_copied(
     source_table: &str,
     rows: i64,
     bytes: i64,
-) -> Result<(), JournalError> {
+) -> Result<bool, JournalError> {
     client
         .execute(
             "UPDATE strangler.mirror_table SET rows_copied = rows_copied + $3, bytes_copied = bytes_copied + $4, \
                  state = 'copying', copy_started_at = coalesce(copy_started_at, now()) \
-             WHERE slice = $1 AND source_table = $2",
+             WHERE slice = $1 AND source_table = $2 AND state <> 'diverged'",
             &[&slice, &source_table, &rows, &bytes],
         )
         .await
-        .map(drop)
+        .map(|rows| rows == 1)
         .map_err(JournalError::database("counting copied rows"))
 }
 
@@ -339,7 +340,7 @@ pub async fn set_without_pieces(
     state: TableState,
     detail: Option<&str>,
 ) -> Result<(), JournalError> {
-    forget_pieces(client, slice, source_table).await?;
+    // The row first: a landing that holds it then ends before its piece is looked for.
     client
         .execute(
             "UPDATE strangler.mirror_table SET state = $3, detail = $4, rows_copied = 0, bytes_copied = 0, \
@@ -348,8 +349,8 @@ pub async fn set_without_pieces(
             &[&slice, &source_table, &state.as_str(), &detail],
         )
         .await
-        .map(drop)
-        .map_err(JournalError::database("taking a table back"))
+        .map_err(JournalError::database("taking a table back"))?;
+    forget_pieces(client, slice, source_table).await
 }
 
 /// In place of an entry of the publication: rows changed without an event, so that only another copy helps. No object

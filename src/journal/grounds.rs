@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 use tokio_postgres::{Client, Row};
 
 use super::JournalError;
+use super::copies::UNHEARD;
 use crate::name::{TableName, quote_ident};
 
 /// Everything that evidence about a slice rests on.
@@ -36,6 +37,9 @@ pub struct TableGround {
     pub copy: i32,
     /// `pending`, `copying`, `live` or `diverged`.
     pub state: String,
+    /// Its rows changed without an event in the stream, or may have.
+    #[serde(default)]
+    pub unheard: bool,
     /// Shape in the service.
     pub target_shape: String,
     /// Shape on the monolith; absent when the monolith was not asked.
@@ -85,6 +89,13 @@ pub fn is_same_shape(then: &str, now: &str) -> bool {
     says(then) == says(now) && (same(DESCRIBED) || same(FILES))
 }
 
+/// Files of a table's partitions, and how they belong to it: TRUNCATE of one, or DETACH and ATTACH, is not in the stream
+/// and changes no description. None where a table has no partitions. To be joined like [`SHAPE`].
+const PARTS: &str = "LATERAL (SELECT md5(string_agg(concat_ws(' ', c.oid, c.relfilenode, c.relpersistence, i.xmin, i.cmin), \
+            ',' ORDER BY c.oid)) AS parts \
+        FROM pg_partition_tree(t.oid) AS r JOIN pg_class c ON c.oid = r.relid \
+        JOIN pg_inherits i ON i.inhrelid = c.oid WHERE r.level > 0) AS f";
+
 /// The service's part of the ground of a slice: `source_shape` is absent in every table. `None` when the slice is not
 /// provisioned here.
 ///
@@ -115,14 +126,19 @@ pub async fn service(client: &Client, slice: &str) -> Result<Option<Ground>, Jou
 }
 
 async fn tables(client: &Client, slice: &str) -> Result<BTreeMap<String, TableGround>, JournalError> {
-    let sql =
-        "SELECT source_table, target_table, copy_number, state FROM strangler.mirror_table WHERE slice = $1";
-    let rows = client.query(sql, &[&slice]).await.map_err(reading())?;
+    let sql = "SELECT source_table, target_table, copy_number, state, coalesce(published_as = $2, false) \
+         FROM strangler.mirror_table WHERE slice = $1";
+    let rows = client.query(sql, &[&slice, &UNHEARD]).await.map_err(reading())?;
     let targets = rows.iter().map(|row| regclass(row.get(1))).collect::<Result<Vec<String>, _>>()?;
     let shapes = shapes(client, &targets).await?;
     let ground = |(row, shape): (&Row, String)| {
-        let ground =
-            TableGround { copy: row.get(2), state: row.get(3), target_shape: shape, source_shape: None };
+        let ground = TableGround {
+            copy: row.get(2),
+            state: row.get(3),
+            unheard: row.get(4),
+            target_shape: shape,
+            source_shape: None,
+        };
         (row.get(0), ground)
     };
     Ok(rows.iter().zip(shapes).map(ground).collect())
@@ -140,17 +156,18 @@ async fn shapes(client: &Client, tables: &[String]) -> Result<Vec<String>, Journ
 
 /// The shapes of a slice's tables on the monolith, by their names as a plan writes them. A table that is not in the
 /// slice's publication is not in the answer; one that left it and came back has another shape, because changes in
-/// between are not in the stream.
+/// between are not in the stream. So have all of them when the publication itself was altered.
 ///
 /// # Errors
 /// [`JournalError::Database`]. The session needs SELECT on `strangler.slice`.
 pub async fn monolith(client: &Client, slice: &str) -> Result<BTreeMap<String, String>, JournalError> {
     let sql = format!(
-        "SELECT t.schema, t.name, t.entry || ' ' || s.shape FROM (SELECT c.oid, n.nspname::text AS schema, \
-                c.relname::text AS name, r.oid::text AS entry FROM strangler.slice p \
+        "SELECT t.schema, t.name, concat_ws(' ', t.entry, s.shape, f.parts) \
+             FROM (SELECT c.oid, n.nspname::text AS schema, \
+                c.relname::text AS name, concat_ws(' ', u.oid, u.xmin, r.oid) AS entry FROM strangler.slice p \
              JOIN pg_publication u ON u.pubname = p.publication JOIN pg_publication_rel r ON r.prpubid = u.oid \
              JOIN pg_class c ON c.oid = r.prrelid JOIN pg_namespace n ON n.oid = c.relnamespace \
-             WHERE p.slice = $1) AS t CROSS JOIN {SHAPE}"
+             WHERE p.slice = $1) AS t CROSS JOIN {SHAPE} CROSS JOIN {PARTS}"
     );
     let rows = client.query(&sql, &[&slice]).await.map_err(reading())?;
     let named = |row: &Row| {

@@ -17,6 +17,7 @@ SELECT s.slice, jsonb_build_object(
         FROM strangler.mirror_process m WHERE m.slice = s.slice AND dir = 'forward'),
     'tables', (SELECT coalesce(jsonb_agg(jsonb_build_object('source_table', source_table,
             'target_table', target_table, 'state', state, 'detail', detail,
+            'unheard', coalesce(published_as = 0, false),
             'rows_copied', greatest(0, rows_copied,
                 (SELECT sum(rows) FROM strangler.piece p
                     WHERE (p.slice, p.source_table) = (m.slice, m.source_table) AND kind <> 'key'),
@@ -28,7 +29,14 @@ SELECT s.slice, jsonb_build_object(
         FROM strangler.mirror_table m WHERE m.slice = s.slice),
     'deferred', (SELECT coalesce(jsonb_agg(replace(kind, '_', ' ') || ' ' || object || ' on ' || target_table
             ORDER BY id), '[]')
-        FROM strangler.deferred d WHERE d.slice = s.slice AND done_at IS NULL))::text
+        FROM strangler.deferred d WHERE d.slice = s.slice AND done_at IS NULL),
+    'deferred_failed', (SELECT coalesce(jsonb_agg(replace(kind, '_', ' ') || ' ' || object || ' on ' || target_table
+            || ' (SQLSTATE ' || f.code || ')' ORDER BY d.id), '[]')
+        FROM strangler.deferred d CROSS JOIN LATERAL (SELECT j.detail ->> 'sqlstate' AS code FROM strangler.journal j
+            WHERE j.slice = d.slice AND j.action = 'deferred-failed' AND j.detail ->> 'object' = d.object
+            ORDER BY j.id DESC LIMIT 1) AS f
+        WHERE d.slice = s.slice AND done_at IS NULL AND NOT EXISTS (SELECT FROM strangler.mirror_table m
+            WHERE m.slice = s.slice AND m.state IN ('pending', 'copying'))))::text
 FROM unnest($1::text[]) AS s (slice)";
 
 /// The process goes with the stream, because both are rows of the way back.

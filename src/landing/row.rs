@@ -70,7 +70,9 @@ impl RowReader {
             changes.push("the order of its columns, so one was dropped and added again".to_owned());
         }
         changes.extend(lost_identity(relation, mapping));
-        let known = |name: &String| mapping.column(name).is_some() || mapping.dropped.contains(name);
+        let known = |name: &String| {
+            mapping.others_dropped || mapping.column(name).is_some() || mapping.dropped.contains(name)
+        };
         let names = relation.columns.iter().map(|found| &found.name);
         let new: Vec<String> = names.filter(|name| !known(name)).cloned().collect();
         let only_new = if changes.is_empty() { new.clone() } else { Vec::new() };

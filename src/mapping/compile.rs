@@ -6,7 +6,7 @@ use super::expand::{Listed, expand};
 use super::{Mappings, SliceMapping, TableMapping, columns, filter, hash, identity, references};
 use crate::catalog::{Catalog, TableKind};
 use crate::name::TableName;
-use crate::plan::{Plan, Service, TableSelector};
+use crate::plan::{Others, Plan, Service, TableSelector};
 use crate::problem::{Problem, Severity};
 
 /// What compiling finds. One kind of problem serves the whole tool; here most have a place in the plan file.
@@ -75,6 +75,7 @@ fn map_table(
         target: target_of(service, one),
         columns,
         dropped,
+        others_dropped: one.rule.others == Others::Drop,
         key,
         key_order,
         filter,

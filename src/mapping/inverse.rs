@@ -61,6 +61,8 @@ pub fn inverse(table: &TableMapping, there: &ServiceTable) -> Result<TableMappin
         target: table.source.clone(),
         columns,
         dropped,
+        // The plan speaks of the monolith's columns; one that comes to the service is nobody's to leave behind.
+        others_dropped: false,
         key: table.key.iter().filter_map(|place| moved(*place)).collect(),
         filter: table
             .filter
@@ -104,6 +106,7 @@ mod tests {
                 column("Mood", "mood", 900),
             ],
             dropped: vec!["Legacy".into()],
+            others_dropped: false,
             key: vec![0, 1],
             key_order: KeyOrder::Opaque,
             filter: vec![FilterTerm { column: 1, values: vec!["1".into()] }],

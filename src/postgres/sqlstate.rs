@@ -3,7 +3,7 @@
 use std::io;
 
 use tokio_postgres::Error;
-use tokio_postgres::error::SqlState;
+use tokio_postgres::error::{DbError, SqlState};
 
 /// The kinds of failure that callers treat differently.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -112,9 +112,27 @@ pub fn is_retryable(error: &Error) -> bool {
     Failure::of(error).is_retryable()
 }
 
+/// A row, or what stands on its table, is the trouble: a constraint, a value, a trigger that refused or failed. Neither the
+/// link nor the server nor a role's rights are, and doing it again changes nothing.
+#[must_use]
+pub fn is_about_the_table(error: &Error) -> bool {
+    match Failure::of(error) {
+        Failure::Constraint | Failure::Data => true,
+        Failure::Shape | Failure::Privilege | Failure::Other => error
+            .as_db_error()
+            .is_some_and(|server| server.code().code().starts_with("P0") || is_from_user_code(server)),
+        Failure::ConnectionLost
+        | Failure::Unavailable
+        | Failure::Conflict
+        | Failure::ReadOnly
+        | Failure::Cancelled
+        | Failure::InUse => false,
+    }
+}
+
 /// The error in words that hold no row value: SQLSTATE, object names, and the server's message where that can't
 /// quote data. The detail of an error often does ("Key (id)=(5) already exists."), messages of class 22 do, too
-/// ("invalid input syntax for type integer: …"), and so does whatever a trigger raises (class P0).
+/// ("invalid input syntax for type integer: …"), and so does whatever a trigger or function raises, under any SQLSTATE.
 #[must_use]
 pub fn words(error: &Error) -> String {
     let Some(server) = error.as_db_error() else {
@@ -123,7 +141,7 @@ pub fn words(error: &Error) -> String {
             Some(_) | None => error.to_string(),
         };
     };
-    let quotes_data = matches!(server.code().code().get(..2), Some("22" | "P0"));
+    let quotes_data = matches!(server.code().code().get(..2), Some("22" | "P0")) || is_from_user_code(server);
     let message = if quotes_data { condition(server.code()) } else { server.message() };
     let names = [
         ("table", server.table()),
@@ -135,6 +153,28 @@ pub fn words(error: &Error) -> String {
     format!("{message} (SQLSTATE {}{})", server.code().code(), names.collect::<String>())
 }
 
+/// An error and its causes. What a server said is told by [`words`], because its own words may quote rows.
+#[must_use]
+pub fn causes(error: &(dyn std::error::Error + 'static)) -> Vec<String> {
+    let mut texts = Vec::new();
+    let mut next = Some(error);
+    while let Some(error) = next {
+        if let Some(server) = error.downcast_ref::<Error>() {
+            texts.push(words(server));
+            break;
+        }
+        texts.push(error.to_string());
+        next = error.source();
+    }
+    texts
+}
+
+/// It was raised in a function of a procedural language, whose words are anybody's.
+fn is_from_user_code(server: &DbError) -> bool {
+    server.routine() == Some("exec_stmt_raise")
+        || server.where_().is_some_and(|context| context.contains("PL/"))
+}
+
 fn condition(code: &SqlState) -> &'static str {
     match code.code() {
         "22001" => "a value is too long for its column",
@@ -143,7 +183,8 @@ fn condition(code: &SqlState) -> &'static str {
         "22021" => "a character does not exist in the encoding of the database",
         "22P02" => "a value can't be read as its type",
         "P0001" => "a trigger or function refused",
-        _ => "a value was refused",
+        code if code.starts_with("22") => "a value was refused",
+        _ => "a trigger or function refused",
     }
 }
 

@@ -11,7 +11,7 @@ use super::slices::new_hash;
 use super::tables::{guard, mirror_row, refuse_rows};
 use crate::catalog::{Column, Index, Table, TableKind};
 use crate::journal::statements as ours;
-use crate::mapping::{ColumnMapping, SliceMapping, TableMapping};
+use crate::mapping::{ColumnMapping, SliceMapping, TableMapping, adopted};
 use crate::name::{TableName, quote_ident};
 use crate::problem::Problem;
 
@@ -79,6 +79,15 @@ fn verify(draft: &Draft<'_>, site: &Site<'_>, mapping: &TableMapping) -> Vec<Pro
     for (fact, next) in columns(draft, mapping, table) {
         problems.push(refused(fact, next));
     }
+    let source = draft.survey.monolith.table(&mapping.source);
+    let generated = source.map(|source| adopted::generated_apart(mapping, source, table)).unwrap_or_default();
+    let misfits = generated.into_iter().chain(adopted::loud_triggers(site.catalog, &table.name));
+    problems.extend(misfits.map(|misfit| {
+        Problem::error("adopt-mismatch", &object)
+            .fact(misfit.fact)
+            .consequence("its rows would not be what the monolith's are")
+            .next(misfit.next)
+    }));
     if key_index(mapping, table).is_none() {
         let key: Vec<&str> = mapping.key_columns().map(|column| column.target.as_str()).collect();
         problems.push(refused(

@@ -6,6 +6,7 @@
 use super::anatomy::Reference;
 use crate::catalog::Table;
 use crate::mapping::TableMapping;
+use crate::mapping::expression::{Token, tokens};
 use crate::name::quote_ident;
 
 /// Why an expression can't go along.
@@ -78,21 +79,6 @@ pub(super) fn carry(
     rename(sql, &renamed).ok_or(Stuck::Unreadable)
 }
 
-/// A piece of an expression as PostgreSQL prints it.
-#[derive(Debug, PartialEq, Eq)]
-enum Token {
-    /// An identifier or a lower-case word, without its quotes.
-    Name(String),
-    /// A keyword: PostgreSQL prints those of its syntax in upper case and quotes identifiers with capitals.
-    Keyword(String),
-    /// A string constant or a number.
-    Constant,
-    /// White space.
-    Space,
-    /// `::` or any other single character.
-    Sign(String),
-}
-
 /// Replaces the named columns; `None` when one of them can't be found where a column can stand.
 fn rename(sql: &str, renamed: &[(&str, &str)]) -> Option<String> {
     if renamed.is_empty() {
@@ -138,73 +124,6 @@ fn rename(sql: &str, renamed: &[(&str, &str)]) -> Option<String> {
         *found.get_mut(which)? = true;
     }
     found.iter().all(|found| *found).then(|| pieces.concat())
-}
-
-/// Cuts an expression into tokens with their text. `None` for what PostgreSQL never prints.
-fn tokens(sql: &str) -> Option<Vec<(Token, &str)>> {
-    let mut found = Vec::new();
-    let mut rest = sql;
-    while let Some(first) = rest.chars().next() {
-        let word = |c: char| c.is_alphanumeric() || c == '_' || c == '$';
-        let (token, length) = if first.is_whitespace() {
-            (Token::Space, rest.find(|c: char| !c.is_whitespace()).unwrap_or(rest.len()))
-        } else if first == '"' {
-            let length = closing(rest, 1, '"', false)?;
-            (Token::Name(unquoted(rest.get(1..length - 1)?)), length)
-        } else if first == '\'' {
-            (Token::Constant, closing(rest, 1, '\'', false)?)
-        } else if rest.starts_with("E'") {
-            (Token::Constant, closing(rest, 2, '\'', true)?)
-        } else if rest.starts_with("B'") || rest.starts_with("X'") {
-            (Token::Constant, closing(rest, 2, '\'', false)?)
-        } else if first.is_ascii_digit() {
-            let number = |c: char| c.is_ascii_alphanumeric() || c == '.';
-            (Token::Constant, rest.find(|c| !number(c)).unwrap_or(rest.len()))
-        } else if first.is_alphabetic() || first == '_' {
-            let length = rest.find(|c| !word(c)).unwrap_or(rest.len());
-            let text = rest.get(..length)?;
-            let keyword = text.chars().any(char::is_uppercase);
-            (if keyword { Token::Keyword(text.to_owned()) } else { Token::Name(text.to_owned()) }, length)
-        } else if rest.starts_with("::") {
-            (Token::Sign("::".to_owned()), 2)
-        } else {
-            (Token::Sign(first.to_string()), first.len_utf8())
-        };
-        found.push((token, rest.get(..length)?));
-        rest = rest.get(length..)?;
-    }
-    Some(found)
-}
-
-/// What an identifier's double quotes hold: a doubled one stands for one.
-fn unquoted(body: &str) -> String {
-    let mut name = String::new();
-    let mut chars = body.chars();
-    while let Some(c) = chars.next() {
-        name.push(c);
-        if c == '"' {
-            chars.next();
-        }
-    }
-    name
-}
-
-/// Length up to and with the closing quote; a doubled quote does not close, nor does one after a backslash where
-/// those count.
-fn closing(text: &str, start: usize, quote: char, backslashes: bool) -> Option<usize> {
-    let mut chars = text.char_indices().skip_while(|(at, _)| *at < start).peekable();
-    while let Some((at, c)) = chars.next() {
-        if backslashes && c == '\\' {
-            chars.next();
-        } else if c == quote {
-            if chars.peek().is_some_and(|(_, next)| *next == quote) {
-                chars.next();
-            } else {
-                return Some(at + quote.len_utf8());
-            }
-        }
-    }
-    None
 }
 
 #[cfg(test)]

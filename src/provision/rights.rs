@@ -29,6 +29,7 @@ const APPLY_ON_OURS: &[(&str, &[&str])] = &[
     ("piece", DML),
     ("part", DML),
     ("mirror_table", DML),
+    ("baseline", DML),
     ("mirror_process", DML),
     ("deferred", &["SELECT", "UPDATE"]),
     ("journal", &["SELECT", "INSERT"]),

@@ -51,6 +51,11 @@ pub enum Void {
         /// Table by the monolith's name.
         table: String,
     },
+    /// Its rows changed without an event in the stream, or may have: a rewrite, TRUNCATE of a partition and the like.
+    Unheard {
+        /// Table by the monolith's name.
+        table: String,
+    },
     /// The definition of a table's columns, partitions or enums changed, or the table was replaced.
     Changed {
         /// Table by the monolith's name.
@@ -77,6 +82,7 @@ impl Void {
         match self {
             Self::NotLive { table, .. }
             | Self::Copied { table }
+            | Self::Unheard { table }
             | Self::Changed { table, .. }
             | Self::Tables { table } => Some(table),
             Self::Mapping
@@ -99,6 +105,9 @@ impl fmt::Display for Void {
             Self::Stream { state } => write!(f, "the stream is not running: {state}"),
             Self::NotLive { table, state } => write!(f, "table {table} is {state}"),
             Self::Copied { table } => write!(f, "table {table} was copied again"),
+            Self::Unheard { table } => {
+                write!(f, "table {table} changed in a way that is not in the stream")
+            }
             Self::Changed { table, side } => {
                 write!(f, "the definition of table {table} changed on the {side}'s side")
             }
@@ -150,6 +159,9 @@ fn table_voids(table: &str, then: &TableGround, now: &TableGround) -> Vec<Void> 
         found.push(Void::NotLive { table: table.clone(), state: now.state.clone() });
     } else if then.copy != now.copy || then.state != "live" {
         found.push(Void::Copied { table: table.clone() });
+    }
+    if now.unheard {
+        found.push(Void::Unheard { table: table.clone() });
     }
     if !is_same_shape(&then.target_shape, &now.target_shape) || now.target_shape == ABSENT {
         found.push(Void::Changed { table: table.clone(), side: "service" });

@@ -152,6 +152,7 @@ fn copied_anew(voids: &[Void], name: &str) -> bool {
         | Void::Epoch { .. }
         | Void::StreamAnew
         | Void::Stream { .. }
+        | Void::Unheard { .. }
         | Void::Changed { .. }
         | Void::Disturbed
         | Void::NotProvisioned => false,
@@ -170,6 +171,7 @@ mod tests {
         let table = || TableGround {
             copy: 1,
             state: "live".to_owned(),
+            unheard: false,
             target_shape: "t".to_owned(),
             source_shape: Some("s".to_owned()),
         };

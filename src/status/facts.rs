@@ -82,6 +82,8 @@ pub struct ServiceFacts {
     /// Every logical slot of this database.
     #[serde(skip)]
     pub slots: Vec<Slot>,
+    /// Those of them that were tried once the copy was done and that the data contradicts, with why.
+    pub deferred_failed: Vec<String>,
     /// Which version made the tables of ours.
     #[serde(skip)]
     pub form: Form,
@@ -190,6 +192,8 @@ pub struct TableRow {
     pub state: String,
     /// Why.
     pub detail: Option<String>,
+    /// Its rows changed without an event in the stream, or may have.
+    pub unheard: bool,
     /// Rows copied, with those of unfinished pieces.
     pub rows_copied: u64,
     /// Rows expected.

@@ -316,7 +316,8 @@ fn table(row: &TableRow, slice: &str, commands: &Commands) -> TableStatus {
         detail: row.detail.clone(),
         rows_copied: row.rows_copied,
         rows_estimate: row.rows_estimate,
-        next: (row.state == "diverged").then(retry),
+        unheard: row.unheard,
+        next: (row.state == "diverged" || row.unheard).then(retry),
     }
 }
 
@@ -400,6 +401,17 @@ fn alarms(status: &SliceStatus, service: Option<&ServiceFacts>, slot: SlotFacts<
     alarms.extend(status.tables.iter().filter(|table| table.state == "diverged").map(|table| {
         format!("table {} diverged: {}", table.table, table.detail.as_deref().unwrap_or("no reason recorded"))
     }));
+    alarms.extend(status.tables.iter().filter(|table| table.unheard).map(|table| {
+        format!("table {} changed in a way that is not in the stream: it must be copied again", table.table)
+    }));
+    let failed = service.map(|service| service.deferred_failed.as_slice()).unwrap_or_default();
+    alarms.extend(failed.iter().map(|object| {
+        format!(
+            "{object} could not be made. Where rows contradict it, correct them on the monolith; then start the mirror again, \
+             which tries once more"
+        )
+    }));
+    alarms.extend(why_it_stopped(status));
     alarms.extend(status.evidence.as_ref().and_then(|proof| proof.alarm.clone()));
     if let Some(Side::Silent(reason)) = service.and_then(|service| service.evidence.as_ref()) {
         alarms.push(format!("the ledger can't be read: {reason}"));
@@ -416,6 +428,12 @@ fn holes(status: &SliceStatus) -> Option<&ArmedStatus> {
     status.armed.as_ref().filter(|armed| armed.finished && !armed.lacks.is_empty())
 }
 
+/// A mirror that ended by itself left word why; one that was asked to stop left none.
+fn why_it_stopped(status: &SliceStatus) -> Option<String> {
+    let detail = status.process.as_ref()?.detail.as_ref()?;
+    (status.phase == Phase::Stopped).then(|| format!("the mirror ended by itself: {detail}"))
+}
+
 fn wal_alarm(wal: &Wal) -> Option<String> {
     // The real limit behind a headroom is that headroom and what is already held.
     let limit_bytes = wal.headroom_bytes.saturating_add(wal.held_bytes);
@@ -430,7 +448,7 @@ fn wal_alarm(wal: &Wal) -> Option<String> {
 
 /// One command, the most urgent one.
 fn next(status: &SliceStatus, commands: &Commands) -> Option<String> {
-    let of = |verb, rest| Some(commands.of(verb, &status.slice, rest));
+    let of = |verb, rest: &str| Some(commands.of(verb, &status.slice, rest));
     if status.phase != Phase::Unknown && !status.outdated.is_empty() {
         // No other verb works before that.
         return of("provision", "");
@@ -441,7 +459,15 @@ fn next(status: &SliceStatus, commands: &Commands) -> Option<String> {
     match status.phase {
         Phase::Unknown => None,
         Phase::NotProvisioned => of("provision", ""),
-        Phase::Provisioned | Phase::Stopped | Phase::Dead => of("mirror", ""),
+        Phase::Provisioned | Phase::Stopped | Phase::Dead => {
+            let again: Vec<String> = status
+                .tables
+                .iter()
+                .filter(|table| table.unheard)
+                .map(|table| format!(" --retry {}", shell_word(&table.table)))
+                .collect();
+            of("mirror", &again.concat())
+        }
         Phase::Gap | Phase::Diverged => of("mirror", " --rebuild"),
         Phase::Copying | Phase::CatchingUp => status.tables.iter().find_map(|table| table.next.clone()),
         Phase::Streaming => {

@@ -63,6 +63,7 @@ fn mapping(filter: Vec<FilterTerm>) -> TableMapping {
         target: TableName::new("shop", "things"),
         columns: COLUMNS.iter().map(column).collect(),
         dropped: vec!["Gone".to_owned()],
+        others_dropped: false,
         key: vec![0],
         key_order: KeyOrder::Integer,
         filter,

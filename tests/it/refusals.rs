@@ -109,7 +109,7 @@ async fn rebuild(split: &Split, monolith: &Client, service: &Client) {
     assert_eq!(ended.exit, Some(0), "{}", ended.page());
     assert!(ended.stderr.contains("(publication-gone)"), "{}", ended.stderr);
     let early = split.run("mirror", &["--slice", "one"]);
-    assert_refused(&early, &["came back", "--slice one --retry"]);
+    assert_refused(&early, &["altered the publication", "--slice one --rebuild"]);
     let mirror = split.mirror_with(None, &["--slice", "one", "--rebuild"]);
     mirror.caught_up(monolith, service).await;
     assert_equal(monolith, service, "TABLE t").await;
@@ -332,5 +332,56 @@ async fn a_column_that_was_added_is_left_behind_and_the_mirror_goes_on_where_it_
     assert_equal(&monolith, &service, "SELECT id, v FROM notes").await;
     let after: String = service.query_one(copies, &[]).await.unwrap().get(0);
     assert_eq!(before, after, "nothing was copied again");
+    mirror.stop();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_column_that_the_plan_leaves_behind_beforehand_stops_nothing() {
+    let setup = "CREATE TABLE t (id int PRIMARY KEY, v text); INSERT INTO t VALUES (1, 'a')";
+    let tables = "{ t: { columns: { id: {}, v: {} }, others: drop } }";
+    let (split, monolith, service) = Split::launch(tables, setup).await;
+    split.provision();
+    let mirror = split.mirror(None);
+    mirror.caught_up(&monolith, &service).await;
+    monolith.batch_execute("ALTER TABLE t ADD COLUMN w int; INSERT INTO t VALUES (2, 'b', 2)").await.unwrap();
+    mirror.caught_up(&monolith, &service).await;
+    mirror.stop();
+    let mirror = split.mirror(None);
+    mirror.caught_up(&monolith, &service).await;
+    assert_equal(&monolith, &service, "SELECT id, v FROM t").await;
+    mirror.stop();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_table_that_comes_to_a_schema_of_the_plan_is_named_with_the_way_out() {
+    let setup = "CREATE SCHEMA shop; CREATE TABLE shop.t (id int PRIMARY KEY)";
+    let (split, monolith, service) = Split::launch("{ shop.*: {} }", setup).await;
+    split.provision();
+    let mirror = split.mirror(None);
+    mirror.caught_up(&monolith, &service).await;
+    mirror.stop();
+    monolith.batch_execute("CREATE TABLE shop.newcomer (id int PRIMARY KEY)").await.unwrap();
+    assert_refused(&split.run("mirror", &[]), &["without shop.newcomer", "by their names in the plan"]);
+    split.change_plan("shop.*: {}", "shop.t: {}");
+    let mirror = split.mirror(None);
+    mirror.caught_up(&monolith, &service).await;
+    mirror.stop();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_change_of_shape_that_is_undone_goes_on_with_the_command_that_is_named() {
+    let setup = "CREATE TABLE t (id int PRIMARY KEY, v int); INSERT INTO t VALUES (1, 1)";
+    let (split, monolith, service) = Split::launch("{ t: {} }", setup).await;
+    split.provision();
+    let mirror = split.mirror(None);
+    mirror.caught_up(&monolith, &service).await;
+    let change = "ALTER TABLE t ALTER v TYPE bigint; INSERT INTO t VALUES (2, 2)";
+    monolith.batch_execute(change).await.unwrap();
+    let (status, log) = mirror.ended();
+    assert_eq!(status.code(), Some(3), "{log}");
+    monolith.batch_execute("ALTER TABLE t ALTER v TYPE int").await.unwrap();
+    let mirror = split.mirror_with(None, &["--slice", "one", "--rebuild"]);
+    mirror.caught_up(&monolith, &service).await;
+    assert_equal(&monolith, &service, "TABLE t").await;
     mirror.stop();
 }

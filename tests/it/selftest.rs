@@ -59,6 +59,7 @@ fn form(types: &[&str], strict: bool) -> TableForm {
         target: TableName::new("public", "things"),
         columns: types.iter().enumerate().map(column).collect(),
         dropped: Vec::new(),
+        others_dropped: false,
         key: vec![0],
         key_order: KeyOrder::Opaque,
         filter: Vec::new(),

@@ -12,7 +12,8 @@ use crate::support::split::Split;
 const BACK_TO_V1: &str = "
 DROP VIEW strangler.authority;
 DROP FUNCTION strangler.authority_rows();
-DROP TABLE strangler.cut_key, strangler.alarm, strangler.canary, strangler.move_group, strangler.operator;
+DROP TABLE strangler.cut_key, strangler.alarm, strangler.canary, strangler.move_group, strangler.operator,
+    strangler.baseline;
 ALTER TABLE strangler.gate_one DROP COLUMN move_group;
 DROP TABLE strangler.repair, strangler.touched_floor, strangler.touched, strangler.reconcile_chunk,
     strangler.reconcile_run, strangler.ledger;

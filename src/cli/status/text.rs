@@ -38,7 +38,8 @@ pub(super) fn page(status: &SliceStatus, paint: Paint) -> String {
         fact("slot", slot_words(wal));
     }
     if !status.deferred.is_empty() {
-        fact("deferred", deferred_words(&status.deferred));
+        let waits = |table: &TableStatus| matches!(table.state.as_str(), "pending" | "copying");
+        fact("deferred", deferred_words(&status.deferred, status.tables.iter().any(waits)));
     }
     for (name, words) in verdict::lines(status, paint) {
         fact(name, words);
@@ -164,12 +165,13 @@ fn slot_words(wal: &Wal) -> String {
     format!("{}, {}, {}", wal.slot, if wal.active { "in use" } else { "not in use" }, wal.wal_status)
 }
 
-fn deferred_words(deferred: &[String]) -> String {
+fn deferred_words(deferred: &[String], copying: bool) -> String {
     const SHOWN: usize = 3;
+    let when = if copying { "made once the copy is done" } else { "tried when the mirror starts" };
     let first = deferred.iter().take(SHOWN).map(String::as_str).collect::<Vec<_>>().join(", ");
     match deferred.len().saturating_sub(SHOWN) {
-        0 => format!("{first}; made once the copy is done"),
-        more => format!("{first} and {more} more; made once the copy is done"),
+        0 => format!("{first}; {when}"),
+        more => format!("{first} and {more} more; {when}"),
     }
 }
 
@@ -226,6 +228,7 @@ mod tests {
             target: name.to_lowercase(),
             state: state.to_owned(),
             detail: (state == "diverged").then(|| "update hit 0 rows".to_owned()),
+            unheard: false,
             rows_copied: 1500,
             rows_estimate: 2000,
             next: (state == "diverged")

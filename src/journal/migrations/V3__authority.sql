@@ -68,6 +68,17 @@ CREATE TABLE strangler.operator (
 );
 COMMENT ON TABLE strangler.operator IS 'Who works at a slice''s authority: a courtesy to others, safety rests on the gates';
 
+CREATE TABLE strangler.baseline (
+    slice text NOT NULL,
+    source_table text NOT NULL,
+    contents json NOT NULL,
+    emptied_by text[] NOT NULL DEFAULT '{}',
+    seen_at timestamptz NOT NULL DEFAULT now(),
+    PRIMARY KEY (slice, source_table)
+);
+COMMENT ON TABLE strangler.baseline IS
+    'What the monolith''s tables consisted of when they were last looked at: what changes them without an event shows against it';
+
 -- Gates made by earlier versions get the column that later ones are born with.
 DO $$
 DECLARE

@@ -31,6 +31,8 @@ const SQL_SETTINGS: &[(&str, &str)] = &[
     // How values and literals are read. With `array_nulls = off` a NULL in an array would become the text "NULL".
     ("array_nulls", "on"),
     ("standard_conforming_strings", "on"),
+    // How expressions and types are printed: with quotes around everything, no type would be the one that was asked for.
+    ("quote_all_identifiers", "off"),
     ("xmloption", "content"),
     // Landings of one table count their rows side by side, which a stricter level would refuse.
     ("default_transaction_isolation", "read committed"),

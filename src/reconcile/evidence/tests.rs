@@ -6,6 +6,7 @@ fn ground() -> Ground {
     let table = || TableGround {
         copy: 1,
         state: "live".to_owned(),
+        unheard: false,
         target_shape: "t".to_owned(),
         source_shape: Some("s".to_owned()),
     };

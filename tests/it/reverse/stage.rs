@@ -257,6 +257,22 @@ impl Stage {
         }
     }
 
+    /// Waits until the mirror has looked at the catalogs of both sides twice.
+    pub async fn looked(&self, mirror: &Mirror) {
+        for (target, dir) in [(&self.service, "forward"), (&self.monolith, "reverse")] {
+            let sql = format!(
+                "SELECT extract(epoch FROM seen_at)::float8 FROM strangler.mirror_process WHERE dir = '{dir}'"
+            );
+            let seen = async || target.query_one(&sql, &[]).await.unwrap().get::<_, f64>(0);
+            let before = seen().await;
+            until("the mirror has looked", SOON, async || {
+                assert!(mirror.exited().is_none(), "the mirror ended:\n{}", mirror.log());
+                (seen().await > before + 3.5).then_some(())
+            })
+            .await;
+        }
+    }
+
     pub async fn assert_equal(&self) {
         for (here, there) in SAME {
             let left = Side { client: &self.monolith, query: here };

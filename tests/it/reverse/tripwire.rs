@@ -75,7 +75,7 @@ async fn the_first_writes_of_a_side_that_was_just_opened_are_no_alarm_and_arrive
     stage.open_service(2).await;
     // The stream back is still a tripwire when these come.
     stage.on_service("UPDATE orders SET note = 'first' WHERE id = 1; DELETE FROM pairs WHERE a = 9").await;
-    let waits = "SELECT phase = 'turning' FROM strangler.mirror_process WHERE dir = 'reverse'";
+    let waits = "SELECT bool_or(phase = 'turning') FROM strangler.mirror_process WHERE dir = 'reverse'";
     until("the way back waits for its turn", SOON, async || {
         holds(&stage.monolith, waits).await.then_some(())
     })
@@ -100,7 +100,7 @@ async fn a_tripwire_that_passed_the_first_write_would_have_lost_it() {
         let seen = if lost {
             format!("SELECT applied_lsn >= '{first}' FROM strangler.stream WHERE dir = 'reverse'")
         } else {
-            "SELECT phase = 'turning' FROM strangler.mirror_process WHERE dir = 'reverse'".to_owned()
+            "SELECT bool_or(phase = 'turning') FROM strangler.mirror_process WHERE dir = 'reverse'".to_owned()
         };
         until("the tripwire has come to it", SOON, async || {
             holds(&stage.monolith, &seen).await.then_some(())

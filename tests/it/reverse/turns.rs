@@ -86,3 +86,29 @@ async fn a_slice_that_is_disarmed_and_armed_again_has_its_way_back_without_a_new
     stage.assert_equal().await;
     mirror.stop();
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_truncate_of_partitions_is_heard_on_both_sides_and_one_that_no_stream_tells_is_noted() {
+    let stage = Stage::armed().await;
+    let mirror = stage.mirror().await;
+    let noted = "SELECT count(*) FROM strangler.journal WHERE action = 'changed-unheard'";
+    let both = async || (stage.count(&stage.service, noted).await, stage.count(&stage.monolith, noted).await);
+    stage.flip(2).await;
+    stage.looked(&mirror).await;
+    stage.on_service("TRUNCATE happenings; INSERT INTO happenings VALUES (1, '2024-12-05', 'new')").await;
+    stage.arrived(Way::Reverse).await;
+    stage.assert_equal().await;
+    stage.looked(&mirror).await;
+    assert_eq!(both().await, (0, 0), "{}", mirror.log());
+    let emptied = "TRUNCATE events_old; INSERT INTO events_old VALUES (1, '2024-12-05', 'new')";
+    stage.write_stray("events_old", emptied).await;
+    stage.looked(&mirror).await;
+    assert_eq!(both().await, (1, 0), "rows may be lost on the fenced monolith: {}", mirror.log());
+    stage.flip_back(3).await;
+    stage.on_monolith("TRUNCATE events; INSERT INTO events VALUES (2, '2024-12-06', 'again')").await;
+    stage.arrived(Way::Forward).await;
+    stage.looked(&mirror).await;
+    stage.assert_equal().await;
+    assert_eq!(both().await, (1, 0), "{}", mirror.log());
+    mirror.stop();
+}

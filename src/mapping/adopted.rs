@@ -1,0 +1,72 @@
+//! What about a table that stands in a service keeps mirrored rows from being the monolith's, beyond its columns' types.
+
+use super::{TableMapping, expression};
+use crate::catalog::{Catalog, DependentKind, Table};
+use crate::name::{TableName, quote_ident};
+
+/// A fact about a service's table, and the statement that mends it there.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Misfit {
+    /// The fact.
+    pub fact: String,
+    /// What to run in the service, or to do.
+    pub next: String,
+}
+
+/// Generated columns that the service does not compute as the monolith does. They are not in the stream, so nobody else
+/// makes them equal.
+#[must_use]
+pub fn generated_apart(mapping: &TableMapping, source: &Table, target: &Table) -> Vec<Misfit> {
+    let mut found = Vec::new();
+    for column in source.columns.iter().filter(|column| !mapping.dropped.contains(&column.name)) {
+        let (Some(wanted), Some(there)) = (&column.generated_sql, target.column(&column.name)) else {
+            continue;
+        };
+        let name = &column.name;
+        let fact = match &there.generated_sql {
+            Some(present) if expression::same(mapping, wanted, present) => continue,
+            Some(present) => {
+                format!("column {name} is generated as {present}, and the monolith's as {wanted}")
+            }
+            None => format!("column {name} is generated on the monolith and not here, so nothing fills it"),
+        };
+        let next = format!(
+            "make it in the service as it is on the monolith (ALTER TABLE {table} DROP COLUMN {column}, then ADD COLUMN \
+             {column} {of} GENERATED ALWAYS AS (…) STORED), or write `drop: true` for it in the plan",
+            table = target.name.sql(),
+            column = quote_ident(name),
+            of = column.type_sql
+        );
+        found.push(Misfit { fact, next });
+    }
+    found
+}
+
+/// Triggers on a service's table, or on a partition of it, that fire on mirrored rows too. Ordinary ones don't, because
+/// the mirror applies under `session_replication_role = replica`.
+#[must_use]
+pub fn loud_triggers(service: &Catalog, table: &TableName) -> Vec<Misfit> {
+    let of_table = |name: &TableName| {
+        let up = |one: &TableName| service.table(one).and_then(|table| table.partition_of.clone());
+        std::iter::successors(Some(name.clone()), up).any(|one| one == *table)
+    };
+    let loud = service.dependents.iter().filter(|one| {
+        one.kind == DependentKind::Trigger && matches!(one.detail.as_str(), "A" | "R") && of_table(&one.table)
+    });
+    loud.map(|trigger| {
+        let when = if trigger.detail == "A" { "ALWAYS" } else { "REPLICA" };
+        let name = trigger.name.rsplit_once(" on ").map_or(trigger.name.as_str(), |(name, _)| name);
+        Misfit {
+            fact: format!(
+                "its trigger {} is enabled {when}, so it fires on mirrored rows and may change them",
+                trigger.name
+            ),
+            next: format!(
+                "run in the service: ALTER TABLE {} ENABLE TRIGGER {}",
+                trigger.table.sql(),
+                quote_ident(name)
+            ),
+        }
+    })
+    .collect()
+}
