@@ -1,7 +1,7 @@
 //! Makes a mirrored slice ready for its flip, and undoes that: gates on the monolith's tables, foreign keys across the
 //! cut, and the reverse stream.
 //!
-//! As in [`crate::provision`], [`survey`] reads what there is, a pure function decides what is missing as a list of
+//! As in [`crate::provision`], [`survey()`] reads what there is, a pure function decides what is missing as a list of
 //! [`Step`]s that `--dry-run` prints word for word ([`prepare`]), and [`run()`] takes them one after the other, each in a
 //! transaction of its own. A run that is killed leaves whole steps behind, so the next one designs the rest.
 //!
@@ -16,7 +16,6 @@ mod design;
 mod error;
 mod keys;
 mod locks;
-mod masked;
 pub mod patience;
 mod readiness;
 mod reverse;

@@ -1,4 +1,6 @@
-//! Numbers as people read them.
+//! Numbers as people read them, and statements of others as people may read them.
+
+pub mod statement;
 
 use bytesize::ByteSize;
 

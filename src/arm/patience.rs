@@ -12,9 +12,9 @@ use tokio::time::{Instant, sleep};
 use tokio_postgres::{Client, Error};
 
 use super::locks::Locks;
-use super::masked;
 use crate::postgres::sqlstate;
 use crate::words;
+use crate::words::statement;
 
 /// The first attempt's limit: an ordinary transaction ends within it.
 pub const FIRST_LOCK_TIMEOUT_MS: u64 = 50;
@@ -112,7 +112,7 @@ pub async fn holders(client: &Client, locks: &Locks) -> Result<Vec<Holder>, Erro
             pid: row.try_get(0)?,
             application: row.try_get(1)?,
             state: row.try_get(2)?,
-            query: masked::query(row.try_get(3)?),
+            query: statement::shown(row.try_get(3)?),
             age_s: row.try_get(4)?,
             vacuum: row.try_get(5)?,
             table: crate::name::TableName::new(row.try_get::<_, String>(6)?, row.try_get::<_, String>(7)?)

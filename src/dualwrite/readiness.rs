@@ -1,7 +1,7 @@
 //! Whether a flip may begin: what was found out about both sides, and what speaks against it.
 //!
 //! Who calls it: `strangler flip` and its rehearsal, where a move would begin. One that is under way is finished or
-//! aborted whatever is found here, since nobody has authority until then. [`gather`] asks both databases and changes
+//! aborted whatever is found here, since nobody has authority until then. [`gather()`] asks both databases and changes
 //! nothing, but sends some markers down the stream; [`judge`] is pure. A problem of severity error is a no-go. Nothing
 //! here keeps the data safe, which is the business of the conditions in each step of the flip: it keeps a flip from
 //! beginning that would fail, hold writers up for nothing, or could not be taken back.
@@ -10,7 +10,6 @@ mod destination;
 mod facts;
 mod gather;
 mod outgoing;
-mod shown;
 mod way_back;
 mod writers;
 

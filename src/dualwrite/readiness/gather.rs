@@ -6,7 +6,7 @@ use tokio_postgres::{Client, Row};
 
 use super::Asked;
 use super::facts::{Access, Facts, Findings, Holder, Prepared, Probe, Replica, Slot, Standby};
-use super::{outgoing, shown};
+use super::outgoing;
 use crate::cdc::mirror::chain_of;
 use crate::cdc::source::{self, MARKER_PREFIX};
 use crate::dualwrite::authority::Side;
@@ -21,6 +21,7 @@ use crate::mapping::SliceMapping;
 use crate::name::TableName;
 use crate::postgres::sqlstate;
 use crate::reconcile::evidence;
+use crate::words::statement;
 
 /// Markers that are sent at most: one slow answer of a busy machine must not decide.
 const PROBES_MAX: usize = 40;
@@ -217,7 +218,7 @@ async fn holders(from: &Client, lock_key: Option<u32>) -> Result<Vec<Holder>, Fl
         age_s: row.get(1),
         application: row.get(2),
         state: row.get(3),
-        query: shown::statement(row.get(4)),
+        query: statement::shown(row.get(4)),
     };
     Ok(rows.iter().map(of).collect())
 }

@@ -1,11 +1,12 @@
-//! Statements of others as they may be shown: what they hold of rows is a secret of somebody.
+//! Statements of others as they may be shown: what they hold of rows is a secret of somebody. Who calls it: `arm` and `flip`,
+//! which name whom they wait for.
 
 /// Longest statement that is shown, in characters: enough to tell the verb and the table.
 const CHARS_MAX: usize = 60;
 
 /// A statement on one line, without comments, with a question mark for each constant, and cut.
 #[must_use]
-pub(super) fn statement(text: &str) -> String {
+pub fn shown(text: &str) -> String {
     let mut shown = String::new();
     let mut rest = text;
     while let Some(c) = rest.chars().next() {
@@ -95,7 +96,7 @@ mod tests {
 
     #[test]
     fn names_are_shown_and_constants_are_not() {
-        for (text, shown) in [
+        for (text, expected) in [
             (
                 "UPDATE t1\n  SET a = 'it''s me', b=12.5 WHERE id IN (1, 2)",
                 "UPDATE t1 SET a = ?, b=? WHERE id IN (?, ?)",
@@ -108,17 +109,17 @@ mod tests {
             ("select 1e10, 0xFF", "select ?, ?"),
             ("", ""),
         ] {
-            assert_eq!(statement(text), shown, "{text}");
+            assert_eq!(shown(text), expected, "{text}");
         }
-        let cut = statement(&"word ".repeat(100));
+        let cut = shown(&"word ".repeat(100));
         assert_eq!((cut.chars().count(), cut.ends_with('…')), (60, true));
     }
 
     proptest::proptest! {
         #[test]
         fn no_statement_can_panic(text in "[a-zE'$\"\\\\/*\\-0-9 \n\u{e9}]{0,60}") {
-            let shown = statement(&text);
-            proptest::prop_assert!(shown.chars().count() <= 60);
+            let made = shown(&text);
+            proptest::prop_assert!(made.chars().count() <= 60);
         }
     }
 }
