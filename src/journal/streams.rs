@@ -69,7 +69,7 @@ impl<'a> StreamOf<'a> {
 }
 
 /// What a stream is for at present. Set by `arm` and by whoever moves the authority; stored.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Mode {
     /// It writes what it reads.
     Apply,
@@ -90,7 +90,11 @@ impl Mode {
         }
     }
 
-    fn parse(text: &str) -> Result<Self, JournalError> {
+    /// Reads the stored form.
+    ///
+    /// # Errors
+    /// [`JournalError::Unreadable`].
+    pub fn parse(text: &str) -> Result<Self, JournalError> {
         [Self::Apply, Self::Tripwire, Self::Off]
             .into_iter()
             .find(|mode| mode.as_str() == text)

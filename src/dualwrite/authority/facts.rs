@@ -4,6 +4,7 @@ use std::fmt;
 
 use super::standing::Standing;
 use crate::dualwrite::gate::GateState;
+pub use crate::journal::streams::Mode;
 use crate::journal::streams::{Direction, StreamState};
 use crate::lsn::Lsn;
 
@@ -157,35 +158,6 @@ pub struct Posture {
 impl fmt::Display for Posture {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{} at epoch {} (cause {})", self.state.as_str(), self.epoch, self.cause.as_str())
-    }
-}
-
-/// What a stream may do with what it reads.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum Mode {
-    /// Its changes are applied: the side that it reads has authority, or had it last.
-    Apply,
-    /// Nothing is applied; a write of the application is an alarm, or the first of the new authority.
-    Tripwire,
-    /// It does not run.
-    Off,
-}
-
-impl Mode {
-    /// The stored form.
-    #[must_use]
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Apply => "APPLY",
-            Self::Tripwire => "TRIPWIRE",
-            Self::Off => "OFF",
-        }
-    }
-
-    /// Reads the stored form.
-    #[must_use]
-    pub fn parse(text: &str) -> Option<Self> {
-        [Self::Apply, Self::Tripwire, Self::Off].into_iter().find(|mode| mode.as_str() == text)
     }
 }
 

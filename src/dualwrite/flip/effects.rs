@@ -231,12 +231,9 @@ impl Driver {
         let (slice, sequences) = (self.slice.clone(), self.sequences.clone());
         let margin = self.limits.sequence_margin;
         let (acting, looking, there) = self.links.three(side).await?;
-        let monolith = if side == Side::Monolith { looking } else { there };
-        if let Some(event) = lock_both(acting, there, &slice, (side, expects, peer)).await? {
+        let group = (if side == Side::Monolith { looking } else { there }, group, "open");
+        if let Some(event) = conditions(acting, there, &slice, (side, expects, peer), group).await? {
             return Ok(event);
-        }
-        if !group_is(monolith, group, "open").await? {
-            return Ok(Event::Missed);
         }
         let noted = authority::noted_sequences(there, &slice).await;
         let noted = noted.map_err(|error| failed("reading noted sequences", &error))?;
@@ -279,12 +276,9 @@ impl Driver {
     ) -> Result<Event, FlipError> {
         let slice = self.slice.clone();
         let (acting, looking, there) = self.links.three(side).await?;
-        let monolith = if side == Side::Monolith { looking } else { there };
-        if let Some(event) = lock_both(acting, there, &slice, (side, expects, peer)).await? {
+        let group = (if side == Side::Monolith { looking } else { there }, group, "aborted");
+        if let Some(event) = conditions(acting, there, &slice, (side, expects, peer), group).await? {
             return Ok(event);
-        }
-        if !group_is(monolith, group, "aborted").await? {
-            return Ok(Event::Missed);
         }
         match authority::bump(acting, &slice, (expects.epoch.0, epoch.0)).await {
             Ok(true) => {}
@@ -304,12 +298,9 @@ impl Driver {
     ) -> Result<Event, FlipError> {
         let slice = self.slice.clone();
         let (acting, looking, there) = self.links.three(side).await?;
-        let monolith = if side == Side::Monolith { looking } else { there };
-        if let Some(event) = lock_both(acting, there, &slice, (side, expects, peer)).await? {
+        let group = (if side == Side::Monolith { looking } else { there }, group, "aborted");
+        if let Some(event) = conditions(acting, there, &slice, (side, expects, peer), group).await? {
             return Ok(event);
-        }
-        if !group_is(monolith, group, "aborted").await? {
-            return Ok(Event::Missed);
         }
         let owner = side.to_string();
         match authority::reopen(acting, &slice, (expects.epoch.0, epoch.0), &owner).await {
@@ -384,6 +375,21 @@ impl Driver {
             }
         }
     }
+}
+
+/// What every change of a closed gate rests on: both gates as they were observed, see [`lock_both`], and the group row, on the
+/// monolith, in this state. An event when something is otherwise.
+async fn conditions(
+    acting: &Client,
+    peer: &Client,
+    slice: &str,
+    gates: (Side, &Gate, &Gate),
+    (monolith, group, state): (&Client, Option<GroupId>, &str),
+) -> Result<Option<Event>, FlipError> {
+    if let Some(event) = lock_both(acting, peer, slice, gates).await? {
+        return Ok(Some(event));
+    }
+    Ok((!group_is(monolith, group, state).await?).then_some(Event::Missed))
 }
 
 /// Locks the gate row of `side`, reads the peer's afterwards, and compares both with what was observed.
@@ -516,7 +522,7 @@ fn rows_of(rows: SliceRows) -> Result<Rows, FlipError> {
 }
 
 fn stream_of(row: &IncomingRow) -> Result<Stream, FlipError> {
-    let mode = Mode::parse(&row.mode).ok_or_else(|| unreadable("the stream's mode", &row.mode))?;
+    let mode = Mode::parse(&row.mode).map_err(|error| failed("reading our tables", &error))?;
     let states = [StreamState::Creating, StreamState::Running, StreamState::Gap, StreamState::Diverged];
     let state = states.into_iter().find(|state| state.as_str() == row.state);
     let state = state.ok_or_else(|| unreadable("the stream's state", &row.state))?;
