@@ -229,6 +229,9 @@ async fn prepare_slot(
         StreamState::Running => {
             start::wait_for_slot(&links.source, &row.slot, &tell).await?;
             let slot = source::slot(&links.source, &row.slot).await?;
+            // What was read before the claim may be older than the row: whoever had the stream until then has applied more,
+            // which must not look like a source that was set back.
+            links.system = links.replication.identify_system().await?;
             let moved = i32::try_from(links.system.timeline) != Ok(row.source.timeline);
             let history = if moved {
                 links.replication.timeline_history(links.system.timeline).await?

@@ -259,3 +259,35 @@ async fn a_frozen_mirror_that_wakes_up_after_another_took_over_applies_nothing()
     workload.advance(100).await;
     finish(&bench, workload, new).await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_position_that_moved_on_while_a_mirror_started_is_not_taken_for_a_source_that_was_set_back() {
+    let (bench, workload) = start(&[]).await;
+    let mirror = bench.mirror(None, &[]);
+    // Nothing is left to apply: the position that is moved below leaves no row out.
+    let ledger = workload.stop().await;
+    bench.caught_up().await;
+    mirror.stop();
+    let mut target = bench.target("left").await;
+    let before = target.transaction().await.unwrap();
+    before.execute("SELECT FROM strangler.stream WHERE slice = 'keys' FOR UPDATE", &[]).await.unwrap();
+    let mirror = bench.mirror(None, &["--slice", "keys"]);
+    // It has read where the source's log ends, and now waits for the row, as for a mirror that is still at work.
+    let watcher = bench.target("left").await;
+    let waits = "SELECT FROM pg_locks WHERE NOT granted";
+    until("the mirror waits for the row", REACH, async || watcher.query_opt(waits, &[]).await.unwrap()).await;
+    let advance = "SELECT pg_logical_emit_message(false, 'later', repeat('x', 9000))";
+    let source = bench.source().await;
+    source.execute(advance, &[]).await.unwrap();
+    // Whatever was written before a checkpoint is in the log for good.
+    source.batch_execute("CHECKPOINT").await.unwrap();
+    let end: String = source.query_one("SELECT pg_current_wal_flush_lsn()::text", &[]).await.unwrap().get(0);
+    let apply = format!("UPDATE strangler.stream SET applied_lsn = '{end}' WHERE slice = 'keys'");
+    before.execute(&apply, &[]).await.unwrap();
+    before.commit().await.unwrap();
+    let workload = Workload::resume(&bench.application(), &load(), ledger);
+    workload.advance(50).await;
+    mirror.stop();
+    let mirror = bench.mirror(None, &[]);
+    finish(&bench, workload, mirror).await;
+}
