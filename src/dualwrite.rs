@@ -1,6 +1,5 @@
 //! Who may write: the gates that let exactly one side of a slice take the application's writes.
 
-pub mod authority;
 pub mod exclusion;
 pub mod flip;
 pub mod gate;

@@ -13,7 +13,7 @@
 //! | 0 | [`lsn`] [`name`] [`change`] [`snapshot`] [`clock`] [`failpoint`] [`problem`] [`words`] [`ink`] | words; no I/O |
 //! | 1 | [`catalog`] [`plan`] [`mapping`] [`landing`] | decisions; no I/O |
 //! | 2 | [`postgres`] [`journal`] [`cluster`] | hands: servers, connections and the statements on them |
-//! | 3 | [`cdc`] | the mirror |
+//! | 3 | [`authority`] [`cdc`] | who may write, decided without I/O; the mirror |
 //! | 4 | [`reconcile`] | proof that both sides are equal, and the repair of rows that are not |
 //! | 5 | [`dualwrite`] [`provision`] [`arm`] [`check`] | who may write; what must be there, also before a flip; what stands in the way |
 //! | 6 | [`status`] [`demo`] | what the operator is shown |
@@ -38,6 +38,7 @@ pub mod cluster;
 pub mod journal;
 pub mod postgres;
 
+pub mod authority;
 pub mod cdc;
 
 pub mod reconcile;

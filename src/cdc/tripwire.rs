@@ -13,13 +13,14 @@ use super::batch::Boundary;
 use super::engine::Engine;
 use super::error::MirrorError;
 use super::start::is_turned;
+use crate::authority::Gate;
+use crate::authority::tripwire::{Untagged, judge};
 use crate::change::{Relation, RowChange, Value};
 use crate::failpoint;
 use crate::failpoint::hooks::Mutant;
 use crate::journal::alarms::{self, Operation, Stray, StrayTransaction};
-use crate::journal::canaries;
-use crate::journal::slices::{self, GateRow};
 use crate::journal::streams::{self, Direction};
+use crate::journal::{authority, canaries};
 use crate::landing::pieces::EventOrigin;
 use crate::lsn::Lsn;
 
@@ -54,31 +55,6 @@ impl Strays {
 
     pub(crate) fn is_empty(&self) -> bool {
         self.listed.is_empty()
-    }
-}
-
-/// Whose a write is that the mirror did not make.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Whose {
-    /// The authority's: the side was open to its application at that commit.
-    Authority,
-    /// Nobody's who may write there.
-    Stray,
-}
-
-/// Tells the two apart by the gate of the database that was written, read after the commit arrived from there. `epoch`
-/// is that of the stream row, `commit` the start of the commit record. Pure.
-///
-/// A side that was opened and fenced again since was open between its two positions.
-#[must_use]
-pub fn whose(gate: Option<&GateRow>, epoch: i64, commit: Lsn) -> Whose {
-    let Some(gate) = gate else { return Whose::Stray };
-    let since_cut = gate.cut.is_none_or(|cut| cut <= commit);
-    let before_fence = gate.cut.is_some() && gate.fence.is_some_and(|fence| commit < fence);
-    match gate.state.as_str() {
-        "OPEN" if since_cut => Whose::Authority,
-        "FENCED" if since_cut && before_fence && gate.epoch > epoch => Whose::Authority,
-        _ => Whose::Stray,
     }
 }
 
@@ -156,6 +132,17 @@ impl Engine {
         Ok(())
     }
 
+    /// Whose the transaction is that commits at `commit`, by the gate as it is now that the transaction came in. Where there
+    /// is no gate nobody may write.
+    async fn judge(&self, commit: Lsn) -> Result<Untagged, MirrorError> {
+        let slice = &self.applier.claim().slice;
+        let Some(row) = authority::gate(&self.source, slice).await? else { return Ok(Untagged::Rogue) };
+        let gate = Gate::try_from(&row).map_err(|error| MirrorError::Unreadable {
+            what: format!("the gate of slice {slice} ({error})"),
+        })?;
+        Ok(judge(&gate, commit))
+    }
+
     /// Raises the alarm before anything else happens, unless the transaction is the new authority's first.
     async fn alarm(
         &mut self,
@@ -164,9 +151,9 @@ impl Engine {
         stop: &CancellationToken,
     ) -> Result<(), MirrorError> {
         let claim = self.applier.claim().clone();
-        let gate = slices::gate(&self.source, &claim.slice).await?;
+        let untagged = self.judge(origin.commit_lsn).await?;
         let advances = self.config.options.hooks.mutant(Mutant::TripwireAdvances);
-        if whose(gate.as_ref(), claim.epoch, origin.commit_lsn) == Whose::Authority {
+        if untagged == Untagged::Accepted {
             if advances {
                 return Ok(());
             }
@@ -224,37 +211,4 @@ impl Engine {
 /// Whether a relation of the stream is the table that proves the way, rather than one of the slice.
 pub(crate) fn is_canary(relation: &Relation) -> bool {
     (relation.schema.as_str(), relation.name.as_str()) == canaries::TABLE
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn gate(state: &str, epoch: i64, cut: Option<u64>, fence: Option<u64>) -> GateRow {
-        GateRow {
-            state: state.into(),
-            epoch,
-            owner: "service".into(),
-            fence: fence.map(Lsn),
-            cut: cut.map(Lsn),
-        }
-    }
-
-    #[test]
-    fn only_a_write_while_its_side_was_open_is_the_authoritys() {
-        let at = |gate: &GateRow, commit: u64| whose(Some(gate), 3, Lsn(commit));
-        let open = gate("OPEN", 4, Some(100), None);
-        assert_eq!(at(&open, 100), Whose::Authority);
-        assert_eq!(at(&open, 99), Whose::Stray, "it came before the opening");
-        let fenced = gate("FENCED", 3, None, Some(50));
-        assert_eq!(at(&fenced, 20), Whose::Stray, "the stream has long served this epoch");
-        let bumped = gate("FENCED", 5, Some(10), None);
-        assert_eq!(at(&bumped, 120), Whose::Stray, "it was never opened");
-        let again = gate("FENCED", 5, Some(100), Some(200));
-        assert_eq!(at(&again, 150), Whose::Authority, "opened and fenced again before anybody looked");
-        assert_eq!(at(&again, 200), Whose::Stray, "after that fence");
-        assert_eq!(whose(Some(&again), 5, Lsn(150)), Whose::Stray, "the stream has served that opening");
-        assert_eq!(whose(None, 1, Lsn(1)), Whose::Stray);
-        assert_eq!(at(&gate("OPEN", 1, None, None), 7), Whose::Authority, "a side that was never fenced");
-    }
 }

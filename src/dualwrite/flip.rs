@@ -19,7 +19,8 @@ use std::time::{Duration, Instant};
 pub use links::Links;
 use timeline::Timeline;
 
-use super::authority::{self, Effect, Epoch, Event, GroupId, Intent, Refusal, Side, State, step};
+use crate::authority::stored::UnknownWord;
+use crate::authority::{self, Effect, Epoch, Event, GroupId, Intent, Refusal, Side, State, step};
 use crate::cdc::mirror::chain_of;
 use crate::journal::JournalError;
 use crate::postgres::sqlstate;
@@ -86,6 +87,12 @@ pub enum FlipError {
     /// The driver goes round in circles: a defect of ours.
     #[error("authority did not settle in {STEPS_MAX} steps")]
     Unsettled,
+}
+
+impl From<UnknownWord> for FlipError {
+    fn from(error: UnknownWord) -> Self {
+        Self::Failed { what: "reading our tables", words: error.to_string() }
+    }
 }
 
 /// Where a driver is when it returns.

@@ -4,6 +4,7 @@
 //! The trigger takes an advisory lock shared and then reads the row; a flip takes the same lock exclusively, so it
 //! waits for the writers that passed and holds back those that come. Row and lock are per slice and database.
 
+use crate::authority::{Cause, GateState};
 use crate::name::{TableName, quote_ident, quote_literal};
 
 /// First key of every advisory lock of ours, `STRR` in ASCII; the second is the slice's `lock_key`, from 1.
@@ -20,34 +21,6 @@ pub const TRUNCATE_TRIGGER: &str = "aa_strangler_gate_truncate";
 
 /// Longest slice name in bytes whose gate's name PostgreSQL does not cut.
 pub const SLICE_NAME_BYTES_MAX: usize = 63 - "gate_".len();
-
-/// What a gate lets through.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum GateState {
-    /// The application may write here.
-    Open,
-    /// Every write of the application fails with SQLSTATE 25006.
-    Fenced,
-}
-
-impl GateState {
-    /// The stored form.
-    #[must_use]
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Open => "OPEN",
-            Self::Fenced => "FENCED",
-        }
-    }
-
-    /// How a gate that is born in this state came to be.
-    fn first_cause(self) -> &'static str {
-        match self {
-            Self::Open => "open",
-            Self::Fenced => "fence",
-        }
-    }
-}
 
 /// How the gate hangs on a table.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -82,11 +55,16 @@ pub fn create_table(slice: &str) -> String {
 /// Puts the first row in: epoch 1, the monolith owns the slice. Does nothing where there is a row.
 #[must_use]
 pub fn first_row(slice: &str, state: GateState) -> String {
+    // A gate that is born closed counts as fenced.
+    let first_cause = match state {
+        GateState::Open => Cause::Open,
+        GateState::Fenced => Cause::Fence,
+    };
     format!(
         "INSERT INTO {} (state, epoch, cause, owner) VALUES ({}, 1, {}, 'monolith') ON CONFLICT DO NOTHING",
         name(slice).sql(),
         quote_literal(state.as_str()),
-        quote_literal(state.first_cause()),
+        quote_literal(first_cause.as_str()),
     )
 }
 

@@ -16,7 +16,7 @@ mod writers;
 pub use facts::{Access, Facts, Findings, Holder, Prepared, Probe, Replica, Slot, Standby};
 pub use gather::{Sessions, gather, unguarded};
 
-use crate::dualwrite::authority::Side;
+use crate::authority::Side;
 use crate::journal::operators::OperatorRow;
 use crate::plan::{Plan, Policy, Service};
 use crate::problem::Problem;

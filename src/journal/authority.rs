@@ -2,7 +2,7 @@
 //!
 //! Each change is one UPDATE whose conditions are in its WHERE clause: it hits one row, or the caller rolls back. What
 //! belongs together runs in the caller's transaction. Which change is due is not decided here; see
-//! `dualwrite::authority`, which these rows are the stored form of.
+//! `authority`, which these rows are the stored form of.
 
 use tokio_postgres::types::PgLsn;
 use tokio_postgres::{Client, Row};
@@ -97,6 +97,16 @@ pub async fn look(
             applied: row.get::<_, PgLsn>(9).into(),
         }),
     }))
+}
+
+/// Reads the gate row. `None` where the slice has none.
+///
+/// # Errors
+/// [`JournalError::Database`].
+pub async fn gate(client: &Client, slice: &str) -> Result<Option<GateRow>, JournalError> {
+    let sql = format!("SELECT {GATE} FROM {}", gate_table(slice));
+    let row = client.query_opt(&sql, &[]).await.map_err(JournalError::database("reading the gate"))?;
+    Ok(row.as_ref().map(gate_row))
 }
 
 /// Takes the gate's lock exclusively in the caller's transaction: writers that passed the gate have ended, those that come

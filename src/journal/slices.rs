@@ -1,10 +1,8 @@
 //! What a database knows about a slice: its provisioned mapping and its gate.
 
-use tokio_postgres::types::PgLsn;
-use tokio_postgres::{Client, Row};
+use tokio_postgres::Client;
 
 use super::JournalError;
-use crate::lsn::Lsn;
 use crate::name::quote_ident;
 
 /// A provisioned slice.
@@ -18,7 +16,7 @@ pub struct SliceRow {
     pub publication: String,
 }
 
-/// Who may write, as one database's gate row tells.
+/// Who may write, as one database's gate row tells those who only show it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct GateRow {
     /// `OPEN` or `FENCED`.
@@ -27,10 +25,6 @@ pub struct GateRow {
     pub epoch: i64,
     /// Who owns the slice, or `moving`.
     pub owner: String,
-    /// Where in this database's log it was fenced last: what its application wrote is before.
-    pub fence: Option<Lsn>,
-    /// Where in this database's log it was opened last: what its application wrote is after.
-    pub cut: Option<Lsn>,
 }
 
 /// The slice, when it was provisioned here.
@@ -52,17 +46,10 @@ pub async fn read(client: &Client, slice: &str) -> Result<Option<SliceRow>, Jour
 pub async fn gate(client: &Client, slice: &str) -> Result<Option<GateRow>, JournalError> {
     let table = quote_ident(&format!("gate_{slice}"));
     let row = client
-        .query_opt(&format!("SELECT state, epoch, owner, fence_lsn, cut_lsn FROM strangler.{table}"), &[])
+        .query_opt(&format!("SELECT state, epoch, owner FROM strangler.{table}"), &[])
         .await
         .map_err(JournalError::database("reading the gate"))?;
-    let lsn = |row: &Row, index| row.get::<_, Option<PgLsn>>(index).map(Lsn::from);
-    Ok(row.map(|row| GateRow {
-        state: row.get(0),
-        epoch: row.get(1),
-        owner: row.get(2),
-        fence: lsn(&row, 3),
-        cut: lsn(&row, 4),
-    }))
+    Ok(row.map(|row| GateRow { state: row.get(0), epoch: row.get(1), owner: row.get(2) }))
 }
 
 /// The random uuid of this database.

@@ -3,8 +3,9 @@
 use super::draft::{Draft, Site};
 use super::state::State;
 use super::{Database, Statement, Work, publication};
+use crate::authority::GateState;
 use crate::catalog::Catalog;
-use crate::dualwrite::gate::{self, GateState};
+use crate::dualwrite::gate;
 use crate::journal::provisioned::SliceRow;
 use crate::journal::statements;
 use crate::mapping::SliceMapping;

@@ -11,7 +11,7 @@ const LADDER: &[&[&str]] = &[
     &["lsn", "name", "change", "snapshot", "clock", "failpoint", "problem", "words", "ink"],
     &["catalog", "plan", "mapping", "landing"],
     &["postgres", "journal", "cluster"],
-    &["cdc"],
+    &["authority", "cdc"],
     &["reconcile"],
     &["dualwrite", "provision", "arm", "check"],
     &["status", "demo"],

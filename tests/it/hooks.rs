@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use strangler::dualwrite::authority::Side;
+use strangler::authority::Side;
 use strangler::dualwrite::hooks::{Executor, Moving, Occasion, Outcome, Report};
 use strangler::plan::{Plan, Variables, parse};
 use strangler::problem::{Problem, Severity};

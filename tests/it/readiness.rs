@@ -2,7 +2,7 @@
 
 mod stage;
 
-use strangler::dualwrite::authority::Side;
+use strangler::authority::Side;
 use strangler::dualwrite::readiness::{Asked, Findings, judge};
 use strangler::journal::operators::{self, Operator};
 use strangler::problem::{Problem, Severity};

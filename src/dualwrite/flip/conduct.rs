@@ -9,10 +9,9 @@ use super::moves::{self, Member, MoveError, Moved, Order};
 use super::{FlipError, Links};
 use tokio_postgres::Client;
 
+use crate::authority::{Gate, Intent, Side, Standing};
 use crate::cdc::mirror::chain_of;
 use crate::cdc::way;
-use crate::dualwrite::authority::{Intent, Side, Standing};
-use crate::dualwrite::flip::effects::gate_of;
 use crate::dualwrite::hooks::{Executor, Moving, Occasion, Outcome, Report};
 use crate::dualwrite::readiness::{self, Asked, Findings, Sessions};
 use crate::journal::operators::{self, Operator};
@@ -278,7 +277,7 @@ async fn standing(member: &Member) -> Result<Standing, FlipError> {
     for side in [Side::Monolith, Side::Service] {
         let client = links.looking(side).await?;
         let rows = authority::look(client, slice, side.incoming()).await.map_err(failed)?;
-        gates.push(gate_of(&rows.ok_or_else(absent)?.gate)?);
+        gates.push(Gate::try_from(&rows.ok_or_else(absent)?.gate)?);
     }
     match gates.as_slice() {
         [monolith, service] => Ok(Standing::of(monolith, service)),

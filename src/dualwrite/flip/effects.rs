@@ -6,16 +6,15 @@ use tokio_postgres::Client;
 
 use super::sequences::{Pairs, Stands};
 use super::{Driver, FlipError, event_of, of_database};
+use crate::authority::{
+    Awaited, Effect, Epoch, Event, Facts, Gate, Group, GroupId, GroupState, Mode, Rows, Side, Sight,
+    group_to_read,
+};
 use crate::cdc::mirror::chain_of;
 use crate::cdc::source::{self, MARKER_PREFIX};
-use crate::dualwrite::authority::{
-    Awaited, Cause, Effect, Epoch, Event, Facts, Gate, Group, GroupId, GroupState, Mode, Rows, Side, Sight,
-    Stream, group_to_read,
-};
-use crate::dualwrite::gate::GateState;
 use crate::failpoint;
-use crate::journal::authority::{self, GateRow, IncomingRow, SliceRows};
-use crate::journal::streams::{Direction, StreamState};
+use crate::journal::authority::{self, SliceRows};
+use crate::journal::streams::Direction;
 use crate::journal::{JournalError, whereabouts};
 use crate::lsn::Lsn;
 
@@ -96,7 +95,7 @@ impl Driver {
             Err(error) => return unreachable(&error),
         }
         match authority::look(client, slice, side.incoming()).await {
-            Ok(Some(rows)) => Ok(Sight::Seen(rows_of(rows)?)),
+            Ok(Some(rows)) => Ok(Sight::Seen(Rows::try_from(&rows)?)),
             Ok(None) => Err(FlipError::Failed {
                 what: "looking at a side",
                 words: format!("slice {slice} has no gate row in the {side}"),
@@ -131,7 +130,7 @@ impl Driver {
             // Members may live in services that this driver has no link to; the caller then knows more than we do.
             let client = self.links.looking(side).await?;
             if let Ok(Some(rows)) = authority::look(client, member, side.incoming()).await
-                && gate_of(&rows.gate)?.is_fenced_under(id)
+                && Gate::try_from(&rows.gate)?.is_fenced_under(id)
             {
                 return Ok(true);
             }
@@ -404,11 +403,11 @@ async fn lock_both(
         return of_database(&error, "locking a gate", false).map(Some);
     }
     let own = match authority::lock(acting, slice).await {
-        Ok(row) => gate_of(&row)?,
+        Ok(row) => Gate::try_from(&row)?,
         Err(error) => return event_of(&error, "locking a gate", false).map(Some),
     };
     let found = match authority::look(peer, slice, side.peer().incoming()).await {
-        Ok(Some(rows)) => gate_of(&rows.gate)?,
+        Ok(Some(rows)) => Gate::try_from(&rows.gate)?,
         Ok(None) => return Ok(Some(Event::Missed)),
         Err(error) => return event_of(&error, "reading the other side's gate", false).map(Some),
     };
@@ -496,35 +495,4 @@ fn failed(what: &'static str, error: &JournalError) -> FlipError {
 
 fn unreadable(what: &'static str, found: &str) -> FlipError {
     FlipError::Failed { what: "reading our tables", words: format!("{what}: {found}") }
-}
-
-/// A gate row as it is decided about.
-pub(super) fn gate_of(row: &GateRow) -> Result<Gate, FlipError> {
-    let state = match row.state.as_str() {
-        "OPEN" => GateState::Open,
-        "FENCED" => GateState::Fenced,
-        other => return Err(unreadable("the gate's state", other)),
-    };
-    let cause = Cause::parse(&row.cause).ok_or_else(|| unreadable("the gate's cause", &row.cause))?;
-    Ok(Gate {
-        state,
-        epoch: Epoch(row.epoch),
-        cause,
-        fence_lsn: row.fence,
-        cut_lsn: row.cut,
-        group: row.group.map(GroupId),
-    })
-}
-
-fn rows_of(rows: SliceRows) -> Result<Rows, FlipError> {
-    let incoming = rows.incoming.as_ref().map(stream_of).transpose()?;
-    Ok(Rows { gate: gate_of(&rows.gate)?, incoming })
-}
-
-fn stream_of(row: &IncomingRow) -> Result<Stream, FlipError> {
-    let mode = Mode::parse(&row.mode).map_err(|error| failed("reading our tables", &error))?;
-    let states = [StreamState::Creating, StreamState::Running, StreamState::Gap, StreamState::Diverged];
-    let state = states.into_iter().find(|state| state.as_str() == row.state);
-    let state = state.ok_or_else(|| unreadable("the stream's state", &row.state))?;
-    Ok(Stream { mode, epoch: Epoch(row.epoch), applied: row.applied, state })
 }

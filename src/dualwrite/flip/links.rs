@@ -3,8 +3,8 @@
 use tokio_postgres::Client;
 
 use super::{APPLICATION, FlipError};
+use crate::authority::Side;
 use crate::cdc::mirror::chain_of;
-use crate::dualwrite::authority::Side;
 use crate::postgres::connect::{Server, Session};
 
 /// The ways to both sides of a slice, and the sessions that are open. A session that broke is opened again when it is next

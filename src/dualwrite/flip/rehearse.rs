@@ -6,9 +6,9 @@ use serde::Serialize;
 
 use super::timeline::{Entry, millis};
 use super::{Driver, FlipError};
+use crate::authority::{Event, Side};
 use crate::cdc::mirror::chain_of;
 use crate::cdc::source::{self, MARKER_PREFIX};
-use crate::dualwrite::authority::{Event, Side};
 
 /// Pause between two attempts, so that writers catch up.
 const PAUSE: Duration = Duration::from_millis(200);

@@ -7,9 +7,8 @@ use tokio_util::sync::CancellationToken;
 
 use super::moves::{self, Member, Order};
 use super::{FlipError, Links};
+use crate::authority::{Epoch, Gate, Side, Standing};
 use crate::cdc::mirror::chain_of;
-use crate::dualwrite::authority::{Epoch, Side, Standing};
-use crate::dualwrite::flip::effects::gate_of;
 use crate::journal::authority;
 
 /// How long a side may be closed before the move is taken to be nobody's. An operator takes milliseconds.
@@ -75,7 +74,7 @@ async fn look(links: &mut Links, slice: &str) -> Result<Seen, FlipError> {
     if there.incoming.is_none() {
         return Ok(Seen::Unarmed);
     }
-    let (monolith, service) = (gate_of(&there.gate)?, gate_of(&here.gate)?);
+    let (monolith, service) = (Gate::try_from(&there.gate)?, Gate::try_from(&here.gate)?);
     Ok(match Standing::of(&monolith, &service) {
         Standing::Fenced { .. } | Standing::Aborted { .. } => Seen::Closed(monolith.epoch, service.epoch),
         // What these need is a human, whom `status` calls, or nobody.

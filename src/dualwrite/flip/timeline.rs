@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use serde::Serialize;
 
-use crate::dualwrite::authority::{Effect, Event};
+use crate::authority::{Effect, Event};
 
 /// One thing that was done.
 #[derive(Debug, Clone, Serialize)]

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use super::Asked;
 use super::facts::{Access, Facts};
-use crate::dualwrite::authority::Side;
+use crate::authority::Side;
 use crate::dualwrite::flip::sequences::{Stand, Stands};
 use crate::name::quote_ident;
 use crate::problem::Problem;

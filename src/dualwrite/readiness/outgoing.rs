@@ -2,7 +2,7 @@
 
 use super::Asked;
 use super::facts::{Facts, Probe};
-use crate::dualwrite::authority::Side;
+use crate::authority::Side;
 use crate::journal::readiness::Mirror;
 use crate::problem::{Problem, bring_back};
 use crate::reconcile::evidence::Lack;

@@ -3,7 +3,7 @@
 use super::Asked;
 use super::facts::Facts;
 use super::outgoing::is_alive;
-use crate::dualwrite::authority::Side;
+use crate::authority::Side;
 use crate::problem::Problem;
 
 /// Places without a gate that are named; more have one cause.

@@ -3,7 +3,7 @@
 use std::time::Instant;
 
 use stateright::{Checker, HasDiscoveries, Model};
-use strangler::dualwrite::authority::{Intent, Side};
+use strangler::authority::{Intent, Side};
 
 use super::invariants::{self, Memory};
 use super::mutant::Mutant;

@@ -1,7 +1,7 @@
 //! One database, as far as one slice is concerned, and the pair of them.
 
-use strangler::dualwrite::authority::{Cause, Epoch, Gate, Mode, Side, Stream};
-use strangler::dualwrite::gate::GateState;
+use strangler::authority::GateState;
+use strangler::authority::{Cause, Epoch, Gate, Mode, Side, Stream};
 use strangler::journal::streams::StreamState;
 use strangler::lsn::Lsn;
 

@@ -1,6 +1,6 @@
 //! Servers that die: with what they had not flushed, or for good, so that an asynchronous standby takes over.
 
-use strangler::dualwrite::authority::Side;
+use strangler::authority::Side;
 use strangler::journal::streams::StreamState;
 
 use super::database::{Slice, Standby, index, position, reached};

@@ -1,6 +1,6 @@
 //! Two slices, in different services, that move all or none.
 
-use strangler::dualwrite::authority::{Intent, Side};
+use strangler::authority::{Intent, Side};
 
 use super::checks::{fails, passes, protocol};
 use super::invariants;

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
 
 use stateright::Property;
-use strangler::dualwrite::authority::Side;
+use strangler::authority::Side;
 use strangler::journal::streams::StreamState;
 
 use super::database::{SIDES, Slice, position, reached};
@@ -101,8 +101,7 @@ pub fn examples<const N: usize>() -> Vec<Property<Protocol<N>>> {
         }),
         Property::sometimes(ABORTED, |_, world: &World<N>| {
             each(world, |pair| {
-                pair.monolith.gate.is_open()
-                    && pair.service.gate.cause == strangler::dualwrite::authority::Cause::Bump
+                pair.monolith.gate.is_open() && pair.service.gate.cause == strangler::authority::Cause::Bump
             })
         }),
     ]

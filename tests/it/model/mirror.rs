@@ -1,7 +1,7 @@
 //! The mirror: readers of the two streams, as appliers and as tripwires, and what they tell the slots.
 
-use strangler::dualwrite::authority::tripwire::{Untagged, judge};
-use strangler::dualwrite::authority::{Epoch, Mode, Side, Stream};
+use strangler::authority::tripwire::{Untagged, judge};
+use strangler::authority::{Epoch, Mode, Side, Stream};
 use strangler::journal::streams::StreamState;
 
 use super::database::{Slice, index, position, reached};

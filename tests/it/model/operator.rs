@@ -1,7 +1,7 @@
 //! Operators: they look at both sides, one after the other, ask the shipping function, and do what it says, with time
 //! for everybody else between any two of these.
 
-use strangler::dualwrite::authority::{
+use strangler::authority::{
     self, Awaited, Effect, Event, Facts, Gate, Group, GroupId, Intent, Refusal, Rows, Side, Sight, State,
     Step, group_to_read,
 };

@@ -1,6 +1,6 @@
 //! Whether a single operator, left alone, brings authority home from a state, with every write.
 
-use strangler::dualwrite::authority::{Awaited, Effect, Event, Intent, Rows, Side, State};
+use strangler::authority::{Awaited, Effect, Event, Intent, Rows, Side, State};
 
 use super::database::SIDES;
 use super::mirror::run_to_the_end;

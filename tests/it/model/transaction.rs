@@ -1,8 +1,8 @@
 //! What each effect's transaction does, with its conditions, as the documentation of
-//! [`strangler::dualwrite::authority::Effect`] tells a driver to write it.
+//! [`strangler::authority::Effect`] tells a driver to write it.
 
-use strangler::dualwrite::authority::{Cause, Effect, Epoch, Gate, GroupId, GroupState, Mode, Side, Stream};
-use strangler::dualwrite::gate::GateState;
+use strangler::authority::GateState;
+use strangler::authority::{Cause, Effect, Epoch, Gate, GroupId, GroupState, Mode, Side, Stream};
 use strangler::journal::streams::{Direction, StreamState};
 use strangler::lsn::Lsn;
 

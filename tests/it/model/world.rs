@@ -1,7 +1,7 @@
 //! The whole of what can change, and the actions that change it.
 
 use stateright::{Model, Property};
-use strangler::dualwrite::authority::{GroupState, Intent, Side};
+use strangler::authority::{GroupState, Intent, Side};
 
 use super::database::{SIDES, Slice, index};
 use super::log::Entry;

@@ -1,6 +1,6 @@
 //! The application's transactions, and those that go past the gate.
 
-use strangler::dualwrite::authority::{Epoch, Side};
+use strangler::authority::{Epoch, Side};
 
 use super::database::index;
 use super::log::Entry;

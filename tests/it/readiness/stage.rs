@@ -2,7 +2,7 @@
 
 use std::process::{Child, Command, Stdio};
 
-use strangler::dualwrite::authority::Side;
+use strangler::authority::Side;
 use strangler::dualwrite::flip::FlipError;
 use strangler::dualwrite::gate::{self, Hinge};
 use strangler::dualwrite::readiness::{Asked, Facts, Findings, Sessions, gather, judge, unguarded};

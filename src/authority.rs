@@ -13,6 +13,7 @@ pub mod effect;
 pub mod facts;
 pub mod refusal;
 pub mod standing;
+pub mod stored;
 pub mod tripwire;
 
 #[cfg(test)]
@@ -21,8 +22,8 @@ mod tests;
 use decide::{Decision, decide};
 pub use effect::{Awaited, Effect};
 pub use facts::{
-    Cause, Epoch, Facts, Gate, Group, GroupId, GroupState, Mode, Posture, Rows, Side, Sight, Stream,
-    group_to_read,
+    Cause, Epoch, Facts, Gate, GateState, Group, GroupId, GroupState, Mode, Posture, Rows, Side, Sight,
+    Stream, group_to_read,
 };
 pub use refusal::Refusal;
 pub use standing::Standing;

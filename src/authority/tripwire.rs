@@ -1,7 +1,7 @@
 //! What a stream in tripwire mode makes of a transaction that does not carry the slice's tag.
 
+use super::facts::GateState;
 use super::facts::{Cause, Gate};
-use crate::dualwrite::gate::GateState;
 use crate::lsn::Lsn;
 
 /// Whose an untagged transaction is.
@@ -34,7 +34,7 @@ pub fn judge(gate: &Gate, commit: Lsn) -> Untagged {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::dualwrite::authority::facts::Epoch;
+    use crate::authority::facts::Epoch;
 
     fn gate(state: GateState, cause: Cause, cut: Option<u64>, fence: Option<u64>) -> Gate {
         Gate { state, epoch: Epoch(2), cause, cut_lsn: cut.map(Lsn), fence_lsn: fence.map(Lsn), group: None }

@@ -1,7 +1,7 @@
 //! What a pair of gate rows means: the rows of the recovery table.
 
+use super::facts::GateState;
 use super::facts::{Cause, Epoch, Gate, Side};
-use crate::dualwrite::gate::GateState;
 
 /// The meaning of a pair of gate rows. Not stored: it is read off the rows each time.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]

@@ -3,7 +3,6 @@
 use std::fmt;
 
 use super::standing::Standing;
-use crate::dualwrite::gate::GateState;
 pub use crate::journal::streams::Mode;
 use crate::journal::streams::{Direction, StreamState};
 use crate::lsn::Lsn;
@@ -68,6 +67,32 @@ impl Epoch {
 impl fmt::Display for Epoch {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         fmt::Display::fmt(&self.0, f)
+    }
+}
+
+/// What a gate lets through.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum GateState {
+    /// The application may write here.
+    Open,
+    /// Every write of the application fails with SQLSTATE 25006.
+    Fenced,
+}
+
+impl GateState {
+    /// The stored form.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Open => "OPEN",
+            Self::Fenced => "FENCED",
+        }
+    }
+
+    /// Reads the stored form.
+    #[must_use]
+    pub fn parse(text: &str) -> Option<Self> {
+        [Self::Open, Self::Fenced].into_iter().find(|state| state.as_str() == text)
     }
 }
 

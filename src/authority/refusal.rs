@@ -1,7 +1,7 @@
 //! Why nothing more is done, in words an operator can act on.
 
+use super::facts::GateState;
 use super::facts::{Epoch, GroupId, Mode, Posture, Side};
-use crate::dualwrite::gate::GateState;
 use crate::journal::streams::{Direction, StreamState};
 use crate::problem::Problem;
 

@@ -1,7 +1,7 @@
 //! Every row of the recovery table, and the pairs of state and event.
 
+use super::facts::GateState;
 use super::*;
-use crate::dualwrite::gate::GateState;
 use crate::journal::streams::{Direction, StreamState};
 use crate::lsn::Lsn;
 
