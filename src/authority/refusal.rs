@@ -193,7 +193,10 @@ impl Refusal {
                 "nobody has authority until that move is finished or aborted",
                 format!("{} to finish it, or {} to give authority back", Self::command(from, plan, slice), command("flip --abort")),
             ),
-            Self::Superseded { .. } => owned("this command changed nothing more", command("status")),
+            Self::Superseded { .. } => owned(
+                "this command changed nothing more",
+                format!("{} shows where it stands; type the same command again for a new attempt", command("status")),
+            ),
             Self::TooLate { owner, .. } => owned(
                 "the move is complete; nothing was lost and nothing changed by this command",
                 format!("{} to move authority back", Self::command(owner, plan, slice)),

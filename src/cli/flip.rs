@@ -13,7 +13,7 @@ use crate::authority::{Intent, Side};
 use crate::check;
 use crate::dualwrite::flip::conduct::{self, Conduct, ConductError, Told};
 use crate::dualwrite::flip::moves::{self, Member, MoveError, Moved, Order};
-use crate::dualwrite::flip::rehearse::Rehearsal;
+use crate::dualwrite::flip::rehearse::{self, Rehearsal};
 use crate::dualwrite::flip::timeline::Entry;
 use crate::dualwrite::flip::{FlipError, Limits};
 use crate::dualwrite::hooks::Report;
@@ -181,6 +181,9 @@ fn failed(error: ConductError, opened: &Opened) -> CliError {
     };
     match source {
         FlipError::Refused(refusal) => CliError::FlipRefused(vec![refusal.problem(&plan, &slice)]),
+        FlipError::Together { others, from } => {
+            CliError::FlipRefused(vec![together::unfinished(&plan, &slice, (&others, from))])
+        }
         source @ (FlipError::Failed { .. } | FlipError::Unsettled) => CliError::Flip { plan, slice, source },
     }
 }
@@ -244,11 +247,10 @@ async fn rehearse(
     })?;
     let mut drivers =
         moves::drivers(members, order).await.map_err(|error| failed(&error.slice, error.source))?;
-    for (member, driver) in members.iter().zip(&mut drivers) {
-        let slice = &member.mapping.slice;
-        let found = driver.rehearse(side, times).await.map_err(|source| failed(slice, source))?;
-        ui.data(&prediction(slice, &found))?;
-    }
+    let found = rehearse::rehearse(&mut drivers, side, times).await;
+    let found = found.map_err(|error| failed(&error.slice, error.source))?;
+    let slices: Vec<&str> = members.iter().map(|member| member.mapping.slice.as_str()).collect();
+    ui.data(&prediction(&slices.join(", "), &found))?;
     if problems.is_empty() {
         return Ok(Exit::Clean);
     }
@@ -257,10 +259,10 @@ async fn rehearse(
     if forbids { Ok(Exit::Refused) } else { Ok(Exit::Clean) }
 }
 
-fn prediction(slice: &str, found: &Rehearsal) -> String {
+fn prediction(slices: &str, found: &Rehearsal) -> String {
     let of = |share| found.quantile_ms(share).unwrap_or_default();
     let mut lines = vec![format!(
-        "{slice}: {} attempts came through, {} ran out of time and would have been tried again; nothing was changed",
+        "{slices}: {} attempts came through, {} ran out of time and would have been tried again; nothing was changed",
         found.samples.len(),
         found.out_of_time
     )];

@@ -5,8 +5,10 @@
 //! number of drivers may run at once, die anywhere and be frozen for an hour; the conditions inside each transaction keep
 //! them from doing harm (docs/protocol.md, section 12).
 
+mod barrier;
 pub mod conduct;
 mod effects;
+mod group;
 mod links;
 pub mod moves;
 pub mod rehearse;
@@ -14,6 +16,7 @@ pub mod rescue;
 pub mod sequences;
 pub mod timeline;
 
+use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
 pub use links::Links;
@@ -65,9 +68,9 @@ pub struct Together {
     pub id: GroupId,
     /// All members' names, in the order in which they are fenced.
     pub members: Vec<String>,
-    /// Members that their own drivers have seen fenced under this number, those in databases that this driver has no way
-    /// to among them.
-    pub fenced: Vec<String>,
+    /// Members that their own drivers have seen fenced, and the number under which: also those in databases that this driver
+    /// has no way to.
+    pub fenced: BTreeSet<(GroupId, String)>,
 }
 
 /// A move could not be finished by this driver.
@@ -83,6 +86,14 @@ pub enum FlipError {
         what: &'static str,
         /// What the server said, without values.
         words: String,
+    },
+    /// It moves together with others, and the command names other slices than those.
+    #[error("it is in the middle of a move together with {}", others.join(", "))]
+    Together {
+        /// All slices of that move but this one.
+        others: Vec<String>,
+        /// Away from whom.
+        from: Side,
     },
     /// The driver goes round in circles: a defect of ours.
     #[error("authority did not settle in {STEPS_MAX} steps")]
@@ -105,8 +116,10 @@ pub enum Progress {
         /// Since which change.
         epoch: Epoch,
     },
-    /// The slice is fenced, and the other members of its group are not.
-    Waiting,
+    /// The slice is fenced under this number, and as far as this driver can see not all members are.
+    Waiting(GroupId),
+    /// The slice is to be fenced next, at the [`barrier`] of all that move with it.
+    Fencing,
 }
 
 /// A driver of one slice.
@@ -124,28 +137,28 @@ pub struct Driver {
 }
 
 impl Driver {
-    /// A driver that has seen nothing yet. `together` only where several slices move at one barrier.
+    /// A driver that has seen nothing yet, of a slice that moves alone.
     #[must_use]
     pub fn new(
         slice: &str,
         links: Links,
         sequences: sequences::Pairs,
         limits: Limits,
-        (intent, together): (Intent, Option<Together>),
+        intent: Intent,
     ) -> Self {
         Self {
             slice: slice.to_owned(),
             links,
             sequences,
             limits,
-            together,
+            together: None,
             state: State::begin(intent),
             effect: Some(Effect::Look),
             timeline: Timeline::default(),
         }
     }
 
-    /// Goes on until the slice is settled, or waits for the other members of its group.
+    /// Goes on until the slice is settled, or something is due that concerns all that move with it.
     ///
     /// # Errors
     /// [`FlipError`]; whatever was committed stays, and the same command goes on from there.
@@ -157,10 +170,22 @@ impl Driver {
                     State::Looking { .. } | State::Acting { .. } => Err(FlipError::Unsettled),
                 };
             };
-            if let Effect::Await(authority::Awaited::Members(_)) = effect {
-                // The caller fences the others, and then this driver looks again.
-                self.take(Event::Hit)?;
-                return Ok(Progress::Waiting);
+            match effect {
+                Effect::Await(authority::Awaited::Members(id)) => {
+                    // The caller tells it of the others, and then this driver looks again.
+                    self.take(Event::Hit)?;
+                    return Ok(Progress::Waiting(id));
+                }
+                Effect::Fence { .. } => return Ok(Progress::Fencing),
+                Effect::Look
+                | Effect::Open { .. }
+                | Effect::Bump { .. }
+                | Effect::Reopen { .. }
+                | Effect::Swap { .. }
+                | Effect::Propose(_)
+                | Effect::SettleOpen(_)
+                | Effect::SettleAborted(_)
+                | Effect::Await(authority::Awaited::Position { .. }) => {}
             }
             let begun = Instant::now();
             let event = self.perform(effect).await?;
@@ -173,13 +198,12 @@ impl Driver {
         Err(FlipError::Unsettled)
     }
 
-    /// Another member of the group is fenced.
-    fn has_fenced(&mut self, slice: &str) {
-        if let Some(together) = &mut self.together
-            && !together.fenced.iter().any(|known| known == slice)
-        {
-            together.fenced.push(slice.to_owned());
-        }
+    /// Members of the group that are fenced. `true` when that is news.
+    fn hear_of(&mut self, fenced: &BTreeSet<(GroupId, String)>) -> bool {
+        let Some(together) = &mut self.together else { return false };
+        let news = !fenced.is_subset(&together.fenced);
+        together.fenced.extend(fenced.iter().cloned());
+        news
     }
 
     fn take(&mut self, event: Event) -> Result<(), Refusal> {

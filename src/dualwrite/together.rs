@@ -5,6 +5,7 @@
 
 use std::collections::BTreeSet;
 
+use crate::authority::Side;
 use crate::plan::Plan;
 use crate::problem::Problem;
 
@@ -74,6 +75,21 @@ fn torn(wanted: &BTreeSet<&str>, with: &[&str], without: &[&str]) -> Problem {
         ))
         .consequence("the application would find one part of what it needs on each side; nothing was changed")
         .next(format!("strangler flip PLAN{slices}"))
+}
+
+/// A slice was named without the others that it is in the middle of a move with, away from `from`. `plan` is the plan's path
+/// as typed.
+#[must_use]
+pub fn unfinished(plan: &str, slice: &str, (others, from): (&[String], Side)) -> Problem {
+    let all: BTreeSet<&str> = others.iter().map(String::as_str).chain([slice]).collect();
+    let slices: String = all.iter().map(|name| format!(" --slice {name}")).collect();
+    let back = if from == Side::Service { " --back" } else { "" };
+    Problem::error("flip-group-unfinished", format!("slice {slice}"))
+        .fact(format!("it is in the middle of a move together with {}", others.join(", ")))
+        .consequence("all of them move or none does, so nothing was changed for this one alone")
+        .next(format!(
+            "strangler flip{back} {plan}{slices} to finish the move, or strangler flip --abort {plan}{slices} to take it back"
+        ))
 }
 
 #[cfg(test)]

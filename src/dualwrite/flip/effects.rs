@@ -4,11 +4,13 @@ use std::time::{Duration, Instant};
 
 use tokio_postgres::Client;
 
+use super::barrier::Held;
+use super::group::group_is;
 use super::sequences::{Pairs, Stands};
+use super::timeline::millis;
 use super::{Driver, FlipError, event_of, of_database};
 use crate::authority::{
-    Awaited, Effect, Epoch, Event, Facts, Gate, Group, GroupId, GroupState, Mode, Rows, Side, Sight,
-    group_to_read,
+    Awaited, Effect, Epoch, Event, Facts, Gate, GroupId, GroupState, Mode, Rows, Side, Sight, group_to_read,
 };
 use crate::cdc::mirror::chain_of;
 use crate::cdc::source::{self, MARKER_PREFIX};
@@ -31,10 +33,6 @@ impl Driver {
     pub(super) async fn perform(&mut self, effect: Effect) -> Result<Event, FlipError> {
         match effect {
             Effect::Look => Ok(Event::Observed(self.look().await?)),
-            Effect::Fence { side, expects, epoch, drain, group } => {
-                let event = self.fence((side, drain), &expects, (epoch, group)).await;
-                self.settled(side, event)
-            }
             Effect::Open { side, expects, peer, epoch, incoming, applied_at_least, group } => {
                 let conditions = (incoming, applied_at_least, group);
                 let event = self.open(side, (&expects, &peer), epoch, conditions).await;
@@ -58,13 +56,17 @@ impl Driver {
                 let limit = self.limits.position;
                 self.position(direction, at_least, limit).await
             }
-            // The caller of `advance` brings the other members so far.
-            Effect::Await(Awaited::Members(_)) => Ok(Event::Hit),
+            // These concern all members and are done by the caller of `advance`; alone, the driver only looks again.
+            Effect::Fence { .. } | Effect::Await(Awaited::Members(_)) => Ok(Event::Missed),
         }
     }
 
     /// A session in which something went wrong is not used again: what it holds is not known.
-    fn settled(&mut self, side: Side, event: Result<Event, FlipError>) -> Result<Event, FlipError> {
+    pub(super) fn settled(
+        &mut self,
+        side: Side,
+        event: Result<Event, FlipError>,
+    ) -> Result<Event, FlipError> {
         if !matches!(event, Ok(Event::Hit)) {
             self.links.drop_acting(side);
         }
@@ -87,7 +89,7 @@ impl Driver {
         Ok(Facts { monolith, service, group })
     }
 
-    async fn sight(&mut self, side: Side, slice: &str) -> Result<Sight, FlipError> {
+    pub(super) async fn sight(&mut self, side: Side, slice: &str) -> Result<Sight, FlipError> {
         let Ok(client) = self.links.looking(side).await else { return Ok(Sight::Unreachable) };
         match whereabouts::is_itself(client).await {
             Ok(true) => {}
@@ -104,53 +106,14 @@ impl Driver {
         }
     }
 
-    /// The group row, and whether every member of it is fenced under it.
-    async fn group(&mut self, id: GroupId) -> Result<Group, FlipError> {
-        let failed = |error: JournalError| failed("reading the group", &error);
-        let monolith = self.links.looking(Side::Monolith).await?;
-        let Some((state, members)) = authority::group(monolith, id.0).await.map_err(failed)? else {
-            return Ok(Group { id, state: GroupState::Absent, complete: false });
-        };
-        let state = match state.as_str() {
-            "pending" => GroupState::Pending,
-            "open" => GroupState::Open,
-            "aborted" => GroupState::Aborted,
-            other => return Err(unreadable("the group's state", other)),
-        };
-        let mut complete = true;
-        for member in &members {
-            complete &= self.is_fenced_under(member, id).await?;
-        }
-        Ok(Group { id, state, complete })
-    }
-
-    /// Either side's gate of a member says so.
-    async fn is_fenced_under(&mut self, member: &str, id: GroupId) -> Result<bool, FlipError> {
-        for side in [Side::Monolith, Side::Service] {
-            // Members may live in services that this driver has no link to; the caller then knows more than we do.
-            let client = self.links.looking(side).await?;
-            if let Ok(Some(rows)) = authority::look(client, member, side.incoming()).await
-                && Gate::try_from(&rows.gate)?.is_fenced_under(id)
-            {
-                return Ok(true);
-            }
-        }
-        Ok(self
-            .together
-            .as_ref()
-            .is_some_and(|together| together.id == id && together.fenced.iter().any(|name| name == member)))
-    }
-
-    async fn fence(
+    /// Closes the gate in the transaction that [`Self::hold_and_drain`] left open.
+    pub(super) async fn write_fence(
         &mut self,
-        (side, drain): (Side, Direction),
+        side: Side,
+        held: &Held,
         expects: &Gate,
         (epoch, group): (Epoch, Option<GroupId>),
     ) -> Result<Event, FlipError> {
-        let (noted, fence) = match self.hold_and_drain(side, drain).await? {
-            Ok(held) => held,
-            Err(event) => return Ok(event),
-        };
         let slice = self.slice.clone();
         let (acting, looking, peer) = self.links.three_in_transaction(side).await?;
         let monolith = if side == Side::Monolith { looking } else { peer };
@@ -160,8 +123,8 @@ impl Driver {
         let written = authority::Fence {
             from_epoch: expects.epoch.0,
             epoch: epoch.0,
-            lsn: fence,
-            sequences: &noted,
+            lsn: held.fence,
+            sequences: &held.sequences,
             group: group.map(|id| id.0),
         };
         match authority::fence(acting, &slice, written).await {
@@ -177,13 +140,12 @@ impl Driver {
     }
 
     /// Opens a transaction on `side` in which the writers have ended and new ones wait, and waits until everything that they
-    /// wrote is applied on the peer. Returns the sequences as JSON and the fence position; an event when that took too
-    /// long. The transaction stays open.
+    /// wrote is applied on the peer. An event when that took too long. The transaction stays open.
     pub(super) async fn hold_and_drain(
         &mut self,
         side: Side,
         drain: Direction,
-    ) -> Result<Result<(String, Lsn), Event>, FlipError> {
+    ) -> Result<Result<Held, Event>, FlipError> {
         let begun = Instant::now();
         let deadline = begun + self.limits.pause_budget;
         let lock = (self.limits.lock_first * (1 << self.attempts().min(4))).min(self.limits.pause_budget);
@@ -204,7 +166,7 @@ impl Driver {
             return event_of(&error, "holding writers", false).map(Err);
         }
         failpoint::hit("flip-writers-held");
-        let held = match stands(acting, &sequences, side).await {
+        let (sequences, fence) = match stands(acting, &sequences, side).await {
             Ok(found) => found,
             Err(error) => return of_database(&error, "reading sequences", false).map(Err),
         };
@@ -214,9 +176,11 @@ impl Driver {
         if let Err(error) = source::emit(looking, MARKER_PREFIX, &marker).await {
             return Err(FlipError::Failed { what: "sending a marker", words: chain_of(&error) });
         }
-        let drained = reached(peer, &slice, (drain, held.1), deadline).await?;
+        let drained = reached(peer, &slice, (drain, fence), deadline).await?;
         self.timeline.note("drain", draining, if drained { "done" } else { "out of time" });
         failpoint::hit("flip-drained");
+        let lock_ms = millis(draining.duration_since(begun));
+        let held = Held { begun, lock_ms, drain_ms: millis(draining.elapsed()), sequences, fence };
         Ok(if drained { Ok(held) } else { Err(Event::OutOfTime) })
     }
 
@@ -332,19 +296,6 @@ impl Driver {
         }
     }
 
-    async fn propose(&mut self, id: GroupId) -> Result<Event, FlipError> {
-        let members = self.together.as_ref().map(|together| together.members.clone()).unwrap_or_default();
-        let client = self.links.looking(Side::Monolith).await?;
-        let done = authority::propose(client, id.0, &members).await;
-        hit(done, "writing a group", "flip-proposed")
-    }
-
-    async fn settle_group(&mut self, id: GroupId, state: GroupState) -> Result<Event, FlipError> {
-        let state = if state == GroupState::Open { "open" } else { "aborted" };
-        let client = self.links.looking(Side::Monolith).await?;
-        hit(authority::settle(client, id.0, state).await, "deciding about a group", "flip-settled")
-    }
-
     async fn position(
         &mut self,
         direction: Direction,
@@ -424,7 +375,7 @@ async fn commit(acting: &Client, what: &'static str, passed: &'static str) -> Re
     }
 }
 
-fn hit(
+pub(super) fn hit(
     done: Result<bool, JournalError>,
     what: &'static str,
     passed: &'static str,
@@ -474,13 +425,6 @@ async fn reached(
     }
 }
 
-async fn group_is(monolith: &Client, group: Option<GroupId>, state: &str) -> Result<bool, FlipError> {
-    let Some(id) = group else { return Ok(true) };
-    let found = authority::group(monolith, id.0).await;
-    let found = found.map_err(|error| failed("reading the group", &error))?;
-    Ok(found.is_some_and(|(found, _)| found == state))
-}
-
 fn unreachable(error: &JournalError) -> Result<Sight, FlipError> {
     match error.database_error() {
         Some(database) if crate::postgres::sqlstate::is_connection_lost(database) => Ok(Sight::Unreachable),
@@ -488,11 +432,11 @@ fn unreachable(error: &JournalError) -> Result<Sight, FlipError> {
     }
 }
 
-fn failed(what: &'static str, error: &JournalError) -> FlipError {
+pub(super) fn failed(what: &'static str, error: &JournalError) -> FlipError {
     let words = error.database_error().map_or_else(|| chain_of(error), crate::postgres::sqlstate::words);
     FlipError::Failed { what, words }
 }
 
-fn unreadable(what: &'static str, found: &str) -> FlipError {
+pub(super) fn unreadable(what: &'static str, found: &str) -> FlipError {
     FlipError::Failed { what: "reading our tables", words: format!("{what}: {found}") }
 }

@@ -1,13 +1,16 @@
 //! One move from its beginning to its entry in the ledger: of one slice, or of several at one barrier.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
+use std::time::Duration;
 
+use futures_util::future::join_all;
 use serde_json::json;
 
 use super::sequences::Pairs;
 use super::timeline::Timeline;
-use super::{Driver, FlipError, Limits, Links, Progress, Together};
-use crate::authority::{Epoch, GroupId, Intent, Side};
+use super::{Driver, FlipError, Limits, Links, Progress, Together, barrier};
+use crate::authority::{Epoch, GroupId, GroupState, Intent, Side};
 use crate::cdc::mirror::chain_of;
 use crate::failpoint;
 use crate::journal::ledger::{self, Author, NewEntry};
@@ -70,16 +73,12 @@ pub struct MoveError {
     pub source: FlipError,
 }
 
-/// Opens a driver for each member.
+/// Opens a driver for each member. Where some of them are in the middle of a move together already, it is that move that they
+/// go on with.
 ///
 /// # Errors
-/// [`MoveError`].
+/// [`MoveError`]; [`FlipError::Together`] when that move has other members than these.
 pub async fn drivers(members: &[Member], order: &Order) -> Result<Vec<Driver>, MoveError> {
-    let together = (members.len() > 1).then(|| Together {
-        id: GroupId(fastrand::i64(1..)),
-        members: members.iter().map(|member| member.mapping.slice.clone()).collect(),
-        fenced: Vec::new(),
-    });
     let mut drivers = Vec::new();
     for member in members {
         let of = |source| MoveError { slice: member.mapping.slice.clone(), source };
@@ -87,10 +86,34 @@ pub async fn drivers(members: &[Member], order: &Order) -> Result<Vec<Driver>, M
         links.open().await.map_err(of)?;
         let (_, monolith, service) = links.three(Side::Monolith).await.map_err(of)?;
         let pairs = Pairs::find(monolith, service, &member.mapping).await.map_err(of)?;
-        let wanted = (order.intent, together.clone());
-        drivers.push(Driver::new(&member.mapping.slice, links, pairs, member.limits, wanted));
+        drivers.push(Driver::new(&member.mapping.slice, links, pairs, member.limits, order.intent));
+    }
+    // A mirror finishes each of its slices by itself.
+    if order.intent != Intent::Resume {
+        let together = gather(&mut drivers).await?;
+        drivers.iter_mut().for_each(|driver| driver.together.clone_from(&together));
     }
     Ok(drivers)
+}
+
+/// Under which number these move together; a single one moves alone.
+async fn gather(drivers: &mut [Driver]) -> Result<Option<Together>, MoveError> {
+    let members: Vec<String> = drivers.iter().map(|driver| driver.slice.clone()).collect();
+    let mut id = GroupId(fastrand::i64(1..));
+    for driver in drivers.iter_mut() {
+        let begun = driver.begun_together().await;
+        let begun = begun.map_err(|source| MoveError { slice: driver.slice.clone(), source })?;
+        let Some(begun) = begun else { continue };
+        let (named, known) = (BTreeSet::from_iter(&members), BTreeSet::from_iter(&begun.members));
+        if named == known {
+            id = begun.id;
+        } else if begun.state == GroupState::Pending {
+            let others = known.into_iter().filter(|name| **name != driver.slice).cloned().collect();
+            let source = FlipError::Together { others, from: begun.from };
+            return Err(MoveError { slice: driver.slice.clone(), source });
+        }
+    }
+    Ok((members.len() > 1).then(|| Together { id, members, fenced: BTreeSet::new() }))
 }
 
 /// Moves all members, all or none, and writes down what became of them. When they can't all be fenced, those that are go
@@ -123,28 +146,54 @@ pub async fn carry_out(members: &[Member], order: &Order) -> Result<Vec<Moved>, 
     Ok(done)
 }
 
-/// Lets every driver go as far as it can until all are settled.
+/// Lets every driver go as far as it can until all are settled. One that can't go on does not keep the others from finishing
+/// what is begun, but no gate is closed any more then.
 async fn settle(drivers: &mut [Driver]) -> Result<Vec<(Side, Epoch)>, MoveError> {
-    /// Each round fences one more member at least, or ends.
+    /// Barriers and looks of drivers that wait for each other.
     const ROUNDS_MAX: usize = 100;
-    let mut settled = vec![None; drivers.len()];
+    /// Pause where a member waits for others of which nobody has news: another operator may be at work on them.
+    const NEWS_EVERY: Duration = Duration::from_millis(20);
+    let mut settled: Vec<Option<(Side, Epoch)>> = drivers.iter().map(|_| None).collect();
+    let mut going: Vec<(usize, &mut Driver)> = drivers.iter_mut().enumerate().collect();
     for _ in 0..ROUNDS_MAX {
-        for (number, place) in settled.iter_mut().enumerate().filter(|(_, place)| place.is_none()) {
-            let Some(driver) = drivers.get_mut(number) else { continue };
-            let progress = driver.advance().await;
-            match progress.map_err(|source| MoveError { slice: driver.slice.clone(), source })? {
-                Progress::Settled { owner, epoch } => *place = Some((owner, epoch)),
-                Progress::Waiting => {
-                    let slice = driver.slice.clone();
-                    drivers.iter_mut().for_each(|other| other.has_fenced(&slice));
+        let ended = join_all(going.iter_mut().map(|(_, driver)| driver.advance())).await;
+        let (mut waiting, mut due, mut fenced) = (Vec::new(), Vec::new(), BTreeSet::new());
+        let mut error = None;
+        for ((number, driver), ended) in going.drain(..).zip(ended) {
+            match ended {
+                Ok(Progress::Settled { owner, epoch }) => {
+                    settled.get_mut(number).map(|place| place.replace((owner, epoch)));
+                }
+                Ok(Progress::Waiting(id)) => {
+                    fenced.insert((id, driver.slice.clone()));
+                    waiting.push((number, driver));
+                }
+                Ok(Progress::Fencing) => due.push((number, driver)),
+                Err(source) => {
+                    error.get_or_insert(MoveError { slice: driver.slice.clone(), source });
                 }
             }
         }
-        if let Some(all) = settled.iter().copied().collect::<Option<Vec<_>>>() {
+        if let Some(error) = error {
+            return Err(error);
+        }
+        if let (true, true, Some(all)) =
+            (waiting.is_empty(), due.is_empty(), settled.iter().copied().collect::<Option<Vec<_>>>())
+        {
             return Ok(all);
         }
+        if due.is_empty() {
+            let heard: Vec<bool> = waiting.iter_mut().map(|(_, driver)| driver.hear_of(&fenced)).collect();
+            if !heard.contains(&true) {
+                tokio::time::sleep(NEWS_EVERY).await;
+            }
+        } else {
+            barrier::fence(due.iter_mut().map(|(_, driver)| &mut **driver).collect()).await?;
+        }
+        going = waiting;
+        going.append(&mut due);
     }
-    let slice = drivers.first().map(|driver| driver.slice.clone()).unwrap_or_default();
+    let slice = going.first().map(|(_, driver)| driver.slice.clone()).unwrap_or_default();
     Err(MoveError { slice, source: FlipError::Unsettled })
 }
 

@@ -2,9 +2,11 @@
 
 use std::time::{Duration, Instant};
 
+use futures_util::future::join_all;
 use serde::Serialize;
 
-use super::timeline::{Entry, millis};
+use super::moves::MoveError;
+use super::timeline::millis;
 use super::{Driver, FlipError};
 use crate::authority::{Event, Side};
 use crate::cdc::mirror::chain_of;
@@ -16,11 +18,11 @@ const PAUSE: Duration = Duration::from_millis(200);
 /// What one attempt took, in milliseconds.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
 pub struct Sample {
-    /// Until the writers that had passed the gate had ended.
+    /// Until the writers that had passed the gate had ended; of several slices the longest.
     pub lock_ms: f64,
-    /// Until the other side had everything.
+    /// Until the other side had everything; of several slices the longest.
     pub drain_ms: f64,
-    /// A commit on the side that would be fenced, and one on the side that would be opened.
+    /// For each slice a commit on the side that would be fenced, and one on the side that would be opened.
     pub commits_ms: f64,
 }
 
@@ -58,36 +60,49 @@ impl Rehearsal {
     }
 }
 
-impl Driver {
-    /// Rehearses taking authority from `side`, so many times. Nothing is changed; writers wait for as long as each attempt
-    /// takes, at most the budget.
-    ///
-    /// # Errors
-    /// [`FlipError`].
-    pub async fn rehearse(&mut self, side: Side, times: usize) -> Result<Rehearsal, FlipError> {
-        self.links.open().await?;
-        let mut found = Rehearsal::default();
-        for _ in 0..times {
-            let before = self.timeline.entries().len();
-            let held = self.hold_and_drain(side, side.outgoing()).await;
-            let rolled_back = self.links.roll_back(side).await;
-            match held? {
-                Ok(_) => {
-                    rolled_back?;
-                    let commits_ms = self.commit_ms(side).await? + self.commit_ms(side.peer()).await?;
-                    let entries = self.timeline.entries().get(before..).unwrap_or_default();
-                    let took = |step| entries.iter().find(|entry: &&Entry| entry.step == step);
-                    let took = |step| took(step).map_or(0.0, |entry| entry.took_ms);
-                    found.samples.push(Sample { lock_ms: took("lock"), drain_ms: took("drain"), commits_ms });
-                }
-                Err(Event::OutOfTime | Event::Unclear) => found.out_of_time += 1,
-                Err(Event::Missed | Event::Hit | Event::Observed(_)) => {}
-            }
-            tokio::time::sleep(PAUSE.mul_f64(0.5 + fastrand::f64())).await;
-        }
-        Ok(found)
+/// Rehearses taking authority over all these slices from `side` at one barrier, so many times. Nothing is changed; writers wait
+/// for as long as each attempt takes, at most the budget.
+///
+/// # Errors
+/// [`MoveError`].
+pub async fn rehearse(drivers: &mut [Driver], side: Side, times: usize) -> Result<Rehearsal, MoveError> {
+    for driver in drivers.iter_mut() {
+        let opened = driver.links.open().await;
+        opened.map_err(|source| MoveError { slice: driver.slice.clone(), source })?;
     }
+    let mut found = Rehearsal::default();
+    for _ in 0..times {
+        let attempts =
+            join_all(drivers.iter_mut().map(|driver| driver.hold_and_drain(side, side.outgoing()))).await;
+        // Everybody is let go before anything else.
+        let mut samples = Vec::new();
+        for (driver, attempt) in drivers.iter_mut().zip(attempts) {
+            let of = |source| MoveError { slice: driver.slice.clone(), source };
+            let released = driver.links.roll_back(side).await;
+            samples.push(attempt.map_err(of)?.map(|held| (held.lock_ms, held.drain_ms)));
+            released.map_err(of)?;
+        }
+        match samples.into_iter().collect::<Result<Vec<_>, _>>() {
+            Ok(samples) => {
+                let mut commits_ms = 0.0;
+                for driver in drivers.iter_mut() {
+                    let (out, into) = (driver.commit_ms(side).await, driver.commit_ms(side.peer()).await);
+                    let of = |source| MoveError { slice: driver.slice.clone(), source };
+                    commits_ms += out.map_err(of)? + into.map_err(of)?;
+                }
+                let longest = |part: fn(&(f64, f64)) -> f64| samples.iter().map(part).fold(0.0, f64::max);
+                let (lock_ms, drain_ms) = (longest(|sample| sample.0), longest(|sample| sample.1));
+                found.samples.push(Sample { lock_ms, drain_ms, commits_ms });
+            }
+            Err(Event::OutOfTime | Event::Unclear) => found.out_of_time += 1,
+            Err(Event::Missed | Event::Hit | Event::Observed(_)) => {}
+        }
+        tokio::time::sleep(PAUSE.mul_f64(0.5 + fastrand::f64())).await;
+    }
+    Ok(found)
+}
 
+impl Driver {
     /// What a synchronous commit takes on a side: that of a marker.
     async fn commit_ms(&mut self, side: Side) -> Result<f64, FlipError> {
         let marker = source::marker_content(&self.slice, "rehearsal");

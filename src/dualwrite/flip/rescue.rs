@@ -1,5 +1,6 @@
 //! What a running mirror does about a slice whose operator is gone: a side that was closed and whose peer was not opened is a
-//! standstill for the application, so the move is finished.
+//! standstill for the application, and the writes of a side that was opened go nowhere until its stream is turned, so the move
+//! is finished.
 
 use std::time::{Duration, Instant};
 
@@ -7,11 +8,13 @@ use tokio_util::sync::CancellationToken;
 
 use super::moves::{self, Member, Order};
 use super::{FlipError, Links};
-use crate::authority::{Epoch, Gate, Side, Standing};
+use crate::authority::{
+    Effect, Epoch, Event, Facts, Intent, Rows, Side, Sight, State, Step, group_to_read, step,
+};
 use crate::cdc::mirror::chain_of;
 use crate::journal::authority;
 
-/// How long a side may be closed before the move is taken to be nobody's. An operator takes milliseconds.
+/// How long a move may be unfinished before it is taken to be nobody's. An operator takes milliseconds.
 const PATIENCE: Duration = Duration::from_secs(2);
 /// Pause between two looks at an armed slice, and at one that can't move because it is not armed.
 const LOOK_ARMED: Duration = Duration::from_millis(500);
@@ -22,10 +25,10 @@ const LOOK_UNARMED: Duration = Duration::from_secs(5);
 enum Seen {
     /// It has no way back, so authority can't move.
     Unarmed,
-    /// A side has authority.
+    /// A side has authority, and nothing is left to do.
     Owned,
-    /// Nobody has: both sides are closed since these changes.
-    Closed(Epoch, Epoch),
+    /// Something is left to do since these changes of both sides.
+    Unfinished(Epoch, Epoch),
 }
 
 /// Watches one slice until `stop`; `order` is to resume what somebody began, and begins nothing.
@@ -42,8 +45,8 @@ pub async fn watch(member: Member, order: Order, stop: CancellationToken) {
             }
         };
         since = since.filter(|(known, _)| *known == seen).or(Some((seen, Instant::now())));
-        let closed = matches!(seen, Seen::Closed(..));
-        if closed && since.is_some_and(|(_, at)| at.elapsed() >= PATIENCE) {
+        let unfinished = matches!(seen, Seen::Unfinished(..));
+        if unfinished && since.is_some_and(|(_, at)| at.elapsed() >= PATIENCE) {
             tracing::warn!(slice, "a move was left unfinished; it is finished now");
             match Box::pin(moves::carry_out(std::slice::from_ref(&member), &order)).await {
                 Ok(moved) => moved.iter().for_each(|moved| {
@@ -74,12 +77,58 @@ async fn look(links: &mut Links, slice: &str) -> Result<Seen, FlipError> {
     if there.incoming.is_none() {
         return Ok(Seen::Unarmed);
     }
-    let (monolith, service) = (Gate::try_from(&there.gate)?, Gate::try_from(&here.gate)?);
-    Ok(match Standing::of(&monolith, &service) {
-        Standing::Fenced { .. } | Standing::Aborted { .. } => Seen::Closed(monolith.epoch, service.epoch),
-        // What these need is a human, whom `status` calls, or nobody.
-        Standing::Owned { .. } | Standing::Behind { .. } | Standing::BothOpen | Standing::Broken => {
-            Seen::Owned
-        }
-    })
+    Ok(judge(Rows::try_from(&there)?, Rows::try_from(&here)?))
+}
+
+/// Whether whoever resumes would have something to do.
+fn judge(monolith: Rows, service: Rows) -> Seen {
+    let unfinished = Seen::Unfinished(monolith.gate.epoch, service.gate.epoch);
+    if group_to_read(&monolith.gate, &service.gate, None).is_some() {
+        // Only a slice that nobody may write is in the middle of a move together with others.
+        return unfinished;
+    }
+    let facts = Facts { monolith: Sight::Seen(monolith), service: Sight::Seen(service), group: None };
+    match step(State::begin(Intent::Resume), Event::Observed(facts)) {
+        Ok(Step { effect: Some(effect), .. }) if effect != Effect::Look => unfinished,
+        // What it doubts or refuses needs a human, whom `status` calls.
+        Ok(_) | Err(_) => Seen::Owned,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::authority::{Cause, Gate, GateState, GroupId, Mode, Stream};
+    use crate::journal::streams::StreamState;
+    use crate::lsn::Lsn;
+
+    fn rows(state: GateState, epoch: i64, mode: Mode) -> Rows {
+        let cause = if state == GateState::Open { Cause::Open } else { Cause::Fence };
+        let at = Some(Lsn(10));
+        let gate = Gate { state, epoch: Epoch(epoch), cause, fence_lsn: at, cut_lsn: at, group: None };
+        let stream = Stream { mode, epoch: Epoch(epoch), applied: Lsn(20), state: StreamState::Running };
+        Rows { gate, incoming: Some(stream) }
+    }
+
+    #[test]
+    fn a_closed_pair_and_a_stream_that_was_not_turned_are_unfinished() {
+        let closed = (rows(GateState::Fenced, 2, Mode::Tripwire), rows(GateState::Fenced, 1, Mode::Apply));
+        assert_eq!(judge(closed.0, closed.1), Seen::Unfinished(Epoch(2), Epoch(1)));
+        let mut together = closed.0;
+        together.gate.group = Some(GroupId(7));
+        assert_eq!(judge(together, closed.1), Seen::Unfinished(Epoch(2), Epoch(1)));
+        let opened = rows(GateState::Open, 2, Mode::Tripwire);
+        assert_eq!(
+            judge(closed.0, opened),
+            Seen::Unfinished(Epoch(2), Epoch(2)),
+            "writes of the service go nowhere"
+        );
+        assert_eq!(judge(rows(GateState::Fenced, 2, Mode::Apply), opened), Seen::Owned);
+    }
+
+    #[test]
+    fn what_needs_a_human_is_left_to_one() {
+        let open = rows(GateState::Open, 2, Mode::Apply);
+        assert_eq!(judge(open, open), Seen::Owned);
+    }
 }

@@ -138,7 +138,10 @@ async fn probe(from: &Client, to: &Client, asked: &Asked<'_>, told: &Told) -> Re
         return Ok(probe);
     }
     let begun = Instant::now();
-    while probe.millis.len() < PROBES_MAX && begun.elapsed() < PROBES_LIMIT && !outgoing::is_calm(&probe) {
+    while probe.millis.len() < PROBES_MAX
+        && begun.elapsed() < PROBES_LIMIT
+        && !outgoing::is_calm(&probe, asked)
+    {
         let sent = Instant::now();
         let content = source::marker_content(asked.slice, "readiness");
         let position = source::emit(from, MARKER_PREFIX, &content).await;

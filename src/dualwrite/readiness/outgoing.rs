@@ -10,8 +10,13 @@ use crate::reconcile::evidence::Lack;
 /// A mirror that was not seen for this long is away. It writes its row every other second.
 const AWAY_AFTER_S: f64 = 5.0;
 
-/// Round trip of a marker below which a drain ends within the pause that users don't notice.
+/// Round trip of a marker below which a drain ends within the pause that users don't notice: what it may be at least, whatever
+/// the plan's budget.
 const CALM_MS: f64 = 30.0;
+
+/// Share of the plan's `write_pause_budget` that the round trip may be where that is more: a plan that allows a longer pause
+/// allows for sides that are far from each other.
+const CALM_SHARE: f64 = 0.06;
 
 /// How many round trips in a row have to be below that.
 const CALM_IN_A_ROW: usize = 5;
@@ -22,9 +27,14 @@ pub(super) fn is_alive(mirror: &Mirror) -> bool {
 }
 
 /// The last round trips were quick enough.
-pub(super) fn is_calm(probe: &Probe) -> bool {
-    let last = probe.millis.iter().rev().take(CALM_IN_A_ROW);
-    probe.millis.len() >= CALM_IN_A_ROW && last.into_iter().all(|millis| *millis < CALM_MS)
+pub(super) fn is_calm(probe: &Probe, asked: &Asked<'_>) -> bool {
+    let (last, bound) = (probe.millis.iter().rev().take(CALM_IN_A_ROW), calm_ms(asked));
+    probe.millis.len() >= CALM_IN_A_ROW && last.into_iter().all(|millis| *millis < bound)
+}
+
+fn calm_ms(asked: &Asked<'_>) -> f64 {
+    let budget = asked.policy().write_pause_budget;
+    (budget.as_secs_f64() * 1000.0 * CALM_SHARE).max(CALM_MS)
 }
 
 pub(super) fn judge(facts: &Facts, asked: &Asked<'_>) -> Vec<Problem> {
@@ -76,7 +86,11 @@ fn stream(facts: &Facts, asked: &Asked<'_>) -> Option<Problem> {
         Problem::error("stream-not-applying", asked.object())
             .fact(format!("the stream from the {} {fact}", asked.from()))
             .consequence("writes of the old side would be missing on the new one")
-            .next(asked.command("status")),
+            .next(format!(
+                "{}; where the move before this one was cut off, a running mirror finishes it within seconds, and then {}",
+                asked.command("status"),
+                asked.flip()
+            )),
     )
 }
 
@@ -100,7 +114,7 @@ fn away(facts: &Facts, asked: &Asked<'_>) -> Option<Problem> {
 
 fn slow(facts: &Facts, asked: &Asked<'_>) -> Option<Problem> {
     let probe = &facts.probe;
-    if is_calm(probe) {
+    if is_calm(probe, asked) {
         return None;
     }
     let shown: Vec<String> = probe
@@ -118,7 +132,7 @@ fn slow(facts: &Facts, asked: &Asked<'_>) -> Option<Problem> {
     };
     Some(
         Problem::error("mirror-lags", asked.object())
-            .fact(format!("{fact}; {CALM_IN_A_ROW} in a row have to stay below {CALM_MS:.0} ms"))
+            .fact(format!("{fact}; {CALM_IN_A_ROW} in a row have to stay below {:.0} ms", calm_ms(asked)))
             .consequence("writers would wait that long, or in vain")
             .next(format!("wait until {} shows a small lag, then {}", asked.command("status"), asked.flip())),
     )

@@ -77,15 +77,20 @@ pub struct Bank {
 }
 
 impl Bank {
+    /// The bank of slice `one`.
     pub fn open(split: &Split, clients: i32) -> Self {
-        let links = [split.pair.monolith_url(), split.pair.service_url()];
+        Self::of("one", [split.pair.monolith_url(), split.pair.service_url()], clients)
+    }
+
+    /// The bank whose tables the links find first, in this slice.
+    pub fn of(slice: &'static str, links: [String; 2], clients: i32) -> Self {
         let (book, stop) = (Arc::<Book>::default(), Arc::<AtomicBool>::default());
         let client = |number: i32| {
             let (book, stop, links) = (Arc::clone(&book), Arc::clone(&stop), links.clone());
             tokio::spawn(async move { client(number, &links, &book, &stop).await })
         };
         let tasks = (0..clients).map(client).collect();
-        let watch_gates = tokio::spawn(both_open(links.clone(), Arc::clone(&stop)));
+        let watch_gates = tokio::spawn(both_open(slice, links.clone(), Arc::clone(&stop)));
         let sums = links.clone().map(|link| tokio::spawn(sums(link, Arc::clone(&stop))));
         let watchers = std::iter::once(watch_gates).chain(sums).collect();
         Self { book, stop, tasks, watchers, links }
@@ -109,6 +114,11 @@ impl Bank {
     pub fn assert_expected(&self) {
         let unexpected = self.book.unexpected.lock().unwrap();
         assert!(unexpected.is_empty(), "{unexpected:?}");
+    }
+
+    /// How often a client was refused at a closed gate.
+    pub fn refused(&self) -> u64 {
+        self.book.refused.load(Ordering::SeqCst)
     }
 
     /// Lets everybody finish, and checks every promise of the protocol. Both sides have caught up when `quiet` returns.
@@ -275,8 +285,8 @@ async fn transfer(
 
 /// Looks for a moment at which both gates are open; counts its looks. A gate that was seen open on one side before and after
 /// it was seen open on the other side was open in between.
-async fn both_open(links: [String; 2], stop: Arc<AtomicBool>) -> u64 {
-    let sql = "SELECT state || epoch FROM strangler.gate_one";
+async fn both_open(slice: &str, links: [String; 2], stop: Arc<AtomicBool>) -> u64 {
+    let sql = format!("SELECT state || epoch FROM strangler.gate_{slice}");
     let mut looks = 0;
     let mut sessions = [None, None];
     while !stop.load(Ordering::SeqCst) {
@@ -286,7 +296,7 @@ async fn both_open(links: [String; 2], stop: Arc<AtomicBool>) -> u64 {
                 sessions[side] = login(&links[side]).await;
             }
             let Some(session) = &sessions[side] else { break };
-            match session.query_one(sql, &[]).await {
+            match session.query_one(&sql, &[]).await {
                 Ok(row) => seen.push(row.get::<_, String>(0)),
                 Err(_) => sessions[side] = None,
             }

@@ -1,0 +1,121 @@
+//! The barrier: the writers of all members are held, and what they wrote is drained, before the first gate closes.
+//!
+//! Up to there everything can be let go without anybody getting an error, so a member whose writers take too long costs the
+//! others a wait and nothing else. The fences that follow are one commit each, a millisecond apart.
+
+use std::time::Instant;
+
+use futures_util::future::join_all;
+
+use super::moves::MoveError;
+use super::{Driver, FlipError};
+use crate::authority::{Effect, Event};
+use crate::lsn::Lsn;
+
+/// Writers that are held in an open transaction of the driver's acting session, and drained.
+#[derive(Debug)]
+pub(super) struct Held {
+    /// When the hold began.
+    pub(super) begun: Instant,
+    /// Until the writers that had passed the gate had ended, and from then until the peer had everything; milliseconds.
+    pub(super) lock_ms: f64,
+    pub(super) drain_ms: f64,
+    /// Sequences under the lock, as JSON.
+    pub(super) sequences: String,
+    /// Insert position under the lock.
+    pub(super) fence: Lsn,
+}
+
+/// Fences these members, all of which are due for it, or lets all of them go and waits a little, so that their drivers look
+/// again.
+///
+/// # Errors
+/// [`MoveError`] of a member that a database said no to. Nobody is held any more then; gates that were closed stay so.
+pub(super) async fn fence(mut drivers: Vec<&mut Driver>) -> Result<(), MoveError> {
+    let holds = join_all(drivers.iter_mut().map(|driver| driver.hold())).await;
+    let mut held = Vec::new();
+    let mut late = Vec::new();
+    let mut refused = None;
+    for (driver, hold) in drivers.iter_mut().zip(holds) {
+        match hold {
+            Ok(Ok(hold)) => held.push(hold),
+            Ok(Err(event)) => late.push(event),
+            Err(source) => {
+                refused.get_or_insert(MoveError { slice: driver.slice.clone(), source });
+            }
+        }
+    }
+    if let Some(error) = refused {
+        let_go(&mut drivers, Event::Missed).await?;
+        return Err(error);
+    }
+    if let Some(event) = late.into_iter().max_by_key(|event| *event == Event::OutOfTime) {
+        let_go(&mut drivers, event).await?;
+        if let (Event::OutOfTime, Some(driver)) = (event, drivers.first()) {
+            driver.back_off().await;
+        }
+        return Ok(());
+    }
+    close(&mut drivers, held).await
+}
+
+/// One after the other; what comes behind a gate that could not be closed is let go.
+async fn close(drivers: &mut [&mut Driver], held: Vec<Held>) -> Result<(), MoveError> {
+    for (number, hold) in held.into_iter().enumerate() {
+        let Some((driver, rest)) = drivers.get_mut(number..).and_then(<[_]>::split_first_mut) else { break };
+        let closed = driver.close(hold).await;
+        if !matches!(closed, Ok(Event::Hit)) {
+            let slice = driver.slice.clone();
+            let_go(rest, Event::Missed).await?;
+            return closed.map(drop).map_err(|source| MoveError { slice, source });
+        }
+    }
+    Ok(())
+}
+
+async fn let_go(drivers: &mut [&mut Driver], event: Event) -> Result<(), MoveError> {
+    for driver in drivers {
+        let released = driver.release(event).await;
+        released.map_err(|source| MoveError { slice: driver.slice.clone(), source })?;
+    }
+    Ok(())
+}
+
+impl Driver {
+    /// Holds and drains the writers of the side that is due to be fenced. An event when that took too long.
+    async fn hold(&mut self) -> Result<Result<Held, Event>, FlipError> {
+        match self.effect {
+            Some(Effect::Fence { side, drain, .. }) => {
+                let held = self.hold_and_drain(side, drain).await;
+                if matches!(held, Ok(Err(Event::Unclear)) | Err(_)) {
+                    self.links.drop_acting(side);
+                }
+                held
+            }
+            _ => Ok(Err(Event::Missed)),
+        }
+    }
+
+    /// Closes the gate in the transaction that holds the writers.
+    async fn close(&mut self, held: Held) -> Result<Event, FlipError> {
+        let Some(effect @ Effect::Fence { side, expects, epoch, group, .. }) = self.effect else {
+            return Ok(Event::Missed);
+        };
+        let begun = held.begun;
+        let event = self.write_fence(side, &held, &expects, (epoch, group)).await;
+        let event = self.settled(side, event)?;
+        self.timeline.add(effect, event, begun);
+        self.take(event)?;
+        Ok(event)
+    }
+
+    /// Lets held writers go, and looks again.
+    async fn release(&mut self, event: Event) -> Result<(), FlipError> {
+        if let Some(effect @ Effect::Fence { side, .. }) = self.effect {
+            self.links.roll_back(side).await?;
+            self.timeline.add(effect, event, Instant::now());
+            self.take(event)?;
+        }
+        Ok(())
+    }
+}

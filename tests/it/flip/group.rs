@@ -1,0 +1,239 @@
+//! Several slices at one barrier: all move or none, across services, there and back.
+
+use strangler::cluster::Cluster;
+use tokio_postgres::Client;
+
+use super::bank::{Bank, ON_SERVICE, SETUP, Side};
+use super::{UNPROVEN, back, complete, killed, owner_of};
+use crate::support::cluster::{connect, create_database};
+use crate::support::split::{Mirror, Split};
+use crate::support::wait::{SOON, until};
+
+const PLAN: &str = "version: 1\nplan: split\nmonolith: { url: \"${MONOLITH}\" }
+services: { service: { url: \"${SERVICE}\" }, second: { url: \"${SECOND}\" } }
+slices:
+  one: { service: service, tables: { accounts: {}, moves: {}, notes: {} } }
+  two: { service: second, tables: { other.accounts: {}, other.moves: {}, other.notes: {} } }
+policy: { min_mirror_time: 0s, write_pause_budget: 2s, flip_together: [[one, two]] }\n";
+
+const BOTH: [&str; 4] = ["--slice", "one", "--slice", "two"];
+
+/// Two slices, each with a bank of its own and a service of its own.
+struct Stage {
+    split: Split,
+    monolith: Client,
+    services: [Client; 2],
+    mirror: Mirror,
+    /// Where the banks' clients go: for each slice the monolith and the service.
+    links: [[String; 2]; 2],
+}
+
+impl Stage {
+    async fn armed() -> Self {
+        let setup =
+            format!("{SETUP}; CREATE SCHEMA other; SET search_path = other; {SETUP}; RESET search_path");
+        let pair = crate::support::cluster::Pair::launch().await;
+        create_database(&pair.service, "second").await;
+        let second = pair.service.url("second");
+        let (mut split, monolith, service) = Split::between(pair, PLAN, &setup).await;
+        split.lead("SECOND", &second);
+        split.provision();
+        let services = [service, connect(&second).await];
+        services[0].batch_execute(ON_SERVICE).await.unwrap();
+        services[1].batch_execute(&ON_SERVICE.replace("moves", "other.moves")).await.unwrap();
+        let mirror = split.mirror(None);
+        for service in &services {
+            mirror.caught_up(&monolith, service).await;
+        }
+        let arm = split.run("arm", &[]);
+        assert_eq!(arm.exit, Some(0), "{}", arm.page());
+        let in_other = |link: &str| {
+            let sign = if link.contains('?') { '&' } else { '?' };
+            format!("{link}{sign}options=-csearch_path%3Dother")
+        };
+        let (there, here) = (split.pair.monolith_url(), split.pair.service_url());
+        let links = [[there.clone(), here], [in_other(&there), in_other(&second)]];
+        let stage = Self { split, monolith, services, mirror, links };
+        stage.ways_back_run().await;
+        stage
+    }
+
+    async fn ways_back_run(&self) {
+        let read =
+            "SELECT count(*) = 2 FROM strangler.mirror_process WHERE dir = 'reverse' AND stopped_at IS NULL";
+        until("both ways back are read", SOON, async || {
+            self.monolith.query_one(read, &[]).await.unwrap().get::<_, bool>(0).then_some(())
+        })
+        .await;
+    }
+
+    fn banks(&self) -> [Bank; 2] {
+        let [one, two] = self.links.clone();
+        [Bank::of("one", one, 4), Bank::of("two", two, 4)]
+    }
+
+    fn flip(&self, to: Side) {
+        complete(&self.split, &self.mirror, &[back(to), &BOTH, &UNPROVEN].concat());
+    }
+
+    /// Who may write each slice, as both of its databases tell.
+    async fn owners(&self) -> [(bool, bool); 2] {
+        let mut owners = [(false, false); 2];
+        for (place, (slice, service)) in owners.iter_mut().zip([("one", 0), ("two", 1)]) {
+            let open = async |client: &Client| owner_of(client, slice).await.0 == "OPEN";
+            *place = (open(&self.monolith).await, open(&self.services[service]).await);
+        }
+        owners
+    }
+
+    async fn assert_with(&self, side: Side) {
+        let all = match side {
+            Side::Monolith => (true, false),
+            Side::Service => (false, true),
+        };
+        assert_eq!(self.owners().await, [all; 2], "open on (monolith, service), of both slices");
+    }
+
+    async fn quiet(&self) {
+        for (slice, service) in ["one", "two"].into_iter().zip(&self.services) {
+            super::quiet_of(slice, &self.monolith, service).await;
+        }
+    }
+
+    async fn close(&self, banks: [Bank; 2]) {
+        for bank in banks {
+            bank.close(async || self.quiet().await).await;
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn slices_of_two_services_move_at_one_barrier_there_and_back_under_writers() {
+    let stage = Stage::armed().await;
+    let banks = stage.banks();
+    for number in 0..6 {
+        let to = if number % 2 == 0 { Side::Service } else { Side::Monolith };
+        for bank in &banks {
+            bank.advances(if number % 2 == 0 { Side::Monolith } else { Side::Service }, 20).await;
+        }
+        stage.flip(to);
+        stage.assert_with(to).await;
+    }
+    for bank in &banks {
+        bank.advances(Side::Monolith, 20).await;
+    }
+    stage.close(banks).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_move_of_several_slices_that_is_killed_at_any_step_is_finished_by_typing_it_again() {
+    let stage = Stage::armed().await;
+    let banks = stage.banks();
+    let points = [
+        "flip-proposed",
+        "flip-writers-held:2",
+        "flip-drained:2",
+        "flip-before-fence:2",
+        "flip-fenced",
+        "flip-fenced:2",
+        "flip-settled",
+        "flip-before-open:2",
+        "flip-opened",
+        "flip-opened:2",
+        "flip-swapped",
+        "flip-recorded",
+        "flip-recorded:2",
+    ];
+    for (number, point) in points.into_iter().enumerate() {
+        let to = if number % 2 == 0 { Side::Service } else { Side::Monolith };
+        killed(&stage.split, point, &[back(to), &BOTH].concat());
+        stage.flip(to);
+        stage.assert_with(to).await;
+        for bank in &banks {
+            bank.advances(to, 10).await;
+        }
+    }
+    stage.close(banks).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_move_of_several_slices_that_nobody_types_again_is_settled_by_the_mirrors_for_all_or_none() {
+    let stage = Stage::armed().await;
+    let banks = stage.banks();
+    let mut from = Side::Monolith;
+    for point in ["flip-fenced", "flip-fenced:2", "flip-settled", "flip-opened"] {
+        for to in [Side::Service, Side::Monolith] {
+            if to == from {
+                continue;
+            }
+            killed(&stage.split, point, &[back(to), &BOTH].concat());
+            let owners = until("every slice has an owner", SOON, async || {
+                let owners = stage.owners().await;
+                owners.iter().all(|(there, here)| there != here).then_some(owners)
+            })
+            .await;
+            assert_eq!(owners[0], owners[1], "{point} on the way to the {to:?}");
+            from = if owners[0].0 { Side::Monolith } else { Side::Service };
+            for bank in &banks {
+                bank.advances(from, 10).await;
+            }
+        }
+    }
+    stage.close(banks).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_slice_is_not_taken_out_of_a_move_that_is_under_way() {
+    let stage = Stage::armed().await;
+    stage.split.change_plan(", flip_together: [[one, two]]", "");
+    for (to, direction) in [(Side::Service, ""), (Side::Monolith, " --back")] {
+        // Without a mirror nobody finishes or aborts it meanwhile.
+        stage.mirror.signal(rustix::process::Signal::STOP);
+        stage.mirror.signal(rustix::process::Signal::CONT);
+        stage.quiet().await;
+        killed(&stage.split, "flip-fenced:2", &[back(to), &BOTH].concat());
+        stage.mirror.signal(rustix::process::Signal::STOP);
+        for alone in [back(to), &["--abort"] as &[&str]] {
+            let ended = stage.split.run("flip", &[alone, &["--slice", "two"], &UNPROVEN].concat());
+            assert_eq!(ended.exit, Some(3), "{}", ended.page());
+            assert!(
+                ended.stderr.contains("it is in the middle of a move together with one"),
+                "{}",
+                ended.page()
+            );
+            let next = format!("strangler flip{direction} plan.yaml --slice one --slice two");
+            assert!(ended.stderr.contains(&next), "{}", ended.page());
+        }
+        stage.mirror.signal(rustix::process::Signal::CONT);
+        stage.flip(to);
+        stage.assert_with(to).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_member_whose_writers_do_not_end_costs_no_writer_of_any_slice_an_error() {
+    let stage = Stage::armed().await;
+    stage.split.change_plan("write_pause_budget: 2s", "write_pause_budget: 200ms");
+    let banks = stage.banks();
+    let rehearsed = stage.split.run("flip", &[&BOTH as &[&str], &["--rehearse", "2"], &UNPROVEN].concat());
+    assert!(rehearsed.stdout.starts_with("one, two: "), "{}", rehearsed.page());
+    let slow = connect(&stage.links[1][0]).await;
+    // It keeps nobody but the flip waiting.
+    let passed = "BEGIN; INSERT INTO moves (client, seq, amount, a, b) VALUES (-1, -1, 1, 1, 1)";
+    slow.batch_execute(passed).await.unwrap();
+    let ended = stage.split.run("flip", &[&BOTH as &[&str], &UNPROVEN].concat());
+    assert_eq!(ended.exit, Some(3), "{}", ended.page());
+    assert!(ended.stderr.contains("attempts ran out of time"), "{}", ended.page());
+    stage.assert_with(Side::Monolith).await;
+    for bank in &banks {
+        bank.advances(Side::Monolith, 10).await;
+        assert_eq!(bank.refused(), 0, "nobody met a closed gate");
+    }
+    slow.batch_execute("ROLLBACK").await.unwrap();
+    stage.split.change_plan("write_pause_budget: 200ms", "write_pause_budget: 2s");
+    stage.flip(Side::Service);
+    for bank in &banks {
+        bank.advances(Side::Service, 10).await;
+    }
+    stage.close(banks).await;
+}
