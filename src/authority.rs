@@ -139,10 +139,12 @@ pub fn step(state: State, event: Event) -> Result<Step, Refusal> {
     match (state, event) {
         (State::Looking { task, doubt }, Event::Observed(facts)) => observed(task, doubt, &facts),
         (State::Acting { task, .. }, Event::Hit | Event::Missed | Event::Unclear) => Ok(look(task, None)),
-        (State::Acting { task, .. }, Event::OutOfTime) => late(task),
+        (State::Acting { task, effect }, Event::OutOfTime) => {
+            late(task, !matches!(effect, Effect::Fence { .. }))
+        }
         // Looking is safe to repeat; nothing else could have been lost.
         (State::Looking { task, doubt }, Event::Unclear) => Ok(look(task, doubt)),
-        (State::Looking { task, .. }, Event::OutOfTime) => late(task),
+        (State::Looking { task, .. }, Event::OutOfTime) => late(task, false),
         (State::Looking { .. }, Event::Hit | Event::Missed)
         | (State::Acting { .. }, Event::Observed(_))
         | (
@@ -156,10 +158,11 @@ fn look(task: Task, doubt: Option<Doubt>) -> Step {
     Step { state: State::Looking { task, doubt }, effect: Some(Effect::Look) }
 }
 
-fn late(task: Task) -> Result<Step, Refusal> {
+/// `begun` when what ran out of time was no fence: then a side may be closed.
+fn late(task: Task, begun: bool) -> Result<Step, Refusal> {
     let attempts = task.attempts.saturating_add(1);
     if attempts >= ATTEMPTS_MAX {
-        return Err(Refusal::OutOfTime { attempts });
+        return Err(if begun { Refusal::Unfinished { attempts } } else { Refusal::OutOfTime { attempts } });
     }
     Ok(look(Task { attempts, ..task }, None))
 }

@@ -1,7 +1,8 @@
 //! Named kill points between the durable steps.
 //!
 //! In a build with the feature `failpoints` the variable `STRANGLER_FAILPOINT=name[:n]` makes the process kill
-//! itself, as SIGKILL would, when it reaches that point for the n-th time (default 1). Other builds hold none of it.
+//! itself, as SIGKILL would, when it reaches that point for the n-th time (default 1); with `STRANGLER_FREEZE=name[:n]` it stops
+//! there, as SIGSTOP would, and goes on when it gets SIGCONT. Other builds hold none of it.
 
 pub mod hooks;
 
@@ -105,27 +106,36 @@ pub const FLIP: &[&str] = &[
 /// Dies here when the environment asks for it.
 #[cfg(feature = "failpoints")]
 pub fn hit(name: &'static str) {
+    use rustix::process::{Signal, getpid, kill_process};
     use std::sync::OnceLock;
     use std::sync::atomic::{AtomicU64, Ordering};
-    static WANTED: OnceLock<Option<(String, u64)>> = OnceLock::new();
-    static COUNT: AtomicU64 = AtomicU64::new(0);
+    type Point = Option<(String, u64)>;
+    static WANTED: OnceLock<[Point; 2]> = OnceLock::new();
+    static COUNTS: [AtomicU64; 2] = [AtomicU64::new(0), AtomicU64::new(0)];
     debug_assert!(
         [MIRROR, COPY_AGAIN, START, REPAIR, REVERSE, ARM, DISARM, FLIP].concat().contains(&name),
         "failpoint {name} is not in the lists that tests go through"
     );
-    let wanted = WANTED.get_or_init(|| {
-        let text = std::env::var("STRANGLER_FAILPOINT").ok()?;
+    let read = |variable| {
+        let text = std::env::var(variable).ok()?;
         let (name, count) = text.split_once(':').unwrap_or((text.as_str(), "1"));
         Some((name.to_owned(), count.parse().unwrap_or(1)))
-    });
-    if let Some((wanted, count)) = wanted
-        && wanted == name
-        && COUNT.fetch_add(1, Ordering::SeqCst) + 1 == *count
-    {
-        let _ = rustix::process::kill_process(rustix::process::getpid(), rustix::process::Signal::KILL);
+    };
+    let wanted = WANTED.get_or_init(|| ["STRANGLER_FAILPOINT", "STRANGLER_FREEZE"].map(read));
+    let reached = |point: &Point, count: &AtomicU64| {
+        point
+            .as_ref()
+            .is_some_and(|(wanted, nth)| wanted == name && count.fetch_add(1, Ordering::SeqCst) + 1 == *nth)
+    };
+    let [die, freeze] = wanted;
+    if reached(die, &COUNTS[0]) {
+        let _ = kill_process(getpid(), Signal::KILL);
         loop {
             std::thread::park();
         }
+    }
+    if reached(freeze, &COUNTS[1]) {
+        let _ = kill_process(getpid(), Signal::STOP);
     }
 }
 

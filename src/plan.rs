@@ -85,6 +85,17 @@ pub enum Ddl {
     Adopt,
 }
 
+/// Standbys that are waited for before authority is given away.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum FenceStandbys {
+    /// All that follow the server.
+    All,
+    /// Those that commits wait for.
+    Sync,
+    /// None: after a failover both sides may be open.
+    None,
+}
+
 /// One service's database.
 #[derive(Debug, Clone)]
 pub struct Service {
@@ -190,6 +201,8 @@ pub struct Policy {
     pub wal_budget_bytes: u64,
     /// Increments that a sequence skips at a flip.
     pub sequence_margin: u32,
+    /// Standbys of a closed side that have to have its fence before the other side is opened.
+    pub fence_standbys: FenceStandbys,
     /// Groups of slices that flip together.
     pub flip_together: Vec<Vec<String>>,
     /// What is run around a flip. In a slice's policy: the plan's hooks, then the slice's own.
@@ -207,6 +220,7 @@ impl Default for Policy {
             write_pause_budget: Duration::from_millis(500),
             wal_budget_bytes: 50_000_000_000,
             sequence_margin: 1000,
+            fence_standbys: FenceStandbys::All,
             flip_together: Vec::new(),
             hooks: Hooks::default(),
         }

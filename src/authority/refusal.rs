@@ -116,6 +116,12 @@ pub enum Refusal {
         /// How many.
         attempts: u8,
     },
+    /// As `OutOfTime`, with what was begun by a fence left where it is.
+    #[error("{attempts} attempts ran out of time, and the move is not finished")]
+    Unfinished {
+        /// How many.
+        attempts: u8,
+    },
     /// The driver reported something that it was not asked for: a defect of ours.
     #[error("an event came that belongs to no effect in flight")]
     OutOfStep,
@@ -151,6 +157,7 @@ impl Refusal {
             Self::GroupUnread { .. } => "authority-group-unread",
             Self::FencedAlone { .. } => "authority-fenced-alone",
             Self::OutOfTime { .. } => "authority-out-of-time",
+            Self::Unfinished { .. } => "authority-unfinished",
             Self::OutOfStep => "authority-out-of-step",
         }
     }
@@ -217,6 +224,7 @@ impl Refusal {
                 "writers were only slowed down",
                 format!("{} lists who holds the gate; try again when they are gone", command("flip --rehearse")),
             ),
+            Self::Unfinished { .. } => Self::unfinished(&command("status"), &command("flip --abort")),
             Self::OutOfStep => owned("nothing was changed", "report it as a defect".to_owned()),
         }
     }
@@ -232,6 +240,17 @@ impl Refusal {
             "nothing was changed".to_owned()
         };
         (consequence, format!("bring the {side} back, then {status}"))
+    }
+
+    fn unfinished(status: &str, abort: &str) -> (String, String) {
+        (
+            "a side that was closed stays closed, and as long as the other one is not open nobody can write"
+                .to_owned(),
+            format!(
+                "see that the mirror runs and its standbys follow ({status}); then type the same command again to finish the \
+                 move, or {abort} to take it back"
+            ),
+        )
     }
 
     /// The command that moves authority away from `from`.

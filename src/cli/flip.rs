@@ -163,7 +163,7 @@ pub(super) fn members(opened: &Opened, mappings: &Mappings) -> Vec<Member> {
         let mapping = mappings.get(slice)?;
         let policy = &opened.plan.slices.get(slice)?.policy;
         Some(Member {
-            limits: Limits::new(policy.write_pause_budget, policy.sequence_margin),
+            limits: Limits::of(policy),
             mapping: Arc::new(mapping.clone()),
             monolith: opened.monolith.admin.clone(),
             monolith_apply: opened.monolith.apply.clone(),

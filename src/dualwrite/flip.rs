@@ -14,6 +14,7 @@ pub mod moves;
 pub mod rehearse;
 pub mod rescue;
 pub mod sequences;
+mod standbys;
 pub mod timeline;
 
 use std::collections::BTreeSet;
@@ -26,6 +27,7 @@ use crate::authority::stored::UnknownWord;
 use crate::authority::{self, Effect, Epoch, Event, GroupId, Intent, Refusal, Side, State, step};
 use crate::cdc::mirror::chain_of;
 use crate::journal::JournalError;
+use crate::plan::{FenceStandbys, Policy};
 use crate::postgres::sqlstate;
 
 /// `pg_stat_activity.application_name` of a driver's sessions.
@@ -46,17 +48,20 @@ pub struct Limits {
     pub position: Duration,
     /// Increments that a sequence is set ahead of both sides.
     pub sequence_margin: u32,
+    /// Standbys of a closed side that have to have its fence before the other side is opened.
+    pub fence_standbys: FenceStandbys,
 }
 
 impl Limits {
-    /// With the plan's budget and margin.
+    /// Those of a policy.
     #[must_use]
-    pub fn new(pause_budget: Duration, sequence_margin: u32) -> Self {
+    pub fn of(policy: &Policy) -> Self {
         Self {
-            pause_budget,
+            pause_budget: policy.write_pause_budget,
             lock_first: Duration::from_millis(100),
             position: Duration::from_secs(10),
-            sequence_margin,
+            sequence_margin: policy.sequence_margin,
+            fence_standbys: policy.fence_standbys,
         }
     }
 }

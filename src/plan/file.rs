@@ -50,6 +50,7 @@ pub(crate) fn example(key: &str) -> Option<&'static str> {
         "write_pause_budget" => "write_pause_budget: 500ms",
         "wal_budget" => "wal_budget: 50GB",
         "sequence_margin" => "sequence_margin: 1000",
+        "fence_standbys" => "fence_standbys: all",
         "flip_together" => "flip_together: [[catalog, ordering]]",
         "classify" => "classify: [{ table: customers, column: email, class: pii }]",
         "hooks" => "hooks: { before: [{ command: [pause-pool, shop], timeout: 10s }] }",
@@ -117,6 +118,18 @@ pub(crate) enum DdlFile {
     Create,
     /// The service's own migrations (Prisma, EF, Flyway) did, and `strangler provision` verifies them.
     Adopt,
+}
+
+/// Standbys that are waited for before authority is given away.
+#[derive(Debug, Clone, Copy, serde::Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum FenceStandbysFile {
+    /// All that follow the server.
+    All,
+    /// Those that commits wait for.
+    Sync,
+    /// None: after a failover both sides may be open.
+    None,
 }
 
 /// One service's database. `url` alone serves all purposes; `admin` and `apply` separate them.
@@ -253,6 +266,8 @@ pub(crate) struct PolicyFile {
     /// Increments that a sequence skips at a flip.
     #[schemars(range(min = 1), example = 1000)]
     pub(crate) sequence_margin: Option<u32>,
+    /// Standbys of a closed side that have to have its fence before the other side is opened.
+    pub(crate) fence_standbys: Option<FenceStandbysFile>,
     /// Groups of slices that flip together.
     #[schemars(inner(length(min = 2)), example = [["catalog", "ordering"]])]
     pub(crate) flip_together: Option<Vec<Vec<String>>>,

@@ -4,14 +4,14 @@
 use std::collections::BTreeMap;
 
 use super::file::{
-    ColumnFile, DdlFile, HookFile, HooksFile, MonolithFile, OthersFile, PlanFile, PolicyFile, ServiceFile,
-    SliceFile, TableFile,
+    ColumnFile, DdlFile, FenceStandbysFile, HookFile, HooksFile, MonolithFile, OthersFile, PlanFile,
+    PolicyFile, ServiceFile, SliceFile, TableFile,
 };
 use super::hooks::{Action, Hook, Hooks, TIMEOUT_DEFAULT};
 use super::tree::Node;
 use super::{
-    Classified, ColumnRule, Ddl, LinkTemplate, Links, Monolith, Others, Plan, Policy, Service, Slice,
-    TableRule, TableSelector,
+    Classified, ColumnRule, Ddl, FenceStandbys, LinkTemplate, Links, Monolith, Others, Plan, Policy, Service,
+    Slice, TableRule, TableSelector,
 };
 use crate::name::{NameError, TableName};
 
@@ -174,6 +174,12 @@ fn merged(base: Policy, file: Option<&PolicyFile>) -> Policy {
         write_pause_budget: file.write_pause_budget.map_or(base.write_pause_budget, |period| period.0),
         wal_budget_bytes: file.wal_budget.map_or(base.wal_budget_bytes, |size| size.0),
         sequence_margin: file.sequence_margin.unwrap_or(base.sequence_margin),
+        fence_standbys: match file.fence_standbys {
+            Some(FenceStandbysFile::All) => FenceStandbys::All,
+            Some(FenceStandbysFile::Sync) => FenceStandbys::Sync,
+            Some(FenceStandbysFile::None) => FenceStandbys::None,
+            None => base.fence_standbys,
+        },
         flip_together: file.flip_together.clone().unwrap_or(base.flip_together),
         hooks: base.hooks,
     }

@@ -1,7 +1,9 @@
 //! Moving authority between the sides, under live writes that are all accounted for afterwards.
 
 mod bank;
+mod crash;
 mod group;
+mod standby;
 
 use bank::{Bank, ON_SERVICE, SETUP, Side, TABLES};
 use tokio_postgres::Client;

@@ -9,6 +9,7 @@ use strangler::problem::{Problem, Severity};
 use tokio_postgres::Client;
 
 use crate::support::cluster::connect;
+use crate::support::follower::Follower;
 use crate::support::split::Split;
 use crate::support::wait::{SOON, until};
 use stage::Stage;
@@ -120,7 +121,7 @@ const FAULTS: &[Fault] = &[
     ),
     fault(
         (Side::Monolith, Severity::Warning),
-        ("asynchronous-standby", "copy (away)"),
+        ("unfenced-standby", "copy (away)"),
         ("SELECT pg_create_physical_replication_slot('copy')", "SELECT pg_drop_replication_slot('copy')"),
     ),
     fault(
@@ -357,17 +358,17 @@ async fn operators_see_each_other_until_one_is_silent_and_never_themselves() {
 }
 
 #[tokio::test]
-async fn a_standby_that_no_commit_waits_for_is_warned_about_and_one_that_commits_wait_for_is_not() {
+async fn whoever_follows_and_flushes_late_refuses_a_flip_that_would_wait_for_it() {
     let stage = Stage::ready().await;
-    let standby = stage.follow();
-    let found = stage.until_told("asynchronous-standby").await;
-    assert!(found.fact.contains("pg_receivewal (asynchronous)"), "{}", found.fact);
-    run(&stage.monolith, "ALTER SYSTEM SET synchronous_standby_names = 'pg_receivewal'").await;
-    run(&stage.monolith, "SELECT pg_reload_conf()").await;
+    // It writes every byte and flushes at the end of a segment.
+    let archiver = Follower::archiver(&stage.split.pair.monolith);
+    let found = stage.until_told("standby-late").await;
+    assert!(found.fact.contains("pg_receivewal ("), "{}", found.fact);
+    assert!(found.next.contains("fence_standbys: sync"), "{}", found.next);
+    drop(archiver);
     assert_eq!(stage.settled().await, []);
-    // Commits of the server's end would wait for it.
-    run(&stage.monolith, "ALTER SYSTEM RESET synchronous_standby_names").await;
-    run(&stage.monolith, "SELECT pg_reload_conf()").await;
+    let standby = Follower::standby(&stage.split.pair.monolith, &stage.monolith).await;
+    assert_eq!(stage.settled().await, []);
     drop(standby);
 }
 

@@ -8,7 +8,7 @@ use super::barrier::Held;
 use super::group::group_is;
 use super::sequences::{Pairs, Stands};
 use super::timeline::millis;
-use super::{Driver, FlipError, event_of, of_database};
+use super::{Driver, FlipError, event_of, of_database, standbys};
 use crate::authority::{
     Awaited, Effect, Epoch, Event, Facts, Gate, GroupId, GroupState, Mode, Rows, Side, Sight, group_to_read,
 };
@@ -198,6 +198,15 @@ impl Driver {
         if let Some(event) = conditions(acting, there, &slice, (side, expects, peer), group).await? {
             return Ok(event);
         }
+        // A fence or a group row that a failover could take back proves nothing.
+        let (which, limit) = (self.limits.fence_standbys, self.limits.position);
+        let of_group = (side == Side::Monolith && group.1.is_some()).then_some(group.0);
+        for primary in [Some(there), of_group].into_iter().flatten() {
+            let flushed = standbys::flushed(primary, which, limit).await?;
+            if flushed != Event::Hit {
+                return Ok(flushed);
+            }
+        }
         let noted = authority::noted_sequences(there, &slice).await;
         let noted = noted.map_err(|error| failed("reading noted sequences", &error))?;
         let noted: Stands = serde_json::from_str(noted.as_deref().unwrap_or("{}"))
@@ -264,6 +273,11 @@ impl Driver {
         let group = (if side == Side::Monolith { looking } else { there }, group, "aborted");
         if let Some(event) = conditions(acting, there, &slice, (side, expects, peer), group).await? {
             return Ok(event);
+        }
+        // A bump that a failover could take back would let somebody open that side, too.
+        let flushed = standbys::flushed(there, self.limits.fence_standbys, self.limits.position).await?;
+        if flushed != Event::Hit {
+            return Ok(flushed);
         }
         let owner = side.to_string();
         match authority::reopen(acting, &slice, (expects.epoch.0, epoch.0), &owner).await {

@@ -119,6 +119,20 @@ pub struct Standby {
     pub name: String,
     /// How.
     pub kind: Replica,
+    /// WAL in bytes that it has not flushed a moment after it was written, 0 or less when it has all; `None` where it does not
+    /// tell.
+    pub behind_bytes: Option<i64>,
+}
+
+impl Standby {
+    /// It is connected and has not flushed what it should have.
+    #[must_use]
+    pub fn is_late(&self) -> bool {
+        match self.kind {
+            Replica::Synchronous | Replica::Asynchronous => self.behind_bytes.is_none_or(|bytes| bytes > 0),
+            Replica::Away | Replica::Hidden => false,
+        }
+    }
 }
 
 /// What a role may do with one table.

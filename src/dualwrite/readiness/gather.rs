@@ -2,6 +2,7 @@
 
 use std::time::{Duration, Instant};
 
+use tokio_postgres::types::PgLsn;
 use tokio_postgres::{Client, Row};
 
 use super::Asked;
@@ -237,19 +238,26 @@ async fn passing(from: &Client) -> Result<Vec<(i32, String)>, FlipError> {
     Ok(rows.iter().map(|row| (row.get(0), row.get(1))).collect())
 }
 
+/// How long a standby may take to flush what was just written: as long as this, an opening would keep both sides closed.
+const STANDBYS_LIMIT: Duration = Duration::from_millis(500);
+const STANDBYS_EVERY: Duration = Duration::from_millis(5);
+
 /// Whoever follows the whole server: its senders that serve no logical slot, and physical slots that nobody uses.
 const STANDBYS_SQL: &str = "
-SELECT coalesce(nullif(r.application_name, ''), 'process ' || r.pid), coalesce(r.sync_state, 'hidden')
+SELECT coalesce(nullif(r.application_name, ''), 'process ' || r.pid), coalesce(r.sync_state, 'hidden'),
+    pg_wal_lsn_diff($1, r.flush_lsn)::int8
 FROM pg_stat_replication AS r
 WHERE coalesce(r.state, '') <> 'backup' AND NOT EXISTS (
     SELECT FROM pg_replication_slots AS s WHERE s.active_pid = r.pid AND s.slot_type = 'logical')
-UNION ALL SELECT slot_name, 'away' FROM pg_replication_slots
+UNION ALL SELECT slot_name, 'away', NULL FROM pg_replication_slots
 WHERE slot_type = 'physical' AND active_pid IS NULL AND NOT temporary
 ORDER BY 1";
 
+/// Asks until all that follow have flushed what is there now, or patience is over.
 async fn standbys(from: &Client) -> Result<Vec<Standby>, FlipError> {
-    let rows = from.query(STANDBYS_SQL, &[]).await;
-    let rows = rows.map_err(failed("looking for standbys"))?;
+    let looking = failed("looking for standbys");
+    let row = from.query_one("SELECT pg_current_wal_flush_lsn()", &[]).await.map_err(looking)?;
+    let (position, begun) = (row.get::<_, PgLsn>(0), Instant::now());
     let of = |row: &Row| Standby {
         name: row.get(0),
         kind: match row.get(1) {
@@ -258,8 +266,16 @@ async fn standbys(from: &Client) -> Result<Vec<Standby>, FlipError> {
             "hidden" => Replica::Hidden,
             _ => Replica::Asynchronous,
         },
+        behind_bytes: row.get(2),
     };
-    Ok(rows.iter().map(of).collect())
+    loop {
+        let rows = from.query(STANDBYS_SQL, &[&position]).await.map_err(failed("looking for standbys"))?;
+        let standbys: Vec<Standby> = rows.iter().map(of).collect();
+        if begun.elapsed() >= STANDBYS_LIMIT || !standbys.iter().any(Standby::is_late) {
+            return Ok(standbys);
+        }
+        tokio::time::sleep(STANDBYS_EVERY).await;
+    }
 }
 
 const ACCESS_SQL: &str = "

@@ -114,12 +114,17 @@ fn a_slot_that_can_not_bring_everything_back_is_a_no_go() {
 }
 
 #[test]
-fn a_standby_whose_state_is_hidden_counts_as_one_that_nobody_waits_for() {
-    let of = |kind| found(|facts| facts.standbys = vec![Standby { name: "copy".to_owned(), kind }]);
-    assert_eq!(of(Replica::Synchronous), []);
-    for kind in [Replica::Asynchronous, Replica::Away, Replica::Hidden] {
-        assert_eq!(of(kind), [(Severity::Warning, "asynchronous-standby")]);
+fn standbys_that_no_opening_waits_for_are_told_and_those_that_it_would_wait_for_in_vain_refuse() {
+    let of = |kind, behind_bytes| {
+        found(|facts| facts.standbys = vec![Standby { name: "copy".to_owned(), kind, behind_bytes }])
+    };
+    for kind in [Replica::Synchronous, Replica::Asynchronous] {
+        assert_eq!(of(kind, Some(0)), []);
+        assert_eq!(of(kind, Some(1)), [(Severity::Error, "standby-late")]);
+        assert_eq!(of(kind, None), [(Severity::Error, "standby-late")]);
     }
+    assert_eq!(of(Replica::Away, None), [(Severity::Warning, "unfenced-standby")]);
+    assert_eq!(of(Replica::Hidden, None), [(Severity::Error, "hidden-standby")]);
 }
 
 #[test]

@@ -1,9 +1,11 @@
 //! The writers of the side that would be fenced: who would hold the fence up, and whom it would not hold.
 
 use super::Asked;
-use super::facts::{Facts, Holder, Replica};
+use super::facts::{Facts, Holder, Replica, Standby};
 use crate::name::quote_literal;
+use crate::plan::FenceStandbys;
 use crate::problem::Problem;
+use crate::words;
 
 /// A transaction that is older holds the gate for longer than a lock attempt is patient.
 const LONG_S: f64 = 0.2;
@@ -19,7 +21,8 @@ pub(super) fn judge(facts: &Facts, asked: &Asked<'_>) -> Vec<Problem> {
     problems.extend(prepared(facts, asked));
     problems.extend(holders(facts, asked));
     problems.extend(passing(facts, asked));
-    problems.extend(standbys(facts, asked));
+    problems.extend(unfenced(facts, asked));
+    problems.extend(late(facts, asked));
     problems
 }
 
@@ -103,29 +106,70 @@ fn passing(facts: &Facts, asked: &Asked<'_>) -> Option<Problem> {
     )
 }
 
-fn standbys(facts: &Facts, asked: &Asked<'_>) -> Option<Problem> {
-    let loose = facts.standbys.iter().filter(|standby| standby.kind != Replica::Synchronous);
-    let listed: Vec<String> = loose
-        .map(|standby| {
-            let how = match standby.kind {
-                Replica::Synchronous => "synchronous",
-                Replica::Asynchronous => "asynchronous",
-                Replica::Away => "away",
-                Replica::Hidden => "hidden from this role",
-            };
-            format!("{} ({how})", standby.name)
-        })
-        .collect();
-    if listed.is_empty() {
-        return None;
+/// Whether an opening waits for such a standby.
+fn is_waited_for(kind: Replica, asked: &Asked<'_>) -> bool {
+    let which = asked.policy().fence_standbys;
+    match kind {
+        Replica::Synchronous => which != FenceStandbys::None,
+        Replica::Asynchronous => which == FenceStandbys::All,
+        Replica::Away | Replica::Hidden => false,
     }
-    Some(
-        Problem::warning("asynchronous-standby", asked.name(asked.from()))
-            .fact(format!("standbys follow it whose flush no commit waits for: {}", listed.join(", ")))
+}
+
+/// Standbys that could be promoted with an open gate, because no opening waits for their flush.
+fn unfenced(facts: &Facts, asked: &Asked<'_>) -> Option<Problem> {
+    let loose = || facts.standbys.iter().filter(|standby| !is_waited_for(standby.kind, asked));
+    let how = |standby: &Standby| match standby.kind {
+        Replica::Synchronous => format!("{} (synchronous)", standby.name),
+        Replica::Asynchronous => format!("{} (asynchronous)", standby.name),
+        Replica::Away => format!("{} (away)", standby.name),
+        Replica::Hidden => format!("{} (hidden from this role)", standby.name),
+    };
+    let listed = loose().map(how).collect::<Vec<_>>().join(", ");
+    let object = asked.name(asked.from());
+    let fenced = asked.policy().fence_standbys != FenceStandbys::None;
+    if fenced && loose().any(|standby| standby.kind == Replica::Hidden) {
+        return Some(
+            Problem::error("hidden-standby", object)
+                .fact(format!("standbys follow it whose position can't be seen: {listed}"))
+                .consequence("an opening would wait for them in vain, with both sides closed")
+                .next(format!(
+                    "GRANT pg_monitor to the role of the admin link of the {}, then {}",
+                    asked.from(),
+                    asked.flip()
+                )),
+        );
+    }
+    (!listed.is_empty()).then(|| {
+        Problem::warning("unfenced-standby", object)
+            .fact(format!("standbys follow it whose flush no opening waits for: {listed}"))
             .consequence(
                 "a fence is not safe against a failover: a standby that is promoted without it has an open gate, and both \
                  sides would accept writes",
             )
-            .next("name them in synchronous_standby_names for the time of the flip, or let no failover happen by itself"),
-    )
+            .next(
+                "set fence_standbys: all in the plan, drop the slots of standbys that are gone, or let no failover happen by \
+                 itself",
+            )
+    })
+}
+
+/// A standby that is waited for and does not follow would keep both sides closed.
+fn late(facts: &Facts, asked: &Asked<'_>) -> Option<Problem> {
+    let late = |standby: &&Standby| standby.is_late() && is_waited_for(standby.kind, asked);
+    let shown = |standby: &Standby| match standby.behind_bytes {
+        Some(bytes) => format!("{} ({} behind)", standby.name, words::bytes(bytes.unsigned_abs())),
+        None => format!("{} (tells no position)", standby.name),
+    };
+    let listed: Vec<String> = facts.standbys.iter().filter(late).map(shown).collect();
+    (!listed.is_empty()).then(|| {
+        Problem::error("standby-late", asked.name(asked.from()))
+            .fact(format!("half a second was not enough for it to be flushed by: {}", listed.join(", ")))
+            .consequence("an opening waits for them, and both sides would stay closed for as long")
+            .next(format!(
+                "wait until they follow; where they only archive WAL and can't be promoted (pg_receivewal), set fence_standbys: \
+                 sync in the plan; then {}",
+                asked.flip()
+            ))
+    })
 }

@@ -1,7 +1,5 @@
 //! A slice that is ready for a flip: mirrored, proven, gated, with a way back.
 
-use std::process::{Child, Command, Stdio};
-
 use strangler::authority::Side;
 use strangler::dualwrite::flip::FlipError;
 use strangler::dualwrite::gate::{self, Hinge};
@@ -175,26 +173,5 @@ impl Stage {
         let asked = Asked { to: Side::Monolith, ..Self::to_service(&self.plan, None) };
         let found = self.problems(&asked, Findings::default()).await.0;
         found.iter().map(|problem| problem.code).collect()
-    }
-
-    /// Somebody who keeps the monolith's WAL, as a standby does.
-    pub fn follow(&self) -> Follower {
-        let folder = tempfile::tempdir().unwrap();
-        let cluster = &self.split.pair.monolith;
-        let program = cluster.binaries().bin.join("pg_receivewal");
-        let mut command = Command::new(program);
-        command.arg("-D").arg(folder.path()).args(["--synchronous", "--no-loop", "-d"]);
-        let child = command.arg(cluster.socket_url("postgres")).stderr(Stdio::null()).spawn().unwrap();
-        Follower(child, folder)
-    }
-}
-
-/// Ends with the test.
-pub struct Follower(Child, #[expect(dead_code, reason = "the folder goes away with it")] tempfile::TempDir);
-
-impl Drop for Follower {
-    fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
     }
 }

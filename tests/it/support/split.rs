@@ -85,7 +85,11 @@ impl Split {
 
     /// Starts a verb on the plan, to be ended later.
     pub fn start(&self, verb: &str, arguments: &[&str]) -> Background {
-        let mut command = self.command(&[&[verb, "plan.yaml"], arguments].concat());
+        self.start_command(self.command(&[&[verb, "plan.yaml"], arguments].concat()))
+    }
+
+    /// Starts a command of [`Self::command`], to be ended later.
+    pub fn start_command(&self, mut command: Command) -> Background {
         let child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
         Background(Some(child))
     }
@@ -127,6 +131,10 @@ impl Background {
     pub fn signal(&self, signal: rustix::process::Signal) {
         let pid = rustix::process::Pid::from_child(self.0.as_ref().unwrap());
         rustix::process::kill_process(pid, signal).unwrap();
+    }
+
+    pub fn has_ended(&mut self) -> bool {
+        self.0.as_mut().is_some_and(|child| child.try_wait().unwrap().is_some())
     }
 
     /// Waits for its end.
