@@ -7,6 +7,7 @@ use tokio::time::Instant;
 use tokio_postgres::{Client, Error};
 
 use super::facts::{APPLY_ROLE, Database, Facts, Link, LinkFailure, LinkName, LinkRole, Role, Server, Slot};
+use super::foresee;
 use crate::journal::{JournalError, migrate, whereabouts};
 use crate::lsn::Lsn;
 use crate::mapping::{Mappings, compile, expand};
@@ -33,24 +34,25 @@ pub struct Links {
 }
 
 /// Looks at all databases of a plan. A link that failed is itself a fact, and the rest is still looked at.
-pub async fn gather(plan: &Plan, monolith: &Links, services: &BTreeMap<String, Links>) -> Facts {
+pub async fn gather(plan: &Plan, monolith: Links, services: BTreeMap<String, Links>) -> Facts {
     let mut roles: BTreeSet<String> = plan.monolith.app_roles.iter().cloned().collect();
     roles.insert(APPLY_ROLE.to_owned());
     for service in plan.services.values() {
         roles.extend([service.owner.clone(), service.app.clone()]);
     }
     let roles: Vec<String> = roles.into_iter().collect();
-    let monolith_facts = look(monolith, &roles).await;
+    let monolith_facts = look(&monolith, &roles).await;
     let (mappings, mapping_problems, moved) = join(plan, &monolith_facts);
     let mut facts = Facts {
         plan: plan.clone(),
         mappings,
         mapping_problems,
         moved,
+        foreseen: Vec::new(),
         monolith: monolith_facts,
         services: BTreeMap::new(),
     };
-    for (name, links) in services {
+    for (name, links) in &services {
         let mut database = look(links, &roles).await;
         let targets: Vec<TableName> = facts
             .mappings
@@ -60,6 +62,11 @@ pub async fn gather(plan: &Plan, monolith: &Links, services: &BTreeMap<String, L
             .collect();
         look_at_targets(links, &targets, &mut database).await;
         facts.services.insert(name.clone(), database);
+    }
+    let services = services.into_iter().map(|(name, links)| (name, links.admin)).collect();
+    match foresee::ask(&facts, monolith.admin, services).await {
+        Ok(problems) => facts.foreseen = problems,
+        Err(error) => facts.monolith.unread.push(LinkFailure::new(&error).words),
     }
     facts
 }
