@@ -168,20 +168,24 @@ async fn read_link(client: &Client, link: LinkName) -> Result<LinkRole, Unread> 
         role.replica_role = may_set_replica_role(client).await?;
     }
     if link != LinkName::Admin {
-        read_table_rights(client, &mut role).await?;
+        // A superuser of an apply link becomes strangler_apply, whom row security does not spare.
+        let becomes = link == LinkName::Apply && role.superuser;
+        read_table_rights(client, becomes, &mut role).await?;
     }
     Ok(role)
 }
 
 /// What the session's role may do with rows, and whether it may leave markers in the log.
-async fn read_table_rights(client: &Client, role: &mut LinkRole) -> Result<(), Error> {
+async fn read_table_rights(client: &Client, becomes: bool, role: &mut LinkRole) -> Result<(), Error> {
     let sql = "SELECT n.nspname::text, c.relname::text, pg_catalog.has_schema_privilege(n.oid, 'USAGE'), \
                       pg_catalog.has_table_privilege(c.oid, 'SELECT'), \
                       pg_catalog.has_any_column_privilege(c.oid, 'UPDATE'), \
-                      pg_catalog.row_security_active(c.oid) \
+                      pg_catalog.row_security_active(c.oid) OR $1 AND c.relrowsecurity AND NOT EXISTS ( \
+                        SELECT FROM pg_catalog.pg_roles a WHERE a.rolname = $2 AND (a.rolsuper OR a.rolbypassrls \
+                          OR NOT c.relforcerowsecurity AND pg_catalog.pg_has_role(a.oid, c.relowner, 'USAGE'))) \
                FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace \
                WHERE c.relkind IN ('r', 'p') AND n.nspname !~ '^pg_' AND n.nspname <> 'information_schema'";
-    for row in client.query(sql, &[]).await? {
+    for row in client.query(sql, &[&becomes, &APPLY_ROLE]).await? {
         let table = TableName::new(row.try_get::<_, String>(0)?, row.try_get::<_, String>(1)?);
         let (usable, readable, lockable): (bool, bool, bool) =
             (row.try_get(2)?, row.try_get(3)?, row.try_get(4)?);

@@ -210,3 +210,22 @@ async fn a_deferrable_key_of_an_adopted_table_is_told_by_check() {
     assert_eq!(check.exit, Some(1), "{}", check.page());
     assert!(check.stdout.contains("(target-without-key"), "{}", check.page());
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn row_security_that_stops_the_mirror_is_told_also_where_its_link_is_a_superusers() {
+    let table = "CREATE TABLE t (id int PRIMARY KEY, v text)";
+    let (split, monolith, service) = Split::with_plan(ADOPTING, table).await;
+    service.batch_execute(table).await.unwrap();
+    service.batch_execute("ALTER TABLE t ENABLE ROW LEVEL SECURITY").await.unwrap();
+    let check = split.run("check", &[]);
+    assert!(check.stdout.contains("(row-security)"), "{}", check.page());
+    service.batch_execute("CREATE ROLE strangler_apply LOGIN BYPASSRLS").await.unwrap();
+    let check = split.run("check", &[]);
+    assert!(!check.stdout.contains("(row-security)"), "{}", check.page());
+    split.provision();
+    monolith.batch_execute("INSERT INTO t VALUES (1, 'one')").await.unwrap();
+    let mirror = split.mirror(None);
+    mirror.caught_up(&monolith, &service).await;
+    assert_equal(&monolith, &service, "TABLE t").await;
+    mirror.stop();
+}
