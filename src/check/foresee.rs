@@ -16,7 +16,6 @@ const SAID_ELSEWHERE: &[&str] = &[
     "may-not-create-roles",
     "no-connection",
     "no-schema-usage",
-    "no-type-usage",
     "not-owner",
     "shared-database",
 ];
