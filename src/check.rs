@@ -16,6 +16,7 @@ mod extensions;
 mod facts;
 #[cfg(test)]
 mod fixture;
+mod foresee;
 mod gather;
 mod identities;
 mod inheritance;
@@ -52,7 +53,7 @@ pub use text::{list, text};
 
 type Rule = fn(&Facts) -> Vec<Problem>;
 
-/// Everything that check looks for beside what compiling the mapping finds.
+/// Everything that check looks for beside what compiling the mapping finds and what `provision` would say.
 const RULES: &[Rule] = &[
     reach::rule,
     identities::rule,
@@ -105,6 +106,10 @@ pub fn report(facts: &Facts) -> Report {
     let rules: &[Rule] = if lost { &[reach::rule, identities::rule] } else { RULES };
     let mut problems = if lost { Vec::new() } else { facts.mapping_problems.clone() };
     problems.extend(rules.iter().flat_map(|rule| rule(facts)));
+    if !lost {
+        let unsaid: Vec<Problem> = foresee::unsaid(facts, &problems).collect();
+        problems.extend(unsaid);
+    }
     problems.sort();
     problems.dedup();
     Report { plan: facts.plan.name.clone(), problems, predictions: predict::predict(facts) }

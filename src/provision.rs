@@ -115,8 +115,8 @@ impl fmt::Debug for Statement {
 /// What a step does.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Work {
-    /// Brings the schema `strangler` to the present version: see [`migrate::run`].
-    Migrate,
+    /// Brings the schema `strangler` to the present version, which lacks these: see [`migrate::run`].
+    Migrate(Vec<String>),
     /// Runs statements in one transaction.
     Sql(Vec<Statement>),
 }
@@ -140,13 +140,7 @@ impl Step {
     pub fn text(&self) -> String {
         let mut text = format!("-- {}: {} {}\n", self.database, self.purpose, self.object);
         match &self.work {
-            Work::Migrate => {
-                text.push_str(migrate::CREATE_SCHEMA);
-                text.push_str(";\n");
-                for (name, sql) in migrate::VERSIONS {
-                    text.push_str(&format!("-- {name}, unless {} has it\n{sql}", migrate::HISTORY));
-                }
-            }
+            Work::Migrate(missing) => text.push_str(&migrate::text(missing)),
             Work::Sql(statements) => {
                 text.push_str(&begin());
                 text.push_str(";\n");

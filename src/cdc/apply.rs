@@ -432,7 +432,7 @@ fn single(operation: &RowOperation) -> Sets {
 
 /// The statements of a set, deletes first, then updates by form, then inserts unless they go through COPY.
 fn works_of<'a>(table: &TableRun, set: &'a Sets) -> Result<Vec<Work<'a>>, Refusal> {
-    let (mapping, equality) = (table.mapping.as_ref(), table.equality.as_slice());
+    let (mapping, equality) = (table.written.as_ref(), table.equality.as_slice());
     let mut works = Vec::new();
     if !set.deletes.is_empty() {
         let arrays = key_arrays(mapping, set.deletes.iter())?;
@@ -479,7 +479,7 @@ fn works_of<'a>(table: &TableRun, set: &'a Sets) -> Result<Vec<Work<'a>>, Refusa
 /// The statement that replaces the row of a single update; none where the table has no column that can't be set, or has
 /// columns besides the mapped ones, whose values would be lost.
 fn replacement<'a>(table: &TableRun, set: &'a Sets) -> Result<Option<Work<'a>>, Refusal> {
-    let mapping = &table.mapping;
+    let mapping = &table.written;
     let [update] = set.updates.as_slice() else { return Ok(None) };
     if !table.rows_are_whole || !mapping.columns.iter().any(|column| column.identity_always) {
         return Ok(None);

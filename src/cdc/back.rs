@@ -7,7 +7,7 @@ use tokio_postgres::Client;
 use super::error::MirrorError;
 use super::launch::{self, Links};
 use super::publication::{Named, Published};
-use super::table::{TableRun, key_equality, rows_are_whole};
+use super::table::{TableRun, Target};
 use crate::failpoint;
 use crate::journal::alarms;
 use crate::journal::claims::Claim;
@@ -81,8 +81,7 @@ pub(super) async fn restore_tables(
         if let Some(entry) = published.get(&mapping.source) {
             launch::check_entry(&links.target, named, row, *entry).await?;
         }
-        let equality = key_equality(&links.target, &mapping).await?;
-        let facts = (rows_are_whole(&links.target, &mapping).await?, equality);
+        let facts = Target::read(&links.target, &mapping).await?;
         tables.push(TableRun::restore(&Arc::new(mapping), row, &pieces, facts, false)?);
     }
     Ok(tables)

@@ -67,11 +67,12 @@ pub async fn run(
     Ok(finished)
 }
 
-/// Takes unique indexes and exclusion constraints of a table away again and lets them wait for the data, in one
-/// transaction under the same guard as any write of the mirror. Called before a table is copied again.
+/// Takes everything away from a table that its rows may break while it is copied again (unique indexes, exclusion
+/// constraints, checks that were never validated) and lets it wait for the data, with the foreign keys that lean on it.
+/// One transaction, under the same guard as any write of the mirror. Called before a table is copied again.
 ///
 /// # Errors
-/// [`MirrorError`].
+/// [`MirrorError::Refused`] where a foreign key that is not the mirror's leans on such an index.
 pub async fn defer_again(
     admin: &Server,
     slice: &str,
@@ -81,23 +82,52 @@ pub async fn defer_again(
     let session = open(admin, slice).await?;
     session.batch_execute("BEGIN").await.map_err(MirrorError::sql("opening a transaction"))?;
     guard(&session, slice, nonce).await?;
-    for row in deferred::unique_done(&session, slice, &mapping.target.to_string()).await? {
+    for row in deferred::breakable_done(&session, slice, &mapping.target.to_string()).await? {
+        let index = TableName::new(mapping.target.schema.clone(), row.object.clone());
         let sql = match row.kind.as_str() {
-            "index" => format!(
-                "DROP INDEX IF EXISTS {}",
-                TableName::new(mapping.target.schema.clone(), row.object.clone()).sql()
-            ),
+            "index" => format!("DROP INDEX IF EXISTS {}", index.sql()),
             _ => format!(
                 "ALTER TABLE {} DROP CONSTRAINT IF EXISTS {}",
                 mapping.target.sql(),
                 quote_ident(&row.object)
             ),
         };
-        session.batch_execute(&sql).await.map_err(MirrorError::sql("taking a unique index away"))?;
+        release(&session, slice, mapping, &index).await?;
+        session.batch_execute(&sql).await.map_err(MirrorError::sql("taking a constraint away"))?;
         deferred::set_waiting(&session, row.id).await?;
     }
-    session.batch_execute("COMMIT").await.map_err(MirrorError::sql("taking unique indexes away"))?;
+    session.batch_execute("COMMIT").await.map_err(MirrorError::sql("taking constraints away"))?;
     failpoint::hit("unique-deferred-again");
+    Ok(())
+}
+
+/// Takes the foreign keys away that lean on an index, which could not be dropped under them.
+async fn release(
+    session: &Session,
+    slice: &str,
+    mapping: &TableMapping,
+    index: &TableName,
+) -> Result<(), MirrorError> {
+    let sql = "SELECT n.nspname::text, t.relname::text, k.conname::text FROM pg_catalog.pg_constraint k \
+               JOIN pg_catalog.pg_class t ON t.oid = k.conrelid JOIN pg_catalog.pg_namespace n ON n.oid = t.relnamespace \
+               JOIN pg_catalog.pg_class i ON i.oid = k.conindid JOIN pg_catalog.pg_namespace m ON m.oid = i.relnamespace \
+               WHERE k.contype = 'f' AND k.conparentid = 0 AND m.nspname = $1 AND i.relname = $2 ORDER BY 1, 2, 3";
+    let rows = session.query(sql, &[&index.schema, &index.name]).await;
+    for row in rows.map_err(MirrorError::sql("looking for foreign keys"))? {
+        let (table, key) = (TableName::new(row.get::<_, String>(0), row.get::<_, String>(1)), row.get(2));
+        let drop = format!("ALTER TABLE {} DROP CONSTRAINT {}", table.sql(), quote_ident(key));
+        if !deferred::set_key_waiting(session, slice, &table.to_string(), key).await? {
+            return Err(MirrorError::Refused {
+                what: format!(
+                    "the foreign key {key} of {table} leans on {}, which has to wait until {} is copied again, and strangler \
+                     did not make that key",
+                    index.name, mapping.target
+                ),
+                next: format!("run in the service, and add the key again once the slice is live: {drop};"),
+            });
+        }
+        session.batch_execute(&drop).await.map_err(MirrorError::sql("taking a foreign key away"))?;
+    }
     Ok(())
 }
 

@@ -20,7 +20,7 @@ use super::route::Router;
 use super::source;
 use super::start::{self, Both, Memory, ProcessName, Starting, open};
 use super::stream::Assembler;
-use super::table::{TableRun, choose_ranges, key_equality, rows_are_whole};
+use super::table::{TableRun, Target, choose_ranges};
 use super::tripwire::Strays;
 use super::watch;
 use crate::failpoint;
@@ -352,7 +352,7 @@ async fn restore_tables(
             check_entry(target, named(config, "", None), row, *entry).await?;
         }
         let mapping = Arc::new(mapping.clone());
-        let facts = (rows_are_whole(target, &mapping).await?, key_equality(target, &mapping).await?);
+        let facts = Target::read(target, &mapping).await?;
         // A table goes on in the form in which it was begun, whatever its size has become.
         let begun = pieces
             .iter()

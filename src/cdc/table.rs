@@ -19,6 +19,8 @@ pub struct TableRun {
     pub label: String,
     /// Its mapping.
     pub mapping: Arc<TableMapping>,
+    /// The same with types as the target names them, for statements that are run there: see [`written`].
+    pub written: Arc<TableMapping>,
     /// Copied pieces; empty while nothing is copied and while the table stands still.
     pub pieces: TablePieces,
     /// How it stands.
@@ -41,6 +43,28 @@ pub struct TableRun {
     pub detail: Option<String>,
 }
 
+/// What is known of the target's table.
+#[derive(Debug)]
+pub struct Target {
+    rows_are_whole: bool,
+    equality: Vec<String>,
+    written: TableMapping,
+}
+
+impl Target {
+    /// Asks the target.
+    ///
+    /// # Errors
+    /// [`MirrorError::Sql`], or [`MirrorError::Refused`] where the table is gone.
+    pub async fn read(target: &Client, mapping: &TableMapping) -> Result<Self, MirrorError> {
+        Ok(Self {
+            rows_are_whole: rows_are_whole(target, mapping).await?,
+            equality: key_equality(target, mapping).await?,
+            written: written(target, mapping).await?,
+        })
+    }
+}
+
 impl TableRun {
     /// A table as its stored rows tell.
     ///
@@ -50,13 +74,14 @@ impl TableRun {
         mapping: &Arc<TableMapping>,
         row: &TableRow,
         pieces: &[PieceRow],
-        (rows_are_whole, equality): (bool, Vec<String>),
+        Target { rows_are_whole, equality, written }: Target,
         by_ranges: bool,
     ) -> Result<Self, MirrorError> {
         let order = mapping.key_order;
         let mut table = Self {
             label: row.source_table.clone(),
             mapping: Arc::clone(mapping),
+            written: Arc::new(written),
             pieces: TablePieces::empty(order),
             state: row.state,
             rows_are_whole,
@@ -169,7 +194,7 @@ pub fn expected_rows(mapping: &TableMapping) -> u64 {
 ///
 /// # Errors
 /// [`MirrorError::Sql`].
-pub async fn rows_are_whole(target: &Client, mapping: &TableMapping) -> Result<bool, MirrorError> {
+async fn rows_are_whole(target: &Client, mapping: &TableMapping) -> Result<bool, MirrorError> {
     let row = target
         .query_one(
             "SELECT count(*)::int8 FROM pg_attribute a JOIN pg_class c ON c.oid = a.attrelid \
@@ -203,4 +228,23 @@ pub async fn key_equality(target: &Client, mapping: &TableMapping) -> Result<Vec
     let found = equality::of_keys(target, &[(mapping.target.sql(), columns)]).await;
     let found = found.map_err(MirrorError::sql("reading how keys are compared"))?;
     Ok(found.into_iter().next().unwrap_or_default())
+}
+
+/// The mapping with the user's types as the target names them: an adopted table may have an enum of another name or
+/// schema, of which only the labels are those of the monolith's.
+async fn written(target: &Client, mapping: &TableMapping) -> Result<TableMapping, MirrorError> {
+    let sql = "SELECT a.attname::text, pg_catalog.format_type(a.atttypid, -1) FROM pg_catalog.pg_attribute a \
+               JOIN pg_catalog.pg_class c ON c.oid = a.attrelid JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace \
+               JOIN pg_catalog.pg_type t ON t.oid = a.atttypid \
+               WHERE n.nspname = $1 AND c.relname = $2 AND a.attnum > 0 AND NOT a.attisdropped \
+                 AND t.typnamespace <> 'pg_catalog'::pg_catalog.regnamespace";
+    let rows = target.query(sql, &[&mapping.target.schema, &mapping.target.name]).await;
+    let mut written = mapping.clone();
+    for row in rows.map_err(MirrorError::sql("reading the types of a target table"))? {
+        let (name, cast_sql): (String, String) = (row.get(0), row.get(1));
+        for column in written.columns.iter_mut().filter(|column| column.target == name) {
+            column.cast_sql.clone_from(&cast_sql);
+        }
+    }
+    Ok(written)
 }

@@ -39,7 +39,7 @@ pub async fn apply(applier: &mut Applier, table: &TableRun, event: EventOrigin) 
             let kept = if keys_kept.is_empty() {
                 None
             } else {
-                Some(format!("NOT {}", keys_condition(mapping, &keys_kept)))
+                Some(format!("NOT {}", keys_condition(&table.written, &keys_kept)))
             };
             if whole {
                 statements.push(delete(mapping, None, kept.as_deref()));
@@ -52,7 +52,7 @@ pub async fn apply(applier: &mut Applier, table: &TableRun, event: EventOrigin) 
                 ));
             }
             if !keys_gone.is_empty() {
-                statements.push(delete(mapping, Some(&keys_condition(mapping, &keys_gone)), None));
+                statements.push(delete(mapping, Some(&keys_condition(&table.written, &keys_gone)), None));
             }
             for sql in statements {
                 session.batch_execute(&sql).await.map_err(MirrorError::sql("applying a TRUNCATE"))?;

@@ -1,9 +1,11 @@
 //! The roles of applications: on the monolith they should not own what moves; a service's should reach only its own
 //! database.
 
-use super::facts::{Facts, Role};
+use std::collections::BTreeSet;
+
+use super::facts::{APPLY_ROLE, Database, Facts, LinkName, Role};
 use super::read_rights::shown;
-use crate::name::{TableName, quote_ident};
+use crate::name::{TableName, quote_ident, quote_list};
 use crate::problem::Problem;
 
 pub(super) fn rule(facts: &Facts) -> Vec<Problem> {
@@ -76,15 +78,29 @@ fn powerful(facts: &Facts, name: &str, role: &Role) -> Option<Problem> {
 fn reaches<'a>(facts: &'a Facts, own: &'a str, app: &'a str) -> impl Iterator<Item = Problem> + 'a {
     facts.planned_services().filter(move |(name, other, _)| *name != own && other.app != app).filter_map(
         move |(name, other, database)| {
-            let role = database.roles.get(app).filter(|role| role.login && role.may_connect && !role.superuser)?;
+            let role =
+                database.roles.get(app).filter(|role| role.login && role.may_connect && !role.superuser)?;
             let catalog = database.catalog.as_ref()?;
-            let (db, by) = (quote_ident(&catalog.database), quote_ident(&other.app));
-            let from = if role.member_of.contains(&other.app) { by.clone() } else { "PUBLIC".to_owned() };
+            let db = quote_ident(&catalog.database);
+            let from = if role.member_of.contains(&other.app) {
+                quote_ident(&other.app)
+            } else {
+                "PUBLIC".to_owned()
+            };
+            let kept = keepers(&other.app, database);
+            let grant = if kept.is_empty() {
+                String::new()
+            } else {
+                format!("GRANT CONNECT ON DATABASE {db} TO {kept}; ")
+            };
             let problem = Problem::warning("app-role-reaches", format!("service {name}"))
-                .fact(format!("the application role {app} of service {own} may connect to database {}", catalog.database))
+                .fact(format!(
+                    "the application role {app} of service {own} may connect to database {}",
+                    catalog.database
+                ))
                 .consequence("one service could use another's database directly")
                 .next(format!(
-                    "run: REVOKE CONNECT ON DATABASE {db} FROM {from}, {}; GRANT CONNECT ON DATABASE {db} TO {by}, strangler_apply;",
+                    "run: {grant}REVOKE CONNECT ON DATABASE {db} FROM {from}, {};",
                     quote_ident(app)
                 ));
             Some(problem)
@@ -92,9 +108,20 @@ fn reaches<'a>(facts: &'a Facts, own: &'a str, app: &'a str) -> impl Iterator<It
     )
 }
 
+/// Who must still be able to connect when PUBLIC may no longer: the database's own application and the roles of its
+/// links. A GRANT to a role that is not there would fail, so those that `provision` will make are left out.
+fn keepers(app: &str, database: &Database) -> String {
+    let there = [app, APPLY_ROLE].into_iter().filter(|name| database.roles.contains_key(*name));
+    let links = [LinkName::Admin, LinkName::Apply].into_iter().filter_map(|link| database.role(link));
+    let links = links.filter(|role| !role.superuser).map(|role| role.name.as_str());
+    let names: BTreeSet<&str> = there.chain(links).collect();
+    quote_list(names)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::check::facts::{Link, LinkRole};
     use crate::check::fixture::{clean, expect};
     use crate::mapping::fixture::name;
     use crate::problem::Severity;
@@ -140,6 +167,15 @@ mod tests {
             Severity::Warning,
             "app-role-reaches",
             "REVOKE CONNECT ON DATABASE \"catalog\" FROM PUBLIC",
+        );
+        facts.service("catalog").roles.remove("catalog_app");
+        let admin = LinkRole { name: "deploy".into(), ..LinkRole::default() };
+        facts.service("catalog").links.insert(LinkName::Admin, Link::Open(admin));
+        expect(
+            &rule(&facts),
+            Severity::Warning,
+            "app-role-reaches",
+            "run: GRANT CONNECT ON DATABASE \"catalog\" TO \"deploy\", \"strangler_apply\"; REVOKE",
         );
         facts.service("catalog").roles.get_mut("ordering_app").unwrap().may_connect = false;
         assert_eq!(rule(&facts), []);

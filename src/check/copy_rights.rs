@@ -14,11 +14,17 @@ pub(super) fn rule(facts: &Facts) -> Vec<Problem> {
         let filtered: Vec<TableName> =
             targets.filter(|table| role.row_filtered.contains(table)).cloned().collect();
         if !filtered.is_empty() {
+            let there = database.roles.contains_key(APPLY_ROLE);
+            let spare = if there {
+                "ALTER ROLE strangler_apply BYPASSRLS"
+            } else {
+                "CREATE ROLE strangler_apply LOGIN BYPASSRLS"
+            };
             problems.push(
                 Problem::error("row-security", format!("service {name}"))
-                    .fact(format!("row level security applies to {} on {}", role.name, shown(&filtered)))
+                    .fact(format!("row level security applies to {APPLY_ROLE} on {}", shown(&filtered)))
                     .consequence("rows that its policies hide could be neither written nor compared")
-                    .next(format!("run as a superuser: ALTER ROLE {APPLY_ROLE} BYPASSRLS;")),
+                    .next(format!("run as a superuser: {spare};")),
             );
         }
     }
@@ -42,6 +48,18 @@ mod tests {
             role.row_filtered.insert(name(table));
             rule(&facts)
         };
+        let mut facts = clean();
+        facts.service("ordering").roles.remove(APPLY_ROLE);
+        let Some(Link::Open(role)) = facts.service("ordering").links.get_mut(&LinkName::Apply) else {
+            panic!("no link")
+        };
+        role.row_filtered.insert(name("Orders"));
+        expect(
+            &rule(&facts),
+            Severity::Error,
+            "row-security",
+            "CREATE ROLE strangler_apply LOGIN BYPASSRLS;",
+        );
         assert_eq!(filtering("Products"), [], "that table goes to the other service");
         expect(&filtering("Orders"), Severity::Error, "row-security", "on Orders");
     }

@@ -27,6 +27,8 @@ pub struct Facts {
     pub mapping_problems: Vec<Problem>,
     /// Tables that move, with the slices that take them; those with a mapping error too.
     pub moved: BTreeMap<TableName, Vec<String>>,
+    /// What `provision` would say, where all of its links are open.
+    pub foreseen: Vec<Problem>,
     /// The monolith.
     pub monolith: Database,
     /// The services by name.

@@ -47,7 +47,15 @@ pub(super) fn with(plan: Plan, monolith: Catalog) -> Facts {
     let mut monolith_facts = database(monolith, "monolith");
     let app = Role { login: true, has_password: Some(true), may_connect: true, ..Role::default() };
     monolith_facts.roles.insert("retail_app".into(), app);
-    Facts { services: services.collect(), monolith: monolith_facts, plan, mappings, mapping_problems, moved }
+    Facts {
+        services: services.collect(),
+        monolith: monolith_facts,
+        plan,
+        mappings,
+        mapping_problems,
+        moved,
+        foreseen: Vec::new(),
+    }
 }
 
 fn database(mut catalog: Catalog, instance: &str) -> Database {

@@ -7,6 +7,7 @@ use tokio::time::Instant;
 use tokio_postgres::{Client, Error};
 
 use super::facts::{APPLY_ROLE, Database, Facts, Link, LinkFailure, LinkName, LinkRole, Role, Server, Slot};
+use super::foresee;
 use crate::journal::{JournalError, migrate, whereabouts};
 use crate::lsn::Lsn;
 use crate::mapping::{Mappings, compile, expand};
@@ -33,24 +34,25 @@ pub struct Links {
 }
 
 /// Looks at all databases of a plan. A link that failed is itself a fact, and the rest is still looked at.
-pub async fn gather(plan: &Plan, monolith: &Links, services: &BTreeMap<String, Links>) -> Facts {
+pub async fn gather(plan: &Plan, monolith: Links, services: BTreeMap<String, Links>) -> Facts {
     let mut roles: BTreeSet<String> = plan.monolith.app_roles.iter().cloned().collect();
     roles.insert(APPLY_ROLE.to_owned());
     for service in plan.services.values() {
         roles.extend([service.owner.clone(), service.app.clone()]);
     }
     let roles: Vec<String> = roles.into_iter().collect();
-    let monolith_facts = look(monolith, &roles).await;
+    let monolith_facts = look(&monolith, &roles).await;
     let (mappings, mapping_problems, moved) = join(plan, &monolith_facts);
     let mut facts = Facts {
         plan: plan.clone(),
         mappings,
         mapping_problems,
         moved,
+        foreseen: Vec::new(),
         monolith: monolith_facts,
         services: BTreeMap::new(),
     };
-    for (name, links) in services {
+    for (name, links) in &services {
         let mut database = look(links, &roles).await;
         let targets: Vec<TableName> = facts
             .mappings
@@ -60,6 +62,11 @@ pub async fn gather(plan: &Plan, monolith: &Links, services: &BTreeMap<String, L
             .collect();
         look_at_targets(links, &targets, &mut database).await;
         facts.services.insert(name.clone(), database);
+    }
+    let services = services.into_iter().map(|(name, links)| (name, links.admin)).collect();
+    match foresee::ask(&facts, monolith.admin, services).await {
+        Ok(problems) => facts.foreseen = problems,
+        Err(error) => facts.monolith.unread.push(LinkFailure::new(&error).words),
     }
     facts
 }
@@ -161,20 +168,24 @@ async fn read_link(client: &Client, link: LinkName) -> Result<LinkRole, Unread> 
         role.replica_role = may_set_replica_role(client).await?;
     }
     if link != LinkName::Admin {
-        read_table_rights(client, &mut role).await?;
+        // A superuser of an apply link becomes strangler_apply, whom row security does not spare.
+        let becomes = link == LinkName::Apply && role.superuser;
+        read_table_rights(client, becomes, &mut role).await?;
     }
     Ok(role)
 }
 
 /// What the session's role may do with rows, and whether it may leave markers in the log.
-async fn read_table_rights(client: &Client, role: &mut LinkRole) -> Result<(), Error> {
+async fn read_table_rights(client: &Client, becomes: bool, role: &mut LinkRole) -> Result<(), Error> {
     let sql = "SELECT n.nspname::text, c.relname::text, pg_catalog.has_schema_privilege(n.oid, 'USAGE'), \
                       pg_catalog.has_table_privilege(c.oid, 'SELECT'), \
                       pg_catalog.has_any_column_privilege(c.oid, 'UPDATE'), \
-                      pg_catalog.row_security_active(c.oid) \
+                      pg_catalog.row_security_active(c.oid) OR $1 AND c.relrowsecurity AND NOT EXISTS ( \
+                        SELECT FROM pg_catalog.pg_roles a WHERE a.rolname = $2 AND (a.rolsuper OR a.rolbypassrls \
+                          OR NOT c.relforcerowsecurity AND pg_catalog.pg_has_role(a.oid, c.relowner, 'USAGE'))) \
                FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace \
                WHERE c.relkind IN ('r', 'p') AND n.nspname !~ '^pg_' AND n.nspname <> 'information_schema'";
-    for row in client.query(sql, &[]).await? {
+    for row in client.query(sql, &[&becomes, &APPLY_ROLE]).await? {
         let table = TableName::new(row.try_get::<_, String>(0)?, row.try_get::<_, String>(1)?);
         let (usable, readable, lockable): (bool, bool, bool) =
             (row.try_get(2)?, row.try_get(3)?, row.try_get(4)?);

@@ -13,8 +13,11 @@ pub(super) fn rule(facts: &Facts) -> Vec<Problem> {
             problems.push(
                 Problem::note("partitioned", &table.name)
                     .fact("it is partitioned and moves as a whole, through its root")
-                    .consequence("TRUNCATE of a single partition does not reach the stream, so the service would keep those rows")
-                    .next("use DELETE, or detach the partition only after the flip"),
+                    .consequence(
+                        "TRUNCATE of a single partition, DETACH, DROP, and ATTACH of one with rows are not in the stream, so \
+                         the mirror stops at them and asks to copy the table again",
+                    )
+                    .next("use DELETE, and let partitions with rows neither come nor go before the flip"),
             );
         }
         let children = catalog.tables.values().filter(|other| other.inherits.contains(&table.name));

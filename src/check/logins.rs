@@ -1,6 +1,6 @@
-//! Roles that somebody must be able to log in as: LOGIN, and a password, which the tool never makes up.
+//! Roles that somebody must be able to log in as: LOGIN, CONNECT, and a password, which the tool never makes up.
 
-use super::facts::{APPLY_ROLE, Facts, LinkName, Named, Role};
+use super::facts::{APPLY_ROLE, Database, Facts, LinkName, Named, Role};
 use crate::name::quote_ident;
 use crate::problem::Problem;
 
@@ -13,6 +13,7 @@ pub(super) fn rule(facts: &Facts) -> Vec<Problem> {
         for role_name in service.map(|service| service.app.as_str()).into_iter().chain(apply) {
             if let Some(role) = database.roles.get(role_name) {
                 problems.extend(missing(&name, role_name, role));
+                problems.extend(kept_out(&name, database, role_name, role));
             }
         }
         let owner = service.map(|service| &service.owner);
@@ -47,6 +48,20 @@ fn missing(name: &str, role_name: &str, role: &Role) -> Option<Problem> {
     Some(problem)
 }
 
+/// Who was let in by PUBLIC alone is kept out when that is revoked.
+fn kept_out(name: &str, database: &Database, role_name: &str, role: &Role) -> Option<Problem> {
+    let catalog = database.catalog.as_ref().filter(|_| role.login && !role.may_connect)?;
+    let problem = Problem::warning("no-connect", name)
+        .fact(format!("the role {role_name} may not connect to database {}", catalog.database))
+        .consequence("whoever logs in as it is turned away")
+        .next(format!(
+            "run: GRANT CONNECT ON DATABASE {} TO {};",
+            quote_ident(&catalog.database),
+            quote_ident(role_name)
+        ));
+    Some(problem)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -67,6 +82,14 @@ mod tests {
         assert_eq!(rule(&facts), [], "its link is open");
         facts.monolith.links.remove(&LinkName::Apply);
         expect(&rule(&facts), Severity::Warning, "no-password", "strangler_apply");
+    }
+
+    #[test]
+    fn roles_that_a_database_keeps_out_are_named() {
+        let mut facts = clean();
+        facts.service("ordering").roles.get_mut("ordering_app").unwrap().may_connect = false;
+        let grant = "GRANT CONNECT ON DATABASE \"ordering\" TO \"ordering_app\";";
+        expect(&rule(&facts), Severity::Warning, "no-connect", grant);
     }
 
     #[test]

@@ -1,8 +1,8 @@
 //! What already stands where the plan puts its tables.
 
 use super::facts::{Facts, Server};
-use crate::catalog::{Catalog, Table, TableKind};
-use crate::mapping::{TableMapping, adopted};
+use crate::catalog::{Catalog, Column, Table, TableKind};
+use crate::mapping::{ColumnMapping, TableMapping, adopted};
 use crate::name::quote_ident;
 use crate::plan::Ddl;
 use crate::problem::{Problem, bring_back};
@@ -27,8 +27,18 @@ pub(super) fn rule(facts: &Facts) -> Vec<Problem> {
                 (Some(target), ddl) => {
                     let begun =
                         database.whereabouts.as_ref().is_some_and(|place| place.begun.contains_key(slice));
-                    problems.extend(differences(&name, table, target, &remedy(ddl, begun.then_some(slice))));
-                    let source = facts.monolith.catalog.as_ref().and_then(|one| one.table(&table.source));
+                    let monolith = facts.monolith.catalog.as_ref();
+                    let source = monolith.and_then(|one| one.table(&table.source));
+                    let fits = |wanted: &ColumnMapping, present: &Column| {
+                        let origin = source.and_then(|source| source.column(&wanted.source));
+                        bare(&present.type_sql) == bare(&wanted.type_sql)
+                            || ddl == Ddl::Adopt
+                                && monolith.is_some_and(|monolith| {
+                                    adopted::fits((monolith, catalog), (wanted, origin), present)
+                                })
+                    };
+                    let remedy = remedy(ddl, begun.then_some(slice));
+                    problems.extend(differences(&name, (table, target), &fits, &remedy));
                     problems.extend(misfits(&name, table, source, (catalog, target)));
                     if !provisioned {
                         problems.extend(not_empty(&name, table, server));
@@ -93,7 +103,12 @@ fn remedy(ddl: Ddl, begun: Option<&String>) -> String {
     }
 }
 
-fn differences(name: &str, table: &TableMapping, target: &Table, remedy: &str) -> Vec<Problem> {
+fn differences(
+    name: &str,
+    (table, target): (&TableMapping, &Table),
+    fits: &dyn Fn(&ColumnMapping, &Column) -> bool,
+    remedy: &str,
+) -> Vec<Problem> {
     let mut found: Vec<String> = Vec::new();
     if !matches!(target.kind, TableKind::Ordinary | TableKind::Partitioned) {
         found.push("it is no table".to_owned());
@@ -104,7 +119,7 @@ fn differences(name: &str, table: &TableMapping, target: &Table, remedy: &str) -
             Some(there) if there.generated_sql.is_some() => {
                 found.push(format!("its column {} is generated", column.target));
             }
-            Some(there) if bare(&there.type_sql) != bare(&column.type_sql) => {
+            Some(there) if !fits(column, there) => {
                 found.push(format!(
                     "its column {} is {}, not {}",
                     column.target, there.type_sql, column.type_sql
@@ -214,6 +229,9 @@ mod tests {
         expect(&problems, Severity::Error, "target-differs", "Id is integer, not bigint");
         expect(&problems, Severity::Error, "target-differs", "it has no column Region");
         expect(&problems, Severity::Error, "target-differs", "tenant is NOT NULL without default");
+        let wider = |orders: &mut Table| orders.columns[1].type_sql = "character varying".into();
+        assert_eq!(rule(&standing(Ddl::Adopt, wider)), [], "it holds every text");
+        expect(&rule(&standing(Ddl::Create, wider)), Severity::Error, "target-differs", "not text");
         let facts = standing(Ddl::Adopt, |orders| orders.indexes.clear());
         expect(&rule(&facts), Severity::Error, "target-without-key", "ADD PRIMARY KEY (\"Id\");");
         let mut facts = standing(Ddl::Adopt, |_| ());

@@ -56,7 +56,7 @@ async fn look(opened: &Opened) -> Report {
         (name.clone(), links(&format!("service {name}"), &service.links, false).await)
     }));
     let services: BTreeMap<String, Links> = services.await.into_iter().collect();
-    let report = check::report(&check::gather(&opened.plan, &monolith, &services).await);
+    let report = check::report(&check::gather(&opened.plan, monolith, services).await);
     Report { problems: opened.typed_all(report.problems), ..report }
 }
 

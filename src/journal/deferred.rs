@@ -35,11 +35,12 @@ pub async fn waiting(client: &Client, slice: &str) -> Result<Vec<DeferredRow>, J
     Ok(rows.iter().map(from_row).collect())
 }
 
-/// Statements of a table that were run and that make something unique or exclusive.
+/// Statements of a table that were run and that old rows, or rows of different snapshots, may break: everything but
+/// indexes that are not unique, and foreign keys, which nobody asks while the mirror writes.
 ///
 /// # Errors
 /// [`JournalError::Database`].
-pub async fn unique_done(
+pub async fn breakable_done(
     client: &Client,
     slice: &str,
     target_table: &str,
@@ -48,12 +49,36 @@ pub async fn unique_done(
         .query(
             "SELECT id, target_table, kind, object, create_sql FROM strangler.deferred \
              WHERE slice = $1 AND target_table = $2 AND done_at IS NOT NULL \
-               AND kind IN ('index', 'constraint') AND create_sql ~* '\\m(UNIQUE|EXCLUDE)\\M' ORDER BY id",
+               AND (kind = 'constraint' OR kind = 'index' AND create_sql ~* '\\mUNIQUE\\M') ORDER BY id",
             &[&slice, &target_table],
         )
         .await
         .map_err(JournalError::database("reading deferred statements"))?;
     Ok(rows.iter().map(from_row).collect())
+}
+
+/// Lets a foreign key wait again, with its validation, in the caller's transaction. False where it is none of ours.
+///
+/// # Errors
+/// [`JournalError::Database`].
+pub async fn set_key_waiting(
+    client: &Client,
+    slice: &str,
+    target_table: &str,
+    key: &str,
+) -> Result<bool, JournalError> {
+    client
+        .query_one(
+            "WITH again AS (UPDATE strangler.deferred SET done_at = NULL \
+               WHERE slice = $1 AND target_table = $2 \
+                 AND (kind = 'foreign_key' AND object = $3 OR kind = 'statement' AND object = 'validate ' || $3) \
+               RETURNING kind) \
+             SELECT EXISTS (SELECT FROM again WHERE kind = 'foreign_key')",
+            &[&slice, &target_table, &key],
+        )
+        .await
+        .and_then(|row| row.try_get(0))
+        .map_err(JournalError::database("letting a foreign key wait"))
 }
 
 fn from_row(row: &Row) -> DeferredRow {

@@ -4,6 +4,7 @@ use refinery_core::{Migration, Runner};
 use tokio_postgres::Client;
 
 use super::JournalError;
+use crate::name::quote_literal;
 
 /// Where the applied versions are recorded.
 pub const HISTORY: &str = "strangler.schema_history";
@@ -91,6 +92,28 @@ pub async fn missing(client: &Client) -> Result<Vec<&'static str>, MigrateError>
     let applied: Vec<String> =
         rows.iter().map(|row| row.try_get(0)).collect::<Result<_, _>>().map_err(failed)?;
     Ok(VERSIONS.iter().map(|(name, _)| *name).filter(|name| !applied.iter().any(|a| a == name)).collect())
+}
+
+/// What [`run`] does where these versions are missing, for somebody who reads it first, or runs it by hand.
+#[must_use]
+pub fn text(missing: &[String]) -> String {
+    let mut text = format!(
+        "BEGIN;\n{CREATE_SCHEMA};\nCREATE TABLE IF NOT EXISTS {HISTORY} (version int4 PRIMARY KEY, name varchar(255), \
+         applied_on varchar(255), checksum varchar(255));\n"
+    );
+    for (name, sql) in VERSIONS.iter().filter(|(name, _)| missing.iter().any(|one| one == name)) {
+        text.push_str(&format!("-- {name}\n{sql}"));
+        if let Ok(version) = Migration::unapplied(name, sql) {
+            text.push_str(&format!(
+                "INSERT INTO {HISTORY} VALUES ({}, {}, replace(to_char(now() AT TIME ZONE 'UTC', \
+                 'YYYY-MM-DD HH24:MI:SS'), ' ', 'T') || 'Z', {});\n",
+                version.version(),
+                quote_literal(version.name()),
+                quote_literal(&version.checksum().to_string())
+            ));
+        }
+    }
+    text + "COMMIT;\n"
 }
 
 /// Applies the versions that are missing, all in one transaction, one process at a time. Safe to repeat.

@@ -1,7 +1,7 @@
-//! What about a table that stands in a service keeps mirrored rows from being the monolith's, beyond its columns' types.
+//! What about a table that stands in a service keeps mirrored rows from being the monolith's.
 
-use super::{TableMapping, expression};
-use crate::catalog::{Catalog, DependentKind, Table};
+use super::{ColumnMapping, TableMapping, expression};
+use crate::catalog::{Catalog, Column, DependentKind, Table};
 use crate::name::{TableName, quote_ident};
 
 /// A fact about a service's table, and the statement that mends it there.
@@ -11,6 +11,48 @@ pub struct Misfit {
     pub fact: String,
     /// What to run in the service, or to do.
     pub next: String,
+}
+
+/// Whether every value of the monolith's column keeps its meaning in the service's.
+#[must_use]
+pub fn fits(
+    (monolith, service): (&Catalog, &Catalog),
+    (wanted, source): (&ColumnMapping, Option<&Column>),
+    present: &Column,
+) -> bool {
+    if let Some(name) = source.and_then(|source| source.user_type.as_ref()) {
+        // An enum may have another name in the service; its labels decide.
+        let theirs = present.user_type.as_ref();
+        let same_name = theirs == Some(name) && present.type_sql == wanted.type_sql;
+        let kind = monolith.types.get(name).map(|of| &of.kind);
+        let present_kind = theirs.and_then(|name| service.types.get(name)).map(|of| &of.kind);
+        return same_name || (kind.is_some() && kind == present_kind);
+    }
+    wider(&wanted.type_sql, &present.type_sql)
+}
+
+/// Equal, or a type that holds every value of the other one in the same text form.
+fn wider(from: &str, to: &str) -> bool {
+    const INTEGERS: [&str; 3] = ["smallint", "integer", "bigint"];
+    if from == to {
+        return true;
+    }
+    let place = |name: &str| INTEGERS.iter().position(|integer| *integer == name);
+    if let (Some(from), Some(to)) = (place(from), place(to)) {
+        return from <= to;
+    }
+    let length = |name: &str| -> Option<u32> {
+        name.strip_prefix("character varying(")?.strip_suffix(')')?.parse().ok()
+    };
+    match (length(from), length(to)) {
+        (Some(from), Some(to)) => from <= to,
+        (Some(_), None) => to == "character varying" || to == "text",
+        (None, _) => match from {
+            "character varying" => to == "text",
+            "text" => to == "character varying",
+            _ => from.starts_with("numeric(") && to == "numeric",
+        },
+    }
 }
 
 /// Generated columns that the service does not compute as the monolith does. They are not in the stream, so nobody else

@@ -32,20 +32,35 @@ pub(super) fn key(
         }
     }
     if !missing.is_empty() {
-        problems.push(
-            Problem::error("key-not-carried", &one.table.name)
-                .at(one.rule.place)
-                .fact(format!(
-                    "its key is ({}) and the plan does not carry {}",
-                    names.join(", "),
-                    missing.join(", ")
-                ))
-                .consequence("rows could not be told apart in the service")
-                .next(format!("keep {}", missing.join(", "))),
-        );
+        problems.push(not_carried(one, &names, &missing));
         return (Vec::new(), KeyOrder::Opaque);
     }
     (key, order(one.table, &names))
+}
+
+fn not_carried(one: &Listed<'_>, names: &[&str], missing: &[&str]) -> Problem {
+    let table = one.table;
+    let generated = |name: &&&str| table.column(name).is_some_and(|column| column.generated_sql.is_some());
+    let computed: Vec<&str> = missing.iter().filter(generated).copied().collect();
+    let key = format!("its key is ({}) and", names.join(", "));
+    let (fact, next) = if computed.is_empty() {
+        let missing = missing.join(", ");
+        (format!("{key} the plan does not carry {missing}"), format!("keep {missing}"))
+    } else {
+        let fact = format!("{key} generated columns are not in the logical stream: {}", computed.join(", "));
+        let alter = format!("ALTER TABLE {}", table.name.sql());
+        (
+            fact,
+            format!(
+                "give it a key of other columns: a unique index over NOT NULL columns, then {alter} REPLICA IDENTITY USING INDEX …"
+            ),
+        )
+    };
+    Problem::error("key-not-carried", &table.name)
+        .at(one.rule.place)
+        .fact(fact)
+        .consequence("rows could not be told apart in the service")
+        .next(next)
 }
 
 /// Only a single builtin column of these types has an order that both servers and this process share.
@@ -75,9 +90,12 @@ fn no_key(one: &Listed<'_>) -> Problem {
     Problem::error("no-key", &table.name)
         .at(one.rule.place)
         .fact(fact)
-        .consequence(
-            "rows can't be told apart; and once such a table is published, the application's own UPDATE and DELETE fail",
-        )
+        .consequence(match &table.replica_identity {
+            ReplicaIdentity::Full => "rows can't be told apart",
+            ReplicaIdentity::Nothing | ReplicaIdentity::Default | ReplicaIdentity::Index(_) => {
+                "rows can't be told apart; and once such a table is published, the application's own UPDATE and DELETE fail"
+            }
+        })
         .next(format!("run on the monolith: {}", remedy(table)))
 }
 

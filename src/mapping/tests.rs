@@ -285,6 +285,8 @@ fn a_table_without_a_usable_key_names_the_statement_that_helps() {
     expect(&orders(), &nullable, "no-key", "ALTER COLUMN \"Region\" SET NOT NULL; ALTER TABLE");
     let deferrable = with(&|t| t.indexes[0].immediate = false);
     expect(&orders(), &deferrable, "no-key", "deferrable");
+    let computed = with(&|t| t.columns[0].generated_sql = Some("1".into()));
+    expect(&orders(), &computed, "key-not-carried", "give it a key of other columns");
     let dropped = one("Orders", |rule| {
         rule.columns.insert("Id".into(), ColumnRule::Drop);
     });

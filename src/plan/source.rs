@@ -138,8 +138,8 @@ pub(crate) fn next_secret(text: &str) -> Option<(&str, &str, &str)> {
     while let Some((start, mark)) = next_mark(text, from) {
         let value = text.get(start..)?;
         let range = match mark {
-            Mark::Authority => authority_secret(value),
-            Mark::Password => assigned_secret(value),
+            Mark::Authority => authority_secret(text.get(..start - "://".len())?, value),
+            Mark::Password => assigned_secret(text.get(..start - "password".len())?, value),
         };
         match range {
             Some((skip, end)) if end > skip && !is_variable(value.get(skip..end).unwrap_or_default()) => {
@@ -166,15 +166,23 @@ fn next_mark(text: &str, from: usize) -> Option<(usize, Mark)> {
     }
 }
 
-/// Start and end of the password in `user:password@host`. It may itself hold `@` or `/`, so the last `@` of
-/// the word counts, unless what follows the colon is a port.
-fn authority_secret(value: &str) -> Option<(usize, usize)> {
-    let is_end = |c: char| c.is_whitespace() || matches!(c, '"' | '\'');
-    let word = value.get(..value.find(is_end).unwrap_or(value.len()))?;
+/// Start and end of the password in `user:password@host`. It may itself hold `@`, `/` or quotes, so the last `@` of
+/// the word counts, unless what follows the colon is a port. `before` is the text up to `://`: a link that stands in
+/// quotes ends with them, others with a blank.
+fn authority_secret(before: &str, value: &str) -> Option<(usize, usize)> {
+    let scheme = before.trim_end_matches(|c: char| c.is_ascii_alphanumeric());
+    let quote = scheme.chars().next_back().filter(|c| matches!(c, '"' | '\''));
+    let line = value.lines().next().unwrap_or_default();
+    let end = match quote {
+        Some(quote) => line.find(quote),
+        None => line.find(char::is_whitespace),
+    };
+    let word = line.get(..end.unwrap_or(line.len()))?;
     let colon = user_end(word)?;
     let after = word.get(colon + 1..)?;
     let port = after.split('/').next().unwrap_or_default();
-    if after.contains('/') && port.chars().all(|c| c.is_ascii_digit()) {
+    let address = after.split('?').next().unwrap_or_default();
+    if after.contains('/') && port.chars().all(|c| c.is_ascii_digit()) && !address.contains('@') {
         return None;
     }
     let end = word.rfind('@').filter(|end| *end > colon)?;
@@ -196,21 +204,59 @@ fn user_end(word: &str) -> Option<usize> {
     None
 }
 
-/// Start and end of the value in what follows the word `password`: `=value`, `: value`, with or without a quote.
-fn assigned_secret(value: &str) -> Option<(usize, usize)> {
-    let rest = value.trim_start_matches(['"', '\'', ' ']);
+/// Start and end of the value in what follows the word `password`: `=value`, `: value`, with or without quotes. Where it
+/// can't be told for sure how far it goes, it goes too far.
+fn assigned_secret(before: &str, value: &str) -> Option<(usize, usize)> {
+    let line = value.lines().next().unwrap_or_default();
+    let rest = line.trim_start_matches(['"', '\'', ' ']);
+    let yaml = rest.starts_with(':');
     let rest = rest.strip_prefix(['=', ':'])?.trim_start_matches(' ');
-    let rest = rest.strip_prefix(['"', '\'']).unwrap_or(rest);
-    let skip = value.len() - rest.len();
+    let skip = line.len() - rest.len();
     if rest.starts_with("${") {
         return rest.find('}').map(|end| (skip, skip + end + 1));
     }
-    let is_end = |c: char| c.is_whitespace() || matches!(c, '&' | '"' | '\'' | ',' | '}');
-    Some((skip, skip + rest.find(is_end).unwrap_or(rest.len())))
+    if let Some(quote) = rest.chars().next().filter(|c| matches!(c, '"' | '\'')) {
+        // Inside single quotes of YAML each quote is written twice.
+        let opening = rest.len() - rest.trim_start_matches(quote).len();
+        let inside = rest.get(opening..)?;
+        let closing = closing(inside, quote, opening);
+        return if closing.is_none() && opening > 1 {
+            None
+        } else {
+            Some((skip + opening, skip + opening + closing.unwrap_or(inside.len())))
+        };
+    }
+    if yaml && rest.starts_with(['{', '[']) {
+        return None;
+    }
+    let end = if yaml {
+        // In `{ }` a value ends with a comma; in a line of its own it may hold blanks.
+        let flow = before.lines().next_back().unwrap_or_default().contains('{');
+        if flow { rest.find(|c: char| c.is_whitespace() || matches!(c, ',' | '}')) } else { rest.find(" #") }
+    } else if before.ends_with(['?', '&']) {
+        rest.find(|c: char| c.is_whitespace() || matches!(c, '&' | '"' | '\''))
+    } else {
+        // Only the quotes and brackets around the whole link are no part of it.
+        let word = rest.split_whitespace().next().unwrap_or_default();
+        Some(word.trim_end_matches(['"', '\'', ',', '}']).len())
+    };
+    Some((skip, skip + end.unwrap_or(rest.len())))
+}
+
+/// Where a run of `count` quotes closes a value. One behind a backslash does not, and one in the middle of a word
+/// is taken for a part of it.
+fn closing(inside: &str, quote: char, count: usize) -> Option<usize> {
+    let run: String = std::iter::repeat_n(quote, count).collect();
+    inside.match_indices(&run).map(|(at, _)| at).find(|at| {
+        let (before, after) =
+            (inside.get(..*at).unwrap_or_default(), inside.get(at + count..).unwrap_or_default());
+        let ends = |c: char| c.is_whitespace() || matches!(c, '"' | '\'' | ',' | '}' | '&');
+        !before.ends_with('\\') && after.chars().next().is_none_or(ends)
+    })
 }
 
 fn is_variable(value: &str) -> bool {
-    value.starts_with("${") && value.ends_with('}')
+    value.strip_prefix("${").and_then(|rest| rest.find('}')).is_some_and(|end| end + 3 == value.len())
 }
 
 #[cfg(test)]
@@ -233,6 +279,20 @@ mod tests {
             ("postgres://db:5432/x?user=app@tenant", "postgres://db:5432/x?user=app@tenant"),
             ("{ password: \"abc\", host: h }", "{ password: \"***\", host: h }"),
             ("password: ${PW}", "password: ${PW}"),
+            ("columns: { password: { drop: true } }", "columns: { password: { drop: true } }"),
+            ("url: postgres://app:a'b\"c@db/x", "url: postgres://app:*****@db/x"),
+            ("url: \"postgres://app:a b'c@db/x\" # me@x", "url: \"postgres://app:*****@db/x\" # me@x"),
+            ("url: postgres://app:12/3@db/x", "url: postgres://app:****@db/x"),
+            ("postgres://u:${A}b${C}@db/x", "postgres://u:*********@db/x"),
+            ("url: \"password='two words' user=u\"", "url: \"password='*********' user=u\""),
+            (r"url: password='it\'s me' user=u", r"url: password='********' user=u"),
+            (r#"url: "password='it\\'s me' user=u""#, r#"url: "password='*********' user=u""#),
+            ("url: 'password=''two words'' user=u'", "url: 'password=''*********'' user=u'"),
+            ("url: password='' user=u", "url: password='' user=u"),
+            ("url: password='never closed", "url: password='************"),
+            ("{ url: \"host=db password=a,b}c&d'e\" }", "{ url: \"host=db password=*********\" }"),
+            ("{ password: abc, host: h }", "{ password: ***, host: h }"),
+            ("password: two words # note", "password: ********* # note"),
             ("\u{1b}[31m", "?[31m"),
         ];
         for (text, shown) in cases {

@@ -30,7 +30,6 @@ pub(super) struct Deferred {
 pub(super) enum Rank {
     Index,
     Constraint,
-    Domain,
     ForeignKey,
     Validate,
 }
@@ -42,7 +41,7 @@ impl Rank {
             Self::Index => "index",
             Self::Constraint => "constraint",
             Self::ForeignKey => "foreign_key",
-            Self::Domain | Self::Validate => "statement",
+            Self::Validate => "statement",
         }
     }
 }
@@ -60,7 +59,7 @@ pub(super) fn record(draft: &mut Draft<'_>, site: &Site<'_>) {
             let major = site.catalog.major();
             indexes((draft, major), mapping, table, &mut found, &mut notes);
             checks((draft, major), mapping, table, &mut found, &mut notes);
-            domains(draft, mapping, table, &mut found);
+            domains(draft, mapping, table, &mut notes);
             foreign_keys((draft, major), slice, (mapping, table), &mut found, &mut notes);
         }
         found.sort_by_key(|one| one.rank);
@@ -91,12 +90,15 @@ pub(super) struct Note {
     action: &'static str,
     object: String,
     detail: String,
-    problem: bool,
+    /// What the operator may type, where that is worth a warning.
+    next: Option<&'static str>,
 }
+
+const BY_HAND: &str = "make it by hand in the service once the slice is live, where it is needed";
 
 fn left_out(what: &str, name: &str, table: &Table, why: String) -> Note {
     let object = format!("{what} {name} of {}", table.name);
-    Note { action: "left out", object, detail: why, problem: true }
+    Note { action: "left out", object, detail: why, next: Some(BY_HAND) }
 }
 
 /// Journal entries that are not there yet; what was left out is a warning each time.
@@ -113,12 +115,12 @@ fn remember(
             let detail = json!({ "object": note.object, "detail": note.detail });
             statements.push(journal(Some(&slice.slice), note.action, &detail));
         }
-        if note.problem {
+        if let Some(next) = note.next {
             draft.problem(
                 Problem::warning("left-out", &note.object)
                     .fact(note.detail)
                     .consequence(format!("service {} goes without it", site.name))
-                    .next("make it by hand in the service once the slice is live, where it is needed"),
+                    .next(next),
             );
         }
     }
@@ -334,21 +336,27 @@ fn checks(
     }
 }
 
-/// Checks of domains that were never validated.
-fn domains(draft: &Draft<'_>, mapping: &TableMapping, table: &Table, found: &mut Vec<Deferred>) {
+/// Checks of domains that were never validated are left out. The monolith looks at a value of a domain when it is made,
+/// and never again while other columns of its row change; a service would look at it whenever the row is written, and
+/// refuse rows that the monolith has.
+fn domains(draft: &Draft<'_>, mapping: &TableMapping, table: &Table, notes: &mut Vec<Note>) {
     for column in table.columns.iter().filter(|one| target_of(mapping, table, &one.name).is_some()) {
         let mut next = column.user_type.as_ref();
         while let Some(of) = next.and_then(|name| draft.survey.monolith.types.get(name)) {
             let UserTypeKind::Domain { checks, base_type, .. } = &of.kind else { break };
-            for (check, definition) in checks.iter().filter(|(_, definition)| !validated(definition)) {
+            for (check, _) in checks.iter().filter(|(_, definition)| !validated(definition)) {
                 let object = format!("constraint {check} of domain {}", of.name);
-                if found.iter().all(|one| one.object != object) {
-                    let sql = format!(
-                        "ALTER DOMAIN {} ADD CONSTRAINT {} {definition}",
-                        of.name.sql(),
-                        quote_ident(check)
-                    );
-                    found.push(Deferred { rank: Rank::Domain, table: mapping.target.clone(), object, sql });
+                if notes.iter().all(|one| one.object != object) {
+                    notes.push(Note {
+                        action: "left out",
+                        object,
+                        detail: "it was never validated, so rows may break it, and the service would not take them"
+                            .to_owned(),
+                        next: Some(
+                            "nothing; to carry it over, validate it on the monolith before provision: ALTER DOMAIN … VALIDATE \
+                             CONSTRAINT …",
+                        ),
+                    });
                 }
             }
             next = base_type.as_ref();
@@ -389,7 +397,7 @@ fn foreign_keys(
             soft.referenced_columns.join(", ")
         ),
         detail: describe(soft),
-        problem: false,
+        next: None,
     }));
 }
 

@@ -197,8 +197,7 @@ fn types(draft: &mut Draft<'_>, site: &Site<'_>, needed: &[TableName]) {
     }
 }
 
-/// `None` for kinds that are not made here. Checks of a domain that were never validated wait for the data: see
-/// `deferred`.
+/// `None` for kinds that are not made here. Checks of a domain that were never validated are left out: see `deferred`.
 fn create_type(of: &UserType) -> Option<Vec<String>> {
     let name = of.name.sql();
     let sql = match &of.kind {

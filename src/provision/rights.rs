@@ -228,7 +228,7 @@ pub(super) fn service(draft: &mut Draft<'_>, site: &Site<'_>) {
         }
     }
     let of_types: BTreeSet<String> =
-        site.tables().flat_map(|(_, table)| type_rights::schemas(draft, table)).collect();
+        site.tables().flat_map(|(_, table)| type_rights::schemas_there(draft, site, table)).collect();
     let place = format!("service {}", site.name);
     type_rights::want(draft, &mut wanted, (&place, site.state), (of_types, APPLY_ROLE));
     // Tables that are made anew lose what was granted on the old ones.

@@ -158,7 +158,7 @@ pub async fn execute(databases: &mut Databases, step: &Step) -> Result<(), Provi
         .get_mut(database)
         .ok_or_else(|| ProvisionError::NoConnection { database: database.clone() })?;
     match &step.work {
-        Work::Migrate => migrate::run(client)
+        Work::Migrate(_) => migrate::run(client)
             .await
             .map_err(|source| ProvisionError::Migrate { database: database.clone(), source }),
         Work::Sql(statements) => {

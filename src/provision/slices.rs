@@ -16,7 +16,12 @@ pub(super) fn schema(draft: &mut Draft<'_>, sites: &[Site<'_>]) {
     let services = sites.iter().map(|site| (site.database(), site.state));
     for (database, state) in std::iter::once(monolith).chain(services) {
         if !state.missing_versions.is_empty() {
-            draft.step(database, "create or upgrade", "schema strangler", Work::Migrate);
+            draft.step(
+                database,
+                "create or upgrade",
+                "schema strangler",
+                Work::Migrate(state.missing_versions.clone()),
+            );
         }
     }
 }

@@ -3,11 +3,12 @@
 
 use std::collections::BTreeSet;
 
-use super::draft::Draft;
+use super::draft::{Draft, Site};
 use super::rights::Wanted;
 use super::state::{Grant, GrantOn, PUBLIC, State};
 use crate::mapping::TableMapping;
 use crate::name::quote_ident;
+use crate::plan::Ddl;
 use crate::problem::Problem;
 
 /// Schemas of the types of a table's columns, by the monolith's catalog. Types keep their names in a service.
@@ -18,6 +19,15 @@ pub(super) fn schemas(draft: &Draft<'_>, table: &TableMapping) -> BTreeSet<Strin
         .filter(|column| table.column(&column.name).is_some())
         .filter_map(|column| column.user_type.as_ref().map(|of| of.schema.clone()))
         .collect()
+}
+
+/// The same in a service, where the types of an adopted table may be in another schema.
+pub(super) fn schemas_there(draft: &Draft<'_>, site: &Site<'_>, table: &TableMapping) -> BTreeSet<String> {
+    let adopted = site.catalog.table(&table.target).filter(|_| site.service.ddl == Ddl::Adopt);
+    let Some(adopted) = adopted else { return schemas(draft, table) };
+    let mapped = |name: &str| table.columns.iter().any(|column| column.target == name);
+    let columns = adopted.columns.iter().filter(|column| mapped(&column.name));
+    columns.filter_map(|column| column.user_type.as_ref().map(|of| of.schema.clone())).collect()
 }
 
 /// Wants USAGE of schemas for a role, where not everybody has it; a problem where nobody here can grant it.

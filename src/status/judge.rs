@@ -41,6 +41,11 @@ impl Commands {
         format!("strangler check {}", self.plan)
     }
 
+    /// A command in which the mirror wrote `PLAN`, because it doesn't know the file, as it must be typed.
+    fn typed(&self, text: &str) -> String {
+        text.replace(" PLAN", &format!(" {}", self.plan))
+    }
+
     fn of(&self, verb: &str, slice: &str, rest: &str) -> String {
         format!("strangler {verb} {} --slice {}{rest}", self.plan, shell_word(slice))
     }
@@ -89,10 +94,10 @@ pub fn judge(facts: &SliceFacts, commands: &Commands) -> SliceStatus {
             .filter(|_| phase == Phase::Copying)
             .and_then(|s| copy_seconds_left(&s.tables)),
         wal,
-        process: service.and_then(|service| service.process.as_ref()).map(process),
+        process: service.and_then(|service| service.process.as_ref()).map(|row| process(row, commands)),
         way_back: monolith
             .and_then(|monolith| monolith.back.as_ref())
-            .map(|found| back::way_back(found, service.map(|service| service.now_us))),
+            .map(|found| back::way_back(found, service.map(|service| service.now_us), commands)),
         stray_writes: service.and_then(|service| service.strays.as_ref()).map(back::stray_writes),
         tables,
         deferred: service.map(|service| service.deferred.clone()).unwrap_or_default(),
@@ -297,12 +302,12 @@ fn copy_seconds_left(tables: &[TableRow]) -> Option<f64> {
     (copied > 0 && elapsed > 0.0).then(|| as_float(left) * elapsed / as_float(copied))
 }
 
-fn process(row: &ProcessRow) -> Process {
+fn process(row: &ProcessRow, commands: &Commands) -> Process {
     Process {
         host: row.host.clone(),
         pid: row.pid,
         doing: row.phase.clone(),
-        detail: row.detail.clone(),
+        detail: row.detail.as_deref().map(|detail| commands.typed(detail)),
         seen_seconds_ago: row.seen_seconds_ago,
     }
 }
@@ -428,10 +433,14 @@ fn holes(status: &SliceStatus) -> Option<&ArmedStatus> {
     status.armed.as_ref().filter(|armed| armed.finished && !armed.lacks.is_empty())
 }
 
-/// A mirror that ended by itself left word why; one that was asked to stop left none.
 fn why_it_stopped(status: &SliceStatus) -> Option<String> {
-    let detail = status.process.as_ref()?.detail.as_ref()?;
-    (status.phase == Phase::Stopped).then(|| format!("the mirror ended by itself: {detail}"))
+    last_word(status).map(|(why, _)| format!("the mirror ended by itself: {why}"))
+}
+
+/// A mirror that ended by itself left word why, and mostly what to type; one that was asked to stop left none.
+fn last_word(status: &SliceStatus) -> Option<(&str, Option<&str>)> {
+    let detail = status.process.as_ref()?.detail.as_deref().filter(|_| status.phase == Phase::Stopped)?;
+    Some(detail.split_once("; next: ").map_or((detail, None), |(why, next)| (why, Some(next))))
 }
 
 fn wal_alarm(wal: &Wal) -> Option<String> {
@@ -466,7 +475,9 @@ fn next(status: &SliceStatus, commands: &Commands) -> Option<String> {
                 .filter(|table| table.unheard)
                 .map(|table| format!(" --retry {}", shell_word(&table.table)))
                 .collect();
-            of("mirror", &again.concat())
+            // The mirror alone would end again, as long as nobody has done what it asked for.
+            let asked = last_word(status).and_then(|(_, next)| next).filter(|_| again.is_empty());
+            asked.map(str::to_owned).or_else(|| of("mirror", &again.concat()))
         }
         Phase::Gap | Phase::Diverged => of("mirror", " --rebuild"),
         Phase::Copying | Phase::CatchingUp => status.tables.iter().find_map(|table| table.next.clone()),

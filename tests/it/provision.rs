@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use fixture::{SCHEMA, Setup, rows};
 use strangler::cluster::Cluster;
+use strangler::journal::migrate;
 use strangler::plan::{ColumnRule, Ddl};
 use strangler::problem::Severity;
 use strangler::provision::{Database, Databases, Logins, ProvisionError, execute, run};
@@ -627,4 +628,22 @@ async fn one_slice_can_be_provisioned_alone_and_a_broken_plan_not_at_all() {
     rule.columns.insert("Nothing".to_owned(), ColumnRule::Drop);
     let codes: Vec<&str> = setup.refused().await.iter().map(|problem| problem.code).collect();
     assert!(codes.contains(&"unknown-column"), "{codes:?}");
+}
+
+#[tokio::test]
+async fn the_sql_of_a_dry_run_typed_by_hand_leaves_nothing_to_do() {
+    let setup = Setup::new(Arc::new(launch()), "hand", SCHEMA).await;
+    let mut databases = setup.databases().await;
+    for step in setup.design(&databases).await.steps {
+        let client = match &step.database {
+            Database::Monolith => &databases.monolith,
+            Database::Service(name) => &databases.services[name],
+        };
+        client.batch_execute(&step.text()).await.unwrap();
+    }
+    let design = setup.design(&databases).await;
+    let left: Vec<String> =
+        design.steps.iter().map(|step| format!("{} {}", step.purpose, step.object)).collect();
+    assert!(left.is_empty() && design.refusals().next().is_none(), "{left:?} {:?}", design.problems);
+    migrate::run(&mut databases.monolith).await.expect("a later version can upgrade it");
 }

@@ -211,3 +211,50 @@ async fn whom_a_new_slot_waits_for_is_said_and_shown_by_status() {
     assert_equal(&monolith, "TABLE t", &service, "TABLE t").await;
     mirror.stop();
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_rows_may_break_waits_again_when_a_table_is_copied_again() {
+    let setup = "CREATE TABLE t (id int PRIMARY KEY, code text NOT NULL, n int CONSTRAINT t_code UNIQUE);
+        CREATE UNIQUE INDEX code ON t (code); ALTER TABLE t REPLICA IDENTITY USING INDEX code;
+        CREATE TABLE u (id int PRIMARY KEY, n int CONSTRAINT leans REFERENCES t (n), note text);
+        INSERT INTO t SELECT g, 'c' || g, g FROM generate_series(1, 300) g;
+        INSERT INTO u SELECT g, g, 'long enough' FROM generate_series(1, 300) g;
+        ALTER TABLE u ADD CONSTRAINT short CHECK (length(note) < 5) NOT VALID";
+    let (split, monolith, service) = Split::launch("{ t: {}, u: {} }", setup).await;
+    split.provision();
+    let keys = "SELECT conrelid::regclass::text, conname, pg_get_constraintdef(oid) FROM pg_constraint \
+                WHERE conrelid IN ('t'::regclass, 'u'::regclass) AND contype <> 'n'";
+    for order in [&[][..], &["--retry", "t"], &["--retry", "u"], &["--rebuild"]] {
+        let mirror = split.mirror_with(None, order);
+        mirror.caught_up(&monolith, &service).await;
+        until("everything that waited stands", SOON, async || {
+            let waiting = "SELECT FROM strangler.deferred WHERE done_at IS NULL";
+            service.query(waiting, &[]).await.unwrap().is_empty().then_some(())
+        })
+        .await;
+        assert_equal(&monolith, "TABLE t", &service, "TABLE t").await;
+        assert_equal(&monolith, "TABLE u", &service, "TABLE u").await;
+        assert_equal(&monolith, keys, &service, keys).await;
+        mirror.stop();
+    }
+    service.batch_execute("CREATE TABLE mine (n int CONSTRAINT by_hand REFERENCES t (n))").await.unwrap();
+    let (status, log) = split.mirror_with(None, &["--retry", "t"]).ended();
+    assert_eq!(status.code(), Some(3), "{log}");
+    assert!(log.contains("ALTER TABLE \"public\".\"mine\" DROP CONSTRAINT \"by_hand\";"), "{log}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_check_of_a_domain_that_was_never_validated_stops_no_row() {
+    let setup = "CREATE DOMAIN amount AS int; CREATE TABLE t (id int PRIMARY KEY, v amount, note text);
+        INSERT INTO t VALUES (1, -1), (2, 2); ALTER DOMAIN amount ADD CONSTRAINT positive CHECK (value > 0) NOT VALID";
+    let (split, monolith, service) = Split::launch("{ t: {} }", setup).await;
+    let ended = split.run("provision", &[]);
+    assert_eq!(ended.exit, Some(0), "{}", ended.page());
+    assert!(ended.stderr.contains("constraint positive of domain amount (left-out)"), "{}", ended.page());
+    let mirror = split.mirror(None);
+    mirror.caught_up(&monolith, &service).await;
+    monolith.batch_execute("UPDATE t SET note = 'v is left alone'").await.unwrap();
+    mirror.caught_up(&monolith, &service).await;
+    assert_equal(&monolith, "TABLE t", &service, "TABLE t").await;
+    mirror.stop();
+}

@@ -210,3 +210,52 @@ async fn a_deferrable_key_of_an_adopted_table_is_told_by_check() {
     assert_eq!(check.exit, Some(1), "{}", check.page());
     assert!(check.stdout.contains("(target-without-key"), "{}", check.page());
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn row_security_that_stops_the_mirror_is_told_also_where_its_link_is_a_superusers() {
+    let table = "CREATE TABLE t (id int PRIMARY KEY, v text)";
+    let (split, monolith, service) = Split::with_plan(ADOPTING, table).await;
+    service.batch_execute(table).await.unwrap();
+    service.batch_execute("ALTER TABLE t ENABLE ROW LEVEL SECURITY").await.unwrap();
+    let check = split.run("check", &[]);
+    assert!(check.stdout.contains("(row-security)"), "{}", check.page());
+    service.batch_execute("CREATE ROLE strangler_apply LOGIN BYPASSRLS").await.unwrap();
+    let check = split.run("check", &[]);
+    assert!(!check.stdout.contains("(row-security)"), "{}", check.page());
+    split.provision();
+    monolith.batch_execute("INSERT INTO t VALUES (1, 'one')").await.unwrap();
+    let mirror = split.mirror(None);
+    mirror.caught_up(&monolith, &service).await;
+    assert_equal(&monolith, &service, "TABLE t").await;
+    mirror.stop();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn adopted_columns_of_wider_types_and_enums_of_another_name_take_every_change() {
+    let setup = "CREATE TYPE state AS ENUM ('new', 'paid');
+        CREATE TABLE t (id int, s state, many state[], n smallint, v varchar(5), PRIMARY KEY (id, s));
+        INSERT INTO t SELECT g, 'new', '{new}', g, 'v' FROM generate_series(1, 300) g";
+    let (split, monolith, service) = Split::with_plan(ADOPTING, setup).await;
+    let theirs = "CREATE SCHEMA app; CREATE TYPE app.order_state AS ENUM ('new', 'paid');
+        CREATE TABLE t (id bigint, s app.order_state, many app.order_state[], n int, v text, PRIMARY KEY (id, s))";
+    service.batch_execute(theirs).await.unwrap();
+    let check = split.run("check", &[]);
+    assert_eq!(check.exit, Some(0), "{}", check.page());
+    split.provision();
+    let again = split.run("provision", &[]);
+    assert!(again.stderr.contains("nothing was missing"), "{}", again.page());
+    let mirror = split.mirror(None);
+    mirror.caught_up(&monolith, &service).await;
+    for change in [
+        "INSERT INTO t VALUES (1000, 'paid', '{paid,NULL}', 1, 'x')",
+        "UPDATE t SET s = 'paid', many = '{new,paid}' WHERE id < 10",
+        "UPDATE t SET n = n + 1 WHERE id > 290",
+        "DELETE FROM t WHERE id BETWEEN 20 AND 30",
+    ] {
+        monolith.batch_execute(change).await.unwrap();
+    }
+    mirror.caught_up(&monolith, &service).await;
+    let rows = "SELECT id, s::text, many::text, n, v FROM t";
+    assert_equal(&monolith, &service, rows).await;
+    mirror.stop();
+}

@@ -97,7 +97,7 @@ impl Applier {
 
     /// For each row, whether the target has one of that key. Its key is unique there.
     async fn held(&mut self, table: &TableRun, rows: &[&SourceRow]) -> Result<Vec<bool>, Refusal> {
-        let statement = self.prepare(&statements::held(&table.mapping, &table.equality)).await?;
+        let statement = self.prepare(&statements::held(&table.written, &table.equality)).await?;
         let arrays = key_arrays(&table.mapping, rows.iter().map(|row| &row.key))?;
         let params: Vec<&(dyn ToSql + Sync)> =
             arrays.iter().map(|array| -> &(dyn ToSql + Sync) { array }).collect();
@@ -151,7 +151,7 @@ impl Applier {
 
     /// A wrong target may hold no row of a key, or several, so the count says nothing.
     async fn empty_keys(&mut self, table: &TableRun, rows: &[(usize, &SourceRow)]) -> Result<(), Refusal> {
-        let statement = self.prepare(&statements::delete(&table.mapping, &table.equality)).await?;
+        let statement = self.prepare(&statements::delete(&table.written, &table.equality)).await?;
         let arrays = key_arrays(&table.mapping, rows.iter().map(|(_, row)| &row.key))?;
         let params: Vec<&(dyn ToSql + Sync)> =
             arrays.iter().map(|array| -> &(dyn ToSql + Sync) { array }).collect();

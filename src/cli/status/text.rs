@@ -135,7 +135,12 @@ fn back_words(back: &WayBackStatus) -> String {
 fn rows_words(status: &SliceStatus) -> String {
     let copied = words::count(status.rows_copied);
     let left = status.copy_seconds_left.map(|seconds| format!(", about {} left", words::seconds(seconds)));
-    format!("{copied} copied of about {}{}", words::count(status.rows_estimate), left.unwrap_or_default())
+    format!("{copied} copied{}{}", of_about(status.rows_estimate), left.unwrap_or_default())
+}
+
+/// Nothing where the monolith has no statistics yet: "of about 0" would be a number that looks like a fact.
+fn of_about(estimate: u64) -> String {
+    if estimate == 0 { String::new() } else { format!(" of about {}", words::count(estimate)) }
 }
 
 fn tables_words(tables: &[TableStatus]) -> String {
@@ -201,8 +206,8 @@ fn outdated_words(databases: &[String]) -> String {
 
 fn table_words(table: &TableStatus) -> String {
     let detail = table.detail.as_deref().map(|detail| format!(": {detail}")).unwrap_or_default();
-    let (rows, estimate) = (words::count(table.rows_copied), words::count(table.rows_estimate));
-    format!("{} {}, {rows} of about {estimate} rows{detail}", table.table, table.state)
+    let (rows, estimate) = (words::count(table.rows_copied), of_about(table.rows_estimate));
+    format!("{} {}, {rows}{estimate} rows{detail}", table.table, table.state)
 }
 
 /// The slice's next command, then that of every diverged table.
@@ -315,5 +320,14 @@ mod tests {
         assert_eq!(headline(&before), headline(&after));
         after.phase = Phase::Streaming;
         assert_ne!(headline(&before), headline(&after));
+    }
+
+    #[test]
+    fn rows_that_nobody_has_counted_yet_are_not_estimated_as_none() {
+        let mut status = status();
+        status.rows_estimate = 0;
+        status.tables.iter_mut().for_each(|table| table.rows_estimate = 0);
+        assert_eq!(rows_words(&status), "4,500 copied, about 1 min 30 s left");
+        assert_eq!(table_words(&status.tables[0]), "Carts live, 1,500 rows");
     }
 }

@@ -1,13 +1,13 @@
 //! The way back, and writes on a side that is fenced.
 
-use super::{Life, Process, age_seconds, life, process};
+use super::{Commands, Life, Process, age_seconds, life, process};
 use crate::journal::alarms::{self, Uncleared};
 use crate::status::facts::WayBack;
 use crate::status::{Authority, SliceStatus, StrayWrites, WayBackStatus};
 use crate::words;
 
 /// `service_now_us` is the service's time, in microseconds since 1970, when it could be asked.
-pub(super) fn way_back(found: &WayBack, service_now_us: Option<i64>) -> WayBackStatus {
+pub(super) fn way_back(found: &WayBack, service_now_us: Option<i64>, commands: &Commands) -> WayBackStatus {
     let stream = &found.stream;
     let doing = found.process.as_ref().map(|row| {
         let doing = match life(row, Some(stream)) {
@@ -15,7 +15,7 @@ pub(super) fn way_back(found: &WayBack, service_now_us: Option<i64>) -> WayBackS
             Life::Stopped => "stopped".to_owned(),
             Life::Dead => "dead".to_owned(),
         };
-        Process { doing, ..process(row) }
+        Process { doing, ..process(row, commands) }
     });
     WayBackStatus {
         mode: found.mode.clone(),

@@ -197,6 +197,18 @@ fn a_goodbye_of_the_current_process_means_stopped_however_long_ago() {
 }
 
 #[test]
+fn what_a_mirror_asked_for_when_it_ended_is_what_is_to_be_typed() {
+    let found = status(&with_service(|service| {
+        let process = service.process.as_mut().unwrap();
+        process.stopped = true;
+        process.detail =
+            Some("the publication is gone; next: strangler provision PLAN --slice ordering".into());
+    }));
+    assert_eq!(found.alarms, ["the mirror ended by itself: the publication is gone"]);
+    assert_eq!(found.next, Some(mirror("").unwrap().replace("mirror", "provision")));
+}
+
+#[test]
 fn a_goodbye_of_an_older_process_does_not_stop_its_successor() {
     let status = status(&with_service(|service| {
         let process = service.process.as_mut().unwrap();
