@@ -13,6 +13,7 @@ mod filter;
 pub(crate) mod fixture;
 mod hash;
 mod identity;
+pub mod input;
 pub mod inverse;
 mod references;
 mod spelling;

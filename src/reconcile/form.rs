@@ -5,6 +5,7 @@
 //! rows that swap a value would have the same sum; therefore the seed of a row is a hash of its key, which takes the
 //! linearity away (docs/decisions/0011-seed-from-the-key.md).
 
+use crate::mapping::input::is_users;
 use crate::mapping::{ColumnMapping, TableMapping};
 use crate::name::{TableName, quote_ident};
 
@@ -141,12 +142,6 @@ pub fn text_sql(cast_sql: &str, value: &str) -> String {
     } else {
         format!("{value}::text")
     }
-}
-
-/// A type that is not PostgreSQL's own: those are always named with their schema.
-#[must_use]
-pub fn is_users(cast_sql: &str) -> bool {
-    cast_sql.contains('.')
 }
 
 /// [`text_sql`] of a value that is to be found again: blanks at the end of `character` are no part of it, since columns

@@ -13,6 +13,7 @@ use tokio_postgres::types::{ToSql, Type};
 
 use super::form::{ColumnForm, Side, TableForm, direct_hash, text_sql};
 use super::sides::Sides;
+use crate::mapping::input::value_sql;
 use crate::name::{TableName, quote_ident};
 use crate::postgres::sqlstate::{self, Failure};
 
@@ -254,7 +255,7 @@ ORDER BY n.place";
 /// Those texts of ours that the authority reads as values of a type: a classified column's own values do not leave their
 /// database, not even for the other side of the split. Each is tried by itself, which only types of the user need.
 async fn made_up(authority: &Client, of: &str) -> Result<Vec<String>, tokio_postgres::Error> {
-    let sql = format!("SELECT $1::text::{of} IS NULL");
+    let sql = format!("SELECT {} IS NULL", value_sql(of, "$1::text"));
     let mut found = Vec::new();
     for text in samples::any() {
         match authority.query_typed(&sql, &[(&text, Type::TEXT)]).await {
@@ -353,21 +354,21 @@ async fn hash(client: &Client, groups: &[&Group], cast: Cast) -> Result<Vec<Hash
     let mut asked = Vec::new();
     for (index, group) in groups.iter().enumerate() {
         for form in std::iter::successors(Some(group.form), |form| form.weaker()) {
-            let value = form.sql(&group.cast_sql, "t.v");
+            let hashed = form.sql(&group.cast_sql, "t.v");
             // Rows are hashed as records, and column by column. Under one seed both are the same number, and would
             // cancel each other out.
             let hash = match direct_hash(form, &group.cast_sql) {
                 Some(function) => {
-                    format!("hash_record_extended(ROW({value}), 7) # coalesce({function}({value}, 11), 13)")
+                    format!("hash_record_extended(ROW({hashed}), 7) # coalesce({function}({hashed}, 11), 13)")
                 }
-                None => format!("hash_record_extended(ROW({value}), 7)"),
+                None => format!("hash_record_extended(ROW({hashed}), 7)"),
             };
             selects.push(format!(
                 "SELECT {place}::int8, ARRAY(SELECT {hash} \
-                 FROM (SELECT s.text::{of} AS v, s.n FROM unnest(${number}::text[]) WITH ORDINALITY AS s (text, n) \
+                 FROM (SELECT {value} AS v, s.n FROM unnest(${number}::text[]) WITH ORDINALITY AS s (text, n) \
                  OFFSET 0) AS t ORDER BY t.n)",
                 place = asked.len(),
-                of = cast(group),
+                value = value_sql(cast(group), "s.text"),
                 number = index + 1,
             ));
             asked.push((index, form));

@@ -9,6 +9,7 @@ use super::super::finding::RawKey;
 use super::super::form::{ColumnForm, Side, TableForm};
 use super::super::redact::Redactor;
 use super::judge::Held;
+use crate::mapping::input::value_sql;
 use crate::mapping::{ColumnMapping, FilterTerm};
 use crate::name::quote_literal;
 use crate::postgres::equality::BUILT_IN;
@@ -119,7 +120,8 @@ impl<'a> Lookup<'a> {
         };
         let terms = self.form.mapping.key_columns().enumerate().map(|(index, column)| {
             let equals = operators.get(index).map_or(BUILT_IN, String::as_str);
-            format!("{} {equals} w.k{index}::{}", TableForm::column(column, side), column.cast_sql)
+            let value = value_sql(&column.cast_sql, &format!("w.k{index}"));
+            format!("{} {equals} {value}", TableForm::column(column, side))
         });
         terms.collect::<Vec<_>>().join(" AND ")
     }
