@@ -55,6 +55,8 @@ struct SideType {
     sql: Option<String>,
     /// Labels, of an enum.
     labels: Vec<String>,
+    /// The server computes the column from others.
+    generated: bool,
 }
 
 /// What one server says of all columns.
@@ -101,6 +103,7 @@ pub async fn settle_forms(
         facts(copy, tables, copy_side),
         real_values(authority, tables, authority_side)
     )?;
+    note_generated(tables, &there);
     let mut weakened = Vec::new();
     if here.encoding != there.encoding {
         weakened.extend(in_utf8(tables, &here.encoding, &there.encoding));
@@ -182,6 +185,18 @@ fn in_utf8(tables: &mut [TableForm], here: &str, there: &str) -> Vec<Weakened> {
     weakened
 }
 
+/// Which of the generated columns the copy generates too.
+fn note_generated(tables: &mut [TableForm], copy: &Facts) {
+    let places: Vec<(usize, usize)> = all_columns(tables).collect();
+    for ((table, column), of) in places.into_iter().zip(&copy.types) {
+        let Some(form) = tables.get_mut(table) else { continue };
+        let name = form.mapping.columns.get(column).map(|column| &column.target);
+        if let Some(filled) = name.and_then(|name| form.generated.get_mut(name)) {
+            *filled = of.generated;
+        }
+    }
+}
+
 fn all_columns(tables: &[TableForm]) -> impl Iterator<Item = (usize, usize)> + '_ {
     tables
         .iter()
@@ -231,7 +246,8 @@ fn group(
 async fn facts(client: &Client, tables: &[TableForm], side: Side) -> Result<Facts, tokio_postgres::Error> {
     const SQL: &str = "\
 SELECT current_setting('server_encoding'), current_user::text, format_type(a.atttypid, -1),
-    ARRAY(SELECT e.enumlabel::text FROM pg_enum AS e WHERE e.enumtypid = a.atttypid ORDER BY e.enumsortorder)
+    ARRAY(SELECT e.enumlabel::text FROM pg_enum AS e WHERE e.enumtypid = a.atttypid ORDER BY e.enumsortorder),
+    coalesce(a.attgenerated <> '', false)
 FROM unnest($1::text[], $2::text[]) WITH ORDINALITY AS n (name, attname, place)
 LEFT JOIN pg_attribute AS a ON a.attrelid = to_regclass(n.name) AND a.attname = n.attname AND NOT a.attisdropped
 ORDER BY n.place";
@@ -247,7 +263,11 @@ ORDER BY n.place";
         Facts { encoding: String::new(), role: String::new(), types: Vec::with_capacity(rows.len()) };
     for row in &rows {
         (facts.encoding, facts.role) = (row.try_get(0)?, row.try_get(1)?);
-        facts.types.push(SideType { sql: row.try_get(2)?, labels: row.try_get(3)? });
+        facts.types.push(SideType {
+            sql: row.try_get(2)?,
+            labels: row.try_get(3)?,
+            generated: row.try_get(4)?,
+        });
     }
     Ok(facts)
 }

@@ -82,6 +82,8 @@ struct Prepared {
     form: TableForm,
     /// Why it can't be compared.
     hopeless: Option<String>,
+    /// Columns that it is compared without, and why.
+    left_out: Vec<String>,
     authority: KeyFacts,
     copy: KeyFacts,
 }
@@ -168,11 +170,12 @@ impl Tables<'_> {
             )
         };
         let begun = stop::wait(self.stop, beginning).await.map_err(|error| chain_of(&error))?;
-        let (_, (of_authority, of_copy), mut hopeless) = begun?;
+        let (_, (of_authority, of_copy), mut distrusted) = begun?;
         let facts = of_authority.into_iter().zip(of_copy);
         let prepared = forms.into_iter().zip(facts).map(|(form, (authority, copy))| {
-            let hopeless = hopeless.remove(&form.mapping.source);
-            Prepared { form, hopeless, authority, copy }
+            let hopeless = distrusted.tables.remove(&form.mapping.source);
+            let left_out = distrusted.left_out.remove(&form.mapping.source).unwrap_or_default();
+            Prepared { form, hopeless, left_out, authority, copy }
         });
         Ok(prepared.collect())
     }
@@ -250,6 +253,7 @@ impl Tables<'_> {
                 }
             }
         }
+        reasons.extend(table.left_out.iter().cloned());
         // A table of which not all touched rows are known is compared as a whole, its references among it.
         if coverage == Coverage::Full {
             let looked = self.orphans(&table.form, list, &mut compared.proof).await;
