@@ -21,6 +21,9 @@ use crate::postgres::sqlstate::{self, Failure};
 const REAL_VALUES: usize = 20;
 /// Rows that they are looked for in.
 const ROWS_LOOKED_AT: usize = 200;
+/// Columns of one type in one table that they are looked for in: each is a query of its own in one statement, which takes a
+/// server seconds to plan when they are a thousand.
+const COLUMNS_LOOKED_AT: usize = 20;
 
 /// A column that is not compared in the form of its type.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -288,12 +291,13 @@ async fn made_up(authority: &Client, of: &str) -> Result<Vec<String>, tokio_post
 }
 
 /// Some values, as texts, of the columns whose types have no samples of ours, by the column's place among all; none of
-/// classified columns.
+/// classified columns. Further columns of a type have those of the others of their table.
 async fn real_values(
     authority: &Client,
     tables: &[TableForm],
     side: Side,
 ) -> Result<BTreeMap<usize, Vec<String>>, tokio_postgres::Error> {
+    let mut seen: BTreeMap<(usize, String), usize> = BTreeMap::new();
     let select = |(place, (table, column)): (usize, (usize, usize))| {
         let form = tables.get(table)?;
         let mapped = form
@@ -301,6 +305,11 @@ async fn real_values(
             .columns
             .get(column)
             .filter(|c| c.class.is_none() && samples::of(&c.cast_sql, false).is_none())?;
+        let columns = seen.entry((table, mapped.cast_sql.clone())).or_default();
+        *columns += 1;
+        if *columns > COLUMNS_LOOKED_AT {
+            return None;
+        }
         let name = quote_ident(if side == Side::Source { &mapped.source } else { &mapped.target });
         Some(format!(
             "SELECT {place}::int8, ARRAY(SELECT DISTINCT {text} COLLATE \"C\" FROM (SELECT t.{name} AS v FROM {from} AS t \

@@ -101,7 +101,7 @@ impl Tables<'_> {
         let mut worked = Worked { reasons, ..Worked::default() };
         let mut hands = None;
         let list = AtomicUsize::new(self.options.list);
-        let prepared = match self.begin(&mut hands).await {
+        let prepared = match Box::pin(self.begin(&mut hands)).await {
             Ok(prepared) => prepared,
             Err(_) if stop::look(self.stop).is_err() => return Err(self.stopped()),
             Err(reason) => {
