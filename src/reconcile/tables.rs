@@ -13,6 +13,7 @@ use super::hands::{self, Hands, HandsError};
 use super::orphans::{self, Neighbour};
 use super::progress::Board;
 use super::prove::Proof;
+use super::reader::ReadError;
 use super::redact::Redactor;
 use super::run::{Look, Options, RunError, SliceJob};
 use super::scan::{Compared, Scan, ScanError};
@@ -250,6 +251,7 @@ impl Tables<'_> {
                     // Whatever broke, the next table gets sessions of its own.
                     *hands = None;
                     reasons.push(chain_of(&error));
+                    reasons.extend(computed_as_read(&error, &table.form));
                 }
             }
         }
@@ -436,6 +438,19 @@ enum TableError {
     Hands(#[from] HandsError),
     #[error(transparent)]
     Scan(#[from] ScanError),
+}
+
+/// What a value that could not be computed may come from: whoever writes a row does not compute its virtual columns.
+fn computed_as_read(error: &TableError, form: &TableForm) -> Option<String> {
+    let TableError::Scan(ScanError::Read(ReadError { by_value: true, .. })) = error else { return None };
+    let names: Vec<&str> = form.generated.keys().map(String::as_str).collect();
+    (!names.is_empty()).then(|| {
+        format!(
+            "generated columns of it: {}. Virtual ones are computed as they are read: where that fails for some row, \
+             mend the row, or write `drop: true` for the column in the plan",
+            names.join(", ")
+        )
+    })
 }
 
 /// Which rows a sample takes: another share in every run, the same in all of one run.

@@ -186,3 +186,26 @@ async fn virtual_columns_are_compared_by_what_they_are_read_as() {
         assert_eq!(run.told(), [differs(9, &["twice"])], "{}", run.ended.page());
     }
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_virtual_column_that_can_not_be_computed_for_a_row_is_told_as_what_keeps_its_table_from_being_compared()
+ {
+    let installed = Binaries::find_all().unwrap();
+    let Some(new) = installed.iter().find(|binaries| binaries.version.major >= 18) else {
+        say("no PostgreSQL 18 is installed, and no other has virtual columns");
+        return;
+    };
+    let setup = "CREATE TABLE t (id int PRIMARY KEY, n int, part int GENERATED ALWAYS AS (100 / n) VIRTUAL);
+        INSERT INTO t SELECT i, i % 50 FROM generate_series(1, 300) i; ANALYZE";
+    let server = || launch_with(Options { binaries: Some(new.clone()), ..options() });
+    let pair = Pair::of(server(), server(), "").await;
+    let (split, monolith, service) = Split::between(pair, &Split::plan("{ t: {} }"), setup).await;
+    split.provision();
+    let mirror = split.mirror(None);
+    mirror.caught_up(&monolith, &service).await;
+    let run = Run::of(&split, &[]);
+    run.assert_incomplete(&["a value was refused"]);
+    assert!(run.reasons().contains("generated columns of it: part"), "{}", run.ended.page());
+    split.change_plan("t: {}", "t: { columns: { part: { drop: true } } }");
+    Run::of(&split, &[]).assert_clean();
+}
