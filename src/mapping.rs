@@ -13,6 +13,7 @@ mod filter;
 pub(crate) mod fixture;
 mod hash;
 mod identity;
+pub mod input;
 pub mod inverse;
 mod references;
 mod spelling;
@@ -48,6 +49,9 @@ pub struct TableMapping {
     pub target: TableName,
     /// Columns that are carried over, in the monolith's column order; generated columns are not among them.
     pub columns: Vec<ColumnMapping>,
+    /// Generated columns of the monolith that the plan does not leave behind, under one name on both sides. No stream carries
+    /// them, because each side computes its own; a comparison looks whether they came out alike.
+    pub generated: Vec<ColumnMapping>,
     /// Monolith columns that stay behind.
     pub dropped: Vec<String>,
     /// Columns that the plan does not name are left behind, also those that come later.

@@ -1,10 +1,11 @@
 //! The SQL that applies sets of row operations to one target table.
 //!
-//! Every statement takes one `text[]` per column and casts inside, so that one form serves every type. Casts name
-//! the type without its modifier: a value that doesn't fit is an error, never cut. Nothing says ONLY: an adopted
+//! Every statement takes one `text[]` per column and reads the values inside, so that one form serves every type. Casts
+//! name the type without its modifier: a value that doesn't fit is an error, never cut. Nothing says ONLY: an adopted
 //! table may be partitioned, and one that others inherit from is refused by `provision`.
 
-use crate::mapping::TableMapping;
+use crate::mapping::input::value_sql;
+use crate::mapping::{ColumnMapping, TableMapping};
 use crate::name::quote_ident;
 use crate::postgres::equality::BUILT_IN;
 
@@ -49,7 +50,7 @@ pub fn update(table: &TableMapping, equality: &[String], form: &UpdateForm) -> U
         if form.carried.get(index) != Some(&true) {
             continue;
         }
-        let value = format!("s.v{place}::{}", column.cast_sql);
+        let value = value_sql(&column.cast_sql, &format!("s.v{place}"));
         place += 1;
         let in_key = table.key.contains(&index);
         if column.identity_always {
@@ -111,7 +112,7 @@ pub fn replace(table: &TableMapping, equality: &[String], carried: &[bool]) -> S
     let (mut kept, mut values) = (Vec::new(), Vec::new());
     for (index, column) in table.columns.iter().enumerate() {
         if carried.get(index) == Some(&true) {
-            values.push(format!("g.v{place}::{}", column.cast_sql));
+            values.push(value_sql(&column.cast_sql, &format!("g.v{place}")));
             place += 1;
         } else {
             kept.push(format!(", t.{} AS t{index}", quote_ident(&column.target)));
@@ -137,8 +138,8 @@ pub fn replace(table: &TableMapping, equality: &[String], carried: &[bool]) -> S
 /// Inserts rows: one `text[]` per mapped column.
 #[must_use]
 pub fn insert(table: &TableMapping) -> String {
-    let values: Vec<String> =
-        table.columns.iter().enumerate().map(|(n, column)| format!("s.v{n}::{}", column.cast_sql)).collect();
+    let value = |(n, column): (usize, &ColumnMapping)| value_sql(&column.cast_sql, &format!("s.v{n}"));
+    let values: Vec<String> = table.columns.iter().enumerate().map(value).collect();
     format!(
         "INSERT INTO {} ({}) OVERRIDING SYSTEM VALUE SELECT {} FROM {}",
         table.target.sql(),
@@ -166,7 +167,8 @@ fn key_match(table: &TableMapping, equality: &[String]) -> String {
         .enumerate()
         .map(|(n, column)| {
             let equals = equality.get(n).map_or(BUILT_IN, String::as_str);
-            format!("t.{} {equals} s.k{n}::{}", quote_ident(&column.target), column.cast_sql)
+            let value = value_sql(&column.cast_sql, &format!("s.k{n}"));
+            format!("t.{} {equals} {value}", quote_ident(&column.target))
         })
         .collect();
     terms.join(" AND ")

@@ -66,6 +66,15 @@ fn misfits(
     let generated = source.map(|source| adopted::generated_apart(table, source, target)).unwrap_or_default();
     let mut problems: Vec<Problem> =
         generated.into_iter().map(|misfit| problem("generated-differs", misfit)).collect();
+    let absent = adopted::generated_absent(table, target).into_iter().map(|misfit| {
+        Problem::warning("generated-absent", name)
+            .fact(misfit.fact)
+            .consequence(
+                "there is nothing to compare it with, so that no comparison of the table is complete",
+            )
+            .next(misfit.next)
+    });
+    problems.extend(absent);
     let triggers = adopted::loud_triggers(catalog, &target.name);
     problems.extend(triggers.into_iter().map(|misfit| problem("target-trigger", misfit)));
     problems

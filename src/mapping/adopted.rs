@@ -84,6 +84,18 @@ pub fn generated_apart(mapping: &TableMapping, source: &Table, target: &Table) -
     found
 }
 
+/// Generated columns that the service's table does not have at all.
+#[must_use]
+pub fn generated_absent(mapping: &TableMapping, target: &Table) -> Vec<Misfit> {
+    let absent = mapping.generated.iter().filter(|column| target.column(&column.target).is_none());
+    absent
+        .map(|column| Misfit {
+            fact: format!("it has no column {}, which is generated on the monolith", column.target),
+            next: "write `drop: true` for it in the plan, or add the column in the service".to_owned(),
+        })
+        .collect()
+}
+
 /// Triggers on a service's table, or on a partition of it, that fire on mirrored rows too. Ordinary ones don't, because
 /// the mirror applies under `session_replication_role = replica`.
 #[must_use]

@@ -54,16 +54,21 @@ const BINARY_STABLE: &[Type] = &[
     Type::PG_LSN,
 ];
 
-/// Maps the columns of one table: those that are carried over, and the names of those that stay behind.
-pub(super) fn map(
-    plan: &Plan,
-    monolith: &Catalog,
-    one: &Listed<'_>,
-    problems: &mut Vec<Problem>,
-) -> (Vec<ColumnMapping>, Vec<String>) {
+/// The columns of one table by what becomes of them.
+#[derive(Debug, Default)]
+pub(super) struct Columns {
+    /// They are carried over.
+    pub(super) carried: Vec<ColumnMapping>,
+    /// The service computes them anew.
+    pub(super) generated: Vec<ColumnMapping>,
+    /// They stay behind.
+    pub(super) dropped: Vec<String>,
+}
+
+/// Maps the columns of one table.
+pub(super) fn map(plan: &Plan, monolith: &Catalog, one: &Listed<'_>, problems: &mut Vec<Problem>) -> Columns {
     unknown_columns(one, problems);
-    let mut carried = Vec::new();
-    let mut dropped = Vec::new();
+    let Columns { mut carried, mut generated, mut dropped } = Columns::default();
     for column in &one.table.columns {
         let to = match (one.rule.columns.get(&column.name), one.rule.others) {
             (Some(ColumnRule::Drop), _) | (None, Others::Drop) => {
@@ -77,25 +82,37 @@ pub(super) fn map(
             if to.is_some() {
                 problems.push(generated_renamed(one, column));
             }
+            generated.push(mapped(plan, one, column, &column.name));
             continue;
         }
-        let class = plan.classify.iter().find(|c| c.table == one.table.name && c.column == column.name);
-        carried.push(ColumnMapping {
-            source: column.name.clone(),
-            target: to.unwrap_or(&column.name).clone(),
-            type_sql: column.type_sql.clone(),
-            cast_sql: column.cast_sql.clone(),
-            binary: column.type_builtin
-                && Type::from_oid(column.type_oid).is_some_and(|t| is_binary_stable(&t)),
-            source_type_oid: column.type_oid,
-            class: class.map(|classified| classified.class.clone()),
-            identity_always: column.identity == Some('a'),
-        });
+        carried.push(mapped(plan, one, column, to.unwrap_or(&column.name)));
     }
     same_names(one, &carried, &dropped, problems);
     dropped_columns(one, &dropped, problems);
     user_types(plan, monolith, one, &carried, problems);
-    (carried, dropped)
+    Columns { carried, generated, dropped }
+}
+
+fn mapped(plan: &Plan, one: &Listed<'_>, column: &Column, target: &str) -> ColumnMapping {
+    ColumnMapping {
+        source: column.name.clone(),
+        target: target.to_owned(),
+        type_sql: column.type_sql.clone(),
+        cast_sql: column.cast_sql.clone(),
+        binary: column.type_builtin && Type::from_oid(column.type_oid).is_some_and(|t| is_binary_stable(&t)),
+        source_type_oid: column.type_oid,
+        class: class_of(plan, one, column),
+        identity_always: column.identity == Some('a'),
+    }
+}
+
+/// A column's class. What is generated from a classified column says as much as that does.
+fn class_of(plan: &Plan, one: &Listed<'_>, column: &Column) -> Option<String> {
+    let here = || plan.classify.iter().filter(|classified| classified.table == one.table.name);
+    let own = here().find(|classified| classified.column == column.name);
+    let named = column.generated_sql.as_deref().map(identifiers_in).unwrap_or_default();
+    let from = || here().find(|classified| named.contains(&(None, classified.column.clone())));
+    own.or_else(from).map(|classified| classified.class.clone())
 }
 
 fn is_binary_stable(of: &Type) -> bool {

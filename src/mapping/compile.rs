@@ -60,7 +60,8 @@ fn map_table(
 ) -> (Option<TableMapping>, Vec<Problem>) {
     let mut problems = Vec::new();
     let service = plan.services.get(one.service);
-    let (columns, dropped) = columns::map(plan, monolith, one, &mut problems);
+    let columns::Columns { carried: columns, generated, dropped } =
+        columns::map(plan, monolith, one, &mut problems);
     columns::accepted(plan, one, &columns, &mut problems);
     let (key, key_order) = identity::key(monolith, one, &columns, &mut problems);
     let filter = filter::terms(monolith, one, &columns, &mut problems);
@@ -74,6 +75,7 @@ fn map_table(
         source: one.table.name.clone(),
         target: target_of(service, one),
         columns,
+        generated,
         dropped,
         others_dropped: one.rule.others == Others::Drop,
         key,

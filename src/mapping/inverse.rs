@@ -105,6 +105,7 @@ mod tests {
                 column("Region", "region", 23),
                 column("Mood", "mood", 900),
             ],
+            generated: Vec::new(),
             dropped: vec!["Legacy".into()],
             others_dropped: false,
             key: vec![0, 1],

@@ -5,6 +5,9 @@
 //! rows that swap a value would have the same sum; therefore the seed of a row is a hash of its key, which takes the
 //! linearity away (docs/decisions/0011-seed-from-the-key.md).
 
+use std::collections::BTreeMap;
+
+use crate::mapping::input::is_users;
 use crate::mapping::{ColumnMapping, TableMapping};
 use crate::name::{TableName, quote_ident};
 
@@ -143,12 +146,6 @@ pub fn text_sql(cast_sql: &str, value: &str) -> String {
     }
 }
 
-/// A type that is not PostgreSQL's own: those are always named with their schema.
-#[must_use]
-pub fn is_users(cast_sql: &str) -> bool {
-    cast_sql.contains('.')
-}
-
 /// [`text_sql`] of a value that is to be found again: blanks at the end of `character` are no part of it, since columns
 /// of other lengths hold other numbers of them.
 #[must_use]
@@ -171,7 +168,7 @@ pub const SAMPLE_PARTS: u32 = 65_536;
 /// How one table is compared.
 #[derive(Debug, Clone)]
 pub struct TableForm {
-    /// Its way from the monolith to the service.
+    /// Its way from the monolith to the service; generated columns, which no stream carries, stand behind the others.
     pub mapping: TableMapping,
     /// The form of each mapped column, in mapping order.
     pub forms: Vec<ColumnForm>,
@@ -179,14 +176,32 @@ pub struct TableForm {
     pub strict: bool,
     /// Rows that are looked at; all of them without.
     pub sample: Option<Sample>,
+    /// Generated columns by their name in the service, and whether the copy generates them too: if not, nothing fills them
+    /// there.
+    pub generated: BTreeMap<String, bool>,
 }
 
 impl TableForm {
     /// The table in the forms of its types, before any self-test.
     #[must_use]
-    pub fn new(mapping: TableMapping, strict: bool) -> Self {
+    pub fn new(mut mapping: TableMapping, strict: bool) -> Self {
+        let generated = mapping.generated.iter().map(|column| (column.target.clone(), true)).collect();
+        mapping.columns.extend(mapping.generated.iter().cloned());
         let forms = mapping.columns.iter().map(|column| ColumnForm::of(&column.cast_sql, strict)).collect();
-        Self { mapping, forms, strict, sample: None }
+        Self { mapping, forms, strict, sample: None, generated }
+    }
+
+    /// Does without a generated column. `false` when it is none: the others are what the table is.
+    pub fn leave_out(&mut self, column: &str) -> bool {
+        let place = self.mapping.columns.iter().position(|mapped| mapped.target == column);
+        match (self.generated.remove(column), place) {
+            (Some(_), Some(place)) if place < self.forms.len() => {
+                self.mapping.columns.remove(place);
+                self.forms.remove(place);
+                true
+            }
+            _ => false,
+        }
     }
 
     /// Its name on a side.

@@ -64,6 +64,15 @@ impl OnDemand {
     }
 }
 
+/// What both servers don't hash alike in any form, with why not, by the monolith's name of the table.
+#[derive(Debug, Default)]
+pub struct Distrusted {
+    /// Tables that can't be compared at all.
+    pub tables: BTreeMap<TableName, String>,
+    /// Tables that are compared without some generated columns.
+    pub left_out: BTreeMap<TableName, Vec<String>>,
+}
+
 /// The sessions could not be made.
 #[derive(Debug, thiserror::Error)]
 pub enum HandsError {
@@ -133,29 +142,33 @@ impl Hands {
         asked.map_err(|error| sqlstate::words(&error))
     }
 
-    /// Makes sure that both servers hash values alike, and weakens the forms of types that they don't. Returns why
-    /// tables can't be compared at all, by the monolith's name.
+    /// Makes sure that both servers hash values alike, and weakens the forms of types that they don't. A table can't be
+    /// compared without a column that they never do, unless that is a generated one, which is left out then.
     ///
     /// # Errors
     /// The words of the side that could not be asked.
-    pub async fn trust(
-        &self,
-        forms: &mut [TableForm],
-        authority: Side,
-    ) -> Result<BTreeMap<TableName, String>, String> {
-        let Some(pair) = self.pairs.first() else { return Ok(BTreeMap::new()) };
+    pub async fn trust(&self, forms: &mut [TableForm], authority: Side) -> Result<Distrusted, String> {
+        let mut distrusted = Distrusted::default();
+        let Some(pair) = self.pairs.first() else { return Ok(distrusted) };
         let (here, there) = (pair.authority.client(), pair.copy.client());
         let weakened = selftest::settle_forms(here, there, authority, forms).await;
-        let mut hopeless = BTreeMap::new();
         for one in weakened.map_err(|error| chain_of(&error))? {
             let Weakened { table, column, form, reason } = one;
-            match form {
-                Some(form) => {
-                    tracing::debug!(%table, column, ?form, reason, "a column is hashed in a weaker form")
-                }
-                None => drop(hopeless.insert(table, format!("column {column} can't be compared: {reason}"))),
+            if let Some(form) = form {
+                tracing::debug!(%table, column, ?form, reason, "a column is hashed in a weaker form");
+                continue;
+            }
+            let of_table = forms.iter_mut().find(|form| form.mapping.source == table);
+            if of_table.is_some_and(|form| form.leave_out(&column)) {
+                let why = format!(
+                    "the generated column {column} was not compared: {reason}; where the service is not meant to have it \
+                     as the monolith does, write `drop: true` for it in the plan"
+                );
+                distrusted.left_out.entry(table).or_default().push(why);
+            } else {
+                distrusted.tables.insert(table, format!("column {column} can't be compared: {reason}"));
             }
         }
-        Ok(hopeless)
+        Ok(distrusted)
     }
 }

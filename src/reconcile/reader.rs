@@ -64,6 +64,8 @@ pub struct ReadError {
     pub words: String,
     /// It took longer than it may.
     pub timed_out: bool,
+    /// A value could not be computed or printed.
+    pub by_value: bool,
 }
 
 /// A reader of one side; it reads and writes nothing else.
@@ -187,6 +189,7 @@ impl Reader {
             side: self.side,
             words: "a range of keys has no sum".to_owned(),
             timed_out: false,
+            by_value: false,
         };
         all.map(|sums| (sums, took)).ok_or_else(lacking)
     }
@@ -204,7 +207,12 @@ impl Reader {
         let rows = self.over(statements::sums_of_range(form, self.side, range, types), &[]).await?;
         match rows.first() {
             Some(row) => self.sums(row, 0, form.strict),
-            None => Err(ReadError { side: self.side, words: "no sum".to_owned(), timed_out: false }),
+            None => Err(ReadError {
+                side: self.side,
+                words: "no sum".to_owned(),
+                timed_out: false,
+                by_value: false,
+            }),
         }
     }
 
@@ -375,5 +383,11 @@ fn hashed(row: &Row, width: usize, strict: bool) -> Result<Option<HashedRow>, to
 }
 
 fn failed(side: Side, error: &tokio_postgres::Error) -> ReadError {
-    ReadError { side, words: sqlstate::words(error), timed_out: Failure::of(error) == Failure::Cancelled }
+    let failure = Failure::of(error);
+    ReadError {
+        side,
+        words: sqlstate::words(error),
+        timed_out: failure == Failure::Cancelled,
+        by_value: failure == Failure::Data,
+    }
 }

@@ -63,17 +63,22 @@ impl Redactor {
         }
     }
 
-    /// What a column's value is read as when it is only to be shown: [`Self::shown`] takes it. A classified value
-    /// does not leave its server. `text` is an SQL expression of type `text`.
+    /// What values of columns are read as when they are only to be shown, an SQL array: [`Self::shown`] takes each. A
+    /// classified value does not leave its server. With each column comes an SQL expression of type `text`.
+    ///
+    /// Each of them stands there once: of a row with very many columns the statement itself is what takes long.
     #[must_use]
-    pub fn sql(column: &ColumnMapping, text: &str) -> String {
-        if column.class.is_some() {
-            return format!("encode(sha256(convert_to({text}, 'UTF8')), 'hex')");
-        }
+    pub fn sql<'a>(columns: impl Iterator<Item = (&'a ColumnMapping, String)>) -> String {
+        let texts = columns.map(|(column, text)| match column.class {
+            Some(_) => format!("encode(sha256(convert_to({text}, 'UTF8')), 'hex')"),
+            None => text,
+        });
         let [before, after] = CUT.map(quote_literal);
         format!(
-            "CASE WHEN char_length({text}) > {SHOWN_CHARACTERS} \
-             THEN left({text}, {SHOWN_CHARACTERS}) || {before} || char_length({text}) || {after} ELSE {text} END"
+            "ARRAY(SELECT CASE WHEN char_length(u.v) > {SHOWN_CHARACTERS} \
+             THEN left(u.v, {SHOWN_CHARACTERS}) || {before} || char_length(u.v) || {after} ELSE u.v END \
+             FROM unnest(ARRAY[{}]::text[]) WITH ORDINALITY AS u (v, n) ORDER BY u.n)",
+            texts.collect::<Vec<_>>().join(", ")
         )
     }
 

@@ -3,7 +3,7 @@
 //! Nothing is written beside the mirror: the rows are asked for in the journal, and the running mirror reads them from
 //! the authority again and lands them as it lands every row. Then each is looked at once more.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -30,6 +30,8 @@ use crate::postgres::connect::Session;
 
 /// Rows that are asked for before the mirror's answers are awaited: a few seconds' work for it.
 const ROWS_AT_ONCE: usize = 2_000;
+/// Rows that still differ after their repair of which the columns are looked at: the reason is mostly one for all.
+const LOOKED_INTO: usize = 20;
 /// A mirror that takes no request for this long does not take any.
 const PATIENCE: Duration = Duration::from_secs(60);
 /// Pause between two looks at the requests.
@@ -52,6 +54,8 @@ pub struct Repaired {
     pub left_out: u64,
     /// Rows that still differ when they are looked at again.
     pub still: Counts,
+    /// Generated columns among what still differs, which no mirror writes, and whether the copy generates them too.
+    pub generated: BTreeMap<String, bool>,
 }
 
 impl Repaired {
@@ -104,6 +108,8 @@ pub struct Wanted<'a> {
     pub rows: Vec<(&'a RawKey, FindingKind)>,
     /// Findings that a repair can't help.
     pub left_out: u64,
+    /// Generated columns among those that are listed as different: a repair does not write them.
+    pub generated: BTreeSet<&'a str>,
 }
 
 /// What a repair would ask for, in the plan's order of tables.
@@ -118,7 +124,17 @@ pub fn wanted<'a>(job: &'a SliceJob, done: &'a Done) -> Vec<Wanted<'a>> {
         let verdict = done.verdict.tables.iter().find(|verdict| verdict.source_table == mapping.source);
         let counted: u64 = verdict.map_or(0, |verdict| verdict.findings.values().sum());
         let asked = u64::try_from(rows.len()).unwrap_or(u64::MAX);
-        Wanted { mapping, rows, left_out: counted.saturating_sub(asked) }
+        let listed = done.verdict.listed.iter().filter(|finding| finding.source_table == mapping.source);
+        let differ = |name: &str| {
+            listed.clone().flat_map(|finding| &finding.columns).any(|column| column.column == name)
+        };
+        let generated = mapping.generated.iter().map(|column| column.target.as_str());
+        Wanted {
+            mapping,
+            rows,
+            left_out: counted.saturating_sub(asked),
+            generated: generated.filter(|name| differ(name)).collect(),
+        }
     };
     job.mapping
         .tables
@@ -188,6 +204,12 @@ struct Looking {
     forms: Vec<TableForm>,
     /// Why a table can't be compared, by the monolith's name.
     hopeless: BTreeMap<TableName, String>,
+}
+
+impl Looking {
+    fn form(&self, mapping: &TableMapping) -> Option<&TableForm> {
+        self.forms.iter().find(|form| form.mapping.source == mapping.source)
+    }
 }
 
 impl Repair<'_> {
@@ -276,6 +298,13 @@ impl Repair<'_> {
         for (kind, count) in proof.counts {
             *one.still.entry(kind).or_default() += count;
         }
+        let Some(form) = self.looking.as_ref().and_then(|looking| looking.form(mapping)) else {
+            return Ok(());
+        };
+        for column in proof.listed.iter().flat_map(|finding| &finding.columns) {
+            let generated = form.generated.get_key_value(&column.column);
+            one.generated.extend(generated.map(|(name, there)| (name.clone(), *there)));
+        }
         Ok(())
     }
 
@@ -284,14 +313,14 @@ impl Repair<'_> {
             Some(looking) => looking,
             None => self.open().await?,
         };
-        let Looking { hands, forms, hopeless } = self.looking.insert(looking);
-        if let Some(why) = hopeless.get(&mapping.source) {
+        let looking = self.looking.insert(looking);
+        if let Some(why) = looking.hopeless.get(&mapping.source) {
             return Err(LookError::Hopeless(why.clone()));
         }
-        let form = forms.iter().find(|form| form.mapping.source == mapping.source);
+        let form = looking.form(mapping);
         let form = form.ok_or_else(|| LookError::Hopeless("the slice has no such table".to_owned()))?;
-        let mut prover = hands.prover.lock().await;
-        Ok(prover.get().await?.prove(&self.job.mapping.slice, form, keys.to_vec(), 0).await?)
+        let mut prover = looking.hands.prover.lock().await;
+        Ok(prover.get().await?.prove(&self.job.mapping.slice, form, keys.to_vec(), LOOKED_INTO).await?)
     }
 
     async fn open(&self) -> Result<Looking, LookError> {
@@ -300,8 +329,8 @@ impl Repair<'_> {
         let tables = wanted(self.job, self.done).into_iter().filter(|wanted| !wanted.rows.is_empty());
         let mut forms: Vec<TableForm> =
             tables.map(|wanted| TableForm::new(wanted.mapping.clone(), self.done.verdict.strict)).collect();
-        let hopeless = hands.trust(&mut forms, sides.authority).await.map_err(LookError::Hopeless)?;
-        Ok(Looking { hands, forms, hopeless })
+        let distrusted = hands.trust(&mut forms, sides.authority).await.map_err(LookError::Hopeless)?;
+        Ok(Looking { hands, forms, hopeless: distrusted.tables })
     }
 
     /// Writes the keys into the ledger, in as many entries as it takes: keys may be long texts.

@@ -72,7 +72,7 @@ impl Options {
     /// The same text for the same work: only such a run is resumed.
     fn text(&self) -> String {
         let tables: Vec<String> = self.tables.iter().map(ToString::to_string).collect();
-        format!("1 tables={tables:?} strict={} look={:?}", self.strict, self.look)
+        format!("2 tables={tables:?} strict={} look={:?}", self.strict, self.look)
     }
 }
 

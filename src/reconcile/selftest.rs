@@ -13,6 +13,7 @@ use tokio_postgres::types::{ToSql, Type};
 
 use super::form::{ColumnForm, Side, TableForm, direct_hash, text_sql};
 use super::sides::Sides;
+use crate::mapping::input::value_sql;
 use crate::name::{TableName, quote_ident};
 use crate::postgres::sqlstate::{self, Failure};
 
@@ -20,6 +21,9 @@ use crate::postgres::sqlstate::{self, Failure};
 const REAL_VALUES: usize = 20;
 /// Rows that they are looked for in.
 const ROWS_LOOKED_AT: usize = 200;
+/// Columns of one type in one table that they are looked for in: each is a query of its own in one statement, which takes a
+/// server seconds to plan when they are a thousand.
+const COLUMNS_LOOKED_AT: usize = 20;
 
 /// A column that is not compared in the form of its type.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -54,6 +58,8 @@ struct SideType {
     sql: Option<String>,
     /// Labels, of an enum.
     labels: Vec<String>,
+    /// The server computes the column from others.
+    generated: bool,
 }
 
 /// What one server says of all columns.
@@ -100,6 +106,7 @@ pub async fn settle_forms(
         facts(copy, tables, copy_side),
         real_values(authority, tables, authority_side)
     )?;
+    note_generated(tables, &there);
     let mut weakened = Vec::new();
     if here.encoding != there.encoding {
         weakened.extend(in_utf8(tables, &here.encoding, &there.encoding));
@@ -181,6 +188,18 @@ fn in_utf8(tables: &mut [TableForm], here: &str, there: &str) -> Vec<Weakened> {
     weakened
 }
 
+/// Which of the generated columns the copy generates too.
+fn note_generated(tables: &mut [TableForm], copy: &Facts) {
+    let places: Vec<(usize, usize)> = all_columns(tables).collect();
+    for ((table, column), of) in places.into_iter().zip(&copy.types) {
+        let Some(form) = tables.get_mut(table) else { continue };
+        let name = form.mapping.columns.get(column).map(|column| &column.target);
+        if let Some(filled) = name.and_then(|name| form.generated.get_mut(name)) {
+            *filled = of.generated;
+        }
+    }
+}
+
 fn all_columns(tables: &[TableForm]) -> impl Iterator<Item = (usize, usize)> + '_ {
     tables
         .iter()
@@ -230,7 +249,8 @@ fn group(
 async fn facts(client: &Client, tables: &[TableForm], side: Side) -> Result<Facts, tokio_postgres::Error> {
     const SQL: &str = "\
 SELECT current_setting('server_encoding'), current_user::text, format_type(a.atttypid, -1),
-    ARRAY(SELECT e.enumlabel::text FROM pg_enum AS e WHERE e.enumtypid = a.atttypid ORDER BY e.enumsortorder)
+    ARRAY(SELECT e.enumlabel::text FROM pg_enum AS e WHERE e.enumtypid = a.atttypid ORDER BY e.enumsortorder),
+    coalesce(a.attgenerated <> '', false)
 FROM unnest($1::text[], $2::text[]) WITH ORDINALITY AS n (name, attname, place)
 LEFT JOIN pg_attribute AS a ON a.attrelid = to_regclass(n.name) AND a.attname = n.attname AND NOT a.attisdropped
 ORDER BY n.place";
@@ -246,7 +266,11 @@ ORDER BY n.place";
         Facts { encoding: String::new(), role: String::new(), types: Vec::with_capacity(rows.len()) };
     for row in &rows {
         (facts.encoding, facts.role) = (row.try_get(0)?, row.try_get(1)?);
-        facts.types.push(SideType { sql: row.try_get(2)?, labels: row.try_get(3)? });
+        facts.types.push(SideType {
+            sql: row.try_get(2)?,
+            labels: row.try_get(3)?,
+            generated: row.try_get(4)?,
+        });
     }
     Ok(facts)
 }
@@ -254,7 +278,7 @@ ORDER BY n.place";
 /// Those texts of ours that the authority reads as values of a type: a classified column's own values do not leave their
 /// database, not even for the other side of the split. Each is tried by itself, which only types of the user need.
 async fn made_up(authority: &Client, of: &str) -> Result<Vec<String>, tokio_postgres::Error> {
-    let sql = format!("SELECT $1::text::{of} IS NULL");
+    let sql = format!("SELECT {} IS NULL", value_sql(of, "$1::text"));
     let mut found = Vec::new();
     for text in samples::any() {
         match authority.query_typed(&sql, &[(&text, Type::TEXT)]).await {
@@ -267,12 +291,13 @@ async fn made_up(authority: &Client, of: &str) -> Result<Vec<String>, tokio_post
 }
 
 /// Some values, as texts, of the columns whose types have no samples of ours, by the column's place among all; none of
-/// classified columns.
+/// classified columns. Further columns of a type have those of the others of their table.
 async fn real_values(
     authority: &Client,
     tables: &[TableForm],
     side: Side,
 ) -> Result<BTreeMap<usize, Vec<String>>, tokio_postgres::Error> {
+    let mut seen: BTreeMap<(usize, String), usize> = BTreeMap::new();
     let select = |(place, (table, column)): (usize, (usize, usize))| {
         let form = tables.get(table)?;
         let mapped = form
@@ -280,6 +305,11 @@ async fn real_values(
             .columns
             .get(column)
             .filter(|c| c.class.is_none() && samples::of(&c.cast_sql, false).is_none())?;
+        let columns = seen.entry((table, mapped.cast_sql.clone())).or_default();
+        *columns += 1;
+        if *columns > COLUMNS_LOOKED_AT {
+            return None;
+        }
         let name = quote_ident(if side == Side::Source { &mapped.source } else { &mapped.target });
         Some(format!(
             "SELECT {place}::int8, ARRAY(SELECT DISTINCT {text} COLLATE \"C\" FROM (SELECT t.{name} AS v FROM {from} AS t \
@@ -353,21 +383,21 @@ async fn hash(client: &Client, groups: &[&Group], cast: Cast) -> Result<Vec<Hash
     let mut asked = Vec::new();
     for (index, group) in groups.iter().enumerate() {
         for form in std::iter::successors(Some(group.form), |form| form.weaker()) {
-            let value = form.sql(&group.cast_sql, "t.v");
+            let hashed = form.sql(&group.cast_sql, "t.v");
             // Rows are hashed as records, and column by column. Under one seed both are the same number, and would
             // cancel each other out.
             let hash = match direct_hash(form, &group.cast_sql) {
                 Some(function) => {
-                    format!("hash_record_extended(ROW({value}), 7) # coalesce({function}({value}, 11), 13)")
+                    format!("hash_record_extended(ROW({hashed}), 7) # coalesce({function}({hashed}, 11), 13)")
                 }
-                None => format!("hash_record_extended(ROW({value}), 7)"),
+                None => format!("hash_record_extended(ROW({hashed}), 7)"),
             };
             selects.push(format!(
                 "SELECT {place}::int8, ARRAY(SELECT {hash} \
-                 FROM (SELECT s.text::{of} AS v, s.n FROM unnest(${number}::text[]) WITH ORDINALITY AS s (text, n) \
+                 FROM (SELECT {value} AS v, s.n FROM unnest(${number}::text[]) WITH ORDINALITY AS s (text, n) \
                  OFFSET 0) AS t ORDER BY t.n)",
                 place = asked.len(),
-                of = cast(group),
+                value = value_sql(cast(group), "s.text"),
                 number = index + 1,
             ));
             asked.push((index, form));

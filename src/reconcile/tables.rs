@@ -13,6 +13,7 @@ use super::hands::{self, Hands, HandsError};
 use super::orphans::{self, Neighbour};
 use super::progress::Board;
 use super::prove::Proof;
+use super::reader::ReadError;
 use super::redact::Redactor;
 use super::run::{Look, Options, RunError, SliceJob};
 use super::scan::{Compared, Scan, ScanError};
@@ -82,6 +83,8 @@ struct Prepared {
     form: TableForm,
     /// Why it can't be compared.
     hopeless: Option<String>,
+    /// Columns that it is compared without, and why.
+    left_out: Vec<String>,
     authority: KeyFacts,
     copy: KeyFacts,
 }
@@ -99,7 +102,7 @@ impl Tables<'_> {
         let mut worked = Worked { reasons, ..Worked::default() };
         let mut hands = None;
         let list = AtomicUsize::new(self.options.list);
-        let prepared = match self.begin(&mut hands).await {
+        let prepared = match Box::pin(self.begin(&mut hands)).await {
             Ok(prepared) => prepared,
             Err(_) if stop::look(self.stop).is_err() => return Err(self.stopped()),
             Err(reason) => {
@@ -168,11 +171,12 @@ impl Tables<'_> {
             )
         };
         let begun = stop::wait(self.stop, beginning).await.map_err(|error| chain_of(&error))?;
-        let (_, (of_authority, of_copy), mut hopeless) = begun?;
+        let (_, (of_authority, of_copy), mut distrusted) = begun?;
         let facts = of_authority.into_iter().zip(of_copy);
         let prepared = forms.into_iter().zip(facts).map(|(form, (authority, copy))| {
-            let hopeless = hopeless.remove(&form.mapping.source);
-            Prepared { form, hopeless, authority, copy }
+            let hopeless = distrusted.tables.remove(&form.mapping.source);
+            let left_out = distrusted.left_out.remove(&form.mapping.source).unwrap_or_default();
+            Prepared { form, hopeless, left_out, authority, copy }
         });
         Ok(prepared.collect())
     }
@@ -247,9 +251,11 @@ impl Tables<'_> {
                     // Whatever broke, the next table gets sessions of its own.
                     *hands = None;
                     reasons.push(chain_of(&error));
+                    reasons.extend(computed_as_read(&error, &table.form));
                 }
             }
         }
+        reasons.extend(table.left_out.iter().cloned());
         // A table of which not all touched rows are known is compared as a whole, its references among it.
         if coverage == Coverage::Full {
             let looked = self.orphans(&table.form, list, &mut compared.proof).await;
@@ -432,6 +438,19 @@ enum TableError {
     Hands(#[from] HandsError),
     #[error(transparent)]
     Scan(#[from] ScanError),
+}
+
+/// What a value that could not be computed may come from: whoever writes a row does not compute its virtual columns.
+fn computed_as_read(error: &TableError, form: &TableForm) -> Option<String> {
+    let TableError::Scan(ScanError::Read(ReadError { by_value: true, .. })) = error else { return None };
+    let names: Vec<&str> = form.generated.keys().map(String::as_str).collect();
+    (!names.is_empty()).then(|| {
+        format!(
+            "generated columns of it: {}. Virtual ones are computed as they are read: where that fails for some row, \
+             mend the row, or write `drop: true` for the column in the plan",
+            names.join(", ")
+        )
+    })
 }
 
 /// Which rows a sample takes: another share in every run, the same in all of one run.

@@ -62,6 +62,7 @@ fn mapping(filter: Vec<FilterTerm>) -> TableMapping {
         source: TableName::new("public", "Things"),
         target: TableName::new("shop", "things"),
         columns: COLUMNS.iter().map(column).collect(),
+        generated: Vec::new(),
         dropped: vec!["Gone".to_owned()],
         others_dropped: false,
         key: vec![0],

@@ -58,6 +58,7 @@ fn form(types: &[&str], strict: bool) -> TableForm {
         source: TableName::new("public", "Things"),
         target: TableName::new("public", "things"),
         columns: types.iter().enumerate().map(column).collect(),
+        generated: Vec::new(),
         dropped: Vec::new(),
         others_dropped: false,
         key: vec![0],

@@ -7,6 +7,7 @@ mod corruptions;
 mod extension_keys;
 mod fallback;
 mod found;
+mod generated;
 mod lopsided;
 mod many;
 mod neighbours;

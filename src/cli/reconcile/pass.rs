@@ -11,10 +11,12 @@ use crate::cdc::mirror::chain_of;
 use crate::cli::interrupt::Interrupts;
 use crate::cli::report::{CliError, Exit};
 use crate::cli::ui::{Paint, Ui};
+use crate::reconcile::form::Side;
 use crate::reconcile::progress::Board;
 use crate::reconcile::repair::{self, Repaired};
 use crate::reconcile::report::json;
 use crate::reconcile::run::{self, Done, Options, RunError, SliceJob};
+use crate::reconcile::sides::Sides;
 use crate::reconcile::verdict::{Outcome, Verdict};
 use crate::status::judge::shell_word;
 use crate::words;
@@ -165,6 +167,9 @@ impl Pass<'_> {
                 .map_err(|source| CliError::Repair { plan: self.plan.clone(), source: Box::new(source) })?;
             for table in &repaired {
                 ui.words(&line(table));
+                for (column, there) in &table.generated {
+                    ui.words(&not_written(column, *there, one.sides.copy()));
+                }
                 whole &= table.is_complete();
             }
         }
@@ -232,6 +237,13 @@ fn preview(ui: &mut Ui, job: &SliceJob, done: &Done) {
             wanted.mapping.target,
             done.verdict.authority,
         ));
+        for column in &wanted.generated {
+            ui.words(&format!(
+                "  {column} is generated, so the mirror does not write it: a repair helps only where the copy computes it \
+                 as the {} does",
+                done.verdict.authority
+            ));
+        }
         if wanted.left_out > 0 {
             ui.words(&format!(
                 "  {} are left: for another run, or no copied row can help them",
@@ -258,6 +270,20 @@ fn line(repaired: &Repaired) -> String {
         ));
     }
     format!("{}: {}: {}", repaired.slice, repaired.table, parts.join(", "))
+}
+
+/// Why a generated column is still another one after a repair, and what to do.
+fn not_written(column: &str, generated: bool, copy: Side) -> String {
+    let copy = Sides::word(copy);
+    let (fact, next) = if generated {
+        (
+            format!("the {copy} computes it by itself, so no repair can write it"),
+            "make its expression and the functions in it the same on both sides and repair again",
+        )
+    } else {
+        (format!("it is no generated column on the {copy}, so nothing fills it there"), "make it one there")
+    };
+    format!("  {column} still differs: {fact}. Next: {next}, or write `drop: true` for it in the plan")
 }
 
 /// The cause of a failed run in one line, for a log.

@@ -6,6 +6,7 @@ use tokio_postgres::types::{ToSql, Type};
 use super::super::sides::{APPLICATION, Sides};
 use super::{Neighbour, OrphanError};
 use crate::journal::slices;
+use crate::mapping::input::value_sql;
 use crate::mapping::{SoftReference, TableMapping};
 use crate::name::{TableName, quote_ident};
 use crate::postgres::connect::Session;
@@ -61,7 +62,8 @@ impl Owner {
         casts: &[&str],
     ) -> Result<Vec<bool>, tokio_postgres::Error> {
         let (names, arrays) = lists(casts.len());
-        let matches = self.matches(|index| format!("w.k{index}$::{}", casts.get(index).unwrap_or(&"text")));
+        let matches =
+            self.matches(|index| value_sql(casts.get(index).unwrap_or(&"text"), &format!("w.k{index}$")));
         let sql = format!(
             "SELECT w.o$ FROM unnest({arrays}) WITH ORDINALITY AS w ({names}, o$) \
              WHERE NOT EXISTS (SELECT FROM {} AS r WHERE {matches})",

@@ -16,7 +16,7 @@ pub(super) struct Held {
     pub(super) version: Option<String>,
     /// Hashes of the columns in mapping order; empty when not asked for.
     pub(super) columns: Vec<i64>,
-    /// What [`Redactor::sql`](super::super::redact::Redactor::sql) gives of the columns; empty when not asked for.
+    /// What [`Redactor::sql`](super::super::redact::Redactor::sql) gives; empty when not asked for.
     pub(super) texts: Vec<Option<String>>,
 }
 

@@ -9,6 +9,7 @@ use super::super::finding::RawKey;
 use super::super::form::{ColumnForm, Side, TableForm};
 use super::super::redact::Redactor;
 use super::judge::Held;
+use crate::mapping::input::value_sql;
 use crate::mapping::{ColumnMapping, FilterTerm};
 use crate::name::quote_literal;
 use crate::postgres::equality::BUILT_IN;
@@ -87,7 +88,8 @@ impl<'a> Lookup<'a> {
 
     /// A version is that of one row: a partitioned table has its rows in several places.
     fn select(&self, side: Side, values: bool) -> String {
-        let (hashes, texts) = if values { self.values(side) } else { (String::new(), String::new()) };
+        let (hashes, texts) =
+            if values { self.values(side) } else { (String::new(), "ARRAY[]::text[]".to_owned()) };
         let mut row_hash = self.form.row_hash(side, false);
         if self.form.strict {
             row_hash = format!("{row_hash}, {}", self.form.row_hash(side, true));
@@ -95,7 +97,7 @@ impl<'a> Lookup<'a> {
         let (names, arrays) = self.keys();
         format!(
             "SELECT w.o, {fits}, ARRAY[{row_hash}]::int8[], concat_ws('/', t.tableoid, t.ctid, t.xmin), \
-                 ARRAY[{hashes}]::int8[], ARRAY[{texts}]::text[], ARRAY[{key}]::text[] \
+                 ARRAY[{hashes}]::int8[], {texts}, ARRAY[{key}]::text[] \
              FROM unnest({arrays}) WITH ORDINALITY AS w ({names}, o) \
              JOIN {from} AS t ON {matched}",
             fits = self.fits(side),
@@ -119,7 +121,8 @@ impl<'a> Lookup<'a> {
         };
         let terms = self.form.mapping.key_columns().enumerate().map(|(index, column)| {
             let equals = operators.get(index).map_or(BUILT_IN, String::as_str);
-            format!("{} {equals} w.k{index}::{}", TableForm::column(column, side), column.cast_sql)
+            let value = value_sql(&column.cast_sql, &format!("w.k{index}"));
+            format!("{} {equals} {value}", TableForm::column(column, side))
         });
         terms.collect::<Vec<_>>().join(" AND ")
     }
@@ -127,11 +130,11 @@ impl<'a> Lookup<'a> {
     /// A record hashes NULL to 0, and a float of 0 to its seed, so the seed is not 0.
     fn values(&self, side: Side) -> (String, String) {
         let hashes = self.form.values(side).map(|value| format!("hash_record_extended(ROW({value}), 1)"));
-        let texts = self.form.mapping.columns.iter().map(|column| {
-            let value = ColumnForm::Text.sql(&column.cast_sql, &TableForm::column(column, side));
-            Redactor::sql(column, &value)
-        });
-        (hashes.collect::<Vec<_>>().join(", "), texts.collect::<Vec<_>>().join(", "))
+        let texts =
+            self.form.mapping.columns.iter().map(|column| {
+                (column, ColumnForm::Text.sql(&column.cast_sql, &TableForm::column(column, side)))
+            });
+        (hashes.collect::<Vec<_>>().join(", "), Redactor::sql(texts))
     }
 
     /// Whether the slice's filter takes a row, by the columns of that side.

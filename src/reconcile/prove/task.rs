@@ -245,10 +245,29 @@ impl<'a> Task<'a> {
             key: named
                 .map(|(column, text)| (column.target.clone(), self.redactor.show(column, text)))
                 .collect(),
+            detail: match there.len() {
+                0 | 1 => self.generated(&columns),
+                times => Some(format!("the copy has the key {times} times")),
+            },
             columns,
-            detail: (there.len() > 1).then(|| format!("the copy has the key {} times", there.len())),
             raw_key: key.clone(),
         }
+    }
+
+    /// Which of these columns no mirror writes, in words.
+    fn generated(&self, columns: &[ColumnDiff]) -> Option<String> {
+        let copy = Sides::word(match self.authority {
+            Side::Source => Side::Target,
+            Side::Target => Side::Source,
+        });
+        let words = columns.iter().filter_map(|diff| match self.form.generated.get(&diff.column)? {
+            true => Some(format!("{} is generated: the {copy} computes it by itself", diff.column)),
+            false => {
+                Some(format!("{} is generated, but not on the {copy}: nothing fills it there", diff.column))
+            }
+        });
+        let words: Vec<String> = words.collect();
+        (!words.is_empty()).then(|| words.join("; "))
     }
 
     fn columns(&self, here: &Held, there: &Held) -> Vec<ColumnDiff> {

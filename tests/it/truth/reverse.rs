@@ -8,7 +8,8 @@ use super::found::{Run, Told};
 use crate::reverse::stage::Stage;
 use crate::support::split::Split;
 
-const SETUP: &str = "CREATE ROLE strangler_apply LOGIN; CREATE TABLE things (id int PRIMARY KEY, region text NOT NULL, v text, gone text);
+const SETUP: &str = "CREATE ROLE strangler_apply LOGIN; CREATE TABLE things (id int PRIMARY KEY, region text NOT NULL, v text, gone text,
+        loud text GENERATED ALWAYS AS (upper(v)) STORED);
     ALTER TABLE things REPLICA IDENTITY FULL;
     INSERT INTO things SELECT i, CASE WHEN i % 4 = 0 THEN 'US' ELSE 'EU' END, 'v ' || i, 'x'
     FROM generate_series(1, 4000) i;
@@ -55,7 +56,7 @@ async fn with_the_authority_at_the_service_the_monolith_is_what_is_wrong_and_is_
         (table.to_owned(), kind, vec![key.to_owned()], columns)
     };
     let mut expected = vec![
-        told("things", Differs, "1", &["value"]),
+        told("things", Differs, "1", &["loud", "value"]),
         told("things", Missing, "2", &[]),
         told("things", Missing, "3", &[]),
         told("things", Extra, "9001", &[]),
