@@ -45,10 +45,11 @@ pub enum Effect {
     },
     /// Open the gate of `side` and turn its incoming stream into a tripwire:
     ///
-    /// 1. Lock the gate row; re-read the peer's and compare with `peer`. Where `group` is given: its group row must
-    ///    be open.
-    /// 2. Wait until the standbys of the peer that the plan's `fence_standbys` names have flushed the peer's fence, and
-    ///    those of the monolith the group row. Else a failover could take either back.
+    /// 1. Wait until the standbys of the peer that the plan's `fence_standbys` names have flushed the peer's fence, which was
+    ///    observed, and those of the monolith the group row. Else a failover could take either back.
+    /// 2. Lock the gate row; re-read the peer's and compare with `peer`. Where `group` is given: its group row must
+    ///    be open. Nothing is waited for under the lock, and the server ends a session that is idle under it: whoever is frozen
+    ///    there would keep everybody else from opening.
     /// 3. `UPDATE stream SET mode='TRIPWIRE', epoch=epoch WHERE dir=incoming AND mode='APPLY' AND state='running' AND
     ///    applied_lsn >= applied_at_least`, every lane.
     /// 4. `UPDATE gate SET state='OPEN', epoch=epoch, cause='open', owner=side, cut_lsn=pg_current_wal_insert_lsn(),
@@ -84,8 +85,8 @@ pub enum Effect {
         /// The group row, which must be aborted.
         group: Option<GroupId>,
     },
-    /// Give authority back to the side that was fenced, after the peer was bumped: lock the row, compare `peer`, wait
-    /// until the peer's standbys as in `Open` have flushed the bump, `UPDATE gate SET state='OPEN', epoch=epoch,
+    /// Give authority back to the side that was fenced, after the peer was bumped: wait until the peer's standbys as in `Open`
+    /// have flushed the bump, lock the row, compare `peer`, `UPDATE gate SET state='OPEN', epoch=epoch,
     /// cause='open', owner=side, fence_lsn=NULL, group_id=NULL WHERE expects`. `cut_lsn` stays, since authority was
     /// never elsewhere; the streams stay as they are. Where `group` is given: its group row must be aborted.
     Reopen {

@@ -27,6 +27,9 @@ const LOOK_EVERY: Duration = Duration::from_millis(1);
 const IDLE_MARGIN: Duration = Duration::from_millis(50);
 /// How long an opening waits for a lock: nobody but another driver holds one on a closed gate.
 const OPEN_LOCK_MS: u32 = 2_000;
+/// How long an opening may be idle before the server ends it: a driver that was frozen, or whose link went silent, holds the row
+/// without which nobody else can open.
+const OPEN_IDLE_MS: u32 = 1_000;
 
 impl Driver {
     /// Does one effect.
@@ -195,10 +198,8 @@ impl Driver {
         let margin = self.limits.sequence_margin;
         let (acting, looking, there) = self.links.three(side).await?;
         let group = (if side == Side::Monolith { looking } else { there }, group, "open");
-        if let Some(event) = conditions(acting, there, &slice, (side, expects, peer), group).await? {
-            return Ok(event);
-        }
-        // A fence or a group row that a failover could take back proves nothing.
+        // A fence or a group row that a failover could take back proves nothing. Both were seen before, and the rows are compared
+        // with what was seen once more below.
         let (which, limit) = (self.limits.fence_standbys, self.limits.position);
         let of_group = (side == Side::Monolith && group.1.is_some()).then_some(group.0);
         for primary in [Some(there), of_group].into_iter().flatten() {
@@ -206,6 +207,9 @@ impl Driver {
             if flushed != Event::Hit {
                 return Ok(flushed);
             }
+        }
+        if let Some(event) = conditions(acting, there, &slice, (side, expects, peer), group).await? {
+            return Ok(event);
         }
         let noted = authority::noted_sequences(there, &slice).await;
         let noted = noted.map_err(|error| failed("reading noted sequences", &error))?;
@@ -271,13 +275,13 @@ impl Driver {
         let slice = self.slice.clone();
         let (acting, looking, there) = self.links.three(side).await?;
         let group = (if side == Side::Monolith { looking } else { there }, group, "aborted");
-        if let Some(event) = conditions(acting, there, &slice, (side, expects, peer), group).await? {
-            return Ok(event);
-        }
         // A bump that a failover could take back would let somebody open that side, too.
         let flushed = standbys::flushed(there, self.limits.fence_standbys, self.limits.position).await?;
         if flushed != Event::Hit {
             return Ok(flushed);
+        }
+        if let Some(event) = conditions(acting, there, &slice, (side, expects, peer), group).await? {
+            return Ok(event);
         }
         let owner = side.to_string();
         match authority::reopen(acting, &slice, (expects.epoch.0, epoch.0), &owner).await {
@@ -363,7 +367,10 @@ async fn lock_both(
     slice: &str,
     (side, expects, there): (Side, &Gate, &Gate),
 ) -> Result<Option<Event>, FlipError> {
-    let begin = format!("BEGIN; SET LOCAL lock_timeout = {OPEN_LOCK_MS}; SET LOCAL synchronous_commit = on");
+    let begin = format!(
+        "BEGIN; SET LOCAL lock_timeout = {OPEN_LOCK_MS}; SET LOCAL synchronous_commit = on; \
+         SET LOCAL idle_in_transaction_session_timeout = {OPEN_IDLE_MS}"
+    );
     if let Err(error) = acting.batch_execute(&begin).await {
         return of_database(&error, "locking a gate", false).map(Some);
     }

@@ -195,7 +195,7 @@ async fn an_operator_whose_links_went_silent_keeps_nobody_waiting() {
     for (number, point) in some_points(&["flip-drained", "flip-before-open"]).into_iter().enumerate() {
         let (proxy, through) = Proxy::before(if number % 2 == 0 { &near } else { &far }).await;
         let variable = if number % 2 == 0 { "MONOLITH" } else { "SERVICE" };
-        let flip = frozen(&split, point, to(number), &[(variable, &through)]);
+        let mut flip = frozen(&split, point, to(number), &[(variable, &through)]);
         proxy.set(Line::Silent);
         flip.signal(Signal::CONT);
         let before = bank.acknowledged(Side::Monolith) + bank.acknowledged(Side::Service);
@@ -204,8 +204,11 @@ async fn an_operator_whose_links_went_silent_keeps_nobody_waiting() {
             (now > before + 20).then_some(())
         })
         .await;
-        flip.signal(Signal::INT);
-        flip.signal(Signal::INT);
+        // The first one is told that a flip ends within seconds; signals that come at once count as one.
+        until_blocking("the second Ctrl-C is obeyed", SOON, || {
+            flip.signal(Signal::INT);
+            flip.has_ended().then_some(())
+        });
         let ended = flip.ended();
         assert_ne!(ended.exit, Some(101), "{point}: {}", ended.page());
         settle(&split, &mirror, to(number));
