@@ -13,6 +13,7 @@ pub mod rehearse;
 pub mod rescue;
 pub mod sequences;
 pub mod timeline;
+mod warm;
 
 use std::time::{Duration, Instant};
 
@@ -112,6 +113,8 @@ pub struct Driver {
     together: Option<Together>,
     state: State,
     effect: Option<Effect>,
+    /// The sessions have done every statement of a move before.
+    warm: bool,
     /// What happened when.
     pub timeline: Timeline,
 }
@@ -134,6 +137,7 @@ impl Driver {
             together,
             state: State::begin(intent),
             effect: Some(Effect::Look),
+            warm: false,
             timeline: Timeline::default(),
         }
     }
@@ -154,6 +158,9 @@ impl Driver {
                 // The caller fences the others, and then this driver looks again.
                 self.take(Event::Hit)?;
                 return Ok(Progress::Waiting);
+            }
+            if let Effect::Fence { side, .. } = effect {
+                self.warm_up(side).await;
             }
             let begun = Instant::now();
             let event = self.perform(effect).await?;

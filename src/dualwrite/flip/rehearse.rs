@@ -66,6 +66,7 @@ impl Driver {
     /// [`FlipError`].
     pub async fn rehearse(&mut self, side: Side, times: usize) -> Result<Rehearsal, FlipError> {
         self.links.open().await?;
+        self.warm_up(side).await;
         let mut found = Rehearsal::default();
         for _ in 0..times {
             let before = self.timeline.entries().len();
