@@ -35,6 +35,8 @@ soak: postgres ## Runs the full matrices of the long tests; write the result int
 
 bench: postgres ## Measures beside peers, in one run on this machine; see bench/README.md
 	bench/reconcile.sh
+	bench/pause.sh
+	bench/gate.sh
 
 postgres:
 	@scripts/install-postgres.sh

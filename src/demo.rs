@@ -2,9 +2,11 @@
 //!
 //! [`run`] plays the acts in order, on a [`stage`] that is gone when it returns, however that happens.
 
+mod desk;
 mod links;
 mod narrator;
 mod operator;
+mod owner;
 mod play;
 mod roles;
 mod shop;
@@ -34,6 +36,14 @@ pub const RETAIL_DATA_SQL: &str = include_str!("../plans/retail_data.sql");
 /// The plan that splits it.
 pub const RETAIL_PLAN: &str = include_str!("../plans/retail.yaml");
 
+/// How long the plan wants a slice to be mirrored before a flip, and what is long enough for a play.
+const MIRROR_TIME: (&str, &str) = ("min_mirror_time: 7d ", "min_mirror_time: 0s ");
+
+/// The plan as the demo plays it: nobody waits a week.
+fn plan_text() -> String {
+    RETAIL_PLAN.replace(MIRROR_TIME.0, MIRROR_TIME.1)
+}
+
 /// One part of the demo.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Act {
@@ -55,11 +65,21 @@ pub enum Act {
     Prove,
     /// Rows of a service go wrong, are found and made right, while the application writes.
     Reconcile,
+    /// A new release of the application; `strangler arm` makes the order slice ready to move.
+    Arm,
+    /// `strangler flip --rehearse` says what a flip would take.
+    Rehearse,
+    /// The right to write orders moves to their service, under traffic.
+    Flip,
+    /// It moves back to the monolith.
+    Back,
+    /// It moves to the service again, and every acknowledged order is looked for on both sides.
+    Again,
 }
 
 impl Act {
     /// All acts in order.
-    pub const ALL: [Self; 9] = [
+    pub const ALL: [Self; 14] = [
         Self::Clusters,
         Self::Load,
         Self::Traffic,
@@ -69,6 +89,11 @@ impl Act {
         Self::Status,
         Self::Prove,
         Self::Reconcile,
+        Self::Arm,
+        Self::Rehearse,
+        Self::Flip,
+        Self::Back,
+        Self::Again,
     ];
 
     fn name(self) -> &'static str {
@@ -82,6 +107,11 @@ impl Act {
             Self::Status => "status",
             Self::Prove => "prove",
             Self::Reconcile => "reconcile",
+            Self::Arm => "arm",
+            Self::Rehearse => "rehearse",
+            Self::Flip => "flip",
+            Self::Back => "back",
+            Self::Again => "again",
         }
     }
 }
@@ -153,6 +183,12 @@ pub enum DemoError {
     /// A service's own application could not look at its data.
     #[error("visit the order service")]
     Visit(#[source] tokio_postgres::Error),
+    /// The order desk could not be opened, or an order could not be looked for.
+    #[error("work with orders")]
+    Orders(#[source] tokio_postgres::Error),
+    /// What an application was promised about its writes was not kept.
+    #[error("orders: {0}")]
+    Broken(String),
     /// A service's application could write, though the monolith has authority.
     #[error("the order service let its application delete a row; its gate must refuse that")]
     GateOpen,
@@ -203,6 +239,12 @@ mod tests {
     use super::*;
 
     #[test]
+    fn the_plan_of_the_play_differs_in_its_mirror_time_alone() {
+        assert_eq!(RETAIL_PLAN.matches(MIRROR_TIME.0).count(), 1);
+        assert_eq!(plan_text().replace(MIRROR_TIME.1, MIRROR_TIME.0), RETAIL_PLAN);
+    }
+
+    #[test]
     fn acts_are_found_by_name_and_an_unknown_one_lists_them() {
         for act in Act::ALL {
             assert_eq!(act.to_string().parse(), Ok(act));
@@ -210,7 +252,7 @@ mod tests {
         let error = "curtain".parse::<Act>().unwrap_err();
         assert_eq!(
             error.to_string(),
-            "the demo has no act \"curtain\"; its acts are clusters, load, traffic, check, provision, mirror, status, prove, reconcile"
+            "the demo has no act \"curtain\"; its acts are clusters, load, traffic, check, provision, mirror, status, prove, reconcile, arm, rehearse, flip, back, again"
         );
     }
 }

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use tokio_postgres::Client;
-use tokio_postgres::types::PgLsn;
+use tokio_postgres::types::{PgLsn, ToSql, Type};
 
 use super::error::MirrorError;
 use crate::lsn::Lsn;
@@ -90,7 +90,9 @@ pub async fn insert_position(source: &Client) -> Result<Lsn, MirrorError> {
 /// # Errors
 /// [`MirrorError::Sql`].
 pub async fn emit(source: &Client, prefix: &str, content: &str) -> Result<Lsn, MirrorError> {
-    let sent = source.query_one("SELECT pg_logical_emit_message(true, $1, $2)", &[&prefix, &content]).await;
+    // Writers may wait for this: with the types named it is one round trip.
+    let parameters: [(&(dyn ToSql + Sync), Type); 2] = [(&prefix, Type::TEXT), (&content, Type::TEXT)];
+    let sent = source.query_typed_one("SELECT pg_logical_emit_message(true, $1, $2)", &parameters).await;
     sent.and_then(|row| row.try_get::<_, PgLsn>(0))
         .map(Lsn::from)
         .map_err(MirrorError::sql("sending a marker"))

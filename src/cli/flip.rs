@@ -228,7 +228,7 @@ fn text(moved: &Moved) -> String {
     let already = if moved.changed { "" } else { " already" };
     let last = format!("{}: the {} has authority{already}, epoch {}", moved.slice, moved.owner, moved.epoch);
     lines.insert(0, last);
-    lines.join("\n")
+    format!("{}\n", lines.join("\n"))
 }
 
 async fn rehearse(
@@ -274,5 +274,5 @@ fn prediction(slices: &str, found: &Rehearsal) -> String {
             of(0.99)
         ));
     }
-    lines.join("\n")
+    format!("{}\n", lines.join("\n"))
 }

@@ -3,7 +3,7 @@
 use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, BufReader, Lines};
 use tokio::process::{Child, ChildStderr, ChildStdin, ChildStdout, Command};
@@ -19,6 +19,11 @@ pub(super) const MIRROR: [&str; 2] = ["mirror", PLAN_PATH];
 /// How long the mirror may take to stop before it is killed. It stops at a transaction border, within milliseconds
 /// unless the machine is very busy.
 const STOP_TIMEOUT: Duration = Duration::from_secs(20);
+
+/// How a flip says that it was refused because the mirror lags, how long it is typed again then, and how soon.
+const LAGS: &str = "(mirror-lags)";
+const FLIP_PATIENCE: Duration = Duration::from_secs(60);
+const FLIP_AGAIN: Duration = Duration::from_secs(1);
 
 /// Becomes the command, after starting a process that presses Ctrl-C when our end of the pipe is closed. The kernel
 /// closes it if we are killed, so that a mirror never outlives its demo. The watcher holds the command's standard error
@@ -106,6 +111,28 @@ impl Operator {
     /// [`OperatorError`].
     pub(super) async fn run(&self, words: &[&str]) -> Result<Said, OperatorError> {
         self.run_to(words, 0).await
+    }
+
+    /// Runs a flip to its end; again while it is refused because the mirror lags, as on a machine that does much else. Also gives
+    /// how often that was.
+    ///
+    /// # Errors
+    /// [`OperatorError`], also when that lasts.
+    pub(super) async fn flip(&self, words: &[&str]) -> Result<(Said, u32), OperatorError> {
+        let begun = Instant::now();
+        let mut refused = 0;
+        loop {
+            match self.run(words).await {
+                Ok(said) => return Ok((said, refused)),
+                Err(OperatorError::Failed { output, .. })
+                    if output.contains(LAGS) && begun.elapsed() < FLIP_PATIENCE =>
+                {
+                    refused += 1;
+                }
+                Err(error) => return Err(error),
+            }
+            tokio::time::sleep(FLIP_AGAIN).await;
+        }
     }
 
     /// Runs a command to its end, which must be this exit code.

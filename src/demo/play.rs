@@ -8,16 +8,18 @@ use tokio_postgres::Config;
 use tokio_postgres::error::SqlState;
 use tokio_util::sync::CancellationToken;
 
+use super::desk::Desk;
 use super::narrator::{Narrator, count, seconds};
 use super::operator::{Mirror, News, Operator, PLAN_PATH, typed};
 use super::stage::{MONOLITH, ORDERS, PLACES, Stage};
-use super::traffic::{Rate, Traffic};
+use super::traffic::{Rate, Tally, Traffic};
 use super::view::{Glance, View};
-use super::{Act, DemoError, Options, RETAIL_PLAN};
+use super::{Act, DemoError, Options, owner, plan_text};
 use crate::lsn::Lsn;
 use crate::plan::{self, Plan};
 use crate::reconcile::digest::TableDigest;
 
+mod authority;
 mod differences;
 
 /// Enough to see every kind of change within seconds, and little enough to leave two cores to the mirror.
@@ -52,7 +54,13 @@ pub(super) struct Play<'a> {
     narrator: Narrator<'a>,
     options: Options,
     stage: Stage,
+    /// How the application logs in to the monolith, and to the order service.
+    application: Option<Config>,
+    service: Option<Config>,
     traffic: Option<Traffic>,
+    /// What became of the traffic of the release before.
+    before: Tally,
+    desk: Option<Desk>,
     journey: Option<Journey>,
     mirror: Option<Mirror>,
 }
@@ -66,24 +74,39 @@ struct Journey {
 impl<'a> Play<'a> {
     pub(super) fn new(out: &'a mut (dyn Write + Send), options: Options) -> Self {
         let narrator = Narrator::new(out);
-        Self { narrator, options, stage: Stage::default(), traffic: None, journey: None, mirror: None }
+        Self {
+            narrator,
+            options,
+            stage: Stage::default(),
+            application: None,
+            service: None,
+            traffic: None,
+            before: Tally::default(),
+            desk: None,
+            journey: None,
+            mirror: None,
+        }
     }
 
     pub(super) async fn acts(&mut self, stop: &CancellationToken) -> Result<(), DemoError> {
-        let plan = plan::parse(RETAIL_PLAN.as_bytes(), PLAN_PATH)?.plan;
-        let mut application = None;
+        let plan = plan::parse(plan_text().as_bytes(), PLAN_PATH)?.plan;
         let until = self.options.until;
         for act in Act::ALL.into_iter().filter(|act| *act <= until) {
             match act {
                 Act::Clusters => self.clusters().await?,
-                Act::Load => application = Some(self.load().await?),
-                Act::Traffic => self.start_traffic(application.take()).await?,
+                Act::Load => self.application = Some(self.load().await?),
+                Act::Traffic => self.start_traffic().await?,
                 Act::Check => self.check(&plan).await?,
                 Act::Provision => self.provision().await?,
                 Act::Mirror => self.start_mirror().await?,
                 Act::Status => self.status(&plan).await?,
                 Act::Prove => self.prove().await?,
                 Act::Reconcile => Box::pin(self.reconcile()).await?,
+                Act::Arm => Box::pin(self.arm(&plan)).await?,
+                Act::Rehearse => Box::pin(self.rehearse()).await?,
+                Act::Flip => Box::pin(self.flip()).await?,
+                Act::Back => Box::pin(self.flip_back()).await?,
+                Act::Again => Box::pin(self.flip_again()).await?,
             }
         }
         if self.options.keep { self.keep(stop).await } else { Ok(()) }
@@ -118,11 +141,11 @@ impl<'a> Play<'a> {
         Ok(application)
     }
 
-    async fn start_traffic(&mut self, application: Option<Config>) -> Result<(), DemoError> {
-        let application = application.ok_or(DemoError::TooEarly("the monolith is loaded"))?;
+    async fn start_traffic(&mut self) -> Result<(), DemoError> {
+        let application = self.application.as_ref().ok_or(DemoError::TooEarly("the monolith is loaded"))?;
         self.narrator.act("The application is in use, from here to the end")?;
         let begun = Instant::now();
-        let traffic = Traffic::start(&application, RATE, 1).await.map_err(DemoError::Traffic)?;
+        let traffic = Traffic::start(application, RATE, 1).await.map_err(DemoError::Traffic)?;
         while traffic.tally().acknowledged < WARM_UP {
             tokio::time::sleep(GLANCE).await;
         }
@@ -235,6 +258,7 @@ impl<'a> Play<'a> {
             .say("The services may read already. How old their data is, asked as the order service:")?;
         let psql = format!("psql {} -U {}", ORDERS.database, service.app);
         let client = self.stage.application(ORDERS, &service.app).await?;
+        let client = owner::connect(&client).await.map_err(DemoError::Visit)?;
         self.narrator.command(&format!("{psql} -tc '{FRESHNESS}'"))?;
         let row = client.query_one(FRESHNESS, &[]).await.map_err(DemoError::Visit)?;
         let (slice, age): (String, String) =
@@ -309,7 +333,7 @@ impl<'a> Play<'a> {
 
     /// Ends the mirror, then the traffic, and removes the servers.
     pub(super) async fn close(self) -> Result<(), DemoError> {
-        let Self { mut narrator, stage, traffic, mirror, .. } = self;
+        let Self { mut narrator, stage, traffic, before, desk, mirror, .. } = self;
         // What can't be said, because nobody listens any more, must not keep anything alive.
         let mut told = narrator.blank();
         if let Some(mirror) = mirror {
@@ -318,8 +342,14 @@ impl<'a> Play<'a> {
                 told = told.and(narrator.output(&line));
             }
         }
+        if let Some(desk) = desk {
+            let book = desk.close().await;
+            let orders = count(u64::try_from(book.acknowledged.len()).unwrap_or(u64::MAX));
+            told = told
+                .and(narrator.say(&format!("The order desk is closed: {orders} transactions acknowledged.")));
+        }
         if let Some(traffic) = traffic {
-            let tally = traffic.stop().await;
+            let tally = before + traffic.stop().await;
             told = told.and(narrator.say(&format!(
                 "The traffic is over: {} transactions acknowledged, {} rolled back by the application, {} refused.",
                 count(tally.acknowledged),

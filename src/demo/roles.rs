@@ -38,7 +38,7 @@ pub(super) fn of_the_monolith(database: &str, version_num: u32) -> Vec<String> {
         format!("CREATE ROLE {read} LOGIN REPLICATION"),
         format!("GRANT SELECT ON ALL TABLES IN SCHEMA public TO {read}"),
     ];
-    statements.extend(of_the_mirror(version_num));
+    statements.extend(of_the_mirror("LOGIN", version_num));
     statements
 }
 
@@ -51,7 +51,8 @@ pub(super) fn deploy(service: &str) -> String {
 pub(super) fn of_a_service(name: &str, service: &Service, database: &str, version_num: u32) -> Vec<String> {
     let (deploy, owner) = (quote_ident(&deploy(name)), quote_ident(&service.owner));
     let mut statements = vec![
-        format!("CREATE ROLE {deploy} LOGIN"),
+        // It makes the slot of the way back, and the apply role reads it.
+        format!("CREATE ROLE {deploy} LOGIN REPLICATION"),
         format!("CREATE ROLE {owner} NOLOGIN"),
         format!("CREATE ROLE {} LOGIN", quote_ident(&service.app)),
         format!("GRANT {owner} TO {deploy}"),
@@ -59,19 +60,19 @@ pub(super) fn of_a_service(name: &str, service: &Service, database: &str, versio
         // Types keep the monolith's schema even where `into` moves the tables to another.
         format!("GRANT CREATE ON SCHEMA public TO {deploy}, {owner}"),
     ];
-    statements.extend(of_the_mirror(version_num));
+    statements.extend(of_the_mirror("LOGIN REPLICATION", version_num));
     statements
 }
 
 /// The role that writes mirrored rows. It switches ordinary triggers off in its own sessions, which takes a right.
-fn of_the_mirror(version_num: u32) -> [String; 2] {
+fn of_the_mirror(options: &str, version_num: u32) -> [String; 2] {
     let apply = quote_ident(crate::postgres::connect::APPLY_ROLE);
     let right = if version_num >= GRANT_SET_SINCE {
         format!("GRANT SET ON PARAMETER session_replication_role TO {apply}")
     } else {
         format!("ALTER ROLE {apply} SET session_replication_role = replica")
     };
-    [format!("CREATE ROLE {apply} LOGIN"), right]
+    [format!("CREATE ROLE {apply} {options}"), right]
 }
 
 /// The statement behind psql's `\password`, which is never shown.

@@ -19,10 +19,23 @@ pub(super) enum Outcome {
     RolledBack,
 }
 
+/// What a user session does.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Work {
+    /// Everything that the shop does.
+    All,
+    /// All but placing, paying and cancelling orders, which somebody else does.
+    WithoutOrders,
+}
+
+/// Of a hundred acts, those that write orders.
+const ON_ORDERS: std::ops::Range<u32> = 30..67;
+
 /// One user session of the shop, on its own connection.
 #[derive(Debug)]
 pub(super) struct Shop {
     client: Client,
+    work: Work,
     random: fastrand::Rng,
     carts: Vec<String>,
     orders: Vec<i64>,
@@ -46,12 +59,13 @@ enum Action {
 
 impl Shop {
     /// Connects. The same seed makes the same decisions in the same order.
-    pub(super) async fn open(config: &Config, seed: u64) -> Result<Self, tokio_postgres::Error> {
+    pub(super) async fn open(config: &Config, work: Work, seed: u64) -> Result<Self, tokio_postgres::Error> {
         let (client, connection) = config.connect(NoTls).await?;
         // The connection ends with its client; what went wrong on it comes out of the client's calls.
         tokio::spawn(connection);
         Ok(Self {
             client,
+            work,
             random: fastrand::Rng::with_seed(seed),
             carts: Vec::new(),
             orders: Vec::new(),
@@ -92,6 +106,9 @@ impl Shop {
     fn decide(&mut self) -> Action {
         let dice = self.random.u32(0..100);
         let product = self.random.i32(1..=PRODUCTS);
+        if self.work == Work::WithoutOrders && ON_ORDERS.contains(&dice) {
+            return self.restock();
+        }
         match dice {
             0..30 => Action::FillCart {
                 cart: self.uuid(),
@@ -132,13 +149,17 @@ impl Shop {
         Action::Restock { item: self.random.i32(1..=INVENTORY_ITEMS), quantity: self.random.i32(1..20) }
     }
 
-    /// A version 4 UUID, as the application's own code makes them.
     fn uuid(&mut self) -> String {
-        let bits = self.random.u128(..);
-        let hex = format!("{:032x}", bits & !(0xF << 76) | (0x4 << 76));
-        let part = |from, to| hex.get(from..to).unwrap_or_default();
-        format!("{}-{}-{}-{}-{}", part(0, 8), part(8, 12), part(12, 16), part(16, 20), part(20, 32))
+        uuid(&mut self.random)
     }
+}
+
+/// A version 4 UUID, as the application's own code makes them.
+pub(super) fn uuid(random: &mut fastrand::Rng) -> String {
+    let bits = random.u128(..);
+    let hex = format!("{:032x}", bits & !(0xF << 76) | (0x4 << 76));
+    let part = |from, to| hex.get(from..to).unwrap_or_default();
+    format!("{}-{}-{}-{}-{}", part(0, 8), part(8, 12), part(12, 16), part(16, 20), part(20, 32))
 }
 
 fn remember<T>(list: &mut Vec<T>, item: T) {

@@ -10,7 +10,7 @@ use tokio_postgres::{Client, Config, NoTls};
 
 use super::links::Links;
 use super::operator::PLAN_PATH;
-use super::{RETAIL_DATA_SQL, RETAIL_PLAN, RETAIL_SCHEMA_SQL, roles};
+use super::{RETAIL_DATA_SQL, RETAIL_SCHEMA_SQL, plan_text, roles};
 use crate::cluster::{self, Cluster, ClusterError, LocalCluster, Options};
 use crate::name::quote_ident;
 use crate::plan::Plan;
@@ -185,7 +185,7 @@ impl Stage {
             move |source| StageError::Folder { path, source }
         };
         fs::DirBuilder::new().recursive(true).mode(0o700).create(plans).map_err(failed(plans))?;
-        fs::write(&plan, RETAIL_PLAN).map_err(failed(&plan))?;
+        fs::write(&plan, plan_text()).map_err(failed(&plan))?;
         let file = folder.join("links.sh");
         fs::OpenOptions::new()
             .write(true)
@@ -208,15 +208,14 @@ impl Stage {
         admin.batch_execute(&all).await.map_err(failed)
     }
 
-    /// Logs in as a service's application, after giving its role a password.
+    /// How a service's application logs in, after giving its role a password.
     ///
     /// # Errors
     /// [`StageError`].
-    pub(super) async fn application(&self, place: Place, role: &str) -> Result<Client, StageError> {
+    pub(super) async fn application(&self, place: Place, role: &str) -> Result<Config, StageError> {
         let failed = sql_failed("log in as the service", place);
         let admin = connect(&self.server(place)?.url(place.database)).await.map_err(failed)?;
-        let link = self.log_in(&admin, place, role).await?;
-        connect(&link).await.map_err(failed)
+        self.log_in(&admin, place, role).await?.parse().map_err(failed)
     }
 
     /// Commands that lead into each database as its superuser, through the unix socket and so without a password.

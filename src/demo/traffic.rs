@@ -11,7 +11,7 @@ use tokio::time::{MissedTickBehavior, interval};
 use tokio_postgres::Config;
 use tokio_util::sync::CancellationToken;
 
-use super::shop::{Outcome, Shop};
+use super::shop::{Outcome, Shop, Work};
 
 /// How long a writer waits before it connects again after its connection broke.
 const RECONNECT_PAUSE: Duration = Duration::from_millis(200);
@@ -78,6 +78,24 @@ impl Traffic {
     /// # Errors
     /// What connecting gave, when a first connection can't be made. Later a writer reconnects by itself.
     pub async fn start(config: &Config, rate: Rate, seed: u64) -> Result<Self, tokio_postgres::Error> {
+        Self::at_work(config, rate, Work::All, seed).await
+    }
+
+    /// Starts writers that leave orders alone, whose tables move while they write.
+    pub(super) async fn start_without_orders(
+        config: &Config,
+        rate: Rate,
+        seed: u64,
+    ) -> Result<Self, tokio_postgres::Error> {
+        Self::at_work(config, rate, Work::WithoutOrders, seed).await
+    }
+
+    async fn at_work(
+        config: &Config,
+        rate: Rate,
+        work: Work,
+        seed: u64,
+    ) -> Result<Self, tokio_postgres::Error> {
         let writers = rate.writers.max(1);
         let pause = Duration::from_secs(1) * writers / rate.transactions_per_second.max(1);
         let counters = Arc::new(Counters::default());
@@ -86,9 +104,10 @@ impl Traffic {
         let mut tasks = JoinSet::new();
         for number in 0..writers {
             let seed = seed.wrapping_mul(SEEDS_PER_START).wrapping_add(u64::from(number));
-            let shop = Shop::open(config, seed).await?;
+            let shop = Shop::open(config, work, seed).await?;
             let writer = Writer {
                 config: config.clone(),
+                work,
                 seed,
                 counters: Arc::clone(&counters),
                 stopping: stopping.clone(),
@@ -118,6 +137,19 @@ impl Traffic {
     }
 }
 
+impl std::ops::Add for Tally {
+    type Output = Self;
+
+    fn add(self, other: Self) -> Self {
+        Self {
+            acknowledged: self.acknowledged + other.acknowledged,
+            rolled_back: self.rolled_back + other.rolled_back,
+            rejected: self.rejected + other.rejected,
+            unknown: self.unknown + other.unknown,
+        }
+    }
+}
+
 impl Counters {
     fn read(&self) -> Tally {
         Tally {
@@ -142,6 +174,7 @@ impl Counters {
 /// One writer's loop.
 struct Writer {
     config: Config,
+    work: Work,
     seed: u64,
     counters: Arc<Counters>,
     stopping: CancellationToken,
@@ -183,7 +216,7 @@ impl Writer {
             }
             // Another seed than before, or the new connection would repeat the ids that the old one has used.
             let seed = self.seed.wrapping_add(broken.acts().wrapping_mul(RECONNECT_STRIDE));
-            if let Ok(shop) = Shop::open(&self.config, seed).await {
+            if let Ok(shop) = Shop::open(&self.config, self.work, seed).await {
                 return Some(shop);
             }
         }

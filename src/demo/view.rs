@@ -97,16 +97,36 @@ impl View {
         Ok(mapping::compile(&self.plan, &introspect::read(&session).await?).0)
     }
 
+    /// The ends of what both sides of a slice have written, monolith first, each with a marker behind it.
+    ///
+    /// # Errors
+    /// [`ViewError`].
+    pub(super) async fn mark_both(&self, slice: &str, service: &str) -> Result<[Lsn; 2], ViewError> {
+        let mut servers = vec![self.monolith()];
+        servers.extend(self.service(service));
+        let mut positions = [Lsn::default(); 2];
+        for (place, server) in positions.iter_mut().zip(servers) {
+            let session = server.connect(APPLICATION).await?;
+            *place = source::insert_position(&session).await?;
+            source::emit(&session, MARKER_PREFIX, &source::marker_content(slice, "demo")).await?;
+        }
+        Ok(positions)
+    }
+
     /// Compares every table of a slice, row by row, through digests.
     ///
     /// # Errors
     /// [`ViewError`].
     pub(super) async fn compare(&self, slice: &mapping::SliceMapping) -> Result<Vec<TableDigest>, ViewError> {
-        let Some(service) = self.plan.services.get(&slice.service) else { return Ok(Vec::new()) };
-        let target = server(&slice.service, &service.links.admin, SessionRole::Admin, &self.variables);
+        let Some(target) = self.service(&slice.service) else { return Ok(Vec::new()) };
         let mut source = self.monolith().connect(APPLICATION).await?.into_client();
         let mut target = target.connect(APPLICATION).await?.into_client();
         Ok(digest::compare(&mut source, &mut target, &slice.tables).await?)
+    }
+
+    fn service(&self, name: &str) -> Option<Server> {
+        let service = self.plan.services.get(name)?;
+        Some(server(name, &service.links.admin, SessionRole::Admin, &self.variables))
     }
 
     fn monolith(&self) -> Server {

@@ -16,6 +16,7 @@ pub mod rescue;
 pub mod sequences;
 mod standbys;
 pub mod timeline;
+mod warm;
 
 use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
@@ -137,6 +138,8 @@ pub struct Driver {
     together: Option<Together>,
     state: State,
     effect: Option<Effect>,
+    /// The sessions have done every statement of a move before.
+    warm: bool,
     /// What happened when.
     pub timeline: Timeline,
 }
@@ -159,6 +162,7 @@ impl Driver {
             together: None,
             state: State::begin(intent),
             effect: Some(Effect::Look),
+            warm: false,
             timeline: Timeline::default(),
         }
     }
@@ -181,7 +185,10 @@ impl Driver {
                     self.take(Event::Hit)?;
                     return Ok(Progress::Waiting(id));
                 }
-                Effect::Fence { .. } => return Ok(Progress::Fencing),
+                Effect::Fence { side, .. } => {
+                    self.warm_up(side).await;
+                    return Ok(Progress::Fencing);
+                }
                 Effect::Look
                 | Effect::Open { .. }
                 | Effect::Bump { .. }
@@ -191,6 +198,9 @@ impl Driver {
                 | Effect::SettleOpen(_)
                 | Effect::SettleAborted(_)
                 | Effect::Await(authority::Awaited::Position { .. }) => {}
+            }
+            if let Effect::Fence { side, .. } = effect {
+                self.warm_up(side).await;
             }
             let begun = Instant::now();
             let event = self.perform(effect).await?;

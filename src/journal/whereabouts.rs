@@ -54,8 +54,10 @@ pub async fn place(client: &Client) -> Result<String, JournalError> {
 pub async fn is_itself(client: &Client) -> Result<bool, JournalError> {
     let sql = "SELECT d.system_identifier = c.system_identifier::text AND d.database_oid = b.oid \
                FROM strangler.database d, pg_control_system() c, pg_database b WHERE b.datname = current_database()";
-    let row =
-        client.query_one(sql, &[]).await.map_err(JournalError::database("reading a database's identity"))?;
+    let row = client
+        .query_typed_one(sql, &[])
+        .await
+        .map_err(JournalError::database("reading a database's identity"))?;
     Ok(row.get(0))
 }
 

@@ -15,8 +15,6 @@ use crate::lsn::Lsn;
 /// Writers that are held in an open transaction of the driver's acting session, and drained.
 #[derive(Debug)]
 pub(super) struct Held {
-    /// When the hold began.
-    pub(super) begun: Instant,
     /// Until the writers that had passed the gate had ended, and from then until the peer had everything; milliseconds.
     pub(super) lock_ms: f64,
     pub(super) drain_ms: f64,
@@ -101,7 +99,7 @@ impl Driver {
         let Some(effect @ Effect::Fence { side, expects, epoch, group, .. }) = self.effect else {
             return Ok(Event::Missed);
         };
-        let begun = held.begun;
+        let begun = Instant::now();
         let event = self.write_fence(side, &held, &expects, (epoch, group)).await;
         let event = self.settled(side, event)?;
         self.timeline.add(effect, event, begun);

@@ -70,7 +70,9 @@ impl Driver {
         side: Side,
         event: Result<Event, FlipError>,
     ) -> Result<Event, FlipError> {
-        if !matches!(event, Ok(Event::Hit)) {
+        if matches!(event, Ok(Event::Hit)) {
+            self.links.ended(side);
+        } else {
             self.links.drop_acting(side);
         }
         event
@@ -94,12 +96,15 @@ impl Driver {
 
     pub(super) async fn sight(&mut self, side: Side, slice: &str) -> Result<Sight, FlipError> {
         let Ok(client) = self.links.looking(side).await else { return Ok(Sight::Unreachable) };
-        match whereabouts::is_itself(client).await {
+        // Sent together, since writers may wait.
+        let (itself, rows) =
+            tokio::join!(whereabouts::is_itself(client), authority::look(client, slice, side.incoming()));
+        match itself {
             Ok(true) => {}
             Ok(false) => return Ok(Sight::Stranger),
             Err(error) => return unreachable(&error),
         }
-        match authority::look(client, slice, side.incoming()).await {
+        match rows {
             Ok(Some(rows)) => Ok(Sight::Seen(Rows::try_from(&rows)?)),
             Ok(None) => Err(FlipError::Failed {
                 what: "looking at a side",
@@ -130,12 +135,16 @@ impl Driver {
             sequences: &held.sequences,
             group: group.map(|id| id.0),
         };
-        match authority::fence(acting, &slice, written).await {
+        let (fenced, told) = tokio::join!(
+            authority::fence(acting, &slice, written),
+            authority::notify(acting, &slice, "moving", epoch.0)
+        );
+        match fenced {
             Ok(true) => {}
             Ok(false) => return Ok(Event::Missed),
             Err(error) => return event_of(&error, "closing a gate", false),
         }
-        if let Err(error) = authority::notify(acting, &slice, "moving", epoch.0).await {
+        if let Err(error) = told {
             return event_of(&error, "closing a gate", false);
         }
         failpoint::hit("flip-before-fence");
@@ -149,8 +158,6 @@ impl Driver {
         side: Side,
         drain: Direction,
     ) -> Result<Result<Held, Event>, FlipError> {
-        let begun = Instant::now();
-        let deadline = begun + self.limits.pause_budget;
         let lock = (self.limits.lock_first * (1 << self.attempts().min(4))).min(self.limits.pause_budget);
         let idle = self.limits.pause_budget + IDLE_MARGIN;
         let (slice, sequences) = (self.slice.clone(), self.sequences.clone());
@@ -164,12 +171,19 @@ impl Driver {
         if let Err(error) = acting.batch_execute(&begin).await {
             return of_database(&error, "beginning a fence", false).map(Err);
         }
-        if let Err(error) = authority::hold_writers(acting, &slice).await {
+        let begun = Instant::now();
+        let deadline = begun + self.limits.pause_budget;
+        self.timeline.writers_wait();
+        // A session does what it is sent in order, each with a snapshot of its own: where the sequences and the log stand is
+        // read behind the lock, although both are sent before it is granted.
+        let (held, found) =
+            tokio::join!(biased; authority::hold_writers(acting, &slice), stands(acting, &sequences, side));
+        if let Err(error) = held {
             self.timeline.note("lock", begun, "out of time");
             return event_of(&error, "holding writers", false).map(Err);
         }
         failpoint::hit("flip-writers-held");
-        let (sequences, fence) = match stands(acting, &sequences, side).await {
+        let (sequences, fence) = match found {
             Ok(found) => found,
             Err(error) => return of_database(&error, "reading sequences", false).map(Err),
         };
@@ -183,7 +197,7 @@ impl Driver {
         self.timeline.note("drain", draining, if drained { "done" } else { "out of time" });
         failpoint::hit("flip-drained");
         let lock_ms = millis(draining.duration_since(begun));
-        let held = Held { begun, lock_ms, drain_ms: millis(draining.elapsed()), sequences, fence };
+        let held = Held { lock_ms, drain_ms: millis(draining.elapsed()), sequences, fence };
         Ok(if drained { Ok(held) } else { Err(Event::OutOfTime) })
     }
 
@@ -211,32 +225,41 @@ impl Driver {
         if let Some(event) = conditions(acting, there, &slice, (side, expects, peer), group).await? {
             return Ok(event);
         }
-        let noted = authority::noted_sequences(there, &slice).await;
-        let noted = noted.map_err(|error| failed("reading noted sequences", &error))?;
-        let noted: Stands = serde_json::from_str(noted.as_deref().unwrap_or("{}"))
-            .map_err(|error| unreadable("the noted sequences", &error.to_string()))?;
-        let turned = (Mode::Apply.as_str(), Mode::Tripwire.as_str());
-        let turned = authority::turn(acting, &slice, incoming, turned, (epoch.0, at_least)).await;
+        let modes = (Mode::Apply.as_str(), Mode::Tripwire.as_str());
+        let (turned, noted) = tokio::join!(
+            authority::turn(acting, &slice, incoming, modes, (epoch.0, at_least)),
+            authority::noted_sequences(there, &slice)
+        );
         match turned {
             Ok(true) => {}
             Ok(false) => return Ok(Event::Missed),
             Err(error) => return event_of(&error, "turning a stream", false),
         }
-        if let Err(error) = sequences.set_ahead(acting, side, (&noted, margin)).await {
+        let noted = noted.map_err(|error| failed("reading noted sequences", &error))?;
+        let noted: Stands = serde_json::from_str(noted.as_deref().unwrap_or("{}"))
+            .map_err(|error| unreadable("the noted sequences", &error.to_string()))?;
+        let owner = side.to_string();
+        let (set, opened, told) = tokio::join!(
+            biased;
+            sequences.set_ahead(acting, side, (&noted, margin)),
+            authority::open(acting, &slice, (expects.epoch.0, epoch.0), &owner),
+            authority::notify(acting, &slice, &owner, epoch.0)
+        );
+        if let Err(error) = set {
             return of_database(&error, "setting sequences", false);
         }
-        let owner = side.to_string();
-        match authority::open(acting, &slice, (expects.epoch.0, epoch.0), &owner).await {
+        match opened {
             Ok(Some(_)) => {}
             Ok(None) => return Ok(Event::Missed),
             Err(error) => return event_of(&error, "opening a gate", false),
         }
-        if let Err(error) = authority::notify(acting, &slice, &owner, epoch.0).await {
+        if let Err(error) = told {
             return event_of(&error, "opening a gate", false);
         }
         failpoint::hit("flip-before-open");
         let opened = commit(acting, "committing an opening", "flip-opened").await?;
         if opened == Event::Hit {
+            self.timeline.writers_go_on();
             // For the words of the closed gate's error only; without it they say that the slice is moving.
             let _ = authority::name_owner(there, &slice, epoch.0, &owner).await;
         }
@@ -293,7 +316,11 @@ impl Driver {
             return event_of(&error, "opening a gate again", false);
         }
         failpoint::hit("flip-before-reopen");
-        commit(acting, "committing an opening", "flip-reopened").await
+        let opened = commit(acting, "committing an opening", "flip-reopened").await?;
+        if opened == Event::Hit {
+            self.timeline.writers_go_on();
+        }
+        Ok(opened)
     }
 
     async fn swap(&mut self, direction: Direction, epoch: Epoch, at_least: Lsn) -> Result<Event, FlipError> {
@@ -371,10 +398,11 @@ async fn lock_both(
         "BEGIN; SET LOCAL lock_timeout = {OPEN_LOCK_MS}; SET LOCAL synchronous_commit = on; \
          SET LOCAL idle_in_transaction_session_timeout = {OPEN_IDLE_MS}"
     );
-    if let Err(error) = acting.batch_execute(&begin).await {
+    let (begun, locked) = tokio::join!(biased; acting.batch_execute(&begin), authority::lock(acting, slice));
+    if let Err(error) = begun {
         return of_database(&error, "locking a gate", false).map(Some);
     }
-    let own = match authority::lock(acting, slice).await {
+    let own = match locked {
         Ok(row) => Gate::try_from(&row)?,
         Err(error) => return event_of(&error, "locking a gate", false).map(Some),
     };
@@ -417,7 +445,7 @@ async fn stands(
     sequences: &Pairs,
     side: Side,
 ) -> Result<(String, Lsn), tokio_postgres::Error> {
-    let position = acting.query_one("SELECT pg_current_wal_insert_lsn()", &[]);
+    let position = acting.query_typed_one("SELECT pg_current_wal_insert_lsn()", &[]);
     let (stands, row) = tokio::try_join!(sequences.read(acting, side), position)?;
     let lsn = row.try_get::<_, tokio_postgres::types::PgLsn>(0)?.into();
     Ok((serde_json::to_string(&stands).unwrap_or_else(|_| "{}".to_owned()), lsn))

@@ -20,6 +20,8 @@ struct Way {
     server: Server,
     /// Holds at most one transaction, in which something is changed.
     acting: Option<Session>,
+    /// What was last done in it may have left a transaction open.
+    used: bool,
     /// Never in a transaction: looks, and sends markers.
     looking: Option<Session>,
 }
@@ -28,7 +30,7 @@ impl Links {
     /// `monolith` and `service` are the administrators' links: they own gates and sequences.
     #[must_use]
     pub fn new(monolith: Server, service: Server) -> Self {
-        let way = |server| Way { server, acting: None, looking: None };
+        let way = |server| Way { server, acting: None, used: false, looking: None };
         Self { monolith: way(monolith), service: way(service) }
     }
 
@@ -56,8 +58,8 @@ impl Links {
     /// # Errors
     /// [`FlipError::Failed`] when the side can't be reached.
     pub async fn acting(&mut self, side: Side) -> Result<&Client, FlipError> {
-        let Way { server, acting, .. } = self.way(side);
-        live(server, acting, true).await
+        let Way { server, acting, used, .. } = self.way(side);
+        live_acting(server, acting, used).await
     }
 
     /// The session that looks at a side.
@@ -66,7 +68,7 @@ impl Links {
     /// [`FlipError::Failed`] when the side can't be reached.
     pub async fn looking(&mut self, side: Side) -> Result<&Client, FlipError> {
         let Way { server, looking, .. } = self.way(side);
-        live(server, looking, false).await
+        live(server, looking).await
     }
 
     /// The session that changes `side`, and the ones that look at it and at its peer.
@@ -78,10 +80,10 @@ impl Links {
             Side::Monolith => (&mut self.monolith, &mut self.service),
             Side::Service => (&mut self.service, &mut self.monolith),
         };
-        let Way { server, acting, looking } = own;
-        let acting = live(server, acting, true).await?;
-        let looking = live(server, looking, false).await?;
-        Ok((acting, looking, live(&peer.server, &mut peer.looking, false).await?))
+        let Way { server, acting, used, looking } = own;
+        let acting = live_acting(server, acting, used).await?;
+        let looking = live(server, looking).await?;
+        Ok((acting, looking, live(&peer.server, &mut peer.looking).await?))
     }
 
     /// The same, with the transaction that is open in the first of them.
@@ -96,14 +98,14 @@ impl Links {
             Side::Monolith => (&mut self.monolith, &mut self.service),
             Side::Service => (&mut self.service, &mut self.monolith),
         };
-        let Way { server, acting, looking } = own;
+        let Way { server, acting, looking, .. } = own;
         let gone = || FlipError::Failed {
             what: "going on in a transaction",
             words: "its session has ended".to_owned(),
         };
         let acting = acting.as_deref().ok_or_else(gone)?;
-        let looking = live(server, looking, false).await?;
-        Ok((acting, looking, live(&peer.server, &mut peer.looking, false).await?))
+        let looking = live(server, looking).await?;
+        Ok((acting, looking, live(&peer.server, &mut peer.looking).await?))
     }
 
     /// Takes back whatever is open on a side.
@@ -114,17 +116,18 @@ impl Links {
         self.acting(side).await.map(drop)
     }
 
+    /// The transaction in a side's acting session has ended.
+    pub fn ended(&mut self, side: Side) {
+        self.way(side).used = false;
+    }
+
     /// Lets go of a session whose state is not known any more.
     pub fn drop_acting(&mut self, side: Side) {
         self.way(side).acting = None;
     }
 }
 
-async fn live<'a>(
-    server: &Server,
-    place: &'a mut Option<Session>,
-    acting: bool,
-) -> Result<&'a Client, FlipError> {
+async fn live<'a>(server: &Server, place: &'a mut Option<Session>) -> Result<&'a Client, FlipError> {
     let session = match place.take().filter(|session| !session.is_closed()) {
         Some(session) => session,
         None => {
@@ -133,13 +136,22 @@ async fn live<'a>(
                 .map_err(|error| FlipError::Failed { what: "opening a session", words: chain_of(&error) })?
         }
     };
-    if acting {
-        // A transaction that an earlier effect left open is none of this one's.
-        let clean = session.batch_execute("ROLLBACK").await;
+    Ok(&*place.insert(session))
+}
+
+/// A session outside any transaction: one that an earlier effect left open is none of this one's.
+async fn live_acting<'a>(
+    server: &Server,
+    place: &'a mut Option<Session>,
+    used: &mut bool,
+) -> Result<&'a Client, FlipError> {
+    let client = live(server, place).await?;
+    if std::mem::replace(used, true) {
+        let clean = client.batch_execute("ROLLBACK").await;
         clean.map_err(|error| FlipError::Failed {
             what: "opening a session",
             words: crate::postgres::sqlstate::words(&error),
         })?;
     }
-    Ok(&*place.insert(session))
+    Ok(client)
 }

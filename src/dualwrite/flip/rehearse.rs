@@ -69,6 +69,7 @@ pub async fn rehearse(drivers: &mut [Driver], side: Side, times: usize) -> Resul
     for driver in drivers.iter_mut() {
         let opened = driver.links.open().await;
         opened.map_err(|source| MoveError { slice: driver.slice.clone(), source })?;
+        driver.warm_up(side).await;
     }
     let mut found = Rehearsal::default();
     for _ in 0..times {

@@ -3,7 +3,9 @@
 
 use std::collections::BTreeMap;
 
+use futures_util::future::try_join_all;
 use serde::{Deserialize, Serialize};
+use tokio_postgres::types::{ToSql, Type};
 use tokio_postgres::{Client, Row};
 
 use super::FlipError;
@@ -107,7 +109,7 @@ impl Pairs {
         if selects.is_empty() {
             return Ok(Stands::new());
         }
-        let rows = client.query(&selects.join(" UNION ALL "), &[]).await?;
+        let rows = client.query_typed(&selects.join(" UNION ALL "), &[]).await?;
         let stand = |row: &Row| -> Option<(String, Stand)> {
             let label = labels.get(usize::try_from(row.get::<_, i64>(0)).ok()?)?;
             Some(((*label).clone(), Stand { last: row.get(1), called: row.get(2) }))
@@ -126,18 +128,21 @@ impl Pairs {
         side: Side,
         (peer, margin): (&Stands, u32),
     ) -> Result<(), tokio_postgres::Error> {
-        for pair in &self.0 {
-            let Some(sequence) = pair.on(side) else { continue };
+        let one = async |pair: &Pair| {
+            let Some(sequence) = pair.on(side) else { return Ok(()) };
             let furthest = if sequence.increment < 0 { "least" } else { "greatest" };
             let noted = peer.get(&pair.label).map(|stand| stand.last);
             let sql = format!(
-                "SELECT setval($1::text::regclass, {furthest}(last_value, $2::int8) + $3::int8) FROM {}",
+                "SELECT setval($1::text::regclass, {furthest}(last_value, $2) + $3) FROM {}",
                 sequence.name.sql()
             );
             let step = sequence.increment.saturating_mul(i64::from(margin));
-            client.query_one(&sql, &[&sequence.name.sql(), &noted, &step]).await?;
-        }
-        Ok(())
+            let parameters: [(&(dyn ToSql + Sync), Type); 3] =
+                [(&sequence.name.sql(), Type::TEXT), (&noted, Type::INT8), (&step, Type::INT8)];
+            client.query_typed_one(&sql, &parameters).await.map(drop)
+        };
+        // All are sent before the first answer is waited for.
+        try_join_all(self.0.iter().map(one)).await.map(drop)
     }
 
     /// Labels of sequences of `side` that have no room for so many more moves.

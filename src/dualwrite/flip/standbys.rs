@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use tokio_postgres::Client;
-use tokio_postgres::types::PgLsn;
+use tokio_postgres::types::{PgLsn, ToSql, Type};
 
 use super::{FlipError, of_database};
 use crate::authority::Event;
@@ -12,13 +12,29 @@ use crate::plan::FenceStandbys;
 /// Pause between two looks: a standby in the same rack takes a millisecond.
 const LOOK_EVERY: Duration = Duration::from_millis(1);
 
-/// How many of those that follow this server and are waited for have not flushed `$1`; a standby whose position this role may
-/// not see counts as one that has not.
+/// Where this server's log is flushed, and how many of those that follow it and are waited for are not there; a standby whose
+/// position this role may not see counts as one that is not. `$1` for all that follow, else those that commits wait for; `$2` is
+/// the position of an earlier look.
 const BEHIND_SQL: &str = "
-SELECT count(*) FROM pg_stat_replication AS r
-WHERE coalesce(r.state, '') <> 'backup' AND ($2 OR coalesce(r.sync_state IN ('sync', 'quorum'), true))
-  AND NOT coalesce(r.flush_lsn >= $1, false)
-  AND NOT EXISTS (SELECT FROM pg_replication_slots AS s WHERE s.active_pid = r.pid AND s.slot_type = 'logical')";
+WITH here AS MATERIALIZED (SELECT coalesce($2, pg_current_wal_flush_lsn()) AS lsn)
+SELECT here.lsn, (
+    SELECT count(*) FROM pg_stat_replication AS r
+    WHERE coalesce(r.state, '') <> 'backup' AND ($1 OR coalesce(r.sync_state IN ('sync', 'quorum'), true))
+      AND NOT coalesce(r.flush_lsn >= here.lsn, false)
+      AND NOT EXISTS (SELECT FROM pg_replication_slots AS s WHERE s.active_pid = r.pid AND s.slot_type = 'logical'))
+FROM here";
+
+/// One look: the position, and how many have not flushed it.
+async fn look(primary: &Client, all: bool, at: Option<PgLsn>) -> Result<(PgLsn, i64), tokio_postgres::Error> {
+    let parameters: [(&(dyn ToSql + Sync), Type); 2] = [(&all, Type::BOOL), (&at, Type::PG_LSN)];
+    let row = primary.query_typed_one(BEHIND_SQL, &parameters).await?;
+    Ok((row.get(0), row.get(1)))
+}
+
+/// How many standbys have not flushed what is there now.
+pub(super) async fn behind(primary: &Client, all: bool) -> Result<i64, tokio_postgres::Error> {
+    look(primary, all, None).await.map(|(_, behind)| behind)
+}
 
 /// Waits until the standbys that the plan names have flushed all that `primary` has: whatever was committed there before this
 /// was called. [`Event::OutOfTime`] when that takes longer than `limit`.
@@ -36,17 +52,14 @@ pub(super) async fn flushed(
         FenceStandbys::All => true,
     };
     let deadline = Instant::now() + limit;
-    let failed = |error: tokio_postgres::Error| of_database(&error, "asking for standbys", false);
-    let position = match primary.query_one("SELECT pg_current_wal_flush_lsn()", &[]).await {
-        Ok(row) => row.get::<_, PgLsn>(0),
-        Err(error) => return failed(error),
-    };
+    let mut position = None;
     loop {
-        match primary.query_one(BEHIND_SQL, &[&position, &all]).await {
-            Ok(row) if row.get::<_, i64>(0) == 0 => return Ok(Event::Hit),
+        match look(primary, all, position).await {
+            Ok((_, 0)) => return Ok(Event::Hit),
             Ok(_) if Instant::now() >= deadline => return Ok(Event::OutOfTime),
-            Ok(_) => tokio::time::sleep(LOOK_EVERY).await,
-            Err(error) => return failed(error),
+            Ok((at, _)) => position = Some(at),
+            Err(error) => return of_database(&error, "asking for standbys", false),
         }
+        tokio::time::sleep(LOOK_EVERY).await;
     }
 }

@@ -24,7 +24,7 @@ pub struct Entry {
 pub struct Timeline {
     begun: Option<Instant>,
     entries: Vec<Entry>,
-    /// When the gate's lock was asked for in the attempt that succeeded.
+    /// When the gate's lock was asked for in the last attempt.
     held: Option<Instant>,
     /// When the other side's gate was open.
     opened: Option<Instant>,
@@ -53,18 +53,8 @@ impl Timeline {
         let step = match effect {
             // Looking is everywhere between and takes a millisecond.
             Effect::Look => return self.begin(begun),
-            Effect::Fence { .. } => {
-                if event == Event::Hit {
-                    self.held = Some(begun);
-                }
-                "fence"
-            }
-            Effect::Open { .. } | Effect::Reopen { .. } => {
-                if event == Event::Hit {
-                    self.opened = Some(Instant::now());
-                }
-                "open"
-            }
+            Effect::Fence { .. } => "fence",
+            Effect::Open { .. } | Effect::Reopen { .. } => "open",
             Effect::Bump { .. } => "bump",
             Effect::Swap { .. } => "swap",
             Effect::Propose(_) => "propose",
@@ -72,6 +62,16 @@ impl Timeline {
             Effect::Await(_) => "wait",
         };
         self.note(step, begun, outcome);
+    }
+
+    /// Writers that come from now on wait.
+    pub(super) fn writers_wait(&mut self) {
+        self.held = Some(Instant::now());
+    }
+
+    /// Writers are let in.
+    pub(super) fn writers_go_on(&mut self) {
+        self.opened = Some(Instant::now());
     }
 
     fn begin(&mut self, begun: Instant) {

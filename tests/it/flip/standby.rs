@@ -17,7 +17,7 @@ async fn nothing_is_opened_before_a_standby_of_the_closed_side_has_flushed_the_f
     let mirror = split.mirror(None);
     let flip = split.start("flip", &UNPROVEN);
     let asks = "SELECT FROM pg_stat_activity WHERE application_name = 'strangler flip' \
-                AND query LIKE '%pg_stat_replication%flush_lsn >= $1%'";
+                AND query LIKE '%flush_lsn >= here.lsn%'";
     until("the flip waits for the standby", SOON, async || monolith.query_opt(asks, &[]).await.unwrap())
         .await;
     assert_eq!(owner(&service).await.0, "FENCED", "a standby that is promoted now has an open gate");

@@ -1,0 +1,70 @@
+//! The statements of a move once in vain, before writers wait for them.
+//!
+//! A server reads catalogs and makes plans when a session first sends a statement of a kind, which takes as long as all the rest
+//! of a pause together.
+
+use std::time::Instant;
+
+use tokio_postgres::Client;
+
+use super::sequences::Pairs;
+use super::{Driver, standbys};
+use crate::authority::{Mode, Side};
+use crate::cdc::mirror::chain_of;
+use crate::cdc::source::{self, MARKER_PREFIX};
+use crate::journal::authority::{self, Fence};
+use crate::journal::{JournalError, whereabouts};
+use crate::lsn::Lsn;
+
+/// No gate and no stream has it, so a statement that asks for it hits nothing.
+const NO_EPOCH: i64 = -1;
+
+impl Driver {
+    /// Does everything that taking authority from `side` takes, in transactions that are rolled back and with conditions that
+    /// nothing meets. What goes wrong here goes wrong again where it counts.
+    pub(super) async fn warm_up(&mut self, side: Side) {
+        if std::mem::replace(&mut self.warm, true) {
+            return;
+        }
+        let begun = Instant::now();
+        let (slice, sequences) = (self.slice.clone(), self.sequences.clone());
+        for side in [side.peer(), side] {
+            let Ok((acting, looking, _)) = self.links.three(side).await else { continue };
+            let (changed, looked) =
+                tokio::join!(change_nothing(acting, &slice, side, &sequences), look(looking, &slice, side));
+            for error in [changed.err(), looked.err()].into_iter().flatten() {
+                tracing::debug!(slice, error, "a session could not be warmed up");
+            }
+            // Takes the transaction back.
+            if self.links.roll_back(side).await.is_ok() {
+                self.links.ended(side);
+            }
+        }
+        self.timeline.note("prepare", begun, "done");
+    }
+}
+
+async fn change_nothing(acting: &Client, slice: &str, side: Side, sequences: &Pairs) -> Result<(), String> {
+    let said = |error: JournalError| chain_of(&error);
+    let database = |error: tokio_postgres::Error| chain_of(&error);
+    acting.batch_execute("BEGIN; SET LOCAL lock_timeout = 100").await.map_err(database)?;
+    let modes = (Mode::Apply.as_str(), Mode::Tripwire.as_str());
+    authority::turn(acting, slice, side.incoming(), modes, (NO_EPOCH, Lsn::default())).await.map_err(said)?;
+    let fence =
+        Fence { from_epoch: NO_EPOCH, epoch: NO_EPOCH, lsn: Lsn::default(), sequences: "{}", group: None };
+    authority::fence(acting, slice, fence).await.map_err(said)?;
+    authority::open(acting, slice, (NO_EPOCH, NO_EPOCH), "nobody").await.map_err(said)?;
+    authority::name_owner(acting, slice, NO_EPOCH, "nobody").await.map_err(said)?;
+    authority::notify(acting, slice, "nobody", NO_EPOCH).await.map_err(said)?;
+    sequences.read(acting, side).await.map(drop).map_err(database)
+}
+
+async fn look(looking: &Client, slice: &str, side: Side) -> Result<(), String> {
+    let said = |error: JournalError| chain_of(&error);
+    whereabouts::is_itself(looking).await.map_err(said)?;
+    authority::look(looking, slice, side.incoming()).await.map_err(said)?;
+    authority::noted_sequences(looking, slice).await.map_err(said)?;
+    standbys::behind(looking, true).await.map_err(|error| chain_of(&error))?;
+    let marker = source::marker_content(slice, "flip");
+    source::emit(looking, MARKER_PREFIX, &marker).await.map(drop).map_err(|error| chain_of(&error))
+}
