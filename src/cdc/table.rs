@@ -19,7 +19,7 @@ pub struct TableRun {
     pub label: String,
     /// Its mapping.
     pub mapping: Arc<TableMapping>,
-    /// The same with types as the target names them, for statements that are run there: see [`written`].
+    /// The same with types as the target names them, for statements that are run there: see `written`.
     pub written: Arc<TableMapping>,
     /// Copied pieces; empty while nothing is copied and while the table stands still.
     pub pieces: TablePieces,

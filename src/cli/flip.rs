@@ -13,13 +13,13 @@ use crate::authority::{Intent, Side};
 use crate::check;
 use crate::dualwrite::flip::conduct::{self, Conduct, ConductError, Told};
 use crate::dualwrite::flip::moves::{self, Member, MoveError, Moved, Order};
-use crate::dualwrite::flip::rehearse::{self, Rehearsal};
+use crate::dualwrite::flip::rehearse::{self, Rehearsal, Sample};
 use crate::dualwrite::flip::timeline::Entry;
 use crate::dualwrite::flip::{FlipError, Limits};
 use crate::dualwrite::hooks::Report;
 use crate::dualwrite::together;
 use crate::mapping::Mappings;
-use crate::problem::Severity;
+use crate::problem::{Problem, Severity};
 use crate::status::judge::shell_word;
 use crate::words;
 
@@ -74,6 +74,19 @@ struct Shown<'a> {
     steps: &'a [Entry],
 }
 
+/// The document of `--rehearse --format json`.
+#[derive(Debug, Serialize)]
+struct Rehearsed<'a> {
+    plan: &'a str,
+    slices: Vec<&'a str>,
+    p50_ms: Option<f64>,
+    p90_ms: Option<f64>,
+    p99_ms: Option<f64>,
+    out_of_time: usize,
+    attempts: &'a [Sample],
+    problems: &'a [Problem],
+}
+
 pub(super) async fn run(ui: &mut Ui, arguments: &Arguments) -> Result<Exit, CliError> {
     let opened = open::open(ui, &arguments.plan, &arguments.slices.slices, Needs::All)?;
     if arguments.slices.slices.is_empty() && opened.slices.len() > 1 {
@@ -99,7 +112,11 @@ pub(super) async fn run(ui: &mut Ui, arguments: &Arguments) -> Result<Exit, CliE
     };
     if let Some(times) = arguments.rehearse {
         let state = "a rehearsal changes nothing";
-        return interrupt::unless(state, rehearse(ui, &members, &order, (conduct, usize::from(times)))).await;
+        return interrupt::unless(
+            state,
+            rehearse(ui, &opened, (&members, &order), (conduct, usize::from(times)), arguments.format),
+        )
+        .await;
     }
     let moved = finish(ui, (conduct, &members, order), &mut interrupts, &opened).await?;
     report(ui, arguments, &opened, &moved)
@@ -233,30 +250,48 @@ fn text(moved: &Moved) -> String {
 
 async fn rehearse(
     ui: &mut Ui,
-    members: &[Member],
-    order: &Order,
+    opened: &Opened,
+    (members, order): (&[Member], &Order),
     (conduct, times): (Conduct<'_>, usize),
+    format: Format,
 ) -> Result<Exit, CliError> {
     let side = if order.intent == Intent::FlipBack { Side::Service } else { Side::Monolith };
-    let failed =
-        |slice: &str, source| CliError::Flip { plan: order.plan.clone(), slice: slice.to_owned(), source };
     let judged = conduct.judge(members, order.intent, &conduct::operator(order)).await;
-    let (problems, _) = judged.map_err(|error| match error {
-        ConductError::Refused(problems) => CliError::FlipRefused(problems),
-        ConductError::Move(MoveError { slice, source }) => failed(&slice, source),
-    })?;
-    let mut drivers =
-        moves::drivers(members, order).await.map_err(|error| failed(&error.slice, error.source))?;
+    let (problems, _) = judged.map_err(|error| failed(error, opened))?;
+    let drivers = moves::drivers(members, order).await;
+    let mut drivers = drivers.map_err(|error| failed(error.into(), opened))?;
     let found = rehearse::rehearse(&mut drivers, side, times).await;
-    let found = found.map_err(|error| failed(&error.slice, error.source))?;
+    let found = found.map_err(|error| failed(error.into(), opened))?;
     let slices: Vec<&str> = members.iter().map(|member| member.mapping.slice.as_str()).collect();
-    ui.data(&prediction(&slices.join(", "), &found))?;
-    if problems.is_empty() {
-        return Ok(Exit::Clean);
+    match format {
+        Format::Text => {
+            ui.data(&prediction(&slices.join(", "), &found))?;
+            if !problems.is_empty() {
+                ui.words(check::list(&problems).trim_end());
+            }
+        }
+        Format::Json => ui.json(&rehearsed(&opened.plan.name, slices, (&found, &problems)), false)?,
     }
-    ui.words(check::list(&problems).trim_end());
     let forbids = problems.iter().any(|problem| problem.severity == Severity::Error);
     if forbids { Ok(Exit::Refused) } else { Ok(Exit::Clean) }
+}
+
+fn rehearsed<'a>(
+    plan: &'a str,
+    slices: Vec<&'a str>,
+    (found, problems): (&'a Rehearsal, &'a [Problem]),
+) -> Rehearsed<'a> {
+    let pause = |share| found.quantile_ms(share);
+    Rehearsed {
+        plan,
+        slices,
+        p50_ms: pause(0.5),
+        p90_ms: pause(0.9),
+        p99_ms: pause(0.99),
+        out_of_time: found.out_of_time,
+        attempts: &found.samples,
+        problems,
+    }
 }
 
 fn prediction(slices: &str, found: &Rehearsal) -> String {

@@ -124,7 +124,7 @@ pub enum Progress {
     },
     /// The slice is fenced under this number, and as far as this driver can see not all members are.
     Waiting(GroupId),
-    /// The slice is to be fenced next, at the [`barrier`] of all that move with it.
+    /// The slice is to be fenced next, at the `barrier` of all that move with it.
     Fencing,
 }
 

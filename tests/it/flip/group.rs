@@ -12,8 +12,10 @@ use crate::support::wait::{SOON, until};
 const PLAN: &str = "version: 1\nplan: split\nmonolith: { url: \"${MONOLITH}\" }
 services: { service: { url: \"${SERVICE}\" }, second: { url: \"${SECOND}\" } }
 slices:
-  one: { service: service, tables: { accounts: {}, moves: {}, notes: {} } }
-  two: { service: second, tables: { other.accounts: {}, other.moves: {}, other.notes: {} } }
+  one: { service: service, tables: { accounts: {}, moves: {}, notes: {}, batches: {}, lines: {} } }
+  two:
+    service: second
+    tables: { other.accounts: {}, other.moves: {}, other.notes: {}, other.batches: {}, other.lines: {} }
 policy: { min_mirror_time: 0s, write_pause_budget: 2s, flip_together: [[one, two]] }\n";
 
 const BOTH: [&str; 4] = ["--slice", "one", "--slice", "two"];
@@ -217,6 +219,11 @@ async fn a_member_whose_writers_do_not_end_costs_no_writer_of_any_slice_an_error
     let banks = stage.banks();
     let rehearsed = stage.split.run("flip", &[&BOTH as &[&str], &["--rehearse", "2"], &UNPROVEN].concat());
     assert!(rehearsed.stdout.starts_with("one, two: "), "{}", rehearsed.page());
+    let json = [&BOTH as &[&str], &["--rehearse", "2", "--format", "json"], &UNPROVEN].concat();
+    let document: serde_json::Value = serde_json::from_str(&stage.split.run("flip", &json).stdout).unwrap();
+    assert_eq!(document["slices"], serde_json::json!(["one", "two"]));
+    let through = document["attempts"].as_array().unwrap().len();
+    assert_eq!(through as u64 + document["out_of_time"].as_u64().unwrap(), 2, "{document}");
     let slow = connect(&stage.links[1][0]).await;
     // It keeps nobody but the flip waiting.
     let passed = "BEGIN; INSERT INTO moves (client, seq, amount, a, b) VALUES (-1, -1, 1, 1, 1)";
