@@ -46,7 +46,7 @@ fn slice(verdict: &Verdict, paint: Paint, lines: &mut Vec<String>) {
         "{}  {}  {}",
         paint.ink(Ink::Strong, &visible(&verdict.slice)),
         paint.ink(ink(verdict.outcome), verdict.outcome.as_str()),
-        paint.ink(Ink::Faint, &format!("monolith -> {}", visible(&verdict.service))),
+        paint.ink(Ink::Faint, &direction(verdict)),
     ));
     lines.push(format!("  {}", facts::summary(verdict)));
     if !verdict.tables.is_empty() {
@@ -69,6 +69,15 @@ fn slice(verdict: &Verdict, paint: Paint, lines: &mut Vec<String>) {
     }
     lines.push(String::new());
     lines.extend(last_lines(verdict, paint).into_iter().map(|(name, value)| format!("  {name:<10} {value}")));
+}
+
+/// From the side that is right to the one that follows it.
+fn direction(verdict: &Verdict) -> String {
+    let service = visible(&verdict.service);
+    match verdict.authority {
+        "service" => format!("{service} -> monolith"),
+        _ => format!("monolith -> {service}"),
+    }
 }
 
 /// The verdict, and what it rests on.

@@ -66,6 +66,7 @@ async fn with_the_authority_at_the_service_the_monolith_is_what_is_wrong_and_is_
     assert_eq!((run.told(), run.ended.exit), (expected, Some(1)), "{}", run.ended.stderr);
     let repaired = split.run("reconcile", &["--repair"]);
     assert_eq!(repaired.exit, Some(0), "{}", repaired.page());
+    assert!(repaired.stdout.contains("service -> monolith"), "{}", repaired.page());
     Run::of(split, &["--strict"]).assert_clean();
     let kept: Option<String> =
         monolith.query_one("SELECT gone FROM things WHERE id = 1", &[]).await.unwrap().get(0);
