@@ -29,7 +29,7 @@ lint: ## Checks formatting, lints and documentation; dependencies too where carg
 
 soak: postgres ## Runs the full matrices of the long tests; write the result into docs/soak.md
 	@mkdir -p target
-	set -o pipefail; STRANGLER_SOAK=1 cargo test --features failpoints --test it -- crash:: memory:: landing:: versions:: truth:: 2>&1 \
+	set -o pipefail; STRANGLER_SOAK=1 cargo test --features failpoints --test it -- crash:: flip:: memory:: landing:: versions:: truth:: 2>&1 \
 	  | tee target/soak.log; status=$$?; echo "The line for docs/soak.md:"; scripts/soak-line.sh target/soak.log; exit $$status
 	@$(TOTAL) target/soak.log
 

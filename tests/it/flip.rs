@@ -9,6 +9,7 @@ use bank::{Bank, ON_SERVICE, SETUP, Side, TABLES};
 use tokio_postgres::Client;
 
 use crate::support::binary::Ended;
+use crate::support::soak;
 use crate::support::split::{Mirror, Split};
 use crate::support::wait::{SOON, until, until_blocking};
 
@@ -101,8 +102,8 @@ async fn there_and_back(flips: usize, clients: i32) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn no_write_is_lost_or_doubled_when_authority_goes_there_and_back_twenty_times() {
-    there_and_back(20, 8).await;
+async fn no_write_is_lost_or_doubled_when_authority_goes_there_and_back() {
+    there_and_back(if soak() { 200 } else { 20 }, 8).await;
 }
 
 /// Runs a flip that kills itself at this point.
