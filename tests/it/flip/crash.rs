@@ -130,7 +130,7 @@ async fn an_operator_who_was_frozen_in_the_middle_of_a_flip_and_wakes_up_much_la
     let (split, monolith, service, mirror) = armed().await;
     let bank = Bank::open(&split, 6);
     bank.advances(Side::Monolith, 20).await;
-    for point in some_points(&["flip-drained", "flip-fenced", "flip-before-open"]) {
+    for point in some_points(&["flip-drained", "flip-before-open"]) {
         let old = frozen(&split, point, Side::Service, &[]);
         if soak() {
             // Past every timeout there is: time itself is what the operator misses.
