@@ -14,31 +14,15 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 STATEMENTS=${STATEMENTS:-100000} RUNS=${RUNS:-15} OUT=${OUT:-target/bench-gate.tsv}
 BIN=$(scripts/install-postgres.sh 2>&1 | sed -n 's/^Found .* in //p' | tail -n 1)
-[ -x "$BIN/psql" ] || { echo "bench/gate.sh: psql is not in $BIN; install the client programs too" >&2; exit 1; }
 if [ -z "${STRANGLER:-}" ]; then
   cargo build --release --locked --bin strangler
   STRANGLER=$PWD/target/release/strangler
 fi
 
-WORK=$(mktemp -d "${TMPDIR:-/tmp}/strangler-bench.XXXXXX")
-chmod 755 "$WORK"
-as_server() { if [ "$(id -u)" = 0 ]; then setpriv --reuid=65534 --regid=65534 --clear-groups -- "$@"; else "$@"; fi; }
-declare -A PORT
-MIRROR=
-finish() {
-  [ -z "$MIRROR" ] || { kill "$MIRROR" 2>/dev/null; wait "$MIRROR" 2>/dev/null || true; }
-  for side in "${!PORT[@]}"; do as_server "$BIN/pg_ctl" -D "$WORK/$side/data" -m immediate stop >/dev/null 2>&1 || true; done
-  rm -rf "$WORK"
-}
-trap finish EXIT
+. bench/servers.sh
 
 start() { # side
-  mkdir -p "$WORK/$1"
-  [ "$(id -u)" != 0 ] || chown 65534:65534 "$WORK/$1"
-  as_server "$BIN/initdb" -D "$WORK/$1/data" -U postgres -A trust -E UTF8 --locale=C --no-sync >/dev/null
-  PORT[$1]=$(python3 -c 'import socket; s = socket.socket(); s.bind(("127.0.0.1", 0)); print(s.getsockname()[1])')
-  as_server "$BIN/pg_ctl" -D "$WORK/$1/data" -l "$WORK/$1/log" -w -o "-p ${PORT[$1]} -k $WORK/$1 -c wal_level=logical \
-    -c shared_buffers=256MB -c max_wal_size=8GB -c checkpoint_timeout=30min -c autovacuum=off -c max_slot_wal_keep_size=20GB" start >/dev/null
+  start_server "$1" "-c shared_buffers=256MB -c max_wal_size=8GB -c checkpoint_timeout=30min -c autovacuum=off -c max_slot_wal_keep_size=20GB"
   sql "$1" postgres postgres "CREATE ROLE app LOGIN; ALTER ROLE app SET synchronous_commit = off; CREATE ROLE strangler_apply LOGIN REPLICATION SUPERUSER"
   sql "$1" postgres postgres "CREATE DATABASE d"
 }

@@ -116,6 +116,13 @@ impl Bank {
         .await;
     }
 
+    /// Waits until so many more are acknowledged, by whichever side.
+    pub async fn goes_on(&self, more: u64) {
+        let all = || self.acknowledged(Side::Monolith) + self.acknowledged(Side::Service);
+        let before = all();
+        until("somebody takes writes", SOON, async || (all() > before + more).then_some(())).await;
+    }
+
     /// Nothing but the documented errors came.
     pub fn assert_expected(&self) {
         let unexpected = self.book.unexpected.lock().unwrap();

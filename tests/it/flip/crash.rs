@@ -137,12 +137,7 @@ async fn an_operator_who_was_frozen_in_the_middle_of_a_flip_and_wakes_up_much_la
             tokio::time::sleep(Duration::from_secs(60)).await;
         }
         // Writers are not held for longer than the budget, or the mirror has finished the move.
-        let before = bank.acknowledged(Side::Monolith) + bank.acknowledged(Side::Service);
-        until("somebody takes writes", SOON, async || {
-            let now = bank.acknowledged(Side::Monolith) + bank.acknowledged(Side::Service);
-            (now > before + 20).then_some(())
-        })
-        .await;
+        bank.goes_on(20).await;
         // Who is silent for 15 s is nobody's colleague any more.
         settle(&split, &mirror, Side::Service);
         bank.advances(Side::Service, 20).await;
@@ -204,12 +199,7 @@ async fn an_operator_whose_links_went_silent_keeps_nobody_waiting() {
         let mut flip = frozen(&split, point, to(number), &[(variable, &through)]);
         proxy.set(Line::Silent);
         flip.signal(Signal::CONT);
-        let before = bank.acknowledged(Side::Monolith) + bank.acknowledged(Side::Service);
-        until("somebody takes writes", SOON, async || {
-            let now = bank.acknowledged(Side::Monolith) + bank.acknowledged(Side::Service);
-            (now > before + 20).then_some(())
-        })
-        .await;
+        bank.goes_on(20).await;
         // The first one is told that a flip ends within seconds; signals that come at once count as one.
         until_blocking("the second Ctrl-C is obeyed", SOON, || {
             flip.signal(Signal::INT);
