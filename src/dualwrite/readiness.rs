@@ -16,7 +16,7 @@ mod writers;
 pub use facts::{Access, Facts, Findings, Holder, Prepared, Probe, Replica, Slot, Standby};
 pub use gather::{Sessions, gather, unguarded};
 
-use crate::authority::Side;
+use crate::authority::{Side, Standing};
 use crate::journal::operators::OperatorRow;
 use crate::plan::{Plan, Policy, Service};
 use crate::problem::Problem;
@@ -97,6 +97,15 @@ impl<'a> Asked<'a> {
     }
 }
 
+/// What to do about a stream that a move before this one has not turned yet.
+fn until_turned(asked: &Asked<'_>) -> String {
+    format!(
+        "{}; where the move before this one was cut off, a running mirror finishes it within seconds, and then {}",
+        asked.command("status"),
+        asked.flip()
+    )
+}
+
 /// Judges what was found.
 #[must_use]
 pub fn judge(facts: &Facts, asked: &Asked<'_>) -> Judgement {
@@ -109,6 +118,31 @@ pub fn judge(facts: &Facts, asked: &Asked<'_>) -> Judgement {
     problems.extend(facts.other.as_ref().map(|other| at_work(other, asked)));
     problems.sort();
     Judgement { problems, without_evidence }
+}
+
+/// The answer where somebody else moved authority while the facts were gathered. `now` is where it stands since.
+#[must_use]
+pub fn moved_meanwhile(now: Standing, asked: &Asked<'_>) -> Judgement {
+    let fact = match now {
+        Standing::Owned { owner, epoch } | Standing::Behind { owner, epoch } => {
+            format!(
+                "authority was moved while it was looked at; it is with the {owner} since epoch {}",
+                epoch.0
+            )
+        }
+        Standing::Fenced { from, epoch } | Standing::Aborted { from, epoch } => {
+            format!(
+                "authority is being moved, away from the {from}, by somebody else; both sides are closed at epoch {}",
+                epoch.0
+            )
+        }
+        Standing::BothOpen | Standing::Broken => "its gates changed while it was looked at".to_owned(),
+    };
+    let problem = Problem::error("authority-moved", asked.object())
+        .fact(fact)
+        .consequence("what was found is partly from before and partly from after, so nothing was begun")
+        .next(format!("{}; then {} if it is still wanted", asked.command("status"), asked.flip()));
+    Judgement { problems: vec![problem], without_evidence: None }
 }
 
 /// A courtesy: whoever insists can wait until the other one is silent.

@@ -120,9 +120,9 @@ impl Conduct<'_> {
         let (mut slices, mut begins) = (Vec::new(), true);
         for member in members {
             let slice = member.mapping.slice.clone();
-            let standing =
-                standing(member).await.map_err(|source| MoveError { slice: slice.clone(), source })?;
-            let epoch = match standing {
+            let mut links = Links::new(member.monolith.clone(), member.service.clone());
+            let standing = standing(&mut links, &slice).await;
+            let epoch = match standing.map_err(|source| MoveError { slice: slice.clone(), source })? {
                 Standing::Owned { owner, epoch } => {
                     begins &= owner != to;
                     epoch.0 + 1
@@ -264,15 +264,13 @@ pub fn operator(order: &Order) -> Operator {
     }
 }
 
-async fn standing(member: &Member) -> Result<Standing, FlipError> {
+async fn standing(links: &mut Links, slice: &str) -> Result<Standing, FlipError> {
     let failed =
         |error: JournalError| FlipError::Failed { what: "looking at a side", words: chain_of(&error) };
     let absent = || FlipError::Failed {
         what: "looking at a side",
-        words: format!("slice {} has no gate row there", member.mapping.slice),
+        words: format!("slice {slice} has no gate row there"),
     };
-    let slice = &member.mapping.slice;
-    let mut links = Links::new(member.monolith.clone(), member.service.clone());
     let mut gates = Vec::new();
     for side in [Side::Monolith, Side::Service] {
         let client = links.looking(side).await?;
@@ -291,12 +289,16 @@ async fn judge(
     who: &Operator,
 ) -> Result<readiness::Judgement, FlipError> {
     let mut links = Links::new(member.monolith.clone(), member.service.clone());
+    let before = standing(&mut links, asked.slice).await?;
     let (_, monolith, service) = links.three(Side::Monolith).await?;
     let sessions = Sessions { monolith, service };
     let unguarded = readiness::unguarded(sessions, &member.mapping).await?;
     let findings = Findings { unguarded, way_back: way_back(member, asked.to, (monolith, service)).await };
     let facts = Box::pin(readiness::gather(sessions, asked, &member.mapping, who, findings)).await?;
-    Ok(readiness::judge(&facts, asked))
+    let judged = readiness::judge(&facts, asked);
+    // Facts of which some are from before a move and some from after it say nothing, and name the wrong cure.
+    let after = standing(&mut links, asked.slice).await?;
+    Ok(if judged.is_go() || before == after { judged } else { readiness::moved_meanwhile(after, asked) })
 }
 
 /// Why the stream that would carry the new owner's writes can't be relied on; nothing when a canary arrived and the side that

@@ -1,7 +1,7 @@
 //! The stream from the side that would be fenced: whether it is alive and quick, and whether both sides are proven equal.
 
-use super::Asked;
 use super::facts::{Facts, Probe};
+use super::{Asked, until_turned};
 use crate::authority::Side;
 use crate::journal::readiness::Mirror;
 use crate::problem::{Problem, bring_back};
@@ -86,11 +86,7 @@ fn stream(facts: &Facts, asked: &Asked<'_>) -> Option<Problem> {
         Problem::error("stream-not-applying", asked.object())
             .fact(format!("the stream from the {} {fact}", asked.from()))
             .consequence("writes of the old side would be missing on the new one")
-            .next(format!(
-                "{}; where the move before this one was cut off, a running mirror finishes it within seconds, and then {}",
-                asked.command("status"),
-                asked.flip()
-            )),
+            .next(until_turned(asked)),
     )
 }
 

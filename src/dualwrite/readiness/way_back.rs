@@ -1,8 +1,8 @@
 //! Whether authority could come back, and whether the gates are there at all.
 
-use super::Asked;
 use super::facts::Facts;
 use super::outgoing::is_alive;
+use super::{Asked, until_turned};
 use crate::authority::Side;
 use crate::problem::Problem;
 
@@ -42,14 +42,14 @@ fn gates(facts: &Facts, asked: &Asked<'_>) -> Option<Problem> {
 
 /// The stream that would bring the new owner's writes to the old side.
 fn stream(facts: &Facts, asked: &Asked<'_>) -> Option<Problem> {
-    let fact = match &facts.from.stream {
-        None => "there is no stream".to_owned(),
+    let (fact, next) = match &facts.from.stream {
+        None => ("there is no stream".to_owned(), repair(asked)),
         Some(stream) if stream.state != "running" => {
             let why = stream.detail.as_deref().map(|detail| format!(": {detail}")).unwrap_or_default();
-            format!("the stream is {}{why}", stream.state)
+            (format!("the stream is {}{why}", stream.state), repair(asked))
         }
         Some(stream) if stream.mode != "TRIPWIRE" => {
-            format!("the stream is in mode {}, not TRIPWIRE", stream.mode)
+            (format!("the stream is in mode {}, not TRIPWIRE", stream.mode), until_turned(asked))
         }
         Some(_) => return None,
     };
@@ -57,7 +57,7 @@ fn stream(facts: &Facts, asked: &Asked<'_>) -> Option<Problem> {
         Problem::error("way-back-missing", asked.object())
             .fact(format!("{fact} from the {} to the {}", asked.to, asked.from()))
             .consequence("authority could not come back, and the old side would see no new rows")
-            .next(repair(asked)),
+            .next(next),
     )
 }
 

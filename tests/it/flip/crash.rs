@@ -74,7 +74,8 @@ async fn two_operators_who_start_together_do_no_harm_and_get_one_flip() {
             let both = [split.start("flip", &arguments), split.start("flip", &arguments)];
             let both = both.map(Background::ended);
             for ended in &both {
-                // One that meets the other one, or looks into the middle of its work, says so.
+                // One that meets the other one, or looks into the middle of its work, says so. A flip that follows at
+                // once may find the streams of the one before not turned yet.
                 let met = [
                     "operator-at-work",
                     "authority-",

@@ -26,6 +26,17 @@ async fn a_canary_goes_each_way_whoever_has_the_authority() {
         prove_way(&stage.monolith, &stage.service, forward, SOON).await.unwrap();
         prove_way(&stage.service, &stage.monolith, reverse, SOON).await.unwrap();
     }
+    // Of two that are set out at once one takes the place of the other.
+    for of in [forward, reverse] {
+        let source = |other| if of == forward { &stage.monolith } else { other };
+        let target = if of == forward { &stage.service } else { &stage.monolith };
+        for _ in 0..20 {
+            let ways = [0; 4].map(|_| prove_way(source(&stage.service), target, of, SOON));
+            for proven in futures_util::future::join_all(ways).await {
+                proven.unwrap();
+            }
+        }
+    }
     stage.watched(Way::Forward).await;
     assert_eq!(stage.alarms().await, Vec::<String>::new(), "a canary is no stray write");
     // Rows that are not published don't arrive, though the stream runs.
