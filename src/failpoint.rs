@@ -87,6 +87,7 @@ pub const DISARM: &[&str] = &[
 
 /// Kill points of a move of authority, in their order.
 pub const FLIP: &[&str] = &[
+    "flip-looked",
     "flip-proposed",
     "flip-writers-held",
     "flip-drained",

@@ -14,6 +14,7 @@ use crate::cdc::mirror::chain_of;
 use crate::cdc::way;
 use crate::dualwrite::hooks::{Executor, Moving, Occasion, Outcome, Report};
 use crate::dualwrite::readiness::{self, Asked, Findings, Sessions};
+use crate::failpoint;
 use crate::journal::operators::{self, Operator};
 use crate::journal::streams::StreamOf;
 use crate::journal::{JournalError, authority};
@@ -295,6 +296,7 @@ async fn judge(
     let unguarded = readiness::unguarded(sessions, &member.mapping).await?;
     let findings = Findings { unguarded, way_back: way_back(member, asked.to, (monolith, service)).await };
     let facts = Box::pin(readiness::gather(sessions, asked, &member.mapping, who, findings)).await?;
+    failpoint::hit("flip-looked");
     let judged = readiness::judge(&facts, asked);
     // Facts of which some are from before a move and some from after it say nothing, and name the wrong cure.
     let after = standing(&mut links, asked.slice).await?;

@@ -102,15 +102,7 @@ fn frozen(split: &Split, point: &str, to: Side, links: &[(&str, &str)]) -> Backg
         let mut command = split.command(&[&["flip", "plan.yaml"], back(to), &UNPROVEN].concat());
         command.env("STRANGLER_FREEZE", point).envs(links.iter().copied());
         let mut flip = split.start_command(command);
-        let stands = until_blocking("the flip stands still or ends", SOON, || {
-            if flip.has_ended() {
-                return Some(false);
-            }
-            let stat = std::fs::read_to_string(format!("/proc/{}/stat", flip.id())).ok()?;
-            // proc(5): the state is behind the name, which ends with a parenthesis.
-            stat.rsplit(") ").next()?.starts_with('T').then_some(true)
-        });
-        if stands {
+        if stands_still(&mut flip) {
             return Some(flip);
         }
         let ended = flip.ended();
@@ -118,6 +110,36 @@ fn frozen(split: &Split, point: &str, to: Side, links: &[(&str, &str)]) -> Backg
         assert!(again, "{point} was not reached: {}", ended.page());
         None
     })
+}
+
+/// Waits until the flip is frozen; `false` when it ended before.
+fn stands_still(flip: &mut Background) -> bool {
+    until_blocking("the flip stands still or ends", SOON, || {
+        if flip.has_ended() {
+            return Some(false);
+        }
+        let stat = std::fs::read_to_string(format!("/proc/{}/stat", flip.id())).ok()?;
+        // proc(5): the state is behind the name, which ends with a parenthesis.
+        stat.rsplit(") ").next()?.starts_with('T').then_some(true)
+    })
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_was_found_before_somebody_else_moved_authority_is_not_said() {
+    let (split, monolith, service, mirror) = armed().await;
+    let mut command = split.command(&["flip", "plan.yaml"]);
+    command.env("STRANGLER_FREEZE", "flip-looked");
+    let mut late = split.start_command(command);
+    assert!(stands_still(&mut late));
+    monolith.batch_execute("DELETE FROM strangler.operator").await.unwrap();
+    complete(&split, &mirror, &UNPROVEN);
+    late.signal(Signal::CONT);
+    let ended = late.ended();
+    assert_eq!(ended.exit, Some(3), "{}", ended.page());
+    assert!(ended.stderr.contains("authority-moved"), "{}", ended.page());
+    assert!(ended.stderr.contains("it is with the service since epoch 2"), "{}", ended.page());
+    assert!(!ended.stderr.contains("no-evidence"), "{}", ended.page());
+    quiet(&monolith, &service).await;
 }
 
 /// The epoch of the side that is open, when one is.
