@@ -140,7 +140,7 @@ impl Applier {
         let mut sets = Vec::new();
         let mut contradicted = false;
         for (index, operations) in &batch.operations {
-            let whole = tables.get(*index).is_some_and(|table| table.rows_are_whole);
+            let whole = tables.get(*index).is_some_and(|table| table.rows_are_whole());
             match coalesce(operations, whole) {
                 Ok(set) => sets.push((*index, set)),
                 Err(_) => contradicted = true,
@@ -301,7 +301,7 @@ impl Applier {
         operations: &[RowOperation],
     ) -> Result<Option<String>, MirrorError> {
         self.savepoint("SAVEPOINT one").await?;
-        if let Ok(set) = coalesce(operations, table.rows_are_whole) {
+        if let Ok(set) = coalesce(operations, table.rows_are_whole()) {
             match self.run_set(table, &set).await {
                 Ok(()) => return self.savepoint("RELEASE SAVEPOINT one").await.map(|()| None),
                 Err(Refusal::Fatal(error)) => return Err(error),
@@ -476,20 +476,26 @@ fn works_of<'a>(table: &TableRun, set: &'a Sets) -> Result<Vec<Work<'a>>, Refusa
     Ok(works)
 }
 
-/// The statement that replaces the row of a single update; none where the table has no column that can't be set, or has
-/// columns besides the mapped ones, whose values would be lost.
+/// The statement that replaces the row of a single update; none where the table has no column that can't be set.
 fn replacement<'a>(table: &TableRun, set: &'a Sets) -> Result<Option<Work<'a>>, Refusal> {
     let mapping = &table.written;
     let [update] = set.updates.as_slice() else { return Ok(None) };
-    if !table.rows_are_whole || !mapping.columns.iter().any(|column| column.identity_always) {
+    if !mapping.columns.iter().any(|column| column.identity_always) {
         return Ok(None);
     }
     let carried: Vec<bool> = update.row.iter().map(|value| *value != Value::Unchanged).collect();
-    let mut arrays = key_arrays(mapping, std::iter::once(&update.origin))?;
-    for value in update.row.iter().filter(|value| **value != Value::Unchanged) {
-        arrays.push(vec![value_text(Some(value))?]);
+    replaced(table, &[update], &carried).map(Some)
+}
+
+/// The statement by which the rows of updates go and come again. All of them carry the same columns.
+fn replaced<'a>(table: &TableRun, updates: &[&'a SetUpdate], carried: &[bool]) -> Result<Work<'a>, Refusal> {
+    let mut arrays = key_arrays(&table.written, updates.iter().map(|update| &update.origin))?;
+    for (column, _) in carried.iter().enumerate().filter(|(_, carried)| **carried) {
+        let values = updates.iter().map(|update| value_text(update.row.get(column)));
+        arrays.push(values.collect::<Result<_, _>>()?);
     }
-    Ok(Some(Work { sql: statements::replace(mapping, &table.equality, &carried), arrays, rows: 1 }))
+    let sql = statements::replace((&table.written, &table.left_behind), &table.equality, carried);
+    Ok(Work { sql, arrays, rows: updates.len() })
 }
 
 fn key_arrays<'a>(

@@ -53,6 +53,17 @@ impl WorkerSessions {
     }
 }
 
+/// A table that is copied.
+#[derive(Debug, Clone)]
+pub struct Copied {
+    /// Name of the target table, as our tables have it.
+    pub label: String,
+    /// Mapping.
+    pub mapping: Arc<TableMapping>,
+    /// Both servers read the binary form of every column alike, so it may pass through.
+    pub binary: bool,
+}
+
 /// What all workers of a round share.
 #[derive(Debug)]
 pub struct RoundWork {
@@ -62,10 +73,8 @@ pub struct RoundWork {
     pub snapshot: String,
     /// WAL insert position read after the snapshot.
     pub lsn: Lsn,
-    /// Tables by number: label and mapping.
-    pub tables: Vec<(String, Arc<TableMapping>)>,
-    /// Both servers are of one major version, so binary COPY may pass through.
-    pub same_major: bool,
+    /// Tables by number.
+    pub tables: Vec<Copied>,
     /// Pages of tables that are copied in parts, by number.
     pub pages: HashMap<usize, i64>,
     /// Jobs not yet taken.
@@ -122,7 +131,8 @@ async fn land(
     job: &Job,
     reports: &mpsc::Sender<Report>,
 ) -> Result<(), MirrorError> {
-    let Some((label, mapping)) = round.tables.get(job.table) else { return Ok(()) };
+    let Some(table) = round.tables.get(job.table) else { return Ok(()) };
+    let (label, mapping) = (&table.label, table.mapping.as_ref());
     round.hooks.pass("landing").await;
     let target = &sessions.target;
     target.batch_execute("BEGIN").await.map_err(MirrorError::sql("opening a landing"))?;
@@ -136,7 +146,7 @@ async fn land(
         return target.batch_execute("ROLLBACK").await.map_err(MirrorError::sql("keeping a part"));
     }
     let condition = job_condition(round, mapping, job);
-    let (rows, bytes) = match pipe(sessions, round, (job.table, mapping), condition, reports).await {
+    let (rows, bytes) = match pipe(sessions, (job.table, table), condition, reports).await {
         Err(MirrorError::Sql { action: LANDING, source }) if sqlstate::is_about_the_table(&source) => {
             return Err(stand_still(sessions, round, label, &sqlstate::words(&source)).await?);
         }
@@ -244,13 +254,12 @@ fn job_condition(round: &RoundWork, mapping: &TableMapping, job: &Job) -> Option
 /// Streams the rows through, unread: binary where both sides read it alike, text otherwise.
 async fn pipe(
     sessions: &WorkerSessions,
-    round: &RoundWork,
-    (number, mapping): (usize, &TableMapping),
+    (number, table): (usize, &Copied),
     condition: Option<String>,
     reports: &mpsc::Sender<Report>,
 ) -> Result<(u64, u64), MirrorError> {
-    let binary = round.same_major && mapping.columns.iter().all(|column| column.binary);
-    let format = if binary { " (FORMAT binary)" } else { "" };
+    let mapping = &table.mapping;
+    let format = if table.binary { " (FORMAT binary)" } else { "" };
     let only = if mapping.partitioned { "" } else { "ONLY " };
     let filter = condition.map_or_else(String::new, |sql| format!(" WHERE {sql}"));
     let read = format!(

@@ -8,7 +8,7 @@ use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
 use super::borders::{Job, JobExtent, next_ranges};
-use super::copy::{Report, WorkerSessions};
+use super::copy::{Copied, Report, WorkerSessions};
 use super::engine::Engine;
 use super::error::MirrorError;
 use super::round::{self, RoundEnd, RoundPlan, RoundSessions};
@@ -76,6 +76,11 @@ impl Copying {
             exporter: None,
             waiting: None,
         }
+    }
+
+    fn table(&self, run: &TableRun) -> Copied {
+        let binary = self.same_major && run.written.columns.iter().all(|column| column.binary);
+        Copied { label: run.label.clone(), mapping: Arc::clone(&run.mapping), binary }
     }
 
     /// The stream delivered the commit of `xid`, with changes in it.
@@ -259,12 +264,7 @@ impl Engine {
         let plan = RoundPlan {
             claim: self.applier.claim().clone(),
             jobs: jobs.to_vec(),
-            tables: self
-                .tables
-                .iter()
-                .map(|table| (table.label.clone(), Arc::clone(&table.mapping)))
-                .collect(),
-            same_major: self.copying.same_major,
+            tables: self.tables.iter().map(|table| self.copying.table(table)).collect(),
             hooks: self.config.options.hooks.clone(),
         };
         let Some(exporter) = self.copying.exporter.take() else { return Ok(RoundEnd::Complete) };

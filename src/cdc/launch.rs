@@ -127,6 +127,11 @@ async fn prepare(
     };
     let applied = prepare_slot(config, &mut links, &row, (identity.database_oid, &identity.uuid)).await?;
     let claim = claim(config, &row, applied);
+    if claim.direction == Direction::Forward && claim.mode == Mode::Tripwire {
+        // What was typed while the service's tables are the truth was meant for the way back, and must not empty them when
+        // authority has come home.
+        memory.retry.clear();
+    }
     if claim.direction == Direction::Forward && claim.mode == Mode::Apply {
         copy_anew(config, (&links, &publication), &claim, memory).await?;
     }

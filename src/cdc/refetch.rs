@@ -15,6 +15,7 @@ use crate::journal::copies::{Extent, PieceRow};
 use crate::landing::key::Key;
 use crate::lsn::Lsn;
 use crate::mapping::TableMapping;
+use crate::mapping::input::{key_type, key_value_sql};
 use crate::name::{quote_ident, quote_literal};
 use crate::postgres::connect::Session;
 use crate::postgres::equality;
@@ -101,8 +102,8 @@ async fn read_row(reader: &Session, mapping: &TableMapping, key: &Key) -> Result
         .zip(key.to_strings())
         .zip(equality(reader, mapping).await?)
         .map(|((column, value), equals)| {
-            let (name, value) = (quote_ident(&column.source), quote_literal(&value));
-            format!("{name} {equals} {value}::{}", column.cast_sql)
+            let value = key_value_sql(&column.cast_sql, &format!("{}::text", quote_literal(&value)));
+            format!("{} {equals} {value}", quote_ident(&column.source))
         })
         .collect();
     conditions.extend(mapping.filter_sql());
@@ -225,7 +226,7 @@ async fn key_types(reader: &Session, mapping: &TableMapping) -> Result<Vec<Strin
         .query(sql, &[&mapping.source.sql(), &names])
         .await
         .map_err(MirrorError::sql("reading the types of a key"))?;
-    Ok(rows.iter().map(|row| row.get(0)).collect())
+    Ok(rows.iter().map(|row| key_type(row.get(0)).to_owned()).collect())
 }
 
 /// By which operators the monolith finds a key, so that its index is used.

@@ -6,6 +6,7 @@
 //! contradict the stream are never skipped: with `--retry` they become requests like any other, and the stream goes on
 //! once they are done.
 
+use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
 use tokio_postgres::Client;
@@ -24,6 +25,9 @@ use crate::lsn::Lsn;
 /// Rows repaired in one transaction: the stream stands still meanwhile, and a refused row costs the group a second
 /// attempt.
 const GROUP_ROWS: i64 = 100;
+/// Rows that were refused in their groups and are tried again together: what holds a unique value that one of them is to
+/// get may be another one of them. Some 100 MB of rows of 10 kB.
+const REFUSED_ROWS: i64 = 10_000;
 /// Pause between snapshots that don't see everything that was delivered, or locks that were not to be had.
 const AGAIN_AFTER: Duration = Duration::from_millis(20);
 
@@ -34,13 +38,15 @@ pub(crate) struct Repairs {
     /// Nothing of the stream is read before they are done.
     pub(crate) first: bool,
     tried: Option<Instant>,
+    /// Requests that were refused in their group, and not answered yet.
+    refused: BTreeSet<i64>,
 }
 
 impl Repairs {
     /// Those that wait at the start of a way back: the next event may be one that contradicts what they put right.
     pub(crate) async fn before_reading(target: &Client, slice: &str) -> Result<Self, MirrorError> {
         let waiting = repairs::are_pending(target, slice).await?;
-        Ok(Self { wanted: waiting, first: waiting, tried: None })
+        Ok(Self { wanted: waiting, first: waiting, ..Self::default() })
     }
 }
 
@@ -63,7 +69,7 @@ impl Engine {
         if !self.copying.barrier_passed(&self.source, &self.config.options.hooks).await? {
             return Ok(false);
         }
-        let waiting = repairs::pending(self.applier.session(), self.slice(), GROUP_ROWS).await?;
+        let waiting = self.next_requests().await?;
         let Some(label) = waiting.first().map(|pending| pending.source_table.clone()) else {
             self.repairs = Repairs::default();
             return Ok(false);
@@ -87,6 +93,17 @@ impl Engine {
         hooks.pass("repair-read").await;
         self.write_repairs(group, picture).await?;
         Ok(true)
+    }
+
+    /// Those that were not tried yet; when there are none, those that were refused in their groups, all together.
+    async fn next_requests(&self) -> Result<Vec<Pending>, MirrorError> {
+        let refused: Vec<i64> = self.repairs.refused.iter().copied().collect();
+        let (session, slice) = (self.applier.session(), self.slice());
+        let fresh = repairs::pending(session, slice, (&refused, false), GROUP_ROWS).await?;
+        if fresh.is_empty() && !refused.is_empty() {
+            return Ok(repairs::pending(session, slice, (&refused, true), REFUSED_ROWS).await?);
+        }
+        Ok(fresh)
     }
 
     /// Rows of the monolith contradict the way back: asks for them to be read from the service again, as the operator has
@@ -159,9 +176,16 @@ impl Engine {
         let repaired: Vec<(usize, &SourceRow)> =
             rows.iter().enumerate().filter(|(place, _)| kept(*place)).collect();
         let asked = |place: usize| places.get(place).into_iter().flatten().copied();
-        refused
-            .extend(failed.iter().flat_map(|(place, why)| asked(*place).map(|asked| (asked, why.clone()))));
         let id = |place: usize| group.pending.get(place).map(|pending| pending.id);
+        // A row that was refused is not answered before all that were refused were tried together.
+        let again = group.pending.iter().all(|pending| self.repairs.refused.contains(&pending.id));
+        let failed = failed.iter().flat_map(|(place, why)| asked(*place).map(|asked| (asked, why.clone())));
+        if again {
+            refused.extend(failed);
+        } else {
+            let failed: Vec<i64> = failed.filter_map(|(place, _)| id(place)).collect();
+            self.repairs.refused.extend(failed);
+        }
         let ids: Vec<i64> = repaired.iter().flat_map(|(place, _)| asked(*place)).filter_map(id).collect();
         let refusals: Vec<(i64, String)> =
             refused.into_iter().filter_map(|(place, why)| Some((id(place)?, why))).collect();

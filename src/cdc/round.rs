@@ -5,7 +5,7 @@
 //! used only if it sees every transaction that the stream has delivered; the WAL position is read after it.
 
 use std::collections::{HashMap, VecDeque};
-use std::sync::{Arc, Mutex};
+use std::sync::Mutex;
 use std::time::Duration;
 
 use futures_util::future::try_join_all;
@@ -13,7 +13,7 @@ use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
 use super::borders::{Job, JobExtent};
-use super::copy::{Report, RoundWork, WorkerSessions, work};
+use super::copy::{Copied, Report, RoundWork, WorkerSessions, work};
 use super::error::MirrorError;
 use super::source;
 use crate::failpoint::hooks::{Hooks, Mutant};
@@ -21,7 +21,6 @@ use crate::journal::claims::Claim;
 use crate::journal::streams;
 use crate::landing::ring::Ring;
 use crate::lsn::Lsn;
-use crate::mapping::TableMapping;
 use crate::postgres::connect::Session;
 use crate::postgres::sqlstate;
 
@@ -65,10 +64,8 @@ pub struct RoundPlan {
     pub claim: Claim,
     /// Jobs in order.
     pub jobs: Vec<Job>,
-    /// All tables of the slice by number: label and mapping.
-    pub tables: Vec<(String, Arc<TableMapping>)>,
-    /// Both servers are of one major version.
-    pub same_major: bool,
+    /// All tables of the slice by number.
+    pub tables: Vec<Copied>,
     /// What tests change.
     pub hooks: Hooks,
 }
@@ -114,7 +111,6 @@ pub async fn run(
         snapshot,
         lsn,
         tables: plan.tables,
-        same_major: plan.same_major,
         queue: Mutex::new(VecDeque::from(plan.jobs)),
         hooks: plan.hooks,
     };
@@ -137,8 +133,8 @@ async fn count_pages(source: &Session, plan: &RoundPlan) -> Result<HashMap<usize
         {
             continue;
         }
-        if let Some((_, table)) = plan.tables.get(job.table) {
-            pages.insert(job.table, source::pages(source, &table.source.sql()).await?);
+        if let Some(table) = plan.tables.get(job.table) {
+            pages.insert(job.table, source::pages(source, &table.mapping.source.sql()).await?);
         }
     }
     Ok(pages)
@@ -151,7 +147,7 @@ fn table_names(plan: &RoundPlan) -> Vec<String> {
     numbers
         .iter()
         .filter_map(|number| plan.tables.get(*number))
-        .map(|(_, table)| table.source.sql())
+        .map(|table| table.mapping.source.sql())
         .collect()
 }
 

@@ -4,7 +4,7 @@
 //! name the type without its modifier: a value that doesn't fit is an error, never cut. Nothing says ONLY: an adopted
 //! table may be partitioned, and one that others inherit from is refused by `provision`.
 
-use crate::mapping::input::value_sql;
+use crate::mapping::input::{key_value_sql, value_sql};
 use crate::mapping::{ColumnMapping, TableMapping};
 use crate::name::quote_ident;
 use crate::postgres::equality::BUILT_IN;
@@ -103,11 +103,16 @@ pub fn held(table: &TableMapping, equality: &[String]) -> String {
     )
 }
 
-/// Updates rows by key where a column that can't be set has changed (GENERATED ALWAYS AS IDENTITY, `SET n = DEFAULT`): each
-/// row goes and comes again in one statement, with the values that the update does not carry. Only for a table whose
-/// columns are all mapped. Takes what [`update`] takes.
+/// Updates rows by key where that can't be done in place: a column that can't be set has changed (GENERATED ALWAYS AS
+/// IDENTITY, `SET n = DEFAULT`), or rows hold unique values that others of them are to get. Each row goes and comes again
+/// in one statement, with the values that the update does not carry and those of columns that are not mapped. All of them
+/// are gone before the first one comes, which is what the sort is for. Takes what [`update`] takes.
 #[must_use]
-pub fn replace(table: &TableMapping, equality: &[String], carried: &[bool]) -> String {
+pub fn replace(
+    (table, left_behind): (&TableMapping, &[String]),
+    equality: &[String],
+    carried: &[bool],
+) -> String {
     let mut place = 0;
     let (mut kept, mut values) = (Vec::new(), Vec::new());
     for (index, column) in table.columns.iter().enumerate() {
@@ -119,17 +124,22 @@ pub fn replace(table: &TableMapping, equality: &[String], carried: &[bool]) -> S
             values.push(format!("g.t{index}"));
         }
     }
+    for (number, column) in left_behind.iter().enumerate() {
+        kept.push(format!(", t.{column} AS l{number}"));
+        values.push(format!("g.l{number}"));
+    }
+    let columns = std::iter::once(table.target_list()).chain(left_behind.iter().cloned());
     let names: Vec<String> =
         (0..table.key.len()).map(|k| format!("k{k}")).chain((0..place).map(|v| format!("v{v}"))).collect();
     let arrays: Vec<String> = (1..=names.len()).map(|n| format!("${n}::text[]")).collect();
     format!(
         "WITH gone AS (DELETE FROM {target} AS t USING unnest({}) AS s({}) WHERE {} RETURNING s.*{}) \
-         INSERT INTO {target} ({}) OVERRIDING SYSTEM VALUE SELECT {} FROM gone AS g",
+         INSERT INTO {target} ({}) OVERRIDING SYSTEM VALUE SELECT {} FROM gone AS g ORDER BY g.k0",
         arrays.join(", "),
         names.join(", "),
         key_match(table, equality),
         kept.concat(),
-        table.target_list(),
+        columns.collect::<Vec<_>>().join(", "),
         values.join(", "),
         target = table.target.sql(),
     )
@@ -167,7 +177,7 @@ fn key_match(table: &TableMapping, equality: &[String]) -> String {
         .enumerate()
         .map(|(n, column)| {
             let equals = equality.get(n).map_or(BUILT_IN, String::as_str);
-            let value = value_sql(&column.cast_sql, &format!("s.k{n}"));
+            let value = key_value_sql(&column.cast_sql, &format!("s.k{n}"));
             format!("t.{} {equals} {value}", quote_ident(&column.target))
         })
         .collect();

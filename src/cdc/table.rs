@@ -9,8 +9,10 @@ use crate::journal::copies::{Extent, PieceRow, TableRow, TableState};
 use crate::landing::key::{Key, Point};
 use crate::landing::pieces::{RangePiece, Stamp, TablePieces};
 use crate::lsn::Lsn;
+use crate::mapping::input::is_users;
 use crate::mapping::{KeyOrder, TableMapping};
-use crate::postgres::equality;
+use crate::name::quote_ident;
+use crate::postgres::{column_types, equality};
 
 /// A table as the engine holds it in memory; the stored truth is in the service's database.
 #[derive(Debug)]
@@ -25,8 +27,8 @@ pub struct TableRun {
     pub pieces: TablePieces,
     /// How it stands.
     pub state: TableState,
-    /// Every column of the target table is mapped, so that a changed key may become delete and insert.
-    pub rows_are_whole: bool,
+    /// Columns of the target table that are not mapped, quoted: what they hold is the target's own.
+    pub left_behind: Vec<String>,
     /// By which operators the target finds a key, in key order.
     pub equality: Vec<String>,
     /// Copied in key ranges rather than as a whole.
@@ -46,7 +48,7 @@ pub struct TableRun {
 /// What is known of the target's table.
 #[derive(Debug)]
 pub struct Target {
-    rows_are_whole: bool,
+    left_behind: Vec<String>,
     equality: Vec<String>,
     written: TableMapping,
 }
@@ -58,7 +60,7 @@ impl Target {
     /// [`MirrorError::Sql`], or [`MirrorError::Refused`] where the table is gone.
     pub async fn read(target: &Client, mapping: &TableMapping) -> Result<Self, MirrorError> {
         Ok(Self {
-            rows_are_whole: rows_are_whole(target, mapping).await?,
+            left_behind: left_behind(target, mapping).await?,
             equality: key_equality(target, mapping).await?,
             written: written(target, mapping).await?,
         })
@@ -66,6 +68,12 @@ impl Target {
 }
 
 impl TableRun {
+    /// Every column of the target table is mapped, so that a changed key may become delete and insert.
+    #[must_use]
+    pub fn rows_are_whole(&self) -> bool {
+        self.left_behind.is_empty()
+    }
+
     /// A table as its stored rows tell.
     ///
     /// # Errors
@@ -74,7 +82,7 @@ impl TableRun {
         mapping: &Arc<TableMapping>,
         row: &TableRow,
         pieces: &[PieceRow],
-        Target { rows_are_whole, equality, written }: Target,
+        Target { left_behind, equality, written }: Target,
         by_ranges: bool,
     ) -> Result<Self, MirrorError> {
         let order = mapping.key_order;
@@ -84,7 +92,7 @@ impl TableRun {
             written: Arc::new(written),
             pieces: TablePieces::empty(order),
             state: row.state,
-            rows_are_whole,
+            left_behind,
             equality,
             by_ranges,
             rows_copied: u64::try_from(row.rows_copied).unwrap_or(0),
@@ -190,23 +198,22 @@ pub fn expected_rows(mapping: &TableMapping) -> u64 {
     if estimate > 0 { estimate } else { mapping.heap_bytes / ROW_BYTES }
 }
 
-/// Whether every column of the target table that can be written is mapped.
+/// Columns of the target table that can be written and are not mapped, quoted.
 ///
 /// # Errors
 /// [`MirrorError::Sql`].
-async fn rows_are_whole(target: &Client, mapping: &TableMapping) -> Result<bool, MirrorError> {
-    let row = target
-        .query_one(
-            "SELECT count(*)::int8 FROM pg_attribute a JOIN pg_class c ON c.oid = a.attrelid \
+async fn left_behind(target: &Client, mapping: &TableMapping) -> Result<Vec<String>, MirrorError> {
+    let rows = target
+        .query(
+            "SELECT a.attname::text FROM pg_attribute a JOIN pg_class c ON c.oid = a.attrelid \
              JOIN pg_namespace n ON n.oid = c.relnamespace \
              WHERE n.nspname = $1 AND c.relname = $2 AND a.attnum > 0 AND NOT a.attisdropped \
-               AND a.attgenerated = ''",
+               AND a.attgenerated = '' ORDER BY a.attnum",
             &[&mapping.target.schema, &mapping.target.name],
         )
         .await
         .map_err(MirrorError::sql("reading the columns of a target table"))?;
-    let columns: i64 = row.get(0);
-    if columns == 0 {
+    if rows.is_empty() {
         return Err(MirrorError::Refused {
             what: format!(
                 "the table {} does not exist in the {}",
@@ -216,7 +223,8 @@ async fn rows_are_whole(target: &Client, mapping: &TableMapping) -> Result<bool,
             next: "strangler provision PLAN".to_owned(),
         });
     }
-    Ok(usize::try_from(columns) == Ok(mapping.columns.len()))
+    let mapped = |name: &&str| mapping.columns.iter().any(|column| column.target == **name);
+    Ok(rows.iter().map(|row| row.get(0)).filter(|name| !mapped(name)).map(quote_ident).collect())
 }
 
 /// By which operators the target finds a key, in key order.
@@ -230,21 +238,21 @@ pub async fn key_equality(target: &Client, mapping: &TableMapping) -> Result<Vec
     Ok(found.into_iter().next().unwrap_or_default())
 }
 
-/// The mapping with the user's types as the target names them: an adopted table may have an enum of another name or
-/// schema, of which only the labels are those of the monolith's.
+/// The mapping with types as the target has them. An adopted table may have an enum of another name or schema, of which only
+/// the labels are those of the monolith's, and larger integers, of which only the text is the same.
 async fn written(target: &Client, mapping: &TableMapping) -> Result<TableMapping, MirrorError> {
-    let sql = "SELECT a.attname::text, pg_catalog.format_type(a.atttypid, -1) FROM pg_catalog.pg_attribute a \
-               JOIN pg_catalog.pg_class c ON c.oid = a.attrelid JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace \
-               JOIN pg_catalog.pg_type t ON t.oid = a.atttypid \
-               WHERE n.nspname = $1 AND c.relname = $2 AND a.attnum > 0 AND NOT a.attisdropped \
-                 AND t.typnamespace <> 'pg_catalog'::pg_catalog.regnamespace";
-    let rows = target.query(sql, &[&mapping.target.schema, &mapping.target.name]).await;
+    let theirs = column_types::of(target, &mapping.target).await;
+    let mut theirs = theirs.map_err(MirrorError::sql("reading the types of a target table"))?;
     let mut written = mapping.clone();
-    for row in rows.map_err(MirrorError::sql("reading the types of a target table"))? {
-        let (name, cast_sql): (String, String) = (row.get(0), row.get(1));
-        for column in written.columns.iter_mut().filter(|column| column.target == name) {
-            column.cast_sql.clone_from(&cast_sql);
+    for column in &mut written.columns {
+        let Some(sql) = theirs.remove(&column.target) else { continue };
+        column.binary &= sql == column.cast_sql || TEXTS.contains(&sql.as_str());
+        if is_users(&sql) {
+            column.cast_sql = sql;
         }
     }
     Ok(written)
 }
+
+/// Types that take each other's binary form.
+const TEXTS: [&str; 2] = ["text", "character varying"];

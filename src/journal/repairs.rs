@@ -112,14 +112,19 @@ pub async fn are_pending(client: &Client, slice: &str) -> Result<bool, JournalEr
     Ok(row.get(0))
 }
 
-/// The oldest requests of a slice that wait.
+/// The oldest requests of a slice that wait: those among `chosen`, or those that are not.
 ///
 /// # Errors
 /// [`JournalError::Database`].
-pub async fn pending(client: &Client, slice: &str, limit: i64) -> Result<Vec<Pending>, JournalError> {
+pub async fn pending(
+    client: &Client,
+    slice: &str,
+    (chosen, among): (&[i64], bool),
+    limit: i64,
+) -> Result<Vec<Pending>, JournalError> {
     let sql = "SELECT id, source_table, key FROM strangler.repair \
-               WHERE slice = $1 AND state = 'requested' ORDER BY id LIMIT $2";
-    let rows = client.query(sql, &[&slice, &limit]).await.map_err(reading())?;
+               WHERE slice = $1 AND state = 'requested' AND (id = ANY ($2)) = $3 ORDER BY id LIMIT $4";
+    let rows = client.query(sql, &[&slice, &chosen, &among, &limit]).await.map_err(reading())?;
     Ok(rows.iter().map(|row| Pending { id: row.get(0), source_table: row.get(1), key: row.get(2) }).collect())
 }
 

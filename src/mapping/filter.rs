@@ -124,8 +124,13 @@ fn canonical(value_type: &ValueType<'_>, value: &str) -> Result<String, String> 
         },
         ValueType::Uuid => uuid(value).ok_or_else(|| "write 32 hexadecimal digits as 8-4-4-4-12".to_owned()),
         ValueType::Date => {
-            let date = value.trim().parse::<jiff::civil::Date>().ok().filter(|date| date.year() > 0);
-            date.map(|date| date.to_string()).ok_or_else(|| "write a date as YYYY-MM-DD".to_owned())
+            let value = value.trim();
+            if matches!(value, "infinity" | "-infinity") {
+                return Ok(value.to_owned());
+            }
+            let date = value.parse::<jiff::civil::Date>().ok().filter(|date| date.year() > 0);
+            date.map(|date| date.to_string())
+                .ok_or_else(|| "write a date as YYYY-MM-DD, infinity or -infinity".to_owned())
         }
         ValueType::Enum(labels) if labels.iter().any(|label| label == value) => Ok(value.to_owned()),
         ValueType::Enum(labels) => {
@@ -182,7 +187,7 @@ fn wrong_value(one: &Listed<'_>, column: &Column, value: &str, next: String) -> 
     Problem::error("filter-value", object(&one.table.name, &column.name))
         .at(one.rule.place)
         .fact(format!("the filter compares it with {value:?}, which is no {}", column.type_sql))
-        .consequence("no row could ever match")
+        .consequence("which rows it means is not known")
         .next(next)
 }
 

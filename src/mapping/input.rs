@@ -21,6 +21,19 @@ pub fn value_sql(cast_sql: &str, text: &str) -> String {
     }
 }
 
+/// As [`value_sql`], of a value that a key column is compared with.
+#[must_use]
+pub fn key_value_sql(cast_sql: &str, text: &str) -> String {
+    value_sql(key_type(cast_sql), text)
+}
+
+/// The type of a value that a key column of type `type_sql` is compared with. A column may be a larger integer on the other
+/// side, so a key from there need not fit; indexes find integers of any width.
+#[must_use]
+pub fn key_type(type_sql: &str) -> &str {
+    if ["smallint", "integer"].contains(&type_sql) { "bigint" } else { type_sql }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -28,6 +41,7 @@ mod tests {
     #[test]
     fn only_types_of_the_user_take_the_way_through_an_array() {
         assert_eq!(value_sql("integer", "s.v0"), "s.v0::integer");
+        assert_eq!(key_value_sql("integer", "s.k0"), "s.k0::bigint");
         assert_eq!(value_sql("public.mood[]", "s.v0"), "s.v0::public.mood[]");
         assert_eq!(
             value_sql("public.mood", "s.v0"),

@@ -149,7 +149,7 @@ fn filter_values_take_the_form_that_the_server_prints() {
         (Type::TEXT, &["UK", "EU", " EU"], &[" EU", "EU", "UK"]),
         (Type::BOOL, &["true", "No"], &["f", "t"]),
         (Type::UUID, &["4F4F6F2C0A3E4E7C9D6C1C9BE1D9C001"], &["4f4f6f2c-0a3e-4e7c-9d6c-1c9be1d9c001"]),
-        (Type::DATE, &["2026-02-28"], &["2026-02-28"]),
+        (Type::DATE, &["2026-02-28", " infinity"], &["2026-02-28", "infinity"]),
     ];
     for (of, written, expected) in cases {
         let catalog = catalog(vec![table("t", vec![column("k", of)])]);

@@ -41,6 +41,9 @@ const HASHABLE: &[&str] = &[
 /// under `C`.
 const HASHABLE_TEXT: &[&str] = &["bpchar", "character varying", "text"];
 
+/// Types of which an adopted column may be a larger one than the monolith's.
+pub(super) const INTEGERS: &[&str] = &["smallint", "integer", "bigint"];
+
 /// Hashable types with several representations of equal values: `1.0` and `1.00`, `-0` and `0`, `1 day` and
 /// `24 hours`, trailing blanks.
 const REPRESENTED: &[&str] = &["bpchar", "double precision", "interval", "numeric", "real"];
@@ -136,7 +139,8 @@ impl ColumnForm {
 /// are all null is not one.
 #[must_use]
 pub fn text_sql(cast_sql: &str, value: &str) -> String {
-    if is_users(cast_sql) {
+    // Its cast gives the bytes that were typed, of which the output function leaves out the declaration.
+    if is_users(cast_sql) || cast_sql == "xml" {
         format!("CASE WHEN num_nulls({value}) = 0 THEN format('%s', {value}) END")
     } else if cast_sql == "bpchar" {
         // The cast of `character` to text drops its padding.
@@ -294,7 +298,7 @@ impl TableForm {
     fn cheap_key(&self, side: Side) -> Option<CheapKey> {
         let [index] = self.mapping.key.as_slice() else { return None };
         let (form, column) = (self.forms.get(*index)?, self.mapping.columns.get(*index)?);
-        let integer = ["bigint", "integer", "smallint"].contains(&&*column.cast_sql);
+        let integer = INTEGERS.contains(&&*column.cast_sql);
         let function =
             direct_hash(*form, &column.cast_sql).filter(|_| integer && *form == ColumnForm::Native)?;
         Some(CheapKey { function, value: Self::column(column, side) })

@@ -64,6 +64,8 @@ pub struct Meeting {
     copy: Session,
     /// The last position that the mirror is known to have reached.
     reached: Mutex<Lsn>,
+    /// Where the mirror was given up: whoever waits next need not wait as long, unless it has moved since.
+    stands: Mutex<Option<Lsn>>,
     /// When the last meeting was called for, and where.
     met: Mutex<Option<(Instant, Lsn)>>,
 }
@@ -88,6 +90,7 @@ impl Meeting {
             authority,
             copy,
             reached: Mutex::new(Lsn::ZERO),
+            stands: Mutex::new(None),
             met: Mutex::new(None),
         })
     }
@@ -140,7 +143,10 @@ impl Meeting {
                 (last, moved) = (applied, Instant::now());
             }
             let waited = moved.elapsed();
-            if waited >= STANDSTILL {
+            let stands = *self.stands.lock().await == Some(applied);
+            if stands || waited >= STANDSTILL {
+                let waited = waited.max(STANDSTILL);
+                *self.stands.lock().await = Some(applied);
                 return Err(MeetError::Standstill { wanted, applied, waited });
             }
             tokio::time::sleep(pause).await;

@@ -142,13 +142,17 @@ pub async fn orphans(
             Ok(()) => {}
             Err(error) if Failure::of(&error) == Failure::Privilege => {
                 let places: Vec<&str> = owners.iter().map(|owner| owner.place.as_str()).collect();
+                let words = sqlstate::words(&error);
+                let right = if words.contains("row-level security") {
+                    "give the role of that link BYPASSRLS: rows that are hidden from it would look like orphans"
+                } else {
+                    "grant SELECT on it to the role of that link"
+                };
                 found.reasons.push(format!(
-                    "references of {} to {} could not be looked at ({}): {}; grant SELECT on it to the role of \
-                     that link",
+                    "references of {} to {} could not be looked at ({}): {words}; {right}",
                     form.mapping.source,
                     reference.references,
                     places.join(", "),
-                    sqlstate::words(&error)
                 ));
             }
             Err(error) => return Err(error.into()),

@@ -30,10 +30,12 @@ use super::meet::{MeetError, Meeting};
 use super::redact::Redactor;
 use super::sides::Sides;
 use super::stop::{self, Stopped};
+use crate::mapping::ColumnMapping;
+use crate::mapping::input::is_users;
 use crate::name::TableName;
 use crate::postgres::connect::{APPLY_ROLE, ConnectError, Session};
-use crate::postgres::equality;
 use crate::postgres::sqlstate::{self, Failure};
+use crate::postgres::{column_types, equality};
 
 /// Keys that are looked at in one statement.
 const LOOKED_AT_ONCE: usize = 1_000;
@@ -192,7 +194,8 @@ impl Prover {
         Ok(proof)
     }
 
-    /// By which operators both sides find a key, so that the lookup means what the index does, and uses it.
+    /// By which operators both sides find a key, so that the lookup means what the index does and uses it, and how the target
+    /// calls its types.
     async fn equality(&self, form: &TableForm) -> Result<Equality, ProveError> {
         let of = async |client: &Session, side: Side| {
             let columns = form.mapping.key_columns().map(|column| match side {
@@ -206,10 +209,15 @@ impl Prover {
         let copy = self.sides.copy();
         let (here, there) =
             tokio::try_join!(of(&self.authority, self.sides.authority), of(&self.copy, copy))?;
-        Ok(match copy {
-            Side::Target => Equality { source: here, target: there },
-            Side::Source => Equality { source: there, target: here },
-        })
+        let (source, target, service) = match copy {
+            Side::Target => (here, there, &self.copy),
+            Side::Source => (there, here, &self.authority),
+        };
+        let theirs = column_types::of(service, &form.mapping.target).await;
+        let mut theirs = theirs.map_err(ProveError::database("reading the types of a service's table"))?;
+        let mut theirs = |column: &ColumnMapping| theirs.remove(&column.target).filter(|sql| is_users(sql));
+        let cast = |column: &ColumnMapping| theirs(column).unwrap_or_else(|| column.cast_sql.clone());
+        Ok(Equality { source, target, target_casts: form.mapping.columns.iter().map(cast).collect() })
     }
 
     /// Looks at keys without locks, drops those that are equal, and tries to prove the others. Returns what is still

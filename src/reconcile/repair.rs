@@ -11,7 +11,7 @@ use serde_json::json;
 use tokio_util::sync::CancellationToken;
 
 use super::finding::{FindingKind, RawKey};
-use super::form::TableForm;
+use super::form::{Side, TableForm};
 use super::hands::{self, Hands, HandsError};
 use super::prove::{Proof, ProveError};
 use super::redact::Redactor;
@@ -52,6 +52,8 @@ pub struct Repaired {
     pub refused: BTreeMap<String, u64>,
     /// Findings that were not asked for, because no row of the copy is wrong by itself: orphans, and rows without a key.
     pub left_out: u64,
+    /// Those among them that are rows of the authority itself, which its filter forbids.
+    pub misplaced: u64,
     /// Rows that still differ when they are looked at again.
     pub still: Counts,
     /// Generated columns among what still differs, which no mirror writes, and whether the copy generates them too.
@@ -108,6 +110,8 @@ pub struct Wanted<'a> {
     pub rows: Vec<(&'a RawKey, FindingKind)>,
     /// Findings that a repair can't help.
     pub left_out: u64,
+    /// Those among them that are rows of the authority itself.
+    pub misplaced: u64,
     /// Generated columns among those that are listed as different: a repair does not write them.
     pub generated: BTreeSet<&'a str>,
 }
@@ -115,10 +119,14 @@ pub struct Wanted<'a> {
 /// What a repair would ask for, in the plan's order of tables.
 #[must_use]
 pub fn wanted<'a>(job: &'a SliceJob, done: &'a Done) -> Vec<Wanted<'a>> {
+    // Of two sides the service alone can hold a row that the filter forbids. Where it has the authority, such a row is the
+    // truth, and only the application can say what it should be.
+    let own = done.sides.authority == Side::Target;
     let of = |mapping: &'a TableMapping| {
         let found = done.keys.iter().filter(|(table, _, _)| *table == mapping.source);
         let rows: Vec<_> = found
             .filter(|(_, key, kind)| *kind != FindingKind::Orphan && !key.0.is_empty())
+            .filter(|(_, _, kind)| !own || *kind != FindingKind::Misplaced)
             .map(|(_, key, kind)| (key, *kind))
             .collect();
         let verdict = done.verdict.tables.iter().find(|verdict| verdict.source_table == mapping.source);
@@ -129,9 +137,11 @@ pub fn wanted<'a>(job: &'a SliceJob, done: &'a Done) -> Vec<Wanted<'a>> {
             listed.clone().flat_map(|finding| &finding.columns).any(|column| column.column == name)
         };
         let generated = mapping.generated.iter().map(|column| column.target.as_str());
+        let misplaced = verdict.and_then(|verdict| verdict.findings.get(&FindingKind::Misplaced)).copied();
         Wanted {
             mapping,
             rows,
+            misplaced: misplaced.filter(|_| own).unwrap_or(0),
             left_out: counted.saturating_sub(asked),
             generated: generated.filter(|name| differ(name)).collect(),
         }
@@ -168,6 +178,7 @@ pub async fn run(
             slice: job.mapping.slice.clone(),
             table: wanted.mapping.source.to_string(),
             left_out: wanted.left_out,
+            misplaced: wanted.misplaced,
             ..Repaired::default()
         };
         for rows in wanted.rows.chunks(ROWS_AT_ONCE) {

@@ -11,7 +11,7 @@ use std::collections::BTreeMap;
 use tokio_postgres::Client;
 use tokio_postgres::types::{ToSql, Type};
 
-use super::form::{ColumnForm, Side, TableForm, direct_hash, text_sql};
+use super::form::{ColumnForm, INTEGERS, Side, TableForm, direct_hash, text_sql};
 use super::sides::Sides;
 use crate::mapping::input::value_sql;
 use crate::name::{TableName, quote_ident};
@@ -107,6 +107,7 @@ pub async fn settle_forms(
         real_values(authority, tables, authority_side)
     )?;
     note_generated(tables, &there);
+    by_text_where_widths_differ(tables, &here, &there);
     let mut weakened = Vec::new();
     if here.encoding != there.encoding {
         weakened.extend(in_utf8(tables, &here.encoding, &there.encoding));
@@ -196,6 +197,18 @@ fn note_generated(tables: &mut [TableForm], copy: &Facts) {
         let name = form.mapping.columns.get(column).map(|column| &column.target);
         if let Some(filled) = name.and_then(|name| form.generated.get_mut(name)) {
             *filled = of.generated;
+        }
+    }
+}
+
+/// An adopted column may be a larger integer than the monolith's, which has another hash function, and the same text.
+fn by_text_where_widths_differ(tables: &mut [TableForm], here: &Facts, there: &Facts) {
+    let integer = |of: &SideType| of.sql.as_deref().is_some_and(|sql| INTEGERS.contains(&sql));
+    let places: Vec<(usize, usize)> = all_columns(tables).collect();
+    for ((table, column), (here, there)) in places.into_iter().zip(here.types.iter().zip(&there.types)) {
+        let form = tables.get_mut(table).and_then(|form| form.forms.get_mut(column));
+        if let Some(form) = form.filter(|_| integer(here) && integer(there) && here.sql != there.sql) {
+            *form = ColumnForm::Text;
         }
     }
 }

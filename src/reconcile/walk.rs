@@ -59,7 +59,8 @@ pub struct KeyFacts {
     pub ordered: bool,
     /// None of them can be null.
     pub not_null: bool,
-    /// A B-tree index begins with these columns in this order.
+    /// A B-tree index begins with these columns in this order, and gives them in it: all upwards or all downwards, by the order
+    /// of their types. One of `(a, b DESC)` gives each border only after a sort.
     pub indexed: bool,
     /// `pg_stats.correlation` of the first column.
     pub correlation: Option<f64>,
@@ -90,10 +91,11 @@ fn buckets(form: &TableForm) -> u32 {
     u32::try_from(wanted.min(BUCKETS_MAX)).unwrap_or(u32::MAX)
 }
 
-/// A collation that orders by bytes: the default one is the database's (`datlocprovider` exists from 15 on).
+/// A collation that orders by bytes: the default one is the database's (`datlocprovider` exists from 15 on). `indoption` is 0
+/// for ASC NULLS LAST and 3 for DESC NULLS FIRST, which is the same read backwards.
 const SQL: &str = "
 WITH k AS (
-    SELECT w.number, w.place, r.oid AS rel, a.attnum, a.attname, a.attnotnull, y.typname::text AS type,
+    SELECT w.number, w.place, r.oid AS rel, a.attnum, a.attname, a.attnotnull, a.attcollation, y.typname::text AS type,
         y.oid < 16384 AND (y.typname = ANY ($5) OR y.typname = ANY ($6) AND CASE a.attcollation
             WHEN 0 THEN false
             WHEN 100 THEN coalesce(to_jsonb(d) ->> 'datlocprovider', 'c') IN ('c', 'b') AND
@@ -108,12 +110,18 @@ WITH k AS (
 SELECT g.number, g.types, g.ordered, g.not_null,
     EXISTS (SELECT FROM pg_index i JOIN pg_class x ON x.oid = i.indexrelid JOIN pg_am m ON m.oid = x.relam
         WHERE i.indrelid = g.rel AND i.indisvalid AND i.indpred IS NULL AND m.amname = 'btree'
-            AND (string_to_array(i.indkey::text, ' ')::int2[])[1:cardinality(g.numbers)] = g.numbers),
+            AND (string_to_array(i.indkey::text, ' ')::int2[])[1:cardinality(g.numbers)] = g.numbers
+            AND (SELECT bool_and(p.sorted = p.wanted AND c.opcdefault) AND (bool_and(p.way = 0) OR bool_and(p.way = 3))
+                FROM unnest((string_to_array(i.indoption::text, ' ')::int2[])[1:cardinality(g.numbers)],
+                    (string_to_array(i.indcollation::text, ' ')::oid[])[1:cardinality(g.numbers)],
+                    (string_to_array(i.indclass::text, ' ')::oid[])[1:cardinality(g.numbers)], g.collations)
+                    AS p (way, sorted, class, wanted) LEFT JOIN pg_opclass c ON c.oid = p.class)),
     (SELECT s.correlation::float8 FROM pg_class x JOIN pg_namespace n ON n.oid = x.relnamespace
         JOIN pg_stats s ON (s.schemaname, s.tablename) = (n.nspname, x.relname)
         WHERE x.oid = g.rel AND s.attname = g.first ORDER BY s.inherited LIMIT 1)
 FROM (SELECT k.number, k.rel, array_agg(k.type ORDER BY k.place) AS types, bool_and(k.ordered) AS ordered,
         bool_and(k.attnotnull) AS not_null, array_agg(k.attnum ORDER BY k.place) AS numbers,
+        array_agg(k.attcollation ORDER BY k.place) AS collations,
         (array_agg(k.attname ORDER BY k.place))[1] AS first
     FROM k GROUP BY k.number, k.rel) AS g ORDER BY g.number";
 

@@ -3,7 +3,9 @@
 use strangler::cluster::{Cluster, LocalCluster};
 use strangler::mapping::{ColumnMapping, FilterTerm, KeyOrder, TableMapping};
 use strangler::name::TableName;
-use strangler::reconcile::digest::{Side, TableDigest, compare};
+use strangler::reconcile::digest::{TableDigest, compare};
+use strangler::reconcile::form::{Side, TableForm};
+use strangler::reconcile::walk::key_facts;
 use tokio_postgres::Client;
 
 use crate::support::cluster::{connect, create_database, launch};
@@ -206,4 +208,40 @@ async fn a_table_that_cannot_be_read_is_named_with_its_side() {
     assert_eq!(error.to_string(), "shop.things on the target could not be compared");
     let empty = compare(&mut sides.source, &mut sides.target, &[]).await.unwrap();
     assert_eq!(empty, []);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_index_serves_ranges_only_in_the_order_of_the_key() {
+    let cluster = launch();
+    create_database(&cluster, "source").await;
+    let client = connect(&cluster.url("source")).await;
+    let index = [
+        ("a, b", true),
+        ("a DESC, b DESC", true),
+        ("a, b, c", true),
+        ("a, b DESC", false),
+        ("a NULLS FIRST, b", false),
+        ("a, b text_pattern_ops", false),
+        ("a, b COLLATE \"POSIX\"", false),
+        ("b, a", false),
+    ];
+    let mut forms = Vec::new();
+    for (number, (columns, _)) in index.iter().enumerate() {
+        let sql = format!(
+            "CREATE TABLE t{number} (a int NOT NULL, b text COLLATE \"C\" NOT NULL, c int); CREATE INDEX ON t{number} ({columns})"
+        );
+        client.batch_execute(&sql).await.unwrap();
+        let mut mapping = mapping(Vec::new());
+        mapping.source = TableName::new("public", format!("t{number}"));
+        mapping.columns.truncate(2);
+        for (column, name) in mapping.columns.iter_mut().zip(["a", "b"]) {
+            column.source = name.to_owned();
+        }
+        mapping.key = vec![0, 1];
+        forms.push(TableForm::new(mapping, false));
+    }
+    let facts = key_facts(&client, &forms, Side::Source).await.unwrap();
+    for ((columns, serves), facts) in index.iter().zip(facts) {
+        assert_eq!((facts.indexed, facts.ordered), (*serves, true), "({columns})");
+    }
 }

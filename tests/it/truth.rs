@@ -1,6 +1,7 @@
 //! `strangler reconcile` tells the truth: through the real binary, between two real servers, with a real mirror, while
 //! the application writes.
 
+mod adopted;
 mod casts;
 mod classified;
 mod corruptions;
@@ -22,6 +23,7 @@ mod resumed;
 mod reverse;
 mod stage;
 mod storm;
+mod swapped;
 mod type_schemas;
 mod versions;
 mod widest;

@@ -2,7 +2,7 @@
 
 use tokio_postgres::types::ToSql;
 
-use super::{Applier, Refusal, key_arrays, refusal};
+use super::{Applier, Refusal, key_arrays, refusal, replaced};
 use crate::cdc::error::MirrorError;
 use crate::cdc::statements;
 use crate::cdc::table::TableRun;
@@ -19,12 +19,22 @@ pub struct SourceRow {
     pub row: Option<Tuple>,
 }
 
+/// How rows that are there are set.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Form {
+    /// By UPDATE.
+    InPlace,
+    /// They go, all of them, and come again.
+    Anew,
+}
+
 impl Applier {
     /// In the open transaction: deletes what the target has under these keys, however often, and inserts the rows that
     /// the monolith has. Keys whose row a constraint refuses stay as they are on the target, and are returned by their
     /// place in `rows` with the reason.
     ///
-    /// All keys are emptied before the first row goes in, so that values which wrong rows hold from each other pass.
+    /// All keys are emptied before the first row goes in, so that values which wrong rows hold from each other pass; on the way
+    /// back only where setting them in place was refused.
     /// When a row is refused even so, the others are tried again without it, with the row that it did not replace back
     /// in its place, until none is refused.
     ///
@@ -39,16 +49,14 @@ impl Applier {
         let mut left: Vec<(usize, &SourceRow)> = rows.iter().enumerate().collect();
         let mut refused = Vec::new();
         while !left.is_empty() {
-            self.savepoint("SAVEPOINT repair; SET CONSTRAINTS ALL IMMEDIATE").await?;
-            match self.replace_together(table, &left).await {
-                Ok(()) => {
-                    self.savepoint("RELEASE SAVEPOINT repair").await?;
-                    break;
+            let forms: &[Form] =
+                if table.mapping.reversed { &[Form::InPlace, Form::Anew] } else { &[Form::Anew] };
+            for form in forms {
+                if self.replace_together(table, &left, *form).await? {
+                    return Ok(refused);
                 }
-                Err(Refusal::Fatal(error)) => return Err(error),
-                Err(Refusal::Table(_)) => {}
             }
-            self.savepoint("ROLLBACK TO SAVEPOINT repair; SET CONSTRAINTS ALL IMMEDIATE").await?;
+            self.savepoint("SAVEPOINT repair; SET CONSTRAINTS ALL IMMEDIATE").await?;
             let failed = self.replace_singly(table, &left).await?;
             if failed.is_empty() {
                 self.savepoint("RELEASE SAVEPOINT repair").await?;
@@ -61,23 +69,38 @@ impl Applier {
         Ok(refused)
     }
 
+    /// All rows in one go. `false` when the table refused one, and nothing was done then.
     async fn replace_together(
         &mut self,
         table: &TableRun,
         rows: &[(usize, &SourceRow)],
-    ) -> Result<(), Refusal> {
-        if table.mapping.reversed {
+        form: Form,
+    ) -> Result<bool, MirrorError> {
+        self.savepoint("SAVEPOINT repair; SET CONSTRAINTS ALL IMMEDIATE").await?;
+        let replaced = if table.mapping.reversed {
             let rows: Vec<&SourceRow> = rows.iter().map(|(_, row)| *row).collect();
-            return self.put(table, &rows).await;
+            self.put(table, &rows, form).await
+        } else {
+            self.make_anew(table, rows).await
+        };
+        match replaced {
+            Ok(()) => self.savepoint("RELEASE SAVEPOINT repair").await.map(|()| true),
+            Err(Refusal::Fatal(error)) => Err(error),
+            Err(Refusal::Table(_)) => {
+                self.savepoint("ROLLBACK TO SAVEPOINT repair; RELEASE SAVEPOINT repair").await.map(|()| false)
+            }
         }
+    }
+
+    async fn make_anew(&mut self, table: &TableRun, rows: &[(usize, &SourceRow)]) -> Result<(), Refusal> {
         self.empty_keys(table, rows).await?;
         let inserts: Vec<Tuple> = rows.iter().filter_map(|(_, row)| row.row.clone()).collect();
         self.run_set(table, &Sets { inserts, ..Sets::default() }).await
     }
 
-    /// On the way back the target's rows also hold what the plan left behind, so a row that is there is not taken away and
-    /// made anew but set: its columns of the mapping only.
-    async fn put(&mut self, table: &TableRun, rows: &[&SourceRow]) -> Result<(), Refusal> {
+    /// On the way back the target's rows also hold what the plan left behind, so a row that is there keeps it, in place or
+    /// made anew.
+    async fn put(&mut self, table: &TableRun, rows: &[&SourceRow], form: Form) -> Result<(), Refusal> {
         let there = self.held(table, rows).await?;
         let mut sets = Sets::default();
         for (row, held) in rows.iter().zip(there) {
@@ -92,7 +115,15 @@ impl Applier {
                 (None, false) => {}
             }
         }
-        self.run_set(table, &sets).await
+        if form == Form::InPlace || sets.updates.is_empty() {
+            return self.run_set(table, &sets).await;
+        }
+        let (updates, inserts) = (std::mem::take(&mut sets.updates), std::mem::take(&mut sets.inserts));
+        self.run_set(table, &sets).await?;
+        let updates: Vec<&SetUpdate> = updates.iter().collect();
+        let carried = vec![true; table.mapping.columns.len()];
+        self.run_works(&[replaced(table, &updates, &carried)?]).await?;
+        self.run_set(table, &Sets { inserts, ..Sets::default() }).await
     }
 
     /// For each row, whether the target has one of that key. Its key is unique there.
@@ -115,7 +146,7 @@ impl Applier {
         if table.mapping.reversed {
             for (place, row) in rows {
                 self.savepoint("SAVEPOINT one").await?;
-                let put = self.put(table, &[row]).await;
+                let put = self.put(table, &[row], Form::InPlace).await;
                 failed.extend(self.close_one(put).await?.map(|detail| (*place, detail)));
             }
             return Ok(failed);

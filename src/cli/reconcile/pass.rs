@@ -227,16 +227,19 @@ fn advice(plan: &str, verdicts: &[Verdict], repairs: bool) -> Option<String> {
 /// What a repair would ask the mirror for.
 fn preview(ui: &mut Ui, job: &SliceJob, done: &Done) {
     for wanted in repair::wanted(job, done) {
-        let asked = wanted.rows.len();
-        ui.words(&format!(
-            "would repair {} of {} in {}: the mirror deletes {} from {} by key and inserts what the {} has",
-            words::plural(asked, "row"),
-            wanted.mapping.source,
-            done.verdict.service,
-            if asked == 1 { "it" } else { "them" },
-            wanted.mapping.target,
-            done.verdict.authority,
-        ));
+        let (asked, source) = (wanted.rows.len(), &wanted.mapping.source);
+        let (rows, them) = (words::plural(asked, "row"), if asked == 1 { "it" } else { "them" });
+        ui.words(&match done.sides.copy() {
+            Side::Target => format!(
+                "would repair {rows} of {source} in {}: the mirror deletes {them} from {} by key and inserts what the \
+                 monolith has",
+                done.verdict.service, wanted.mapping.target,
+            ),
+            Side::Source => format!(
+                "would repair {rows} of {source} in the monolith: the mirror sets {them} there as the service has {them}, and \
+                 deletes what the service has not",
+            ),
+        });
         for column in &wanted.generated {
             ui.words(&format!(
                 "  {column} is generated, so the mirror does not write it: a repair helps only where the copy computes it \
@@ -244,11 +247,8 @@ fn preview(ui: &mut Ui, job: &SliceJob, done: &Done) {
                 done.verdict.authority
             ));
         }
-        if wanted.left_out > 0 {
-            ui.words(&format!(
-                "  {} are left: for another run, or no copied row can help them",
-                findings(wanted.left_out)
-            ));
+        if let Some(left) = left(wanted.left_out, wanted.misplaced) {
+            ui.words(&format!("  {left}"));
         }
     }
 }
@@ -257,18 +257,28 @@ fn findings(count: u64) -> String {
     words::plural(usize::try_from(count).unwrap_or(usize::MAX), "finding")
 }
 
+/// What a repair leaves, and why.
+fn left(left_out: u64, misplaced: u64) -> Option<String> {
+    let others = left_out.saturating_sub(misplaced);
+    let others = (others > 0)
+        .then(|| format!("{} left, for another run, or no copied row can help them", findings(others)));
+    let misplaced = (misplaced > 0).then(|| {
+        format!(
+            "{} misplaced in the service, which has the authority: the application has to change or delete them there",
+            words::plural(usize::try_from(misplaced).unwrap_or(usize::MAX), "row"),
+        )
+    });
+    let parts: Vec<String> = others.into_iter().chain(misplaced).collect();
+    (!parts.is_empty()).then(|| parts.join(", "))
+}
+
 /// What became of one table's repairs.
 fn line(repaired: &Repaired) -> String {
     let mut parts =
         vec![format!("{} of {} rows repaired", words::count(repaired.done), words::count(repaired.asked))];
     parts.extend(repaired.refused.iter().map(|(why, count)| format!("{count} refused: {why}")));
     parts.extend(repaired.still.iter().map(|(kind, count)| format!("{count} still {kind}")));
-    if repaired.left_out > 0 {
-        parts.push(format!(
-            "{} left, for another run, or no copied row can help them",
-            findings(repaired.left_out)
-        ));
-    }
+    parts.extend(left(repaired.left_out, repaired.misplaced));
     format!("{}: {}: {}", repaired.slice, repaired.table, parts.join(", "))
 }
 

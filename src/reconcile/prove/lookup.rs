@@ -9,7 +9,7 @@ use super::super::finding::RawKey;
 use super::super::form::{ColumnForm, Side, TableForm};
 use super::super::redact::Redactor;
 use super::judge::Held;
-use crate::mapping::input::value_sql;
+use crate::mapping::input::{key_value_sql, value_sql};
 use crate::mapping::{ColumnMapping, FilterTerm};
 use crate::name::quote_literal;
 use crate::postgres::equality::BUILT_IN;
@@ -35,11 +35,15 @@ impl Lock {
     }
 }
 
-/// By which operator each key column is looked up on each side, in key order.
+/// What differs between the sides in how a key is looked up.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Equality {
+    /// By which operator each key column is compared, in key order.
     pub(super) source: Vec<String>,
+    /// The same on the target.
     pub(super) target: Vec<String>,
+    /// Types of all columns as the target names them: an adopted enum may have another name.
+    pub(super) target_casts: Vec<String>,
 }
 
 /// The statements of one table.
@@ -119,12 +123,20 @@ impl<'a> Lookup<'a> {
             Side::Source => &self.equality.source,
             Side::Target => &self.equality.target,
         };
-        let terms = self.form.mapping.key_columns().enumerate().map(|(index, column)| {
+        let terms = self.form.mapping.key.iter().enumerate().filter_map(|(index, number)| {
+            let column = self.form.mapping.columns.get(*number)?;
             let equals = operators.get(index).map_or(BUILT_IN, String::as_str);
-            let value = value_sql(&column.cast_sql, &format!("w.k{index}"));
-            format!("{} {equals} {value}", TableForm::column(column, side))
+            let value = key_value_sql(self.cast(side, *number)?, &format!("w.k{index}"));
+            Some(format!("{} {equals} {value}", TableForm::column(column, side)))
         });
         terms.collect::<Vec<_>>().join(" AND ")
+    }
+
+    /// A column's type as a side names it.
+    fn cast(&self, side: Side, number: usize) -> Option<&str> {
+        let written = (side == Side::Target).then(|| self.equality.target_casts.get(number)).flatten();
+        let column = self.form.mapping.columns.get(number)?;
+        Some(written.unwrap_or(&column.cast_sql))
     }
 
     /// A record hashes NULL to 0, and a float of 0 to its seed, so the seed is not 0.
@@ -141,7 +153,8 @@ impl<'a> Lookup<'a> {
     fn fits(&self, side: Side) -> String {
         let term = |term: &FilterTerm| {
             let column: &ColumnMapping = self.form.mapping.columns.get(term.column)?;
-            let value = |value: &String| format!("{}::{}", quote_literal(value), column.cast_sql);
+            let cast = self.cast(side, term.column)?;
+            let value = |value: &String| value_sql(cast, &format!("{}::text", quote_literal(value)));
             let values: Vec<String> = term.values.iter().map(value).collect();
             Some(format!("{} IN ({})", TableForm::column(column, side), values.join(", ")))
         };

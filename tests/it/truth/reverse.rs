@@ -79,6 +79,54 @@ async fn with_the_authority_at_the_service_the_monolith_is_what_is_wrong_and_is_
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn unique_values_that_rows_of_the_monolith_hold_from_each_other_are_repaired_after_a_flip() {
+    let setup = "CREATE ROLE strangler_apply LOGIN;
+        CREATE TABLE coded (id int PRIMARY KEY, code text NOT NULL UNIQUE, kind text, gone text,
+            loud text GENERATED ALWAYS AS (upper(code)) STORED);
+        CREATE TABLE kids (id int PRIMARY KEY, coded int REFERENCES coded ON DELETE CASCADE);
+        ALTER TABLE coded REPLICA IDENTITY FULL;
+        INSERT INTO coded SELECT i, 'c' || i, CASE WHEN i % 2 = 0 THEN 'out' ELSE 'in' END, 'g' || i FROM generate_series(1, 600) i;
+        INSERT INTO kids SELECT i, i FROM generate_series(1, 600) i; ANALYZE";
+    let tables = "{ coded: { where: { kind: in }, columns: { gone: { drop: true } } } }";
+    let stage =
+        Stage::armed_for(Split::launch(tables, setup).await, "coded", &[("coded", Hinge::Statement)]).await;
+    let mirror = stage.mirror().await;
+    stage.flip(2).await;
+    let (split, monolith, service) = (&stage.split, &stage.monolith, &stage.service);
+    // A swap, a circle that is longer than the groups in which rows are repaired, a value that a deleted row holds, and
+    // rows that the service itself should not have.
+    damage(
+        monolith,
+        "UPDATE coded SET code = '-' || code WHERE id < 500 AND kind = 'in';
+         UPDATE coded SET code = 'c' || CASE id WHEN 499 THEN 1 ELSE id + 2 END WHERE id < 500 AND kind = 'in';
+         DELETE FROM coded WHERE id = 511; INSERT INTO coded VALUES (9001, 'c511', 'in', NULL)",
+    )
+    .await;
+    service.batch_execute("INSERT INTO coded VALUES (9100, 'c9100', 'out')").await.unwrap();
+    let preview = split.run("reconcile", &["--repair", "--dry-run"]);
+    for words in [
+        "would repair 252 rows of coded in the monolith: the mirror sets them there as the service has them",
+        "1 row misplaced in the service, which has the authority: the application has to change or delete them",
+    ] {
+        assert!(preview.stderr.contains(words), "{words}: {}", preview.page());
+    }
+    service.batch_execute("DELETE FROM coded WHERE id = 9100").await.unwrap();
+    let repaired = split.run("reconcile", &["--repair"]);
+    assert_eq!(repaired.exit, Some(0), "{}", repaired.page());
+    Run::of(split, &["--strict"]).assert_clean();
+    let kept = "SELECT count(*) FILTER (WHERE gone = 'g' || id), count(*) FROM coded";
+    let kept = monolith.query_one(kept, &[]).await.unwrap();
+    assert_eq!(
+        (kept.get::<_, i64>(0), kept.get::<_, i64>(1)),
+        (599, 600),
+        "what the plan left behind is kept"
+    );
+    let kids: i64 = monolith.query_one("SELECT count(*) FROM kids", &[]).await.unwrap().get(0);
+    assert_eq!(kids, 599, "only the damage itself took one with it");
+    mirror.stop();
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn with_no_authority_or_two_nothing_is_compared() {
     let (split, monolith, service) = Split::launch("{ words: {} }", SETUP).await;
     split.provision();
