@@ -9,9 +9,10 @@ use std::time::Duration;
 
 use futures_util::SinkExt;
 use tokio::task::JoinHandle;
-use tokio_postgres::Client;
+use tokio_postgres::{Client, Statement};
 
 use crate::support::cluster::connect;
+use crate::support::soak;
 use crate::support::split::Split;
 use crate::support::wait::{SOON, until};
 
@@ -327,10 +328,10 @@ async fn both_open(slice: &str, links: [String; 2], stop: Arc<AtomicBool>) -> u6
         let mut seen = Vec::new();
         for side in [0, 1, 0, 1] {
             if sessions[side].is_none() {
-                sessions[side] = login(&links[side]).await;
+                sessions[side] = watcher(&links[side], &sql).await;
             }
-            let Some(session) = &sessions[side] else { break };
-            match session.query_one(&sql, &[]).await {
+            let Some((session, statement)) = &sessions[side] else { break };
+            match session.query_one(statement, &[]).await {
                 Ok(row) => seen.push(row.get::<_, String>(0)),
                 Err(_) => sessions[side] = None,
             }
@@ -340,9 +341,16 @@ async fn both_open(slice: &str, links: [String; 2], stop: Arc<AtomicBool>) -> u6
             assert!(!(still && m.starts_with("OPEN") && s.starts_with("OPEN")), "both are open: {seen:?}");
             looks += 1;
         }
-        tokio::time::sleep(Duration::from_millis(2)).await;
+        tokio::time::sleep(Duration::from_millis(if soak() { 2 } else { 5 })).await;
     }
     looks
+}
+
+/// A session with the only statement of it, parsed once: it is run all the time.
+async fn watcher(link: &str, sql: &str) -> Option<(Client, Statement)> {
+    let session = login(link).await?;
+    let statement = session.prepare(sql).await.ok()?;
+    Some((session, statement))
 }
 
 /// In every snapshot of either side the sum of all balances is the same; counts its looks.
@@ -351,10 +359,10 @@ async fn sums(link: String, stop: Arc<AtomicBool>) -> u64 {
     let mut session = None;
     while !stop.load(Ordering::SeqCst) {
         if session.is_none() {
-            session = login(&link).await;
+            session = watcher(&link, "SELECT sum(balance)::int8 FROM accounts").await;
         }
-        if let Some(open) = &session {
-            match open.query_one("SELECT sum(balance)::int8 FROM accounts", &[]).await {
+        if let Some((open, statement)) = &session {
+            match open.query_one(statement, &[]).await {
                 Ok(row) => {
                     assert_eq!(row.get::<_, i64>(0), ACCOUNTS * OPENING, "half a transaction is seen");
                     looks += 1;
@@ -362,7 +370,7 @@ async fn sums(link: String, stop: Arc<AtomicBool>) -> u64 {
                 Err(_) => session = None,
             }
         }
-        tokio::time::sleep(Duration::from_millis(10)).await;
+        tokio::time::sleep(Duration::from_millis(if soak() { 10 } else { 25 })).await;
     }
     looks
 }
