@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::error::Error;
 use std::time::{Duration, Instant};
 
+use strangler::cdc::source::{MARKER_PREFIX, emit, marker_content};
 use tokio_postgres::types::PgLsn;
 use tokio_postgres::{Client, NoTls};
 
@@ -144,8 +145,8 @@ impl Mover {
             [(&self.acting, &self.service, "forward"), (&self.service, &self.acting, "reverse")]
         {
             let position: PgLsn = source.query_one("SELECT pg_current_wal_insert_lsn()", &[]).await?.get(0);
-            // So that there is something to note behind it.
-            source.execute("SELECT pg_logical_emit_message(true, 'strangler_bench', '')", &[]).await?;
+            // A marker is what makes a mirror note its position at once; without one it takes its time.
+            emit(source, MARKER_PREFIX, &marker_content("bench", "behind")).await?;
             let begun = Instant::now();
             let sql = "SELECT applied_lsn >= $1 FROM strangler.stream WHERE dir = $2";
             while !target.query_one(sql, &[&position, &direction]).await?.get::<_, bool>(0) {
