@@ -13,6 +13,7 @@ mod disarm;
 pub mod environment;
 mod flip;
 mod interrupt;
+mod ledger;
 pub mod logging;
 mod mirror;
 pub mod mirror_progress;
@@ -59,6 +60,7 @@ enum Verb {
     Arm(arm::Arguments),
     Disarm(disarm::Arguments),
     Flip(flip::Arguments),
+    Ledger(ledger::Arguments),
     Demo(demo::Arguments),
     Schema(schema::Arguments),
 }
@@ -94,6 +96,7 @@ impl Arguments {
                 Verb::Arm(arguments) => Box::pin(arm::run(ui, arguments)).await,
                 Verb::Disarm(arguments) => Box::pin(disarm::run(ui, arguments)).await,
                 Verb::Flip(arguments) => Box::pin(flip::run(ui, arguments)).await,
+                Verb::Ledger(arguments) => Box::pin(ledger::run(ui, arguments)).await,
                 Verb::Demo(arguments) => Box::pin(demo::run(ui, arguments)).await,
                 Verb::Schema(arguments) => schema::run(ui, arguments),
             }

@@ -92,6 +92,17 @@ pub enum CliError {
     /// Our own tables could not be read.
     #[error("the databases could not be told apart")]
     Journal(#[from] JournalError),
+    /// A service's ledger could not be read.
+    #[error("the ledger of service {service} could not be read")]
+    Ledger {
+        /// The service.
+        service: String,
+        /// The command that makes one, as it must be typed.
+        provision: String,
+        /// Why.
+        #[source]
+        source: JournalError,
+    },
     /// Provisioning stopped.
     #[error(transparent)]
     Provision(#[from] ProvisionError),
@@ -208,6 +219,14 @@ impl CliError {
             Self::Unfit(_) => page(Exit::Usage, "plan-unfit", None),
             Self::Astray(_) => page(Exit::Refused, "links-astray", None),
             Self::Journal(_) => page(Exit::Incomplete, "catalog-unreadable", None),
+            Self::Ledger { source, .. } if lost_connection(source) => {
+                page(Exit::Unreachable, "database-unreachable", None)
+            }
+            Self::Ledger { provision, .. } => {
+                let hint =
+                    format!("{provision} makes it, and grants strangler_apply what it needs to read it");
+                page(Exit::Incomplete, "ledger-unreadable", Some(hint))
+            }
             Self::Provision(ProvisionError::Refused { .. }) => page(Exit::Refused, "provision-refused", None),
             Self::Provision(_) => page(Exit::Incomplete, "provision-failed", None),
             Self::Arm(error) => arm_page(error),
@@ -433,6 +452,7 @@ pub fn finish(ui: &mut Ui, outcome: Result<Exit, CliError>) -> Exit {
         | CliError::Connect(_)
         | CliError::Catalog(_)
         | CliError::Journal(_)
+        | CliError::Ledger { .. }
         | CliError::Demo(_)
         | CliError::Output(_)
         | CliError::Schedule(_)

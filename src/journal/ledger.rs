@@ -232,6 +232,31 @@ pub async fn entries(client: &Client, filter: &Filter) -> Result<Vec<Entry>, Jou
     rows.iter().map(from_row).collect()
 }
 
+/// Which of the last entries to read.
+#[derive(Debug, Clone, Copy)]
+pub struct Latest<'a> {
+    /// Only those of these slices; of all, and those of none, when there are none.
+    pub slices: &'a [String],
+    /// Only those of this kind.
+    pub kind: Option<&'a str>,
+    /// How many.
+    pub number: i64,
+}
+
+/// The last entries, oldest first. Who calls it: `strangler ledger`.
+///
+/// # Errors
+/// [`JournalError`].
+pub async fn latest(client: &Client, wanted: Latest<'_>) -> Result<Vec<Entry>, JournalError> {
+    let sql = format!(
+        "SELECT {COLUMNS} FROM strangler.ledger WHERE ($1::text[] = '{{}}' OR slice = ANY ($1)) \
+         AND ($2::text IS NULL OR kind = $2) ORDER BY id DESC LIMIT $3"
+    );
+    let parameters: [&(dyn ToSql + Sync); 3] = [&wanted.slices, &wanted.kind, &wanted.number];
+    let rows = client.query(&sql, &parameters).await.map_err(JournalError::database("reading the ledger"))?;
+    rows.iter().rev().map(from_row).collect()
+}
+
 /// The last entry; `None` while there is none.
 ///
 /// # Errors

@@ -13,6 +13,7 @@ use tokio_postgres::error::SqlState;
 
 use crate::support::cluster::{Pair, connect, launch};
 use crate::support::scenario::Scenario;
+use crate::support::split::Split;
 
 const SCHEMA: &str = r#"CREATE TABLE "Things" ("Id" int PRIMARY KEY, "Name" text)"#;
 
@@ -321,4 +322,50 @@ async fn a_ledger_in_another_encoding_verifies() {
     migrate::run(&mut client).await.unwrap();
     one(&client, Some("ordering"), &json!({ "reason": "a thumb 👍 up, and \\ \u{1}" })).await;
     assert_eq!(verify(&client, None).await.unwrap().head.unwrap().id, 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_command_shows_entries_and_proves_that_nobody_changed_one() {
+    let (split, monolith, service) =
+        Split::launch("{ t: {} }", "CREATE TABLE t (id int PRIMARY KEY); INSERT INTO t VALUES (1)").await;
+    let none = split.run("ledger", &[]);
+    assert_eq!(none.exit, Some(5), "{}", none.page());
+    assert!(none.stderr.contains("strangler provision plan.yaml makes it"), "{}", none.page());
+    split.provision();
+    let empty = split.run("ledger", &[]);
+    assert_eq!((empty.exit, empty.stdout.as_str()), (Some(0), "service\n  no entries\n"), "{}", empty.page());
+    let mirror = split.mirror(None);
+    mirror.caught_up(&monolith, &service).await;
+    for _ in 0..3 {
+        assert_eq!(split.run("reconcile", &[]).exit, Some(0));
+    }
+    let shown = split.run("ledger", &["--last", "2", "--kind", "verdict", "--slice", "one"]);
+    assert_eq!((shown.exit, shown.stdout.lines().count()), (Some(0), 3), "{}", shown.page());
+    for (line, number) in shown.stdout.lines().skip(1).zip(2..) {
+        assert!(line.starts_with(&format!("  {number:>5}  ")), "{line}");
+        assert!(line.contains("verdict  one, epoch 1: clean"), "{line}");
+    }
+    let flips = split.run("ledger", &["--kind", "flip", "--format", "json"]);
+    let document: Value = serde_json::from_str(&flips.stdout).unwrap();
+    assert_eq!(document["services"], json!([{ "service": "service", "entries": [] }]));
+    let document = split.run("ledger", &["--format", "json"]);
+    let document: Value = serde_json::from_str(&document.stdout).unwrap();
+    let entries = document["services"][0]["entries"].as_array().unwrap();
+    assert_eq!(entries.len(), 3);
+    assert_eq!((&entries[0]["entry"], &entries[0]["body"]["outcome"]), (&json!(1), &json!("clean")));
+    assert_eq!(entries[1]["previous"], entries[0]["hash"]);
+
+    let whole = split.run("ledger", &["--verify"]);
+    assert_eq!(whole.exit, Some(0), "{}", whole.page());
+    assert!(whole.stdout.contains("whole: 3 entries, the last one's hash is "), "{}", whole.page());
+    assert!(whole.stdout.contains("the monolith's journal confirms all of them"), "{}", whole.page());
+    let change = "UPDATE strangler.ledger SET operator = 'somebody' WHERE id = 2";
+    let broken = tampered(&service, change, async || split.run("ledger", &["--verify"])).await;
+    assert_eq!(broken.exit, Some(1), "{}", broken.page());
+    assert!(broken.stdout.contains("broken: entry 2 was changed"), "{}", broken.page());
+    let cut = "DELETE FROM strangler.ledger WHERE id = 3";
+    let cut = tampered(&service, cut, async || split.run("ledger", &["--verify", "--format", "json"])).await;
+    let document: Value = serde_json::from_str(&cut.stdout).unwrap();
+    assert_eq!((cut.exit, &document["services"][0]["verification"]["broken_entry"]), (Some(1), &json!(3)));
+    mirror.stop();
 }

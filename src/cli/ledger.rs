@@ -1,0 +1,227 @@
+//! `strangler ledger`.
+
+use clap::ValueEnum;
+use serde::Serialize;
+use tokio_postgres::Client;
+
+use super::interrupt;
+use super::open::{self, Needs, Opened, PlanFile, Slices};
+use super::report::{CliError, Exit};
+use super::ui::{Format, Ui};
+use crate::journal::JournalError;
+use crate::journal::ledger::{self, Broken, Entry, Latest, Verified, VerifyError};
+use crate::lsn::Lsn;
+
+mod text;
+
+/// `pg_stat_activity.application_name` of its sessions.
+const APPLICATION: &str = "strangler ledger";
+
+/// What an interruption leaves behind.
+const UNTOUCHED: &str = "ledger changes nothing";
+
+/// Show the evidence: verdicts, repairs and moves of authority, as they were written down
+///
+/// Each service has a ledger in its database: append-only, each entry with the hash of the one before. Shown are the last
+/// entries of every service of the plan, oldest first: number, time, kind, slice, epoch of the authority, who, and what.
+///
+/// --verify recomputes the whole chain instead and compares it with what the monolith's journal remembers of it: an entry
+/// that was changed, removed or cut off at the end is named.
+///
+/// Reads through the apply links and changes nothing.
+///
+/// Exit code 0: shown, or everything holds together. 1: a ledger is not what was written. 4: a database could not be
+/// reached. 5: a ledger could not be read.
+#[derive(Debug, clap::Args)]
+pub(super) struct Arguments {
+    #[command(flatten)]
+    plan: PlanFile,
+    #[command(flatten)]
+    slices: Slices,
+    /// Only entries of this kind
+    #[arg(long, value_enum, value_name = "KIND")]
+    kind: Option<Kind>,
+    /// How many of the last entries of each service
+    #[arg(long, value_name = "NUMBER", default_value_t = 50, value_parser = clap::value_parser!(u32).range(1..=1_000))]
+    last: u32,
+    /// Prove that nobody changed, removed or cut off an entry
+    #[arg(long, conflicts_with_all = ["kind", "last", "slices"])]
+    verify: bool,
+    /// How to report
+    #[arg(long, value_enum, default_value_t)]
+    format: Format,
+}
+
+/// Kinds of entries.
+#[derive(Debug, Clone, Copy, ValueEnum)]
+enum Kind {
+    /// What one reconciliation said of a slice
+    Verdict,
+    /// Rows that were repaired
+    Repair,
+    /// A move of authority, also one that was aborted
+    Flip,
+}
+
+impl Kind {
+    fn as_str(self) -> &'static str {
+        match self {
+            Self::Verdict => ledger::VERDICT,
+            Self::Repair => ledger::REPAIR,
+            Self::Flip => ledger::FLIP,
+        }
+    }
+}
+
+/// The document of `--format json` (docs/json-output.md).
+#[derive(Debug, Serialize)]
+struct Document<'a> {
+    format: &'static str,
+    version: u8,
+    plan: &'a str,
+    services: Vec<ServiceLedger>,
+}
+
+/// The ledger of one service: entries, or what became of their verification.
+#[derive(Debug, Serialize)]
+struct ServiceLedger {
+    service: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    entries: Option<Vec<Shown>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    verification: Option<Verification>,
+}
+
+/// An entry, with its body as JSON.
+#[derive(Debug, Serialize)]
+struct Shown {
+    entry: i64,
+    at: String,
+    kind: String,
+    plan: String,
+    slice: Option<String>,
+    operator: String,
+    host: String,
+    epoch: Option<i64>,
+    lsn: Option<Lsn>,
+    plan_hash: Option<String>,
+    body: serde_json::Value,
+    previous: String,
+    hash: String,
+}
+
+impl From<Entry> for Shown {
+    fn from(entry: Entry) -> Self {
+        Self {
+            entry: entry.id,
+            at: instant(entry.at_us),
+            kind: entry.kind,
+            plan: entry.plan,
+            slice: entry.slice,
+            operator: entry.author.operator,
+            host: entry.author.host,
+            epoch: entry.epoch,
+            lsn: entry.lsn,
+            plan_hash: entry.plan_hash,
+            // What was hashed is the text. It was JSON when it was written, and one that was changed by hand is shown.
+            body: serde_json::from_str(&entry.body).unwrap_or(serde_json::Value::String(entry.body)),
+            previous: entry.previous.to_string(),
+            hash: entry.hash.to_string(),
+        }
+    }
+}
+
+/// What recomputing a chain came to.
+#[derive(Debug, Serialize)]
+struct Verification {
+    whole: bool,
+    entries: Option<i64>,
+    head: Option<String>,
+    confirmed: Option<i64>,
+    broken_entry: Option<i64>,
+    fault: Option<String>,
+}
+
+impl Verification {
+    fn of(verified: Verified) -> Self {
+        Self {
+            whole: true,
+            entries: Some(verified.head.map_or(0, |head| head.id)),
+            head: verified.head.map(|head| head.hash.to_string()),
+            confirmed: verified.confirmed,
+            broken_entry: None,
+            fault: None,
+        }
+    }
+
+    fn broken(broken: &Broken) -> Self {
+        Self {
+            whole: false,
+            entries: None,
+            head: None,
+            confirmed: None,
+            broken_entry: Some(broken.id),
+            fault: Some(broken.fault.to_string()),
+        }
+    }
+}
+
+pub(super) async fn run(ui: &mut Ui, arguments: &Arguments) -> Result<Exit, CliError> {
+    let opened = open::open(ui, &arguments.plan, &arguments.slices.slices, Needs::Rows)?;
+    let services = interrupt::unless(UNTOUCHED, Box::pin(read(&opened, arguments))).await?;
+    let broken = |of: &ServiceLedger| of.verification.as_ref().is_some_and(|found| !found.whole);
+    let exit = if services.iter().any(broken) { Exit::Problems } else { Exit::Clean };
+    match arguments.format {
+        Format::Text => ui.data(&text::pages(&services, ui.data_paint()))?,
+        Format::Json => {
+            let plan = opened.plan.name.as_str();
+            ui.json(&Document { format: "strangler.ledger", version: 1, plan, services }, false)?;
+        }
+    }
+    Ok(exit)
+}
+
+async fn read(opened: &Opened, arguments: &Arguments) -> Result<Vec<ServiceLedger>, CliError> {
+    let monolith = match arguments.verify {
+        true => Some(opened.monolith.apply.connect(APPLICATION).await?),
+        false => None,
+    };
+    let mut services = Vec::new();
+    for (name, ways) in &opened.services {
+        let session = ways.apply.connect(APPLICATION).await?;
+        let failed = |source| CliError::Ledger {
+            service: name.clone(),
+            provision: opened.typed("strangler provision PLAN"),
+            source,
+        };
+        let mut found = ServiceLedger { service: name.clone(), entries: None, verification: None };
+        match &monolith {
+            Some(monolith) => found.verification = Some(verify(&session, monolith).await.map_err(failed)?),
+            None => {
+                let latest = Latest {
+                    slices: &arguments.slices.slices,
+                    kind: arguments.kind.map(Kind::as_str),
+                    number: i64::from(arguments.last),
+                };
+                let entries = ledger::latest(&session, latest).await.map_err(failed)?;
+                found.entries = Some(entries.into_iter().map(Shown::from).collect());
+            }
+        }
+        services.push(found);
+    }
+    Ok(services)
+}
+
+async fn verify(service: &Client, monolith: &Client) -> Result<Verification, JournalError> {
+    match ledger::verify(service, Some(monolith)).await {
+        Ok(verified) => Ok(Verification::of(verified)),
+        Err(VerifyError::Broken(broken)) => Ok(Verification::broken(&broken)),
+        Err(VerifyError::Journal(error)) => Err(error),
+    }
+}
+
+/// A time as RFC 3339 writes it, in UTC and to the microsecond.
+fn instant(at_us: i64) -> String {
+    let at = jiff::Timestamp::from_microsecond(at_us);
+    at.map(|at| at.strftime("%Y-%m-%dT%H:%M:%S.%6fZ").to_string()).unwrap_or_default()
+}
