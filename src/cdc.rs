@@ -18,6 +18,7 @@ pub mod finish;
 pub mod generated;
 pub mod launch;
 pub mod lookout;
+pub mod meanings;
 pub mod mirror;
 pub mod progress;
 pub mod publication;

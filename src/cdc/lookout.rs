@@ -212,6 +212,7 @@ mod tests {
         let contents = TableContents {
             publication: "7 700".into(),
             labels: BTreeMap::new(),
+            composites: BTreeMap::new(),
             generated: BTreeMap::new(),
             heaps: heaps.into(),
         };

@@ -51,6 +51,7 @@ mod sessions;
 mod status;
 mod touched;
 mod truth;
+mod type_changes;
 mod unheard;
 mod upgrade;
 mod versions;
