@@ -16,6 +16,7 @@ pub mod engine;
 pub mod error;
 pub mod finish;
 pub mod generated;
+pub mod identities;
 pub mod launch;
 pub mod lookout;
 pub mod meanings;

@@ -11,6 +11,7 @@ use serde::{Deserialize, Serialize};
 use tokio_postgres::{Client, Row};
 
 use super::error::{MirrorError, Refusal};
+use super::identities::{self, Identity};
 use super::publication::is_canary;
 use crate::name::TableName;
 use crate::postgres::type_trees::reached;
@@ -75,6 +76,9 @@ pub struct Heap {
     pub ties: String,
     /// Columns with their number and the transaction that described them last.
     pub columns: BTreeMap<String, (i16, String)>,
+    /// Of a partition. Absent from what earlier versions wrote down.
+    #[serde(default)]
+    pub identity: Option<Identity>,
 }
 
 /// Something happened to a table of which the stream said nothing.
@@ -84,6 +88,8 @@ pub struct Unheard {
     pub table: TableName,
     /// In words.
     pub what: String,
+    /// What to run on the monolith before the table is copied again.
+    pub first: Option<String>,
 }
 
 /// What the stream says of a table between two readings.
@@ -199,6 +205,7 @@ pub async fn read(source: &Client, publication: &str) -> Result<Contents, Mirror
             table.composites.insert(row.get(2), Composite { name: row.get(3), attributes });
         }
     }
+    identities::read(source, &mut found).await?;
     Ok(found)
 }
 
@@ -215,6 +222,7 @@ fn heap(row: &Row) -> Heap {
         empty: false,
         ties: row.get(9),
         columns: names.into_iter().zip(numbers.into_iter().zip(described)).collect(),
+        identity: None,
     }
 }
 
@@ -371,6 +379,10 @@ pub fn refusal_over(slice: &str, unheard: &[Unheard]) -> Option<Refusal> {
         refusal.next =
             format!("strangler mirror PLAN --slice {slice}{retries}, which copies what is named again");
     }
+    let statements: Vec<&str> = unheard.iter().filter_map(|one| one.first.as_deref()).collect();
+    if !statements.is_empty() {
+        refusal.next = format!("run on the monolith: {}; then {}", statements.join("; "), refusal.next);
+    }
     Some(refusal)
 }
 
@@ -391,6 +403,7 @@ mod tests {
             empty: false,
             ties: "9 700 3".into(),
             columns,
+            identity: None,
         }
     }
 

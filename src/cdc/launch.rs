@@ -195,6 +195,7 @@ async fn copy_anew(
         slice: &claim.slice,
         nonce: claim.nonce,
         publication,
+        mapping: &config.mapping,
     };
     watch::at_start(site).await?;
     generated::check(&links.source, &links.target, &config.mapping).await

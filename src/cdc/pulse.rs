@@ -288,6 +288,7 @@ impl Pulse {
             slice: &self.slice,
             nonce: self.nonce,
             publication: &self.publication,
+            mapping: &self.mapping,
         };
         if !self.copies() {
             let mut lookout = match seen.lookout.take() {

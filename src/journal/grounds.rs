@@ -105,8 +105,11 @@ pub fn is_same_shape(then: &str, now: &str) -> bool {
 }
 
 /// Files of a table's partitions, and how they belong to it: TRUNCATE of one, or DETACH and ATTACH, is not in the stream
-/// and changes no description. None where a table has no partitions. To be joined like [`shape_sql`].
-const PARTS: &str = "LATERAL (SELECT md5(string_agg(concat_ws(' ', c.oid, c.relfilenode, c.relpersistence, i.xmin, i.cmin), \
+/// and changes no description; nor is another replica identity, which each choice of an index, and against it, leaves in the
+/// index's row. None where a table has no partitions. To be joined like [`shape_sql`].
+const PARTS: &str = "LATERAL (SELECT md5(string_agg(concat_ws(' ', c.oid, c.relfilenode, c.relpersistence, i.xmin, i.cmin, \
+            c.relreplident, (SELECT string_agg(concat_ws(' ', x.indexrelid, x.xmin, x.indisreplident), ',' \
+                ORDER BY x.indexrelid) FROM pg_index x WHERE x.indrelid = c.oid AND x.indisunique)), \
             ',' ORDER BY c.oid)) AS parts \
         FROM pg_partition_tree(t.oid) AS r JOIN pg_class c ON c.oid = r.relid \
         JOIN pg_inherits i ON i.inhrelid = c.oid WHERE r.level > 0) AS f";

@@ -30,6 +30,7 @@ mod markers;
 mod memory;
 mod model;
 mod orphans;
+mod partition_identities;
 mod plans;
 mod prove;
 mod provision;
