@@ -19,6 +19,7 @@ mod references;
 mod spelling;
 #[cfg(test)]
 mod tests;
+pub mod type_tree;
 
 use std::collections::BTreeMap;
 

@@ -14,6 +14,7 @@ pub mod pgoutput;
 pub mod replication;
 pub mod sqlstate;
 mod tls;
+pub mod type_trees;
 mod wire;
 
 pub use connect::{ConnectError, Server, Session, SessionRole};

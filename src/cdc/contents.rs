@@ -11,8 +11,10 @@ use serde::{Deserialize, Serialize};
 use tokio_postgres::{Client, Row};
 
 use super::error::{MirrorError, Refusal};
+use super::identities::{self, Identity};
 use super::publication::is_canary;
 use crate::name::TableName;
+use crate::postgres::type_trees::reached;
 
 /// What each published table consists of.
 pub type Contents = BTreeMap<TableName, TableContents>;
@@ -22,8 +24,12 @@ pub type Contents = BTreeMap<TableName, TableContents>;
 pub struct TableContents {
     /// Oid and last change of the publication itself: another one when somebody altered it, also for a moment.
     pub publication: String,
-    /// Labels of its columns' enums, by the labels' oids: a label keeps its oid when it is renamed.
+    /// Labels of the enums that its columns' types are made of, by the labels' oids: a label keeps its oid when it is
+    /// renamed.
     pub labels: BTreeMap<u32, String>,
+    /// Composite types that its columns' types are made of, by oid. Absent from what earlier versions wrote down.
+    #[serde(default)]
+    pub composites: BTreeMap<u32, Composite>,
     /// Expressions of its generated columns.
     pub generated: BTreeMap<String, String>,
     /// Its own heap, or those of its partitions, by oid.
@@ -37,6 +43,15 @@ impl TableContents {
         self.heaps.values_mut().for_each(|heap| heap.empty = false);
         self
     }
+}
+
+/// A composite type.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Composite {
+    /// As it is shown.
+    pub name: String,
+    /// Its attributes by number, each with its type: one that is dropped and added again has another number.
+    pub attributes: BTreeMap<i16, String>,
 }
 
 /// One heap.
@@ -61,6 +76,9 @@ pub struct Heap {
     pub ties: String,
     /// Columns with their number and the transaction that described them last.
     pub columns: BTreeMap<String, (i16, String)>,
+    /// Of a partition. Absent from what earlier versions wrote down.
+    #[serde(default)]
+    pub identity: Option<Identity>,
 }
 
 /// Something happened to a table of which the stream said nothing.
@@ -70,6 +88,8 @@ pub struct Unheard {
     pub table: TableName,
     /// In words.
     pub what: String,
+    /// What to run on the monolith before the table is copied again.
+    pub first: Option<String>,
 }
 
 /// What the stream says of a table between two readings.
@@ -117,14 +137,8 @@ SELECT t.schema, t.name, h.oid, h.oid::regclass::text, h.relfilenode, h.xmin::te
         AND NOT a.attisdropped ORDER BY a.attnum), h.relkind <> 'p' \
 FROM tree t JOIN pg_class h ON h.oid = t.oid";
 
-/// Labels of enums and expressions of generated columns of the tables of a publication.
-const READ_MEANINGS: &str = "SELECT n.nspname::text, c.relname::text, \
-    ARRAY(SELECT DISTINCT e.oid FROM pg_attribute a JOIN pg_type y ON y.oid = a.atttypid \
-        JOIN pg_enum e ON e.enumtypid IN (y.oid, y.typelem, y.typbasetype) \
-        WHERE a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped ORDER BY 1), \
-    ARRAY(SELECT e.enumlabel::text FROM pg_enum e WHERE e.oid IN (SELECT e.oid FROM pg_attribute a \
-        JOIN pg_type y ON y.oid = a.atttypid JOIN pg_enum e ON e.enumtypid IN (y.oid, y.typelem, y.typbasetype) \
-        WHERE a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped) ORDER BY e.oid), \
+/// Expressions of the generated columns of the tables of a publication.
+const READ_EXPRESSIONS: &str = "SELECT n.nspname::text, c.relname::text, \
     ARRAY(SELECT a.attname::text FROM pg_attribute a JOIN pg_attrdef d ON (d.adrelid, d.adnum) = (a.attrelid, a.attnum) \
         WHERE a.attrelid = c.oid AND a.attgenerated <> '' AND NOT a.attisdropped ORDER BY a.attnum), \
     ARRAY(SELECT pg_get_expr(d.adbin, d.adrelid) FROM pg_attribute a \
@@ -132,6 +146,22 @@ const READ_MEANINGS: &str = "SELECT n.nspname::text, c.relname::text, \
         WHERE a.attrelid = c.oid AND a.attgenerated <> '' AND NOT a.attisdropped ORDER BY a.attnum) \
 FROM pg_publication p JOIN pg_publication_rel r ON r.prpubid = p.oid \
     JOIN pg_class c ON c.oid = r.prrelid JOIN pg_namespace n ON n.oid = c.relnamespace WHERE p.pubname = $1";
+
+/// Enums and composites that the types of a publication's tables are made of, one row for each table and type.
+fn read_types_sql() -> String {
+    reached(
+        "SELECT DISTINCT a.attrelid, a.atttypid FROM pg_publication p JOIN pg_publication_rel l ON l.prpubid = p.oid \
+         JOIN pg_attribute a ON a.attrelid = l.prrelid AND a.attnum > 0 AND NOT a.attisdropped WHERE p.pubname = $1",
+    ) + "SELECT n.nspname::text, c.relname::text, y.oid, format_type(y.oid, -1), \
+            ARRAY(SELECT e.oid FROM pg_enum e WHERE e.enumtypid = y.oid ORDER BY e.oid), \
+            ARRAY(SELECT e.enumlabel::text FROM pg_enum e WHERE e.enumtypid = y.oid ORDER BY e.oid), \
+            ARRAY(SELECT b.attnum FROM pg_attribute b WHERE b.attrelid = y.typrelid AND b.attnum > 0 \
+                AND NOT b.attisdropped ORDER BY b.attnum), \
+            ARRAY(SELECT b.attname || ' ' || format_type(b.atttypid, b.atttypmod) FROM pg_attribute b \
+                WHERE b.attrelid = y.typrelid AND b.attnum > 0 AND NOT b.attisdropped ORDER BY b.attnum) \
+        FROM reached r JOIN pg_type y ON y.oid = r.oid JOIN pg_class c ON c.oid = r.root \
+        JOIN pg_namespace n ON n.oid = c.relnamespace WHERE y.typtype IN ('c', 'e')"
+}
 
 /// Reads what the tables of a publication consist of. Takes no lock on them.
 ///
@@ -149,6 +179,7 @@ pub async fn read(source: &Client, publication: &str) -> Result<Contents, Mirror
         let table = found.entry(table).or_insert_with(|| TableContents {
             publication: row.get(10),
             labels: BTreeMap::new(),
+            composites: BTreeMap::new(),
             generated: BTreeMap::new(),
             heaps: BTreeMap::new(),
         });
@@ -157,14 +188,24 @@ pub async fn read(source: &Client, publication: &str) -> Result<Contents, Mirror
             table.heaps.insert(row.get(2), heap(row));
         }
     }
-    for row in source.query(READ_MEANINGS, &[&publication]).await.map_err(failed())? {
+    for row in source.query(READ_EXPRESSIONS, &[&publication]).await.map_err(failed())? {
         let table = TableName::new(row.get::<_, String>(0), row.get::<_, String>(1));
         let Some(table) = found.get_mut(&table) else { continue };
-        let (oids, labels): (Vec<u32>, Vec<String>) = (row.get(2), row.get(3));
-        table.labels = oids.into_iter().zip(labels).collect();
-        let (columns, expressions): (Vec<String>, Vec<String>) = (row.get(4), row.get(5));
+        let (columns, expressions): (Vec<String>, Vec<String>) = (row.get(2), row.get(3));
         table.generated = columns.into_iter().zip(expressions).collect();
     }
+    for row in source.query(&read_types_sql(), &[&publication]).await.map_err(failed())? {
+        let table = TableName::new(row.get::<_, String>(0), row.get::<_, String>(1));
+        let Some(table) = found.get_mut(&table) else { continue };
+        let (oids, labels): (Vec<u32>, Vec<String>) = (row.get(4), row.get(5));
+        table.labels.extend(oids.into_iter().zip(labels));
+        let (numbers, attributes): (Vec<i16>, Vec<String>) = (row.get(6), row.get(7));
+        if !numbers.is_empty() {
+            let attributes = numbers.into_iter().zip(attributes).collect();
+            table.composites.insert(row.get(2), Composite { name: row.get(3), attributes });
+        }
+    }
+    identities::read(source, &mut found).await?;
     Ok(found)
 }
 
@@ -181,6 +222,7 @@ fn heap(row: &Row) -> Heap {
         empty: false,
         ties: row.get(9),
         columns: names.into_iter().zip(numbers.into_iter().zip(described)).collect(),
+        identity: None,
     }
 }
 
@@ -218,7 +260,8 @@ pub fn judge(before: &TableContents, now: &TableContents, heard: Heard<'_>) -> J
         .iter()
         .find_map(|(oid, heap)| change(heap, now.heaps.get(oid)))
         .or_else(|| now.heaps.iter().find_map(|(oid, heap)| arrival(heap, before.heaps.get(oid))))
-        .or_else(|| renamed(before, now));
+        .or_else(|| renamed(before, now))
+        .or_else(|| other_attributes(before, now));
     if let Some(what) = certain {
         return Judgement::Unheard(what);
     }
@@ -289,6 +332,22 @@ fn renamed(before: &TableContents, now: &TableContents) -> Option<String> {
     before.labels.iter().find_map(changed)
 }
 
+/// A composite type whose attributes are others. Rows that are there lose what was dropped and have NULL in what came, and
+/// rows that come are read by the places of the attributes.
+fn other_attributes(before: &TableContents, now: &TableContents) -> Option<String> {
+    let changed = |(oid, then): (&u32, &Composite)| {
+        let now = now.composites.get(oid).filter(|now| now.attributes != then.attributes)?;
+        let list = |of: &Composite| of.attributes.values().cloned().collect::<Vec<_>>().join(", ");
+        Some(format!(
+            "ALTER TYPE changed the attributes of {} from ({}) to ({})",
+            now.name,
+            list(then),
+            list(now)
+        ))
+    };
+    before.composites.iter().find_map(changed)
+}
+
 /// A generated column whose expression is another one, in words. The stream does not carry such columns.
 #[must_use]
 pub fn other_expression(before: &TableContents, now: &TableContents) -> Option<String> {
@@ -320,6 +379,10 @@ pub fn refusal_over(slice: &str, unheard: &[Unheard]) -> Option<Refusal> {
         refusal.next =
             format!("strangler mirror PLAN --slice {slice}{retries}, which copies what is named again");
     }
+    let statements: Vec<&str> = unheard.iter().filter_map(|one| one.first.as_deref()).collect();
+    if !statements.is_empty() {
+        refusal.next = format!("run on the monolith: {}; then {}", statements.join("; "), refusal.next);
+    }
     Some(refusal)
 }
 
@@ -340,6 +403,7 @@ mod tests {
             empty: false,
             ties: "9 700 3".into(),
             columns,
+            identity: None,
         }
     }
 
@@ -347,6 +411,7 @@ mod tests {
         TableContents {
             publication: "7 700".into(),
             labels: BTreeMap::new(),
+            composites: BTreeMap::new(),
             generated: BTreeMap::new(),
             heaps: heaps.iter().cloned().collect(),
         }
@@ -436,6 +501,29 @@ mod tests {
         assert!(matches!(judged(&later, &told, true), Judgement::Unheard(_)), "one was emptied again");
         let new = of(&[(1, heap(1)), (2, heap(2)), emptied(3, "950")]);
         assert!(matches!(judged(&new, &[], false), Judgement::Unheard(_)), "it came, was filled and emptied");
+    }
+
+    #[test]
+    fn attributes_that_change_are_told_also_when_they_look_the_same() {
+        let made_of = |attributes: &[(i16, &str)]| {
+            let attributes = attributes.iter().map(|(number, of)| (*number, (*of).to_owned())).collect();
+            let composite = Composite { name: "public.full".to_owned(), attributes };
+            TableContents { composites: [(9, composite)].into(), ..of(&[]) }
+        };
+        let before = made_of(&[(1, "first text"), (2, "last text")]);
+        let judged = |now: &TableContents| judge(&before, now, Heard::default());
+        assert_eq!(judged(&before), Judgement::Heard);
+        assert_eq!(judged(&of(&[])), Judgement::Heard, "no column is of it any more");
+        for other in [
+            made_of(&[(2, "last text"), (3, "first text")]),
+            made_of(&[(1, "first text"), (3, "last text")]),
+            made_of(&[(1, "last text"), (2, "first text")]),
+            made_of(&[(1, "first text"), (2, "last text"), (3, "nick text")]),
+        ] {
+            assert!(
+                matches!(judged(&other), Judgement::Unheard(what) if what.contains("the attributes of public.full"))
+            );
+        }
     }
 
     #[test]

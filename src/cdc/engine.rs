@@ -176,6 +176,7 @@ impl Engine {
             wal_budget_bytes: self.config.wal_budget_bytes,
             read: self.config.read.clone(),
             apply: self.config.apply.clone(),
+            mapping: Arc::clone(&self.config.mapping),
             publication: self.publication.clone(),
             published: Arc::clone(&self.published),
             vitals: Arc::clone(&self.vitals),

@@ -13,6 +13,7 @@ use super::engine::{Engine, SliceConfig};
 use super::error::MirrorError;
 use super::finish;
 use super::generated;
+use super::meanings;
 use super::publication::{self, Named, Published};
 use super::pulse::Vitals;
 use super::repair::Repairs;
@@ -179,6 +180,8 @@ async fn copy_anew(
     claim: &Claim,
     memory: &mut Memory,
 ) -> Result<(), MirrorError> {
+    // Before anything is emptied: a new copy of values that are read otherwise would be as wrong as the old one.
+    meanings::check(&links.source, &links.target, &config.mapping).await?;
     let labels: Vec<(String, String)> =
         config.mapping.tables.iter().map(|table| (table.source.to_string(), table.target.sql())).collect();
     if !config.options.hooks.mutant(Mutant::PartsKept) {
@@ -197,6 +200,7 @@ async fn copy_anew(
         slice: &claim.slice,
         nonce: claim.nonce,
         publication,
+        mapping: &config.mapping,
     };
     watch::at_start(site).await?;
     generated::check(&links.source, &links.target, &config.mapping).await

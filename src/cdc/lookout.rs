@@ -106,7 +106,7 @@ impl Lookout {
     /// before is void because the tables' shapes are others.
     async fn note(&self, site: Site<'_>, found: &[Unheard]) -> Result<(), MirrorError> {
         let direction = self.direction.as_str();
-        for Unheard { table, what } in found {
+        for Unheard { table, what, .. } in found {
             tracing::error!(
                 slice = site.slice,
                 direction,
@@ -170,7 +170,9 @@ impl Lookout {
         match judgement {
             Judgement::Open => return Some((table, contents)),
             Judgement::Heard => {}
-            Judgement::Unheard(what) => seen.unheard.push(Unheard { table: table.clone(), what }),
+            Judgement::Unheard(what) => {
+                seen.unheard.push(Unheard { table: table.clone(), what, first: None })
+            }
         }
         let contents = contents.settled();
         if self.before.get(&table) != Some(&contents) {
@@ -204,6 +206,7 @@ mod tests {
             empty: false,
             ties: "9 700 3".into(),
             columns: BTreeMap::new(),
+            identity: None,
         };
         (oid, heap)
     }
@@ -212,6 +215,7 @@ mod tests {
         let contents = TableContents {
             publication: "7 700".into(),
             labels: BTreeMap::new(),
+            composites: BTreeMap::new(),
             generated: BTreeMap::new(),
             heaps: heaps.into(),
         };

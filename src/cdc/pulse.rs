@@ -9,6 +9,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::error::{MirrorError, Refusal};
 use super::lookout::{Lookout, Truncates};
+use super::meanings;
 use super::publication::{self, Named, Published};
 use super::source::{self, HEARTBEAT_PREFIX};
 use super::start::open;
@@ -17,6 +18,7 @@ use crate::journal::process::{self, Sighting};
 use crate::journal::repairs;
 use crate::journal::streams::{Direction, Mode, StreamOf};
 use crate::lsn::Lsn;
+use crate::mapping::SliceMapping;
 use crate::name::TableName;
 use crate::postgres::connect::{Server, Session};
 
@@ -144,6 +146,8 @@ pub struct Pulse {
     pub read: Server,
     /// The target.
     pub apply: Server,
+    /// What is carried where.
+    pub mapping: Arc<SliceMapping>,
     /// Publication on the source.
     pub publication: String,
     /// What it held at the start.
@@ -284,6 +288,7 @@ impl Pulse {
             slice: &self.slice,
             nonce: self.nonce,
             publication: &self.publication,
+            mapping: &self.mapping,
         };
         if !self.copies() {
             let mut lookout = match seen.lookout.take() {
@@ -302,7 +307,14 @@ impl Pulse {
         let fault = watch.look(site).await?;
         self.vitals.await_position(watch.awaits());
         seen.watch = Some(watch);
-        Ok(fault)
+        let apart = meanings::find_fault(source, target, &self.mapping).await?;
+        Ok(match (fault, apart) {
+            // Copying again alone would bring the same values into the same types.
+            (Some(fault), Some(apart)) => {
+                Some(Refusal { what: format!("{}; {}", fault.what, apart.what), next: apart.next })
+            }
+            (fault, apart) => fault.or(apart),
+        })
     }
 }
 

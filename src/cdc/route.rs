@@ -161,6 +161,14 @@ impl Router {
         };
         let number = *number;
         let Some(table) = tables.get_mut(number) else { return Ok(()) };
+        let lacks = match change {
+            RowChange::Insert { .. } => false,
+            RowChange::Update { old, .. } => reader.lacks_identity(old.as_ref()),
+            RowChange::Delete { old } => reader.lacks_identity(Some(old)),
+        };
+        if lacks {
+            return Err(without_identity((&self.slice, table.mapping.reversed), &table.label));
+        }
         let operation = match change {
             RowChange::Insert { new } => {
                 let row = reader.project(new);
@@ -230,6 +238,24 @@ fn drifted((slice, reversed): (&str, bool), drift: &ShapeDrift) -> MirrorError {
              over, start the slice anew: {START_ANEW}",
             drift.table,
             columns.join(", "),
+        )
+    };
+    MirrorError::Refused { what, next }
+}
+
+/// A partition logged less of an old row than tells which row it was and whether it was the slice's. What is in the stream
+/// stays as it is, so only another stream gets past it.
+fn without_identity((slice, reversed): (&str, bool), table: &str) -> MirrorError {
+    let what = format!(
+        "an update or delete of {table} does not say which row it was: a partition has, or had, another replica identity \
+         than its table; the mirror stopped before it"
+    );
+    let next = if reversed {
+        format!("{}; then strangler reconcile PLAN --slice {slice} --repair", arm_anew(slice))
+    } else {
+        format!(
+            "strangler check PLAN, which names partitions that have another one still and the statement for each; then \
+             strangler mirror PLAN --slice {slice} --rebuild, which copies the slice again"
         )
     };
     MirrorError::Refused { what, next }

@@ -5,6 +5,7 @@ use tokio_postgres::Client;
 
 use super::contents::{self, Contents, Heard, Judgement, TableContents, Unheard};
 use super::error::{MirrorError, Refusal};
+use super::identities::{self, Fault};
 use super::publication::Publication;
 use super::source;
 use crate::failpoint;
@@ -12,6 +13,7 @@ use crate::journal::baselines::{self, Baseline};
 use crate::journal::copies::{self, TableState};
 use crate::journal::streams::{self, StreamOf, StreamState};
 use crate::lsn::Lsn;
+use crate::mapping::SliceMapping;
 use crate::name::TableName;
 
 /// Where a watch looks, and for whom.
@@ -27,6 +29,8 @@ pub struct Site<'a> {
     pub nonce: i64,
     /// Publication on the monolith.
     pub publication: &'a str,
+    /// What is carried where.
+    pub mapping: &'a SliceMapping,
 }
 
 /// What was seen, and what waits for the stream's word.
@@ -109,11 +113,18 @@ impl Watch {
                 Some(before) => {
                     found.altered |= before.publication != contents.publication;
                     if let Some(what) = contents::other_expression(before, &contents) {
-                        found.expression = Some(Unheard { table: table.clone(), what });
+                        found.expression = Some(Unheard { table: table.clone(), what, first: None });
                     }
                     contents::judge(before, &contents, Heard { emptied_by, passed })
                 }
             };
+            let fault = self.before.get(&table).and_then(|before| {
+                identities::judge_table(&site.mapping.tables, &table, (before, &contents))
+            });
+            if let Some(Fault { what, first }) = fault {
+                found.unheard.push(Unheard { table, what, first });
+                continue;
+            }
             match judgement {
                 Judgement::Heard => {
                     if let Some((held, _)) = &mut self.held {
@@ -122,7 +133,7 @@ impl Watch {
                     self.advance(site, table, contents).await?;
                 }
                 Judgement::Open => drop(found.open.insert(table, contents)),
-                Judgement::Unheard(what) => found.unheard.push(Unheard { table, what }),
+                Judgement::Unheard(what) => found.unheard.push(Unheard { table, what, first: None }),
             }
         }
         Ok(())
@@ -157,7 +168,7 @@ impl Found {
         }
         let refusal = contents::refusal_over(site.slice, &self.unheard);
         Ok(refusal.or_else(|| {
-            let Unheard { table, what } = self.expression?;
+            let Unheard { table, what, .. } = self.expression?;
             Some(Refusal {
                 what: format!("{table} changed in a way that is not in the stream: {what}"),
                 next: format!(
@@ -192,10 +203,16 @@ pub async fn at_start(site: Site<'_>) -> Result<(), MirrorError> {
             continue;
         };
         found.altered |= before.publication != contents.publication;
+        if let Some(Fault { what, first }) =
+            identities::judge_table(&site.mapping.tables, &table, (before, &contents))
+        {
+            found.unheard.push(Unheard { table, what, first });
+            continue;
+        }
         let heard = Heard { emptied_by: &row.emptied_by, passed: false };
         // What only the stream can judge waits for the pulse.
         if let Judgement::Unheard(what) = contents::judge(before, &contents, heard) {
-            found.unheard.push(Unheard { table, what });
+            found.unheard.push(Unheard { table, what, first: None });
         }
     }
     match found.note(site).await? {

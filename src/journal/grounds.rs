@@ -10,6 +10,7 @@ use tokio_postgres::{Client, Row};
 use super::JournalError;
 use super::copies::UNHEARD;
 use crate::name::{TableName, quote_ident};
+use crate::postgres::type_trees::reached;
 
 /// Everything that evidence about a slice rests on.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -49,21 +50,35 @@ pub struct TableGround {
 /// Shape of a table that is not there, or of one that left the slice's publication.
 pub const ABSENT: &str = "absent";
 
-/// A table's shape, in three parts: what its columns, partitions and enums are; marked [`DESCRIBED`], the transactions
-/// that described the columns; and marked [`FILES`], the files of its rows. [`is_same_shape`] compares two of them.
+/// A table's shape, in four parts: what its columns and partitions are; what their types are made of, at any depth; marked
+/// [`DESCRIBED`], the transactions that described the columns; and marked [`FILES`], the files of its rows.
+/// [`is_same_shape`] compares two of them.
 ///
 /// To be joined to a relation `t` whose `oid` is the table's.
-const SHAPE: &str = "LATERAL (SELECT nullif(concat_ws(' ', md5(string_agg(concat_ws(' ', a.attrelid, a.attnum, a.attname, \
+fn shape_sql() -> String {
+    let types = reached(
+        "SELECT DISTINCT 0, b.atttypid FROM pg_attribute b \
+         WHERE b.attrelid = t.oid AND b.attnum > 0 AND NOT b.attisdropped",
+    );
+    format!(
+        "LATERAL (SELECT nullif(concat_ws(' ', md5(string_agg(concat_ws(' ', a.attrelid, a.attnum, a.attname, \
             a.atttypid, a.atttypmod, a.attcollation, a.attnotnull, a.attisdropped, a.attidentity, a.attgenerated, \
             (SELECT d.oid FROM pg_attrdef d WHERE (d.adrelid, d.adnum) = (a.attrelid, a.attnum)), \
-            (SELECT i.xmin FROM pg_inherits i WHERE i.inhrelid = a.attrelid AND i.inhrelid <> t.oid), \
-            (SELECT string_agg(quote_literal(e.enumlabel), ' ' ORDER BY e.enumsortorder) FROM pg_type y \
-                JOIN pg_enum e ON e.enumtypid IN (y.oid, y.typelem, y.typbasetype) WHERE y.oid = a.atttypid)), \
+            (SELECT i.xmin FROM pg_inherits i WHERE i.inhrelid = a.attrelid AND i.inhrelid <> t.oid)), \
             ',' ORDER BY a.attrelid, a.attnum)), \
+            ({types} SELECT md5(string_agg(concat_ws(' ', r.oid, \
+                (SELECT string_agg(quote_literal(e.enumlabel), ' ' ORDER BY e.enumsortorder) FROM pg_enum e \
+                    WHERE e.enumtypid = r.oid), \
+                (SELECT string_agg(concat_ws(' ', b.attnum, quote_ident(b.attname), b.atttypid, b.atttypmod), ',' \
+                    ORDER BY b.attnum) FROM pg_type y JOIN pg_attribute b ON b.attrelid = y.typrelid \
+                    WHERE y.oid = r.oid AND y.typrelid <> 0 AND b.attnum > 0 AND NOT b.attisdropped)), \
+                ';' ORDER BY r.oid)) FROM reached r), \
             'described=' || md5(string_agg(a.xmin::text, ',' ORDER BY a.attrelid, a.attnum)), \
             'files=' || md5(string_agg(c.relfilenode::text, ',' ORDER BY a.attrelid, a.attnum))), '') AS shape \
         FROM (SELECT t.oid AS relid UNION SELECT relid FROM pg_partition_tree(t.oid)) AS r \
-        JOIN pg_class c ON c.oid = r.relid JOIN pg_attribute a ON a.attrelid = c.oid AND a.attnum > 0) AS s";
+        JOIN pg_class c ON c.oid = r.relid JOIN pg_attribute a ON a.attrelid = c.oid AND a.attnum > 0) AS s"
+    )
+}
 
 /// Begins the part of a shape that a GRANT on a column changes, as any change of its definition does.
 const DESCRIBED: &str = "described=";
@@ -90,8 +105,11 @@ pub fn is_same_shape(then: &str, now: &str) -> bool {
 }
 
 /// Files of a table's partitions, and how they belong to it: TRUNCATE of one, or DETACH and ATTACH, is not in the stream
-/// and changes no description. None where a table has no partitions. To be joined like [`SHAPE`].
-const PARTS: &str = "LATERAL (SELECT md5(string_agg(concat_ws(' ', c.oid, c.relfilenode, c.relpersistence, i.xmin, i.cmin), \
+/// and changes no description; nor is another replica identity, which each choice of an index, and against it, leaves in the
+/// index's row. None where a table has no partitions. To be joined like [`shape_sql`].
+const PARTS: &str = "LATERAL (SELECT md5(string_agg(concat_ws(' ', c.oid, c.relfilenode, c.relpersistence, i.xmin, i.cmin, \
+            c.relreplident, (SELECT string_agg(concat_ws(' ', x.indexrelid, x.xmin, x.indisreplident), ',' \
+                ORDER BY x.indexrelid) FROM pg_index x WHERE x.indrelid = c.oid AND x.indisunique)), \
             ',' ORDER BY c.oid)) AS parts \
         FROM pg_partition_tree(t.oid) AS r JOIN pg_class c ON c.oid = r.relid \
         JOIN pg_inherits i ON i.inhrelid = c.oid WHERE r.level > 0) AS f";
@@ -148,7 +166,8 @@ async fn tables(client: &Client, slice: &str) -> Result<BTreeMap<String, TableGr
 async fn shapes(client: &Client, tables: &[String]) -> Result<Vec<String>, JournalError> {
     let sql = format!(
         "SELECT s.shape FROM unnest($1::text[]) WITH ORDINALITY AS n (name, number) \
-         CROSS JOIN LATERAL (SELECT to_regclass(n.name)::oid AS oid) AS t CROSS JOIN {SHAPE} ORDER BY n.number"
+         CROSS JOIN LATERAL (SELECT to_regclass(n.name)::oid AS oid) AS t CROSS JOIN {} ORDER BY n.number",
+        shape_sql()
     );
     let rows = client.query(&sql, &[&tables]).await.map_err(reading())?;
     Ok(rows.iter().map(|row| shape(row.get(0))).collect())
@@ -167,7 +186,8 @@ pub async fn monolith(client: &Client, slice: &str) -> Result<BTreeMap<String, S
                 c.relname::text AS name, concat_ws(' ', u.oid, u.xmin, r.oid) AS entry FROM strangler.slice p \
              JOIN pg_publication u ON u.pubname = p.publication JOIN pg_publication_rel r ON r.prpubid = u.oid \
              JOIN pg_class c ON c.oid = r.prrelid JOIN pg_namespace n ON n.oid = c.relnamespace \
-             WHERE p.slice = $1) AS t CROSS JOIN {SHAPE} CROSS JOIN {PARTS}"
+             WHERE p.slice = $1) AS t CROSS JOIN {shape} CROSS JOIN {PARTS}",
+        shape = shape_sql()
     );
     let rows = client.query(&sql, &[&slice]).await.map_err(reading())?;
     let named = |row: &Row| {

@@ -43,6 +43,10 @@ pub struct RowReader {
     key: Vec<usize>,
     /// Mapped columns with the values that the filter takes.
     filter: Vec<(usize, HashSet<Bytes>)>,
+    /// Its rows are in partitions, which log old rows under identities of their own.
+    partitioned: bool,
+    /// The table's own identity is FULL.
+    full: bool,
 }
 
 impl RowReader {
@@ -92,6 +96,8 @@ impl RowReader {
                 .iter()
                 .map(|term| (term.column, term.values.iter().map(value).collect()))
                 .collect(),
+            partitioned: mapping.partitioned,
+            full: relation.replica_identity == b'f',
         })
     }
 
@@ -110,10 +116,36 @@ impl RowReader {
         for (index, (value, place)) in row.iter_mut().zip(&self.places).enumerate() {
             let held = matches!(old, OldTuple::Full(_)) || self.key.contains(&index);
             if *value == Value::Unchanged && held {
-                *value = old.tuple().get(*place).cloned().unwrap_or(Value::Unchanged);
+                // A value that was left out for its size is not NULL, so a partition's old row does not hold it.
+                let held = old.tuple().get(*place).filter(|value| **value != Value::Null);
+                *value = held.cloned().unwrap_or(Value::Unchanged);
             }
         }
         row
+    }
+
+    /// Whether the old row of an update or delete shows that a partition logged less than its table's identity asks for. An
+    /// update that only lacks an old row shows nothing, unless the identity is FULL: then there has to be one.
+    #[must_use]
+    pub fn lacks_identity(&self, old: Option<&OldTuple>) -> bool {
+        if !self.partitioned {
+            return false;
+        }
+        let Some(old) = old else { return self.full };
+        let is_null = |row: &Tuple, index: &usize| row.get(*index) == Some(&Value::Null);
+        let row = self.project(old.tuple());
+        let filtered =
+            || self.filter.iter().map(|(index, _)| index).filter(|index| !self.key.contains(index));
+        if self.key.iter().any(|index| is_null(&row, index)) {
+            return true;
+        }
+        if !self.full {
+            // Columns of an index that is an identity are NOT NULL.
+            return filtered().any(|index| is_null(&row, index));
+        }
+        // The filter's columns may be NULL there; a whole row of which nothing but the key is known is none.
+        let known = old.tuple().iter().filter(|value| **value != Value::Null).count();
+        filtered().next().is_some() && known <= self.key.len()
     }
 
     /// The key of a projected row.
@@ -143,7 +175,8 @@ impl RowReader {
 }
 
 /// Key and filter columns that old tuples don't carry any more: without them a changed key, or a row that leaves the
-/// filter, would look like a row that stays. Partitions log under identities of their own, which this doesn't show.
+/// filter, would look like a row that stays. Partitions log under identities of their own, which this doesn't show: see
+/// [`RowReader::lacks_identity`], and the watch over the catalogs.
 fn lost_identity(relation: &Relation, mapping: &TableMapping) -> Vec<String> {
     if mapping.partitioned {
         return Vec::new();
@@ -154,4 +187,64 @@ fn lost_identity(relation: &Relation, mapping: &TableMapping) -> Vec<String> {
     let lost = |name: &&str| relation.columns.iter().any(|column| column.name == *name && !column.key);
     let words = |name| format!("column {name} has left the replica identity");
     needed.into_iter().filter(lost).map(words).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio_postgres::types::Type;
+
+    use super::*;
+    use crate::change::RelationColumn;
+    use crate::mapping::compile;
+    use crate::mapping::fixture::{name, plan, retail, table_rule};
+
+    /// A reader of `Orders (Id, Region)` with a filter on the region, under this identity of the root.
+    fn reader(identity: u8, partitioned: bool) -> RowReader {
+        let mut rule = table_rule("Orders");
+        rule.filter.insert("Region".into(), vec!["EU".into()]);
+        let mut catalog = retail();
+        let orders = catalog.tables.get_mut(&name("Orders")).unwrap();
+        orders.replica_identity = crate::catalog::ReplicaIdentity::Full;
+        let (mappings, _) = compile(&plan(vec![("ordering", vec![rule])]), &catalog);
+        let mut mapping = mappings["ordering"].tables[0].clone();
+        mapping.partitioned = partitioned;
+        let column = |name: &str, of: &Type| RelationColumn {
+            key: true,
+            name: name.into(),
+            type_oid: of.oid(),
+            type_modifier: -1,
+        };
+        let relation = Relation {
+            oid: 1,
+            schema: "public".into(),
+            name: "Orders".into(),
+            replica_identity: identity,
+            columns: vec![column("Id", &Type::INT8), column("Region", &Type::TEXT)],
+        };
+        RowReader::new(&relation, &mapping).unwrap()
+    }
+
+    #[test]
+    fn a_partitions_old_row_that_holds_less_than_the_tables_identity_is_told() {
+        let only_key = || OldTuple::Key(vec![Value::text("1"), Value::Null]);
+        let whole = || OldTuple::Key(vec![Value::text("1"), Value::text("US")]);
+        let by_index = reader(b'i', true);
+        assert!(by_index.lacks_identity(Some(&only_key())));
+        assert!(by_index.lacks_identity(Some(&OldTuple::Key(vec![Value::Null, Value::text("EU")]))));
+        assert!(!by_index.lacks_identity(Some(&whole())));
+        assert!(!by_index.lacks_identity(None), "nothing of the identity changed, or so it says");
+        let full = reader(b'f', true);
+        assert!(full.lacks_identity(None), "under FULL each update has its old row");
+        assert!(full.lacks_identity(Some(&only_key())));
+        assert!(!full.lacks_identity(Some(&whole())));
+        assert!(!reader(b'i', false).lacks_identity(Some(&only_key())), "the relation tells of plain tables");
+    }
+
+    #[test]
+    fn a_value_that_was_left_out_is_not_taken_for_null_from_an_old_row_without_it() {
+        let full = reader(b'f', true);
+        let old = OldTuple::Full(vec![Value::text("1"), Value::Null]);
+        let row = full.project_new(&vec![Value::text("1"), Value::Unchanged], Some(&old));
+        assert_eq!(row[1], Value::Unchanged);
+    }
 }

@@ -6,7 +6,7 @@ use tokio_postgres::types::Type;
 
 use super::expand::Listed;
 use super::{ColumnMapping, KeyOrder};
-use crate::catalog::{Catalog, ReplicaIdentity, Table, TableKind};
+use crate::catalog::{Catalog, Index, ReplicaIdentity, Table, TableKind};
 use crate::name::{TableName, quote_ident};
 use crate::problem::Problem;
 
@@ -141,16 +141,38 @@ fn partitions(monolith: &Catalog, one: &Listed<'_>, problems: &mut Vec<Problem>)
     if one.table.kind != TableKind::Partitioned {
         return;
     }
+    let Some(key) = one.table.key_columns() else { return };
+    let outside = one.rule.filter.keys().any(|name| !key.contains(&name.as_str()));
     for leaf in leaves(monolith, &one.table.name) {
-        if leaf.key_columns() != one.table.key_columns() && one.table.key_columns().is_some() {
+        // A filter outside the key needs all of the old row.
+        let less = outside && leaf.replica_identity != ReplicaIdentity::Full;
+        if leaf.key_columns().as_ref() != Some(&key) || less {
             problems.push(
                 Problem::error("partition-key-differs", &leaf.name)
                     .at(one.rule.place)
                     .fact(format!("it is a partition of {} with another replica identity", one.table.name))
-                    .consequence("its updates and deletes would arrive without the key of the whole table")
-                    .next(format!("run on the monolith: {}", remedy(leaf))),
+                    .consequence("its updates and deletes would arrive without the key of the whole table, or without what its filter tests")
+                    .next(format!("run on the monolith: {}", as_of_root(one.table, leaf))),
             );
         }
+    }
+}
+
+/// The statement that gives a leaf the identity of its root.
+fn as_of_root(root: &Table, leaf: &Table) -> String {
+    let alter = format!("ALTER TABLE {} REPLICA IDENTITY", leaf.name.sql());
+    let key = root.key_columns();
+    let same =
+        |index: &&Index| index.columns.iter().map(Option::as_deref).collect::<Option<Vec<&str>>>() == key;
+    if root.replica_identity == ReplicaIdentity::Full {
+        return format!("{alter} FULL;");
+    }
+    if leaf.primary_key().filter(same).is_some_and(|index| index.immediate) {
+        return format!("{alter} DEFAULT;");
+    }
+    match leaf.indexes.iter().filter(|index| leaf.can_identify(index)).find(same) {
+        Some(index) => format!("{alter} USING INDEX {};", quote_ident(&index.name)),
+        None => remedy(leaf),
     }
 }
 

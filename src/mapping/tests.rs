@@ -304,8 +304,37 @@ fn partitions_with_another_identity_are_problems() {
     leaf.replica_identity = ReplicaIdentity::Nothing;
     catalog.tables.insert(leaf.name.clone(), leaf);
     expect(&one("Orders", |_| ()), &catalog, "partition-key-differs", "orders_1");
-    catalog.tables.get_mut(&name("orders_1")).unwrap().replica_identity = ReplicaIdentity::Default;
+    let leaf = catalog.tables.get_mut(&name("orders_1")).unwrap();
+    leaf.replica_identity = ReplicaIdentity::Default;
     assert!(only(&compiled(&one("Orders", |_| ()), &catalog), "ordering", "Orders").partitioned);
+}
+
+#[test]
+fn a_partition_is_told_how_to_get_the_identity_of_its_root() {
+    let indexed = |leaf_identity: ReplicaIdentity| {
+        let mut catalog = retail();
+        let root = catalog.tables.get_mut(&name("Orders")).unwrap();
+        root.kind = TableKind::Partitioned;
+        root.columns[1].not_null = true;
+        root.indexes.push(index("orders_u", &["Id", "Region"], false));
+        root.replica_identity = ReplicaIdentity::Index("orders_u".into());
+        let mut leaf = root.clone();
+        leaf.name = name("orders_1");
+        leaf.kind = TableKind::Ordinary;
+        leaf.partition_of = Some(name("Orders"));
+        leaf.indexes[1].name = "orders_1_u".into();
+        leaf.replica_identity = leaf_identity;
+        catalog.tables.insert(leaf.name.clone(), leaf);
+        catalog
+    };
+    let european = plan(vec![("ordering", vec![filtered("Orders", "Region", &["EU"])])]);
+    let advice = "ALTER TABLE \"public\".\"orders_1\" REPLICA IDENTITY USING INDEX \"orders_1_u\";";
+    expect(&european, &indexed(ReplicaIdentity::Default), "partition-key-differs", advice);
+    compiled(&european, &indexed(ReplicaIdentity::Index("orders_1_u".into())));
+    let mut full = indexed(ReplicaIdentity::Default);
+    full.tables.get_mut(&name("Orders")).unwrap().replica_identity = ReplicaIdentity::Full;
+    expect(&european, &full, "partition-key-differs", "REPLICA IDENTITY FULL;");
+    compiled(&one("Orders", |_| ()), &full);
 }
 
 #[test]

@@ -11,7 +11,7 @@ use crate::catalog::{Sequence, UserType, UserTypeKind};
 use crate::mapping::TableMapping;
 use crate::name::{TableName, quote_ident, quote_literal};
 use crate::plan::Ddl;
-use crate::problem::Problem;
+use crate::problem::{Problem, START_ANEW};
 
 /// Adds steps for whatever the service's tables need and it does not have.
 pub(super) fn create(draft: &mut Draft<'_>, site: &Site<'_>) {
@@ -171,7 +171,7 @@ fn types(draft: &mut Draft<'_>, site: &Site<'_>, needed: &[TableName]) {
                     Problem::error("type-differs", in_service(site, format!("type {name}")))
                         .fact("the service has a type of this name that is defined in another way")
                         .consequence("values could be refused or mean something else")
-                        .next("drop or rename it in the service's database, then run provision again"),
+                        .next(bring_in_line(site, name, (wanted, present))),
                 );
             }
             continue;
@@ -195,6 +195,56 @@ fn types(draft: &mut Draft<'_>, site: &Site<'_>, needed: &[TableName]) {
             ),
         }
     }
+}
+
+/// What to do about a type that is defined in another way. Once a mirror has begun, the service's tables are of it, so it
+/// can only be altered; where values would be mistaken, the mirror itself refuses, and knows the tables.
+fn bring_in_line(site: &Site<'_>, name: &TableName, (wanted, present): (&UserType, &UserType)) -> String {
+    let mirrored: Vec<&str> = site
+        .slices
+        .iter()
+        .map(|slice| slice.slice.as_str())
+        .filter(|slice| site.state.mirrored(slice))
+        .collect();
+    let Some(slice) = mirrored.first() else {
+        return "drop or rename it in the service's database, then run provision again".to_owned();
+    };
+    match (&wanted.kind, &present.kind) {
+        (UserTypeKind::Enum(wanted), UserTypeKind::Enum(present)) => match added_labels(name, wanted, present) {
+            Some(statements) => format!("run in the service: {statements}"),
+            None => format!(
+                "strangler mirror PLAN, which says what to rename where a label has another name; labels \
+                 that only the service has can stay, and go when slice {slice} starts anew: {START_ANEW}"
+            ),
+        },
+        (UserTypeKind::Composite(_), UserTypeKind::Composite(_)) => {
+            "strangler mirror PLAN, which refuses, and says what to run in the service and which tables to copy again"
+                .to_owned()
+        }
+        _ => format!("make it as it was before the mirror began; else start slice {slice} anew: {START_ANEW}"),
+    }
+}
+
+/// The statements that add the labels which only the monolith has, at their places, where that is all that is missing.
+fn added_labels(name: &TableName, wanted: &[String], present: &[String]) -> Option<String> {
+    let kept: Vec<&String> = wanted.iter().filter(|label| present.contains(label)).collect();
+    if !present.iter().eq(kept) {
+        return None;
+    }
+    let mut before: Option<&String> = None;
+    let mut statements = Vec::new();
+    for label in wanted {
+        if !present.contains(label) {
+            let place = match (before, present.first()) {
+                (Some(before), _) => format!(" AFTER {}", quote_literal(before)),
+                (None, Some(first)) => format!(" BEFORE {}", quote_literal(first)),
+                (None, None) => String::new(),
+            };
+            statements.push(format!("ALTER TYPE {} ADD VALUE {}{place};", name.sql(), quote_literal(label)));
+        }
+        before = Some(label);
+    }
+    Some(statements.join(" "))
 }
 
 /// `None` for kinds that are not made here. Checks of a domain that were never validated are left out: see `deferred`.
@@ -320,4 +370,22 @@ pub(super) fn options(sequence: &Sequence) -> String {
         sequence.cache,
         if sequence.cycle { " CYCLE" } else { "" }
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn labels_that_the_service_lacks_are_added_at_their_places() {
+        let labels = |text: &str| text.split(' ').map(str::to_owned).collect::<Vec<_>>();
+        let mood = TableName::new("public", "mood");
+        let added = |wanted: &str, present: &str| added_labels(&mood, &labels(wanted), &labels(present));
+        assert_eq!(
+            added("a ok sad z", "ok sad").unwrap(),
+            "ALTER TYPE \"public\".\"mood\" ADD VALUE 'a' BEFORE 'ok'; \
+             ALTER TYPE \"public\".\"mood\" ADD VALUE 'z' AFTER 'sad';"
+        );
+        assert_eq!(added("fine sad", "ok sad"), None, "a rename");
+    }
 }

@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use futures_util::future::try_join_all;
 use tokio::sync::Mutex;
+use tokio_postgres::Client;
 use tokio_util::sync::CancellationToken;
 
 use super::form::{Side, TableForm};
@@ -18,9 +19,10 @@ use super::sides::Sides;
 use super::throttle::Throttle;
 use super::walk::{self, KeyFacts};
 use crate::cdc::mirror::chain_of;
+use crate::mapping::{ColumnMapping, TableMapping, type_tree};
 use crate::name::TableName;
 use crate::postgres::connect::ConnectError;
-use crate::postgres::sqlstate;
+use crate::postgres::{sqlstate, type_trees};
 
 /// The sessions of one slice.
 #[derive(Debug)]
@@ -169,6 +171,38 @@ impl Hands {
                 distrusted.tables.insert(table, format!("column {column} can't be compared: {reason}"));
             }
         }
+        for (table, column, fact) in self::apart(forms, (here, there), authority).await? {
+            let why = format!(
+                "column {column} can't be compared: {fact}; the mirror's next start says how the types are brought in line"
+            );
+            distrusted.tables.entry(table).or_insert(why);
+        }
         Ok(distrusted)
     }
+}
+
+/// Columns whose types are not made of the same on both sides, with what is not: a hash is of a value's text, which leaves
+/// the names of attributes out.
+async fn apart(
+    forms: &[TableForm],
+    (here, there): (&Client, &Client),
+    authority: Side,
+) -> Result<Vec<(TableName, String, String)>, String> {
+    let (monolith, service) = if authority == Side::Source { (here, there) } else { (there, here) };
+    let read = tokio::try_join!(
+        type_trees::read(monolith, forms.iter().map(|form| &form.mapping.source)),
+        type_trees::read(service, forms.iter().map(|form| &form.mapping.target)),
+    );
+    let (monolith, service) = read.map_err(|error| sqlstate::words(&error))?;
+    let misfit = |mapping: &TableMapping, column: &ColumnMapping| {
+        let wanted = monolith.get(&(mapping.source.clone(), column.source.clone()))?;
+        let present = service.get(&(mapping.target.clone(), column.target.clone()))?;
+        let misfit = type_tree::apart(wanted, present)?;
+        Some((mapping.source.clone(), column.source.clone(), misfit.fact))
+    };
+    let of_table = |form: &TableForm| {
+        let columns = form.mapping.columns.iter();
+        columns.filter_map(|column| misfit(&form.mapping, column)).collect::<Vec<_>>()
+    };
+    Ok(forms.iter().flat_map(of_table).collect())
 }

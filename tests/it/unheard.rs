@@ -5,7 +5,6 @@ use tokio_postgres::Client;
 
 use crate::support::split::{Mirror, Split};
 use crate::support::tables::{Side, assert_same};
-use crate::support::wait::{SOON, until};
 
 const EVENTS: &str = "CREATE TABLE ev (id int, d int, v text, PRIMARY KEY (id, d)) PARTITION BY LIST (d);
     CREATE TABLE ev1 PARTITION OF ev FOR VALUES IN (1);
@@ -29,18 +28,6 @@ async fn assert_equal(monolith: &Client, service: &Client, query: &str) {
     assert_same(Side { client: monolith, query }, Side { client: service, query }).await;
 }
 
-/// The mirror has looked at the catalogs twice from now on.
-async fn looked(mirror: &Mirror, service: &Client) {
-    let beats = "SELECT extract(epoch FROM seen_at)::float8 FROM strangler.mirror_process";
-    let seen: f64 = service.query_one(beats, &[]).await.unwrap().get(0);
-    until("the mirror has looked", SOON, async || {
-        assert!(mirror.exited().is_none(), "the mirror ended:\n{}", mirror.log());
-        let now: f64 = service.query_one(beats, &[]).await.unwrap().get(0);
-        (now > seen + 3.5).then_some(())
-    })
-    .await;
-}
-
 fn assert_stopped(mirror: &Mirror, words: &[&str]) {
     let (status, log) = mirror.ended();
     assert_eq!(status.code(), Some(3), "{log}");
@@ -54,7 +41,7 @@ async fn copied_again(split: &Split, monolith: &Client, service: &Client) -> Mir
     let mirror = split.mirror_with(None, &["--retry", "ev"]);
     mirror.caught_up(monolith, service).await;
     assert_equal(monolith, service, "TABLE ev").await;
-    looked(&mirror, service).await;
+    mirror.looked_twice(service).await;
     mirror
 }
 
@@ -64,7 +51,7 @@ async fn rows_that_change_without_an_event_stop_the_mirror_until_the_table_is_co
     split.provision();
     let mut mirror = split.mirror(None);
     mirror.caught_up(&monolith, &service).await;
-    looked(&mirror, &service).await;
+    mirror.looked_twice(&service).await;
     for (statement, words) in [
         (EMPTIED_AND_COUNTED, "its partition public.ev1 was emptied"),
         (MADE_FILLED_AND_ATTACHED, "its partition public.ev4 was attached with rows"),
@@ -100,7 +87,7 @@ async fn what_the_stream_tells_of_partitions_is_nothing_to_stop_over() {
     split.provision();
     let mirror = split.mirror(None);
     mirror.caught_up(&monolith, &service).await;
-    looked(&mirror, &service).await;
+    mirror.looked_twice(&service).await;
     for sql in [
         "CREATE TABLE ev4 PARTITION OF ev FOR VALUES IN (4)",
         "INSERT INTO ev SELECT g, 4, 'new' FROM generate_series(1, 500) g",
@@ -113,10 +100,10 @@ async fn what_the_stream_tells_of_partitions_is_nothing_to_stop_over() {
         monolith.batch_execute(sql).await.unwrap();
         if sql.contains("ATTACH") {
             // One that has rows when it is first seen might have had them before.
-            looked(&mirror, &service).await;
+            mirror.looked_twice(&service).await;
         }
     }
-    looked(&mirror, &service).await;
+    mirror.looked_twice(&service).await;
     mirror.caught_up(&monolith, &service).await;
     assert_equal(&monolith, &service, "TABLE ev").await;
     mirror.stop();
@@ -126,8 +113,8 @@ async fn what_the_stream_tells_of_partitions_is_nothing_to_stop_over() {
     monolith.batch_execute("TRUNCATE ev; INSERT INTO ev VALUES (1, 1, 'last'); ANALYZE").await.unwrap();
     let mirror = split.mirror(None);
     mirror.caught_up(&monolith, &service).await;
-    looked(&mirror, &service).await;
-    looked(&mirror, &service).await;
+    mirror.looked_twice(&service).await;
+    mirror.looked_twice(&service).await;
     assert_equal(&monolith, &service, "TABLE ev").await;
     mirror.stop();
 }
@@ -147,7 +134,7 @@ async fn rows_that_changed_without_an_event_while_no_mirror_ran_are_told_by_the_
         (AWAY_AND_BACK, "its partition public.ev1 was detached and attached again"),
         ("ALTER TABLE ev ALTER v TYPE text USING v || '!'", "ALTER TABLE rewrote the rows of public.ev"),
     ] {
-        looked(&mirror, &service).await;
+        mirror.looked_twice(&service).await;
         mirror.stop();
         monolith.batch_execute(statement).await.unwrap();
         mirror = split.mirror(None);
@@ -173,7 +160,7 @@ async fn evidence_does_not_stand_over_rows_that_changed_without_an_event() {
     split.provision();
     let mirror = split.mirror(None);
     mirror.caught_up(&monolith, &service).await;
-    looked(&mirror, &service).await;
+    mirror.looked_twice(&service).await;
     let proven = split.run("reconcile", &[]);
     assert_eq!(proven.exit, Some(0), "{}", proven.page());
     assert!(split.run("status", &[]).stdout.contains("both sides are proven equal"));
@@ -198,7 +185,7 @@ async fn a_publication_that_left_changes_out_for_a_while_is_not_forgotten() {
     split.provision();
     let mut mirror = split.mirror(None);
     mirror.caught_up(&monolith, &service).await;
-    looked(&mirror, &service).await;
+    mirror.looked_twice(&service).await;
     let proven = split.run("reconcile", &[]);
     assert_eq!(proven.exit, Some(0), "{}", proven.page());
     let set = |what: &str| format!("ALTER PUBLICATION strangler_split_one SET (publish = '{what}')");
@@ -221,7 +208,7 @@ async fn a_publication_that_left_changes_out_for_a_while_is_not_forgotten() {
         mirror = split.mirror_with(None, &["--rebuild"]);
         mirror.caught_up(&monolith, &service).await;
         assert_equal(&monolith, &service, "TABLE t").await;
-        looked(&mirror, &service).await;
+        mirror.looked_twice(&service).await;
     }
 }
 
@@ -234,7 +221,7 @@ async fn a_filters_label_that_gets_another_name_stops_the_mirror_and_drops_no_ro
     split.provision();
     let mirror = split.mirror(None);
     mirror.caught_up(&monolith, &service).await;
-    looked(&mirror, &service).await;
+    mirror.looked_twice(&service).await;
     monolith.batch_execute("ALTER TYPE kind RENAME VALUE 'in' TO 'inside'").await.unwrap();
     monolith.batch_execute("INSERT INTO t VALUES (3, 'inside')").await.unwrap();
     let words = "renamed the label in of an enum to inside";

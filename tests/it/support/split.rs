@@ -165,6 +165,18 @@ pub struct Mirror {
 }
 
 impl Mirror {
+    /// It has looked at the catalogs twice from now on.
+    pub async fn looked_twice(&self, service: &Client) {
+        let beats = "SELECT extract(epoch FROM seen_at)::float8 FROM strangler.mirror_process";
+        let seen: f64 = service.query_one(beats, &[]).await.unwrap().get(0);
+        until("the mirror has looked", SOON, async || {
+            assert!(self.exited().is_none(), "the mirror ended:\n{}", self.log());
+            let now: f64 = service.query_one(beats, &[]).await.unwrap().get(0);
+            (now > seen + 3.5).then_some(())
+        })
+        .await;
+    }
+
     /// Everything written so far is applied and every table live.
     pub async fn caught_up(&self, monolith: &Client, service: &Client) {
         let row = monolith.query_one("SELECT pg_current_wal_lsn()::text", &[]).await.unwrap();

@@ -1,0 +1,144 @@
+//! Types of the user's that change under a running mirror: no value is put together otherwise on the other side, and no
+//! verdict calls such sides equal.
+
+use tokio_postgres::Client;
+
+use crate::support::split::{Mirror, Split};
+use crate::support::tables::{Side, assert_same};
+use crate::support::wait::{SOON, until};
+
+const PEOPLE: &str = "CREATE TYPE fullname AS (first text, last text);
+    CREATE TABLE people (id int PRIMARY KEY, n fullname);
+    INSERT INTO people SELECT i, ROW('Grace', 'Hopper ' || i)::fullname FROM generate_series(1, 20) i;
+    ANALYZE";
+
+/// Every way in which a type can lead to an enum.
+const DEEP: &str = "CREATE TYPE mood AS ENUM ('ok', 'sad');
+    CREATE DOMAIN inner_mood AS mood; CREATE DOMAIN outer_mood AS inner_mood;
+    CREATE TYPE holder AS (n int, m mood); CREATE TYPE span AS RANGE (subtype = mood);
+    CREATE TABLE twice (id int PRIMARY KEY, v outer_mood);
+    CREATE TABLE listed (id int PRIMARY KEY, v inner_mood[]);
+    CREATE TABLE held (id int PRIMARY KEY, v holder);
+    CREATE TABLE holders (id int PRIMARY KEY, v holder[]);
+    CREATE TABLE spans (id int PRIMARY KEY, v span);
+    CREATE TABLE multis (id int PRIMARY KEY, v span_multirange);";
+const DEEP_ROWS: &str = "INSERT INTO twice VALUES (1, 'ok'); INSERT INTO listed VALUES (1, '{ok}');
+    INSERT INTO held VALUES (1, '(1,ok)'); INSERT INTO holders VALUES (1, ARRAY['(1,ok)'::holder]);
+    INSERT INTO spans VALUES (1, '[ok,sad]'); INSERT INTO multis VALUES (1, '{[ok,sad]}')";
+
+fn assert_stopped(mirror: &Mirror, words: &[&str]) -> String {
+    let (status, log) = mirror.ended();
+    assert_eq!(status.code(), Some(3), "{log}");
+    for word in words {
+        assert!(log.contains(word), "{word} is missing: {log}");
+    }
+    log
+}
+
+/// The statements that a refusal says to run in the service.
+fn advised(log: &str) -> String {
+    let (_, after) = log.split_once("run in the service: ").unwrap();
+    after.split_once("; then strangler").unwrap().0.to_owned()
+}
+
+async fn assert_people(monolith: &Client, service: &Client) {
+    let query = "SELECT id, (n).first, (n).last FROM people";
+    assert_same(Side { client: monolith, query }, Side { client: service, query }).await;
+}
+
+fn assert_not_proven(split: &Split) {
+    let status = split.run("status", &[]);
+    assert!(!status.stdout.contains("both sides are proven equal"), "{}", status.page());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn attributes_that_change_places_stop_the_mirror_and_what_it_says_to_run_brings_the_values_back() {
+    let (split, monolith, service) = Split::launch("{ people: {} }", PEOPLE).await;
+    split.provision();
+    let mut mirror = split.mirror(None);
+    mirror.caught_up(&monolith, &service).await;
+    assert_eq!(split.run("reconcile", &[]).exit, Some(0));
+    let swap = "ALTER TYPE fullname DROP ATTRIBUTE first; ALTER TYPE fullname ADD ATTRIBUTE first text;
+        INSERT INTO people VALUES (106, ROW('Lovelace', 'Ada')::fullname);
+        UPDATE people SET n.first = 'Ada' WHERE id < 6";
+    let retyped = "ALTER TYPE fullname DROP ATTRIBUTE last; ALTER TYPE fullname ADD ATTRIBUTE last int";
+    for sql in [swap, retyped, "ALTER TYPE fullname RENAME ATTRIBUTE last TO age"] {
+        monolith.batch_execute(sql).await.unwrap();
+        assert_not_proven(&split);
+        let log = assert_stopped(&mirror, &["ALTER TYPE", "fullname", "--retry people"]);
+        let log = assert_stopped(&split.mirror_with(None, &["--retry", "people"]), &[&advised(&log)]);
+        service.batch_execute(&advised(&log)).await.unwrap();
+        mirror = split.mirror_with(None, &["--retry", "people"]);
+        mirror.caught_up(&monolith, &service).await;
+        let query = "SELECT id, n::text, row_to_json(n)::text FROM people";
+        assert_same(Side { client: &monolith, query }, Side { client: &service, query }).await;
+        let proven = split.run("reconcile", &[]);
+        assert_eq!(proven.exit, Some(0), "{}", proven.page());
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_services_type_whose_attributes_have_other_names_is_never_called_equal() {
+    let (split, monolith, service) = Split::launch("{ people: {} }", PEOPLE).await;
+    split.provision();
+    let mirror = split.mirror(None);
+    mirror.caught_up(&monolith, &service).await;
+    assert_eq!(split.run("reconcile", &[]).exit, Some(0));
+    let swap =
+        "ALTER TYPE fullname RENAME ATTRIBUTE first TO x; ALTER TYPE fullname RENAME ATTRIBUTE last TO first;
+        ALTER TYPE fullname RENAME ATTRIBUTE x TO last";
+    // It looks every two seconds, and has just looked.
+    let beats = "SELECT seen_at::text FROM strangler.mirror_process";
+    let seen: String = service.query_one(beats, &[]).await.unwrap().get(0);
+    until("the mirror has looked", SOON, async || {
+        let now: String = service.query_one(beats, &[]).await.unwrap().get(0);
+        (now != seen).then_some(())
+    })
+    .await;
+    service.batch_execute(swap).await.unwrap();
+    let verdict = split.run("reconcile", &["--fresh"]);
+    assert_eq!(verdict.exit, Some(5), "{}", verdict.page());
+    let why = ["the attributes of the service's type public.fullname", "no mirror is running"];
+    assert!(why.iter().any(|why| verdict.page().contains(why)), "{}", verdict.page());
+    assert_not_proven(&split);
+    let log = assert_stopped(&mirror, &["people.n", "--retry people"]);
+    assert_stopped(&split.mirror(None), &["people.n"]);
+    service.batch_execute(&advised(&log)).await.unwrap();
+    let mirror = split.mirror_with(None, &["--retry", "people"]);
+    mirror.caught_up(&monolith, &service).await;
+    assert_people(&monolith, &service).await;
+    assert_eq!(split.run("reconcile", &[]).exit, Some(0));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_label_that_gets_another_name_is_noticed_through_every_type_over_its_enum() {
+    let tables = ["twice", "listed", "held", "holders", "spans", "multis"];
+    let plan = format!("{{ {} }}", tables.map(|table| format!("{table}: {{}}")).join(", "));
+    // Ranges are not made by `provision`, but by the service's own migrations.
+    let plan = Split::plan(&plan).replace("url: \"${SERVICE}\"", "url: \"${SERVICE}\", ddl: adopt");
+    let (split, monolith, service) = Split::with_plan(&plan, &format!("{DEEP}{DEEP_ROWS}")).await;
+    service.batch_execute(DEEP).await.unwrap();
+    split.provision();
+    let mirror = split.mirror(None);
+    mirror.caught_up(&monolith, &service).await;
+    let proven = split.run("reconcile", &[]);
+    assert_eq!(proven.exit, Some(0), "{}", proven.page());
+    monolith.batch_execute("ALTER TYPE mood RENAME VALUE 'ok' TO 'fine'").await.unwrap();
+    assert_not_proven(&split);
+    let log = assert_stopped(&mirror, &["RENAME VALUE 'ok' TO 'fine'"]);
+    for table in tables {
+        assert!(log.contains(&format!("{table}.v")), "{table}: {log}");
+        assert!(log.contains(&format!("--retry {table}")), "{table}: {log}");
+    }
+    service.batch_execute(&advised(&log)).await.unwrap();
+    let retries: Vec<&str> = tables.iter().flat_map(|&table| ["--retry", table]).collect();
+    let mirror = split.mirror_with(None, &retries);
+    mirror.caught_up(&monolith, &service).await;
+    for table in tables {
+        let query = format!("SELECT id, v::text FROM {table}");
+        assert_same(Side { client: &monolith, query: &query }, Side { client: &service, query: &query })
+            .await;
+    }
+    let proven = split.run("reconcile", &[]);
+    assert_eq!(proven.exit, Some(0), "{}", proven.page());
+}
