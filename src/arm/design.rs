@@ -10,6 +10,7 @@ use super::survey::{SliceFacts, Survey};
 use super::{Design, Step, Verb, Work, keys, reverse, rights, withdraw};
 use crate::dualwrite::gate::{self, TriggerKind};
 use crate::dualwrite::guard::{Fault, Lack, Relation};
+use crate::journal::streams::Mode;
 use crate::journal::{arming, statements};
 use crate::mapping::SliceMapping;
 use crate::name::TableName;
@@ -153,32 +154,32 @@ pub fn design(plan: &Plan, verb: Verb, chosen: &[String], survey: &Survey, login
 fn arm(draft: &mut Draft<'_>, slice: &SliceMapping, facts: &SliceFacts, logins: &ApplyLogins) {
     let survey = draft.survey;
     let before = draft.steps();
-    match readiness::authority(facts) {
+    let mode = match readiness::authority(facts) {
         Authority::Nobody => {
             draft.problem(readiness::wrong_authority(&slice.slice, facts, Verb::Arm));
             return;
         }
-        // A partition that was attached after the flip must be guarded as well; the stream is in use.
-        Authority::Service => {}
+        // A partition that was attached after the flip must be guarded as well, and a way back that broke since then is
+        // made anew; one that works is in use.
+        Authority::Service => Mode::Apply,
         Authority::Monolith => {
             let stuck = readiness::same_mapping(survey, slice).into_iter();
             let stuck = stuck.chain(readiness::mirrored(survey, slice));
             for problem in stuck.chain(readiness::reversible(survey, slice)) {
                 draft.problem(problem);
             }
-            let login = logins.get(&slice.service).map(String::as_str);
-            rights::grants(draft, slice);
-            reverse::replication(draft, slice, login);
-            reverse::stream(draft, slice, facts);
-            if draft.new_slots.contains(&slice.service) {
-                readiness::service(survey, slice, login)
-                    .into_iter()
-                    .for_each(|problem| draft.problem(problem));
-            }
+            Mode::Tripwire
         }
     }
     gates(draft, slice, facts);
     keys::cut(draft, slice);
+    };
+    let login = logins.get(&slice.service).map(String::as_str);
+    rights::grants(draft, slice);
+    reverse::replication(draft, slice, login);
+    reverse::stream(draft, slice, facts, mode);
+    if draft.new_slots.contains(&slice.service) {
+        readiness::service(survey, slice, login).into_iter().for_each(|problem| draft.problem(problem));
     if draft.steps() > before {
         readiness::ownership(survey, slice).into_iter().for_each(|problem| draft.problem(problem));
     }

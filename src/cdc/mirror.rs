@@ -92,7 +92,8 @@ fn joined(ended: Result<Result<(), MirrorError>, tokio::task::JoinError>) -> Res
 }
 
 /// Runs a way back from the moment when there is one; `None` when there never was before the slice's other stream was
-/// over, which then is no reason to stay.
+/// over, which then is no reason to stay. One that can't go on waits for another to be made in its place, and its refusal
+/// is the end where none is.
 async fn run_back(
     config: SliceConfig,
     this: &ProcessName,
@@ -100,27 +101,36 @@ async fn run_back(
     over: &CancellationToken,
 ) -> Option<Result<(), MirrorError>> {
     loop {
-        tokio::select! {
+    let mut refused: Option<(String, MirrorError)> = None;
+        let passed = refused.as_ref().map(|(slot, _)| slot.as_str());
+        let slot = tokio::select! {
             biased;
-            () = armed(&config) => {}
-            () = stop.cancelled() => return None,
-            () = over.cancelled() => return None,
-        }
+            slot = armed(&config, passed) => slot,
+            () = stop.cancelled() => return refused.map(|(_, error)| Err(error)),
+            () = over.cancelled() => return refused.map(|(_, error)| Err(error)),
+        };
         match Box::pin(keep_running(config.clone(), this, stop)).await {
             // It was disarmed meanwhile, and may be armed again.
-            Err(MirrorError::NotArmed { .. }) => tokio::time::sleep(ARMED_EVERY).await,
+            Err(MirrorError::NotArmed { .. }) => {
+                refused = None;
+                tokio::time::sleep(ARMED_EVERY).await;
+            }
+            // `arm` may make it anew.
+            Err(error @ MirrorError::Refused { .. }) => refused = Some((slot, error)),
             ended => return Some(ended),
         }
     }
 }
 
-/// Waits until the monolith has a stream row for the way back. Trouble on the way there is the other stream's to tell.
-async fn armed(config: &SliceConfig) {
+/// Waits until the monolith has a stream row for the way back, with another slot than the one that was `passed`. Trouble
+/// on the way there is the other stream's to tell.
+async fn armed(config: &SliceConfig, passed: Option<&str>) -> String {
     loop {
         if let Ok(target) = open(&config.apply, &config.mapping.slice).await {
             while let Ok(found) = streams::read(&target, config.of()).await {
-                if found.as_ref().is_some_and(is_armed) {
-                    return;
+                let found = found.filter(|row| is_armed(row) && passed != Some(row.slot.as_str()));
+                if let Some(row) = found {
+                    return row.slot;
                 }
                 tokio::time::sleep(ARMED_EVERY).await;
             }

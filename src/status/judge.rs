@@ -484,7 +484,7 @@ fn next(status: &SliceStatus, commands: &Commands) -> Option<String> {
         Phase::Streaming => {
             let unproven = status.evidence.as_ref().is_some_and(|proof| proof.stands == Some(false));
             let retry = status.tables.iter().find_map(|table| table.next.clone());
-            let broken = back::next(status).map(|(verb, rest)| commands.of(verb, &status.slice, rest));
+            let broken = back::next(status, commands);
             let stray = status.stray_writes.as_ref().and_then(|_| of("reconcile", ""));
             let half = status.armed.as_ref().filter(|armed| armed.state == ArmedState::PartlyArmed);
             let half = half.and_then(|armed| of(if armed.disarming { "disarm" } else { "arm" }, ""));

@@ -1,5 +1,6 @@
 //! The way back: what an opened service writes arrives in the monolith's old tables, and nothing goes round in circles.
 
+mod anew;
 mod crash;
 mod inside;
 mod loops;
