@@ -36,6 +36,9 @@ pub struct SliceMapping {
     pub service: String,
     /// Tables, by the monolith's name.
     pub tables: Vec<TableMapping>,
+    /// Tables that the plan means and that are not among them, because something is wrong with them. Empty for a slice that
+    /// may be worked on.
+    pub unmapped: Vec<TableName>,
     /// Hex SHA-256 of the mapping without urls, comments and policy.
     pub hash: String,
 }

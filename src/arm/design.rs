@@ -15,7 +15,7 @@ use crate::journal::{arming, statements};
 use crate::mapping::SliceMapping;
 use crate::name::TableName;
 use crate::plan::Plan;
-use crate::problem::{Problem, Severity};
+use crate::problem::Problem;
 use crate::provision::{Database, Statement};
 
 /// Roles of the services' apply links, by service: they read the reverse slots.
@@ -132,7 +132,9 @@ impl<'a> Draft<'a> {
 pub fn design(plan: &Plan, verb: Verb, chosen: &[String], survey: &Survey, logins: &ApplyLogins) -> Design {
     let mut draft = Draft::new(plan, survey, verb, chosen);
     let astray = readiness::astray(plan, chosen, survey);
-    let wrong = survey.mapping_problems.iter().filter(|problem| problem.severity == Severity::Error);
+    let all: Vec<String> = survey.mappings.keys().cloned().collect();
+    let meant = if chosen.is_empty() { &all } else { chosen };
+    let wrong = survey.mapping_problems.iter().filter(|problem| problem.stops(meant));
     let before: Vec<Problem> = if astray.is_empty() { wrong.cloned().collect() } else { astray };
     if !before.is_empty() {
         before.into_iter().for_each(|problem| draft.problem(problem));

@@ -19,6 +19,7 @@ use super::table::{TableRun, expected_rows};
 use crate::failpoint;
 use crate::journal::process::{self, Sighting};
 use crate::journal::streams::{self, Direction, StreamOf};
+use crate::postgres::connect::Server;
 use crate::postgres::sqlstate;
 
 /// Pauses between attempts after a broken link, doubled up to the longest, each with a random part so that many
@@ -100,8 +101,8 @@ async fn run_back(
     stop: &CancellationToken,
     over: &CancellationToken,
 ) -> Option<Result<(), MirrorError>> {
-    loop {
     let mut refused: Option<(String, MirrorError)> = None;
+    loop {
         let passed = refused.as_ref().map(|(slot, _)| slot.as_str());
         let slot = tokio::select! {
             biased;
@@ -209,6 +210,19 @@ async fn record_end(config: &SliceConfig, memory: &Memory, error: &MirrorError) 
     };
     // Without it, `status` tells by the missing sign of life.
     let _ = tokio::time::timeout(SIGHT_EVERY, recording).await;
+}
+
+/// Leaves word in a slice's service why its mirror did not even begin, where no other mirror of it lives.
+pub async fn leave_word(service: &Server, slice: &str, error: &MirrorError) {
+    let leaving = async {
+        let target = open(service, slice).await.ok()?;
+        if process::try_lock(&target, slice).await.ok()? {
+            process::left_out(&target, StreamOf::forward(slice), &why(error)).await.ok()?;
+        }
+        Some(())
+    };
+    // It is said on the screen as well; in the service it is a courtesy to `status`.
+    let _ = tokio::time::timeout(SIGHT_EVERY, leaving).await;
 }
 
 fn why(error: &MirrorError) -> String {

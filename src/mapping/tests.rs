@@ -502,3 +502,37 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn what_is_wrong_with_a_table_stops_the_slices_that_take_it_and_no_other() {
+    let of = |slices: Vec<(&str, Vec<TableRule>)>, monolith: &Catalog, code: &str| {
+        let (mappings, problems) = compile(&plan(slices), monolith);
+        let problem = problems.into_iter().find(|problem| problem.code == code).unwrap();
+        let stopped = ["catalog", "ordering"].map(|slice| problem.stops(&[slice.to_owned()]));
+        (stopped, mappings)
+    };
+    let rest = || ("catalog", vec![table_rule("Products")]);
+    let gone = vec![("ordering", vec![table_rule("Orders"), table_rule("Gone")]), rest()];
+    assert_eq!(of(gone, &retail(), "unknown-table").0, [false, true]);
+
+    let mut keyless = retail();
+    let orders = keyless.tables.get_mut(&name("Orders")).unwrap();
+    orders.indexes.clear();
+    let (stopped, mappings) = of(vec![("ordering", vec![table_rule("Orders")]), rest()], &keyless, "no-key");
+    assert_eq!(stopped, [false, true]);
+    assert_eq!(mappings["ordering"].unmapped, [name("Orders")]);
+    assert!(mappings["catalog"].unmapped.is_empty() && mappings["catalog"].tables.len() == 1);
+
+    // As long as one of them is not mapped, nobody knows whether both would take the same row.
+    let shared = vec![("ordering", vec![table_rule("Orders")]), ("catalog", vec![table_rule("Orders")])];
+    assert_eq!(of(shared, &keyless, "no-key").0, [true, true]);
+
+    let mut classified = plan(vec![("ordering", vec![table_rule("Orders")]), rest()]);
+    classified.classify.push(Classified {
+        table: name("Elsewhere"),
+        column: "Secret".into(),
+        class: "pii".into(),
+    });
+    let (_, problems) = compile(&classified, &retail());
+    assert!(["catalog", "ordering"].iter().all(|slice| problems[0].stops(&[(*slice).to_owned()])));
+}
