@@ -172,9 +172,6 @@ fn arm(draft: &mut Draft<'_>, slice: &SliceMapping, facts: &SliceFacts, logins: 
             }
             Mode::Tripwire
         }
-    }
-    gates(draft, slice, facts);
-    keys::cut(draft, slice);
     };
     let login = logins.get(&slice.service).map(String::as_str);
     rights::grants(draft, slice);
@@ -182,6 +179,13 @@ fn arm(draft: &mut Draft<'_>, slice: &SliceMapping, facts: &SliceFacts, logins: 
     reverse::stream(draft, slice, facts, mode);
     if draft.new_slots.contains(&slice.service) {
         readiness::service(survey, slice, login).into_iter().for_each(|problem| draft.problem(problem));
+    }
+    // A subscription is somebody's own: it is never ended without being asked.
+    let service = format!("service {}", slice.service);
+    let here = facts.guard.subscribed.iter().map(|one| one.problem("monolith"));
+    here.chain(facts.subscribed.iter().map(|one| one.problem(&service))).for_each(|one| draft.problem(one));
+    gates(draft, slice, facts);
+    keys::cut(draft, slice);
     if draft.steps() > before {
         readiness::ownership(survey, slice).into_iter().for_each(|problem| draft.problem(problem));
     }

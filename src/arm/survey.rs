@@ -7,7 +7,7 @@ use tokio_postgres::Client;
 use super::ArmError;
 use crate::cdc::publication;
 use crate::cdc::source::{self, SlotFacts};
-use crate::dualwrite::guard::{self, Guard};
+use crate::dualwrite::guard::{self, Guard, Subscribed};
 use crate::journal::arming::{self, Armed, CutKey};
 use crate::journal::copies;
 use crate::journal::slices::{self, GateRow};
@@ -52,6 +52,8 @@ pub struct SliceFacts {
     pub reverse: Option<StreamRow>,
     /// The slot that the row names, as the service has it.
     pub slot: Option<SlotFacts>,
+    /// Subscriptions of the service that write into its moved tables.
+    pub subscribed: Vec<Subscribed>,
     /// The service's tables that left the publication of the way back since it began, and came back: what changed in
     /// between is not in the stream.
     pub left: Vec<TableName>,
@@ -140,6 +142,7 @@ async fn read_slice(
         return Ok(None);
     };
     let tables: Vec<TableName> = slice.tables.iter().map(|table| table.source.clone()).collect();
+    let targets: Vec<TableName> = slice.tables.iter().map(|table| table.target.clone()).collect();
     let reverse = arming::reverse(monolith, name).await.map_err(here)?;
     let (slot, left) = match &reverse {
         Some(row) => (
@@ -155,6 +158,7 @@ async fn read_slice(
         lock_key,
         reverse,
         slot,
+        subscribed: guard::subscribed(service, &targets).await.map_err(there)?,
         left,
         armed: arming::armed(monolith, name).await.map_err(here)?,
     }))
