@@ -41,6 +41,16 @@ pub struct SliceMapping {
     pub unmapped: Vec<TableName>,
     /// Hex SHA-256 of the mapping without urls, comments and policy.
     pub hash: String,
+    /// The same as an earlier version wrote it down.
+    pub earlier_hash: String,
+}
+
+impl SliceMapping {
+    /// Whether a slice that was provisioned under this hash was provisioned from this mapping.
+    #[must_use]
+    pub fn is_pinned_by(&self, hash: &str) -> bool {
+        hash == self.hash || hash == self.earlier_hash
+    }
 }
 
 /// One table's way from the monolith to the service.

@@ -70,7 +70,7 @@ pub(super) fn same_mapping(survey: &Survey, slice: &SliceMapping) -> Option<Prob
     let name = &slice.slice;
     let service = survey.provisioned.service_states.get(&slice.service);
     let rows = [&survey.provisioned.monolith_state].into_iter().chain(service);
-    if rows.filter_map(|state| state.slices.get(name)).all(|row| row.plan_hash == slice.hash) {
+    if rows.filter_map(|state| state.slices.get(name)).all(|row| slice.is_pinned_by(&row.plan_hash)) {
         return None;
     }
     Some(

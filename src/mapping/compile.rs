@@ -30,6 +30,7 @@ pub fn compile(plan: &Plan, monolith: &Catalog) -> (Mappings, Vec<MappingProblem
                 tables: Vec::new(),
                 unmapped: Vec::new(),
                 hash: String::new(),
+                earlier_hash: String::new(),
             };
             (name.clone(), mapping)
         })
@@ -60,6 +61,7 @@ pub fn compile(plan: &Plan, monolith: &Catalog) -> (Mappings, Vec<MappingProblem
     for slice in mappings.values_mut() {
         slice.tables.sort_by(|a, b| a.source.cmp(&b.source));
         slice.hash = hash::of(slice);
+        slice.earlier_hash = hash::earlier(slice);
     }
     problems.sort_by(|a, b| (a.place, a).cmp(&(b.place, b)));
     problems.dedup();

@@ -405,9 +405,20 @@ fn the_hash_pins_the_mapping_and_nothing_else() {
     let hash = |plan: &Plan, catalog: &Catalog| compiled(plan, catalog)["ordering"].hash.clone();
     let base = hash(&one("Orders", |_| ()), &retail());
     assert_eq!(
-        base, "5c4b894d3e7bb40a258eb86b9b4b4e0a35e5f5bc02dcd409df9fabb93a26dff2",
+        base, "6a844775c002e131145015578c32dc05eab1f3a7d890c2a8f2ca3ddcf1d66d38",
         "the canonical form changed: give it another version"
     );
+    let earlier = "5c4b894d3e7bb40a258eb86b9b4b4e0a35e5f5bc02dcd409df9fabb93a26dff2";
+    let mapping = &compiled(&one("Orders", |_| ()), &retail())["ordering"];
+    assert!(mapping.is_pinned_by(earlier) && mapping.is_pinned_by(&base) && !mapping.is_pinned_by("another"));
+    let mut before = retail();
+    before.tables.get_mut(&name("Orders")).unwrap().replica_identity = ReplicaIdentity::Full;
+    let mut moved = before.clone();
+    moved.tables.get_mut(&name("Orders")).unwrap().columns.reverse();
+    let filtered = plan(vec![("ordering", vec![filtered("Orders", "Region", &["EU"])])]);
+    for plan in [one("Orders", |_| ()), filtered] {
+        assert_eq!(hash(&plan, &moved), hash(&plan, &before), "values go by names");
+    }
     let mut grown = retail();
     let orders = grown.tables.get_mut(&name("Orders")).unwrap();
     orders.rows_estimate = 1e9;

@@ -96,11 +96,17 @@ pub async fn gather(
         stands_to,
         access: access(to, asked, mapping).await?,
         other: operators::other(sessions.monolith, slice, own).await.map_err(journal)?,
-        mapping: mapping.hash.clone(),
+        mapping: pinned(mapping, &there),
         findings,
         from: there,
         to: here,
     })
+}
+
+/// The mapping's hash, in the form under which the slice was provisioned.
+fn pinned(mapping: &SliceMapping, told: &Told) -> String {
+    let provisioned = told.slice.as_ref().map(|slice| &slice.plan_hash);
+    provisioned.filter(|hash| mapping.is_pinned_by(hash)).unwrap_or(&mapping.hash).clone()
 }
 
 /// Places on either side where rows can be written without asking the gate, and foreign keys across the cut; and
