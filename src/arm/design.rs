@@ -167,7 +167,8 @@ fn arm(draft: &mut Draft<'_>, slice: &SliceMapping, facts: &SliceFacts, logins: 
         Authority::Monolith => {
             let stuck = readiness::same_mapping(survey, slice).into_iter();
             let stuck = stuck.chain(readiness::mirrored(survey, slice));
-            for problem in stuck.chain(readiness::reversible(survey, slice)) {
+            let open = readiness::open_partitions(survey, slice);
+            for problem in stuck.chain(readiness::reversible(survey, slice)).chain(open) {
                 draft.problem(problem);
             }
             Mode::Tripwire

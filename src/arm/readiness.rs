@@ -4,6 +4,7 @@ use super::Verb;
 use super::survey::{SliceFacts, Survey};
 use crate::catalog::{Catalog, Table, UserTypeKind};
 use crate::journal::whereabouts::{self, Route};
+use crate::mapping::partitions::OPEN_PARTITIONS;
 use crate::mapping::{SliceMapping, TableMapping};
 use crate::name::quote_ident;
 use crate::plan::Plan;
@@ -184,6 +185,12 @@ pub(super) fn service(survey: &Survey, slice: &SliceMapping, apply_login: Option
 pub(super) fn reversible(survey: &Survey, slice: &SliceMapping) -> Vec<Problem> {
     let catalog = &survey.provisioned.monolith;
     slice.tables.iter().filter_map(|mapping| stuck_insert(catalog, mapping)).collect()
+}
+
+/// Rows that the service makes might have no partition on the monolith: from now on that matters.
+pub(super) fn open_partitions(survey: &Survey, slice: &SliceMapping) -> Vec<Problem> {
+    let of = |problem: &&Problem| problem.code == OPEN_PARTITIONS && problem.slices.contains(&slice.slice);
+    survey.mapping_problems.iter().filter(of).cloned().collect()
 }
 
 /// The problem with a table whose dropped columns have to have a value that nobody knows.

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use super::expand::{Listed, expand};
-use super::{Mappings, SliceMapping, TableMapping, columns, filter, hash, identity, references};
+use super::{Mappings, SliceMapping, TableMapping, columns, filter, hash, identity, partitions, references};
 use crate::catalog::{Catalog, TableKind};
 use crate::name::TableName;
 use crate::plan::{Others, Plan, Service, TableSelector};
@@ -81,6 +81,7 @@ fn map_table(
     columns::accepted(plan, one, &columns, &mut problems);
     let (key, key_order) = identity::key(monolith, one, &columns, &mut problems);
     let filter = filter::terms(monolith, one, &columns, &mut problems);
+    problems.extend(partitions::gaps(monolith, one));
     let soft_references = references::across_the_cut(monolith, one, listed, &columns, &mut problems);
     if key.is_empty() {
         return (None, problems);

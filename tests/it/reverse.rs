@@ -4,6 +4,7 @@ mod anew;
 mod crash;
 mod inside;
 mod loops;
+mod partitions;
 mod roles;
 pub mod stage;
 mod tripwire;
