@@ -114,6 +114,8 @@ pub struct Table {
     pub constraints: Vec<Constraint>,
     /// Replica identity as set.
     pub replica_identity: ReplicaIdentity,
+    /// Partitioned by range or list, without a DEFAULT partition and, as far as the bounds show, not for every key.
+    pub open_partitions: bool,
     /// Root or inner partitioned table this one is a partition of.
     pub partition_of: Option<TableName>,
     /// Plain inheritance parents (not partitions).

@@ -15,6 +15,7 @@ mod hash;
 mod identity;
 pub mod input;
 pub mod inverse;
+pub(crate) mod partitions;
 mod references;
 mod spelling;
 #[cfg(test)]
@@ -37,8 +38,21 @@ pub struct SliceMapping {
     pub service: String,
     /// Tables, by the monolith's name.
     pub tables: Vec<TableMapping>,
+    /// Tables that the plan means and that are not among them, because something is wrong with them. Empty for a slice that
+    /// may be worked on.
+    pub unmapped: Vec<TableName>,
     /// Hex SHA-256 of the mapping without urls, comments and policy.
     pub hash: String,
+    /// The same as an earlier version wrote it down.
+    pub earlier_hash: String,
+}
+
+impl SliceMapping {
+    /// Whether a slice that was provisioned under this hash was provisioned from this mapping.
+    #[must_use]
+    pub fn is_pinned_by(&self, hash: &str) -> bool {
+        hash == self.hash || hash == self.earlier_hash
+    }
 }
 
 /// One table's way from the monolith to the service.

@@ -1,5 +1,6 @@
 //! A problem: what stands between a plan and a split that keeps its promises, in words an operator can act on.
 
+use std::collections::BTreeSet;
 use std::fmt;
 
 use serde::Serialize;
@@ -73,6 +74,9 @@ pub struct Problem {
     pub consequence: String,
     /// What to type or write next.
     pub next: String,
+    /// Slices whose mapping it spoils; empty where it concerns no slice, or nobody knows which.
+    #[serde(skip)]
+    pub slices: BTreeSet<String>,
 }
 
 impl Problem {
@@ -86,6 +90,7 @@ impl Problem {
             fact: String::new(),
             consequence: String::new(),
             next: String::new(),
+            slices: BTreeSet::new(),
         }
     }
 
@@ -123,6 +128,21 @@ impl Problem {
     pub fn next(mut self, words: impl Into<String>) -> Self {
         self.next = words.into();
         self
+    }
+
+    /// Says that it spoils the mapping of a slice.
+    #[must_use]
+    pub fn of_slice(mut self, slice: impl Into<String>) -> Self {
+        self.slices.insert(slice.into());
+        self
+    }
+
+    /// Whether one of these slices must not be worked on before it is gone. What can't be said to concern some slice
+    /// concerns all of them.
+    #[must_use]
+    pub fn stops(&self, slices: &[String]) -> bool {
+        let concerned = self.slices.is_empty() || slices.iter().any(|slice| self.slices.contains(slice));
+        self.severity == Severity::Error && concerned
     }
 
     /// Says which rule of the plan it comes from: line and column, from 1.

@@ -10,11 +10,12 @@ use super::survey::{SliceFacts, Survey};
 use super::{Design, Step, Verb, Work, keys, reverse, rights, withdraw};
 use crate::dualwrite::gate::{self, TriggerKind};
 use crate::dualwrite::guard::{Fault, Lack, Relation};
+use crate::journal::streams::Mode;
 use crate::journal::{arming, statements};
 use crate::mapping::SliceMapping;
 use crate::name::TableName;
 use crate::plan::Plan;
-use crate::problem::{Problem, Severity};
+use crate::problem::Problem;
 use crate::provision::{Database, Statement};
 
 /// Roles of the services' apply links, by service: they read the reverse slots.
@@ -131,7 +132,9 @@ impl<'a> Draft<'a> {
 pub fn design(plan: &Plan, verb: Verb, chosen: &[String], survey: &Survey, logins: &ApplyLogins) -> Design {
     let mut draft = Draft::new(plan, survey, verb, chosen);
     let astray = readiness::astray(plan, chosen, survey);
-    let wrong = survey.mapping_problems.iter().filter(|problem| problem.severity == Severity::Error);
+    let all: Vec<String> = survey.mappings.keys().cloned().collect();
+    let meant = if chosen.is_empty() { &all } else { chosen };
+    let wrong = survey.mapping_problems.iter().filter(|problem| problem.stops(meant));
     let before: Vec<Problem> = if astray.is_empty() { wrong.cloned().collect() } else { astray };
     if !before.is_empty() {
         before.into_iter().for_each(|problem| draft.problem(problem));
@@ -153,30 +156,35 @@ pub fn design(plan: &Plan, verb: Verb, chosen: &[String], survey: &Survey, login
 fn arm(draft: &mut Draft<'_>, slice: &SliceMapping, facts: &SliceFacts, logins: &ApplyLogins) {
     let survey = draft.survey;
     let before = draft.steps();
-    match readiness::authority(facts) {
+    let mode = match readiness::authority(facts) {
         Authority::Nobody => {
             draft.problem(readiness::wrong_authority(&slice.slice, facts, Verb::Arm));
             return;
         }
-        // A partition that was attached after the flip must be guarded as well; the stream is in use.
-        Authority::Service => {}
+        // A partition that was attached after the flip must be guarded as well, and a way back that broke since then is
+        // made anew; one that works is in use.
+        Authority::Service => Mode::Apply,
         Authority::Monolith => {
             let stuck = readiness::same_mapping(survey, slice).into_iter();
             let stuck = stuck.chain(readiness::mirrored(survey, slice));
-            for problem in stuck.chain(readiness::reversible(survey, slice)) {
+            let open = readiness::open_partitions(survey, slice);
+            for problem in stuck.chain(readiness::reversible(survey, slice)).chain(open) {
                 draft.problem(problem);
             }
-            let login = logins.get(&slice.service).map(String::as_str);
-            rights::grants(draft, slice);
-            reverse::replication(draft, slice, login);
-            reverse::stream(draft, slice, facts);
-            if draft.new_slots.contains(&slice.service) {
-                readiness::service(survey, slice, login)
-                    .into_iter()
-                    .for_each(|problem| draft.problem(problem));
-            }
+            Mode::Tripwire
         }
+    };
+    let login = logins.get(&slice.service).map(String::as_str);
+    rights::grants(draft, slice);
+    reverse::replication(draft, slice, login);
+    reverse::stream(draft, slice, facts, mode);
+    if draft.new_slots.contains(&slice.service) {
+        readiness::service(survey, slice, login).into_iter().for_each(|problem| draft.problem(problem));
     }
+    // A subscription is somebody's own: it is never ended without being asked.
+    let service = format!("service {}", slice.service);
+    let here = facts.guard.subscribed.iter().map(|one| one.problem("monolith"));
+    here.chain(facts.subscribed.iter().map(|one| one.problem(&service))).for_each(|one| draft.problem(one));
     gates(draft, slice, facts);
     keys::cut(draft, slice);
     if draft.steps() > before {

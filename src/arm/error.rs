@@ -31,8 +31,8 @@ pub enum ArmError {
         /// What the server said.
         source: tokio_postgres::Error,
     },
-    /// The reverse slot could not be looked at.
-    #[error("{database}: could not look at the reverse slot")]
+    /// The reverse slot, or the publication that it reads, could not be looked at.
+    #[error("{database}: could not look at the reverse slot and its publication")]
     Slot {
         /// Where.
         database: Database,

@@ -16,11 +16,13 @@ use crate::provision::{Database, Statement};
 /// Major version from which a foreign key of a partitioned table can be NOT VALID.
 const PARTITIONED_NOT_VALID: u32 = 18;
 
-/// Whether rows of the table belong to the slice: it moves, or its root or a parent by inheritance does.
+/// Whether rows of the table belong to the slice: it moves, or its root or a parent by inheritance does. Also of a slice
+/// whose mapping lacks tables, because something is wrong with them: an armed one still needs its keys gone.
 fn belongs(catalog: &Catalog, slice: &SliceMapping, table: &TableName) -> bool {
     let mut pending = vec![table.clone()];
     while let Some(name) = pending.pop() {
-        if slice.tables.iter().any(|mapping| mapping.source == name) {
+        let mut moved = slice.tables.iter().map(|mapping| &mapping.source).chain(&slice.unmapped);
+        if moved.any(|moved| *moved == name) {
             return true;
         }
         if let Some(table) = catalog.table(&name) {

@@ -4,6 +4,7 @@ use super::Verb;
 use super::survey::{SliceFacts, Survey};
 use crate::catalog::{Catalog, Table, UserTypeKind};
 use crate::journal::whereabouts::{self, Route};
+use crate::mapping::partitions::OPEN_PARTITIONS;
 use crate::mapping::{SliceMapping, TableMapping};
 use crate::name::quote_ident;
 use crate::plan::Plan;
@@ -70,7 +71,7 @@ pub(super) fn same_mapping(survey: &Survey, slice: &SliceMapping) -> Option<Prob
     let name = &slice.slice;
     let service = survey.provisioned.service_states.get(&slice.service);
     let rows = [&survey.provisioned.monolith_state].into_iter().chain(service);
-    if rows.filter_map(|state| state.slices.get(name)).all(|row| row.plan_hash == slice.hash) {
+    if rows.filter_map(|state| state.slices.get(name)).all(|row| slice.is_pinned_by(&row.plan_hash)) {
         return None;
     }
     Some(
@@ -184,6 +185,12 @@ pub(super) fn service(survey: &Survey, slice: &SliceMapping, apply_login: Option
 pub(super) fn reversible(survey: &Survey, slice: &SliceMapping) -> Vec<Problem> {
     let catalog = &survey.provisioned.monolith;
     slice.tables.iter().filter_map(|mapping| stuck_insert(catalog, mapping)).collect()
+}
+
+/// Rows that the service makes might have no partition on the monolith: from now on that matters.
+pub(super) fn open_partitions(survey: &Survey, slice: &SliceMapping) -> Vec<Problem> {
+    let of = |problem: &&Problem| problem.code == OPEN_PARTITIONS && problem.slices.contains(&slice.slice);
+    survey.mapping_problems.iter().filter(of).cloned().collect()
 }
 
 /// The problem with a table whose dropped columns have to have a value that nobody knows.

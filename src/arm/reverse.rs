@@ -2,7 +2,9 @@
 //! the row on the monolith by which the reverse mirror knows where to begin.
 //!
 //! Until a flip the stream is a tripwire: whatever the mirror did not write on the service is an alarm. So a stream that
-//! broke before the flip loses no row, and is begun anew with a new slot.
+//! broke before the flip loses no row, and is begun anew with a new slot. One that broke after the flip is begun anew as
+//! well, because nothing else would carry the service's writes again: what it missed a comparison finds, and no evidence
+//! from before stands.
 
 use std::collections::BTreeSet;
 
@@ -46,8 +48,8 @@ pub(super) fn replication(draft: &mut Draft<'_>, slice: &SliceMapping, login: Op
     }
 }
 
-/// Adds what is missing.
-pub(super) fn stream(draft: &mut Draft<'_>, slice: &SliceMapping, facts: &SliceFacts) {
+/// Adds what is missing. `mode` is what a stream that is begun anew is for.
+pub(super) fn stream(draft: &mut Draft<'_>, slice: &SliceMapping, facts: &SliceFacts, mode: Mode) {
     identities(draft, slice);
     let changed = publish(draft, slice);
     let row = facts.reverse.as_ref();
@@ -57,18 +59,29 @@ pub(super) fn stream(draft: &mut Draft<'_>, slice: &SliceMapping, facts: &SliceF
         }
         Some(row) => {
             if let Some(why) = broken(draft, slice, (row, facts), changed) {
-                draft.problem(
-                    Problem::warning("reverse-stream", format!("slice {}", slice.slice))
-                        .fact(format!("its reverse stream can't go on: {why}"))
-                        .consequence(
-                            "it is begun anew; what was written into the service meanwhile was not watched",
-                        )
-                        .next("nothing"),
-                );
-                anew(draft, slice, facts);
+                draft.problem(begun_anew(slice, &why, mode));
+                anew(draft, slice, facts, mode);
             }
         }
-        None => anew(draft, slice, facts),
+        None => anew(draft, slice, facts, mode),
+    }
+}
+
+fn begun_anew(slice: &SliceMapping, why: &str, mode: Mode) -> Problem {
+    let problem = Problem::warning("reverse-stream", format!("slice {}", slice.slice))
+        .fact(format!("its reverse stream can't go on: {why}"));
+    match mode {
+        Mode::Apply => problem
+            .consequence(
+                "it is begun anew; what was written into the service meanwhile did not come back to the monolith",
+            )
+            .next(format!(
+                "strangler reconcile PLAN --slice {} --repair, which finds what is missing and brings it",
+                slice.slice
+            )),
+        Mode::Tripwire | Mode::Off => problem
+            .consequence("it is begun anew; what was written into the service meanwhile was not watched")
+            .next("nothing"),
     }
 }
 
@@ -93,6 +106,10 @@ fn broken(
     }
     if changed {
         return Some("its publication was not what it must be".to_owned());
+    }
+    if !facts.left.is_empty() {
+        let tables: Vec<String> = facts.left.iter().map(ToString::to_string).collect();
+        return Some(format!("{} left its publication and came back", tables.join(", ")));
     }
     match (row.state, &facts.slot) {
         (StreamState::Gap | StreamState::Diverged, _) => {
@@ -226,7 +243,7 @@ fn slot_name(plan: &str, slice: &str) -> String {
 }
 
 /// A new slot, written down before it is made, so that one which a crash leaves behind is known.
-fn anew(draft: &mut Draft<'_>, slice: &SliceMapping, facts: &SliceFacts) {
+fn anew(draft: &mut Draft<'_>, slice: &SliceMapping, facts: &SliceFacts, mode: Mode) {
     let survey = draft.survey;
     let Some(catalog) = survey.provisioned.services.get(&slice.service) else { return };
     let Some(uuid) = catalog.identity.database_uuid.clone() else { return };
@@ -249,12 +266,18 @@ fn anew(draft: &mut Draft<'_>, slice: &SliceMapping, facts: &SliceFacts) {
     }
     let name = slot_name(&draft.plan.name, &slice.slice);
     let publication = publication(draft, slice);
-    let beginning =
-        Beginning { epoch: facts.monolith.epoch, slot: &name, publication: &publication, source: &source };
+    let beginning = Beginning {
+        epoch: facts.monolith.epoch,
+        mode,
+        slot: &name,
+        publication: &publication,
+        source: &source,
+    };
+    let begin = arming::begin_reverse(&slice.slice, beginning);
     draft.journaled(
         (Database::Monolith, &slice.slice),
         ("write down the reverse stream with slot", &name),
-        (Vec::new(), None, vec![arming::begin_reverse(&slice.slice, beginning).into()]),
+        (Vec::new(), None, begin.into_iter().map(Statement::from).collect()),
         "arm-stream-recorded",
     );
     slot(draft, slice, &name);

@@ -5,12 +5,14 @@ use std::collections::{BTreeMap, BTreeSet};
 use tokio_postgres::Client;
 
 use super::ArmError;
+use crate::cdc::publication;
 use crate::cdc::source::{self, SlotFacts};
-use crate::dualwrite::guard::{self, Guard};
+use crate::dualwrite::guard::{self, Guard, Subscribed};
 use crate::journal::arming::{self, Armed, CutKey};
+use crate::journal::copies;
 use crate::journal::slices::{self, GateRow};
 use crate::journal::streams::StreamRow;
-use crate::mapping::{Mappings, SliceMapping, compile};
+use crate::mapping::{Mappings, SliceMapping, TableMapping, compile};
 use crate::name::TableName;
 use crate::plan::Plan;
 use crate::problem::Problem;
@@ -50,6 +52,11 @@ pub struct SliceFacts {
     pub reverse: Option<StreamRow>,
     /// The slot that the row names, as the service has it.
     pub slot: Option<SlotFacts>,
+    /// Subscriptions of the service that write into its moved tables.
+    pub subscribed: Vec<Subscribed>,
+    /// The service's tables that left the publication of the way back since it began, and came back: what changed in
+    /// between is not in the stream.
+    pub left: Vec<TableName>,
     /// What the journal says.
     pub armed: Armed,
 }
@@ -135,10 +142,14 @@ async fn read_slice(
         return Ok(None);
     };
     let tables: Vec<TableName> = slice.tables.iter().map(|table| table.source.clone()).collect();
+    let targets: Vec<TableName> = slice.tables.iter().map(|table| table.target.clone()).collect();
     let reverse = arming::reverse(monolith, name).await.map_err(here)?;
-    let slot = match &reverse {
-        Some(row) => read_slot(service, &slice.service, &row.slot).await?,
-        None => None,
+    let (slot, left) = match &reverse {
+        Some(row) => (
+            read_slot(service, &slice.service, &row.slot).await?,
+            read_left((monolith, service), slice, &row.publication).await?,
+        ),
+        None => (None, Vec::new()),
     };
     Ok(Some(SliceFacts {
         monolith: monolith_gate,
@@ -147,6 +158,8 @@ async fn read_slice(
         lock_key,
         reverse,
         slot,
+        subscribed: guard::subscribed(service, &targets).await.map_err(there)?,
+        left,
         armed: arming::armed(monolith, name).await.map_err(here)?,
     }))
 }
@@ -159,6 +172,25 @@ pub(super) async fn read_slot(
 ) -> Result<Option<SlotFacts>, ArmError> {
     let failed = |source| ArmError::Slot { database: Database::Service(name.to_owned()), source };
     source::slot(service, slot).await.map_err(failed)
+}
+
+/// The service's tables whose entry in the publication is another one than the way back began with.
+async fn read_left(
+    (monolith, service): (&Client, &Client),
+    slice: &SliceMapping,
+    publication: &str,
+) -> Result<Vec<TableName>, ArmError> {
+    let here = |source| ArmError::Journal { database: Database::Monolith, source };
+    let began_with = copies::tables(monolith, &slice.slice).await.map_err(here)?;
+    let failed = |source| ArmError::Slot { database: Database::Service(slice.service.clone()), source };
+    let published = publication::read(service, publication).await.map_err(failed)?;
+    let left = |table: &&TableMapping| {
+        let label = table.source.to_string();
+        let before = began_with.iter().find(|row| row.source_table == label).and_then(|row| row.published_as);
+        let now = published.as_ref().and_then(|published| published.tables.get(&table.target));
+        before.zip(now).is_some_and(|(before, now)| before != *now)
+    };
+    Ok(slice.tables.iter().filter(left).map(|table| table.target.clone()).collect())
 }
 
 async fn read_server(client: &Client) -> Result<ServerFacts, tokio_postgres::Error> {

@@ -107,7 +107,11 @@ fn stream(draft: &mut Draft<'_>, slice: &SliceMapping, facts: &SliceFacts) {
         draft.journaled(
             (monolith(), &slice.slice),
             ("forget the reverse stream of slice", &slice.slice),
-            (Vec::new(), None, vec![arming::forget_reverse(&slice.slice).into()]),
+            (
+                Vec::new(),
+                None,
+                arming::forget_reverse(&slice.slice).into_iter().map(Statement::from).collect(),
+            ),
             "disarm-stream-forgotten",
         );
     }

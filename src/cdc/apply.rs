@@ -40,14 +40,29 @@ const COPY_CHUNK_BYTES: usize = 64 * 1024;
 pub struct Divergence {
     /// Number of the table in the slice.
     pub table: usize,
-    /// What was met, without row values.
+    /// What was met.
+    pub trouble: Trouble,
+}
+
+/// What a table could not take.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Trouble {
+    /// In words, without row values.
     pub detail: String,
+    /// The relation that has no partition for a row, where that is it.
+    pub lacks_partition: Option<String>,
+}
+
+impl From<String> for Trouble {
+    fn from(detail: String) -> Self {
+        Self { detail, lacks_partition: None }
+    }
 }
 
 /// Why a table's operations did not go through; the savepoint before them is still there.
 enum Refusal {
     /// The database's state contradicts the operations, or a constraint does.
-    Table(String),
+    Table(Trouble),
     /// The link, the server, or a lost claim.
     Fatal(MirrorError),
 }
@@ -149,7 +164,7 @@ impl Applier {
         let mut diverged = Vec::new();
         self.savepoint("SAVEPOINT batch").await?;
         let together = if contradicted {
-            Err(Refusal::Table(String::new()))
+            Err(Refusal::Table(Trouble::default()))
         } else {
             self.run_together(&sets, tables).await
         };
@@ -160,9 +175,9 @@ impl Applier {
                 self.savepoint("ROLLBACK TO SAVEPOINT batch").await?;
                 for (index, operations) in &batch.operations {
                     if let Some(table) = tables.get(*index)
-                        && let Some(detail) = self.run_alone(table, operations).await?
+                        && let Some(trouble) = self.run_alone(table, operations).await?
                     {
-                        diverged.push(Divergence { table: *index, detail });
+                        diverged.push(Divergence { table: *index, trouble });
                     }
                 }
             }
@@ -203,7 +218,7 @@ impl Applier {
     ) -> Result<(), MirrorError> {
         for divergence in diverged {
             let Some(table) = tables.get(divergence.table) else { continue };
-            self.record_standstill(&table.label, &divergence.detail).await?;
+            self.record_standstill(&table.label, &divergence.trouble.detail).await?;
         }
         Ok(())
     }
@@ -299,7 +314,7 @@ impl Applier {
         &mut self,
         table: &TableRun,
         operations: &[RowOperation],
-    ) -> Result<Option<String>, MirrorError> {
+    ) -> Result<Option<Trouble>, MirrorError> {
         self.savepoint("SAVEPOINT one").await?;
         if let Ok(set) = coalesce(operations, table.rows_are_whole()) {
             match self.run_set(table, &set).await {
@@ -312,9 +327,9 @@ impl Applier {
             match self.run_single(table, operation).await {
                 Ok(()) => {}
                 Err(Refusal::Fatal(error)) => return Err(error),
-                Err(Refusal::Table(detail)) => {
+                Err(Refusal::Table(trouble)) => {
                     self.savepoint("ROLLBACK TO SAVEPOINT one").await?;
-                    return Ok(Some(detail));
+                    return Ok(Some(trouble));
                 }
             }
         }
@@ -367,7 +382,9 @@ impl Applier {
         for (result, work) in join_all(running).await.into_iter().zip(works) {
             let refusal = match result {
                 Ok(rows) if usize::try_from(rows) == Ok(work.rows) => continue,
-                Ok(rows) => Refusal::Table(format!("{rows} rows were met where {} had to be", work.rows)),
+                Ok(rows) => {
+                    Refusal::Table(format!("{rows} rows were met where {} had to be", work.rows).into())
+                }
                 // The first refusal is the cause; those after it only say that the transaction is aborted.
                 Err(error) if refused.is_some() && sqlstate::code(&error) == Some("25P02") => continue,
                 Err(error) => refusal(error),
@@ -405,7 +422,7 @@ impl Applier {
         if usize::try_from(landed) == Ok(rows.len()) {
             Ok(())
         } else {
-            Err(Refusal::Table(format!("{landed} rows were inserted where {} had to be", rows.len())))
+            Err(Refusal::Table(format!("{landed} rows were inserted where {} had to be", rows.len()).into()))
         }
     }
 }
@@ -413,7 +430,8 @@ impl Applier {
 /// Tells a table's own trouble from trouble of the link, the server or the role's rights.
 fn refusal(error: tokio_postgres::Error) -> Refusal {
     if sqlstate::is_about_the_table(&error) {
-        return Refusal::Table(sqlstate::words(&error));
+        let lacks_partition = sqlstate::lacks_partition(&error);
+        return Refusal::Table(Trouble { detail: sqlstate::words(&error), lacks_partition });
     }
     Refusal::Fatal(MirrorError::Sql { action: "applying changes", source: error })
 }
@@ -451,7 +469,9 @@ fn works_of<'a>(table: &TableRun, set: &'a Sets) -> Result<Vec<Work<'a>>, Refusa
             UpdateSql::Statement(sql) => sql,
             UpdateSql::Nothing => continue,
             UpdateSql::FixedKey => {
-                return Err(Refusal::Table("a key that is GENERATED ALWAYS changed in place".to_owned()));
+                return Err(Refusal::Table(
+                    "a key that is GENERATED ALWAYS changed in place".to_owned().into(),
+                ));
             }
         };
         let mut arrays = key_arrays(mapping, updates.iter().map(|update| &update.origin))?;
@@ -515,7 +535,7 @@ fn value_text(value: Option<&Value>) -> Result<Option<&str>, Refusal> {
 
 /// Sessions of ours set `client_encoding` to UTF8, but a server in SQL_ASCII sends what it has.
 fn text(bytes: &[u8]) -> Result<&str, Refusal> {
-    std::str::from_utf8(bytes).map_err(|_| Refusal::Table("a value is not valid UTF-8".to_owned()))
+    std::str::from_utf8(bytes).map_err(|_| Refusal::Table("a value is not valid UTF-8".to_owned().into()))
 }
 
 /// One line of COPY text format (PostgreSQL documentation, COPY, "Text Format").

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
-use super::apply::Applier;
+use super::apply::{Applier, Trouble};
 use super::batch::{Batch, BatchLimits, Boundary};
 use super::copying::Copying;
 use super::error::MirrorError;
@@ -362,16 +362,16 @@ impl Engine {
                     let label = table.label.clone();
                     return Err(match written.get(&divergence.table) {
                         Some(keys) => self.mend(&label, keys).await?,
-                        None => contradicted(&self.config, &label, &divergence.detail),
+                        None => contradicted(&self.config, &label, &divergence.trouble),
                     });
                 }
                 tracing::error!(
                     slice = self.config.mapping.slice,
                     table = table.label,
-                    detail = divergence.detail,
+                    detail = divergence.trouble.detail,
                     "the table diverged and stands still; copy it again with `strangler mirror PLAN --retry TABLE`"
                 );
-                table.stand_still(divergence.detail);
+                table.stand_still(divergence.trouble.detail);
             }
         }
         Ok(())
@@ -592,8 +592,22 @@ pub(crate) fn hit(direction: Direction, forward: &'static str, reverse: &'static
 
 /// Rows of the monolith are not what the service's writes met. Nothing is skipped: the slot keeps what comes until an
 /// operator has had a look.
-fn contradicted(config: &SliceConfig, table: &str, detail: &str) -> MirrorError {
+fn contradicted(config: &SliceConfig, table: &str, trouble: &Trouble) -> MirrorError {
     let slice = &config.mapping.slice;
+    let detail = &trouble.detail;
+    if let Some(relation) = &trouble.lacks_partition {
+        return MirrorError::Refused {
+            what: format!(
+                "the monolith has no partition of {table} for a row that the service wrote: {detail}; the way back of slice \
+                 {slice} stands still before it"
+            ),
+            next: format!(
+                "on the monolith: CREATE TABLE … PARTITION OF {relation} FOR VALUES …, or DEFAULT, as the table's owner; \
+                 strangler arm PLAN --slice {slice}, which guards it; then end the mirror and start it again: strangler \
+                 mirror PLAN --slice {slice}"
+            ),
+        };
+    }
     MirrorError::Refused {
         what: format!(
             "the monolith's rows of {table} are not those that slice {slice} had before the service's writes: {detail}; \

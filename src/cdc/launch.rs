@@ -88,7 +88,7 @@ async fn prepare(
         plan: &config.plan,
         slice,
         direction: config.direction,
-        plan_hash: &config.mapping.hash,
+        mapping: &config.mapping,
         process,
     };
     let both = Both::of(config.direction, &links.source, &links.target);

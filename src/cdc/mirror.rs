@@ -19,6 +19,7 @@ use super::table::{TableRun, expected_rows};
 use crate::failpoint;
 use crate::journal::process::{self, Sighting};
 use crate::journal::streams::{self, Direction, StreamOf};
+use crate::postgres::connect::Server;
 use crate::postgres::sqlstate;
 
 /// Pauses between attempts after a broken link, doubled up to the longest, each with a random part so that many
@@ -92,35 +93,45 @@ fn joined(ended: Result<Result<(), MirrorError>, tokio::task::JoinError>) -> Res
 }
 
 /// Runs a way back from the moment when there is one; `None` when there never was before the slice's other stream was
-/// over, which then is no reason to stay.
+/// over, which then is no reason to stay. One that can't go on waits for another to be made in its place, and its refusal
+/// is the end where none is.
 async fn run_back(
     config: SliceConfig,
     this: &ProcessName,
     stop: &CancellationToken,
     over: &CancellationToken,
 ) -> Option<Result<(), MirrorError>> {
+    let mut refused: Option<(String, MirrorError)> = None;
     loop {
-        tokio::select! {
+        let passed = refused.as_ref().map(|(slot, _)| slot.as_str());
+        let slot = tokio::select! {
             biased;
-            () = armed(&config) => {}
-            () = stop.cancelled() => return None,
-            () = over.cancelled() => return None,
-        }
+            slot = armed(&config, passed) => slot,
+            () = stop.cancelled() => return refused.map(|(_, error)| Err(error)),
+            () = over.cancelled() => return refused.map(|(_, error)| Err(error)),
+        };
         match Box::pin(keep_running(config.clone(), this, stop)).await {
             // It was disarmed meanwhile, and may be armed again.
-            Err(MirrorError::NotArmed { .. }) => tokio::time::sleep(ARMED_EVERY).await,
+            Err(MirrorError::NotArmed { .. }) => {
+                refused = None;
+                tokio::time::sleep(ARMED_EVERY).await;
+            }
+            // `arm` may make it anew.
+            Err(error @ MirrorError::Refused { .. }) => refused = Some((slot, error)),
             ended => return Some(ended),
         }
     }
 }
 
-/// Waits until the monolith has a stream row for the way back. Trouble on the way there is the other stream's to tell.
-async fn armed(config: &SliceConfig) {
+/// Waits until the monolith has a stream row for the way back, with another slot than the one that was `passed`. Trouble
+/// on the way there is the other stream's to tell.
+async fn armed(config: &SliceConfig, passed: Option<&str>) -> String {
     loop {
         if let Ok(target) = open(&config.apply, &config.mapping.slice).await {
             while let Ok(found) = streams::read(&target, config.of()).await {
-                if found.as_ref().is_some_and(is_armed) {
-                    return;
+                let found = found.filter(|row| is_armed(row) && passed != Some(row.slot.as_str()));
+                if let Some(row) = found {
+                    return row.slot;
                 }
                 tokio::time::sleep(ARMED_EVERY).await;
             }
@@ -199,6 +210,19 @@ async fn record_end(config: &SliceConfig, memory: &Memory, error: &MirrorError) 
     };
     // Without it, `status` tells by the missing sign of life.
     let _ = tokio::time::timeout(SIGHT_EVERY, recording).await;
+}
+
+/// Leaves word in a slice's service why its mirror did not even begin, where no other mirror of it lives.
+pub async fn leave_word(service: &Server, slice: &str, error: &MirrorError) {
+    let leaving = async {
+        let target = open(service, slice).await.ok()?;
+        if process::try_lock(&target, slice).await.ok()? {
+            process::left_out(&target, StreamOf::forward(slice), &why(error)).await.ok()?;
+        }
+        Some(())
+    };
+    // It is said on the screen as well; in the service it is a courtesy to `status`.
+    let _ = tokio::time::timeout(SIGHT_EVERY, leaving).await;
 }
 
 fn why(error: &MirrorError) -> String {

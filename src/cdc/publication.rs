@@ -108,16 +108,18 @@ impl Publication {
             what: format!(
                 "publication {publication} of the {side} is not what was made for slice {slice}: {what}"
             ),
-            next: format!(
-                "put back on the {side} what it lacks, with ALTER PUBLICATION {} ADD TABLE or RENAME; then {}",
-                quote_ident(publication),
-                match direction {
-                    Direction::Forward => format!(
-                        "strangler mirror PLAN --slice {slice} --retry TABLE, which copies that table again"
-                    ),
-                    Direction::Reverse => compare(slice),
-                }
-            ),
+            next: match direction {
+                Direction::Forward => format!(
+                    "put back on the {side} what it lacks, with ALTER PUBLICATION {} ADD TABLE or RENAME; then \
+                     strangler mirror PLAN --slice {slice} --retry TABLE, which copies that table again",
+                    quote_ident(publication),
+                ),
+                Direction::Reverse => format!(
+                    "give tables of the {side} that were renamed their names back; then {}; then {}",
+                    arm_anew(slice),
+                    compare(slice)
+                ),
+            },
         })
     }
 
@@ -132,6 +134,8 @@ impl Publication {
         }
         if !self.whole {
             facts.push("does not carry every kind of change".to_owned());
+        }
+        if !self.whole && named.direction == Direction::Forward {
             remedies.push(format!(
                 "ALTER PUBLICATION {name} SET (publish = 'insert, update, delete, truncate', \
                  publish_via_partition_root = true);"
@@ -146,15 +150,21 @@ impl Publication {
                 named.publication,
                 facts.join(", ")
             ),
-            next: format!(
-                "on the {}: {} Then {}",
-                named.direction.source(),
-                remedies.join(" "),
-                match named.direction {
-                    Direction::Forward => format!("strangler mirror PLAN --slice {} --rebuild", named.slice),
-                    Direction::Reverse => compare(named.slice),
+            next: match (remedies.join(" "), named.direction) {
+                (by_hand, Direction::Forward) => format!(
+                    "on the monolith: {by_hand} Then strangler mirror PLAN --slice {} --rebuild",
+                    named.slice
+                ),
+                // What it carries, `arm` puts right itself.
+                (by_hand, Direction::Reverse) if by_hand.is_empty() => {
+                    format!("{}; then {}", arm_anew(named.slice), compare(named.slice))
                 }
-            ),
+                (by_hand, Direction::Reverse) => format!(
+                    "on the service: {by_hand} Then {}; then {}",
+                    arm_anew(named.slice),
+                    compare(named.slice)
+                ),
+            },
         })
     }
 }
@@ -192,7 +202,10 @@ pub fn gone(named: Named<'_>) -> Refusal {
                 "the publication {publication} of slice {slice} is or was gone from the {side}: what changed without \
                  it can't be read from the slot {slot}"
             ),
-            next: format!("{provision} where it is missing; then {anew}"),
+            next: match direction {
+                Direction::Forward => format!("{provision} where it is missing; then {anew}"),
+                Direction::Reverse => format!("{provision}; then {anew}"),
+            },
         },
     }
 }

@@ -17,6 +17,7 @@ use crate::journal::streams::{self, Direction, Mode, Source, StreamOf, StreamRow
 use crate::journal::whereabouts::{self, Route};
 use crate::journal::{copies, process, slices};
 use crate::lsn::Lsn;
+use crate::mapping::SliceMapping;
 use crate::name::TableName;
 use crate::postgres::connect::{Server, Session};
 use crate::postgres::replication::{Connection, SlotOptions, SystemIdentity, TimelineSwitch};
@@ -73,8 +74,8 @@ pub struct Starting<'a> {
     pub slice: &'a str,
     /// Which of its streams.
     pub direction: Direction,
-    /// Hash of the mapping compiled from the plan and the monolith as they are now.
-    pub plan_hash: &'a str,
+    /// The mapping compiled from the plan and the monolith as they are now.
+    pub mapping: &'a SliceMapping,
     /// This process.
     pub process: &'a ProcessName,
 }
@@ -162,7 +163,7 @@ pub async fn check_provisioned(both: Both<'_>, starting: Starting<'_>) -> Result
     let Some(row) = slices::read(both.service, slice).await.or_else(missing_schema)? else {
         return refused(format!("slice {slice} is not provisioned in its service"), provision());
     };
-    if row.plan_hash != starting.plan_hash {
+    if !starting.mapping.is_pinned_by(&row.plan_hash) {
         let begun = streams::read(both.service, StreamOf::forward(slice)).await?.is_some();
         return refused(
             format!(

@@ -7,7 +7,7 @@ pub(super) fn rule(facts: &Facts) -> Vec<Problem> {
     let changed = facts.mappings.values().filter(|slice| {
         let place = facts.services.get(&slice.service).and_then(|service| service.whereabouts.as_ref());
         let hash = place.and_then(|place| place.begun.get(&slice.slice));
-        hash.is_some_and(|hash| *hash != slice.hash)
+        hash.is_some_and(|hash| !slice.is_pinned_by(hash))
     });
     let problem = |slice: &crate::mapping::SliceMapping| {
         Problem::error("mapping-changed", format!("slice {}", slice.slice))

@@ -12,7 +12,7 @@ use super::environment::Environment;
 use super::flip;
 use super::interrupt::Interrupts;
 use super::mirror_progress::Display;
-use super::open::{self, Needs, Opened, PlanFile, Slices};
+use super::open::{self, Needs, Opened, PlanFile, Slices, Unfit};
 use super::report::{CliError, Exit};
 use super::ui::Ui;
 use crate::authority::Intent;
@@ -21,11 +21,13 @@ use crate::cdc::engine::{BackLinks, MirrorOptions, SliceConfig};
 use crate::cdc::error::MirrorError;
 use crate::cdc::mirror::{self, Board, SliceEnd};
 use crate::cdc::start::ProcessName;
+use crate::check;
 use crate::dualwrite::flip::moves::{Member, Order};
 use crate::dualwrite::flip::rescue;
 use crate::journal::streams::Direction;
 use crate::mapping::{Mappings, SliceMapping};
 use crate::name::TableName;
+use crate::status::judge::shell_word;
 
 /// How often progress is shown: smooth on a terminal, and nothing beside the work.
 const SHOW_EVERY: Duration = Duration::from_millis(250);
@@ -78,9 +80,10 @@ fn folder(text: &str) -> Result<PathBuf, String> {
 
 pub(super) async fn run(ui: &mut Ui, arguments: &Arguments) -> Result<Exit, CliError> {
     let opened = open::open(ui, &arguments.plan, &arguments.slices.slices, Needs::All)?;
-    let mappings = opened.mappings(ui).await?;
+    let (mappings, unfit) = opened.fitting(ui).await?;
     let retry = tables(&arguments.retry, &opened, &mappings)?;
-    let (board, progress) = Board::new(&opened.slices);
+    let (board, progress) = Board::new(&mappings.keys().cloned().collect::<Vec<_>>());
+    let left_out = leave_out(ui, &opened, unfit).await;
     let members = flip::members(&opened, &mappings);
     let configs = configs(&opened, mappings, &board, arguments, &retry);
     let mut interrupts = Interrupts::listen().map_err(CliError::Start)?;
@@ -110,7 +113,29 @@ pub(super) async fn run(ui: &mut Ui, arguments: &Arguments) -> Result<Exit, CliE
     display.show(ui, &latest);
     display.finish();
     let ends = ends.map_err(|error| CliError::Start(std::io::Error::other(error)))?;
-    outcome(ends, &opened)
+    outcome(ends, left_out, &opened)
+}
+
+/// Slices that don't fit the monolith's tables end before they began: that is said at once, here and in their services,
+/// and again at the end.
+async fn leave_out(ui: &mut Ui, opened: &Opened, unfit: Vec<Unfit>) -> Vec<(String, MirrorError)> {
+    let mut left_out = Vec::new();
+    for Unfit { slice, problems } in unfit {
+        let found: Vec<String> =
+            problems.iter().map(|problem| format!("{}: {}", problem.object, problem.fact)).collect();
+        let error = MirrorError::Refused {
+            what: format!("slice {slice} does not fit the monolith's tables: {}", found.join("; ")),
+            next: "strangler check PLAN".to_owned(),
+        };
+        ui.words(check::list(&problems).trim_end());
+        ui.words(&format!("slice {slice} is not mirrored, because of these problems; the others are"));
+        let service = opened.plan.service_of(&slice).and_then(|(service, _)| opened.services.get(service));
+        if let Some(service) = service {
+            mirror::leave_word(&service.apply, &slice, &error).await;
+        }
+        left_out.push((slice, error));
+    }
+    left_out
 }
 
 /// Finishes moves of authority whose operator is gone; ends when it is dropped.
@@ -129,7 +154,11 @@ fn rescuers(members: Vec<Member>, opened: &Opened, stop: &CancellationToken) -> 
 }
 
 /// A slice that stopped because it was asked to is no failure; being asked to stop is still an interruption.
-fn outcome(ends: Vec<SliceEnd>, opened: &Opened) -> Result<Exit, CliError> {
+fn outcome(
+    ends: Vec<SliceEnd>,
+    left_out: Vec<(String, MirrorError)>,
+    opened: &Opened,
+) -> Result<Exit, CliError> {
     let failed: Vec<(String, MirrorError)> = ends
         .into_iter()
         .filter_map(|end| {
@@ -139,7 +168,7 @@ fn outcome(ends: Vec<SliceEnd>, opened: &Opened) -> Result<Exit, CliError> {
             };
             end.result.err().map(|error| (name, error))
         })
-        .map(|(slice, error)| (slice, typed(error, opened)))
+        .chain(left_out)
         .collect();
     if failed.is_empty() {
         Err(interrupted(&format!(
@@ -147,7 +176,7 @@ fn outcome(ends: Vec<SliceEnd>, opened: &Opened) -> Result<Exit, CliError> {
             again(opened)
         )))
     } else {
-        Err(CliError::Mirror(failed))
+        Err(CliError::Mirror { plan: shell_word(&opened.path), ends: failed })
     }
 }
 
@@ -157,14 +186,6 @@ fn interrupted(state: &str) -> CliError {
 
 fn again(opened: &Opened) -> String {
     opened.typed("strangler mirror PLAN")
-}
-
-fn typed(error: MirrorError, opened: &Opened) -> MirrorError {
-    if let MirrorError::Refused { what, next } = error {
-        MirrorError::Refused { what, next: opened.typed(&next) }
-    } else {
-        error
-    }
 }
 
 /// The tables that `--retry` names, each in one of the chosen slices.

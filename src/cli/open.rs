@@ -61,6 +61,23 @@ pub(super) struct Opened {
     pub(super) others: BTreeMap<String, Ways>,
 }
 
+/// A slice that does not fit the monolith's tables.
+#[derive(Debug)]
+pub(super) struct Unfit {
+    /// The slice.
+    pub(super) slice: String,
+    /// What stops it.
+    pub(super) problems: Vec<Problem>,
+}
+
+/// What is only good to know. Errors that stop nothing are about slices that the command leaves alone; `check` shows them.
+fn tell(ui: &mut Ui, mut problems: Vec<Problem>) {
+    problems.retain(|problem| problem.severity != Severity::Error);
+    if !problems.is_empty() {
+        ui.words(check::list(&problems).trim_end());
+    }
+}
+
 /// The ways into one database.
 #[derive(Debug, Clone)]
 pub(super) struct Ways {
@@ -91,22 +108,55 @@ impl Opened {
         problems
     }
 
-    /// Joins the plan with the monolith's tables. What is only good to know goes to stderr.
+    /// Joins the plan with the monolith's tables. The mappings are those of every slice of the plan; whole are those of the
+    /// slices that were asked for. What is only good to know goes to stderr.
     ///
     /// # Errors
-    /// The monolith can't be read, its link leads elsewhere, or the plan doesn't fit it: all of its problems.
+    /// The monolith can't be read, its link leads elsewhere, or one of the slices doesn't fit it: all problems.
     pub(super) async fn mappings(&self, ui: &mut Ui) -> Result<Mappings, CliError> {
+        self.mappings_of(ui, &self.slices).await
+    }
+
+    /// The same for some of the slices: what is wrong with others is no matter of theirs.
+    ///
+    /// # Errors
+    /// As [`Self::mappings`].
+    pub(super) async fn mappings_of(&self, ui: &mut Ui, slices: &[String]) -> Result<Mappings, CliError> {
+        let (mappings, problems) = self.compile().await?;
+        if problems.iter().any(|problem| problem.stops(slices)) {
+            return Err(CliError::Unfit(problems));
+        }
+        tell(ui, problems);
+        Ok(mappings)
+    }
+
+    /// The mappings of those of the slices that fit the monolith's tables. The others come with all problems that stop
+    /// them.
+    ///
+    /// # Errors
+    /// As [`Self::mappings`], where no slice fits.
+    pub(super) async fn fitting(&self, ui: &mut Ui) -> Result<(Mappings, Vec<Unfit>), CliError> {
+        let (mut mappings, problems) = self.compile().await?;
+        let of = |slice: &String| {
+            let stops = problems.iter().filter(|problem| problem.stops(std::slice::from_ref(slice)));
+            Unfit { slice: slice.clone(), problems: stops.cloned().collect() }
+        };
+        let unfit: Vec<Unfit> =
+            self.slices.iter().map(of).filter(|unfit| !unfit.problems.is_empty()).collect();
+        if unfit.len() == self.slices.len() {
+            return Err(CliError::Unfit(problems));
+        }
+        mappings
+            .retain(|name, _| self.slices.contains(name) && unfit.iter().all(|unfit| unfit.slice != *name));
+        tell(ui, problems);
+        Ok((mappings, unfit))
+    }
+
+    async fn compile(&self) -> Result<(Mappings, Vec<Problem>), CliError> {
         let session = self.monolith.read.connect("strangler mirror").await?;
         self.stay_away(&whereabouts::read(&session).await?).await?;
         let catalog = introspect::read(&session).await?;
-        let (mappings, problems) = mapping::compile(&self.plan, &catalog);
-        if problems.iter().any(|problem| problem.severity == Severity::Error) {
-            return Err(CliError::Unfit(problems));
-        }
-        if !problems.is_empty() {
-            ui.words(check::list(&problems).trim_end());
-        }
-        Ok(mappings)
+        Ok(mapping::compile(&self.plan, &catalog))
     }
 
     /// Refuses a monolith's link that leads to a service's database, before its tables are taken for the monolith's. The

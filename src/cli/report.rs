@@ -133,8 +133,13 @@ pub enum CliError {
         source: FlipError,
     },
     /// Slices whose mirror can't go on.
-    #[error("the mirror of {} can't go on", .0.iter().map(|(slice, _)| slice.as_str()).collect::<Vec<_>>().join(", "))]
-    Mirror(Vec<(String, MirrorError)>),
+    #[error("the mirror of {} can't go on", .ends.iter().map(|(slice, _)| slice.as_str()).collect::<Vec<_>>().join(", "))]
+    Mirror {
+        /// The plan file, as it must be typed.
+        plan: String,
+        /// Slices and why.
+        ends: Vec<(String, MirrorError)>,
+    },
     /// Slices that got no verdict.
     #[error("{} got no verdict", .ends.iter().map(|(slice, _)| slice.as_str()).collect::<Vec<_>>().join(", "))]
     Reconcile {
@@ -240,8 +245,8 @@ impl CliError {
                 );
                 page(Exit::Incomplete, "flip-failed", Some(hint))
             }
-            Self::Mirror(ends) => {
-                let exits = ends.iter().map(|(_, error)| mirror_page(error).exit);
+            Self::Mirror { plan, ends } => {
+                let exits = ends.iter().map(|(_, error)| mirror_page(error, plan).exit);
                 page(exits.fold(Exit::Incomplete, said_first), "mirror", None)
             }
             Self::Reconcile { plan, ends } => {
@@ -282,7 +287,7 @@ fn arm_page(error: &ArmError) -> Page {
 }
 
 /// Why one slice's mirror ended.
-fn mirror_page(error: &MirrorError) -> Page {
+fn mirror_page(error: &MirrorError, plan: &str) -> Page {
     let (exit, code) = match error {
         MirrorError::Connect(_) | MirrorError::Link(_) => (Exit::Unreachable, "database-unreachable"),
         MirrorError::Refused { .. } => (Exit::Refused, "mirror-refused"),
@@ -297,7 +302,7 @@ fn mirror_page(error: &MirrorError) -> Page {
         | MirrorError::NotArmed { .. }
         | MirrorError::Stopped => (Exit::Incomplete, "mirror-failed"),
     };
-    Page { exit, code, hint: error.next().map(str::to_owned) }
+    Page { exit, code, hint: error.next().map(|next| next.replace(" PLAN", &format!(" {plan}"))) }
 }
 
 /// Why one slice got no verdict.
@@ -415,12 +420,12 @@ pub fn finish(ui: &mut Ui, outcome: Result<Exit, CliError>) -> Exit {
         }
         CliError::Plan(problems) => ui.words(problems.render(ui.words_paint() == Paint::Colour).trim_end()),
         CliError::Interrupted { .. } => ui.words(&error.to_string()),
-        CliError::Mirror(ends) => {
+        CliError::Mirror { plan, ends } => {
             for (slice, error) in ends {
                 // Refusals name their slice themselves.
                 let named = matches!(error, MirrorError::Refused { .. } | MirrorError::Fenced { .. });
                 let heading = if named { error.to_string() } else { format!("slice {slice}: {error}") };
-                show(ui, &heading, error, &mirror_page(error));
+                show(ui, &heading, error, &mirror_page(error, plan));
             }
         }
         CliError::Reconcile { plan, ends } => {

@@ -11,7 +11,8 @@ use tokio_postgres::{Client, Row};
 
 use super::gate::{self, TriggerKind};
 use crate::journal::{JournalError, arming};
-use crate::name::TableName;
+use crate::name::{TableName, quote_ident};
+use crate::problem::Problem;
 
 /// A relation that rows of a moved table can be written through: the table itself, a partition, or a child by
 /// inheritance.
@@ -93,6 +94,8 @@ pub struct Guard {
     pub faults: Vec<Fault>,
     /// Foreign keys between a moved table and one that stays or moves elsewhere: a fenced side can't have them.
     pub crossing: Vec<CrossingKey>,
+    /// Subscriptions that write into one of them.
+    pub subscribed: Vec<Subscribed>,
 }
 
 /// A foreign key across the cut, declared rather than made for a partition.
@@ -111,19 +114,47 @@ impl fmt::Display for CrossingKey {
     }
 }
 
-impl Guard {
-    /// Every write of the application to any moved table meets the gate, and no foreign key reaches over the cut. A flip
-    /// must find it so while it holds the gate's lock.
+/// A native subscription that writes into a moved table: its worker fires no statement triggers, so no gate stops it.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Subscribed {
+    /// The subscription.
+    pub name: String,
+    /// The table.
+    pub table: TableName,
+}
+
+/// As an operator reads it.
+impl fmt::Display for Subscribed {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "the subscription {} writes into table {} past its gate", self.name, self.table)
+    }
+}
+
+impl Subscribed {
+    /// The problem, with what ends it. `database` is the one that has the subscription, in words.
     #[must_use]
-    pub fn is_whole(&self) -> bool {
-        self.faults.is_empty() && self.crossing.is_empty()
+    pub fn problem(&self, database: &str) -> Problem {
+        Problem::error("subscription", format!("{database}, subscription {}", self.name))
+            .fact(format!("it writes into table {}", self.table))
+            .consequence(
+                "its worker writes past the gate, so a fence would not hold there, and writes would be lost",
+            )
+            .next(format!("run on the {database}: DROP SUBSCRIPTION {};", quote_ident(&self.name)))
+    }
+}
+
+impl Guard {
+    /// Places that `arm` puts right, in words: what does not ask the gate, and foreign keys across the cut.
+    #[must_use]
+    pub fn holes(&self) -> Vec<String> {
+        let faults = self.faults.iter().map(ToString::to_string);
+        faults.chain(self.crossing.iter().map(ToString::to_string)).collect()
     }
 
     /// What keeps it from being whole, in words.
     #[must_use]
     pub fn lacks(&self) -> Vec<String> {
-        let faults = self.faults.iter().map(ToString::to_string);
-        faults.chain(self.crossing.iter().map(ToString::to_string)).collect()
+        self.holes().into_iter().chain(self.subscribed.iter().map(ToString::to_string)).collect()
     }
 
     /// No relation carries a trigger of the gate.
@@ -203,6 +234,17 @@ WHERE k.contype = 'f' AND k.conparentid = 0
     AND (k.conrelid IN (SELECT oid FROM tree)) <> (k.confrelid IN (SELECT oid FROM tree))
 ORDER BY 1, 2, 3";
 
+/// Of this database only: `pg_subscription_rel` is local, `pg_subscription` shared. One that is disabled counts, because
+/// whoever may enable it asks nobody.
+const SUBSCRIBED: &str = "
+WITH RECURSIVE tree AS (
+    SELECT to_regclass(w.name)::oid AS oid FROM unnest($1::text[]) AS w (name)
+    UNION SELECT i.inhrelid FROM tree t JOIN pg_inherits i ON i.inhparent = t.oid)
+SELECT s.subname::text, n.nspname::text, c.relname::text FROM pg_subscription_rel r
+    JOIN pg_subscription s ON s.oid = r.srsubid
+    JOIN pg_class c ON c.oid = r.srrelid JOIN pg_namespace n ON n.oid = c.relnamespace
+WHERE r.srrelid IN (SELECT oid FROM tree) ORDER BY 1, 2, 3";
+
 const FUNCTION: &str = "SELECT p.prosrc FROM pg_proc p JOIN pg_language l ON l.oid = p.prolang \
      WHERE p.oid = to_regprocedure($1) AND l.lanname = 'plpgsql' AND p.prosecdef \
        AND p.proconfig = ARRAY['search_path=pg_catalog, pg_temp']";
@@ -230,7 +272,23 @@ pub async fn read(client: &Client, slice: &str, tables: &[TableName]) -> Result<
         child: TableName::new(row.get::<_, String>(0), row.get::<_, String>(1)),
         name: row.get(2),
     });
-    Ok(Guard { relations, faults, crossing: crossing.collect() })
+    let (crossing, subscribed) = (crossing.collect(), subscribed(client, tables).await?);
+    Ok(Guard { relations, faults, crossing, subscribed })
+}
+
+/// Subscriptions of a database that write into `tables`, their partitions or children.
+///
+/// # Errors
+/// [`JournalError::Database`].
+pub async fn subscribed(client: &Client, tables: &[TableName]) -> Result<Vec<Subscribed>, JournalError> {
+    let names: Vec<String> = tables.iter().map(TableName::sql).collect();
+    let rows = client.query(SUBSCRIBED, &[&names]).await;
+    let rows = rows.map_err(JournalError::database("looking for subscriptions"))?;
+    let subscribed = rows.iter().map(|row| Subscribed {
+        name: row.get(0),
+        table: TableName::new(row.get::<_, String>(1), row.get::<_, String>(2)),
+    });
+    Ok(subscribed.collect())
 }
 
 fn gather(tables: &[TableName], rows: &[Row]) -> Vec<Relation> {

@@ -6,7 +6,7 @@
 use tokio_postgres::{Client, Row};
 
 use super::JournalError;
-use super::streams::{self, Source, StreamRow};
+use super::streams::{self, Mode, Source, StreamRow};
 use crate::name::{TableName, quote_literal};
 
 /// Action of the journal entry that says that a slice is armed. Written as the last step of `arm`.
@@ -172,6 +172,8 @@ pub fn hand_over(id: i64, slice: &str) -> String {
 pub struct Beginning<'a> {
     /// Epoch of the gates.
     pub epoch: i64,
+    /// What it is for: a tripwire while the monolith has the authority, else it applies.
+    pub mode: Mode,
     /// Slot in the service that is about to be made.
     pub slot: &'a str,
     /// Publication of the service.
@@ -180,24 +182,30 @@ pub struct Beginning<'a> {
     pub source: &'a Source,
 }
 
-/// Writes the reverse stream's row before its slot is made, in place of an earlier one. Whoever read that one is shut
-/// out by the nonce.
+/// Writes the reverse stream's row before its slot is made, in place of an earlier one, and forgets what that one left.
+/// Whoever read that one is shut out by the nonce. A row that was turned by a flip since it was looked at is left alone.
 #[must_use]
-pub fn begin_reverse(slice: &str, beginning: Beginning<'_>) -> String {
-    let Beginning { epoch, slot, publication, source } = beginning;
-    let [slice, slot, publication, system, uuid] =
-        [slice, slot, publication, &source.system_identifier, &source.uuid].map(quote_literal);
+pub fn begin_reverse(slice: &str, beginning: Beginning<'_>) -> Vec<String> {
+    let begin = write_reverse(slice, beginning);
+    // The stream's row comes first: its reader has ended its transaction then, and begins no other.
+    std::iter::once(begin).chain(forget_tables(slice)).collect()
+}
+
+fn write_reverse(slice: &str, beginning: Beginning<'_>) -> String {
+    let Beginning { epoch, mode, slot, publication, source } = beginning;
+    let [slice, mode, slot, publication, system, uuid] =
+        [slice, mode.as_str(), slot, publication, &source.system_identifier, &source.uuid].map(quote_literal);
     let (database, timeline) = (source.database_oid, source.timeline);
     format!(
         "INSERT INTO strangler.stream (slice, dir, lane, epoch, mode, state, slot, publication, \
-         src_system_identifier, src_database_oid, src_uuid, src_timeline, applied_lsn)\n    \
-         VALUES ({slice}, 'reverse', 0, {epoch}, 'TRIPWIRE', 'creating', {slot}, {publication}, {system}, {database}, \
-         {uuid}, {timeline}, '0/0')\n    ON CONFLICT (slice, dir, lane) DO UPDATE SET epoch = excluded.epoch, \
+         src_system_identifier, src_database_oid, src_uuid, src_timeline, applied_lsn, nonce)\n    \
+         VALUES ({slice}, 'reverse', 0, {epoch}, {mode}, 'creating', {slot}, {publication}, {system}, {database}, \
+         {uuid}, {timeline}, '0/0', (random() * 1e12)::bigint)\n    ON CONFLICT (slice, dir, lane) DO UPDATE SET epoch = excluded.epoch, \
          mode = excluded.mode, state = excluded.state, detail = NULL, slot = excluded.slot, \
          publication = excluded.publication, src_system_identifier = excluded.src_system_identifier, \
          src_database_oid = excluded.src_database_oid, src_uuid = excluded.src_uuid, \
          src_timeline = excluded.src_timeline, applied_lsn = excluded.applied_lsn, applied_at = now(), \
-         source_time = NULL, nonce = stream.nonce + 1"
+         source_time = NULL, nonce = stream.nonce + 1\n    WHERE stream.epoch <= excluded.epoch"
     )
 }
 
@@ -223,10 +231,21 @@ pub fn stop_reverse(slice: &str) -> String {
     )
 }
 
-/// Forgets the reverse stream, after its slot has gone.
+/// Forgets the reverse stream and all that it kept, after its slot has gone.
 #[must_use]
-pub fn forget_reverse(slice: &str) -> String {
-    format!("DELETE FROM strangler.stream WHERE slice = {} AND dir = 'reverse'", quote_literal(slice))
+pub fn forget_reverse(slice: &str) -> Vec<String> {
+    let stream =
+        format!("DELETE FROM strangler.stream WHERE slice = {} AND dir = 'reverse'", quote_literal(slice));
+    std::iter::once(stream).chain(forget_tables(slice)).collect()
+}
+
+/// What a way back keeps of its tables belongs to one slot and one publication: under which entries the tables were
+/// published, which pieces were read again, and what was written since when. Another way back begins without it.
+fn forget_tables(slice: &str) -> impl Iterator<Item = String> {
+    let slice = quote_literal(slice);
+    ["piece", "touched", "touched_floor", "mirror_table"]
+        .into_iter()
+        .map(move |table| format!("DELETE FROM strangler.{table} WHERE slice = {slice}"))
 }
 
 #[cfg(test)]
@@ -248,9 +267,12 @@ mod tests {
     fn a_stream_that_begins_anew_shuts_its_reader_out() {
         let source =
             Source { system_identifier: "1".to_owned(), database_oid: 2, uuid: "u".to_owned(), timeline: 3 };
-        let beginning = Beginning { epoch: 4, slot: "slot", publication: "pub", source: &source };
-        let sql = begin_reverse("one", beginning);
+        let beginning =
+            Beginning { epoch: 4, mode: Mode::Tripwire, slot: "slot", publication: "pub", source: &source };
+        let statements = begin_reverse("one", beginning);
+        let sql = &statements[0];
         assert!(sql.contains("nonce = stream.nonce + 1"));
+        assert_eq!(statements[1..], forget_reverse("one")[1..], "nothing of the earlier one stays");
         assert!(sql.contains("'TRIPWIRE', 'creating', 'slot', 'pub', '1', 2, 'u', 3, '0/0'"), "{sql}");
         assert!(start_reverse("one", "slot", "'0/1'", "1").contains("slot = 'slot' AND state = 'creating'"));
     }

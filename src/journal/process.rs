@@ -127,6 +127,17 @@ pub async fn beat(
         .map_err(JournalError::database("updating the mirror's row"))
 }
 
+/// Says of a slice that no mirror of it began, and why. Whoever holds the slice's lock knows that none lives.
+///
+/// # Errors
+/// [`JournalError::Database`].
+pub async fn left_out(client: &Client, of: StreamOf<'_>, detail: &str) -> Result<(), JournalError> {
+    let sql = "UPDATE strangler.mirror_process SET stopped_at = clock_timestamp(), phase = 'stopped', detail = $3 \
+               WHERE slice = $1 AND dir = $2";
+    let done = client.execute(sql, &[&of.slice, &of.direction.as_str(), &detail]).await;
+    done.map(drop).map_err(JournalError::database("recording why the mirror did not begin"))
+}
+
 /// The mirror stopped in good order.
 ///
 /// # Errors

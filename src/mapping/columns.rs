@@ -9,7 +9,7 @@ use super::expand::Listed;
 use super::spelling::{advice, nearest, nearest_table};
 use crate::catalog::{Catalog, Column, UserTypeKind};
 use crate::name::{TableName, identifiers_in, quote_ident};
-use crate::plan::{ColumnRule, Ddl, Others, Plan};
+use crate::plan::{ColumnRule, Ddl, Others, Plan, TableRule, TableSelector};
 use crate::problem::Problem;
 
 /// Types whose binary form means the same on every server of one major version. Not `money` (its scale follows
@@ -263,27 +263,38 @@ pub(super) fn classified_problems(plan: &Plan, monolith: &Catalog) -> Vec<Proble
         .iter()
         .filter_map(|classified| {
             let at = object(&classified.table, &classified.column);
+            let of_takers = |problem| takers(plan, &classified.table).fold(problem, Problem::of_slice);
             let Some(table) = monolith.table(&classified.table) else {
                 let near = nearest_table(&classified.table, &monolith.tables);
-                return Some(
+                return Some(of_takers(
                     Problem::error("unknown-table", &classified.table)
                         .fact("policy.classify names it, and the monolith has no such table")
                         .consequence("the column that was meant would be shown in clear")
                         .next(advice(near, "names are exact, case included")),
-                );
+                ));
             };
             if table.column(&classified.column).is_some() {
                 return None;
             }
             let near = nearest(&classified.column, table.columns.iter().map(|column| column.name.as_str()));
-            Some(
+            Some(of_takers(
                 Problem::error("unknown-column", at)
                     .fact("policy.classify names it, and the table has no such column")
                     .consequence("the column that was meant would be shown in clear")
                     .next(advice(near, "names are exact, case included")),
-            )
+            ))
         })
         .collect()
+}
+
+/// Slices whose rules name a table, or its whole schema.
+fn takers<'a>(plan: &'a Plan, table: &'a TableName) -> impl Iterator<Item = &'a str> {
+    let takes = move |rule: &TableRule| match &rule.selector {
+        TableSelector::Table(name) => name == table,
+        TableSelector::Schema(schema) => *schema == table.schema,
+    };
+    let taking = plan.slices.iter().filter(move |(_, slice)| slice.tables.iter().any(takes));
+    taking.map(|(name, _)| name.as_str())
 }
 
 /// Classes of carried columns that the service does not list in `accepts`.

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use super::expand::{Listed, expand};
-use super::{Mappings, SliceMapping, TableMapping, columns, filter, hash, identity, references};
+use super::{Mappings, SliceMapping, TableMapping, columns, filter, hash, identity, partitions, references};
 use crate::catalog::{Catalog, TableKind};
 use crate::name::TableName;
 use crate::plan::{Others, Plan, Service, TableSelector};
@@ -14,8 +14,9 @@ pub type MappingProblem = Problem;
 
 /// Joins a plan with the monolith's catalog.
 ///
-/// With a problem of severity error among the problems, the mappings are incomplete and good for showing only:
-/// a table with an error is not in them. Without one, every table that the plan means is mapped.
+/// A table with an error is not in the mappings: those of a slice that a problem [stops](Problem::stops) are incomplete
+/// and good for showing only. Those of the other slices hold every table that the plan means, and nothing in them
+/// depends on what is wrong elsewhere.
 #[must_use]
 pub fn compile(plan: &Plan, monolith: &Catalog) -> (Mappings, Vec<MappingProblem>) {
     let (listed, mut problems) = expand(plan, monolith);
@@ -27,7 +28,9 @@ pub fn compile(plan: &Plan, monolith: &Catalog) -> (Mappings, Vec<MappingProblem
                 slice: name.clone(),
                 service: slice.service.clone(),
                 tables: Vec::new(),
+                unmapped: Vec::new(),
                 hash: String::new(),
+                earlier_hash: String::new(),
             };
             (name.clone(), mapping)
         })
@@ -35,9 +38,21 @@ pub fn compile(plan: &Plan, monolith: &Catalog) -> (Mappings, Vec<MappingProblem
     for one in &listed {
         let (table, found) = map_table(plan, monolith, one, &listed);
         let broken = found.iter().any(|problem| problem.severity == Severity::Error);
-        problems.extend(found);
-        if let (Some(slice), Some(table), false) = (mappings.get_mut(one.slice), table, broken) {
-            slice.tables.push(table);
+        // Whether another slice takes rows of it that are this one's can't be told before it is mapped.
+        let takers: Vec<&str> = listed
+            .iter()
+            .filter(|other| other.table.name == one.table.name)
+            .map(|other| other.slice)
+            .collect();
+        problems.extend(
+            found
+                .into_iter()
+                .map(|problem| takers.iter().fold(problem, |problem, slice| problem.of_slice(*slice))),
+        );
+        let Some(slice) = mappings.get_mut(one.slice) else { continue };
+        match table.filter(|_| !broken) {
+            Some(table) => slice.tables.push(table),
+            None => slice.unmapped.push(one.table.name.clone()),
         }
     }
     problems.extend(collisions(plan, &listed));
@@ -46,6 +61,7 @@ pub fn compile(plan: &Plan, monolith: &Catalog) -> (Mappings, Vec<MappingProblem
     for slice in mappings.values_mut() {
         slice.tables.sort_by(|a, b| a.source.cmp(&b.source));
         slice.hash = hash::of(slice);
+        slice.earlier_hash = hash::earlier(slice);
     }
     problems.sort_by(|a, b| (a.place, a).cmp(&(b.place, b)));
     problems.dedup();
@@ -65,6 +81,7 @@ fn map_table(
     columns::accepted(plan, one, &columns, &mut problems);
     let (key, key_order) = identity::key(monolith, one, &columns, &mut problems);
     let filter = filter::terms(monolith, one, &columns, &mut problems);
+    problems.extend(partitions::gaps(monolith, one));
     let soft_references = references::across_the_cut(monolith, one, listed, &columns, &mut problems);
     if key.is_empty() {
         return (None, problems);
@@ -112,6 +129,7 @@ fn collisions(plan: &Plan, listed: &[Listed<'_>]) -> Vec<Problem> {
             problems.push(
                 Problem::error("reserved-schema", &one.table.name)
                     .at(one.rule.place)
+                    .of_slice(one.slice)
                     .fact(format!("it would go into the schema {} of service {}", target.schema, one.service))
                     .consequence("that schema belongs to PostgreSQL or to this tool")
                     .next("write another schema in the service's `into`"),
@@ -121,6 +139,8 @@ fn collisions(plan: &Plan, listed: &[Listed<'_>]) -> Vec<Problem> {
             problems.push(
                 Problem::error("same-target", &one.table.name)
                     .at(one.rule.place)
+                    .of_slice(one.slice)
+                    .of_slice(other.slice)
                     .fact(format!(
                         "it and {} of slice {} both become {target} in service {}",
                         other.table.name, other.slice, one.service
@@ -150,6 +170,8 @@ fn overlaps(listed: &[Listed<'_>], mappings: &Mappings) -> Vec<Problem> {
                 problems.push(
                     Problem::error("table-twice", &one.table.name)
                         .at(one.rule.place)
+                        .of_slice(one.slice)
+                        .of_slice(other.slice)
                         .fact(format!("slice {} takes it, and so does slice {}", one.slice, other.slice))
                         .consequence("a row could belong to both, so no side would have authority over it")
                         .next("take it out of one, or give both a `where` on one column with values of their own"),

@@ -34,13 +34,13 @@ pub fn expand<'a>(plan: &'a Plan, monolith: &'a Catalog) -> (Vec<Listed<'a>>, Ve
                 TableSelector::Table(name) => match one_table(monolith, name, rule) {
                     Ok(table) => vec![table],
                     Err(problem) => {
-                        problems.push(*problem);
+                        problems.push(problem.of_slice(slice_name));
                         Vec::new()
                     }
                 },
                 TableSelector::Schema(schema) => {
                     let (tables, found) = whole_schema(monolith, schema, rule, &named);
-                    problems.extend(found);
+                    problems.extend(found.into_iter().map(|problem| problem.of_slice(slice_name)));
                     tables
                 }
             };

@@ -88,6 +88,7 @@ pub(crate) fn table(text: &str, columns: Vec<Column>) -> Table {
         indexes: Vec::new(),
         constraints: Vec::new(),
         replica_identity: ReplicaIdentity::Default,
+        open_partitions: false,
         partition_of: None,
         inherits: Vec::new(),
         row_security: false,

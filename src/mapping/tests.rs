@@ -434,9 +434,20 @@ fn the_hash_pins_the_mapping_and_nothing_else() {
     let hash = |plan: &Plan, catalog: &Catalog| compiled(plan, catalog)["ordering"].hash.clone();
     let base = hash(&one("Orders", |_| ()), &retail());
     assert_eq!(
-        base, "5c4b894d3e7bb40a258eb86b9b4b4e0a35e5f5bc02dcd409df9fabb93a26dff2",
+        base, "6a844775c002e131145015578c32dc05eab1f3a7d890c2a8f2ca3ddcf1d66d38",
         "the canonical form changed: give it another version"
     );
+    let earlier = "5c4b894d3e7bb40a258eb86b9b4b4e0a35e5f5bc02dcd409df9fabb93a26dff2";
+    let mapping = &compiled(&one("Orders", |_| ()), &retail())["ordering"];
+    assert!(mapping.is_pinned_by(earlier) && mapping.is_pinned_by(&base) && !mapping.is_pinned_by("another"));
+    let mut before = retail();
+    before.tables.get_mut(&name("Orders")).unwrap().replica_identity = ReplicaIdentity::Full;
+    let mut moved = before.clone();
+    moved.tables.get_mut(&name("Orders")).unwrap().columns.reverse();
+    let filtered = plan(vec![("ordering", vec![filtered("Orders", "Region", &["EU"])])]);
+    for plan in [one("Orders", |_| ()), filtered] {
+        assert_eq!(hash(&plan, &moved), hash(&plan, &before), "values go by names");
+    }
     let mut grown = retail();
     let orders = grown.tables.get_mut(&name("Orders")).unwrap();
     orders.rows_estimate = 1e9;
@@ -530,4 +541,38 @@ proptest! {
             prop_assert!(table.filter.iter().all(|term| term.column < table.columns.len()));
         }
     }
+}
+
+#[test]
+fn what_is_wrong_with_a_table_stops_the_slices_that_take_it_and_no_other() {
+    let of = |slices: Vec<(&str, Vec<TableRule>)>, monolith: &Catalog, code: &str| {
+        let (mappings, problems) = compile(&plan(slices), monolith);
+        let problem = problems.into_iter().find(|problem| problem.code == code).unwrap();
+        let stopped = ["catalog", "ordering"].map(|slice| problem.stops(&[slice.to_owned()]));
+        (stopped, mappings)
+    };
+    let rest = || ("catalog", vec![table_rule("Products")]);
+    let gone = vec![("ordering", vec![table_rule("Orders"), table_rule("Gone")]), rest()];
+    assert_eq!(of(gone, &retail(), "unknown-table").0, [false, true]);
+
+    let mut keyless = retail();
+    let orders = keyless.tables.get_mut(&name("Orders")).unwrap();
+    orders.indexes.clear();
+    let (stopped, mappings) = of(vec![("ordering", vec![table_rule("Orders")]), rest()], &keyless, "no-key");
+    assert_eq!(stopped, [false, true]);
+    assert_eq!(mappings["ordering"].unmapped, [name("Orders")]);
+    assert!(mappings["catalog"].unmapped.is_empty() && mappings["catalog"].tables.len() == 1);
+
+    // As long as one of them is not mapped, nobody knows whether both would take the same row.
+    let shared = vec![("ordering", vec![table_rule("Orders")]), ("catalog", vec![table_rule("Orders")])];
+    assert_eq!(of(shared, &keyless, "no-key").0, [true, true]);
+
+    let mut classified = plan(vec![("ordering", vec![table_rule("Orders")]), rest()]);
+    classified.classify.push(Classified {
+        table: name("Elsewhere"),
+        column: "Secret".into(),
+        class: "pii".into(),
+    });
+    let (_, problems) = compile(&classified, &retail());
+    assert!(["catalog", "ordering"].iter().all(|slice| problems[0].stops(&[(*slice).to_owned()])));
 }

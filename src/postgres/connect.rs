@@ -25,7 +25,7 @@ mod settings;
 
 pub use error::ConnectError;
 pub(super) use error::LoginError;
-pub(super) use settings::STARTUP_SETTINGS;
+pub(super) use settings::{STARTUP_SETTINGS, WAL_SETTINGS};
 
 /// The role that appliers log in as. Gates let only this `session_user` write on a fenced side.
 pub const APPLY_ROLE: &str = "strangler_apply";

@@ -5,6 +5,8 @@ use std::io;
 use tokio_postgres::Error;
 use tokio_postgres::error::{DbError, SqlState};
 
+use crate::name::TableName;
+
 /// The kinds of failure that callers treat differently.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Failure {
@@ -151,6 +153,17 @@ pub fn words(error: &Error) -> String {
     ];
     let names = names.into_iter().filter_map(|(kind, name)| Some(format!(", {kind} {}", name?)));
     format!("{message} (SQLSTATE {}{})", server.code().code(), names.collect::<String>())
+}
+
+/// The relation, quoted, that has no partition for a row. PostgreSQL gives that the SQLSTATE of a violated check, and no
+/// constraint's name with it.
+#[must_use]
+pub fn lacks_partition(error: &Error) -> Option<String> {
+    let server = error.as_db_error().filter(|server| *server.code() == SqlState::CHECK_VIOLATION)?;
+    if server.constraint().is_some() {
+        return None;
+    }
+    Some(TableName::new(server.schema()?, server.table()?).sql())
 }
 
 /// An error and its causes. What a server said is told by [`words`], because its own words may quote rows.

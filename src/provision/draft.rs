@@ -116,7 +116,8 @@ impl<'a> Draft<'a> {
                 .iter()
                 .filter(|slice| {
                     let row = state.slices.get(&slice.slice);
-                    row.is_some_and(|row| row.plan_hash != slice.hash) && !state.mirrored(&slice.slice)
+                    row.is_some_and(|row| !slice.is_pinned_by(&row.plan_hash))
+                        && !state.mirrored(&slice.slice)
                 })
                 .map(|slice| slice.slice.as_str())
                 .collect();

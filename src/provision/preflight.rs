@@ -140,7 +140,7 @@ fn belongs(draft: &mut Draft<'_>, database: &Database, state: &State, slice: &Sl
         return;
     }
     let service = draft.survey.service_states.get(&slice.service);
-    if row.plan_hash != slice.hash && service.is_some_and(|state| state.mirrored(name)) {
+    if !slice.is_pinned_by(&row.plan_hash) && service.is_some_and(|state| state.mirrored(name)) {
         draft.problem(
             Problem::error("mapping-changed", &object)
                 .fact("its mapping is another one than when it was provisioned, and data was mirrored since")

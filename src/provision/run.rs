@@ -73,12 +73,15 @@ fn outline(plan: &Plan, only: &[String], survey: &Survey, logins: &Logins) -> De
         // Whatever else would be said is about the wrong databases.
         return Design { steps: Vec::new(), problems: astray };
     }
-    let (mut mappings, problems) = compile(plan, &survey.monolith);
-    if problems.iter().any(|problem| problem.severity == Severity::Error) {
+    let (mut mappings, mut problems) = compile(plan, &survey.monolith);
+    mappings.retain(|name, _| only.is_empty() || only.contains(name));
+    let meant: Vec<String> = mappings.keys().cloned().collect();
+    if problems.iter().any(|problem| problem.stops(&meant)) {
         // Such mappings lack tables, which must not be taken for tables that left the plan.
         return Design { steps: Vec::new(), problems };
     }
-    mappings.retain(|name, _| only.is_empty() || only.contains(name));
+    // What is left of errors is about slices that this run leaves alone.
+    problems.retain(|problem| problem.severity != Severity::Error);
     let mut design = design(plan, &mappings, survey, logins);
     design.problems.extend(problems);
     design.problems.sort();

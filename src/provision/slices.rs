@@ -70,7 +70,7 @@ fn rows(draft: &mut Draft<'_>, database: &Database, state: &State, slices: &[&Sl
         );
         let before = state.slices.get(name).map(|row| row.plan_hash.as_str());
         // On the service the hash changes together with the tables: see `tables::withdraw` and `adopt::release`.
-        if side == "monolith" && before.is_some_and(|hash| hash != slice.hash) {
+        if side == "monolith" && before.is_some_and(|hash| !slice.is_pinned_by(hash)) {
             statements.push(new_hash(slice));
         }
         if !state.gates.contains(name) {

@@ -130,6 +130,15 @@ pub async fn orphans(
         let Some(columns) = reference.columns.iter().map(column).collect::<Option<Vec<_>>>() else {
             continue;
         };
+        let takes = |other: &&Neighbour<'_>| other.mapping.unmapped.contains(&reference.references);
+        if let Some(taker) = neighbours.iter().find(takes) {
+            found.reasons.push(format!(
+                "references of {} to {} could not be looked at: slice {} takes it, and does not fit the monolith's tables; \
+                 solve what strangler check says about that slice",
+                form.mapping.source, reference.references, taker.mapping.slice
+            ));
+            continue;
+        }
         let referrer =
             Referrer { slice, form, side: sides.authority, reference, columns, session: &session, redactor };
         let owners = owners(sides, reference, neighbours).await?;

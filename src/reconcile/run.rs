@@ -427,7 +427,7 @@ async fn ground(job: &SliceJob, monolith: &Session, service: &Session) -> Result
     let not_provisioned = || RunError::NotProvisioned { slice: slice.clone() };
     let (ground, shapes) = tokio::join!(grounds::service(service, slice), grounds::monolith(monolith, slice));
     let ground = ground.map_err(|error| missing(error, not_provisioned))?.ok_or_else(not_provisioned)?;
-    if ground.plan_hash != job.mapping.hash {
+    if !job.mapping.is_pinned_by(&ground.plan_hash) {
         return Err(RunError::OtherMapping { slice: slice.clone() });
     }
     let shapes = shapes.map_err(|error| missing(error, not_provisioned))?;

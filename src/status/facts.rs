@@ -136,6 +136,9 @@ pub struct WayBack {
 /// A gate row.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 pub struct Gate {
+    /// `open`, `fence` or `bump`: how the row came to be.
+    #[serde(default)]
+    pub cause: String,
     /// `OPEN` or `FENCED`.
     pub state: String,
     /// Its epoch.

@@ -1,7 +1,9 @@
 //! From facts to a status: one pure function and its parts.
 
 mod back;
+mod moving;
 
+use self::moving::Moving;
 use super::arming::{self, ArmedState, ArmedStatus};
 use super::evidence::{self, EvidenceStatus};
 use super::facts::{Gate, MonolithFacts, ProcessRow, ServiceFacts, Side, Slot, Stream, TableRow};
@@ -108,9 +110,11 @@ pub fn judge(facts: &SliceFacts, commands: &Commands) -> SliceStatus {
         alarms: Vec::new(),
         next: None,
     };
-    status.alarms = alarms(&status, service, slot);
+    let moving = Moving::of(monolith.and_then(|m| m.gate.as_ref()), service.and_then(|s| s.gate.as_ref()));
+    status.alarms.extend(moving.map(Moving::alarm));
+    status.alarms.extend(alarms(&status, service, slot));
     status.alarms.extend(back::alarms(&status));
-    status.next = next(&status, commands);
+    status.next = next(&status, moving, commands);
     status
 }
 
@@ -456,11 +460,16 @@ fn wal_alarm(wal: &Wal) -> Option<String> {
 }
 
 /// One command, the most urgent one.
-fn next(status: &SliceStatus, commands: &Commands) -> Option<String> {
+fn next(status: &SliceStatus, moving: Option<Moving>, commands: &Commands) -> Option<String> {
     let of = |verb, rest: &str| Some(commands.of(verb, &status.slice, rest));
     if status.phase != Phase::Unknown && !status.outdated.is_empty() {
         // No other verb works before that.
         return of("provision", "");
+    }
+    let mirrored = matches!(status.phase, Phase::Copying | Phase::CatchingUp | Phase::Streaming);
+    if let Some(moving) = moving.filter(|_| mirrored) {
+        // Nobody can write, and every other verb refuses. Without a mirror it would not drain; that one ends it, too.
+        return Some(moving.next(&status.slice, commands));
     }
     if status.phase != Phase::Unknown && holes(status).is_some() {
         return of("arm", "");
@@ -484,7 +493,7 @@ fn next(status: &SliceStatus, commands: &Commands) -> Option<String> {
         Phase::Streaming => {
             let unproven = status.evidence.as_ref().is_some_and(|proof| proof.stands == Some(false));
             let retry = status.tables.iter().find_map(|table| table.next.clone());
-            let broken = back::next(status).map(|(verb, rest)| commands.of(verb, &status.slice, rest));
+            let broken = back::next(status, commands);
             let stray = status.stray_writes.as_ref().and_then(|_| of("reconcile", ""));
             let half = status.armed.as_ref().filter(|armed| armed.state == ArmedState::PartlyArmed);
             let half = half.and_then(|armed| of(if armed.disarming { "disarm" } else { "arm" }, ""));

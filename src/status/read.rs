@@ -156,12 +156,24 @@ async fn gates(client: &Client, slices: &[&str]) -> Result<BTreeMap<String, Gate
         .map(|row| {
             let slice: &str = row.get(0);
             let table = quote_ident(&format!("gate_{slice}"));
-            format!("SELECT {}, state, epoch FROM strangler.{table}", quote_literal(slice))
+            format!("SELECT {}, state, epoch, cause FROM strangler.{table}", quote_literal(slice))
         })
         .collect();
     if selects.is_empty() {
         return Ok(BTreeMap::new());
     }
     let rows = client.query(&selects.join(" UNION ALL "), &[]).await.map_err(failed)?;
-    Ok(rows.iter().map(|row| (row.get(0), Gate { state: row.get(1), epoch: row.get(2) })).collect())
+    Ok(rows
+        .iter()
+        .map(|row| {
+            (
+                row.get(0),
+                Gate {
+                    state: row.get(1),
+                    epoch: row.get(2),
+                    cause: row.get::<_, Option<String>>(3).unwrap_or_default(),
+                },
+            )
+        })
+        .collect())
 }

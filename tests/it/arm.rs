@@ -5,6 +5,7 @@ mod detector;
 mod dry_run;
 mod refusals;
 mod stage;
+mod unfit;
 mod waits;
 mod writes;
 

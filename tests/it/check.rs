@@ -216,6 +216,7 @@ const EXPECTED: &str = "
     error service people (extension-missing)
     error service people: Customers (target-differs)
     error service people: Customers (target-not-empty)
+    warning Events (open-partitions)
     warning Orders (cut-key)
     warning Orders (large-object)
     warning close_order (function)

@@ -3,8 +3,10 @@
 mod stage;
 
 use strangler::authority::Side;
+use strangler::dualwrite::guard::Subscribed;
 use strangler::dualwrite::readiness::{Asked, Findings, judge};
 use strangler::journal::operators::{self, Operator};
+use strangler::name::TableName;
 use strangler::problem::{Problem, Severity};
 use tokio_postgres::Client;
 
@@ -313,12 +315,17 @@ async fn findings_of_other_rooms_and_another_mapping_are_a_no_go() {
     let mut stage = Stage::ready().await;
     let findings = Findings {
         unguarded: (1..=7).map(|number| format!("Days_{number} has no trigger for TRUNCATE")).collect(),
+        subscribed: vec![(
+            "monolith",
+            Subscribed { name: "feed".to_owned(), table: TableName::new("public", "Things") },
+        )],
         way_back: Some("INSERT on the monolith's table Things is refused: permission denied".to_owned()),
     };
     let problems = stage.told_with(findings).await;
     let codes: Vec<&str> = problems.iter().map(|problem| problem.code).collect();
-    assert_eq!(codes, ["not-armed", "way-back-unproven"]);
-    assert!(problems[0].fact.ends_with(", and 2 more"), "{}", problems[0].fact);
+    assert_eq!(codes, ["subscription", "not-armed", "way-back-unproven"]);
+    assert_eq!(problems[0].next, "run on the monolith: DROP SUBSCRIPTION \"feed\";");
+    assert!(problems[1].fact.ends_with(", and 2 more"), "{}", problems[1].fact);
     stage.mapping.hash = "another".to_owned();
     stage.until_told("other-mapping").await;
     let back = stage.back().await;

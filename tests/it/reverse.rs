@@ -1,8 +1,10 @@
 //! The way back: what an opened service writes arrives in the monolith's old tables, and nothing goes round in circles.
 
+mod anew;
 mod crash;
 mod inside;
 mod loops;
+mod partitions;
 mod roles;
 pub mod stage;
 mod tripwire;

@@ -197,7 +197,8 @@ async fn several_hosts_are_tried_in_order_and_a_silent_one_is_given_up() {
 async fn a_session_prints_values_in_the_same_way_whatever_its_role_was_given() {
     let pg = OneServer::start();
     pg.run(
-        "CREATE ROLE odd LOGIN;
+        "CREATE ROLE odd LOGIN; CREATE ROLE owner; GRANT owner TO odd; ALTER ROLE odd SET role = 'owner';
+         ALTER ROLE odd SET default_transaction_read_only = on; GRANT CREATE ON SCHEMA public TO odd;
          ALTER ROLE odd SET DateStyle = 'German, DMY'; ALTER ROLE odd SET IntervalStyle = 'iso_8601';
          ALTER ROLE odd SET TimeZone = 'Asia/Tokyo'; ALTER ROLE odd SET bytea_output = 'escape';
          ALTER ROLE odd SET extra_float_digits = -5; ALTER ROLE odd SET search_path = 'public';
@@ -213,6 +214,26 @@ async fn a_session_prints_values_in_the_same_way_whatever_its_role_was_given() {
         "2026-01-31 00:00:00+00|1 day 02:00:00|\\x00ff|0.30000000000000004|pg_catalog|0|strangler: test|UTF8"
     );
     assert!(session.server_major() >= 14);
+    session.batch_execute("CREATE TABLE public.written ()").await.unwrap();
+    let owner = "SELECT tableowner FROM pg_tables WHERE tablename = 'written'";
+    assert_eq!(value(&session, owner).await, "odd", "it works as whom it logs in as");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_replication_connection_waits_for_its_stream_longer_than_idle_sessions_may() {
+    let pg = OneServer::start();
+    pg.run(
+        "CREATE ROLE wal LOGIN REPLICATION; ALTER ROLE wal SET idle_session_timeout = '20ms';
+         CREATE ROLE owner; GRANT owner TO wal; ALTER ROLE wal SET role = 'owner'",
+    )
+    .await;
+    let mut connection = server(&pg.link("user=wal"), SessionRole::Read).replicate("waits").await.unwrap();
+    pg.wait_until(
+        "SELECT bool_or(clock_timestamp() - backend_start > interval '300 ms') FROM pg_stat_activity \
+         WHERE application_name = 'waits'",
+    )
+    .await;
+    connection.identify_system().await.unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -173,9 +173,9 @@ impl Applier {
         match result {
             Ok(()) => self.savepoint("RELEASE SAVEPOINT one").await.map(|()| None),
             Err(Refusal::Fatal(error)) => Err(error),
-            Err(Refusal::Table(detail)) => {
+            Err(Refusal::Table(trouble)) => {
                 self.savepoint("ROLLBACK TO SAVEPOINT one; RELEASE SAVEPOINT one").await?;
-                Ok(Some(detail))
+                Ok(Some(trouble.detail))
             }
         }
     }

@@ -120,7 +120,7 @@ async fn once(
     (metrics, asked_for, latest): (&Metrics, &mut AskedFor, &mut BTreeMap<String, Verdict>),
 ) -> Result<(), CliError> {
     // The plan's tables are read anew each time: a run that lasts for months outlives them.
-    let mappings = match opened.mappings(ui).await {
+    let mappings = match opened.mappings_of(ui, &[slice.to_owned()]).await {
         Ok(mappings) => mappings,
         Err(error) => {
             tracing::error!(

@@ -135,12 +135,21 @@ fn back_words(back: &WayBackStatus) -> String {
 fn rows_words(status: &SliceStatus) -> String {
     let copied = words::count(status.rows_copied);
     let left = status.copy_seconds_left.map(|seconds| format!(", about {} left", words::seconds(seconds)));
-    format!("{copied} copied{}{}", of_about(status.rows_estimate), left.unwrap_or_default())
+    format!(
+        "{copied} copied{}{}",
+        of_about(status.rows_copied, status.rows_estimate),
+        left.unwrap_or_default()
+    )
 }
 
-/// Nothing where the monolith has no statistics yet: "of about 0" would be a number that looks like a fact.
-fn of_about(estimate: u64) -> String {
-    if estimate == 0 { String::new() } else { format!(" of about {}", words::count(estimate)) }
+/// Nothing where the monolith has no statistics yet, or where they are refuted: "of about 0" would be a number that looks
+/// like a fact, and 33,000 of about 23,000 is none.
+fn of_about(copied: u64, estimate: u64) -> String {
+    if estimate == 0 || copied > estimate {
+        String::new()
+    } else {
+        format!(" of about {}", words::count(estimate))
+    }
 }
 
 fn tables_words(tables: &[TableStatus]) -> String {
@@ -206,7 +215,8 @@ fn outdated_words(databases: &[String]) -> String {
 
 fn table_words(table: &TableStatus) -> String {
     let detail = table.detail.as_deref().map(|detail| format!(": {detail}")).unwrap_or_default();
-    let (rows, estimate) = (words::count(table.rows_copied), of_about(table.rows_estimate));
+    let (rows, estimate) =
+        (words::count(table.rows_copied), of_about(table.rows_copied, table.rows_estimate));
     format!("{} {}, {rows}{estimate} rows{detail}", table.table, table.state)
 }
 
@@ -329,5 +339,11 @@ mod tests {
         status.tables.iter_mut().for_each(|table| table.rows_estimate = 0);
         assert_eq!(rows_words(&status), "4,500 copied, about 1 min 30 s left");
         assert_eq!(table_words(&status.tables[0]), "Carts live, 1,500 rows");
+    }
+
+    #[test]
+    fn an_estimate_that_is_passed_is_no_figure_to_show() {
+        assert_eq!(of_about(15, 20), " of about 20");
+        assert_eq!((of_about(33, 23), of_about(0, 0)), (String::new(), String::new()));
     }
 }

@@ -1,6 +1,7 @@
 //! What is found out before anything is judged.
 
 use crate::dualwrite::flip::sequences::{Pairs, Stands};
+use crate::dualwrite::guard::Subscribed;
 use crate::journal::grounds::Ground;
 use crate::journal::operators::OperatorRow;
 use crate::journal::readiness::Told;
@@ -12,6 +13,8 @@ use crate::reconcile::evidence::Evidence;
 pub struct Findings {
     /// Relations of moved tables, on either side, that rows can be written through without asking the gate: a clause each.
     pub unguarded: Vec<String>,
+    /// Subscriptions that write into moved tables on either side, past the gate, with the database that has them, in words.
+    pub subscribed: Vec<(&'static str, Subscribed)>,
     /// Why the way back could not be proven: a canary did not arrive, or a statement of it was refused. A clause.
     pub way_back: Option<String>,
 }

@@ -14,7 +14,7 @@ use crate::cdc::source::{self, MARKER_PREFIX};
 use crate::dualwrite::flip::FlipError;
 use crate::dualwrite::flip::sequences::Pairs;
 use crate::dualwrite::gate::{APPLY_ROLE, LOCK_CLASS};
-use crate::dualwrite::guard;
+use crate::dualwrite::guard::{self, Subscribed};
 use crate::journal::operators::{self, Operator};
 use crate::journal::readiness::Told;
 use crate::journal::{JournalError, authority, grounds, readiness};
@@ -96,19 +96,28 @@ pub async fn gather(
         stands_to,
         access: access(to, asked, mapping).await?,
         other: operators::other(sessions.monolith, slice, own).await.map_err(journal)?,
-        mapping: mapping.hash.clone(),
+        mapping: pinned(mapping, &there),
         findings,
         from: there,
         to: here,
     })
 }
 
-/// Places on either side where rows can be written without asking the gate, and foreign keys across the cut: what
-/// belongs into [`Findings::unguarded`].
+/// The mapping's hash, in the form under which the slice was provisioned.
+fn pinned(mapping: &SliceMapping, told: &Told) -> String {
+    let provisioned = told.slice.as_ref().map(|slice| &slice.plan_hash);
+    provisioned.filter(|hash| mapping.is_pinned_by(hash)).unwrap_or(&mapping.hash).clone()
+}
+
+/// Places on either side where rows can be written without asking the gate, and foreign keys across the cut; and
+/// subscriptions that write past it. They belong into [`Findings`].
 ///
 /// # Errors
 /// [`FlipError::Failed`].
-pub async fn unguarded(sessions: Sessions<'_>, mapping: &SliceMapping) -> Result<Vec<String>, FlipError> {
+pub async fn unguarded(
+    sessions: Sessions<'_>,
+    mapping: &SliceMapping,
+) -> Result<(Vec<String>, Vec<(&'static str, Subscribed)>), FlipError> {
     let names = |side: Side| -> Vec<TableName> {
         let of = |table: &crate::mapping::TableMapping| match side {
             Side::Monolith => table.source.clone(),
@@ -120,8 +129,11 @@ pub async fn unguarded(sessions: Sessions<'_>, mapping: &SliceMapping) -> Result
         guard::read(sessions.monolith, &mapping.slice, &names(Side::Monolith)).await.map_err(journal)?;
     let here = guard::read(sessions.service, &mapping.slice, &names(Side::Service)).await.map_err(journal)?;
     // Keys between slices of one service are its own affair.
-    let here = here.faults.iter().map(|fault| format!("in the service, {fault}"));
-    Ok(there.lacks().into_iter().chain(here).collect())
+    let faults = here.faults.iter().map(|fault| format!("in the service, {fault}"));
+    let unguarded = there.holes().into_iter().chain(faults).collect();
+    let subscribed = there.subscribed.into_iter().map(|one| ("monolith", one));
+    let subscribed = subscribed.chain(here.subscribed.into_iter().map(|one| ("service", one)));
+    Ok((unguarded, subscribed.collect()))
 }
 
 fn named(table: &crate::mapping::TableMapping, side: Side) -> String {

@@ -17,7 +17,16 @@ pub(in crate::postgres) const STARTUP_SETTINGS: &[(&str, &str)] = &[
     ("lc_monetary", "C"),
     // Expressions that the server prints then name the schema of everything that is not built in.
     ("search_path", "pg_catalog"),
+    // Who a link logs in as is who it works as: rights are checked, granted and named for that role.
+    ("role", "none"),
+    // It is made to keep an application from writing by accident. What writes here means to.
+    ("default_transaction_read_only", "off"),
 ];
+
+/// What only a replication connection needs: it waits for its stream's start in between commands, and a new slot waits
+/// for whoever writes.
+pub(in crate::postgres) const WAL_SETTINGS: &[(&str, &str)] =
+    &[("lock_timeout", "0"), ("idle_session_timeout", "0")];
 
 /// What only an SQL session needs. Limits that an administrator set for a role are made for the application: a copy
 /// of a large table may run for hours. Callers that want a limit set their own. A row that a policy hides makes the

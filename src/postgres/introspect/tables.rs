@@ -20,6 +20,13 @@ fn relations() -> String {
     )
 }
 
+/// Ranges that reach from the least to the greatest key are taken to have no gap in between.
+const OPEN_PARTITIONS: &str = "EXISTS (SELECT FROM pg_partitioned_table p WHERE p.partrelid = c.oid AND p.partdefid = 0 \
+     AND (p.partstrat = 'l' OR (p.partstrat = 'r' AND NOT (SELECT coalesce(bool_or(strpos(b.bound, 'FROM (MINVALUE') > 0) \
+         AND bool_or(strpos(b.bound, 'TO (MAXVALUE') > 0), false) \
+       FROM (SELECT pg_get_expr(k.relpartbound, k.oid) AS bound FROM pg_inherits i JOIN pg_class k ON k.oid = i.inhrelid \
+         WHERE i.inhparent = c.oid) AS b))))";
+
 /// Reads the relations, without columns, indexes and constraints.
 pub(super) async fn read(client: &Client) -> Result<Tables, Error> {
     let sql = format!(
@@ -28,7 +35,7 @@ pub(super) async fn read(client: &Client) -> Result<Tables, Error> {
                 c.relreplident::text AS identity, \
                 (SELECT i.relname::text FROM pg_index x JOIN pg_class i ON i.oid = x.indexrelid \
                   WHERE x.indrelid = c.oid AND x.indisreplident) AS identity_index, \
-                c.relispartition AS partition, c.relrowsecurity AS row_security, \
+                {OPEN_PARTITIONS} AS open_partitions, c.relispartition AS partition, c.relrowsecurity AS row_security, \
                 c.reltuples::float8 AS rows_estimate, \
                 CASE WHEN c.relkind IN ('r', 'm') THEN coalesce(pg_total_relation_size(c.oid), 0) ELSE 0 END::int8 \
                   AS total_bytes, \
@@ -77,6 +84,7 @@ fn table_of(row: &Row) -> Result<Table, Error> {
             ('i', Some(name)) => ReplicaIdentity::Index(name),
             _ => ReplicaIdentity::Nothing,
         },
+        open_partitions: row.try_get("open_partitions")?,
         partition_of: None,
         inherits: Vec::new(),
         row_security: row.try_get("row_security")?,

@@ -73,6 +73,7 @@ fn refusals_name_the_parameter_and_never_show_the_secret() {
         ("host=h user=u password='hunter2", "single quotes"),
         ("host=a,b,c port=1,2 user=u password=hunter2", "port"),
         ("hunter2", "neither"),
+        ("jdbc:postgresql://h/d?user=u&password=hunter2", "neither"),
         ("", "user"),
     ] {
         let error = parse(text).expect_err(text).to_string();

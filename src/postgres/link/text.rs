@@ -9,6 +9,8 @@ pub(super) fn pairs(text: &str) -> Result<BTreeMap<String, String>, LinkSyntaxEr
     let url = text.strip_prefix("postgresql://").or_else(|| text.strip_prefix("postgres://"));
     let pairs = match url {
         Some(rest) => url_pairs(rest),
+        // A URL of another scheme, as jdbc:postgresql://, whose parameters would pass for a list.
+        None if text.split('=').next().is_some_and(|name| name.contains("://")) => None,
         None => listed_pairs(text),
     };
     let pairs = pairs.ok_or(LinkSyntaxError::Shape)?;

@@ -17,7 +17,7 @@ use secrecy::ExposeSecret;
 use tokio_postgres::config::ChannelBinding;
 use tokio_postgres::fallible_iterator::FallibleIterator;
 
-use super::super::connect::{Login, LoginError, Reported, Route, STARTUP_SETTINGS, major};
+use super::super::connect::{Login, LoginError, Reported, Route, STARTUP_SETTINGS, WAL_SETTINGS, major};
 use super::super::link::Link;
 use super::super::wire::Wire;
 use super::Connection;
@@ -54,7 +54,7 @@ impl WalLogin<'_> {
             ("replication", "database"),
             ("application_name", self.application),
         ];
-        parameters.extend(STARTUP_SETTINGS);
+        parameters.extend(STARTUP_SETTINGS.iter().chain(WAL_SETTINGS));
         if let Some(options) = &self.link.options {
             parameters.push(("options", options));
         }

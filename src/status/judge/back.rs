@@ -15,7 +15,10 @@ pub(super) fn way_back(found: &WayBack, service_now_us: Option<i64>, commands: &
             Life::Stopped => "stopped".to_owned(),
             Life::Dead => "dead".to_owned(),
         };
-        Process { doing, ..process(row, commands) }
+        let shown = process(row, commands);
+        // The word that was left about a stream that was made anew since is none about this one.
+        let detail = shown.detail.filter(|_| row.nonce == stream.nonce);
+        Process { doing, detail, ..shown }
     });
     WayBackStatus {
         mode: found.mode.clone(),
@@ -70,13 +73,22 @@ pub(super) fn alarms(status: &SliceStatus) -> Vec<String> {
     alarms
 }
 
-/// While the service has the authority, the monolith's old tables are as current as the way back keeps them.
+/// Why a way back ended by itself, and what it said to type; one that was asked to stop left no word.
+fn last_word(back: &WayBackStatus) -> Option<(&str, Option<&str>)> {
+    let process = back.process.as_ref().filter(|process| process.doing == "stopped")?;
+    let detail = process.detail.as_deref()?;
+    Some(detail.split_once("; next: ").map_or((detail, None), |(why, next)| (why, Some(next))))
+}
+
+/// No flip can begin without a way back that runs. While the service has the authority, the monolith's old tables are
+/// also as current as the way back keeps them.
 fn halted(status: &SliceStatus, back: &WayBackStatus) -> Option<String> {
     let process = back.process.as_ref()?;
     let needed = status.authority == Authority::Service && back.mode == "apply";
-    let why = process.detail.as_deref().map(|why| format!(": {why}")).unwrap_or_default();
+    if let Some((why, _)) = last_word(back) {
+        return Some(format!("the way back stands still: {why}"));
+    }
     match process.doing.as_str() {
-        "stopped" if needed && !why.is_empty() => Some(format!("the way back stands still{why}")),
         "dead" if needed => Some(format!(
             "the way back (process {} on {}) gave its last sign of life {:.0} seconds ago",
             process.pid, process.host, process.seen_seconds_ago
@@ -86,10 +98,14 @@ fn halted(status: &SliceStatus, back: &WayBackStatus) -> Option<String> {
 }
 
 /// What brings a way back that does not work to work again.
-pub(super) fn next(status: &SliceStatus) -> Option<(&'static str, &'static str)> {
+pub(super) fn next(status: &SliceStatus, commands: &Commands) -> Option<String> {
     let back = status.way_back.as_ref()?;
     match back.state.as_str() {
-        "gap" | "diverged" => Some(("arm", "")),
-        _ => halted(status, back).map(|_| ("mirror", "")),
+        "gap" | "diverged" => Some(commands.of("arm", &status.slice, "")),
+        _ => {
+            halted(status, back)?;
+            let asked = last_word(back).and_then(|(_, next)| next).map(str::to_owned);
+            Some(asked.unwrap_or_else(|| commands.of("mirror", &status.slice, "")))
+        }
     }
 }

@@ -10,7 +10,7 @@ use crate::status::facts::WayBack;
 const SECOND_US: i64 = 1_000_000;
 
 fn gate(state: &str) -> Option<Gate> {
-    Some(Gate { state: state.to_owned(), epoch: 3 })
+    Some(Gate { state: state.to_owned(), epoch: 3, cause: "fence".to_owned() })
 }
 
 fn live(name: &str) -> TableRow {
@@ -460,4 +460,39 @@ fn a_write_on_the_fenced_side_is_an_alarm_that_names_table_and_transaction_but_n
         )]
     );
     assert_eq!(shown.next.as_deref(), Some("strangler reconcile plans/retail.yaml --slice ordering"));
+}
+
+#[test]
+fn while_nobody_has_authority_the_command_that_ends_the_move_is_next() {
+    let gates = |monolith: (i64, &str), service: (i64, &str)| {
+        let gate = |(epoch, cause): (i64, &str)| {
+            Some(Gate { state: "FENCED".to_owned(), epoch, cause: cause.to_owned() })
+        };
+        let mut facts = with_monolith(|facts| facts.gate = gate(monolith));
+        if let Side::Read(facts) = &mut facts.service_side {
+            facts.gate = gate(service);
+        }
+        facts
+    };
+    let flip = |rest: &str| Some(format!("strangler flip plans/retail.yaml --slice ordering{rest}"));
+    for (monolith, service, rest) in [
+        ((2, "fence"), (1, "fence"), ""),
+        ((2, "fence"), (3, "bump"), " --abort"),
+        ((2, "fence"), (3, "fence"), " --back"),
+        ((4, "bump"), (3, "fence"), " --abort"),
+        ((4, "fence"), (3, "bump"), ""),
+    ] {
+        let shown = status(&gates(monolith, service));
+        assert_eq!((shown.authority, shown.next), (Authority::Nobody, flip(rest)));
+        assert!(shown.alarms[0].starts_with("nobody has authority: "), "{:?}", shown.alarms);
+    }
+    let mut unmirrored = gates((2, "fence"), (1, "fence"));
+    if let Side::Read(facts) = &mut unmirrored.service_side {
+        facts.process.as_mut().unwrap().stopped = true;
+    }
+    assert_eq!(
+        status(&unmirrored).next,
+        mirror(""),
+        "a mirror ends the move as well, and nothing drains without it"
+    );
 }

@@ -124,3 +124,43 @@ async fn a_partition_that_comes_later_is_guarded_by_its_root_at_once() {
     let error = refused.batch_execute("INSERT INTO moves_2027 VALUES (1, '2027-05-05')").await.unwrap_err();
     assert_eq!(error.code().unwrap().code(), "25006");
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_subscription_into_moved_tables_is_told_by_status_arm_and_flip_until_it_is_dropped() {
+    let stage = Stage::armed().await;
+    let mirror = stage.split.mirror(None);
+    mirror.caught_up(&stage.monolith, &stage.service).await;
+    for (here, there, there_url, database) in [
+        (&stage.monolith, &stage.service, stage.split.pair.service_url(), "monolith"),
+        (&stage.service, &stage.monolith, stage.split.pair.monolith_url(), "service"),
+    ] {
+        there.batch_execute("CREATE PUBLICATION feed FOR TABLE lines").await.unwrap();
+        here.batch_execute(&format!(
+            "CREATE SUBSCRIPTION \"Feed\" CONNECTION '{there_url}' PUBLICATION feed \
+             WITH (enabled = false, create_slot = false, slot_name = NONE, copy_data = false)"
+        ))
+        .await
+        .unwrap();
+        let fact = "it writes into table lines";
+        let cure = format!("run on the {database}");
+        let armed = stage.run("arm", &["--slice", "one"]);
+        assert_eq!(armed.exit, Some(3), "{}", armed.page());
+        assert!(armed.stderr.contains(fact) && armed.stderr.contains(&cure), "{}", armed.page());
+        let flip = stage.run("flip", &["--slice", "one"]);
+        assert_eq!(flip.exit, Some(3), "{}", flip.page());
+        assert!(flip.stderr.contains(fact) && flip.stderr.contains("(subscription)"), "{}", flip.page());
+        if database == "monolith" {
+            let slice = armed_field(&stage, "one");
+            let words = "the subscription Feed writes into table lines past its gate";
+            assert!(slice["alarms"].to_string().contains(words), "{slice:#}");
+            assert_eq!(slice["armed"]["state"], "partly_armed", "{slice:#}");
+            assert_eq!(slice["next"], "strangler arm plan.yaml --slice one");
+            stage.succeed("arm", &["--slice", "two"]);
+        }
+        here.batch_execute("DROP SUBSCRIPTION \"Feed\"").await.unwrap();
+        there.batch_execute("DROP PUBLICATION feed").await.unwrap();
+        stage.succeed("arm", &["--slice", "one"]);
+    }
+    assert_eq!(state(&stage, "one"), "armed");
+    mirror.stop();
+}

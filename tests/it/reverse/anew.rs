@@ -1,0 +1,111 @@
+//! A way back that can't go on is made anew by `arm`, whoever has the authority, and nothing of the old one holds it up.
+
+use super::stage::{self, Stage, Way, holds};
+use crate::support::split::{Mirror, Split};
+use crate::support::wait::{SOON, until};
+
+/// Everything live, armed by its verb, under a mirror that runs both streams.
+async fn armed_by_its_verb() -> (Stage, Mirror) {
+    let (split, monolith, service) = Split::launch(stage::TABLES, stage::SCHEMA).await;
+    split.provision();
+    let stage = Stage { split, monolith, service };
+    let mirror = stage.split.mirror(None);
+    mirror.caught_up(&stage.monolith, &stage.service).await;
+    succeed(&stage, "arm", &[]);
+    stage.watched(Way::Reverse).await;
+    (stage, mirror)
+}
+
+fn succeed(stage: &Stage, verb: &str, arguments: &[&str]) -> String {
+    let ended = stage.split.run(verb, arguments);
+    assert_eq!(ended.exit, Some(0), "{verb}: {}", ended.page());
+    ended.stdout + &ended.stderr
+}
+
+/// Waits until the way back has ended by itself, and returns what `status` says then.
+async fn stands_still(stage: &Stage) -> serde_json::Value {
+    let stopped =
+        "SELECT bool_or(stopped_at IS NOT NULL) FROM strangler.mirror_process WHERE dir = 'reverse'";
+    until("the way back stops", SOON, async || holds(&stage.monolith, stopped).await.then_some(())).await;
+    let status = stage.split.run("status", &["--format", "json"]);
+    assert_eq!(status.exit, Some(1), "{}", status.page());
+    let document: serde_json::Value = serde_json::from_str(&status.stdout).unwrap();
+    document["slices"][0].clone()
+}
+
+const LEFT: &str = "ALTER PUBLICATION strangler_split_one DROP TABLE pairs";
+const CAME_BACK: &str = "ALTER PUBLICATION strangler_split_one ADD TABLE pairs";
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_slice_that_is_disarmed_and_armed_by_its_verbs_has_a_way_back_that_carries() {
+    let (stage, mirror) = armed_by_its_verb().await;
+    succeed(&stage, "disarm", &[]);
+    for table in ["stream", "mirror_table", "piece", "touched", "touched_floor"] {
+        let left = format!("SELECT count(*) FROM strangler.{table}");
+        assert_eq!(stage.count(&stage.monolith, &left).await, 0, "disarm forgets {table}");
+    }
+    succeed(&stage, "arm", &[]);
+    stage.watched(Way::Reverse).await;
+    stage.flip(2).await;
+    stage.on_service("UPDATE pairs SET v = -v WHERE a = 2").await;
+    stage.arrived(Way::Reverse).await;
+    stage.assert_equal().await;
+    mirror.stop();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_table_that_left_the_services_publication_is_an_alarm_whose_command_makes_the_way_back_anew() {
+    let (stage, mirror) = armed_by_its_verb().await;
+    stage.on_service(&format!("{LEFT}; {CAME_BACK}")).await;
+    let slice = stands_still(&stage).await;
+    let told = slice["alarms"].to_string();
+    assert!(told.contains("the way back stands still: the table pairs left the publication"), "{slice:#}");
+    let next = slice["next"].as_str().unwrap();
+    assert!(next.starts_with("strangler arm plan.yaml --slice one"), "{next}");
+    let said = succeed(&stage, "arm", &["--slice", "one"]);
+    assert!(said.contains("pairs left its publication and came back"), "{said}");
+    stage.watched(Way::Reverse).await;
+    let again = succeed(&stage, "arm", &[]);
+    assert!(again.contains("nothing was missing"), "{again}");
+    let status = stage.split.run("status", &[]);
+    assert!(!status.stdout.contains("stands still"), "{}", status.page());
+    stage.flip(2).await;
+    stage.on_service("UPDATE pairs SET v = -v WHERE a = 2").await;
+    stage.arrived(Way::Reverse).await;
+    stage.assert_equal().await;
+    mirror.stop();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn while_the_service_has_the_authority_a_way_back_is_made_anew_and_a_comparison_brings_what_it_missed()
+{
+    let (stage, mirror) = armed_by_its_verb().await;
+    succeed(&stage, "reconcile", &[]);
+    stage.flip(2).await;
+    stage.arrived(Way::Reverse).await;
+    stage.on_service(&format!("{LEFT}; UPDATE pairs SET v = -v WHERE a = 2; {CAME_BACK}")).await;
+    let slice = stands_still(&stage).await;
+    let next = slice["next"].as_str().unwrap();
+    assert!(next.starts_with("strangler arm plan.yaml --slice one"), "{next}");
+    let said = succeed(&stage, "arm", &["--slice", "one"]);
+    assert!(said.contains("meanwhile did not come back"), "{said}");
+    stage.on_service("UPDATE pairs SET v = -v WHERE a = 3").await;
+    stage.arrived(Way::Reverse).await;
+    let repaired = stage.split.run("reconcile", &["--repair"]);
+    assert_eq!(repaired.exit, Some(0), "{}", repaired.page());
+    stage.assert_equal().await;
+    // The publication's end stops the stream for good; `arm` makes both.
+    stage.on_service("DROP PUBLICATION strangler_split_one; UPDATE pairs SET v = -v WHERE a = 4").await;
+    let slice = stands_still(&stage).await;
+    assert!(slice["next"].as_str().unwrap().starts_with("strangler arm plan.yaml"), "{slice:#}");
+    succeed(&stage, "arm", &["--slice", "one"]);
+    stage.arrived(Way::Reverse).await;
+    let repaired = stage.split.run("reconcile", &["--repair"]);
+    assert_eq!(repaired.exit, Some(0), "{}", repaired.page());
+    stage.assert_equal().await;
+    stage.flip_back(3).await;
+    stage.on_monolith("UPDATE pairs SET v = -v WHERE a = 5").await;
+    stage.arrived(Way::Forward).await;
+    stage.assert_equal().await;
+    mirror.stop();
+}
