@@ -244,7 +244,7 @@ async fn a_column_that_is_dropped_and_added_under_its_name_is_no_other_mapping_a
     split.provision();
     let mirror = split.mirror(None);
     mirror.caught_up(&monolith, &service).await;
-    looked(&mirror, &service).await;
+    mirror.looked_twice(&service).await;
     monolith.batch_execute("ALTER TABLE bk DROP COLUMN x, ADD COLUMN x xml DEFAULT '<b/>'").await.unwrap();
     assert_stopped(&mirror, &["--retry bk"]);
     let status = split.run("status", &["--format", "json"]);
