@@ -110,7 +110,14 @@ pub fn judge(facts: &SliceFacts, commands: &Commands) -> SliceStatus {
     };
     status.alarms = alarms(&status, service, slot);
     status.alarms.extend(back::alarms(&status));
-    status.next = next(&status, commands);
+    if status.authority == Authority::Nobody {
+        let abort = commands.of("flip", &facts.slice, " --abort");
+        status.alarms.push(format!(
+            "both gates are closed, so nobody can write: a move is not finished. A running mirror finishes it within seconds; where \
+             it can't, {abort} takes it back"
+        ));
+    }
+    status.next = next(&status, service, commands);
     status
 }
 
@@ -340,7 +347,8 @@ fn evidence_of(facts: &SliceFacts) -> Option<EvidenceStatus> {
 /// Nothing before the slice is provisioned: there is no gate to hang.
 fn armed_of(monolith: Option<&MonolithFacts>, service: Option<&ServiceFacts>) -> Option<ArmedStatus> {
     let monolith = monolith.filter(|monolith| monolith.gate.is_some())?;
-    monolith.arming.as_ref().map(|facts| arming::judge(facts, service))
+    let closed = monolith.gate.as_ref().is_some_and(Gate::is_closed);
+    monolith.arming.as_ref().map(|facts| arming::judge(facts, closed, service))
 }
 
 fn outdated(facts: &SliceFacts) -> Vec<String> {
@@ -423,14 +431,18 @@ fn alarms(status: &SliceStatus, service: Option<&ServiceFacts>, slot: SlotFacts<
     }
     alarms.extend(status.wal.as_ref().and_then(wal_alarm));
     if let Some(armed) = holes(status) {
-        alarms.extend(armed.lacks.iter().map(|lack| format!("the slice is armed, and {lack}")));
+        let why = if armed.closed { "the monolith is closed" } else { "the slice is armed" };
+        alarms.extend(armed.lacks.iter().map(|lack| format!("{why}, and {lack}")));
+    }
+    if let Some(service) = service.filter(|service| service.gate.as_ref().is_some_and(Gate::is_closed)) {
+        alarms.extend(service.unguarded.iter().map(|lack| format!("the service is closed, and {lack}")));
     }
     alarms
 }
 
 /// What was whole once and is not any more.
 fn holes(status: &SliceStatus) -> Option<&ArmedStatus> {
-    status.armed.as_ref().filter(|armed| armed.finished && !armed.lacks.is_empty())
+    status.armed.as_ref().filter(|armed| (armed.finished || armed.closed) && !armed.lacks.is_empty())
 }
 
 fn why_it_stopped(status: &SliceStatus) -> Option<String> {
@@ -456,7 +468,7 @@ fn wal_alarm(wal: &Wal) -> Option<String> {
 }
 
 /// One command, the most urgent one.
-fn next(status: &SliceStatus, commands: &Commands) -> Option<String> {
+fn next(status: &SliceStatus, service: Option<&ServiceFacts>, commands: &Commands) -> Option<String> {
     let of = |verb, rest: &str| Some(commands.of(verb, &status.slice, rest));
     if status.phase != Phase::Unknown && !status.outdated.is_empty() {
         // No other verb works before that.
@@ -464,6 +476,9 @@ fn next(status: &SliceStatus, commands: &Commands) -> Option<String> {
     }
     if status.phase != Phase::Unknown && holes(status).is_some() {
         return of("arm", "");
+    }
+    if service.is_some_and(|service| !service.unguarded.is_empty()) {
+        return of("provision", "");
     }
     match status.phase {
         Phase::Unknown => None,
@@ -481,6 +496,7 @@ fn next(status: &SliceStatus, commands: &Commands) -> Option<String> {
         }
         Phase::Gap | Phase::Diverged => of("mirror", " --rebuild"),
         Phase::Copying | Phase::CatchingUp => status.tables.iter().find_map(|table| table.next.clone()),
+        Phase::Streaming if status.authority == Authority::Nobody => of("flip", " --abort"),
         Phase::Streaming => {
             let unproven = status.evidence.as_ref().is_some_and(|proof| proof.stands == Some(false));
             let retry = status.tables.iter().find_map(|table| table.next.clone());

@@ -19,7 +19,6 @@ use crate::journal::operators::{self, Operator};
 use crate::journal::readiness::Told;
 use crate::journal::{JournalError, authority, grounds, readiness};
 use crate::mapping::SliceMapping;
-use crate::name::TableName;
 use crate::postgres::sqlstate;
 use crate::reconcile::evidence;
 use crate::words::statement;
@@ -109,19 +108,9 @@ pub async fn gather(
 /// # Errors
 /// [`FlipError::Failed`].
 pub async fn unguarded(sessions: Sessions<'_>, mapping: &SliceMapping) -> Result<Vec<String>, FlipError> {
-    let names = |side: Side| -> Vec<TableName> {
-        let of = |table: &crate::mapping::TableMapping| match side {
-            Side::Monolith => table.source.clone(),
-            Side::Service => table.target.clone(),
-        };
-        mapping.tables.iter().map(of).collect()
-    };
-    let there =
-        guard::read(sessions.monolith, &mapping.slice, &names(Side::Monolith)).await.map_err(journal)?;
-    let here = guard::read(sessions.service, &mapping.slice, &names(Side::Service)).await.map_err(journal)?;
-    // Keys between slices of one service are its own affair.
-    let here = here.faults.iter().map(|fault| format!("in the service, {fault}"));
-    Ok(there.lacks().into_iter().chain(here).collect())
+    let there = guard::unguarded(sessions.monolith, mapping, Side::Monolith).await.map_err(journal)?;
+    let here = guard::unguarded(sessions.service, mapping, Side::Service).await.map_err(journal)?;
+    Ok([there, here].concat())
 }
 
 fn named(table: &crate::mapping::TableMapping, side: Side) -> String {
