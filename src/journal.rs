@@ -14,6 +14,7 @@ pub mod deferred;
 pub mod grounds;
 pub mod ledger;
 pub mod migrate;
+pub mod moves;
 pub mod operators;
 pub mod process;
 pub mod provisioned;

@@ -85,7 +85,11 @@ pub(super) fn decide(task: Task, facts: &Facts) -> Result<Decision, Refusal> {
     let pair = Pair::of(facts)?;
     match Standing::of(&pair.monolith.gate, &pair.service.gate) {
         Standing::Owned { owner, epoch } => owned(task, &pair, owner, epoch),
-        Standing::Behind { owner, epoch } => Ok(Decision::Do(task, bump(&pair, owner.peer(), epoch, None))),
+        Standing::Behind { owner, epoch } => {
+            // As below: what comes to light in the middle of a command is no beginning of the next move.
+            let task = Task { began: task.began.or(Some(Move { from: owner, epoch })), ..task };
+            Ok(Decision::Do(task, bump(&pair, owner.peer(), epoch, None)))
+        }
         Standing::Fenced { from, epoch } => fenced(task, &pair, from, epoch),
         Standing::Aborted { from, epoch } => aborted(task, &pair, from, epoch),
         Standing::BothOpen => Err(pair.both_open()),
@@ -205,7 +209,7 @@ fn fenced(task: Task, pair: &Pair, from: Side, epoch: Epoch) -> Result<Decision,
         }
         // Whoever meant to fence the others is gone, and before the last fence the way is back.
         (GroupState::Pending, Intent::Resume) => Ok(Decision::Do(task, Effect::SettleAborted(id))),
-        (GroupState::Open, Intent::Abort) => Err(Refusal::GroupOpen { id }),
+        (GroupState::Open, Intent::Abort) => Err(Refusal::GroupOpen { id, from }),
         (GroupState::Open, Intent::Flip | Intent::FlipBack | Intent::Resume) => {
             forward(task, pair, from, epoch)
         }
@@ -237,8 +241,10 @@ fn forward(task: Task, pair: &Pair, from: Side, epoch: Epoch) -> Result<Decision
     Ok(Decision::Do(task, open))
 }
 
-/// The peer of `from` was bumped to `epoch` and can't be opened: `from` gets authority back, whatever is wanted.
+/// The peer of `from` was bumped to `epoch` and can't be opened: `from` gets authority back, whatever is wanted. The driver
+/// remembers that move, so that it does not begin another one, which nobody has judged.
 fn aborted(task: Task, pair: &Pair, from: Side, epoch: Epoch) -> Result<Decision, Refusal> {
+    let task = Task { began: task.began.or(Some(Move { from, epoch })), ..task };
     let gate = pair.gate(from);
     if let Some(id) = gate.group {
         let group = pair.group.filter(|row| row.id == id).ok_or(Refusal::GroupUnread { id })?;

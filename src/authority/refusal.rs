@@ -95,6 +95,8 @@ pub enum Refusal {
     GroupOpen {
         /// Its number.
         id: GroupId,
+        /// Who was fenced.
+        from: Side,
     },
     /// The gate names a group row that was not looked at, or is not there.
     #[error("the fence belongs to the group {}, whose row was not found", id.0)]
@@ -162,6 +164,31 @@ impl Refusal {
         }
     }
 
+    /// It speaks against the command wherever the slice stands, and by the command nothing was changed: the rest is said of a
+    /// move that may have begun.
+    #[must_use]
+    pub fn is_plain(&self) -> bool {
+        match self {
+            Self::Stranger { .. }
+            | Self::BothOpen { .. }
+            | Self::Broken { .. }
+            | Self::OtherWay { .. }
+            | Self::TooLate { .. }
+            | Self::GroupOpen { .. }
+            | Self::FencedAlone { .. } => true,
+            Self::Unreachable { .. }
+            | Self::NoStream { .. }
+            | Self::StreamDown { .. }
+            | Self::WrongMode { .. }
+            | Self::Superseded { .. }
+            | Self::GroupAborted { .. }
+            | Self::GroupUnread { .. }
+            | Self::OutOfTime { .. }
+            | Self::Unfinished { .. }
+            | Self::OutOfStep => false,
+        }
+    }
+
     /// What follows, and what to do.
     fn words(&self, plan: &str, slice: &str) -> (String, String) {
         let command = |verb: &str| format!("strangler {verb} {plan} --slice {slice}");
@@ -212,9 +239,9 @@ impl Refusal {
                 "authority stays, or is given back, where it was for every slice of the group",
                 "type the same command again for a new attempt".to_owned(),
             ),
-            Self::GroupOpen { .. } => owned(
+            Self::GroupOpen { from, .. } => owned(
                 "some of its slices may have moved already, so the others follow",
-                "finish it with the command that began it, then move all of them back".to_owned(),
+                format!("{} to finish it, and the same for its other slices; then move all of them back", Self::command(from, plan, slice)),
             ),
             Self::GroupUnread { .. } => owned(
                 "whether the slices of the group move or stay is not known, so none is opened",
@@ -224,7 +251,13 @@ impl Refusal {
                 "writers were only slowed down",
                 format!("{} lists who holds the gate; try again when they are gone", command("flip --rehearse")),
             ),
-            Self::Unfinished { .. } => Self::unfinished(&command("status"), &command("flip --abort")),
+            Self::Unfinished { .. } => owned(
+                "what was committed stays as it is; a side that was closed stays closed until the other one is open",
+                format!(
+                    "see that the mirror runs and its standbys follow ({}); then type the same command again",
+                    command("status")
+                ),
+            ),
             Self::OutOfStep => owned("nothing was changed", "report it as a defect".to_owned()),
         }
     }
@@ -240,17 +273,6 @@ impl Refusal {
             "nothing was changed".to_owned()
         };
         (consequence, format!("bring the {side} back, then {status}"))
-    }
-
-    fn unfinished(status: &str, abort: &str) -> (String, String) {
-        (
-            "a side that was closed stays closed, and as long as the other one is not open nobody can write"
-                .to_owned(),
-            format!(
-                "see that the mirror runs and its standbys follow ({status}); then type the same command again to finish the \
-                 move, or {abort} to take it back"
-            ),
-        )
     }
 
     /// The command that moves authority away from `from`.

@@ -354,7 +354,7 @@ fn group_that_nobody_completes_goes_back() {
 #[test]
 fn group_that_was_settled_open_can_not_be_aborted() {
     let refused = decide(Intent::Abort, grouped(flip_fenced(), GroupState::Open, true));
-    assert_eq!(refused, Err(Refusal::GroupOpen { id: GroupId(7) }));
+    assert_eq!(refused, Err(Refusal::GroupOpen { id: GroupId(7), from: Side::Monolith }));
     assert_eq!(
         effect(Intent::Abort, grouped(flip_fenced(), GroupState::Pending, true)),
         Effect::SettleAborted(GroupId(7))

@@ -3,11 +3,12 @@
 use std::sync::Arc;
 
 use serde::Serialize;
+use tokio_util::sync::CancellationToken;
 
 use super::environment::Environment;
 use super::interrupt::{self, Interrupts};
-use super::open::{self, Needs, Opened, PlanFile, Slices};
-use super::report::{CliError, Exit};
+use super::open::{self, Needs, Opened, PlanFile};
+use super::report::{CliError, Exit, LeftBehind};
 use super::ui::{Format, Ui};
 use crate::authority::{Intent, Side};
 use crate::check;
@@ -15,8 +16,9 @@ use crate::dualwrite::flip::conduct::{self, Conduct, ConductError, Told};
 use crate::dualwrite::flip::moves::{self, Member, MoveError, Moved, Order};
 use crate::dualwrite::flip::rehearse::{self, Rehearsal, Sample};
 use crate::dualwrite::flip::timeline::Entry;
-use crate::dualwrite::flip::{FlipError, Limits};
+use crate::dualwrite::flip::{FlipError, Left, Limits};
 use crate::dualwrite::hooks::Report;
+use crate::dualwrite::readiness;
 use crate::dualwrite::together;
 use crate::mapping::Mappings;
 use crate::problem::{Problem, Severity};
@@ -37,8 +39,9 @@ use crate::words;
 pub(super) struct Arguments {
     #[command(flatten)]
     plan: PlanFile,
-    #[command(flatten)]
-    slices: Slices,
+    /// This slice; may be given several times, for several that move together. Needed where the plan has more than one
+    #[arg(long = "slice", value_name = "SLICE")]
+    slices: Vec<String>,
     /// Move authority back to the monolith
     #[arg(long)]
     back: bool,
@@ -88,8 +91,8 @@ struct Rehearsed<'a> {
 }
 
 pub(super) async fn run(ui: &mut Ui, arguments: &Arguments) -> Result<Exit, CliError> {
-    let opened = open::open(ui, &arguments.plan, &arguments.slices.slices, Needs::All)?;
-    if arguments.slices.slices.is_empty() && opened.slices.len() > 1 {
+    let opened = open::open(ui, &arguments.plan, &arguments.slices, Needs::All)?;
+    if arguments.slices.is_empty() && opened.slices.len() > 1 {
         return Err(CliError::WhichSlice { verb: "flip", known: opened.slices.clone() });
     }
     let groups = together::groups(&opened.plan, &opened.slices);
@@ -102,6 +105,7 @@ pub(super) async fn run(ui: &mut Ui, arguments: &Arguments) -> Result<Exit, CliE
         (false, true) => Intent::FlipBack,
         (false, false) => Intent::Flip,
     };
+    let stop = CancellationToken::new();
     let order = Order { plan: opened.plan.name.clone(), intent, author: Environment.author(), remark: None };
     let path = shell_word(&opened.path);
     let conduct = Conduct {
@@ -109,12 +113,19 @@ pub(super) async fn run(ui: &mut Ui, arguments: &Arguments) -> Result<Exit, CliE
         path: &path,
         variables: &Environment,
         accepted: arguments.accept_no_evidence.as_deref(),
+        stop: &stop,
     };
     if let Some(times) = arguments.rehearse {
         let state = "a rehearsal changes nothing";
         return interrupt::unless(
             state,
-            rehearse(ui, &opened, (&members, &order), (conduct, usize::from(times)), arguments.format),
+            Box::pin(rehearse(
+                ui,
+                &opened,
+                (&members, &order),
+                (conduct, usize::from(times)),
+                arguments.format,
+            )),
         )
         .await;
     }
@@ -122,8 +133,8 @@ pub(super) async fn run(ui: &mut Ui, arguments: &Arguments) -> Result<Exit, CliE
     report(ui, arguments, &opened, &moved)
 }
 
-/// Lets a flip come to its end, which takes seconds at most. The first Ctrl-C is told so, since hooks that hold writers back
-/// have to be let go; the second one is obeyed.
+/// Lets a flip come to its end. The first Ctrl-C ends it where nothing is changed yet; else it takes seconds at most, which is
+/// said, since hooks that hold writers back have to be let go. The second one is obeyed anywhere.
 async fn finish(
     ui: &mut Ui,
     (conduct, members, order): (Conduct<'_>, &[Member], Order),
@@ -138,6 +149,7 @@ async fn finish(
             Told::Hook(report) => hook_words(report),
         });
     };
+    let intent = order.intent;
     let mut flip = Box::pin(conduct.flip(members, order, &mut tell));
     let mut asked = false;
     let moved = loop {
@@ -154,7 +166,11 @@ async fn finish(
                     return Err(CliError::Interrupted { state });
                 }
                 asked = true;
-                ui.words("a flip ends within seconds, one way or the other; once more leaves it where it is");
+                conduct.stop.cancel();
+                ui.words(
+                    "it ends now if nothing is changed yet, else within seconds, one way or the other; once more leaves it \
+                     where it is",
+                );
             }
         }
     };
@@ -162,7 +178,7 @@ async fn finish(
     while let Ok(said) = words.try_recv() {
         ui.words(&said);
     }
-    moved.map_err(|error| failed(error, opened))
+    moved.map_err(|error| failed(error, opened, intent))
 }
 
 fn hook_words(report: &Report) -> String {
@@ -190,18 +206,42 @@ pub(super) fn members(opened: &Opened, mappings: &Mappings) -> Vec<Member> {
     opened.slices.iter().filter_map(member).collect()
 }
 
-fn failed(error: ConductError, opened: &Opened) -> CliError {
+fn failed(error: ConductError, opened: &Opened, intent: Intent) -> CliError {
     let plan = shell_word(&opened.path);
-    let MoveError { slice, source } = match error {
+    let (left, MoveError { slice, source }) = match error {
         ConductError::Refused(problems) => return CliError::FlipRefused(problems),
-        ConductError::Move(error) => error,
-    };
-    match source {
-        FlipError::Refused(refusal) => CliError::FlipRefused(vec![refusal.problem(&plan, &slice)]),
-        FlipError::Together { others, from } => {
-            CliError::FlipRefused(vec![together::unfinished(&plan, &slice, (&others, from))])
+        ConductError::Stopped => {
+            return CliError::Interrupted {
+                state: "authority was not moved, and nothing was changed".to_owned(),
+            };
         }
-        source @ (FlipError::Failed { .. } | FlipError::Unsettled) => CliError::Flip { plan, slice, source },
+        ConductError::Move { left, source } => (left, source),
+    };
+    // Of these, one speaks against the command wherever the slice stands, and by it nothing was changed.
+    let (plain, problem, source) = match source {
+        FlipError::Refused(refusal) => (refusal.is_plain(), Some(refusal.problem(&plan, &slice)), None),
+        FlipError::Together { others, from } => {
+            (true, Some(together::unfinished(&plan, &slice, (&others, from))), None)
+        }
+        FlipError::Unguarded { places } => (false, Some(readiness::not_armed(&places, &plan, &slice)), None),
+        source @ (FlipError::Failed { .. } | FlipError::Unsettled) => (false, None, Some(source)),
+    };
+    match (source, left) {
+        (None, left) if plain || left == Left::Stayed => CliError::FlipRefused(problem.into_iter().collect()),
+        (Some(source), Left::Stayed) => CliError::Flip { plan, slice, source },
+        (source, left) => {
+            let all: String =
+                opened.slices.iter().map(|slice| format!(" --slice {}", shell_word(slice))).collect();
+            let again = match intent {
+                Intent::FlipBack => "flip --back",
+                Intent::Abort => "flip --abort",
+                Intent::Flip | Intent::Resume => "flip",
+            };
+            let typed = |verb: &str| format!("strangler {verb} {plan}{all}");
+            let (again, abort, status) = (typed(again), typed("flip --abort"), typed("status"));
+            let problems = problem.into_iter().collect();
+            CliError::FlipLeft(Box::new(LeftBehind { left, again, abort, status, problems, source }))
+        }
     }
 }
 
@@ -256,12 +296,17 @@ async fn rehearse(
     format: Format,
 ) -> Result<Exit, CliError> {
     let side = if order.intent == Intent::FlipBack { Side::Service } else { Side::Monolith };
+    let there = conduct.there_already(members, order.intent).await;
+    let there = there.map_err(|error| failed(error.into(), opened, order.intent))?;
+    if !there.is_empty() {
+        return Err(CliError::FlipRefused(there));
+    }
     let judged = conduct.judge(members, order.intent, &conduct::operator(order)).await;
-    let (problems, _) = judged.map_err(|error| failed(error, opened))?;
+    let (problems, _) = judged.map_err(|error| failed(error.into(), opened, order.intent))?;
     let drivers = moves::drivers(members, order).await;
-    let mut drivers = drivers.map_err(|error| failed(error.into(), opened))?;
+    let mut drivers = drivers.map_err(|error| failed(error.into(), opened, order.intent))?;
     let found = rehearse::rehearse(&mut drivers, side, times).await;
-    let found = found.map_err(|error| failed(error.into(), opened))?;
+    let found = found.map_err(|error| failed(error.into(), opened, order.intent))?;
     let slices: Vec<&str> = members.iter().map(|member| member.mapping.slice.as_str()).collect();
     match format {
         Format::Text => {

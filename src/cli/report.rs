@@ -10,7 +10,7 @@ use crate::arm::ArmError;
 use crate::cdc::error::MirrorError;
 use crate::check;
 use crate::demo::DemoError;
-use crate::dualwrite::flip::FlipError;
+use crate::dualwrite::flip::{FlipError, Left};
 use crate::journal::JournalError;
 use crate::plan::PlanProblems;
 use crate::postgres::ConnectError;
@@ -122,7 +122,7 @@ pub enum CliError {
     /// Authority stays where it is.
     #[error("authority was not moved")]
     FlipRefused(Vec<Problem>),
-    /// A move could not be finished.
+    /// A move could not be finished, and authority is where it was.
     #[error("the move of slice {slice} could not be finished")]
     Flip {
         /// The plan file, as it must be typed.
@@ -132,6 +132,9 @@ pub enum CliError {
         /// Why.
         source: FlipError,
     },
+    /// A move stopped after it had changed something.
+    #[error("{}", left_heading(.0.left))]
+    FlipLeft(Box<LeftBehind>),
     /// Slices whose mirror can't go on.
     #[error("the mirror of {} can't go on", .ends.iter().map(|(slice, _)| slice.as_str()).collect::<Vec<_>>().join(", "))]
     Mirror {
@@ -192,6 +195,23 @@ pub enum CliError {
     },
 }
 
+/// A move that stopped after it had changed something.
+#[derive(Debug)]
+pub struct LeftBehind {
+    /// Where the slices stand.
+    pub left: Left,
+    /// The command that goes on, as it must be typed.
+    pub again: String,
+    /// The one that takes it back.
+    pub abort: String,
+    /// The one that says where it stands.
+    pub status: String,
+    /// Why it stopped, when that is a refusal.
+    pub problems: Vec<Problem>,
+    /// Why, when a database failed.
+    pub source: Option<FlipError>,
+}
+
 /// What is shown for an error.
 struct Page {
     exit: Exit,
@@ -245,6 +265,7 @@ impl CliError {
                 );
                 page(Exit::Incomplete, "flip-failed", Some(hint))
             }
+            Self::FlipLeft(left) => page(Exit::Incomplete, "flip-unfinished", Some(left_hint(left))),
             Self::Mirror { plan, ends } => {
                 let exits = ends.iter().map(|(_, error)| mirror_page(error, plan).exit);
                 page(exits.fold(Exit::Incomplete, said_first), "mirror", None)
@@ -262,6 +283,34 @@ impl CliError {
             Self::Start(_) => page(Exit::Incomplete, "start", None),
             Self::Interrupted { .. } => page(Exit::Interrupted, "interrupted", None),
         }
+    }
+}
+
+/// What a move that stopped on the way has come to.
+fn left_heading(left: Left) -> &'static str {
+    match left {
+        Left::Moved => "authority has moved, and something is left to do after it",
+        Left::Stayed => "authority is where it was, and the command came to no end",
+        Left::Between => "the move is not finished, and until it is, a slice of it can be written by nobody",
+        Left::Unknown => "it is not known whether authority has moved, because a side does not answer",
+    }
+}
+
+fn left_hint(behind: &LeftBehind) -> String {
+    let LeftBehind { left, again, abort, status, .. } = behind;
+    match left {
+        Left::Moved => format!(
+            "a running mirror does the rest by itself, and so does {again}; {status} says where it stands"
+        ),
+        Left::Stayed => format!("{status} says where it stands; the same command goes on from there"),
+        Left::Between => {
+            format!(
+                "{again} finishes it, and {abort} takes it back; a running mirror finishes it by itself where it can"
+            )
+        }
+        Left::Unknown => format!(
+            "bring that side back; then {status}, and {again} to finish it or {abort} to take it back"
+        ),
     }
 }
 
@@ -437,6 +486,15 @@ pub fn finish(ui: &mut Ui, outcome: Result<Exit, CliError>) -> Exit {
             }
         }
         CliError::Repair { source, .. } => show(ui, &source.to_string(), source.as_ref(), &page),
+        CliError::FlipLeft(behind) => {
+            if !behind.problems.is_empty() {
+                ui.words(check::list(&behind.problems).trim_end());
+            }
+            match &behind.source {
+                Some(source) => show(ui, &format!("{error}: {source}"), source, &page),
+                None => show(ui, &error.to_string(), &error, &page),
+            }
+        }
         CliError::Unfit(problems)
         | CliError::Astray(problems)
         | CliError::FlipRefused(problems)

@@ -1,7 +1,7 @@
 //! One at a time: a session lock by which verbs that change what guards a slice keep each other away.
 //!
-//! Taken in every database that a verb works on, by `provision`, `arm` and `disarm`; a flip that takes it on both sides
-//! meets no change of gates half-way. A session lock rather than a transaction, so that nothing is held open across
+//! Taken in every database that a verb works on, by `provision`, `arm` and `disarm`, and shared by flips on both sides, which
+//! therefore meet no change of gates half-way, and do not meet each other here. A session lock rather than a transaction, so that nothing is held open across
 //! databases; it ends with its session, however that ends. Safety does not rest on it.
 
 use tokio_postgres::{Client, Error};
@@ -14,6 +14,25 @@ use super::gate::LOCK_CLASS;
 /// What the server said.
 pub async fn try_take(client: &Client) -> Result<bool, Error> {
     client.query_one("SELECT pg_try_advisory_lock($1, 0)", &[&LOCK_CLASS]).await?.try_get(0)
+}
+
+/// Shares it with other flips; `false` when somebody has it alone. Let go with the session.
+///
+/// # Errors
+/// What the server said.
+pub async fn try_share(client: &Client) -> Result<bool, Error> {
+    client.query_one("SELECT pg_try_advisory_lock_shared($1, 0)", &[&LOCK_CLASS]).await?.try_get(0)
+}
+
+/// Who has it, as far as that is to be seen.
+pub async fn holder(client: &Client) -> Option<String> {
+    let sql = "SELECT l.pid, coalesce(nullif(a.application_name, ''), 'role ' || a.usename, 'unknown') \
+               FROM pg_locks AS l JOIN pg_stat_activity AS a USING (pid) \
+               WHERE l.locktype = 'advisory' AND l.classid = $1 AND l.objid = 0 AND l.objsubid = 2 AND l.granted \
+                   AND l.mode = 'ExclusiveLock' \
+                   AND l.database = (SELECT oid FROM pg_database WHERE datname = current_database())";
+    let row = client.query_opt(sql, &[&LOCK_CLASS.unsigned_abs()]).await.ok().flatten()?;
+    Some(format!("process {} ({})", row.get::<_, i32>(0), row.get::<_, String>(1)))
 }
 
 /// Lets it go, where this session holds it.

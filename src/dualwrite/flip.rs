@@ -7,20 +7,26 @@
 
 mod barrier;
 pub mod conduct;
+mod course;
 mod effects;
 mod group;
 mod links;
 pub mod moves;
+mod record;
 pub mod rehearse;
 pub mod rescue;
+mod run;
 pub mod sequences;
 mod standbys;
+mod standings;
 pub mod timeline;
 mod warm;
 
 use std::collections::BTreeSet;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+pub use course::Left;
 pub use links::Links;
 use timeline::Timeline;
 
@@ -28,6 +34,7 @@ use crate::authority::stored::UnknownWord;
 use crate::authority::{self, Effect, Epoch, Event, GroupId, Intent, Refusal, Side, State, step};
 use crate::cdc::mirror::chain_of;
 use crate::journal::JournalError;
+use crate::mapping::SliceMapping;
 use crate::plan::{FenceStandbys, Policy};
 use crate::postgres::sqlstate;
 
@@ -101,6 +108,12 @@ pub enum FlipError {
         /// Away from whom.
         from: Side,
     },
+    /// The side that was to be closed has a way in past its gate.
+    #[error("not guarded by its gate: {}", places.join(", "))]
+    Unguarded {
+        /// Where, in words.
+        places: Vec<String>,
+    },
     /// The driver goes round in circles: a defect of ours.
     #[error("authority did not settle in {STEPS_MAX} steps")]
     Unsettled,
@@ -132,6 +145,7 @@ pub enum Progress {
 #[derive(Debug)]
 pub struct Driver {
     slice: String,
+    mapping: Arc<SliceMapping>,
     links: Links,
     sequences: sequences::Pairs,
     limits: Limits,
@@ -148,14 +162,15 @@ impl Driver {
     /// A driver that has seen nothing yet, of a slice that moves alone.
     #[must_use]
     pub fn new(
-        slice: &str,
+        mapping: Arc<SliceMapping>,
         links: Links,
         sequences: sequences::Pairs,
         limits: Limits,
         intent: Intent,
     ) -> Self {
         Self {
-            slice: slice.to_owned(),
+            slice: mapping.slice.clone(),
+            mapping,
             links,
             sequences,
             limits,

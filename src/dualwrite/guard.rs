@@ -7,12 +7,18 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
+use tokio_postgres::types::{ToSql, Type};
 use tokio_postgres::{Client, Row};
 
 use super::gate::{self, TriggerKind};
+use crate::authority::Side;
 use crate::journal::{JournalError, arming};
+use crate::mapping::{SliceMapping, TableMapping};
 use crate::name::{TableName, quote_ident};
 use crate::problem::Problem;
+
+/// What a place begins with that is in the service.
+pub const IN_SERVICE: &str = "in the service, ";
 
 /// A relation that rows of a moved table can be written through: the table itself, a partition, or a child by
 /// inheritance.
@@ -250,25 +256,34 @@ const FUNCTION: &str = "SELECT p.prosrc FROM pg_proc p JOIN pg_language l ON l.o
        AND p.proconfig = ARRAY['search_path=pg_catalog, pg_temp']";
 
 /// Looks at the moved `tables` of a slice on the monolith, with all their partitions and children. Runs in the caller's
-/// transaction where there is one; takes no lock on the tables.
+/// transaction where there is one; takes no lock on the tables. All questions are sent at once.
 ///
 /// # Errors
 /// [`JournalError::Database`].
 pub async fn read(client: &Client, slice: &str, tables: &[TableName]) -> Result<Guard, JournalError> {
     let failed = || JournalError::database("looking at the gates");
-    let lock_key = arming::lock_key(client, slice).await?;
     let function = format!("{}()", gate::name(slice).sql());
-    let body = client.query_opt(FUNCTION, &[&function]).await.map_err(failed())?;
-    let body: Option<String> = body.map(|row| row.get(0));
     let names: Vec<String> = tables.iter().map(TableName::sql).collect();
-    let rows = client
-        .query(RELATIONS, &[&names, &function, &gate::TRIGGER, &gate::TRUNCATE_TRIGGER])
-        .await
-        .map_err(failed())?;
-    let relations = gather(tables, &rows);
-    let faults = judge(slice, lock_key, body.as_deref(), tables, &relations);
-    let rows = client.query(CROSSING, &[&names]).await.map_err(failed())?;
-    let crossing = rows.iter().map(|row| CrossingKey {
+    let of_relations: [(&(dyn ToSql + Sync), Type); 4] = [
+        (&names, Type::TEXT_ARRAY),
+        (&function, Type::TEXT),
+        (&gate::TRIGGER, Type::TEXT),
+        (&gate::TRUNCATE_TRIGGER, Type::TEXT),
+    ];
+    let of_function: [(&(dyn ToSql + Sync), Type); 1] = [(&function, Type::TEXT)];
+    let of_keys: [(&(dyn ToSql + Sync), Type); 1] = [(&names, Type::TEXT_ARRAY)];
+    let (lock_key, body, rows, keys) = tokio::join!(
+        biased;
+        arming::lock_key(client, slice),
+        client.query_typed_opt(FUNCTION, &of_function),
+        client.query_typed(RELATIONS, &of_relations),
+        client.query_typed(CROSSING, &of_keys)
+    );
+    let body: Option<String> = body.map_err(failed())?.map(|row| row.get(0));
+    let relations = gather(tables, &rows.map_err(failed())?);
+    let faults = judge(slice, lock_key?, body.as_deref(), tables, &relations);
+    let crossing = keys.map_err(failed())?;
+    let crossing = crossing.iter().map(|row| CrossingKey {
         child: TableName::new(row.get::<_, String>(0), row.get::<_, String>(1)),
         name: row.get(2),
     });
@@ -289,6 +304,46 @@ pub async fn subscribed(client: &Client, tables: &[TableName]) -> Result<Vec<Sub
         table: TableName::new(row.get::<_, String>(1), row.get::<_, String>(2)),
     });
     Ok(subscribed.collect())
+}
+
+/// Places on one side where rows can be written without asking the gate, in words; on the monolith also foreign keys across
+/// the cut. Keys between slices of one service are its own affair.
+///
+/// # Errors
+/// [`JournalError::Database`].
+pub async fn unguarded(
+    client: &Client,
+    mapping: &SliceMapping,
+    side: Side,
+) -> Result<Vec<String>, JournalError> {
+    let guard = read(client, &mapping.slice, &tables(mapping, side)).await?;
+    Ok(match side {
+        Side::Monolith => guard.lacks(),
+        Side::Service => {
+            let faults = guard.faults.iter().map(ToString::to_string);
+            let subscribed = guard.subscribed.iter().map(ToString::to_string);
+            faults.chain(subscribed).map(|place| format!("{IN_SERVICE}{place}")).collect()
+        }
+    })
+}
+
+/// The moved tables by the names that they have on a side.
+#[must_use]
+pub fn tables(mapping: &SliceMapping, side: Side) -> Vec<TableName> {
+    let of = |table: &TableMapping| match side {
+        Side::Monolith => table.source.clone(),
+        Side::Service => table.target.clone(),
+    };
+    mapping.tables.iter().map(of).collect()
+}
+
+/// Keeps every trigger of the moved tables as it is until the caller's transaction ends: DROP, DISABLE and CREATE TRIGGER and
+/// foreign keys need a lock that conflicts with this one, which every writer takes, so it holds no writer back. What
+/// [`read`] finds behind it is still so at the commit. Bounded by the session's `lock_timeout`.
+#[must_use]
+pub fn keep(mapping: &SliceMapping, side: Side) -> Option<String> {
+    let names: Vec<String> = tables(mapping, side).iter().map(TableName::sql).collect();
+    (!names.is_empty()).then(|| format!("LOCK TABLE {} IN ROW EXCLUSIVE MODE", names.join(", ")))
 }
 
 fn gather(tables: &[TableName], rows: &[Row]) -> Vec<Relation> {

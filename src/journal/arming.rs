@@ -3,6 +3,7 @@
 //!
 //! Statements come as text, because both verbs show them before they run them.
 
+use tokio_postgres::types::Type;
 use tokio_postgres::{Client, Row};
 
 use super::JournalError;
@@ -76,7 +77,7 @@ pub async fn armed(client: &Client, slice: &str) -> Result<Armed, JournalError> 
 /// [`JournalError::Database`].
 pub async fn lock_key(client: &Client, slice: &str) -> Result<Option<i32>, JournalError> {
     client
-        .query_opt("SELECT lock_key FROM strangler.slice WHERE slice = $1", &[&slice])
+        .query_typed_opt("SELECT lock_key FROM strangler.slice WHERE slice = $1", &[(&slice, Type::TEXT)])
         .await
         .map(|row| row.map(|row| row.get(0)))
         .map_err(JournalError::database("reading the slice"))

@@ -236,14 +236,23 @@ pub async fn reopen(
     hit(client.execute_typed(&sql, &parameters).await, "opening the gate again")
 }
 
-/// Names the owner in the closed gate of the side that lost authority, for the words of its error. Nothing rests on it.
+/// Names the owner in the closed gate of the side that lost authority, for the words of its error, and tells those who listen
+/// there. Does nothing where it is named already. Nothing rests on it.
 ///
 /// # Errors
 /// [`JournalError::Database`].
 pub async fn name_owner(client: &Client, slice: &str, epoch: i64, owner: &str) -> Result<(), JournalError> {
-    let sql = format!("UPDATE {} SET owner = $2 WHERE state = 'FENCED' AND epoch = $1", gate_table(slice));
-    let parameters: [(&(dyn ToSql + Sync), Type); 2] = [(&epoch, Type::INT8), (&owner, Type::TEXT)];
-    hit(client.execute_typed(&sql, &parameters).await, "naming the owner").map(drop)
+    let sql = format!(
+        "WITH named AS (UPDATE {} SET owner = $2 WHERE state = 'FENCED' AND epoch = $1 AND owner IS DISTINCT FROM $2 \
+             RETURNING epoch) \
+         SELECT pg_notify('strangler_authority', json_build_object('slice', $3::text, 'owner', $2::text, \
+             'epoch', epoch)::text) FROM named",
+        gate_table(slice)
+    );
+    let parameters: [(&(dyn ToSql + Sync), Type); 3] =
+        [(&epoch, Type::INT8), (&owner, Type::TEXT), (&slice, Type::TEXT)];
+    let named = client.query_typed(&sql, &parameters).await;
+    named.map(drop).map_err(JournalError::database("naming the owner"))
 }
 
 /// Sequences as the fence of this side noted them, as JSON. `None` when it noted none.

@@ -118,6 +118,26 @@ impl fmt::Display for Head {
     }
 }
 
+/// Keeps others from appending until the caller's transaction ends: what is found in the ledger meanwhile stays all there is.
+///
+/// # Errors
+/// [`JournalError::Database`].
+pub async fn lock(client: &Client) -> Result<(), JournalError> {
+    let (class, key) = LOCK;
+    let locked = client.execute("SELECT pg_advisory_xact_lock($1, $2)", &[&class, &key]).await;
+    locked.map(drop).map_err(JournalError::database("locking the ledger"))
+}
+
+/// Whether there is an entry about the change of authority that made this epoch.
+///
+/// # Errors
+/// [`JournalError::Database`].
+pub async fn has_move(client: &Client, slice: &str, epoch: i64) -> Result<bool, JournalError> {
+    let sql = "SELECT EXISTS (SELECT FROM strangler.ledger WHERE kind = $1 AND slice = $2 AND epoch = $3)";
+    let row = client.query_one(sql, &[&FLIP, &slice, &epoch]).await;
+    Ok(row.map_err(JournalError::database("reading the ledger"))?.get(0))
+}
+
 /// Appends an entry, in the caller's open READ COMMITTED transaction on the service: it is durable together with what
 /// it is about. Others that append wait for the end of that transaction. [`anchor()`] is to follow the commit.
 ///
@@ -131,8 +151,7 @@ pub async fn append(client: &Client, entry: &NewEntry<'_>) -> Result<Head, Journ
         let what = "the body of a ledger entry";
         return Err(JournalError::TooLong { what, bytes: body.len(), limit: BODY_BYTES_MAX });
     }
-    let (class, key) = LOCK;
-    client.execute("SELECT pg_advisory_xact_lock($1, $2)", &[&class, &key]).await.map_err(failed())?;
+    lock(client).await?;
     let before = "SELECT (extract(epoch FROM clock_timestamp()) * 1000000)::bigint, l.id, l.hash \
                   FROM (VALUES (1)) AS one LEFT JOIN LATERAL \
                       (SELECT id, hash FROM strangler.ledger ORDER BY id DESC LIMIT 1) AS l ON true";

@@ -58,7 +58,7 @@ pub enum ProvisionError {
     },
     /// Another provision, arm or disarm works on the database.
     #[error(
-        "{database}: another `strangler provision`, `arm` or `disarm` is at work there; wait until it has finished and \
+        "{database}: another `strangler provision`, `arm` or `disarm`, or a `flip`, is at work there; wait until it has ended and \
          run it again"
     )]
     Busy {

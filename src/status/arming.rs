@@ -40,6 +40,9 @@ pub struct ArmedStatus {
     /// `disarm` was cut off.
     #[serde(skip)]
     pub disarming: bool,
+    /// The monolith's gate is closed, so that whatever passes it is lost.
+    #[serde(skip)]
+    pub closed: bool,
 }
 
 /// Whether a slice is armed, in a word.
@@ -84,15 +87,17 @@ pub async fn read(
     })
 }
 
-/// What the facts come to. Pure.
+/// What the facts come to. `closed` when the monolith's gate is, for which all triggers have to be there, whoever took them
+/// off. Pure.
 #[must_use]
-pub fn judge(facts: &ArmingFacts, service: Option<&ServiceFacts>) -> ArmedStatus {
+pub fn judge(facts: &ArmingFacts, closed: bool, service: Option<&ServiceFacts>) -> ArmedStatus {
     let slot = facts.reverse.as_ref().map(|row| row.slot.clone());
     let found = slot.as_ref().zip(service).map(|(name, service)| {
         let found: Option<&Slot> = service.slots.iter().find(|slot| slot.name == *name);
         found
     });
-    let begun = facts.armed.recorded
+    let begun = closed
+        || facts.armed.recorded
         || facts.armed.disarming
         || facts.armed.cut_keys > 0
         || facts.reverse.is_some()
@@ -119,6 +124,7 @@ pub fn judge(facts: &ArmingFacts, service: Option<&ServiceFacts>) -> ArmedStatus
         slot,
         finished: facts.armed.recorded,
         disarming: facts.armed.disarming,
+        closed,
     }
 }
 
@@ -181,17 +187,23 @@ mod tests {
 
     #[test]
     fn what_is_missing_decides_and_a_service_that_is_away_takes_nothing_back() {
-        let whole = judge(&facts(), Some(&service("reserved")));
+        let whole = judge(&facts(), false, Some(&service("reserved")));
         assert_eq!((whole.state, whole.held_bytes), (ArmedState::Armed, Some(7)));
-        assert_eq!(judge(&facts(), None).state, ArmedState::Armed, "nobody knows better");
-        let untouched = judge(&ArmingFacts::default(), None);
+        assert_eq!(judge(&facts(), false, None).state, ArmedState::Armed, "nobody knows better");
+        let untouched = judge(&ArmingFacts::default(), false, None);
         assert_eq!((untouched.state, untouched.lacks.len()), (ArmedState::NotArmed, 0));
-        let lost = judge(&facts(), Some(&service("lost")));
+        let lost = judge(&facts(), false, Some(&service("lost")));
         assert_eq!(lost.state, ArmedState::PartlyArmed);
-        let gone = judge(&facts(), Some(&ServiceFacts::default()));
+        let gone = judge(&facts(), false, Some(&ServiceFacts::default()));
         assert_eq!(gone.lacks, ["the reverse slot slot is gone"]);
+        let bare = judge(&ArmingFacts::default(), true, None);
+        assert_eq!(
+            bare.state,
+            ArmedState::PartlyArmed,
+            "a closed side has to be guarded, whatever the books say"
+        );
         let half = ArmingFacts { armed: Armed::default(), ..facts() };
-        let half = judge(&half, Some(&service("reserved")));
+        let half = judge(&half, false, Some(&service("reserved")));
         assert_eq!(
             (half.finished, half.lacks.as_slice()),
             (false, ["arm has begun and not finished".to_owned()].as_slice())

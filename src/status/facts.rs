@@ -87,6 +87,9 @@ pub struct ServiceFacts {
     /// Which version made the tables of ours.
     #[serde(skip)]
     pub form: Form,
+    /// Where rows of the service can be written without asking its gate.
+    #[serde(skip)]
+    pub unguarded: Vec<String>,
     /// Writes on a fenced side that nobody has acted upon.
     #[serde(skip)]
     pub strays: Option<Uncleared>,
@@ -143,6 +146,14 @@ pub struct Gate {
     pub state: String,
     /// Its epoch.
     pub epoch: i64,
+}
+
+impl Gate {
+    /// The application may not write there.
+    #[must_use]
+    pub fn is_closed(&self) -> bool {
+        self.state != "OPEN"
+    }
 }
 
 /// A stream row.

@@ -114,7 +114,7 @@ pub fn judge(facts: &SliceFacts, commands: &Commands) -> SliceStatus {
     status.alarms.extend(moving.map(Moving::alarm));
     status.alarms.extend(alarms(&status, service, slot));
     status.alarms.extend(back::alarms(&status));
-    status.next = next(&status, moving, commands);
+    status.next = next(&status, (moving, service), commands);
     status
 }
 
@@ -344,7 +344,8 @@ fn evidence_of(facts: &SliceFacts) -> Option<EvidenceStatus> {
 /// Nothing before the slice is provisioned: there is no gate to hang.
 fn armed_of(monolith: Option<&MonolithFacts>, service: Option<&ServiceFacts>) -> Option<ArmedStatus> {
     let monolith = monolith.filter(|monolith| monolith.gate.is_some())?;
-    monolith.arming.as_ref().map(|facts| arming::judge(facts, service))
+    let closed = monolith.gate.as_ref().is_some_and(Gate::is_closed);
+    monolith.arming.as_ref().map(|facts| arming::judge(facts, closed, service))
 }
 
 fn outdated(facts: &SliceFacts) -> Vec<String> {
@@ -427,14 +428,18 @@ fn alarms(status: &SliceStatus, service: Option<&ServiceFacts>, slot: SlotFacts<
     }
     alarms.extend(status.wal.as_ref().and_then(wal_alarm));
     if let Some(armed) = holes(status) {
-        alarms.extend(armed.lacks.iter().map(|lack| format!("the slice is armed, and {lack}")));
+        let why = if armed.closed { "the monolith is closed" } else { "the slice is armed" };
+        alarms.extend(armed.lacks.iter().map(|lack| format!("{why}, and {lack}")));
+    }
+    if let Some(service) = service.filter(|service| service.gate.as_ref().is_some_and(Gate::is_closed)) {
+        alarms.extend(service.unguarded.iter().map(|lack| format!("the service is closed, and {lack}")));
     }
     alarms
 }
 
 /// What was whole once and is not any more.
 fn holes(status: &SliceStatus) -> Option<&ArmedStatus> {
-    status.armed.as_ref().filter(|armed| armed.finished && !armed.lacks.is_empty())
+    status.armed.as_ref().filter(|armed| (armed.finished || armed.closed) && !armed.lacks.is_empty())
 }
 
 fn why_it_stopped(status: &SliceStatus) -> Option<String> {
@@ -460,7 +465,11 @@ fn wal_alarm(wal: &Wal) -> Option<String> {
 }
 
 /// One command, the most urgent one.
-fn next(status: &SliceStatus, moving: Option<Moving>, commands: &Commands) -> Option<String> {
+fn next(
+    status: &SliceStatus,
+    (moving, service): (Option<Moving>, Option<&ServiceFacts>),
+    commands: &Commands,
+) -> Option<String> {
     let of = |verb, rest: &str| Some(commands.of(verb, &status.slice, rest));
     if status.phase != Phase::Unknown && !status.outdated.is_empty() {
         // No other verb works before that.
@@ -473,6 +482,9 @@ fn next(status: &SliceStatus, moving: Option<Moving>, commands: &Commands) -> Op
     }
     if status.phase != Phase::Unknown && holes(status).is_some() {
         return of("arm", "");
+    }
+    if service.is_some_and(|service| !service.unguarded.is_empty()) {
+        return of("provision", "");
     }
     match status.phase {
         Phase::Unknown => None,

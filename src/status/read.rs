@@ -8,9 +8,10 @@ use tokio_postgres::Client;
 use super::arming;
 use super::evidence::EvidenceFacts;
 use super::facts::{Gate, MonolithFacts, ServiceFacts, Side, Slot, WayBack};
+use crate::dualwrite::guard;
 use crate::journal::migrate::{self, Form};
 use crate::journal::{JournalError, alarms, grounds, standing};
-use crate::name::{quote_ident, quote_literal};
+use crate::name::{TableName, quote_ident, quote_literal};
 use crate::reconcile::evidence;
 
 /// A database answered, but not what was asked.
@@ -77,9 +78,21 @@ pub async fn service(client: &Client, slices: &[&str]) -> Result<BTreeMap<String
         if form == Form::Current {
             facts.strays = alarms::uncleared(client, slice).await?;
             facts.evidence = Some(evidence_of(client, slice).await?);
+            facts.unguarded = unguarded(client, slice, facts).await?;
         }
     }
     Ok(facts)
+}
+
+/// What the service's gate does not guard: nothing is asked before there is one.
+async fn unguarded(client: &Client, slice: &str, facts: &ServiceFacts) -> Result<Vec<String>, ReadError> {
+    if facts.gate.is_none() {
+        return Ok(Vec::new());
+    }
+    let names = facts.tables.iter().map(|table| TableName::parse(&table.target_table, "public"));
+    let tables: Vec<TableName> = names.filter_map(Result::ok).collect();
+    let guard = guard::read(client, slice, &tables).await?;
+    Ok(guard.faults.iter().map(ToString::to_string).collect())
 }
 
 /// Logical slots of a database.

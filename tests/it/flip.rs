@@ -2,7 +2,10 @@
 
 mod bank;
 mod crash;
+mod ends;
+mod gates;
 mod group;
+mod recorded;
 mod standby;
 
 use bank::{Bank, ON_SERVICE, SETUP, Side, TABLES};

@@ -22,13 +22,15 @@ pub(super) struct Held {
     pub(super) sequences: String,
     /// Insert position under the lock.
     pub(super) fence: Lsn,
+    /// Where rows could be written past the gate that is about to close; no trigger comes or goes before the transaction ends.
+    pub(super) unguarded: Vec<String>,
 }
 
 /// Fences these members, all of which are due for it, or lets all of them go and waits a little, so that their drivers look
-/// again.
+/// again. A gate that does not guard every table is not closed: what is written past it would be lost.
 ///
 /// # Errors
-/// [`MoveError`] of a member that a database said no to. Nobody is held any more then; gates that were closed stay so.
+/// [`MoveError`] of a member that is not guarded, or that a database said no to. Nobody is held any more then; gates that were closed stay so.
 pub(super) async fn fence(mut drivers: Vec<&mut Driver>) -> Result<(), MoveError> {
     let holds = join_all(drivers.iter_mut().map(|driver| driver.hold())).await;
     let mut held = Vec::new();
@@ -53,6 +55,12 @@ pub(super) async fn fence(mut drivers: Vec<&mut Driver>) -> Result<(), MoveError
             driver.back_off().await;
         }
         return Ok(());
+    }
+    if let Some((driver, hold)) = drivers.iter().zip(&held).find(|(_, hold)| !hold.unguarded.is_empty()) {
+        let source = FlipError::Unguarded { places: hold.unguarded.clone() };
+        let error = MoveError { slice: driver.slice.clone(), source };
+        let_go(&mut drivers, Event::Missed).await?;
+        return Err(error);
     }
     close(&mut drivers, held).await
 }

@@ -1,23 +1,26 @@
-//! A whole flip: what speaks against it, hooks around it, the move, and who is told.
+//! A whole flip: who is told that somebody is at work, what speaks against it, and what it needs. [`super::run`] does it.
 //!
-//! Who calls it: `strangler flip`. A move that is under way already is finished whatever speaks against it, and without the
-//! `before` hooks, which ran when it began.
+//! Who calls it: `strangler flip`.
 
 use std::time::Duration;
 
-use super::moves::{self, Member, MoveError, Moved, Order};
-use super::{FlipError, Links};
 use tokio_postgres::Client;
+use tokio_util::sync::CancellationToken;
 
-use crate::authority::{Gate, Intent, Side, Standing};
+use super::course::Left;
+use super::moves::{Member, MoveError, Moved, Order};
+use super::run::Command;
+use super::standings::standing;
+use super::{FlipError, Links, course, standings};
+use crate::authority::{Intent, Side, Standing};
 use crate::cdc::mirror::chain_of;
 use crate::cdc::way;
-use crate::dualwrite::hooks::{Executor, Moving, Occasion, Outcome, Report};
+use crate::dualwrite::hooks::{Executor, Report};
 use crate::dualwrite::readiness::{self, Asked, Findings, Sessions};
 use crate::failpoint;
+use crate::journal::JournalError;
 use crate::journal::operators::{self, Operator};
 use crate::journal::streams::StreamOf;
-use crate::journal::{JournalError, authority};
 use crate::plan::{Plan, Variables};
 use crate::problem::Problem;
 
@@ -38,6 +41,8 @@ pub struct Conduct<'a> {
     pub variables: &'a dyn Variables,
     /// `--accept-no-evidence`.
     pub accepted: Option<&'a str>,
+    /// Asks it to end, which it does as long as nothing is changed.
+    pub stop: &'a CancellationToken,
 }
 
 /// What the operator is told while a flip is at work.
@@ -55,57 +60,48 @@ pub enum ConductError {
     /// Something speaks against it; authority is where it was.
     #[error("authority was not moved")]
     Refused(Vec<Problem>),
+    /// It was asked to end before anything was changed.
+    #[error("authority was not moved")]
+    Stopped,
     /// A member could not be moved.
-    #[error(transparent)]
-    Move(#[from] MoveError),
+    #[error("{source}")]
+    Move {
+        /// Where the slices stand now.
+        left: Left,
+        /// Why.
+        source: MoveError,
+    },
+}
+
+impl From<MoveError> for ConductError {
+    /// Of what went wrong before anything was done.
+    fn from(source: MoveError) -> Self {
+        Self::Move { left: Left::Stayed, source }
+    }
 }
 
 /// Tells the operator.
 pub type Tell<'t> = &'t mut (dyn FnMut(Told<'_>) + Send);
 
 impl Conduct<'_> {
-    /// Moves these slices, all or none.
+    /// Moves these slices, all or none. Those that are there already are left out.
     ///
     /// # Errors
     /// [`ConductError`].
     pub async fn flip(
         &self,
         members: &[Member],
-        mut order: Order,
+        order: Order,
         tell: Tell<'_>,
     ) -> Result<Vec<Moved>, ConductError> {
-        let who = operator(&order);
-        let hooks = self.hooks(members)?;
-        let occasion = self.occasion(members, &order).await?;
-        self.announce(members, &who).await?;
-        let begins = matches!(order.intent, Intent::Flip | Intent::FlipBack) && occasion.1;
-        let ready = if begins { self.ready(members, &mut order, &who, tell).await } else { Ok(()) };
-        let ready = match ready {
-            Ok(()) if begins => {
-                let hook = hooks.before(&occasion.0, &mut |report| tell(Told::Hook(report))).await;
-                hook.map_err(ConductError::Refused)
-            }
-            other => other,
+        let command = Command { conduct: *self, members, hooks: self.hooks(members)?, who: operator(&order) };
+        self.announce(members, &command.who).await?;
+        let done = tokio::select! {
+            done = Box::pin(command.run(order, tell)) => done,
+            () = self.beat(members, &command.who) => Ok(Vec::new()),
         };
-        if let Err(error) = ready {
-            self.take_leave(members, &who).await;
-            return Err(error);
-        }
-        let moved = tokio::select! {
-            moved = Box::pin(moves::carry_out(members, &order)) => moved,
-            () = self.beat(members, &who) => Ok(Vec::new()),
-        };
-        let outcome = match &moved {
-            Ok(moved) => Outcome::Moved { pause: moved.iter().filter_map(|one| one.timeline.pause()).max() },
-            Err(MoveError { source: FlipError::Refused(_), .. }) => Outcome::NotMoved,
-            Err(_) => Outcome::Unfinished,
-        };
-        let warnings = hooks.after(&occasion.0, outcome, &mut |report| tell(Told::Hook(report))).await;
-        if !warnings.is_empty() {
-            tell(Told::Problems(&warnings));
-        }
-        self.take_leave(members, &who).await;
-        Ok(moved?)
+        self.take_leave(members, &command.who).await;
+        done
     }
 
     fn hooks(&self, members: &[Member]) -> Result<Executor, ConductError> {
@@ -114,66 +110,38 @@ impl Conduct<'_> {
         hooks.map_err(|problem| ConductError::Refused(vec![*problem]))
     }
 
-    /// What hooks are told, and whether a move would begin: none does where one is under way, or where authority is where
-    /// it is wanted.
-    async fn occasion(&self, members: &[Member], order: &Order) -> Result<(Occasion, bool), ConductError> {
-        let to = if order.intent == Intent::FlipBack { Side::Monolith } else { Side::Service };
-        let (mut slices, mut begins) = (Vec::new(), true);
-        for member in members {
-            let slice = member.mapping.slice.clone();
-            let mut links = Links::new(member.monolith.clone(), member.service.clone());
-            let standing = standing(&mut links, &slice).await;
-            let epoch = match standing.map_err(|source| MoveError { slice: slice.clone(), source })? {
-                Standing::Owned { owner, epoch } => {
-                    begins &= owner != to;
-                    epoch.0 + 1
-                }
-                Standing::Behind { epoch, .. }
-                | Standing::Fenced { epoch, .. }
-                | Standing::Aborted { epoch, .. } => {
-                    begins = false;
-                    epoch.0
-                }
-                Standing::BothOpen | Standing::Broken => {
-                    begins = false;
-                    0
-                }
-            };
-            slices.push(Moving { slice, service: member.mapping.service.clone(), epoch });
-        }
-        Ok((Occasion { plan: order.plan.clone(), to, slices }, begins))
-    }
-
-    /// Everything that speaks against a move of any member.
-    async fn ready(
-        &self,
-        members: &[Member],
-        order: &mut Order,
-        who: &Operator,
-        tell: Tell<'_>,
-    ) -> Result<(), ConductError> {
-        let (problems, accepted) = self.judge(members, order.intent, who).await?;
-        let go = problems.iter().all(|problem| problem.severity != crate::problem::Severity::Error);
-        if !go {
-            return Err(ConductError::Refused(problems));
-        }
-        order.remark = accepted;
-        if !problems.is_empty() {
-            tell(Told::Problems(&problems));
-        }
-        Ok(())
+    /// The members that are where they are wanted already, so that there is nothing to rehearse.
+    ///
+    /// # Errors
+    /// [`MoveError`] when a side can't be asked.
+    pub async fn there_already(&self, members: &[Member], intent: Intent) -> Result<Vec<Problem>, MoveError> {
+        let (to, back) = match intent {
+            Intent::FlipBack => (Side::Monolith, ""),
+            Intent::Flip | Intent::Abort | Intent::Resume => (Side::Service, " --back"),
+        };
+        let found = standings::look(members).await?;
+        let there =
+            found.iter().filter(|one| matches!(one.standing, Standing::Owned { owner, .. } if owner == to));
+        let said = |one: &course::Found| {
+            let slice = &one.slice;
+            Problem::error("already-moved", format!("slice {slice}"))
+                .fact(format!("the {to} has authority over it already"))
+                .consequence("there is nothing to rehearse in this direction")
+                .next(format!("strangler flip{back} {} --slice {slice} --rehearse", self.path))
+        };
+        Ok(there.map(said).collect())
     }
 
     /// What is found about all members, and the reason that was given instead of evidence, where one was needed.
     ///
     /// # Errors
-    /// [`ConductError::Move`] when a side can't be asked.
+    /// [`MoveError`] when a side can't be asked.
     pub async fn judge(
         &self,
         members: &[Member],
         intent: Intent,
         who: &Operator,
-    ) -> Result<(Vec<Problem>, Option<String>), ConductError> {
+    ) -> Result<(Vec<Problem>, Option<String>), MoveError> {
         let to = if intent == Intent::FlipBack { Side::Monolith } else { Side::Service };
         let (mut problems, mut accepted) = (Vec::new(), None);
         for member in members {
@@ -187,7 +155,7 @@ impl Conduct<'_> {
         Ok((problems, accepted))
     }
 
-    async fn announce(&self, members: &[Member], who: &Operator) -> Result<(), ConductError> {
+    async fn announce(&self, members: &[Member], who: &Operator) -> Result<(), MoveError> {
         for member in members {
             let slice = &member.mapping.slice;
             let of = |source| MoveError { slice: slice.clone(), source };
@@ -262,25 +230,6 @@ pub fn operator(order: &Order) -> Operator {
         operator: order.author.operator.clone(),
         host: order.author.host.clone(),
         pid: i32::try_from(std::process::id()).unwrap_or(i32::MAX),
-    }
-}
-
-async fn standing(links: &mut Links, slice: &str) -> Result<Standing, FlipError> {
-    let failed =
-        |error: JournalError| FlipError::Failed { what: "looking at a side", words: chain_of(&error) };
-    let absent = || FlipError::Failed {
-        what: "looking at a side",
-        words: format!("slice {slice} has no gate row there"),
-    };
-    let mut gates = Vec::new();
-    for side in [Side::Monolith, Side::Service] {
-        let client = links.looking(side).await?;
-        let rows = authority::look(client, slice, side.incoming()).await.map_err(failed)?;
-        gates.push(Gate::try_from(&rows.ok_or_else(absent)?.gate)?);
-    }
-    match gates.as_slice() {
-        [monolith, service] => Ok(Standing::of(monolith, service)),
-        _ => Err(absent()),
     }
 }
 

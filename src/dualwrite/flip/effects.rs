@@ -1,5 +1,6 @@
 //! The effects: each one transaction in one database, with all of its conditions in it.
 
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use tokio_postgres::Client;
@@ -14,6 +15,7 @@ use crate::authority::{
 };
 use crate::cdc::mirror::chain_of;
 use crate::cdc::source::{self, MARKER_PREFIX};
+use crate::dualwrite::guard;
 use crate::failpoint;
 use crate::journal::authority::{self, SliceRows};
 use crate::journal::streams::Direction;
@@ -151,26 +153,19 @@ impl Driver {
         commit(acting, "committing a fence", "flip-fenced").await
     }
 
-    /// Opens a transaction on `side` in which the writers have ended and new ones wait, and waits until everything that they
-    /// wrote is applied on the peer. An event when that took too long. The transaction stays open.
+    /// Opens a transaction on `side` in which the gate's triggers stay as they are, the writers have ended and new ones wait, and
+    /// waits until everything that they wrote is applied on the peer. An event when that took too long. The transaction stays open.
     pub(super) async fn hold_and_drain(
         &mut self,
         side: Side,
         drain: Direction,
     ) -> Result<Result<Held, Event>, FlipError> {
-        let lock = (self.limits.lock_first * (1 << self.attempts().min(4))).min(self.limits.pause_budget);
-        let idle = self.limits.pause_budget + IDLE_MARGIN;
         let (slice, sequences) = (self.slice.clone(), self.sequences.clone());
-        let (acting, looking, peer) = self.links.three(side).await?;
-        let begin = format!(
-            "BEGIN; SET LOCAL lock_timeout = {}; SET LOCAL idle_in_transaction_session_timeout = {}; \
-             SET LOCAL synchronous_commit = on",
-            lock.as_millis().max(1),
-            idle.as_millis()
-        );
-        if let Err(error) = acting.batch_execute(&begin).await {
-            return of_database(&error, "beginning a fence", false).map(Err);
-        }
+        let unguarded = match self.begin_fence(side).await? {
+            Ok(unguarded) => unguarded,
+            Err(event) => return Ok(Err(event)),
+        };
+        let (acting, looking, peer) = self.links.three_in_transaction(side).await?;
         let begun = Instant::now();
         let deadline = begun + self.limits.pause_budget;
         self.timeline.writers_wait();
@@ -197,8 +192,33 @@ impl Driver {
         self.timeline.note("drain", draining, if drained { "done" } else { "out of time" });
         failpoint::hit("flip-drained");
         let lock_ms = millis(draining.duration_since(begun));
-        let held = Held { lock_ms, drain_ms: millis(draining.elapsed()), sequences, fence };
+        let held = Held { lock_ms, drain_ms: millis(draining.elapsed()), sequences, fence, unguarded };
         Ok(if drained { Ok(held) } else { Err(Event::OutOfTime) })
+    }
+
+    /// Begins the transaction of a fence: what guards the tables is found, and stays so to its end. No writer waits yet.
+    async fn begin_fence(&mut self, side: Side) -> Result<Result<Vec<String>, Event>, FlipError> {
+        let lock = (self.limits.lock_first * (1 << self.attempts().min(4))).min(self.limits.pause_budget);
+        let idle = self.limits.pause_budget + IDLE_MARGIN;
+        let mapping = Arc::clone(&self.mapping);
+        let acting = self.links.acting(side).await?;
+        let begin = format!(
+            "BEGIN; SET LOCAL lock_timeout = {}; SET LOCAL idle_in_transaction_session_timeout = {}; \
+             SET LOCAL synchronous_commit = on; {}",
+            lock.as_millis().max(1),
+            idle.as_millis(),
+            guard::keep(&mapping, side).unwrap_or_default()
+        );
+        // Sent together; the look's snapshot is taken behind the lock.
+        let (begun, found) =
+            tokio::join!(biased; acting.batch_execute(&begin), guard::unguarded(acting, &mapping, side));
+        if let Err(error) = begun {
+            return of_database(&error, "beginning a fence", false).map(Err);
+        }
+        match found {
+            Ok(unguarded) => Ok(Ok(unguarded)),
+            Err(error) => event_of(&error, "looking at the gates", false).map(Err),
+        }
     }
 
     async fn open(

@@ -88,7 +88,7 @@ impl Driver {
     }
 }
 
-fn group_state(word: &str) -> Result<GroupState, FlipError> {
+pub(super) fn group_state(word: &str) -> Result<GroupState, FlipError> {
     match word {
         "pending" => Ok(GroupState::Pending),
         "open" => Ok(GroupState::Open),

@@ -5,19 +5,15 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::future::join_all;
-use serde_json::json;
 
 use super::sequences::Pairs;
 use super::timeline::Timeline;
-use super::{Driver, FlipError, Limits, Links, Progress, Together, barrier};
+use super::{Driver, FlipError, Limits, Links, Progress, Together, barrier, record};
 use crate::authority::{Epoch, GroupId, GroupState, Intent, Side};
 use crate::cdc::mirror::chain_of;
-use crate::failpoint;
-use crate::journal::ledger::{self, Author, NewEntry};
-use crate::journal::{self, JournalError};
+use crate::journal::ledger::Author;
 use crate::mapping::SliceMapping;
 use crate::postgres::connect::Server;
-use crate::postgres::sqlstate;
 
 /// A slice that is to move.
 #[derive(Debug, Clone)]
@@ -86,7 +82,7 @@ pub async fn drivers(members: &[Member], order: &Order) -> Result<Vec<Driver>, M
         links.open().await.map_err(of)?;
         let (_, monolith, service) = links.three(Side::Monolith).await.map_err(of)?;
         let pairs = Pairs::find(monolith, service, &member.mapping).await.map_err(of)?;
-        drivers.push(Driver::new(&member.mapping.slice, links, pairs, member.limits, order.intent));
+        drivers.push(Driver::new(Arc::clone(&member.mapping), links, pairs, member.limits, order.intent));
     }
     // A mirror finishes each of its slices by itself.
     if order.intent != Intent::Resume {
@@ -137,10 +133,9 @@ pub async fn carry_out(members: &[Member], order: &Order) -> Result<Vec<Moved>, 
         let Driver { timeline, .. } = driver;
         let changed = !timeline.entries().is_empty();
         let moved = Moved { slice: member.mapping.slice.clone(), owner, epoch, changed, timeline };
-        if changed {
-            let recorded = record(member, order, &moved).await;
-            recorded.map_err(|source| MoveError { slice: moved.slice.clone(), source })?;
-        }
+        // Also where nothing was left to do: whoever moved it may have died before it wrote that down.
+        let recorded = record::record(member, order, &moved).await;
+        recorded.map_err(|source| MoveError { slice: moved.slice.clone(), source })?;
         done.push(moved);
     }
     Ok(done)
@@ -212,48 +207,4 @@ async fn give_up(members: &[Member], order: &Order, drivers: &[Driver]) {
             "members of the group that are fenced could not be taken back"
         );
     }
-}
-
-/// One entry in the service's ledger and one in each side's journal.
-async fn record(member: &Member, order: &Order, moved: &Moved) -> Result<(), FlipError> {
-    let failed = |error: JournalError| FlipError::Failed {
-        what: "writing the ledger",
-        words: error.database_error().map_or_else(|| chain_of(&error), sqlstate::words),
-    };
-    let mut links = Links::new(member.monolith.clone(), member.service.clone());
-    let action = match order.intent {
-        Intent::Flip => "flip",
-        Intent::FlipBack => "flip-back",
-        Intent::Abort => "abort",
-        Intent::Resume => "resume",
-    };
-    let body = json!({
-        "action": action,
-        "owner": moved.owner.to_string(),
-        "pause_ms": moved.timeline.pause().map(|pause| pause.as_secs_f64() * 1000.0),
-        "steps": moved.timeline.entries(),
-        "remark": order.remark,
-    });
-    let slice = Some(moved.slice.as_str());
-    let (service, monolith, _) = links.three(Side::Service).await.map(|(a, _, c)| (a, c, ()))?;
-    let begun = service.batch_execute("BEGIN").await.map_err(JournalError::database("beginning an entry"));
-    begun.map_err(failed)?;
-    let entry = NewEntry {
-        kind: ledger::FLIP,
-        plan: &order.plan,
-        slice,
-        author: &order.author,
-        epoch: Some(moved.epoch.0),
-        lsn: None,
-        plan_hash: Some(&member.mapping.hash),
-        body: &body,
-    };
-    ledger::append(service, &entry).await.map_err(failed)?;
-    journal::record(service, slice, action, &body).await.map_err(failed)?;
-    let committed = service.batch_execute("COMMIT").await.map_err(JournalError::database("ending an entry"));
-    committed.map_err(failed)?;
-    failpoint::hit("flip-recorded");
-    journal::record(monolith, slice, action, &body).await.map_err(failed)?;
-    ledger::anchor(service, Some(monolith), &member.mapping.service).await;
-    Ok(())
 }

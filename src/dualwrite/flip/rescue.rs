@@ -1,13 +1,13 @@
 //! What a running mirror does about a slice whose operator is gone: a side that was closed and whose peer was not opened is a
 //! standstill for the application, and the writes of a side that was opened go nowhere until its stream is turned, so the move
-//! is finished.
+//! is finished. What the operator had no time to write down is written down, once for each change of authority.
 
 use std::time::{Duration, Instant};
 
 use tokio_util::sync::CancellationToken;
 
 use super::moves::{self, Member, Order};
-use super::{FlipError, Links};
+use super::{FlipError, Links, record};
 use crate::authority::{
     Effect, Epoch, Event, Facts, Intent, Rows, Side, Sight, State, Step, group_to_read, step,
 };
@@ -25,8 +25,10 @@ const LOOK_UNARMED: Duration = Duration::from_secs(5);
 enum Seen {
     /// It has no way back, so authority can't move.
     Unarmed,
-    /// A side has authority, and nothing is left to do.
-    Owned,
+    /// A side has authority since this change, and nothing is left to do but to see that it is written down.
+    Owned(Epoch),
+    /// Something only a human can decide about.
+    Doubtful,
     /// Something is left to do since these changes of both sides.
     Unfinished(Epoch, Epoch),
 }
@@ -36,6 +38,7 @@ pub async fn watch(member: Member, order: Order, stop: CancellationToken) {
     let slice = member.mapping.slice.clone();
     let mut links = Links::new(member.monolith.clone(), member.service.clone());
     let mut since: Option<(Seen, Instant)> = None;
+    let mut recorded = record::FIRST;
     loop {
         let seen = match look(&mut links, &slice).await {
             Ok(seen) => seen,
@@ -45,22 +48,44 @@ pub async fn watch(member: Member, order: Order, stop: CancellationToken) {
             }
         };
         since = since.filter(|(known, _)| *known == seen).or(Some((seen, Instant::now())));
-        let unfinished = matches!(seen, Seen::Unfinished(..));
-        if unfinished && since.is_some_and(|(_, at)| at.elapsed() >= PATIENCE) {
-            tracing::warn!(slice, "a move was left unfinished; it is finished now");
-            match Box::pin(moves::carry_out(std::slice::from_ref(&member), &order)).await {
-                Ok(moved) => moved.iter().for_each(|moved| {
-                    tracing::info!(slice, owner = %moved.owner, epoch = moved.epoch.0, "authority is settled");
-                }),
-                Err(error) => tracing::error!(slice, error = chain_of(&error), "the move could not be finished"),
+        let patient = since.is_some_and(|(_, at)| at.elapsed() >= PATIENCE);
+        match seen {
+            Seen::Unfinished(..) if patient => {
+                finish(&member, &order).await;
+                since = None;
             }
-            since = None;
+            // Its operator may have died before it named the owner on the closed side, or before the ledger had its entry.
+            Seen::Owned(epoch) if patient && recorded != epoch => {
+                match Box::pin(moves::carry_out(std::slice::from_ref(&member), &order)).await {
+                    Ok(_) => recorded = epoch,
+                    Err(error) => {
+                        tracing::debug!(slice, error = chain_of(&error), "not seen to be written down")
+                    }
+                }
+                since = None;
+            }
+            Seen::Unfinished(..) | Seen::Owned(_) | Seen::Doubtful | Seen::Unarmed => {}
         }
         let pause = if seen == Seen::Unarmed { LOOK_UNARMED } else { LOOK_ARMED };
         tokio::select! {
             () = stop.cancelled() => return,
             () = tokio::time::sleep(pause) => {}
         }
+    }
+}
+
+async fn finish(member: &Member, order: &Order) {
+    let slice = &member.mapping.slice;
+    tracing::warn!(slice, "a move was left unfinished; it is finished now");
+    match Box::pin(moves::carry_out(std::slice::from_ref(member), order)).await {
+        Ok(moved) => moved.iter().for_each(|moved| {
+            tracing::info!(slice, owner = %moved.owner, epoch = moved.epoch.0, "authority is settled");
+        }),
+        Err(error) => tracing::error!(
+            slice,
+            error = chain_of(&error),
+            "the move could not be finished; as long as both sides are closed, strangler flip --abort takes it back"
+        ),
     }
 }
 
@@ -90,8 +115,9 @@ fn judge(monolith: Rows, service: Rows) -> Seen {
     let facts = Facts { monolith: Sight::Seen(monolith), service: Sight::Seen(service), group: None };
     match step(State::begin(Intent::Resume), Event::Observed(facts)) {
         Ok(Step { effect: Some(effect), .. }) if effect != Effect::Look => unfinished,
+        Ok(Step { state: State::Settled { epoch, .. }, .. }) => Seen::Owned(epoch),
         // What it doubts or refuses needs a human, whom `status` calls.
-        Ok(_) | Err(_) => Seen::Owned,
+        Ok(_) | Err(_) => Seen::Doubtful,
     }
 }
 
@@ -123,12 +149,12 @@ mod tests {
             Seen::Unfinished(Epoch(2), Epoch(2)),
             "writes of the service go nowhere"
         );
-        assert_eq!(judge(rows(GateState::Fenced, 2, Mode::Apply), opened), Seen::Owned);
+        assert_eq!(judge(rows(GateState::Fenced, 2, Mode::Apply), opened), Seen::Owned(Epoch(2)));
     }
 
     #[test]
     fn what_needs_a_human_is_left_to_one() {
         let open = rows(GateState::Open, 2, Mode::Apply);
-        assert_eq!(judge(open, open), Seen::Owned);
+        assert_eq!(judge(open, open), Seen::Doubtful);
     }
 }

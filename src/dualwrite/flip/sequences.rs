@@ -128,10 +128,10 @@ impl Pairs {
         side: Side,
         (peer, margin): (&Stands, u32),
     ) -> Result<(), tokio_postgres::Error> {
-        let one = async |pair: &Pair| {
-            let Some(sequence) = pair.on(side) else { return Ok(()) };
+        let one = async |feeds: &Feeds<'_>| {
+            let sequence = feeds.sequence;
             let furthest = if sequence.increment < 0 { "least" } else { "greatest" };
-            let noted = peer.get(&pair.label).map(|stand| stand.last);
+            let noted = feeds.furthest(peer);
             let sql = format!(
                 "SELECT setval($1::text::regclass, {furthest}(last_value, $2) + $3) FROM {}",
                 sequence.name.sql()
@@ -142,19 +142,48 @@ impl Pairs {
             client.query_typed_one(&sql, &parameters).await.map(drop)
         };
         // All are sent before the first answer is waited for.
-        try_join_all(self.0.iter().map(one)).await.map(drop)
+        try_join_all(self.of_side(side).iter().map(one)).await.map(drop)
     }
 
-    /// Labels of sequences of `side` that have no room for so many more moves.
+    /// Each sequence of a side once, however many columns it feeds: a move skips the margin once for each.
+    fn of_side(&self, side: Side) -> Vec<Feeds<'_>> {
+        let mut all: Vec<Feeds<'_>> = Vec::new();
+        for pair in &self.0 {
+            let Some(sequence) = pair.on(side) else { continue };
+            match all.iter_mut().find(|feeds| feeds.sequence.name == sequence.name) {
+                Some(feeds) => feeds.labels.push(&pair.label),
+                None => all.push(Feeds { sequence, labels: vec![&pair.label] }),
+            }
+        }
+        all
+    }
+
+    /// Columns whose sequences on `side` have no room for so many more moves. `stands` are those of both sides, the furthest
+    /// of each column.
     #[must_use]
     pub fn short(&self, stands: &Stands, side: Side, (margin, moves): (u32, i64)) -> Vec<String> {
-        let room = |pair: &&Pair| -> bool {
-            let (Some(sequence), Some(stand)) = (pair.on(side), stands.get(&pair.label)) else { return true };
+        let room = |feeds: &Feeds<'_>| -> bool {
+            let Some(last) = feeds.furthest(stands) else { return true };
+            let sequence = feeds.sequence;
             let ahead = sequence.increment.saturating_mul(i64::from(margin)).saturating_mul(moves);
-            let target = stand.last.saturating_add(ahead);
-            (sequence.min..=sequence.max).contains(&target)
+            (sequence.min..=sequence.max).contains(&last.saturating_add(ahead))
         };
-        self.0.iter().filter(|pair| !room(pair)).map(|pair| pair.label.clone()).collect()
+        let short = self.of_side(side).into_iter().filter(|feeds| !room(feeds));
+        short.flat_map(|feeds| feeds.labels).map(str::to_owned).collect()
+    }
+}
+
+/// A sequence with the columns that it feeds.
+struct Feeds<'a> {
+    sequence: &'a Sequence,
+    labels: Vec<&'a str>,
+}
+
+impl Feeds<'_> {
+    /// The furthest value that was noted for any of its columns.
+    fn furthest(&self, stands: &Stands) -> Option<i64> {
+        let values = self.labels.iter().filter_map(|label| stands.get(*label)).map(|stand| stand.last);
+        if self.sequence.increment < 0 { values.min() } else { values.max() }
     }
 }
 
@@ -204,4 +233,30 @@ async fn of_side(
         Some((place, Sequence { name, increment: row.get(3), min: row.get(4), max: row.get(5) }))
     };
     Ok(rows.iter().filter_map(sequence).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn sequence(max: i64) -> Option<Sequence> {
+        Some(Sequence { name: TableName::new("public", "ids"), increment: 1, min: 1, max })
+    }
+
+    #[test]
+    fn a_sequence_that_feeds_two_columns_skips_the_margin_once() {
+        let pair = |label: &str| Pair { label: label.to_owned(), monolith: None, service: sequence(300) };
+        let pairs = Pairs(vec![pair("t.a"), pair("u.b")]);
+        let feeds = pairs.of_side(Side::Service);
+        assert_eq!(feeds.len(), 1);
+        let stand = |last| Stand { last, called: true };
+        let stands: Stands = [("t.a".to_owned(), stand(100)), ("u.b".to_owned(), stand(150))].into();
+        assert_eq!(feeds[0].furthest(&stands), Some(150));
+        assert_eq!(pairs.short(&stands, Side::Service, (100, 1)), [""; 0]);
+        assert_eq!(
+            pairs.short(&stands, Side::Service, (151, 1)),
+            ["t.a", "u.b"],
+            "the furthest of its columns counts"
+        );
+    }
 }

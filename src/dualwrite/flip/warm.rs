@@ -3,6 +3,7 @@
 //! A server reads catalogs and makes plans when a session first sends a statement of a kind, which takes as long as all the rest
 //! of a pause together.
 
+use std::sync::Arc;
 use std::time::Instant;
 
 use tokio_postgres::Client;
@@ -12,9 +13,11 @@ use super::{Driver, standbys};
 use crate::authority::{Mode, Side};
 use crate::cdc::mirror::chain_of;
 use crate::cdc::source::{self, MARKER_PREFIX};
+use crate::dualwrite::guard;
 use crate::journal::authority::{self, Fence};
 use crate::journal::{JournalError, whereabouts};
 use crate::lsn::Lsn;
+use crate::mapping::SliceMapping;
 
 /// No gate and no stream has it, so a statement that asks for it hits nothing.
 const NO_EPOCH: i64 = -1;
@@ -28,10 +31,11 @@ impl Driver {
         }
         let begun = Instant::now();
         let (slice, sequences) = (self.slice.clone(), self.sequences.clone());
+        let mapping = Arc::clone(&self.mapping);
         for side in [side.peer(), side] {
             let Ok((acting, looking, _)) = self.links.three(side).await else { continue };
             let (changed, looked) =
-                tokio::join!(change_nothing(acting, &slice, side, &sequences), look(looking, &slice, side));
+                tokio::join!(change_nothing(acting, &mapping, side, &sequences), look(looking, &slice, side));
             for error in [changed.err(), looked.err()].into_iter().flatten() {
                 tracing::debug!(slice, error, "a session could not be warmed up");
             }
@@ -44,10 +48,17 @@ impl Driver {
     }
 }
 
-async fn change_nothing(acting: &Client, slice: &str, side: Side, sequences: &Pairs) -> Result<(), String> {
+async fn change_nothing(
+    acting: &Client,
+    mapping: &SliceMapping,
+    side: Side,
+    sequences: &Pairs,
+) -> Result<(), String> {
+    let slice = mapping.slice.as_str();
     let said = |error: JournalError| chain_of(&error);
     let database = |error: tokio_postgres::Error| chain_of(&error);
     acting.batch_execute("BEGIN; SET LOCAL lock_timeout = 100").await.map_err(database)?;
+    guard::unguarded(acting, mapping, side).await.map_err(said)?;
     let modes = (Mode::Apply.as_str(), Mode::Tripwire.as_str());
     authority::turn(acting, slice, side.incoming(), modes, (NO_EPOCH, Lsn::default())).await.map_err(said)?;
     let fence =

@@ -19,7 +19,6 @@ use crate::journal::operators::{self, Operator};
 use crate::journal::readiness::Told;
 use crate::journal::{JournalError, authority, grounds, readiness};
 use crate::mapping::SliceMapping;
-use crate::name::TableName;
 use crate::postgres::sqlstate;
 use crate::reconcile::evidence;
 use crate::words::statement;
@@ -118,18 +117,13 @@ pub async fn unguarded(
     sessions: Sessions<'_>,
     mapping: &SliceMapping,
 ) -> Result<(Vec<String>, Vec<(&'static str, Subscribed)>), FlipError> {
-    let names = |side: Side| -> Vec<TableName> {
-        let of = |table: &crate::mapping::TableMapping| match side {
-            Side::Monolith => table.source.clone(),
-            Side::Service => table.target.clone(),
-        };
-        mapping.tables.iter().map(of).collect()
+    let read = async |client, side| {
+        guard::read(client, &mapping.slice, &guard::tables(mapping, side)).await.map_err(journal)
     };
-    let there =
-        guard::read(sessions.monolith, &mapping.slice, &names(Side::Monolith)).await.map_err(journal)?;
-    let here = guard::read(sessions.service, &mapping.slice, &names(Side::Service)).await.map_err(journal)?;
+    let there = read(sessions.monolith, Side::Monolith).await?;
+    let here = read(sessions.service, Side::Service).await?;
     // Keys between slices of one service are its own affair.
-    let faults = here.faults.iter().map(|fault| format!("in the service, {fault}"));
+    let faults = here.faults.iter().map(|fault| format!("{}{fault}", guard::IN_SERVICE));
     let unguarded = there.holes().into_iter().chain(faults).collect();
     let subscribed = there.subscribed.into_iter().map(|one| ("monolith", one));
     let subscribed = subscribed.chain(here.subscribed.into_iter().map(|one| ("service", one)));

@@ -4,6 +4,7 @@ use super::facts::Facts;
 use super::outgoing::is_alive;
 use super::{Asked, until_turned};
 use crate::authority::Side;
+use crate::dualwrite::guard;
 use crate::problem::Problem;
 
 /// Places without a gate that are named; more have one cause.
@@ -27,18 +28,25 @@ pub(super) fn judge(facts: &Facts, asked: &Asked<'_>) -> Vec<Problem> {
 
 fn gates(facts: &Facts, asked: &Asked<'_>) -> Option<Problem> {
     let open = &facts.findings.unguarded;
-    if open.is_empty() {
-        return None;
-    }
-    let named: Vec<&str> = open.iter().take(NAMED_MAX).map(String::as_str).collect();
-    let more = open.len().saturating_sub(NAMED_MAX);
+    (!open.is_empty()).then(|| not_armed(open, asked.path, asked.slice))
+}
+
+/// The problem with a slice that has ways in past its gates. `path` is the plan's as typed.
+#[must_use]
+pub fn not_armed(places: &[String], path: &str, slice: &str) -> Problem {
+    let named: Vec<&str> = places.iter().take(NAMED_MAX).map(String::as_str).collect();
+    let more = places.len().saturating_sub(NAMED_MAX);
     let more = if more > 0 { format!(", and {more} more") } else { String::new() };
-    Some(
-        Problem::error("not-armed", asked.object())
-            .fact(format!("not guarded by its gate: {}{more}", named.join(", ")))
-            .consequence("the fence would not hold there, and writes would be lost")
-            .next(asked.command("arm")),
-    )
+    // Each verb hangs the gates of one side.
+    let of_service = |place: &String| place.starts_with(guard::IN_SERVICE);
+    let verbs = [("provision", places.iter().any(of_service)), ("arm", !places.iter().all(of_service))];
+    let verbs = verbs.into_iter().filter(|(_, due)| *due);
+    let next: Vec<String> =
+        verbs.map(|(verb, _)| format!("strangler {verb} {path} --slice {slice}")).collect();
+    Problem::error("not-armed", format!("slice {slice}"))
+        .fact(format!("not guarded by its gate: {}{more}", named.join(", ")))
+        .consequence("the fence would not hold there, and writes would be lost")
+        .next(next.join(", then "))
 }
 
 /// The stream that would bring the new owner's writes to the old side.

@@ -34,6 +34,7 @@ fn streaming() -> SliceFacts {
         wal_budget_bytes: 1000,
         evidence_max_age: Duration::from_secs(86_400),
         service_side: Side::Read(ServiceFacts {
+            unguarded: Vec::new(),
             now_us: 500 * SECOND_US,
             provisioned: true,
             gate: gate("FENCED"),

@@ -97,7 +97,7 @@ async fn two_operators_who_start_together_do_no_harm_and_get_one_flip() {
 }
 
 /// Starts a flip that stops at this point as a frozen machine does, and waits until it stands there.
-fn frozen(split: &Split, point: &str, to: Side, links: &[(&str, &str)]) -> Background {
+pub(super) fn frozen(split: &Split, point: &str, to: Side, links: &[(&str, &str)]) -> Background {
     until_blocking("the flip stands still", LONG, || {
         let mut command = split.command(&[&["flip", "plan.yaml"], back(to), &UNPROVEN].concat());
         command.env("STRANGLER_FREEZE", point).envs(links.iter().copied());
@@ -113,7 +113,7 @@ fn frozen(split: &Split, point: &str, to: Side, links: &[(&str, &str)]) -> Backg
 }
 
 /// Waits until the flip is frozen; `false` when it ended before.
-fn stands_still(flip: &mut Background) -> bool {
+pub(super) fn stands_still(flip: &mut Background) -> bool {
     until_blocking("the flip stands still or ends", SOON, || {
         if flip.has_ended() {
             return Some(false);

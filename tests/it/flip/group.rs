@@ -257,3 +257,34 @@ async fn a_member_whose_writers_do_not_end_costs_no_writer_of_any_slice_an_error
     }
     stage.close(banks).await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_slice_that_has_moved_already_does_not_take_the_others_along_unjudged() {
+    let stage = Stage::armed().await;
+    stage.split.change_plan(", flip_together: [[one, two]]", "");
+    complete(&stage.split, &stage.mirror, &[&["--slice", "two"], &UNPROVEN as &[&str]].concat());
+    let refused = stage.split.run("flip", &BOTH);
+    assert_eq!(refused.exit, Some(3), "{}", refused.page());
+    assert!(
+        refused.stderr.contains("slice two") && refused.stderr.contains("(already-moved)"),
+        "{}",
+        refused.page()
+    );
+    assert!(refused.stderr.contains("(no-evidence)"), "{}", refused.page());
+    assert_eq!(stage.owners().await, [(true, false), (false, true)]);
+    let json = [&BOTH as &[&str], &UNPROVEN, &["--format", "json"]].concat();
+    let moved = until("the flip is made", SOON, async || {
+        let ended = stage.split.run("flip", &json);
+        (ended.exit == Some(0)).then_some(ended)
+    })
+    .await;
+    let document: serde_json::Value = serde_json::from_str(&moved.stdout).unwrap();
+    let changed: Vec<(&str, bool)> = document["slices"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|slice| (slice["slice"].as_str().unwrap(), slice["changed"].as_bool().unwrap()))
+        .collect();
+    assert_eq!(changed, [("one", true), ("two", false)]);
+    stage.assert_with(Side::Service).await;
+}

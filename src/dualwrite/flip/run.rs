@@ -1,0 +1,305 @@
+//! One command from its first look to its last: what is to be done, hooks around it, the move, and what came of it.
+//!
+//! A move that begins is judged first, and `before` hooks run for it. One that is under way is finished without either: both
+//! were done when it began. What came of it is read off the gates at the end, whatever the driver met: it may have died in the
+//! middle of what another one then finished.
+
+use tokio_postgres::Client;
+
+use super::conduct::{Conduct, ConductError, Tell, Told};
+use super::course::{self, Course, Found, Left};
+use super::moves::{self, Member, MoveError, Moved, Order};
+use super::timeline::Timeline;
+use super::{APPLICATION, FlipError, record, standings};
+use crate::authority::{Intent, Side, Standing};
+use crate::cdc::mirror::chain_of;
+use crate::dualwrite::exclusion;
+use crate::dualwrite::hooks::{Executor, Moving, Occasion, Outcome, Report};
+use crate::journal::operators::Operator;
+use crate::postgres::connect::Session;
+use crate::postgres::sqlstate;
+use crate::problem::{Problem, Severity};
+
+/// One command at work.
+pub(super) struct Command<'a> {
+    pub(super) conduct: Conduct<'a>,
+    pub(super) members: &'a [Member],
+    pub(super) hooks: Executor,
+    pub(super) who: Operator,
+}
+
+impl Command<'_> {
+    /// Does it.
+    pub(super) async fn run(&self, order: Order, tell: Tell<'_>) -> Result<Vec<Moved>, ConductError> {
+        let to = match order.intent {
+            Intent::Flip => Side::Service,
+            Intent::FlipBack => Side::Monolith,
+            Intent::Abort | Intent::Resume => {
+                let found = standings::look(self.members).await?;
+                return self.finish(order, &found, tell).await;
+            }
+        };
+        let mut found = standings::look(self.members).await?;
+        let mut course = self.course(&found, to)?;
+        if let Course::Undo(places) = &course {
+            self.undo(&order, places, to, tell).await?;
+            found = standings::look(self.members).await?;
+            course = self.course(&found, to)?;
+        }
+        match course {
+            Course::Begin(places) => self.begin(order, (&found, &places), tell).await,
+            // Where something is half undone again, somebody else is at work; the driver begins nothing then.
+            Course::Finish | Course::Undo(_) => self.finish(order, &found, tell).await,
+        }
+    }
+
+    fn course(&self, found: &[Found], to: Side) -> Result<Course, ConductError> {
+        let course = course::of(found, to);
+        course.map_err(|(slice, source)| ConductError::Move {
+            left: course::left(Some(found), to),
+            source: MoveError { slice, source },
+        })
+    }
+
+    /// Finishes what was half taken back, and says so. Nothing begins by that.
+    async fn undo(
+        &self,
+        order: &Order,
+        places: &[usize],
+        to: Side,
+        tell: Tell<'_>,
+    ) -> Result<(), ConductError> {
+        let members = self.at(places);
+        let order = Order { intent: Intent::Resume, ..order.clone() };
+        let undone = Box::pin(moves::carry_out(&members, &order)).await;
+        let undone = match undone {
+            Ok(undone) => undone,
+            Err(source) => return Err(ConductError::Move { left: self.left(to).await, source }),
+        };
+        let said = |moved: &Moved| {
+            Problem::note("abort-finished", format!("slice {}", moved.slice))
+                .fact(format!(
+                    "a move of it was taken back and not to the end; the {} has authority, epoch {}",
+                    moved.owner, moved.epoch
+                ))
+                .consequence("that is finished now, and what was typed begins anew, with everything that is asked before")
+        };
+        tell(Told::Problems(&undone.iter().map(said).collect::<Vec<_>>()));
+        Ok(())
+    }
+
+    /// Judges the members at these places, runs `before`, and moves them. The others are there already.
+    async fn begin(
+        &self,
+        mut order: Order,
+        (found, places): (&[Found], &[usize]),
+        tell: Tell<'_>,
+    ) -> Result<Vec<Moved>, ConductError> {
+        let members = self.at(places);
+        let already: Vec<Moved> =
+            found.iter().filter_map(there).filter(|moved| !is_of(&members, moved)).collect();
+        if !already.is_empty() {
+            tell(Told::Problems(&already.iter().map(left_out).collect::<Vec<_>>()));
+        }
+        let to = if order.intent == Intent::FlipBack { Side::Monolith } else { Side::Service };
+        let stopped = self.conduct.stop.cancelled();
+        // Held until this command ends, so that no gate is hung or taken off around the move.
+        let _kept = tokio::select! {
+            ready = self.ready((&members, found), &mut order, tell) => ready?,
+            () = stopped => return Err(ConductError::Stopped),
+        };
+        let occasion = self.occasion(&order, to, found, &members);
+        self.before(&occasion, tell).await?;
+        let moved = Box::pin(moves::carry_out(&members, &order)).await;
+        let mut moved = self.over((occasion, to), moved, tell).await?;
+        moved.extend(already);
+        moved.sort_by_key(|one| self.members.iter().position(|member| member.mapping.slice == one.slice));
+        Ok(moved)
+    }
+
+    /// Runs `before`. Whatever keeps the move from beginning after that, `after` has let go of what was held back.
+    async fn before(&self, occasion: &Occasion, tell: Tell<'_>) -> Result<(), ConductError> {
+        let stopped = self.conduct.stop.cancelled();
+        let before = {
+            let mut told = |report: &Report| tell(Told::Hook(report));
+            tokio::select! {
+                before = self.hooks.before(occasion, &mut told) => Some(before),
+                () = stopped => None,
+            }
+        };
+        match before {
+            // A hook that fails has had `after` run already.
+            Some(Err(problems)) => Err(ConductError::Refused(problems)),
+            Some(Ok(())) if !self.conduct.stop.is_cancelled() => Ok(()),
+            Some(Ok(())) | None => {
+                self.after(occasion, Outcome::NotMoved, tell).await;
+                Err(ConductError::Stopped)
+            }
+        }
+    }
+
+    /// Everything that speaks against it, that nobody may change gates meanwhile, and a note that it begins.
+    async fn ready(
+        &self,
+        (members, found): (&[Member], &[Found]),
+        order: &mut Order,
+        tell: Tell<'_>,
+    ) -> Result<Vec<Session>, ConductError> {
+        let kept = self.keep_gates(members).await?;
+        let (problems, accepted) = self.conduct.judge(members, order.intent, &self.who).await?;
+        if problems.iter().any(|problem| problem.severity == Severity::Error) {
+            return Err(ConductError::Refused(problems));
+        }
+        order.remark = accepted;
+        for member in members {
+            let one = found.iter().find(|one| one.slice == member.mapping.slice);
+            let epoch = one.and_then(|one| course::epoch(one.standing)).map_or(0, |epoch| epoch.0 + 1);
+            record::begin(member, order, epoch).await?;
+        }
+        if !problems.is_empty() {
+            tell(Told::Problems(&problems));
+        }
+        Ok(kept)
+    }
+
+    /// Goes on with what is under way, or finds that nothing is left to do. `after` is run where a move has come to its end by
+    /// that: `before` ran when it began.
+    async fn finish(
+        &self,
+        order: Order,
+        found: &[Found],
+        tell: Tell<'_>,
+    ) -> Result<Vec<Moved>, ConductError> {
+        let moved = Box::pin(moves::carry_out(self.members, &order)).await;
+        let Some(to) = course::under_way(found) else {
+            let to = if order.intent == Intent::FlipBack { Side::Monolith } else { Side::Service };
+            return match moved {
+                Ok(moved) => Ok(moved),
+                Err(source) => Err(ConductError::Move { left: self.left(to).await, source }),
+            };
+        };
+        let occasion = self.occasion(&order, to, found, self.members);
+        if moved.is_err() && standings::look(self.members).await.is_ok_and(|now| now == found) {
+            // Nothing came of it, neither by this command nor by another.
+            let left = course::left(Some(found), to);
+            return moved.map_err(|source| ConductError::Move { left, source });
+        }
+        self.over((occasion, to), moved, tell).await
+    }
+
+    /// Finds out what came of a move, and runs `after`.
+    async fn over(
+        &self,
+        (mut occasion, to): (Occasion, Side),
+        moved: Result<Vec<Moved>, MoveError>,
+        tell: Tell<'_>,
+    ) -> Result<Vec<Moved>, ConductError> {
+        let found = standings::look(self.members).await.ok();
+        for one in found.iter().flatten() {
+            let slice = occasion.slices.iter_mut().find(|moving| moving.slice == one.slice);
+            if let (Some(moving), Some(epoch)) = (slice, course::epoch(one.standing)) {
+                moving.epoch = epoch.0;
+            }
+        }
+        let of_move = |one: &Found| occasion.slices.iter().any(|moving| moving.slice == one.slice);
+        let found = found.map(|found| found.into_iter().filter(of_move).collect::<Vec<_>>());
+        let left = course::left(found.as_deref(), to);
+        let pauses = moved.iter().flatten().filter_map(|one| one.timeline.pause());
+        let outcome = match left {
+            Left::Moved => Outcome::Moved { pause: pauses.max() },
+            Left::Stayed => Outcome::NotMoved,
+            Left::Between | Left::Unknown => Outcome::Unfinished,
+        };
+        self.after(&occasion, outcome, tell).await;
+        moved.map_err(|source| ConductError::Move { left, source })
+    }
+
+    async fn after(&self, occasion: &Occasion, outcome: Outcome, tell: Tell<'_>) {
+        let warnings = self.hooks.after(occasion, outcome, &mut |report| tell(Told::Hook(report))).await;
+        if !warnings.is_empty() {
+            tell(Told::Problems(&warnings));
+        }
+    }
+
+    async fn left(&self, to: Side) -> Left {
+        course::left(standings::look(self.members).await.ok().as_deref(), to)
+    }
+
+    fn at(&self, places: &[usize]) -> Vec<Member> {
+        places.iter().filter_map(|place| self.members.get(*place)).cloned().collect()
+    }
+
+    /// What hooks are told of a move of these members.
+    fn occasion(&self, order: &Order, to: Side, found: &[Found], members: &[Member]) -> Occasion {
+        let moving = |member: &Member| {
+            let slice = member.mapping.slice.clone();
+            let standing = found.iter().find(|one| one.slice == slice).map(|one| one.standing);
+            let epoch = match standing {
+                Some(Standing::Owned { epoch, .. }) => epoch.0 + 1,
+                Some(standing) => course::epoch(standing).map_or(0, |epoch| epoch.0),
+                None => 0,
+            };
+            Moving { slice, service: member.mapping.service.clone(), epoch }
+        };
+        Occasion { plan: order.plan.clone(), to, slices: members.iter().map(moving).collect() }
+    }
+
+    /// Keeps `provision`, `arm` and `disarm` away from both sides for as long as these sessions last.
+    async fn keep_gates(&self, members: &[Member]) -> Result<Vec<Session>, ConductError> {
+        let mut kept = Vec::new();
+        let mut known: Vec<&str> = Vec::new();
+        for member in members {
+            let slice = &member.mapping.slice;
+            let service = member.mapping.service.as_str();
+            for (name, server) in [("monolith", &member.monolith), (service, &member.service)] {
+                if known.contains(&name) {
+                    continue;
+                }
+                known.push(name);
+                let failed = |what, words| {
+                    let source = FlipError::Failed { what, words };
+                    ConductError::from(MoveError { slice: slice.clone(), source })
+                };
+                let session = server.connect(APPLICATION).await;
+                let session = session.map_err(|error| failed("opening a session", chain_of(&error)))?;
+                let shared = exclusion::try_share(&session).await;
+                if !shared.map_err(|error| failed("keeping the gates", sqlstate::words(&error)))? {
+                    let problem = self.gates_at_work(slice, name, &session).await;
+                    return Err(ConductError::Refused(vec![problem]));
+                }
+                kept.push(session);
+            }
+        }
+        Ok(kept)
+    }
+
+    async fn gates_at_work(&self, slice: &str, database: &str, client: &Client) -> Problem {
+        let who = exclusion::holder(client).await;
+        let who = who.unwrap_or_else(|| "`strangler provision`, `arm` or `disarm`".to_owned());
+        let back = if self.who.verb == "flip --back" { " --back" } else { "" };
+        Problem::error("gates-at-work", format!("slice {slice}"))
+            .fact(format!("{who} is changing what guards tables in database {database}"))
+            .consequence("a gate could be gone when authority has moved, so nothing was begun")
+            .next(format!(
+                "wait until it has ended; then strangler flip{back} {} --slice {slice}",
+                self.conduct.path
+            ))
+    }
+}
+
+/// A slice that is with one side, as a move that changed nothing.
+fn there(found: &Found) -> Option<Moved> {
+    let Standing::Owned { owner, epoch } = found.standing else { return None };
+    let (slice, timeline) = (found.slice.clone(), Timeline::default());
+    Some(Moved { slice, owner, epoch, changed: false, timeline })
+}
+
+fn is_of(members: &[Member], moved: &Moved) -> bool {
+    members.iter().any(|member| member.mapping.slice == moved.slice)
+}
+
+fn left_out(moved: &Moved) -> Problem {
+    Problem::note("already-moved", format!("slice {}", moved.slice))
+        .fact(format!("the {} has had authority since epoch {}", moved.owner, moved.epoch))
+        .consequence("it is left out, and only the others move")
+}

@@ -1,0 +1,62 @@
+//! Moves of authority that have begun, in the service's journal: who began one, and why without evidence. Whoever finishes it
+//! may be another process, and the ledger is to say the reason even so.
+
+use serde::{Deserialize, Serialize};
+use tokio_postgres::Client;
+
+use super::JournalError;
+use super::ledger::Author;
+
+/// `journal.action` of these entries.
+const ACTION: &str = "flip-begun";
+
+/// What is noted before a gate closes.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Begun {
+    /// `flip` or `flip-back`.
+    pub action: String,
+    /// The epoch that the move ends with.
+    pub epoch: i64,
+    /// Who.
+    pub operator: String,
+    /// Where.
+    pub host: String,
+    /// `--accept-no-evidence`.
+    pub remark: Option<String>,
+}
+
+impl Begun {
+    /// What is noted of a move that this author begins.
+    #[must_use]
+    pub fn by(author: &Author, action: &str, epoch: i64, remark: Option<&str>) -> Self {
+        Self {
+            action: action.to_owned(),
+            epoch,
+            operator: author.operator.clone(),
+            host: author.host.clone(),
+            remark: remark.map(str::to_owned),
+        }
+    }
+}
+
+/// Notes that a move begins.
+///
+/// # Errors
+/// [`JournalError::Database`].
+pub async fn begin(client: &Client, slice: &str, begun: &Begun) -> Result<(), JournalError> {
+    let detail = serde_json::to_value(begun).unwrap_or_default();
+    super::record(client, Some(slice), ACTION, &detail).await
+}
+
+/// What was noted last of the move that ends with this epoch.
+///
+/// # Errors
+/// [`JournalError::Database`].
+pub async fn begun(client: &Client, slice: &str, epoch: i64) -> Result<Option<Begun>, JournalError> {
+    let sql = "SELECT detail::text FROM strangler.journal WHERE slice = $1 AND action = $2 \
+               AND detail->>'epoch' = $3::int8::text ORDER BY id DESC LIMIT 1";
+    let row = client.query_opt(sql, &[&slice, &ACTION, &epoch]).await;
+    let row = row.map_err(JournalError::database("reading who began a move"))?;
+    // An entry of another form says nothing to us.
+    Ok(row.and_then(|row| serde_json::from_str(row.get(0)).ok()))
+}
