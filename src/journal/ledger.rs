@@ -268,7 +268,7 @@ pub struct Latest<'a> {
 /// [`JournalError`].
 pub async fn latest(client: &Client, wanted: Latest<'_>) -> Result<Vec<Entry>, JournalError> {
     let sql = format!(
-        "SELECT {COLUMNS} FROM strangler.ledger WHERE ($1::text[] = '{{}}' OR slice = ANY ($1)) \
+        "SELECT {COLUMNS} FROM strangler.ledger WHERE (cardinality($1::text[]) = 0 OR slice = ANY ($1)) \
          AND ($2::text IS NULL OR kind = $2) ORDER BY id DESC LIMIT $3"
     );
     let parameters: [&(dyn ToSql + Sync); 3] = [&wanted.slices, &wanted.kind, &wanted.number];

@@ -111,7 +111,7 @@ pub fn judge(facts: &SliceFacts, commands: &Commands) -> SliceStatus {
         next: None,
     };
     let moving = Moving::of(monolith.and_then(|m| m.gate.as_ref()), service.and_then(|s| s.gate.as_ref()));
-    status.alarms.extend(moving.map(Moving::alarm));
+    status.alarms.extend(moving.map(|moving| moving.alarm(&facts.slice, commands)));
     status.alarms.extend(alarms(&status, service, slot));
     status.alarms.extend(back::alarms(&status));
     status.next = next(&status, (moving, service), commands);

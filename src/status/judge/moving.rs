@@ -29,16 +29,18 @@ impl Moving {
         }
     }
 
-    pub(super) fn alarm(self) -> String {
+    pub(super) fn alarm(self, slice: &str, commands: &Commands) -> String {
         let (what, abort) = match self {
             Self::There => ("a flip to the service was begun and has not ended", true),
             Self::Back => ("a flip back to the monolith was begun and has not ended", true),
             Self::Aborted => ("a flip was aborted, and the side that had authority is not open again", false),
         };
-        let abort = if abort { "; the flip with --abort in its place takes it back" } else { "" };
+        let abort = abort.then(|| format!("; {} takes it back", commands.of("flip", slice, " --abort")));
         format!(
             "nobody has authority: {what}, so every writer gets SQLSTATE 25006. A running mirror ends it within seconds, and \
-             so does the next command{abort}"
+             so does {}{}",
+            self.next(slice, commands),
+            abort.unwrap_or_default()
         )
     }
 

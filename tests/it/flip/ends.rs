@@ -96,7 +96,7 @@ async fn hooks_and_the_operator_are_told_where_authority_is() {
     assert_eq!(heard.take().last(), Some(&told("after", "to_service", "unfinished", 2)));
     split.pair.service.start().unwrap();
     let status = split.run("status", &[]);
-    assert!(status.stdout.contains("both gates are closed"), "{}", status.page());
+    assert!(status.stdout.contains("nobody has authority: a flip to the service"), "{}", status.page());
     assert!(status.stdout.contains("strangler flip plan.yaml --slice one --abort"), "{}", status.page());
 
     let aborted = split.run("flip", &["--abort"]);
