@@ -43,6 +43,9 @@ pub struct ArmedStatus {
     /// The monolith's gate is closed, so that whatever passes it is lost.
     #[serde(skip)]
     pub closed: bool,
+    /// What of it is an alarm: everything that is missing after `arm` once finished; else triggers that a closed side lacks.
+    #[serde(skip)]
+    pub holes: Vec<String>,
 }
 
 /// Whether a slice is armed, in a word.
@@ -112,6 +115,11 @@ pub fn judge(facts: &ArmingFacts, closed: bool, service: Option<&ServiceFacts>) 
             lacks.push("arm has begun and not finished".to_owned());
         }
     }
+    let holes = match (facts.armed.recorded, closed) {
+        (true, _) => lacks.clone(),
+        (false, true) => facts.guard.lacks(),
+        (false, false) => Vec::new(),
+    };
     let state = match (begun, lacks.is_empty()) {
         (false, _) => ArmedState::NotArmed,
         (true, true) => ArmedState::Armed,
@@ -125,6 +133,7 @@ pub fn judge(facts: &ArmingFacts, closed: bool, service: Option<&ServiceFacts>) 
         finished: facts.armed.recorded,
         disarming: facts.armed.disarming,
         closed,
+        holes,
     }
 }
 

@@ -429,7 +429,7 @@ fn alarms(status: &SliceStatus, service: Option<&ServiceFacts>, slot: SlotFacts<
     alarms.extend(status.wal.as_ref().and_then(wal_alarm));
     if let Some(armed) = holes(status) {
         let why = if armed.closed { "the monolith is closed" } else { "the slice is armed" };
-        alarms.extend(armed.lacks.iter().map(|lack| format!("{why}, and {lack}")));
+        alarms.extend(armed.holes.iter().map(|lack| format!("{why}, and {lack}")));
     }
     if let Some(service) = service.filter(|service| service.gate.as_ref().is_some_and(Gate::is_closed)) {
         alarms.extend(service.unguarded.iter().map(|lack| format!("the service is closed, and {lack}")));
@@ -439,7 +439,7 @@ fn alarms(status: &SliceStatus, service: Option<&ServiceFacts>, slot: SlotFacts<
 
 /// What was whole once and is not any more.
 fn holes(status: &SliceStatus) -> Option<&ArmedStatus> {
-    status.armed.as_ref().filter(|armed| (armed.finished || armed.closed) && !armed.lacks.is_empty())
+    status.armed.as_ref().filter(|armed| !armed.holes.is_empty())
 }
 
 fn why_it_stopped(status: &SliceStatus) -> Option<String> {

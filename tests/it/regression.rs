@@ -172,16 +172,23 @@ async fn a_service_that_is_read_only_for_a_while_is_waited_for() {
     split.provision();
     let mirror = split.mirror(None);
     mirror.caught_up(&monolith, &service).await;
-    let sql = "ALTER DATABASE service SET default_transaction_read_only = on;
-        SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = 'strangler mirror one'";
-    service.batch_execute(sql).await.unwrap();
+    // As a host of databases does when a disk runs full.
+    for sql in [
+        "ALTER SYSTEM SET default_transaction_read_only = on",
+        "SELECT pg_reload_conf()",
+        "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = 'strangler mirror one'",
+    ] {
+        service.batch_execute(sql).await.unwrap();
+    }
     monolith.batch_execute("INSERT INTO t VALUES (1)").await.unwrap();
     until("the mirror says what it waits for", SOON, async || {
         assert!(mirror.exited().is_none(), "the mirror ended:\n{}", mirror.log());
         mirror.log().contains("read-only").then_some(())
     })
     .await;
-    service.batch_execute("ALTER DATABASE service RESET default_transaction_read_only").await.unwrap();
+    for sql in ["ALTER SYSTEM RESET default_transaction_read_only", "SELECT pg_reload_conf()"] {
+        service.batch_execute(sql).await.unwrap();
+    }
     mirror.caught_up(&monolith, &service).await;
     assert_equal(&monolith, "TABLE t", &service, "TABLE t").await;
 }

@@ -19,8 +19,6 @@ pub(in crate::postgres) const STARTUP_SETTINGS: &[(&str, &str)] = &[
     ("search_path", "pg_catalog"),
     // Who a link logs in as is who it works as: rights are checked, granted and named for that role.
     ("role", "none"),
-    // It is made to keep an application from writing by accident. What writes here means to.
-    ("default_transaction_read_only", "off"),
 ];
 
 /// What only a replication connection needs: it waits for its stream's start in between commands, and a new slot waits
@@ -48,6 +46,13 @@ const SQL_SETTINGS: &[(&str, &str)] = &[
     // Questions to catalogs are estimated as costly and take a millisecond; compiling one takes thirty.
     ("jit", "off"),
 ];
+
+/// `default_transaction_read_only` of a database or a role is made to keep an application from writing by accident; what writes
+/// here means to. That of the whole server is how services that host databases keep a disk from running full, so that one is
+/// waited out.
+const MAY_WRITE: &str = "SELECT pg_catalog.set_config(name, 'off', false) FROM pg_catalog.pg_settings \
+     WHERE pg_catalog.current_setting('default_transaction_read_only') = 'on' \
+       AND name = 'default_transaction_read_only' AND source IN ('database', 'user', 'database user'); ";
 
 const ABOUT_ME: &str = "SELECT session_user,
     (SELECT rolsuper FROM pg_catalog.pg_roles WHERE rolname = session_user),
@@ -88,6 +93,7 @@ fn statements(server_major: u32) -> String {
         "DateStyle" | "search_path" => format!("SET {name} = {value}; "),
         _ => format!("SET {name} = '{value}'; "),
     })
+    .chain(std::iter::once(MAY_WRITE.to_owned()))
     .collect()
 }
 

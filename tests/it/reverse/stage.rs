@@ -218,9 +218,13 @@ impl Stage {
 
     /// A stray write on the fenced monolith: by somebody who may take triggers away.
     pub async fn write_stray(&self, table: &str, sql: &str) {
+        // A partitioned table has a second one, for TRUNCATE.
+        let always = "DO $$ DECLARE t record; BEGIN \
+            FOR t IN SELECT tgrelid::regclass AS of, tgname FROM pg_trigger WHERE tgname LIKE 'aa_strangler_gate%' LOOP \
+                EXECUTE format('ALTER TABLE %s ENABLE ALWAYS TRIGGER %I', t.of, t.tgname); \
+            END LOOP; END $$";
         self.on_monolith(&format!(
-            "BEGIN; ALTER TABLE {table} DISABLE TRIGGER USER; {sql}; ALTER TABLE {table} ENABLE TRIGGER USER; \
-             ALTER TABLE {table} ENABLE ALWAYS TRIGGER aa_strangler_gate; COMMIT"
+            "BEGIN; ALTER TABLE {table} DISABLE TRIGGER USER; {sql}; ALTER TABLE {table} ENABLE TRIGGER USER; {always}; COMMIT"
         ))
         .await;
     }
