@@ -68,7 +68,7 @@ async fn two_operators_who_start_together_do_no_harm_and_get_one_flip() {
     let (split, monolith, service, _mirror) = armed().await;
     let bank = Bank::open(&split, 6);
     bank.advances(Side::Monolith, 20).await;
-    for number in 0..if soak() { 40 } else { 6 } {
+    for number in 0..if soak() { 40 } else { 4 } {
         let arguments = [back(to(number)), &UNPROVEN].concat();
         until_blocking("one of two flips is made", LONG, || {
             let both = [split.start("flip", &arguments), split.start("flip", &arguments)];

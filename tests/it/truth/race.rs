@@ -52,7 +52,7 @@ async fn ten_keys_that_are_hammered_are_never_a_finding() {
     let writers = Writers::start(&split.pair.monolith_url(), hammer).await;
     let began = Instant::now();
     let (mut clean, mut reasons) = (0, Vec::new());
-    while began.elapsed() < Duration::from_secs(if soak() { 60 } else { 20 }) {
+    while began.elapsed() < Duration::from_secs(if soak() { 60 } else { 12 }) {
         let before = writers.done();
         let arguments: &[&str] = if clean % 2 == 0 { &["--strict"] } else { &[] };
         let run = Run::of(&split, arguments);

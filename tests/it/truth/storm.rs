@@ -39,7 +39,7 @@ async fn no_run_finds_what_is_not_there_while_mirrors_and_the_service_die() {
     let writers = Writers::start(&split.pair.monolith_url(), write).await;
     let mut random = fastrand::Rng::new();
     let (mut exits, mut unreachable) = (std::collections::BTreeMap::new(), Vec::new());
-    for round in 0..if soak() { 60 } else { 12 } {
+    for round in 0..if soak() { 60 } else { 8 } {
         let before = writers.done();
         let background = split.start("reconcile", &["--format", "json", "--strict"]);
         tokio::time::sleep(Duration::from_millis(random.u64(50..1_200))).await;
