@@ -1,4 +1,4 @@
-//! A whole flip: who is told that somebody is at work, what speaks against it, and what it needs. [`super::run`] does it.
+//! A whole flip: who is told that somebody is at work, what speaks against it, and what it needs. The private module `run` does it.
 //!
 //! Who calls it: `strangler flip`.
 
