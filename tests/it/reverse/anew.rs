@@ -56,6 +56,8 @@ async fn a_slice_that_is_disarmed_and_armed_by_its_verbs_has_a_way_back_that_car
 #[tokio::test(flavor = "multi_thread")]
 async fn a_table_that_left_the_services_publication_is_an_alarm_whose_command_makes_the_way_back_anew() {
     let (stage, mirror) = armed_by_its_verb().await;
+    // What the publication is like is known once the way back runs.
+    stage.watched(Way::Reverse).await;
     stage.on_service(&format!("{LEFT}; {CAME_BACK}")).await;
     let slice = stands_still(&stage).await;
     let told = slice["alarms"].to_string();
