@@ -1,8 +1,10 @@
 //! A way back that can't go on is made anew by `arm`, whoever has the authority, and nothing of the old one holds it up.
 
+use std::time::Instant;
+
 use super::stage::{self, Stage, Way, holds};
 use crate::support::split::{Mirror, Split};
-use crate::support::wait::{SOON, until};
+use crate::support::wait::{LONG, SOON, until};
 
 /// Everything live, armed by its verb, under a mirror that runs both streams.
 async fn armed_by_its_verb() -> (Stage, Mirror) {
@@ -12,8 +14,22 @@ async fn armed_by_its_verb() -> (Stage, Mirror) {
     let mirror = stage.split.mirror(None);
     mirror.caught_up(&stage.monolith, &stage.service).await;
     succeed(&stage, "arm", &[]);
-    stage.watched(Way::Reverse).await;
+    taken_up(&stage, &mirror).await;
     (stage, mirror)
+}
+
+/// Waits until the mirror runs the way back that `arm` has just made. Its position says nothing: a new slot begins where an
+/// idle log ends.
+async fn taken_up(stage: &Stage, mirror: &Mirror) {
+    let runs = "SELECT coalesce(bool_and(stopped_at IS NULL), false) FROM strangler.mirror_process WHERE dir = 'reverse'";
+    let noted = "SELECT coalesce(bool_and(published_as IS NOT NULL), false) FROM strangler.mirror_table";
+    let begun = Instant::now();
+    until("the mirror takes up the way back", LONG, async || {
+        assert!(begun.elapsed() < SOON, "the way back is not taken up: {}", mirror.log());
+        let there = holds(&stage.monolith, runs).await && holds(&stage.monolith, noted).await;
+        there.then_some(())
+    })
+    .await;
 }
 
 fn succeed(stage: &Stage, verb: &str, arguments: &[&str]) -> String {
@@ -45,6 +61,7 @@ async fn a_slice_that_is_disarmed_and_armed_by_its_verbs_has_a_way_back_that_car
         assert_eq!(stage.count(&stage.monolith, &left).await, 0, "disarm forgets {table}");
     }
     succeed(&stage, "arm", &[]);
+    taken_up(&stage, &mirror).await;
     stage.watched(Way::Reverse).await;
     stage.flip(2).await;
     stage.on_service("UPDATE pairs SET v = -v WHERE a = 2").await;
@@ -56,8 +73,6 @@ async fn a_slice_that_is_disarmed_and_armed_by_its_verbs_has_a_way_back_that_car
 #[tokio::test(flavor = "multi_thread")]
 async fn a_table_that_left_the_services_publication_is_an_alarm_whose_command_makes_the_way_back_anew() {
     let (stage, mirror) = armed_by_its_verb().await;
-    // What the publication is like is known once the way back runs.
-    stage.watched(Way::Reverse).await;
     stage.on_service(&format!("{LEFT}; {CAME_BACK}")).await;
     let slice = stands_still(&stage).await;
     let told = slice["alarms"].to_string();
@@ -66,6 +81,7 @@ async fn a_table_that_left_the_services_publication_is_an_alarm_whose_command_ma
     assert!(next.starts_with("strangler arm plan.yaml --slice one"), "{next}");
     let said = succeed(&stage, "arm", &["--slice", "one"]);
     assert!(said.contains("pairs left its publication and came back"), "{said}");
+    taken_up(&stage, &mirror).await;
     stage.watched(Way::Reverse).await;
     let again = succeed(&stage, "arm", &[]);
     assert!(again.contains("nothing was missing"), "{again}");
@@ -91,6 +107,7 @@ async fn while_the_service_has_the_authority_a_way_back_is_made_anew_and_a_compa
     assert!(next.starts_with("strangler arm plan.yaml --slice one"), "{next}");
     let said = succeed(&stage, "arm", &["--slice", "one"]);
     assert!(said.contains("meanwhile did not come back"), "{said}");
+    taken_up(&stage, &mirror).await;
     stage.on_service("UPDATE pairs SET v = -v WHERE a = 3").await;
     stage.arrived(Way::Reverse).await;
     let repaired = stage.split.run("reconcile", &["--repair"]);
@@ -101,6 +118,7 @@ async fn while_the_service_has_the_authority_a_way_back_is_made_anew_and_a_compa
     let slice = stands_still(&stage).await;
     assert!(slice["next"].as_str().unwrap().starts_with("strangler arm plan.yaml"), "{slice:#}");
     succeed(&stage, "arm", &["--slice", "one"]);
+    taken_up(&stage, &mirror).await;
     stage.arrived(Way::Reverse).await;
     let repaired = stage.split.run("reconcile", &["--repair"]);
     assert_eq!(repaired.exit, Some(0), "{}", repaired.page());
