@@ -116,9 +116,10 @@ async fn run_back(
                 refused = None;
                 tokio::time::sleep(ARMED_EVERY).await;
             }
-            // `arm` may make it anew.
-            Err(error @ MirrorError::Refused { .. }) => refused = Some((slot, error)),
-            ended => return Some(ended),
+            ended @ (Ok(()) | Err(MirrorError::Fenced { .. })) => return Some(ended),
+            // `arm` may make it anew. It may also have been taken away in the moment of its start, in whatever words the
+            // server says that.
+            Err(error) => refused = Some((slot, error)),
         }
     }
 }

@@ -3,6 +3,7 @@
 use std::time::Instant;
 
 use super::stage::{self, Stage, Way, holds};
+use crate::support::soak;
 use crate::support::split::{Mirror, Split};
 use crate::support::wait::{LONG, SOON, until};
 
@@ -127,5 +128,18 @@ async fn while_the_service_has_the_authority_a_way_back_is_made_anew_and_a_compa
     stage.on_monolith("UPDATE pairs SET v = -v WHERE a = 5").await;
     stage.arrived(Way::Forward).await;
     stage.assert_equal().await;
+    mirror.stop();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_way_back_that_is_taken_away_in_the_moment_of_its_start_is_taken_up_when_it_is_there_again() {
+    let (stage, mirror) = armed_by_its_verb().await;
+    for _ in 0..if soak() { 40 } else { 4 } {
+        succeed(&stage, "disarm", &[]);
+        succeed(&stage, "arm", &[]);
+        succeed(&stage, "disarm", &[]);
+        succeed(&stage, "arm", &[]);
+        taken_up(&stage, &mirror).await;
+    }
     mirror.stop();
 }
