@@ -16,7 +16,7 @@ use crate::dualwrite::flip::conduct::{self, Conduct, ConductError, Told};
 use crate::dualwrite::flip::moves::{self, Member, MoveError, Moved, Order};
 use crate::dualwrite::flip::rehearse::{self, Rehearsal, Sample};
 use crate::dualwrite::flip::timeline::Entry;
-use crate::dualwrite::flip::{FlipError, Left, Limits};
+use crate::dualwrite::flip::{FlipError, KeptLinks, Left, Limits};
 use crate::dualwrite::hooks::Report;
 use crate::dualwrite::readiness;
 use crate::dualwrite::together;
@@ -198,9 +198,11 @@ pub(super) fn members(opened: &Opened, mappings: &Mappings) -> Vec<Member> {
         Some(Member {
             limits: Limits::of(policy),
             mapping: Arc::new(mapping.clone()),
-            monolith: opened.monolith.admin.clone(),
+            links: KeptLinks::new(
+                opened.monolith.admin.clone(),
+                opened.services.get(&mapping.service)?.admin.clone(),
+            ),
             monolith_apply: opened.monolith.apply.clone(),
-            service: opened.services.get(&mapping.service)?.admin.clone(),
         })
     };
     opened.slices.iter().filter_map(member).collect()

@@ -27,7 +27,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 pub use course::Left;
-pub use links::Links;
+pub use links::{KeptLinks, Links};
 use timeline::Timeline;
 
 use crate::authority::stored::UnknownWord;

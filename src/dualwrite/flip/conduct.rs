@@ -11,7 +11,7 @@ use super::course::Left;
 use super::moves::{Member, MoveError, Moved, Order};
 use super::run::Command;
 use super::standings::standing;
-use super::{FlipError, Links, course, standings};
+use super::{FlipError, course, standings};
 use crate::authority::{Intent, Side, Standing};
 use crate::cdc::mirror::chain_of;
 use crate::cdc::way;
@@ -159,15 +159,16 @@ impl Conduct<'_> {
         for member in members {
             let slice = &member.mapping.slice;
             let of = |source| MoveError { slice: slice.clone(), source };
-            let mut links = Links::new(member.monolith.clone(), member.service.clone());
+            let mut links = member.links.take();
             let monolith = links.looking(Side::Monolith).await.map_err(of)?;
             // Somebody else at work is one of the things that speak against a flip; see `readiness`.
-            if let Err(error) = begin(monolith, slice, who).await {
-                tracing::warn!(
+            match begin(monolith, slice, who).await {
+                Ok(()) => member.links.keep(links).await,
+                Err(error) => tracing::warn!(
                     slice,
                     error = chain_of(&error),
                     "it could not be written down who is at work"
-                );
+                ),
             }
         }
         Ok(())
@@ -188,15 +189,22 @@ impl Conduct<'_> {
     async fn with_row(&self, members: &[Member], who: &Operator, alive: bool) {
         for member in members {
             let slice = &member.mapping.slice;
-            let mut links = Links::new(member.monolith.clone(), member.service.clone());
+            let mut links = member.links.take();
             let Ok(monolith) = links.looking(Side::Monolith).await else { continue };
             let written = if alive {
                 operators::beat(monolith, slice, who).await.map(drop)
             } else {
                 operators::end(monolith, slice, who).await
             };
-            if let Err(error) = written {
-                tracing::debug!(slice, error = chain_of(&error), "an operator's row could not be written");
+            match written {
+                Ok(()) => member.links.keep(links).await,
+                Err(error) => {
+                    tracing::debug!(
+                        slice,
+                        error = chain_of(&error),
+                        "an operator's row could not be written"
+                    );
+                }
             }
         }
     }
@@ -238,7 +246,7 @@ async fn judge(
     asked: &Asked<'_>,
     who: &Operator,
 ) -> Result<readiness::Judgement, FlipError> {
-    let mut links = Links::new(member.monolith.clone(), member.service.clone());
+    let mut links = member.links.take();
     let before = standing(&mut links, asked.slice).await?;
     let (_, monolith, service) = links.three(Side::Monolith).await?;
     let sessions = Sessions { monolith, service };
@@ -250,6 +258,7 @@ async fn judge(
     let judged = readiness::judge(&facts, asked);
     // Facts of which some are from before a move and some from after it say nothing, and name the wrong cure.
     let after = standing(&mut links, asked.slice).await?;
+    member.links.keep(links).await;
     Ok(if judged.is_go() || before == after { judged } else { readiness::moved_meanwhile(after, asked) })
 }
 

@@ -1,4 +1,7 @@
-//! The sessions of a driver: on each side one that changes and one that looks.
+//! The sessions of a driver: on each side one that changes and one that looks. Each step of a command works with those that the
+//! step before it has left.
+
+use std::sync::{Arc, Mutex, PoisonError};
 
 use tokio_postgres::Client;
 
@@ -124,6 +127,56 @@ impl Links {
     /// Lets go of a session whose state is not known any more.
     pub fn drop_acting(&mut self, side: Side) {
         self.way(side).acting = None;
+    }
+}
+
+/// The ways to both sides of a slice, with the sessions that nobody is using. Clones share them.
+#[derive(Debug, Clone)]
+pub struct KeptLinks {
+    monolith: Server,
+    service: Server,
+    idle: Arc<Mutex<Vec<Links>>>,
+}
+
+impl KeptLinks {
+    /// `monolith` and `service` are the administrators' links: they own gates and sequences.
+    #[must_use]
+    pub fn new(monolith: Server, service: Server) -> Self {
+        Self { monolith, service, idle: Arc::default() }
+    }
+
+    /// The administrator's link to a side.
+    #[must_use]
+    pub fn server(&self, side: Side) -> &Server {
+        match side {
+            Side::Monolith => &self.monolith,
+            Side::Service => &self.service,
+        }
+    }
+
+    /// Sessions for one user; whoever does not [`keep`](Self::keep) them closes them, as is right after an error.
+    #[must_use]
+    pub fn take(&self) -> Links {
+        let kept = self.idle.lock().unwrap_or_else(PoisonError::into_inner).pop();
+        kept.unwrap_or_else(|| Links::new(self.monolith.clone(), self.service.clone()))
+    }
+
+    /// Keeps sessions for the next user, outside any transaction.
+    pub async fn keep(&self, mut links: Links) {
+        for way in [&mut links.monolith, &mut links.service] {
+            if std::mem::take(&mut way.used)
+                && let Some(acting) = &way.acting
+                && acting.batch_execute("ROLLBACK").await.is_err()
+            {
+                way.acting = None;
+            }
+        }
+        self.idle.lock().unwrap_or_else(PoisonError::into_inner).push(links);
+    }
+
+    /// Closes the sessions that nobody is using.
+    pub fn close(&self) {
+        self.idle.lock().unwrap_or_else(PoisonError::into_inner).clear();
     }
 }
 

@@ -8,7 +8,7 @@ use futures_util::future::join_all;
 
 use super::sequences::Pairs;
 use super::timeline::Timeline;
-use super::{Driver, FlipError, Limits, Links, Progress, Together, barrier, record};
+use super::{Driver, FlipError, KeptLinks, Limits, Progress, Together, barrier, record};
 use crate::authority::{Epoch, GroupId, GroupState, Intent, Side};
 use crate::cdc::mirror::chain_of;
 use crate::journal::ledger::Author;
@@ -20,10 +20,8 @@ use crate::postgres::connect::Server;
 pub struct Member {
     /// Its mapping.
     pub mapping: Arc<SliceMapping>,
-    /// The monolith, as its administrator.
-    pub monolith: Server,
-    /// Its service, as the administrator.
-    pub service: Server,
+    /// The monolith and its service, as their administrators.
+    pub links: KeptLinks,
     /// The monolith under the apply role, which the way back writes as.
     pub monolith_apply: Server,
     /// Those of the slice's policy.
@@ -78,7 +76,7 @@ pub async fn drivers(members: &[Member], order: &Order) -> Result<Vec<Driver>, M
     let mut drivers = Vec::new();
     for member in members {
         let of = |source| MoveError { slice: member.mapping.slice.clone(), source };
-        let mut links = Links::new(member.monolith.clone(), member.service.clone());
+        let mut links = member.links.take();
         links.open().await.map_err(of)?;
         let (_, monolith, service) = links.three(Side::Monolith).await.map_err(of)?;
         let pairs = Pairs::find(monolith, service, &member.mapping).await.map_err(of)?;
@@ -130,7 +128,8 @@ pub async fn carry_out(members: &[Member], order: &Order) -> Result<Vec<Moved>, 
     };
     let mut done = Vec::new();
     for ((member, driver), (owner, epoch)) in members.iter().zip(drivers).zip(moved) {
-        let Driver { timeline, .. } = driver;
+        let Driver { timeline, links, .. } = driver;
+        member.links.keep(links).await;
         let changed = !timeline.entries().is_empty();
         let moved = Moved { slice: member.mapping.slice.clone(), owner, epoch, changed, timeline };
         // Also where nothing was left to do: whoever moved it may have died before it wrote that down.

@@ -2,8 +2,8 @@
 
 use serde_json::json;
 
+use super::FlipError;
 use super::moves::{Member, MoveError, Moved, Order};
-use super::{FlipError, Links};
 use crate::authority::{Epoch, Intent, Side};
 use crate::cdc::mirror::chain_of;
 use crate::failpoint;
@@ -20,10 +20,12 @@ pub(super) const FIRST: Epoch = Epoch(1);
 pub(super) async fn begin(member: &Member, order: &Order, epoch: i64) -> Result<(), MoveError> {
     let slice = &member.mapping.slice;
     let of = |source| MoveError { slice: slice.clone(), source };
-    let mut links = Links::new(member.monolith.clone(), member.service.clone());
+    let mut links = member.links.take();
     let service = links.looking(Side::Service).await.map_err(of)?;
     let begun = Begun::by(&order.author, action(order.intent), epoch, order.remark.as_deref());
-    moves::begin(service, slice, &begun).await.map_err(|error| of(failed(&error)))
+    moves::begin(service, slice, &begun).await.map_err(|error| of(failed(&error)))?;
+    member.links.keep(links).await;
+    Ok(())
 }
 
 /// Names the owner on the closed side, and makes the move's one entry in the service's ledger and those in the journals. What
@@ -33,7 +35,7 @@ pub(super) async fn record(member: &Member, order: &Order, moved: &Moved) -> Res
         return Ok(());
     }
     let slice = moved.slice.as_str();
-    let mut links = Links::new(member.monolith.clone(), member.service.clone());
+    let mut links = member.links.take();
     let closed = links.looking(moved.owner.peer()).await?;
     if let Err(error) = authority::name_owner(closed, slice, moved.epoch.0, &moved.owner.to_string()).await {
         tracing::warn!(slice, error = chain_of(&error), "the closed side could not be told who the owner is");
@@ -41,6 +43,7 @@ pub(super) async fn record(member: &Member, order: &Order, moved: &Moved) -> Res
     let (service, _, _) = links.three(Side::Service).await?;
     // Asked without a lock first: mostly it is there, and nobody has to wait.
     if ledger::has_move(service, slice, moved.epoch.0).await.map_err(|error| failed(&error))? {
+        member.links.keep(links).await;
         return Ok(());
     }
     let begin = service.batch_execute("BEGIN").await;
@@ -69,6 +72,7 @@ pub(super) async fn record(member: &Member, order: &Order, moved: &Moved) -> Res
     let (service, _, monolith) = links.three(Side::Service).await?;
     journal::record(monolith, Some(slice), action, &body).await.map_err(|error| failed(&error))?;
     ledger::anchor(service, Some(monolith), &member.mapping.service).await;
+    member.links.keep(links).await;
     Ok(())
 }
 

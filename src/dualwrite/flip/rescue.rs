@@ -36,7 +36,7 @@ enum Seen {
 /// Watches one slice until `stop`; `order` is to resume what somebody began, and begins nothing.
 pub async fn watch(member: Member, order: Order, stop: CancellationToken) {
     let slice = member.mapping.slice.clone();
-    let mut links = Links::new(member.monolith.clone(), member.service.clone());
+    let mut links = member.links.take();
     let mut since: Option<(Seen, Instant)> = None;
     let mut recorded = record::FIRST;
     loop {
@@ -52,6 +52,7 @@ pub async fn watch(member: Member, order: Order, stop: CancellationToken) {
         match seen {
             Seen::Unfinished(..) if patient => {
                 finish(&member, &order).await;
+                member.links.close();
                 since = None;
             }
             // Its operator may have died before it named the owner on the closed side, or before the ledger had its entry.
@@ -62,6 +63,7 @@ pub async fn watch(member: Member, order: Order, stop: CancellationToken) {
                         tracing::debug!(slice, error = chain_of(&error), "not seen to be written down")
                     }
                 }
+                member.links.close();
                 since = None;
             }
             Seen::Unfinished(..) | Seen::Owned(_) | Seen::Doubtful | Seen::Unarmed => {}

@@ -251,7 +251,7 @@ impl Command<'_> {
         for member in members {
             let slice = &member.mapping.slice;
             let service = member.mapping.service.as_str();
-            for (name, server) in [("monolith", &member.monolith), (service, &member.service)] {
+            for (name, side) in [("monolith", Side::Monolith), (service, Side::Service)] {
                 if known.contains(&name) {
                     continue;
                 }
@@ -260,7 +260,7 @@ impl Command<'_> {
                     let source = FlipError::Failed { what, words };
                     ConductError::from(MoveError { slice: slice.clone(), source })
                 };
-                let session = server.connect(APPLICATION).await;
+                let session = member.links.server(side).connect(APPLICATION).await;
                 let session = session.map_err(|error| failed("opening a session", chain_of(&error)))?;
                 let shared = exclusion::try_share(&session).await;
                 if !shared.map_err(|error| failed("keeping the gates", sqlstate::words(&error)))? {

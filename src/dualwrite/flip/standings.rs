@@ -14,9 +14,10 @@ pub(super) async fn look(members: &[Member]) -> Result<Vec<Found>, MoveError> {
     let mut found = Vec::new();
     for member in members {
         let slice = &member.mapping.slice;
-        let mut links = Links::new(member.monolith.clone(), member.service.clone());
+        let mut links = member.links.take();
         let one = of_slice(&mut links, slice).await;
         found.push(one.map_err(|source| MoveError { slice: slice.clone(), source })?);
+        member.links.keep(links).await;
     }
     Ok(found)
 }
