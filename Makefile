@@ -8,6 +8,9 @@ SHELL := /bin/bash
 # The test runner's own output stays visible. A run in which no test ran is a failure.
 TOTAL = awk '/^test result: ok/ { passed += $$4 } END { print passed + 0, "tests passed"; exit passed == 0 }'
 
+# Tests wait for servers, time limits and each other's processes about half of their time.
+THREADS = $$((2 * $$(nproc)))
+
 help: ## Lists the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
@@ -16,14 +19,15 @@ demo: postgres ## Walks the journey on servers of its own; make demo ARGS="--kee
 
 test: postgres ## Runs every test, in under 20 minutes on 2 cores
 	@mkdir -p target
-	set -o pipefail; cargo test --features failpoints 2>&1 | tee target/test.log
+	set -o pipefail; RUST_TEST_THREADS=$${RUST_TEST_THREADS:-$(THREADS)} cargo test --features failpoints 2>&1 \
+	  | tee target/test.log
 	@$(TOTAL) target/test.log
 
 lint: ## Checks formatting, lints and documentation; dependencies too where cargo-deny is installed
 	cargo fmt --check
-	cargo clippy --all-targets --features failpoints -- -D warnings
 	cargo clippy --all-targets --features failpoints,containers -- -D warnings
-	RUSTDOCFLAGS="-D warnings" cargo doc --no-deps --document-private-items --features failpoints
+	cargo clippy --features containers -- -D warnings
+	RUSTDOCFLAGS="-D warnings" cargo doc --no-deps --document-private-items --features failpoints,containers
 	@if command -v cargo-deny >/dev/null; then cargo deny --offline check bans licenses sources; \
 	else echo "cargo-deny is not installed: dependencies were not checked against deny.toml"; fi
 

@@ -8,8 +8,10 @@ use std::future::Future;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-/// How often a condition is tried.
-const POLL: Duration = Duration::from_millis(5);
+/// The shortest and the longest pause between two tries of a condition. In between it is as long as the try took, so that
+/// waiting takes no more than half of a core from what is waited for, even where a try is a whole command.
+const PAUSE: Duration = Duration::from_millis(5);
+const PAUSE_MAX: Duration = Duration::from_millis(500);
 
 /// The limit for whatever normally happens within a second.
 pub const SOON: Duration = Duration::from_secs(60);
@@ -96,11 +98,12 @@ where
 {
     let mut patience = Patience::new(limit);
     loop {
+        let tried = Instant::now();
         if let Some(value) = condition().await {
             return value;
         }
         assert!(!patience.is_over(), "waited {limit:?} in vain: {what}");
-        tokio::time::sleep(POLL).await;
+        tokio::time::sleep(pause(tried)).await;
     }
 }
 
@@ -108,12 +111,18 @@ where
 pub fn until_blocking<T>(what: &str, limit: Duration, mut condition: impl FnMut() -> Option<T>) -> T {
     let mut patience = Patience::new(limit);
     loop {
+        let tried = Instant::now();
         if let Some(value) = condition() {
             return value;
         }
         assert!(!patience.is_over(), "waited {limit:?} in vain: {what}");
-        std::thread::sleep(POLL);
+        std::thread::sleep(pause(tried));
     }
+}
+
+/// After a try that began at this moment.
+fn pause(tried: Instant) -> Duration {
+    tried.elapsed().clamp(PAUSE, PAUSE_MAX)
 }
 
 /// What a look at something on its way to a fixed goal shows.
@@ -137,6 +146,7 @@ where
     let (mut patience, mut whole) = (Patience::new(limit), Patience::new(limit * ALL_THE_WAY));
     let mut place = String::new();
     loop {
+        let tried = Instant::now();
         match look().await {
             Look::There(value) => return value,
             Look::At(now) if now != place => {
@@ -147,7 +157,7 @@ where
         }
         assert!(!patience.is_over(), "nothing moved for {limit:?}: {what}; it stands at {place}");
         assert!(!whole.is_over(), "always on the way and never there: {what}; it is at {place}");
-        tokio::time::sleep(POLL).await;
+        tokio::time::sleep(pause(tried)).await;
     }
 }
 
