@@ -6,7 +6,8 @@ use std::time::{Duration, Instant};
 
 use tokio_util::sync::CancellationToken;
 
-use super::moves::{self, Member, Order};
+use super::moves::{self, Member, Moved, Order};
+use super::timeline::Timeline;
 use super::{FlipError, Links, record};
 use crate::authority::{
     Effect, Epoch, Event, Facts, Intent, Rows, Side, Sight, State, Step, group_to_read, step,
@@ -26,7 +27,7 @@ enum Seen {
     /// It has no way back, so authority can't move.
     Unarmed,
     /// A side has authority since this change, and nothing is left to do but to see that it is written down.
-    Owned(Epoch),
+    Owned(Side, Epoch),
     /// Something only a human can decide about.
     Doubtful,
     /// Something is left to do since these changes of both sides.
@@ -56,17 +57,23 @@ pub async fn watch(member: Member, order: Order, stop: CancellationToken) {
                 since = None;
             }
             // Its operator may have died before it named the owner on the closed side, or before the ledger had its entry.
-            Seen::Owned(epoch) if patient && recorded != epoch => {
-                match Box::pin(moves::carry_out(std::slice::from_ref(&member), &order)).await {
-                    Ok(_) => recorded = epoch,
+            Seen::Owned(owner, epoch) if patient && recorded != epoch => {
+                let (slice, timeline) = (slice.clone(), Timeline::default());
+                let moved = Moved { slice, owner, epoch, changed: false, timeline };
+                match record::record(&member, &order, &moved).await {
+                    Ok(()) => recorded = epoch,
                     Err(error) => {
-                        tracing::debug!(slice, error = chain_of(&error), "not seen to be written down")
+                        tracing::debug!(
+                            slice = moved.slice,
+                            error = chain_of(&error),
+                            "not seen to be written down"
+                        );
                     }
                 }
                 member.links.close();
                 since = None;
             }
-            Seen::Unfinished(..) | Seen::Owned(_) | Seen::Doubtful | Seen::Unarmed => {}
+            Seen::Unfinished(..) | Seen::Owned(..) | Seen::Doubtful | Seen::Unarmed => {}
         }
         let pause = if seen == Seen::Unarmed { LOOK_UNARMED } else { LOOK_ARMED };
         tokio::select! {
@@ -117,7 +124,7 @@ fn judge(monolith: Rows, service: Rows) -> Seen {
     let facts = Facts { monolith: Sight::Seen(monolith), service: Sight::Seen(service), group: None };
     match step(State::begin(Intent::Resume), Event::Observed(facts)) {
         Ok(Step { effect: Some(effect), .. }) if effect != Effect::Look => unfinished,
-        Ok(Step { state: State::Settled { epoch, .. }, .. }) => Seen::Owned(epoch),
+        Ok(Step { state: State::Settled { owner, epoch }, .. }) => Seen::Owned(owner, epoch),
         // What it doubts or refuses needs a human, whom `status` calls.
         Ok(_) | Err(_) => Seen::Doubtful,
     }
@@ -151,7 +158,10 @@ mod tests {
             Seen::Unfinished(Epoch(2), Epoch(2)),
             "writes of the service go nowhere"
         );
-        assert_eq!(judge(rows(GateState::Fenced, 2, Mode::Apply), opened), Seen::Owned(Epoch(2)));
+        assert_eq!(
+            judge(rows(GateState::Fenced, 2, Mode::Apply), opened),
+            Seen::Owned(Side::Service, Epoch(2))
+        );
     }
 
     #[test]
