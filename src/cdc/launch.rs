@@ -133,6 +133,9 @@ async fn prepare(
         // authority has come home.
         memory.retry.clear();
     }
+    if claim.direction == Direction::Reverse && claim.mode == Mode::Apply {
+        meanings::check((&links.target, &links.source), &config.mapping, Direction::Reverse).await?;
+    }
     if claim.direction == Direction::Forward && claim.mode == Mode::Apply {
         copy_anew(config, (&links, &publication), &claim, memory).await?;
     }
@@ -181,7 +184,7 @@ async fn copy_anew(
     memory: &mut Memory,
 ) -> Result<(), MirrorError> {
     // Before anything is emptied: a new copy of values that are read otherwise would be as wrong as the old one.
-    meanings::check(&links.source, &links.target, &config.mapping).await?;
+    meanings::check((&links.source, &links.target), &config.mapping, Direction::Forward).await?;
     let labels: Vec<(String, String)> =
         config.mapping.tables.iter().map(|table| (table.source.to_string(), table.target.sql())).collect();
     if !config.options.hooks.mutant(Mutant::PartsKept) {

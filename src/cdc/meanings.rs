@@ -5,6 +5,8 @@ use std::collections::BTreeMap;
 use tokio_postgres::Client;
 
 use super::error::{MirrorError, Refusal};
+use super::publication::compare;
+use crate::journal::streams::Direction;
 use crate::mapping::adopted::Misfit;
 use crate::mapping::type_tree::{TypeTree, apart};
 use crate::mapping::{ColumnMapping, SliceMapping, TableMapping};
@@ -13,39 +15,44 @@ use crate::postgres::type_trees::{self, Trees};
 /// A fact names so many columns; a wide table may have hundreds of one type.
 const COLUMNS_SHOWN: usize = 8;
 
-/// Why the mirror must not write values of the slice's columns into the types that the service has, if it must not.
+/// Why a mirror in this direction must not write values of the slice's columns into the types that its target has, if it must
+/// not.
 ///
 /// # Errors
 /// [`MirrorError`].
 pub async fn find_fault(
-    source: &Client,
-    target: &Client,
+    (monolith, service): (&Client, &Client),
     mapping: &SliceMapping,
+    direction: Direction,
 ) -> Result<Option<Refusal>, MirrorError> {
     let reading = || MirrorError::sql("reading what the columns' types are made of");
-    let monolith = type_trees::read(source, mapping.tables.iter().map(|table| &table.source));
-    let monolith = monolith.await.map_err(reading())?;
-    if monolith.is_empty() {
+    let there = type_trees::read(monolith, mapping.tables.iter().map(|table| &table.source));
+    let there = there.await.map_err(reading())?;
+    if there.is_empty() {
         return Ok(None);
     }
-    let service = type_trees::read(target, mapping.tables.iter().map(|table| &table.target));
-    Ok(judge(mapping, &monolith, &service.await.map_err(reading())?))
+    let here = type_trees::read(service, mapping.tables.iter().map(|table| &table.target));
+    Ok(judge(mapping, (&there, &here.await.map_err(reading())?), direction))
 }
 
 /// The same as a refusal to start.
 ///
 /// # Errors
 /// [`MirrorError::Refused`] among others.
-pub async fn check(source: &Client, target: &Client, mapping: &SliceMapping) -> Result<(), MirrorError> {
-    find_fault(source, target, mapping).await?.map_or(Ok(()), |refusal| Err(refusal.into()))
+pub async fn check(
+    sides: (&Client, &Client),
+    mapping: &SliceMapping,
+    direction: Direction,
+) -> Result<(), MirrorError> {
+    find_fault(sides, mapping, direction).await?.map_or(Ok(()), |refusal| Err(refusal.into()))
 }
 
-fn judge(mapping: &SliceMapping, monolith: &Trees, service: &Trees) -> Option<Refusal> {
+fn judge(mapping: &SliceMapping, sides: (&Trees, &Trees), direction: Direction) -> Option<Refusal> {
     // Many columns are often of one type, and one fact and statement are about all of them.
     let mut facts: BTreeMap<String, Vec<String>> = BTreeMap::new();
     let (mut statements, mut retries) = (Vec::new(), String::new());
     for table in &mapping.tables {
-        let misfits = table.columns.iter().filter_map(|c| Some((c, of_column(table, c, monolith, service)?)));
+        let misfits = table.columns.iter().filter_map(|c| Some((c, of_column(table, c, sides, direction)?)));
         let mut fits = true;
         for (column, misfit) in misfits {
             fits = false;
@@ -63,13 +70,19 @@ fn judge(mapping: &SliceMapping, monolith: &Trees, service: &Trees) -> Option<Re
     }
     let what: Vec<String> =
         facts.iter().map(|(fact, columns)| format!("{}: {fact}", some_of(columns))).collect();
+    let (statements, slice) = (statements.join(" "), &mapping.slice);
+    let statements = statements.trim_end_matches(';');
     Some(Refusal {
         what: what.join("; "),
-        next: format!(
-            "{}; then strangler mirror PLAN --slice {}{retries}, which copies what is named again",
-            statements.join(" ").trim_end_matches(';'),
-            mapping.slice
-        ),
+        next: match direction {
+            Direction::Forward => format!(
+                "{statements}; then strangler mirror PLAN --slice {slice}{retries}, which copies what is named again"
+            ),
+            Direction::Reverse => format!(
+                "{statements}; then stop the mirror and start it again with strangler mirror PLAN; then {}",
+                compare(slice)
+            ),
+        },
     })
 }
 
@@ -81,21 +94,23 @@ fn some_of(columns: &[String]) -> String {
     }
 }
 
+/// The side that is written into is brought in line, but for a label that the plan's filter names: it can't be changed once the
+/// mirror has begun.
 fn of_column(
     table: &TableMapping,
     column: &ColumnMapping,
-    monolith: &Trees,
-    service: &Trees,
+    (monolith, service): (&Trees, &Trees),
+    direction: Direction,
 ) -> Option<Misfit> {
     let there = monolith.get(&(table.source.clone(), column.source.clone()))?;
     let here = service.get(&(table.target.clone(), column.target.clone()))?;
     let misfit = apart(there, here)?;
-    let filtered = table.filter.iter().any(|term| table.columns.get(term.column) == Some(column));
-    // The plan's filter names the label, and a filter can't be changed once the mirror has begun.
-    let back = filtered.then(|| apart(here, there)).flatten();
-    let (place, next) = match (back, there) {
-        (Some(back), TypeTree::Enum { .. }) => ("on the monolith", back.next),
-        _ => ("in the service", misfit.next),
+    let filtered = matches!(there, TypeTree::Enum { .. })
+        && table.filter.iter().any(|term| table.columns.get(term.column) == Some(column));
+    let on_the_monolith = filtered == (direction == Direction::Forward);
+    let (place, next) = match on_the_monolith.then(|| apart(here, there)).flatten() {
+        Some(back) => ("on the monolith", back.next),
+        None => ("in the service", misfit.next),
     };
     Some(Misfit { fact: misfit.fact, next: format!("run {place}: {next}") })
 }

@@ -175,7 +175,7 @@ pub(super) fn is_canary(name: &TableName) -> bool {
 }
 
 /// What brings the monolith back to what the service has.
-fn compare(slice: &str) -> String {
+pub(super) fn compare(slice: &str) -> String {
     format!("strangler reconcile PLAN --slice {slice} --repair, which finds what is missing and brings it")
 }
 

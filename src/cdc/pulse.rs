@@ -298,7 +298,13 @@ impl Pulse {
             let looked = lookout.look(site, || self.vitals.truncates()).await;
             self.vitals.await_position(lookout.awaits());
             seen.lookout = Some(lookout);
-            return looked.map(|()| None);
+            looked?;
+            return match (self.direction, self.mode) {
+                (Direction::Reverse, Mode::Apply) => {
+                    meanings::find_fault((target, source), &self.mapping, self.direction).await
+                }
+                _ => Ok(None),
+            };
         }
         let mut watch = match seen.watch.take() {
             Some(watch) => watch,
@@ -307,7 +313,7 @@ impl Pulse {
         let fault = watch.look(site).await?;
         self.vitals.await_position(watch.awaits());
         seen.watch = Some(watch);
-        let apart = meanings::find_fault(source, target, &self.mapping).await?;
+        let apart = meanings::find_fault((source, target), &self.mapping, self.direction).await?;
         Ok(match (fault, apart) {
             // Copying again alone would bring the same values into the same types.
             (Some(fault), Some(apart)) => {

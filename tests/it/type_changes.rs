@@ -1,8 +1,10 @@
 //! Types of the user's that change under a running mirror: no value is put together otherwise on the other side, and no
 //! verdict calls such sides equal.
 
+use strangler::dualwrite::gate::Hinge;
 use tokio_postgres::Client;
 
+use crate::reverse::stage::{Stage, Way};
 use crate::support::split::{Mirror, Split};
 use crate::support::tables::{Side, assert_same};
 use crate::support::wait::{SOON, until};
@@ -141,4 +143,50 @@ async fn a_label_that_gets_another_name_is_noticed_through_every_type_over_its_e
     }
     let proven = split.run("reconcile", &[]);
     assert_eq!(proven.exit, Some(0), "{}", proven.page());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_type_of_the_service_that_changes_after_a_flip_stops_the_way_back_and_what_it_says_cures_the_monolith()
+ {
+    let setup = format!("CREATE ROLE strangler_apply LOGIN; {PEOPLE}");
+    let split = Split::launch("{ people: {} }", &setup).await;
+    let stage = Stage::armed_for(split, "people", &[("people", Hinge::Statement)]).await;
+    let mirror = stage.mirror().await;
+    stage.flip(2).await;
+    let (split, monolith, service) = (&stage.split, &stage.monolith, &stage.service);
+    let swap = "ALTER TYPE fullname DROP ATTRIBUTE first; ALTER TYPE fullname ADD ATTRIBUTE first text;
+        INSERT INTO people VALUES (106, ROW('Lovelace', 'Ada')::fullname); UPDATE people SET n.first = 'Ada' WHERE id < 6";
+    service.batch_execute(swap).await.unwrap();
+    let told = async || {
+        let sql =
+            "SELECT detail FROM strangler.mirror_process WHERE dir = 'reverse' AND stopped_at IS NOT NULL";
+        until("the way back stops", SOON, async || {
+            monolith.query_opt(sql, &[]).await.unwrap().and_then(|row| row.get::<_, Option<String>>(0))
+        })
+        .await
+    };
+    let why = told().await;
+    mirror.stop();
+    assert!(
+        why.contains("fullname") && why.contains("strangler reconcile PLAN --slice one --repair"),
+        "{why}"
+    );
+    assert_not_proven(split);
+
+    let again = split.mirror(None);
+    assert_eq!(told().await, why, "neither does another mirror begin");
+    again.stop();
+
+    let (_, advice) = why.split_once("run on the monolith: ").unwrap();
+    let (advice, _) = advice.split_once("; then stop the mirror").unwrap();
+    monolith.batch_execute(advice).await.unwrap();
+    let mirror = stage.mirror().await;
+    let repaired = split.run("reconcile", &["--repair"]);
+    assert_eq!(repaired.exit, Some(0), "{}", repaired.page());
+    assert_people(monolith, service).await;
+    assert_eq!(split.run("reconcile", &[]).exit, Some(0));
+    service.batch_execute("UPDATE people SET n = ROW('Hamilton', 'Margaret') WHERE id = 7").await.unwrap();
+    stage.arrived(Way::Reverse).await;
+    assert_people(monolith, service).await;
+    mirror.stop();
 }
