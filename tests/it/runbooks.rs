@@ -141,6 +141,40 @@ async fn a_slice_whose_mapping_changed_starts_anew_by_the_runbook_and_the_others
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_slice_that_was_armed_is_disarmed_under_its_changed_mapping_and_starts_anew_by_the_runbook() {
+    let (split, monolith, service) = Split::with_plan(&shop("create", "text"), SHOP).await;
+    split.provision();
+    let mirror = split.mirror(None);
+    mirror.caught_up(&monolith, &service).await;
+    let armed = split.run("arm", &["--slice", "ordering"]);
+    assert_eq!(armed.exit, Some(0), "{}", armed.page());
+    split.write_plan(&shop("create", "words"));
+    monolith
+        .batch_execute("ALTER TABLE orders ADD COLUMN more int; INSERT INTO orders VALUES (900)")
+        .await
+        .unwrap();
+    let disarmed = split.run("disarm", &["--slice", "ordering"]);
+    assert_eq!(disarmed.exit, Some(0), "{}", disarmed.page());
+    mirror.stop();
+
+    start_anew("ordering", "create", &monolith, &service).await;
+    let left = "SELECT count(*) FROM pg_trigger WHERE tgname LIKE '%strangler%'";
+    assert_eq!(count(&monolith, left).await, 0);
+    assert_eq!(
+        count(&service, "SELECT count(*) FROM pg_replication_slots").await,
+        0,
+        "the way back's is gone"
+    );
+    split.provision();
+    let mirror = split.mirror(None);
+    mirror.caught_up(&monolith, &service).await;
+    assert_equal(&monolith, "TABLE orders", &service, "TABLE sales.orders").await;
+    let armed = split.run("arm", &["--slice", "ordering"]);
+    assert_eq!(armed.exit, Some(0), "{}", armed.page());
+    mirror.stop();
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn adopted_tables_start_anew_by_the_runbook_with_every_constraint_they_had() {
     let (split, monolith, service) = Split::with_plan(&shop("adopt", "text"), SHOP).await;
     let adopted = "CREATE SCHEMA sales; CREATE TYPE public.mood AS ENUM ('good', 'bad');
