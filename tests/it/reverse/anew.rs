@@ -64,11 +64,7 @@ async fn a_slice_that_is_disarmed_and_armed_by_its_verbs_has_a_way_back_that_car
     succeed(&stage, "arm", &[]);
     taken_up(&stage, &mirror).await;
     stage.watched(Way::Reverse).await;
-    stage.flip(2).await;
-    stage.on_service("UPDATE pairs SET v = -v WHERE a = 2").await;
-    stage.arrived(Way::Reverse).await;
-    stage.assert_equal().await;
-    mirror.stop();
+    stage.carries_back(mirror).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -88,11 +84,7 @@ async fn a_table_that_left_the_services_publication_is_an_alarm_whose_command_ma
     assert!(again.contains("nothing was missing"), "{again}");
     let status = stage.split.run("status", &[]);
     assert!(!status.stdout.contains("stands still"), "{}", status.page());
-    stage.flip(2).await;
-    stage.on_service("UPDATE pairs SET v = -v WHERE a = 2").await;
-    stage.arrived(Way::Reverse).await;
-    stage.assert_equal().await;
-    mirror.stop();
+    stage.carries_back(mirror).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

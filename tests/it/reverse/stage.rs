@@ -196,6 +196,15 @@ impl Stage {
         self.turn_reverse(epoch).await;
     }
 
+    /// The authority moves to the service, and the way back carries what it writes.
+    pub async fn carries_back(&self, mirror: Mirror) {
+        self.flip(2).await;
+        self.on_service("UPDATE pairs SET v = -v WHERE a = 2").await;
+        self.arrived(Way::Reverse).await;
+        self.assert_equal().await;
+        mirror.stop();
+    }
+
     /// The authority moves back to the monolith.
     pub async fn flip_back(&self, epoch: i64) {
         self.fence_service(epoch).await;

@@ -80,11 +80,7 @@ async fn a_slice_that_is_disarmed_and_armed_again_has_its_way_back_without_a_new
     stage.arrived(Way::Forward).await;
     stage.begin_way_back().await;
     stage.streams_run(&mirror).await;
-    stage.flip(2).await;
-    stage.on_service("UPDATE pairs SET v = -v WHERE a = 2").await;
-    stage.arrived(Way::Reverse).await;
-    stage.assert_equal().await;
-    mirror.stop();
+    stage.carries_back(mirror).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
