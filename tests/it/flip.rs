@@ -50,10 +50,15 @@ fn back(to: Side) -> &'static [&'static str] {
     if to == Side::Monolith { &["--back"] } else { &[] }
 }
 
-/// Reasons to type a flip again: on a machine that does other work the mirror may lag for a moment, or take back or
-/// finish what a killed operator began two seconds ago.
-const AGAIN: [&str; 4] =
-    ["(mirror-lags)", "(authority-superseded)", "(authority-group-aborted)", "(stream-not-applying)"];
+/// Reasons to type a flip again: on a machine that does other work the mirror may lag for a moment, or come back seconds after
+/// the servers, or take back or finish what a killed operator began two seconds ago.
+const AGAIN: [&str; 5] = [
+    "(mirror-lags)",
+    "(authority-superseded)",
+    "(authority-group-aborted)",
+    "(stream-not-applying)",
+    "(way-back-unproven)",
+];
 
 /// Runs a flip to its end.
 fn complete(split: &Split, mirror: &Mirror, arguments: &[&str]) {
