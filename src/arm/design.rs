@@ -181,9 +181,9 @@ fn arm(draft: &mut Draft<'_>, slice: &SliceMapping, facts: &SliceFacts, logins: 
     if draft.new_slots.contains(&slice.service) {
         readiness::service(survey, slice, login).into_iter().for_each(|problem| draft.problem(problem));
     }
-    // A subscription is somebody's own: it is never ended without being asked.
+    // A subscription is somebody's own, and so is what inherits: neither is ended without being asked.
     let service = format!("service {}", slice.service);
-    let here = facts.guard.subscribed.iter().map(|one| one.problem("monolith"));
+    let here = facts.guard.problems("monolith").into_iter();
     here.chain(facts.subscribed.iter().map(|one| one.problem(&service))).for_each(|one| draft.problem(one));
     gates(draft, slice, facts);
     keys::cut(draft, slice);

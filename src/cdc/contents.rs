@@ -13,7 +13,9 @@ use tokio_postgres::{Client, Row};
 use super::error::{MirrorError, Refusal};
 use super::identities::{self, Identity};
 use super::publication::is_canary;
+use crate::mapping::SliceMapping;
 use crate::name::TableName;
+use crate::postgres::inheritance;
 use crate::postgres::type_trees::reached;
 
 /// What each published table consists of.
@@ -250,6 +252,30 @@ pub async fn look_into_attached(
         }
     }
     Ok(())
+}
+
+/// Why the mirror must not go on over tables that others inherit from: whoever reads such a table reads the children's rows
+/// too, and the stream does not bring them.
+///
+/// # Errors
+/// [`MirrorError::Sql`].
+pub async fn children(source: &Client, mapping: &SliceMapping) -> Result<Option<Refusal>, MirrorError> {
+    let tables: Vec<TableName> = mapping.tables.iter().map(|table| table.source.clone()).collect();
+    let found = inheritance::children(source, &tables).await;
+    let found = found.map_err(MirrorError::sql("looking for tables that inherit"))?;
+    if found.is_empty() {
+        return Ok(None);
+    }
+    let (facts, statements): (Vec<String>, Vec<String>) =
+        found.iter().map(|one| (one.to_string(), one.undo())).unzip();
+    Ok(Some(Refusal {
+        what: format!("{}, and its rows are not in the stream of the table that moves", facts.join("; ")),
+        next: format!(
+            "run on the monolith: {}; or attach it as a partition; then strangler mirror PLAN --slice {}",
+            statements.join("; "),
+            mapping.slice
+        ),
+    }))
 }
 
 /// What happened to a table between two readings, as far as the stream does not tell it. Pure.

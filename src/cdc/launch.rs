@@ -8,6 +8,7 @@ use tokio_util::sync::CancellationToken;
 use super::apply::Applier;
 use super::back;
 use super::batch::{Batch, Boundary};
+use super::contents;
 use super::copying::{Copying, ROWS_PER_RANGE_FIRST};
 use super::engine::{Engine, SliceConfig};
 use super::error::MirrorError;
@@ -137,6 +138,9 @@ async fn prepare(
         meanings::check((&links.target, &links.source), &config.mapping, Direction::Reverse).await?;
     }
     if claim.direction == Direction::Forward && claim.mode == Mode::Apply {
+        if let Some(refusal) = contents::children(&links.source, &config.mapping).await? {
+            return Err(refusal.into());
+        }
         copy_anew(config, (&links, &publication), &claim, memory).await?;
     }
     let names = (row.slot.as_str(), publication.as_str());
@@ -185,6 +189,7 @@ async fn copy_anew(
 ) -> Result<(), MirrorError> {
     // Before anything is emptied: a new copy of values that are read otherwise would be as wrong as the old one.
     meanings::check((&links.source, &links.target), &config.mapping, Direction::Forward).await?;
+    generated::check(&links.source, &links.target, &config.mapping).await?;
     let labels: Vec<(String, String)> =
         config.mapping.tables.iter().map(|table| (table.source.to_string(), table.target.sql())).collect();
     if !config.options.hooks.mutant(Mutant::PartsKept) {
@@ -205,8 +210,7 @@ async fn copy_anew(
         publication,
         mapping: &config.mapping,
     };
-    watch::at_start(site).await?;
-    generated::check(&links.source, &links.target, &config.mapping).await
+    watch::at_start(site).await
 }
 
 async fn connect(config: &SliceConfig) -> Result<Links, MirrorError> {

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
+use super::contents;
 use super::error::{MirrorError, Refusal};
 use super::lookout::{Lookout, Truncates};
 use super::meanings;
@@ -313,6 +314,9 @@ impl Pulse {
         let fault = watch.look(site).await?;
         self.vitals.await_position(watch.awaits());
         seen.watch = Some(watch);
+        if let (None, Some(children)) = (&fault, contents::children(source, &self.mapping).await?) {
+            return Ok(Some(children));
+        }
         let apart = meanings::find_fault((source, target), &self.mapping, self.direction).await?;
         Ok(match (fault, apart) {
             // Copying again alone would bring the same values into the same types.

@@ -15,6 +15,7 @@ use crate::authority::Side;
 use crate::journal::{JournalError, arming};
 use crate::mapping::{SliceMapping, TableMapping};
 use crate::name::{TableName, quote_ident};
+use crate::postgres::inheritance::{self, Inherited};
 use crate::problem::Problem;
 
 /// What a place begins with that is in the service.
@@ -102,6 +103,8 @@ pub struct Guard {
     pub crossing: Vec<CrossingKey>,
     /// Subscriptions that write into one of them.
     pub subscribed: Vec<Subscribed>,
+    /// Where one of them inherits or is inherited from: a write through the parent asks no gate of the child.
+    pub inherited: Vec<Inherited>,
 }
 
 /// A foreign key across the cut, declared rather than made for a partition.
@@ -160,7 +163,20 @@ impl Guard {
     /// What keeps it from being whole, in words.
     #[must_use]
     pub fn lacks(&self) -> Vec<String> {
-        self.holes().into_iter().chain(self.subscribed.iter().map(ToString::to_string)).collect()
+        self.holes().into_iter().chain(self.ways_past()).collect()
+    }
+
+    /// Ways to write past gates that are all there, in words.
+    fn ways_past(&self) -> Vec<String> {
+        let subscribed = self.subscribed.iter().map(ToString::to_string);
+        subscribed.chain(self.inherited.iter().map(ToString::to_string)).collect()
+    }
+
+    /// The same as problems, with what ends each. `database` is the one that was looked at, in words.
+    #[must_use]
+    pub fn problems(&self, database: &str) -> Vec<Problem> {
+        let subscribed = self.subscribed.iter().map(|one| one.problem(database));
+        subscribed.chain(self.inherited.iter().map(|one| inherits(one, database))).collect()
     }
 
     /// No relation carries a trigger of the gate.
@@ -168,6 +184,15 @@ impl Guard {
     pub fn is_bare(&self) -> bool {
         self.relations.iter().all(|relation| relation.triggers.is_empty())
     }
+}
+
+fn inherits(one: &Inherited, database: &str) -> Problem {
+    Problem::error("inheritance", format!("{database}, table {}", one.child))
+        .fact(format!("it inherits from {}", one.parent))
+        .consequence(
+            "the child's rows are not mirrored with the parent, and what is written through the parent passes the child's gate",
+        )
+        .next(format!("run on the {database}: {}; or attach it as a partition", one.undo()))
 }
 
 /// The triggers that guard a relation. A partition has its row trigger from the root, and one for TRUNCATE of its own. A
@@ -287,8 +312,16 @@ pub async fn read(client: &Client, slice: &str, tables: &[TableName]) -> Result<
         child: TableName::new(row.get::<_, String>(0), row.get::<_, String>(1)),
         name: row.get(2),
     });
-    let (crossing, subscribed) = (crossing.collect(), subscribed(client, tables).await?);
-    Ok(Guard { relations, faults, crossing, subscribed })
+    let crossing = crossing.collect();
+    let (subscribed, inherited) =
+        tokio::join!(biased; subscribed(client, tables), inheritance::read(client, tables));
+    Ok(Guard {
+        relations,
+        faults,
+        crossing,
+        subscribed: subscribed?,
+        inherited: inherited.map_err(failed())?,
+    })
 }
 
 /// Subscriptions of a database that write into `tables`, their partitions or children.
@@ -321,8 +354,7 @@ pub async fn unguarded(
         Side::Monolith => guard.lacks(),
         Side::Service => {
             let faults = guard.faults.iter().map(ToString::to_string);
-            let subscribed = guard.subscribed.iter().map(ToString::to_string);
-            faults.chain(subscribed).map(|place| format!("{IN_SERVICE}{place}")).collect()
+            faults.chain(guard.ways_past()).map(|place| format!("{IN_SERVICE}{place}")).collect()
         }
     })
 }

@@ -73,6 +73,8 @@ fn shape_sql() -> String {
                     ORDER BY b.attnum) FROM pg_type y JOIN pg_attribute b ON b.attrelid = y.typrelid \
                     WHERE y.oid = r.oid AND y.typrelid <> 0 AND b.attnum > 0 AND NOT b.attisdropped)), \
                 ';' ORDER BY r.oid)) FROM reached r), \
+            (SELECT 'children=' || string_agg(i.inhrelid::text, ',' ORDER BY i.inhrelid) FROM pg_inherits i \
+                JOIN pg_class p ON p.oid = i.inhparent WHERE i.inhparent = t.oid AND p.relkind <> 'p'), \
             'described=' || md5(string_agg(a.xmin::text, ',' ORDER BY a.attrelid, a.attnum)), \
             'files=' || md5(string_agg(c.relfilenode::text, ',' ORDER BY a.attrelid, a.attnum))), '') AS shape \
         FROM (SELECT t.oid AS relid UNION SELECT relid FROM pg_partition_tree(t.oid)) AS r \

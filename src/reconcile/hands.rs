@@ -22,6 +22,7 @@ use crate::cdc::mirror::chain_of;
 use crate::mapping::{ColumnMapping, TableMapping, type_tree};
 use crate::name::TableName;
 use crate::postgres::connect::ConnectError;
+use crate::postgres::inheritance::{self, Inherited};
 use crate::postgres::{sqlstate, type_trees};
 
 /// The sessions of one slice.
@@ -177,8 +178,37 @@ impl Hands {
             );
             distrusted.tables.entry(table).or_insert(why);
         }
+        for (table, why) in inherited(forms, (here, there), authority).await? {
+            distrusted.tables.entry(table).or_insert(why);
+        }
         Ok(distrusted)
     }
+}
+
+/// Tables of either side that others inherit from, with why that keeps them from being compared: whoever reads the table reads
+/// rows of the other too.
+async fn inherited(
+    forms: &[TableForm],
+    (here, there): (&Client, &Client),
+    authority: Side,
+) -> Result<Vec<(TableName, String)>, String> {
+    let (monolith, service) = if authority == Side::Source { (here, there) } else { (there, here) };
+    let sources: Vec<TableName> = forms.iter().map(|form| form.mapping.source.clone()).collect();
+    let targets: Vec<TableName> = forms.iter().map(|form| form.mapping.target.clone()).collect();
+    let read =
+        tokio::try_join!(inheritance::children(monolith, &sources), inheritance::children(service, &targets));
+    let (on_monolith, in_service) = read.map_err(|error| sqlstate::words(&error))?;
+    let why = |one: &Inherited, side: &str| {
+        format!("{one} on the {side}, so that its rows are part of both; run there: {}", one.undo())
+    };
+    let of = |form: &TableForm| {
+        let there =
+            on_monolith.iter().find(|one| one.parent == form.mapping.source).map(|one| why(one, "monolith"));
+        let here =
+            || in_service.iter().find(|one| one.parent == form.mapping.target).map(|one| why(one, "service"));
+        there.or_else(here).map(|why| (form.mapping.source.clone(), why))
+    };
+    Ok(forms.iter().filter_map(of).collect())
 }
 
 /// Columns whose types are not made of the same on both sides, with what is not: a hash is of a value's text, which leaves

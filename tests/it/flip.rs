@@ -42,6 +42,16 @@ async fn armed() -> (Split, Client, Client, Mirror) {
     (split, monolith, service, mirror)
 }
 
+/// As [`armed`], for tests beside these.
+pub async fn armed_split() -> (Split, Client, Client, Mirror) {
+    armed().await
+}
+
+/// Moves the authority to the service.
+pub fn flip_to_service(split: &Split, mirror: &Mirror) {
+    flip(split, mirror, Side::Service);
+}
+
 fn flip(split: &Split, mirror: &Mirror, to: Side) {
     complete(split, mirror, &[back(to), &UNPROVEN].concat());
 }

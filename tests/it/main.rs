@@ -21,6 +21,7 @@ mod failpoints;
 mod flip;
 mod help;
 mod hooks;
+mod inheritance;
 mod introspect;
 mod journey;
 mod landing;

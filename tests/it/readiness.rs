@@ -315,10 +315,10 @@ async fn findings_of_other_rooms_and_another_mapping_are_a_no_go() {
     let mut stage = Stage::ready().await;
     let findings = Findings {
         unguarded: (1..=7).map(|number| format!("Days_{number} has no trigger for TRUNCATE")).collect(),
-        subscribed: vec![(
-            "monolith",
-            Subscribed { name: "feed".to_owned(), table: TableName::new("public", "Things") },
-        )],
+        ways_past: vec![
+            Subscribed { name: "feed".to_owned(), table: TableName::new("public", "Things") }
+                .problem("monolith"),
+        ],
         way_back: Some("INSERT on the monolith's table Things is refused: permission denied".to_owned()),
     };
     let problems = stage.told_with(findings).await;

@@ -1,11 +1,11 @@
 //! What is found out before anything is judged.
 
 use crate::dualwrite::flip::sequences::{Pairs, Stands};
-use crate::dualwrite::guard::Subscribed;
 use crate::journal::grounds::Ground;
 use crate::journal::operators::OperatorRow;
 use crate::journal::readiness::Told;
 use crate::lsn::Lsn;
+use crate::problem::Problem;
 use crate::reconcile::evidence::Evidence;
 
 /// What other rooms find out by means of their own.
@@ -13,8 +13,8 @@ use crate::reconcile::evidence::Evidence;
 pub struct Findings {
     /// Relations of moved tables, on either side, that rows can be written through without asking the gate: a clause each.
     pub unguarded: Vec<String>,
-    /// Subscriptions that write into moved tables on either side, past the gate, with the database that has them, in words.
-    pub subscribed: Vec<(&'static str, Subscribed)>,
+    /// Ways to write into moved tables on either side past gates that are all there.
+    pub ways_past: Vec<Problem>,
     /// Why the way back could not be proven: a canary did not arrive, or a statement of it was refused. A clause.
     pub way_back: Option<String>,
 }

@@ -14,12 +14,13 @@ use crate::cdc::source::{self, MARKER_PREFIX};
 use crate::dualwrite::flip::FlipError;
 use crate::dualwrite::flip::sequences::Pairs;
 use crate::dualwrite::gate::{APPLY_ROLE, LOCK_CLASS};
-use crate::dualwrite::guard::{self, Subscribed};
+use crate::dualwrite::guard;
 use crate::journal::operators::{self, Operator};
 use crate::journal::readiness::Told;
 use crate::journal::{JournalError, authority, grounds, readiness};
 use crate::mapping::SliceMapping;
 use crate::postgres::sqlstate;
+use crate::problem::Problem;
 use crate::reconcile::evidence;
 use crate::words::statement;
 
@@ -108,15 +109,15 @@ fn pinned(mapping: &SliceMapping, told: &Told) -> String {
     provisioned.filter(|hash| mapping.is_pinned_by(hash)).unwrap_or(&mapping.hash).clone()
 }
 
-/// Places on either side where rows can be written without asking the gate, and foreign keys across the cut; and
-/// subscriptions that write past it. They belong into [`Findings`].
+/// Places on either side where rows can be written without asking the gate, and foreign keys across the cut; and ways past
+/// gates that are all there. They belong into [`Findings`].
 ///
 /// # Errors
 /// [`FlipError::Failed`].
 pub async fn unguarded(
     sessions: Sessions<'_>,
     mapping: &SliceMapping,
-) -> Result<(Vec<String>, Vec<(&'static str, Subscribed)>), FlipError> {
+) -> Result<(Vec<String>, Vec<Problem>), FlipError> {
     let read = async |client, side| {
         guard::read(client, &mapping.slice, &guard::tables(mapping, side)).await.map_err(journal)
     };
@@ -125,9 +126,8 @@ pub async fn unguarded(
     // Keys between slices of one service are its own affair.
     let faults = here.faults.iter().map(|fault| format!("{}{fault}", guard::IN_SERVICE));
     let unguarded = there.holes().into_iter().chain(faults).collect();
-    let subscribed = there.subscribed.into_iter().map(|one| ("monolith", one));
-    let subscribed = subscribed.chain(here.subscribed.into_iter().map(|one| ("service", one)));
-    Ok((unguarded, subscribed.collect()))
+    let ways_past = there.problems("monolith").into_iter().chain(here.problems("service")).collect();
+    Ok((unguarded, ways_past))
 }
 
 fn named(table: &crate::mapping::TableMapping, side: Side) -> String {

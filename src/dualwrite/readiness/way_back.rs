@@ -13,7 +13,7 @@ const NAMED_MAX: usize = 5;
 pub(super) fn judge(facts: &Facts, asked: &Asked<'_>) -> Vec<Problem> {
     let mut problems = Vec::new();
     problems.extend(gates(facts, asked));
-    problems.extend(facts.findings.subscribed.iter().map(|(database, one)| one.problem(database)));
+    problems.extend(facts.findings.ways_past.iter().cloned());
     match stream(facts, asked) {
         Some(problem) => problems.push(problem),
         None => {

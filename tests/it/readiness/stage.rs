@@ -116,9 +116,9 @@ impl Stage {
 
     async fn problems(&self, asked: &Asked<'_>, mut findings: Findings) -> (Vec<Problem>, Option<String>) {
         let sessions = Sessions { monolith: &self.monolith, service: &self.service };
-        let (holes, subscribed) = unguarded(sessions, &self.mapping).await.unwrap();
+        let (holes, ways_past) = unguarded(sessions, &self.mapping).await.unwrap();
         findings.unguarded.extend(holes);
-        findings.subscribed.extend(subscribed);
+        findings.ways_past.extend(ways_past);
         let judged = judge(&self.facts(asked, findings).await.unwrap(), asked);
         (judged.problems, judged.without_evidence)
     }
