@@ -8,6 +8,7 @@
 pub mod apply;
 pub(crate) mod back;
 pub mod batch;
+mod beforehand;
 pub mod borders;
 pub mod contents;
 pub mod copy;

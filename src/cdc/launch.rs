@@ -8,12 +8,11 @@ use tokio_util::sync::CancellationToken;
 use super::apply::Applier;
 use super::back;
 use super::batch::{Batch, Boundary};
-use super::contents;
+use super::beforehand;
 use super::copying::{Copying, ROWS_PER_RANGE_FIRST};
 use super::engine::{Engine, SliceConfig};
 use super::error::MirrorError;
 use super::finish;
-use super::generated;
 use super::meanings;
 use super::publication::{self, Named, Published};
 use super::pulse::Vitals;
@@ -138,9 +137,6 @@ async fn prepare(
         meanings::check((&links.target, &links.source), &config.mapping, Direction::Reverse).await?;
     }
     if claim.direction == Direction::Forward && claim.mode == Mode::Apply {
-        if let Some(refusal) = contents::children(&links.source, &config.mapping).await? {
-            return Err(refusal.into());
-        }
         copy_anew(config, (&links, &publication), &claim, memory).await?;
     }
     let names = (row.slot.as_str(), publication.as_str());
@@ -187,9 +183,8 @@ async fn copy_anew(
     claim: &Claim,
     memory: &mut Memory,
 ) -> Result<(), MirrorError> {
-    // Before anything is emptied: a new copy of values that are read otherwise would be as wrong as the old one.
-    meanings::check((&links.source, &links.target), &config.mapping, Direction::Forward).await?;
-    generated::check(&links.source, &links.target, &config.mapping).await?;
+    let again = config.mapping.tables.iter().filter(|table| memory.retry.contains(&table.source));
+    beforehand::check((&links.source, &links.target), &config.mapping, again).await?;
     let labels: Vec<(String, String)> =
         config.mapping.tables.iter().map(|table| (table.source.to_string(), table.target.sql())).collect();
     if !config.options.hooks.mutant(Mutant::PartsKept) {
@@ -457,6 +452,8 @@ async fn rebuild(
     identity: &streams::Source,
 ) -> Result<StreamRow, MirrorError> {
     let slice = starting.slice;
+    let tables = config.mapping.tables.iter();
+    beforehand::check((&links.source, &links.target), &config.mapping, tables).await?;
     let tell = |text: &str| config.board.phase(config.of(), "waiting", Some(text));
     // The old slot goes first: a crash after it leaves a stream in a gap, never a slot that nobody knows of.
     start::wait_for_slot(&links.source, &row.slot, &tell).await?;

@@ -265,3 +265,34 @@ async fn a_check_of_a_domain_that_was_never_validated_stops_no_row() {
     assert_equal(&monolith, "TABLE t", &service, "TABLE t").await;
     mirror.stop();
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_copy_that_would_be_refused_is_refused_before_the_rows_that_are_there_go() {
+    let setup = "CREATE TABLE t (id int PRIMARY KEY, a int, b int, g int GENERATED ALWAYS AS (a + 1) STORED);
+        CREATE ROLE reader LOGIN REPLICATION; GRANT SELECT ON t TO reader; GRANT USAGE ON SCHEMA public TO reader;
+        INSERT INTO t SELECT i, i, -i FROM generate_series(1, 5) i";
+    let (mut split, monolith, service) = Split::launch("{ t: {} }", setup).await;
+    split.provision();
+    let mirror = split.mirror(None);
+    mirror.caught_up(&monolith, &service).await;
+    mirror.stop();
+    let swap = "ALTER TABLE t RENAME a TO x; ALTER TABLE t RENAME b TO a; ALTER TABLE t RENAME x TO b";
+    let secured = "ALTER TABLE t ENABLE ROW LEVEL SECURITY";
+    split.change_plan(
+        "{ url: \"${MONOLITH}\" }",
+        "{ admin: \"${MONOLITH}\", read: \"${READER}\", apply: \"${MONOLITH}\" }",
+    );
+    let reader = split.pair.monolith_url().replace("postgres@", "reader@");
+    split.lead("READER", &reader);
+    monolith.batch_execute("GRANT USAGE ON SCHEMA strangler TO reader; GRANT SELECT ON ALL TABLES IN SCHEMA strangler TO reader").await.unwrap();
+    for (sql, words) in [(secured, "row-level security"), (swap, "the monolith as (b + 1)")] {
+        monolith.batch_execute(sql).await.unwrap();
+        for copy in [&["--retry", "t"][..], &["--rebuild"]] {
+            let (_, log) = split.mirror_with(None, copy).ended();
+            assert!(log.contains(words), "{copy:?}: {log}");
+            let kept: i64 = service.query_one("SELECT count(*) FROM t", &[]).await.unwrap().get(0);
+            assert_eq!(kept, 5, "{copy:?}: {log}");
+        }
+        monolith.batch_execute("ALTER TABLE t DISABLE ROW LEVEL SECURITY").await.unwrap();
+    }
+}
