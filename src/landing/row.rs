@@ -75,8 +75,15 @@ impl RowReader {
         }
         changes.extend(lost_identity(relation, mapping));
         let known = |name: &String| {
-            mapping.others_dropped || mapping.column(name).is_some() || mapping.dropped.contains(name)
+            mapping.others_dropped
+                || mapping.column(name).is_some()
+                || mapping.dropped.contains(name)
+                || mapping.generated.iter().any(|column| column.source == *name)
         };
+        let generated = mapping.generated.iter().map(|column| &column.source);
+        let ordinary = generated.filter(|name| relation.columns.iter().any(|found| found.name == **name));
+        // The service goes on computing it.
+        changes.extend(ordinary.map(|name| format!("column {name} is not generated any more")));
         let names = relation.columns.iter().map(|found| &found.name);
         let new: Vec<String> = names.filter(|name| !known(name)).cloned().collect();
         let only_new = if changes.is_empty() { new.clone() } else { Vec::new() };

@@ -212,6 +212,11 @@ fn bring_in_line(site: &Site<'_>, name: &TableName, (wanted, present): (&UserTyp
     match (&wanted.kind, &present.kind) {
         (UserTypeKind::Enum(wanted), UserTypeKind::Enum(present)) => match added_labels(name, wanted, present) {
             Some(statements) => format!("run in the service: {statements}"),
+            None if is_reordered(wanted, present) => format!(
+                "run in the service: {} Then strangler mirror PLAN --slice {slice} --retry TABLE for each table that has it: \
+                 its rows hold the labels under their old names",
+                labels_in_order(name, wanted, present)
+            ),
             None => format!(
                 "strangler mirror PLAN, which says what to rename where a label has another name; labels \
                  that only the service has can stay, and go when slice {slice} starts anew: {START_ANEW}"
@@ -223,6 +228,25 @@ fn bring_in_line(site: &Site<'_>, name: &TableName, (wanted, present): (&UserTyp
         }
         _ => format!("make it as it was before the mirror began; else start slice {slice} anew: {START_ANEW}"),
     }
+}
+
+/// Both have the same labels, in another order: equal values, but `<`, ORDER BY and indexes see them otherwise.
+fn is_reordered(wanted: &[String], present: &[String]) -> bool {
+    wanted.len() == present.len() && wanted.iter().all(|label| present.contains(label))
+}
+
+/// The statements that bring the service's labels into the monolith's order, by giving each place its label's name.
+fn labels_in_order(name: &TableName, wanted: &[String], present: &[String]) -> String {
+    let moved: Vec<(usize, (&String, &String))> =
+        present.iter().zip(wanted).enumerate().filter(|(_, (old, new))| old != new).collect();
+    let rename = |old: &str, new: &str| {
+        format!("ALTER TYPE {} RENAME VALUE {} TO {};", name.sql(), quote_literal(old), quote_literal(new))
+    };
+    // A name is free only when its bearer has another one.
+    let between = |number: usize| format!("strangler_{number}");
+    let away = moved.iter().map(|(number, (old, _))| rename(old, &between(*number)));
+    let there = moved.iter().map(|(number, (_, new))| rename(&between(*number), new));
+    away.chain(there).collect::<Vec<_>>().join(" ")
 }
 
 /// The statements that add the labels which only the monolith has, at their places, where that is all that is missing.

@@ -190,3 +190,52 @@ async fn a_type_of_the_service_that_changes_after_a_flip_stops_the_way_back_and_
     assert_people(monolith, service).await;
     mirror.stop();
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn labels_that_exchange_their_names_are_brought_in_line_by_what_check_says() {
+    let setup =
+        "CREATE TYPE level AS ENUM ('low', 'mid', 'high'); CREATE TABLE t (id int PRIMARY KEY, v level);
+        INSERT INTO t VALUES (1, 'low'), (2, 'mid'), (3, 'high')";
+    let (split, monolith, service) = Split::launch("{ t: {} }", setup).await;
+    split.provision();
+    let mirror = split.mirror(None);
+    mirror.caught_up(&monolith, &service).await;
+    let exchange = "ALTER TYPE level RENAME VALUE 'low' TO 'x'; ALTER TYPE level RENAME VALUE 'mid' TO 'low';
+        ALTER TYPE level RENAME VALUE 'x' TO 'mid'";
+    monolith.batch_execute(exchange).await.unwrap();
+    assert_stopped(&mirror, &["--retry t"]);
+    let checked = split.run("check", &[]);
+    assert_eq!(checked.exit, Some(1), "{}", checked.page());
+    // A page wraps its lines.
+    let page = checked.stdout.split_whitespace().collect::<Vec<_>>().join(" ");
+    let (_, advice) = page.split_once("run in the service: ").unwrap();
+    let (advice, after) =
+        advice.split_once(" Then strangler mirror plan.yaml --slice one --retry TABLE").unwrap();
+    assert!(after.starts_with(" for each table"), "{after}");
+    service.batch_execute(advice).await.unwrap();
+    let mirror = split.mirror_with(None, &["--retry", "t"]);
+    mirror.caught_up(&monolith, &service).await;
+    let query = "SELECT id, v::text, rank() OVER (ORDER BY v) FROM t";
+    assert_same(Side { client: &monolith, query }, Side { client: &service, query }).await;
+    assert_eq!(split.run("reconcile", &[]).exit, Some(0));
+    mirror.stop();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_generated_column_that_becomes_an_ordinary_one_is_not_called_new() {
+    let setup = "CREATE TABLE t (id int PRIMARY KEY, n int, g int GENERATED ALWAYS AS (n * 2) STORED);
+        INSERT INTO t VALUES (1, 1)";
+    let (split, monolith, service) = Split::launch("{ t: {} }", setup).await;
+    split.provision();
+    let mirror = split.mirror(None);
+    mirror.caught_up(&monolith, &service).await;
+    monolith
+        .batch_execute("ALTER TABLE t ALTER g DROP EXPRESSION; INSERT INTO t VALUES (2, 2, 100)")
+        .await
+        .unwrap();
+    let (status, log) = mirror.ended();
+    assert_eq!(status.code(), Some(3), "{log}");
+    let seen = ["column g is not generated any more", "the generated column g has another expression"];
+    assert!(seen.iter().any(|words| log.contains(words)), "{log}");
+    assert!(!log.contains("g is new") && !log.contains("drop: true }"), "{log}");
+}
