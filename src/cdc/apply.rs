@@ -457,9 +457,10 @@ fn works_of<'a>(table: &TableRun, set: &'a Sets) -> Result<Vec<Work<'a>>, Refusa
         works.push(Work { sql: statements::delete(mapping, equality), arrays, rows: set.deletes.len() });
     }
     let mut forms: BTreeMap<UpdateForm, Vec<&SetUpdate>> = BTreeMap::new();
+    let respelled = set.respell_keys && !mapping.key_columns().any(|column| column.identity_always);
     for update in &set.updates {
         let form = UpdateForm {
-            key_changes: update.origin != update.key,
+            key_changes: respelled || update.origin != update.key,
             carried: update.row.iter().map(|value| *value != Value::Unchanged).collect(),
         };
         forms.entry(form).or_default().push(update);

@@ -78,6 +78,9 @@ pub struct Sets {
     pub updates: Vec<SetUpdate>,
     /// Rows to insert, executed last.
     pub inserts: Vec<Tuple>,
+    /// Updates set the key's columns also where the key is the same: equal keys may be spelled otherwise (`1.5` and `1.50`, `A`
+    /// and `a` where the collation says so).
+    pub respell_keys: bool,
 }
 
 #[derive(Debug)]

@@ -102,7 +102,7 @@ impl Applier {
     /// made anew.
     async fn put(&mut self, table: &TableRun, rows: &[&SourceRow], form: Form) -> Result<(), Refusal> {
         let there = self.held(table, rows).await?;
-        let mut sets = Sets::default();
+        let mut sets = Sets { respell_keys: true, ..Sets::default() };
         for (row, held) in rows.iter().zip(there) {
             match (&row.row, held) {
                 (Some(tuple), true) => sets.updates.push(SetUpdate {

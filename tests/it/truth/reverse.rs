@@ -145,3 +145,31 @@ async fn with_no_authority_or_two_nothing_is_compared() {
         assert!(ended.exit == Some(3) && ended.stderr.contains(said), "{}", ended.page());
     }
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn keys_of_the_monolith_that_are_spelled_otherwise_are_repaired_after_a_flip() {
+    let collation =
+        "CREATE COLLATION nd (provider = icu, locale = 'und-u-ks-level2', deterministic = false);";
+    let setup = format!(
+        "CREATE ROLE strangler_apply LOGIN; {collation}
+        CREATE TABLE knd (k text COLLATE nd PRIMARY KEY, v int); INSERT INTO knd SELECT 'K' || i, i FROM generate_series(1, 50) i;
+        CREATE TABLE knum (k numeric, n int, v int, PRIMARY KEY (n, k));
+        INSERT INTO knum SELECT i + 0.50, i, i FROM generate_series(1, 50) i; ANALYZE"
+    );
+    let (split, monolith, service) = Split::launch("{ knd: {}, knum: {} }", &setup).await;
+    service.batch_execute(collation).await.unwrap();
+    let hinges = [("knd", Hinge::Statement), ("knum", Hinge::Statement)];
+    let stage = Stage::armed_for((split, monolith, service), "knd, knum", &hinges).await;
+    let mirror = stage.mirror().await;
+    stage.flip(2).await;
+    damage(
+        &stage.monolith,
+        "UPDATE knd SET k = lower(k) WHERE v = 20; UPDATE knum SET k = k::numeric(9, 4) WHERE v = 20;
+         UPDATE knum SET v = -1 WHERE v = 21",
+    )
+    .await;
+    let repaired = stage.split.run("reconcile", &["--strict", "--repair"]);
+    assert_eq!(repaired.exit, Some(0), "{}", repaired.page());
+    Run::of(&stage.split, &["--strict"]).assert_clean();
+    mirror.stop();
+}
