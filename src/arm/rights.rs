@@ -41,6 +41,9 @@ pub(super) fn grants(draft: &mut Draft<'_>, slice: &SliceMapping) {
         wanted.push((GrantOn::Schema(table.source.schema.clone()), &["USAGE"]));
         wanted.push((GrantOn::Table(table.source.clone()), ON_TABLES));
     }
+    if draft.made_apply_role {
+        wanted.extend(of_others(draft, slice));
+    }
     let statements =
         wanted.into_iter().filter_map(|(on, privileges)| missing(draft, on, privileges)).collect();
     draft.journaled(
@@ -49,6 +52,32 @@ pub(super) fn grants(draft: &mut Draft<'_>, slice: &SliceMapping) {
         (Vec::new(), None, statements),
         "arm-rights-granted",
     );
+}
+
+/// A superuser's link becomes this role wherever it exists, so a role that comes with the first armed slice gets what `provision`
+/// would have granted it for the others: without that nobody could lock their rows to prove a difference.
+fn of_others(draft: &Draft<'_>, armed: &SliceMapping) -> Vec<(GrantOn, &'static [&'static str])> {
+    let survey = draft.survey;
+    let provisioned = |slice: &&SliceMapping| {
+        slice.slice != armed.slice && survey.provisioned.monolith_state.slices.contains_key(&slice.slice)
+    };
+    let mut wanted: Vec<(GrantOn, &'static [&'static str])> = Vec::new();
+    for slice in survey.mappings.values().filter(provisioned) {
+        wanted.push((GrantOn::Table(crate::dualwrite::gate::name(&slice.slice)), &["SELECT"]));
+        for table in &slice.tables {
+            wanted.push((GrantOn::Schema(table.source.schema.clone()), &["USAGE"]));
+            wanted.push((GrantOn::Table(table.source.clone()), &["SELECT"]));
+            // SELECT … FOR SHARE takes UPDATE on any one column.
+            let key = table.key_columns().chain(&table.columns).next();
+            wanted.extend(key.map(|key| {
+                (
+                    GrantOn::Column(table.source.clone(), key.source.clone()),
+                    &["UPDATE"] as &'static [&'static str],
+                )
+            }));
+        }
+    }
+    wanted
 }
 
 /// As `provision` makes it in the services: the application's triggers and foreign keys do not act on what it writes.
@@ -90,8 +119,13 @@ fn missing(draft: &Draft<'_>, on: GrantOn, privileges: &[&str]) -> Option<Statem
     let object = match &on {
         GrantOn::Schema(name) => format!("SCHEMA {}", crate::name::quote_ident(name)),
         GrantOn::Table(name) => format!("TABLE {}", name.sql()),
-        GrantOn::Sequence(_) | GrantOn::Column(_, _) => return None,
+        GrantOn::Column(name, _) => format!("TABLE {}", name.sql()),
+        GrantOn::Sequence(_) => return None,
     };
-    let statement = format!("GRANT {} ON {object} TO {APPLY_ROLE}", missing.join(", "));
+    let column = match &on {
+        GrantOn::Column(_, column) => format!(" ({})", crate::name::quote_ident(column)),
+        GrantOn::Schema(_) | GrantOn::Table(_) | GrantOn::Sequence(_) => String::new(),
+    };
+    let statement = format!("GRANT {}{column} ON {object} TO {APPLY_ROLE}", missing.join(", "));
     (!missing.is_empty()).then(|| statement.into())
 }

@@ -13,6 +13,8 @@ use strangler::cluster::Binaries;
 
 use stage::{Stage, rows};
 
+use crate::support::split::Split;
+
 /// Clones on partitions count as internal up to PostgreSQL 14.
 const TRIGGERS: &str = "SELECT tgrelid::regclass, tgname, tgenabled, tgtype & 1 = 1 FROM pg_trigger t \
     JOIN pg_class c ON c.oid = t.tgrelid WHERE tgname LIKE 'aa_strangler%' AND c.relnamespace = 'public'::regnamespace \
@@ -183,4 +185,32 @@ async fn service_tables_get_the_replica_identity_that_the_key_needs() {
     stage.succeed("arm", &[]);
     let identity = "SELECT relname, relreplident FROM pg_class WHERE relname IN ('orders', 'moves') AND relkind = 'r' ORDER BY 1";
     assert_eq!(rows(&stage.service, identity).await, ["moves|d", "orders|d"]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_slice_that_is_not_armed_is_compared_as_before_once_another_one_is() {
+    let plan = "version: 1\nplan: split\nmonolith: { url: \"${MONOLITH}\" }\n\
+        services: { service: { url: \"${SERVICE}\" } }\n\
+        slices: { one: { service: service, tables: { a: {} } }, two: { service: service, tables: { b: {} } } }\n";
+    let setup = "CREATE TABLE a (id int PRIMARY KEY, v int); CREATE TABLE b (n int, id int, v int, PRIMARY KEY (id, n));
+        INSERT INTO b SELECT 1, i, i FROM generate_series(1, 50) i";
+    let (split, monolith, service) = Split::with_plan(plan, setup).await;
+    split.provision();
+    let mirror = split.mirror(None);
+    mirror.caught_up(&monolith, &service).await;
+    let armed = split.run("arm", &["--slice", "one"]);
+    assert_eq!(armed.exit, Some(0), "{}", armed.page());
+    service
+        .batch_execute(
+            "SET SESSION AUTHORIZATION strangler_apply; UPDATE b SET v = 0 WHERE id = 7; DELETE FROM b WHERE id = 8; \
+             RESET SESSION AUTHORIZATION",
+        )
+        .await
+        .unwrap();
+    let found = split.run("reconcile", &["--slice", "two"]);
+    assert_eq!(found.exit, Some(1), "{}", found.page());
+    assert!(found.stdout.contains("2 findings: 1 missing, 1 differs"), "{}", found.page());
+    let provisioned = split.run("provision", &[]);
+    assert!(provisioned.page().contains("nothing was missing"), "{}", provisioned.page());
+    mirror.stop();
 }
