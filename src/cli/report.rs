@@ -448,7 +448,7 @@ fn repair_page(error: &RepairError, plan: &str) -> Page {
 
 /// Of two exit codes the one that says that less is known, then the one that asks for more.
 fn said_first(one: Exit, other: Exit) -> Exit {
-    let order = [Exit::Interrupted, Exit::Unreachable, Exit::Refused, Exit::Incomplete];
+    let order = [Exit::Interrupted, Exit::Unreachable, Exit::Refused, Exit::Usage, Exit::Incomplete];
     order.into_iter().find(|exit| *exit == one || *exit == other).unwrap_or(one)
 }
 

@@ -160,6 +160,13 @@ impl Verdict {
         self.reasons.iter().any(|reason| reason.starts_with(NO_MIRROR))
     }
 
+    /// Something was found, and all of it are references to rows that do not exist.
+    #[must_use]
+    pub fn has_only_orphans(&self) -> bool {
+        let counts = self.counts();
+        !counts.is_empty() && counts.iter().all(|(kind, count)| *kind == FindingKind::Orphan || *count == 0)
+    }
+
     /// All findings by kind.
     #[must_use]
     pub fn counts(&self) -> Counts {

@@ -98,13 +98,20 @@ impl Pass<'_> {
         if self.arguments.repair && verdicts.iter().any(Verdict::lacks_mirror) {
             exit = Exit::Refused;
         }
-        if let Some(advice) = advice(&self.plan, &verdicts, self.arguments.repair) {
+        if let Some(advice) = advice(&self.plan, &verdicts, self.arguments.repair, &self.kept_options()) {
             ui.words(&format!("next: {advice}"));
         }
         if failed.is_empty() {
             return Ok(exit);
         }
         Err(CliError::Reconcile { plan: self.plan.clone(), ends: failed })
+    }
+
+    /// Options without which the same command would look at something else.
+    fn kept_options(&self) -> String {
+        let strict = if self.arguments.strict { " --strict" } else { "" };
+        let tables = self.arguments.tables.iter().map(|table| format!(" --table {}", shell_word(table)));
+        strict.to_owned() + &tables.collect::<String>()
     }
 
     /// Tells one verdict among many: by itself on stdout, or in a file that holds the latest one of each slice.
@@ -174,9 +181,12 @@ impl Pass<'_> {
             }
         }
         if whole && !self.arguments.dry_run {
+            let slices: String =
+                done.iter().map(|one| format!(" --slice {}", shell_word(&one.verdict.slice))).collect();
             ui.words(&format!(
-                "repaired and looked at again. A verdict on everything takes another run: strangler reconcile {}",
-                self.plan
+                "repaired and looked at again. A verdict on everything takes another run: strangler reconcile {}{slices}{}",
+                self.plan,
+                if self.arguments.strict { " --strict" } else { "" }
             ));
         }
         Ok(whole)
@@ -197,9 +207,12 @@ pub(super) fn exit(verdicts: &[Verdict]) -> Exit {
     }
 }
 
+/// What to do about orphans.
+const ORPHANS_ONLY: &str = "see docs/runbooks/differences-found.md, \"Orphans only\"";
+
 /// The most useful command after these verdicts, about the slices that it is for; none after a clean one, nor where a
-/// repair has said its own.
-fn advice(plan: &str, verdicts: &[Verdict], repairs: bool) -> Option<String> {
+/// repair has said its own. `options` are those that were typed and matter.
+fn advice(plan: &str, verdicts: &[Verdict], repairs: bool, options: &str) -> Option<String> {
     let about = |is_meant: fn(&Verdict) -> bool| -> String {
         let meant = verdicts.iter().filter(|verdict| is_meant(verdict));
         meant.map(|verdict| format!(" --slice {}", shell_word(&verdict.slice))).collect()
@@ -211,9 +224,19 @@ fn advice(plan: &str, verdicts: &[Verdict], repairs: bool) -> Option<String> {
     match Outcome::of(verdicts.iter().map(|verdict| verdict.outcome)) {
         Outcome::Clean => None,
         Outcome::Differs if repairs => None,
+        Outcome::Differs
+            if verdicts.iter().all(|one| one.outcome != Outcome::Differs || one.has_only_orphans()) =>
+        {
+            Some(format!("{ORPHANS_ONLY}: references without a row, which no repair can help"))
+        }
         Outcome::Differs => {
             let slices = about(|verdict| verdict.outcome == Outcome::Differs);
-            Some(format!("strangler reconcile {plan}{slices} --repair --dry-run says what a repair would do"))
+            let repair = format!(
+                "strangler reconcile {plan}{slices}{options} --repair --dry-run says what a repair would do"
+            );
+            let left = verdicts.iter().any(|verdict| !is_compared(verdict));
+            let left = if left { "; what was not compared has its reason above" } else { "" };
+            Some(repair + left)
         }
         Outcome::Incomplete => {
             let slices = about(|verdict| verdict.outcome == Outcome::Incomplete);
@@ -337,12 +360,13 @@ mod tests {
         let stopped =
             verdict("stock", Outcome::Incomplete, Some(&format!("{NO_MIRROR}: the last one was stopped")));
         let of = |verdicts: &[&Verdict]| {
-            advice("p.yaml", &verdicts.iter().copied().cloned().collect::<Vec<_>>(), false)
+            advice("p.yaml", &verdicts.iter().copied().cloned().collect::<Vec<_>>(), false, " --strict")
         };
         assert_eq!(of(&[&clean]), None);
         assert_eq!(
             of(&[&clean, &differs, &incomplete]).unwrap(),
-            "strangler reconcile p.yaml --slice 'my orders' --repair --dry-run says what a repair would do"
+            "strangler reconcile p.yaml --slice 'my orders' --strict --repair --dry-run says what a repair would do; what was \
+             not compared has its reason above"
         );
         assert_eq!(
             of(&[&clean, &incomplete]).unwrap(),
@@ -352,6 +376,6 @@ mod tests {
             of(&[&differs, &stopped]).unwrap(),
             "strangler mirror p.yaml --slice stock; once it streams, the same command again"
         );
-        assert_eq!(advice("p.yaml", &[differs], true), None, "a repair says its own");
+        assert_eq!(advice("p.yaml", &[differs], true, ""), None, "a repair says its own");
     }
 }
