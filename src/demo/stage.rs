@@ -16,6 +16,9 @@ use crate::name::quote_ident;
 use crate::plan::Plan;
 use crate::postgres::connect::APPLY_ROLE;
 
+/// What lets a superuser past the gates, as a statement.
+pub(super) const AS_MIRROR: &str = "SET SESSION AUTHORIZATION strangler_apply";
+
 /// A database of the play.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Place {
@@ -204,7 +207,7 @@ impl Stage {
     pub(super) async fn meddle(&self, place: Place, statements: &[&str]) -> Result<(), StageError> {
         let failed = sql_failed("change rows by hand", place);
         let admin = connect(&self.server(place)?.url(place.database)).await.map_err(failed)?;
-        let all = format!("SET SESSION AUTHORIZATION strangler_apply; {}", statements.join("; "));
+        let all = format!("{AS_MIRROR}; {}", statements.join("; "));
         admin.batch_execute(&all).await.map_err(failed)
     }
 

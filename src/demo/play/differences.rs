@@ -4,7 +4,7 @@ use std::time::Instant;
 
 use super::super::narrator::seconds;
 use super::super::operator::{PLAN_PATH, Said, typed};
-use super::super::stage::ORDERS;
+use super::super::stage::{AS_MIRROR, ORDERS};
 use super::{DemoError, Journey, Play, TOO_EARLY};
 
 /// What somebody does to the order service behind everybody's back: rows that the application has done with.
@@ -20,8 +20,12 @@ const DIFFERS: i32 = 1;
 impl Play<'_> {
     pub(super) async fn reconcile(&mut self) -> Result<(), DemoError> {
         self.narrator.act("Reconcile: rows go wrong. Who notices, while everybody writes?")?;
-        self.narrator.say("Somebody who may do anything changes the order service by hand:")?;
+        self.narrator.say(
+            "The gate refuses even a superuser. Somebody gets around it, as the mirror's own role, and changes the order service by \
+             hand:",
+        )?;
         self.narrator.command(&format!("psql {} -U postgres", ORDERS.database))?;
+        self.narrator.output(&format!("{AS_MIRROR};"))?;
         for mishap in MISHAPS {
             self.narrator.output(&format!("{mishap};"))?;
         }
