@@ -1,6 +1,8 @@
 //! Rows of the copy that the running mirror is asked to read from the authority again. Who finds a wrong row never
 //! writes beside the mirror: it leaves a request here, and the mirror does it where it knows what it has applied.
 
+use std::collections::BTreeMap;
+
 use tokio_postgres::Client;
 use tokio_postgres::types::PgLsn;
 
@@ -100,6 +102,70 @@ pub async fn request(
     let mut ids: Vec<i64> = rows.iter().map(|row| row.get(0)).collect();
     ids.sort_unstable();
     Ok(ids)
+}
+
+/// Requests that were done for one run in one table.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Done {
+    /// The run's uuid.
+    pub run: String,
+    /// The monolith's table, by its label.
+    pub source_table: String,
+    /// How many rows.
+    pub rows: i64,
+    /// Position on the authority at or before which the last of them was read.
+    pub lsn: Option<Lsn>,
+}
+
+/// Whoever asks for repairs records them within seconds of the mirror's answer, or never.
+const RECORDED_WITHIN: &str = "2 minutes";
+
+/// What was done for runs, so long ago that they have recorded it by now or will not. What a mirror was asked for by `--retry`
+/// belongs to no run.
+///
+/// # Errors
+/// [`JournalError::Database`].
+pub async fn done_long_ago(client: &Client, slice: &str) -> Result<Vec<Done>, JournalError> {
+    let sql = "SELECT run::text, source_table, count(*), max(lsn) FROM strangler.repair \
+        WHERE slice = $1 AND state = 'done' AND run <> '00000000-0000-0000-0000-000000000000' \
+        GROUP BY run, source_table HAVING max(done_at) < clock_timestamp() - $2::text::interval ORDER BY min(id)";
+    let rows = client.query(sql, &[&slice, &RECORDED_WITHIN]).await.map_err(reading())?;
+    let done = rows.iter().map(|row| Done {
+        run: row.get(0),
+        source_table: row.get(1),
+        rows: row.get(2),
+        lsn: row.get::<_, Option<PgLsn>>(3).map(Lsn::from),
+    });
+    Ok(done.collect())
+}
+
+/// The keys of such requests in the order in which they were asked for, without the first `skip`.
+///
+/// # Errors
+/// [`JournalError::Database`].
+pub async fn done_keys(
+    client: &Client,
+    (slice, done): (&str, &Done),
+    skip: i64,
+) -> Result<Vec<Vec<String>>, JournalError> {
+    let sql = "SELECT key FROM strangler.repair WHERE slice = $1 AND state = 'done' AND run = $2::text::uuid \
+               AND source_table = $3 ORDER BY id OFFSET $4";
+    let rows = client.query(sql, &[&slice, &done.run, &done.source_table, &skip]).await.map_err(reading())?;
+    Ok(rows.iter().map(|row| row.get(0)).collect())
+}
+
+/// How many repaired rows the ledger has for each run and table of a slice.
+///
+/// # Errors
+/// [`JournalError::Database`].
+pub async fn recorded(
+    service: &Client,
+    slice: &str,
+) -> Result<BTreeMap<(String, String), i64>, JournalError> {
+    let sql = "SELECT body->>'run', body->>'table', sum(json_array_length(body->'rows'))::int8 FROM strangler.ledger \
+               WHERE slice = $1 AND kind = 'repair' GROUP BY 1, 2";
+    let rows = service.query(sql, &[&slice]).await.map_err(reading())?;
+    Ok(rows.iter().map(|row| ((row.get(0), row.get(1)), row.get(2))).collect())
 }
 
 /// Whether requests of a slice wait.

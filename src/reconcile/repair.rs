@@ -3,13 +3,16 @@
 //! Nothing is written beside the mirror: the rows are asked for in the journal, and the running mirror reads them from
 //! the authority again and lands them as it lands every row. Then each is looked at once more.
 
+pub mod owed;
+mod record;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use serde_json::json;
 use tokio_util::sync::CancellationToken;
 
+use self::record::Entry;
 use super::finding::{FindingKind, RawKey};
 use super::form::{Side, TableForm};
 use super::hands::{self, Hands, HandsError};
@@ -20,8 +23,7 @@ use super::sides::APPLICATION;
 use super::stop::{self, Stopped};
 use super::verdict::Counts;
 use crate::cdc::mirror::chain_of;
-use crate::journal::JournalError;
-use crate::journal::ledger::{self, Author, NewEntry, REPAIR};
+use crate::journal::ledger::{self, Author};
 use crate::journal::repairs::{self, RepairOutcome, RepairState};
 use crate::journal::streams::Direction;
 use crate::mapping::TableMapping;
@@ -344,60 +346,18 @@ impl Repair<'_> {
         Ok(Looking { hands, forms, hopeless: distrusted.tables })
     }
 
-    /// Writes the keys into the ledger, in as many entries as it takes: keys may be long texts.
     async fn record_all(&self, mapping: &TableMapping, keys: &[RawKey]) -> Result<(), RepairError> {
-        let mut groups = vec![keys];
-        while let Some(group) = groups.pop() {
-            match self.record(mapping, group).await {
-                Err(RunError::Journal(JournalError::TooLong { .. })) if group.len() > 1 => {
-                    let (first, second) = group.split_at(group.len() / 2);
-                    groups.extend([second, first]);
-                }
-                recorded => recorded?,
-            }
-        }
-        Ok(())
-    }
-
-    /// Writes one entry with the keys, as they may be shown.
-    async fn record(&self, mapping: &TableMapping, keys: &[RawKey]) -> Result<(), RunError> {
-        if keys.is_empty() {
-            return Ok(());
-        }
-        let shown: Vec<Vec<_>> = keys
-            .iter()
-            .map(|key| {
-                let parts = mapping.key_columns().zip(&key.0);
-                parts.map(|(column, value)| self.redactor.show(column, value)).collect()
-            })
-            .collect();
         let verdict = &self.done.verdict;
-        let body = json!({
-            "run": verdict.run,
-            "table": mapping.source.to_string(),
-            "key": mapping.key_columns().map(|column| column.target.as_str()).collect::<Vec<_>>(),
-            "rows": shown,
-        });
-        let entry = NewEntry {
-            kind: REPAIR,
+        let entry = Entry {
             plan: &self.job.plan,
-            slice: Some(&self.job.mapping.slice),
+            slice: &self.job.mapping.slice,
             author: self.author,
+            run: &verdict.run,
             epoch: Some(verdict.epoch),
             lsn: Some(verdict.lsn),
-            plan_hash: Some(&verdict.plan_hash),
-            body: &body,
+            plan_hash: &verdict.plan_hash,
         };
-        let service = &self.service;
-        let failed =
-            |source| RunError::Journal(JournalError::Database { action: "recording repairs", source });
-        service.batch_execute("BEGIN ISOLATION LEVEL READ COMMITTED").await.map_err(failed)?;
-        if let Err(error) = ledger::append(service, &entry).await {
-            // When the connection broke there is nothing to roll back; the first error tells the story.
-            let _ = service.batch_execute("ROLLBACK").await;
-            return Err(RunError::Journal(error));
-        }
-        service.batch_execute("COMMIT").await.map_err(failed)
+        Ok(record::all(&self.service, &entry, (mapping, &self.redactor), keys).await?)
     }
 }
 

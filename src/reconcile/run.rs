@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use tokio::sync::Mutex;
+use tokio_postgres::Client;
 use tokio_util::sync::CancellationToken;
 
 use super::evidence::{self, ConcludeError, Concluded, Monolith};
@@ -11,6 +12,7 @@ use super::finding::{FindingKind, RawKey};
 use super::form::Side;
 use super::progress::{Board, TableProgress};
 use super::redact::{RedactError, Redactor};
+use super::repair::owed;
 use super::sides::{APPLICATION, Sides};
 use super::stop::{self, Stopped};
 use super::tables::{Tables, Worked};
@@ -301,6 +303,14 @@ impl Begun {
             tracing::warn!(slice, %error, "the monolith's journal can't be written: the ledger's head is owed to it");
         });
         let anchor = anchor.ok();
+        let requests: Vec<&Client> = std::iter::once(&*service).chain(anchor.as_deref()).collect();
+        if let Err(error) = owed::settle(job, &service, &requests, &options.author).await {
+            tracing::warn!(
+                slice,
+                error = chain_of(&error),
+                "earlier repairs could not be recorded; the next run does it"
+            );
+        }
         report_anchor(slice, &ledger::anchor(&service, anchor.as_deref(), &job.mapping.service).await);
         let wanted = Wanted {
             slice,

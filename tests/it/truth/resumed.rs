@@ -203,4 +203,13 @@ async fn an_interrupted_repair_ends_and_the_mirror_still_does_it() {
     .await;
     mirror.caught_up(&monolith, &service).await;
     Run::of(&split, &[]).assert_clean();
+    // Nobody was there to record it, and the next run does that once, when whoever asked has had time enough.
+    let rows = "SELECT coalesce(sum(json_array_length(body->'rows')), 0)::int8 FROM strangler.ledger WHERE kind = 'repair'";
+    let recorded = async || -> i64 { service.query_one(rows, &[]).await.unwrap().get(0) };
+    assert_eq!(recorded().await, 0);
+    service.batch_execute("UPDATE strangler.repair SET done_at = done_at - interval '1 hour'").await.unwrap();
+    for _ in 0..2 {
+        Run::of(&split, &[]).assert_clean();
+        assert_eq!(recorded().await, 1);
+    }
 }
