@@ -117,7 +117,8 @@ impl SliceConfig {
     #[must_use]
     pub fn way_back(&self) -> Option<Self> {
         let BackLinks { read, apply, admin } = self.back.clone()?;
-        Some(Self { direction: Direction::Reverse, read, apply, admin, back: None, ..self.clone() })
+        let recorder = self.recorder.apart();
+        Some(Self { direction: Direction::Reverse, read, apply, admin, back: None, recorder, ..self.clone() })
     }
 }
 
@@ -393,6 +394,7 @@ impl Engine {
     async fn contradicted(&self, label: &str, trouble: &Trouble) -> MirrorError {
         let (epoch, applied) = (self.applier.claim().epoch, self.applier.applied());
         let happened = Happened::Contradicted { table: label, detail: &trouble.detail, epoch, applied };
+        self.config.recorder.explained();
         self.config.recorder.write_if_possible(&self.source, Some(applied), happened).await;
         contradicted(&self.config, label, trouble)
     }

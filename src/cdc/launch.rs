@@ -108,7 +108,7 @@ async fn prepare(
     let published = check_published(config, &links, (&publication, provisioned.row.as_ref())).await?;
     if !memory.started {
         start::check_alone(&links.target, starting, config.options.take_over).await?;
-        config.recorder.note_plan(both.service).await?;
+        config.recorder.note_plan(both.service, config.direction).await?;
     } else {
         // The session of the last run may still hold it for a moment; the nonce decides.
         let _ = process::try_lock(&links.target, slice).await?;
@@ -249,7 +249,8 @@ async fn prepare_slot(
             let detail = row.detail.as_deref().unwrap_or_default();
             let both = Both::of(config.direction, &links.source, &links.target);
             let happened = broken(config, row.state, detail, row);
-            config.recorder.write_if_possible(both.service, None, happened).await;
+            config.recorder.explained();
+            config.recorder.write_if_possible(both.service, Some(row.applied), happened).await;
             Err(refuse(config, row.detail.as_deref()))
         }
         StreamState::Running => {
@@ -289,11 +290,12 @@ async fn note_fault(
 ) -> Result<(), MirrorError> {
     let (of, detail) = (config.of(), fault.detail.as_str());
     let happened = broken(config, fault.state, detail, row);
+    config.recorder.explained();
     ledger::transaction(&links.target, async || {
         let noted = streams::set_state(&links.target, of, row.nonce, fault.state, Some(detail)).await?;
         match config.direction {
             Direction::Forward if noted.is_some() => {
-                config.recorder.write(&links.target, None, happened).await
+                config.recorder.write(&links.target, Some(row.applied), happened).await
             }
             Direction::Forward | Direction::Reverse => Ok(()),
         }
@@ -302,7 +304,9 @@ async fn note_fault(
     failpoint::hit("fault-recorded");
     match config.direction {
         Direction::Forward => config.recorder.anchor(),
-        Direction::Reverse => config.recorder.write_alone(&links.source, None, happened).await?,
+        Direction::Reverse => {
+            config.recorder.write_if_possible(&links.source, Some(row.applied), happened).await;
+        }
     }
     Ok(())
 }
@@ -394,6 +398,9 @@ async fn restore_tables(
 ) -> Result<Vec<TableRun>, MirrorError> {
     let slice = config.mapping.slice.as_str();
     let rows = copies::tables(target, slice).await?;
+    if rows.iter().any(|row| row.published_as == Some(copies::UNHEARD)) {
+        config.recorder.explained();
+    }
     let pieces = copies::pieces(target, slice).await?;
     let rows_per_range = config.options.rows_per_range.unwrap_or(ROWS_PER_RANGE_FIRST);
     let mut tables = Vec::new();

@@ -30,6 +30,8 @@ pub struct Recorder {
     monolith: Option<Server>,
     /// The head is about to be written, and will be that of all entries until then.
     anchoring: Arc<AtomicBool>,
+    /// The ledger knows why the stream is about to stop.
+    explained: Arc<AtomicBool>,
 }
 
 /// What happened. Tables go by the monolith's names.
@@ -93,6 +95,15 @@ pub enum Happened<'a> {
         /// How far it is applied.
         applied: Lsn,
     },
+    /// A stream stopped over something else, mostly a definition that changed: it waits for a human.
+    Stopped {
+        /// Which of the slice's streams.
+        direction: Direction,
+        /// Why.
+        detail: &'a str,
+        /// How far it is applied.
+        applied: Lsn,
+    },
     /// Somebody wrote on a fenced side.
     Stray {
         /// The side.
@@ -111,7 +122,9 @@ impl Happened<'_> {
     fn entry(self) -> (&'static str, Value, Option<String>) {
         let alarm = |what: &str, body: Value, event: Option<String>| {
             let mut body = body;
-            body["alarm"] = json!(what);
+            if let Value::Object(fields) = &mut body {
+                fields.insert("alarm".to_owned(), json!(what));
+            }
             (ledger::ALARM, body, event)
         };
         match self {
@@ -139,6 +152,10 @@ impl Happened<'_> {
                     json!({ "table": table, "detail": detail, "direction": Direction::Reverse.as_str() });
                 alarm("contradicted", body, Some(format!("{table} at {applied}, epoch {epoch}")))
             }
+            Self::Stopped { direction, detail, applied } => {
+                let body = json!({ "direction": direction.as_str(), "detail": detail });
+                alarm("stopped", body, Some(format!("{} stopped at {applied}", direction.as_str())))
+            }
             Self::Stray { side, xid, rows, tables } => alarm(
                 "stray-write",
                 json!({ "side": side, "xid": xid, "rows": rows, "tables": tables }),
@@ -161,8 +178,44 @@ impl Recorder {
     /// One for a slice. `service` and `monolith` are the links of the apply role, or of whoever reads a service.
     #[must_use]
     pub fn new(subject: Subject, name: &str, service: Server, monolith: Option<Server>) -> Self {
-        let anchoring = Arc::new(AtomicBool::new(false));
-        Self { subject: Arc::new(subject), name: name.into(), service, monolith, anchoring }
+        let (anchoring, explained) = (Arc::default(), Arc::default());
+        Self { subject: Arc::new(subject), name: name.into(), service, monolith, anchoring, explained }
+    }
+
+    /// One for another stream of the same slice.
+    #[must_use]
+    pub fn apart(&self) -> Self {
+        Self { explained: Arc::default(), ..self.clone() }
+    }
+
+    /// A stream begins to run, or is tried again.
+    pub fn begin(&self) {
+        self.explained.store(false, Ordering::Release);
+    }
+
+    /// What the stream is about to stop over has an entry of its own.
+    pub fn explained(&self) {
+        self.explained.store(true, Ordering::Release);
+    }
+
+    /// Tells why a stream stopped, where no entry says so yet. One that is started again meets the same thing at the same position.
+    pub async fn stopped(&self, direction: Direction, error: &MirrorError, applied: Lsn) {
+        let MirrorError::Refused { what, .. } = error else { return };
+        if self.explained.load(Ordering::Acquire) {
+            return;
+        }
+        let happened = Happened::Stopped { direction, detail: what, applied };
+        match open(&self.service, &self.subject.slice).await {
+            Ok(service) => self.write_if_possible(&service, Some(applied), happened).await,
+            Err(error) => {
+                let slice = self.subject.slice.as_str();
+                tracing::warn!(
+                    slice,
+                    error = chain_of(&error),
+                    "the ledger could not be told why a stream stopped"
+                );
+            }
+        }
     }
 
     /// Makes an entry in the caller's open transaction on the service. [`Self::anchor`] is to follow the commit.
@@ -207,12 +260,13 @@ impl Recorder {
         }
     }
 
-    /// Notes that the mirror was started with another mapping or policy than the ledger named last.
+    /// Notes that the mirror was started with another mapping or policy than the ledger named last. The way back may be made while
+    /// it runs, and was not typed for: it tells nothing.
     ///
     /// # Errors
     /// [`JournalError`].
-    pub async fn note_plan(&self, service: &Client) -> Result<(), JournalError> {
-        if self.subject.note_plan(service, "mirror").await? {
+    pub async fn note_plan(&self, service: &Client, direction: Direction) -> Result<(), JournalError> {
+        if direction == Direction::Forward && self.subject.note_plan(service, "mirror").await? {
             self.anchor();
         }
         Ok(())

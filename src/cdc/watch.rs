@@ -265,6 +265,7 @@ pub(super) fn altered(publication: &str) -> String {
 /// Marks a table, and tells the ledger, once.
 async fn note_unheard(site: Site<'_>, Unheard { table, what, .. }: &Unheard) -> Result<(), MirrorError> {
     let label = table.to_string();
+    site.recorder.explained();
     let news = ledger::transaction(site.target, async || {
         let news = copies::set_unheard(site.target, site.slice, &label).await?;
         if news {
@@ -289,6 +290,7 @@ async fn note_gap(
     recorder: &Recorder,
 ) -> Result<Refusal, MirrorError> {
     let of = StreamOf::forward(slice);
+    recorder.explained();
     ledger::transaction(target, async || {
         let slot = streams::set_state(target, of, nonce, StreamState::Gap, Some(what)).await?;
         let Some(slot) = slot else { return Ok(()) };

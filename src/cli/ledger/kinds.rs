@@ -63,6 +63,7 @@ pub(super) fn alarm(body: &Value) -> Option<String> {
         "other-source" => {
             Some(format!("another source of the {} stream: {}", text(body, "direction")?, detail?))
         }
+        "stopped" => Some(format!("the {} stream stopped: {}", text(body, "direction")?, detail?)),
         "diverged" => of_table("diverged and stands still"),
         "unheard" => of_table("changed in a way that is not in the stream"),
         "contradicted" => of_table("of the monolith contradicts the way back"),

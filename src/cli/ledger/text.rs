@@ -198,6 +198,10 @@ mod tests {
             ),
             entry(
                 "alarm",
+                json!({ "alarm": "stopped", "direction": "reverse", "detail": "a column is gone" }),
+            ),
+            entry(
+                "alarm",
                 json!({ "alarm": "unheard", "table": "Orders", "detail": "TRUNCATE of a partition" }),
             ),
             entry(

@@ -111,10 +111,10 @@ async fn tell_of_rehearsal(
     let mut links = member.links.take();
     let (service, _, monolith) = links.three(Side::Service).await?;
     let subject = subject(member, order);
-    let lsn = None;
-    let told =
-        ledger::transaction(service, async || subject.append(service, ledger::REHEARSAL, lsn, body).await);
-    told.await.map_err(|error| failed(&error))?;
+    subject.note_plan(service, "rehearsal").await.map_err(|error| failed(&error))?;
+    // A rehearsal is about no position.
+    let told = async || subject.append(service, ledger::REHEARSAL, None, body).await;
+    ledger::transaction(service, told).await.map_err(|error| failed(&error))?;
     ledger::anchor(service, Some(monolith), &member.mapping.service).await;
     member.links.keep(links).await;
     Ok(())

@@ -266,3 +266,30 @@ async fn a_ledger_from_before_is_read_verified_and_gone_on_with() {
     let whole = succeed(&split, "ledger", &["--verify"]);
     assert!(whole.stdout.contains("whole: 4 entries"), "{}", whole.page());
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_definition_that_stops_the_mirror_is_told_once_and_again_when_it_happens_again() {
+    let (split, monolith, service) = Split::launch("{ t: {} }", SETUP).await;
+    split.provision();
+    let mut mirror = split.mirror(None);
+    mirror.caught_up(&monolith, &service).await;
+    for number in 1..=2 {
+        monolith
+            .batch_execute("ALTER TABLE t RENAME v TO w; UPDATE t SET w = 'x' WHERE id = 1")
+            .await
+            .unwrap();
+        assert_eq!(mirror.ended().0.code(), Some(3), "{}", mirror.log());
+        // A supervisor starts it again and again.
+        for _ in 0..2 {
+            let (status, log) = split.mirror(None).ended();
+            assert_ne!(status.code(), Some(0), "{log}");
+        }
+        let alarms = told(&service, "alarm").await;
+        assert_eq!(alarms.len(), number, "{alarms:?}");
+        assert_eq!(alarms[number - 1].body["alarm"], json!("stopped"));
+        monolith.batch_execute("ALTER TABLE t RENAME w TO v").await.unwrap();
+        mirror = split.mirror_with(None, &["--rebuild"]);
+        mirror.caught_up(&monolith, &service).await;
+    }
+    mirror.stop();
+}
