@@ -263,7 +263,7 @@ async fn a_reconciliation_is_recorded_by_roles_of_least_privilege() {
     let ground = grounds::service(&service, "one").await.unwrap();
     let shown = evidence::evidence(&service, "one").await.unwrap();
     assert_eq!(shown.lacks(ground.as_ref(), Duration::from_secs(60)), []);
-    assert_eq!(ledger::verify(&service, Some(&apply)).await.unwrap().confirmed, Some(1));
+    assert_eq!(ledger::verify(&service, Some(&apply)).await.unwrap().confirmed, Some(concluded.head.id));
 
     allowed(
         &service,
