@@ -25,6 +25,7 @@ pub mod mirror;
 pub mod progress;
 pub mod publication;
 pub mod pulse;
+pub mod record;
 pub mod refetch;
 pub(crate) mod repair;
 pub mod round;

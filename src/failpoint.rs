@@ -85,6 +85,10 @@ pub const DISARM: &[&str] = &[
     "disarm-recorded",
 ];
 
+/// Kill points around entries of the ledger that are made right after what they tell: the steps of `provision`, `arm` and
+/// `disarm`, and what a mirror meets that is not in the service's database.
+pub const LEDGER: &[&str] = &["steps-taken", "steps-recorded", "alarm-told"];
+
 /// Kill points of a move of authority, in their order.
 pub const FLIP: &[&str] = &[
     "flip-looked",
@@ -114,7 +118,7 @@ pub fn hit(name: &'static str) {
     static WANTED: OnceLock<[Point; 2]> = OnceLock::new();
     static COUNTS: [AtomicU64; 2] = [AtomicU64::new(0), AtomicU64::new(0)];
     debug_assert!(
-        [MIRROR, COPY_AGAIN, START, REPAIR, REVERSE, ARM, DISARM, FLIP].concat().contains(&name),
+        [MIRROR, COPY_AGAIN, START, REPAIR, REVERSE, ARM, DISARM, LEDGER, FLIP].concat().contains(&name),
         "failpoint {name} is not in the lists that tests go through"
     );
     let read = |variable| {

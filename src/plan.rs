@@ -9,6 +9,7 @@ mod file;
 mod hooks;
 mod link;
 mod parse;
+mod policy_hash;
 mod problem;
 mod resolve;
 mod schema;
@@ -93,6 +94,15 @@ pub enum FenceStandbys {
     /// Those that commits wait for.
     Sync,
     /// None: after a failover both sides may be open.
+    None,
+}
+
+/// Whether somebody has to approve a move of authority.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Approval {
+    /// A flip names who approved it.
+    Required,
+    /// Nobody has to.
     None,
 }
 
@@ -203,10 +213,20 @@ pub struct Policy {
     pub sequence_margin: u32,
     /// Standbys of a closed side that have to have its fence before the other side is opened.
     pub fence_standbys: FenceStandbys,
+    /// Whether a flip has to name who approved it.
+    pub approval: Approval,
     /// Groups of slices that flip together.
     pub flip_together: Vec<Vec<String>>,
     /// What is run around a flip. In a slice's policy: the plan's hooks, then the slice's own.
     pub hooks: Hooks,
+}
+
+impl Policy {
+    /// Hex SHA-256 of everything that it says.
+    #[must_use]
+    pub fn hash(&self) -> String {
+        policy_hash::of(self)
+    }
 }
 
 impl Default for Policy {
@@ -221,6 +241,7 @@ impl Default for Policy {
             wal_budget_bytes: 50_000_000_000,
             sequence_margin: 1000,
             fence_standbys: FenceStandbys::All,
+            approval: Approval::None,
             flip_together: Vec::new(),
             hooks: Hooks::default(),
         }

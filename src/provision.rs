@@ -19,6 +19,7 @@ pub(crate) mod monolith_rights;
 mod objects;
 mod preflight;
 mod publication;
+mod record;
 mod rights;
 mod run;
 mod slices;
@@ -37,6 +38,7 @@ pub use anatomy::{Anatomy, ForeignKeyShape, IndexKey, IndexShape, Reference, Use
 pub use draft::design;
 pub use error::ProvisionError;
 pub(crate) use publication::exact as exact_publication;
+pub(crate) use record::{Run, record};
 pub use run::{execute, prepare, run, survey};
 pub(crate) use run::{lock, unlock};
 pub use state::{Grant, GrantOn, Publication, Role, State, Trigger};

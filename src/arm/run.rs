@@ -11,6 +11,8 @@ use super::survey::survey;
 use super::{ArmError, Design, Event, KeyNamed, Locks, Outcome, Step, Unproven, Verb, Work};
 use crate::failpoint;
 use crate::journal::arming;
+use crate::journal::ledger::Author;
+use crate::mapping::Mappings;
 use crate::name::{TableName, quote_literal};
 use crate::plan::Plan;
 use crate::postgres::{Server, sqlstate};
@@ -30,6 +32,8 @@ pub struct Hands<'a> {
     pub logins: &'a ApplyLogins,
     /// How long one step may wait.
     pub patience: Patience,
+    /// Who, for the ledger.
+    pub author: &'a Author,
 }
 
 impl std::fmt::Debug for Hands<'_> {
@@ -52,7 +56,7 @@ pub async fn prepare(
     Ok(design(plan, verb, only, &survey, hands.logins))
 }
 
-/// Does what [`prepare`] shows, step by step, while it keeps other verbs away.
+/// Does what [`prepare`] shows, step by step, while it keeps other verbs away, and tells the ledgers.
 ///
 /// # Errors
 /// [`ArmError`]. Committed steps stay.
@@ -64,7 +68,15 @@ pub async fn run(
     report: &mut (dyn FnMut(Event<'_>) + Send),
 ) -> Result<Outcome, ArmError> {
     provision::lock(hands.databases).await?;
-    let outcome = rounds(plan, verb, only, hands, report).await;
+    let outcome = match rounds(plan, verb, only, hands, report).await {
+        Ok((outcome, mappings)) => {
+            failpoint::hit("steps-taken");
+            let run = provision::Run { plan, verb: verb.as_str(), only, author: hands.author };
+            let recorded = provision::record(hands.databases, run, &mappings).await;
+            recorded.map(|()| outcome).map_err(ArmError::from)
+        }
+        Err(error) => Err(error),
+    };
     provision::unlock(hands.databases).await;
     outcome
 }
@@ -75,11 +87,12 @@ async fn rounds(
     only: &[String],
     hands: &Hands<'_>,
     report: &mut (dyn FnMut(Event<'_>) + Send),
-) -> Result<Outcome, ArmError> {
+) -> Result<(Outcome, Mappings), ArmError> {
     let mut outcome = Outcome::default();
     let mut tried: BTreeSet<(TableName, String)> = BTreeSet::new();
     for _ in 0..ROUNDS {
-        let mut design = prepare(plan, verb, only, hands).await?;
+        let survey = survey(plan, only, hands.databases).await?;
+        let mut design = design(plan, verb, only, &survey, hands.logins);
         if design.refusals().next().is_some() {
             return Err(ArmError::Refused { verb: verb.as_str(), problems: design.problems });
         }
@@ -91,7 +104,7 @@ async fn rounds(
         if design.steps.is_empty() {
             outcome.problems.sort();
             outcome.problems.dedup();
-            return Ok(outcome);
+            return Ok((outcome, survey.mappings));
         }
         let total = design.steps.len();
         let mut made: BTreeMap<String, Made> = BTreeMap::new();

@@ -9,6 +9,7 @@ use tokio::sync::mpsc;
 
 use super::borders::{Job, JobExtent, range_condition};
 use super::error::MirrorError;
+use super::record::{Happened, Recorder};
 use super::start::shut_out;
 use crate::failpoint;
 use crate::failpoint::hooks::{Hooks, Mutant};
@@ -81,6 +82,8 @@ pub struct RoundWork {
     pub queue: Mutex<VecDeque<Job>>,
     /// What tests change.
     pub hooks: Hooks,
+    /// What the ledger is told.
+    pub recorder: Recorder,
 }
 
 /// What a worker reports.
@@ -186,7 +189,10 @@ async fn stand_still(
     copies::delete_parts(target, slice, label).await?;
     let entry = serde_json::json!({ "table": label, "detail": detail });
     journal::record(target, Some(slice), "table-diverged", &entry).await?;
+    let happened = Happened::Diverged { table: label, detail: &detail };
+    round.recorder.write(target, Some(round.lsn), happened).await?;
     target.batch_execute("COMMIT").await.map_err(MirrorError::sql("recording a refused landing"))?;
+    round.recorder.anchor();
     failpoint::hit("fault-recorded");
     tracing::error!(
         slice,

@@ -266,6 +266,7 @@ impl Engine {
             jobs: jobs.to_vec(),
             tables: self.tables.iter().map(|table| self.copying.table(table)).collect(),
             hooks: self.config.options.hooks.clone(),
+            recorder: self.config.recorder.clone(),
         };
         let Some(exporter) = self.copying.exporter.take() else { return Ok(RoundEnd::Complete) };
         let workers = std::mem::take(&mut self.copying.workers);

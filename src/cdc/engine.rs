@@ -15,6 +15,7 @@ use super::error::MirrorError;
 use super::finish;
 use super::publication::Published;
 use super::pulse::{Pulse, Vitals, heartbeat_number};
+use super::record::{Happened, Recorder};
 use super::refetch::RefetchSessions;
 use super::repair::Repairs;
 use super::route::Router;
@@ -101,6 +102,8 @@ pub struct SliceConfig {
     pub rounds: Arc<Semaphore>,
     /// What the operator sees.
     pub board: super::mirror::Board,
+    /// What the ledger is told.
+    pub recorder: Recorder,
 }
 
 impl SliceConfig {
@@ -114,7 +117,8 @@ impl SliceConfig {
     #[must_use]
     pub fn way_back(&self) -> Option<Self> {
         let BackLinks { read, apply, admin } = self.back.clone()?;
-        Some(Self { direction: Direction::Reverse, read, apply, admin, back: None, ..self.clone() })
+        let recorder = self.recorder.apart();
+        Some(Self { direction: Direction::Reverse, read, apply, admin, back: None, recorder, ..self.clone() })
     }
 }
 
@@ -162,6 +166,8 @@ pub(crate) struct Engine {
     pub(crate) shown_at: Option<Instant>,
     /// Deferred statements were tried since the last table went live.
     pub(crate) finished: bool,
+    /// The open transaction holds an entry of the ledger.
+    pub(crate) untold: bool,
 }
 
 impl Engine {
@@ -180,6 +186,7 @@ impl Engine {
             publication: self.publication.clone(),
             published: Arc::clone(&self.published),
             vitals: Arc::clone(&self.vitals),
+            recorder: self.config.recorder.clone(),
         };
         let pulse_stop = CancellationToken::new();
         let guard = pulse_stop.clone().drop_guard();
@@ -362,9 +369,15 @@ impl Engine {
                     let label = table.label.clone();
                     return Err(match written.get(&divergence.table) {
                         Some(keys) => self.mend(&label, keys).await?,
-                        None => contradicted(&self.config, &label, &divergence.trouble),
+                        None => self.contradicted(&label, &divergence.trouble).await,
                     });
                 }
+                let detail = divergence.trouble.detail.as_str();
+                let happened = Happened::Diverged { table: &table.label, detail };
+                // In the transaction that keeps the table from being written.
+                let applied = self.applier.applied();
+                self.config.recorder.write(self.applier.session(), Some(applied), happened).await?;
+                self.untold = true;
                 tracing::error!(
                     slice = self.config.mapping.slice,
                     table = table.label,
@@ -375,6 +388,15 @@ impl Engine {
             }
         }
         Ok(())
+    }
+
+    /// Rows of the monolith are not what the service's writes met. The ledger is told once, however often it is met again.
+    async fn contradicted(&self, label: &str, trouble: &Trouble) -> MirrorError {
+        let (epoch, applied) = (self.applier.claim().epoch, self.applier.applied());
+        let happened = Happened::Contradicted { table: label, detail: &trouble.detail, epoch, applied };
+        self.config.recorder.explained();
+        self.config.recorder.write_if_possible(&self.source, Some(applied), happened).await;
+        contradicted(&self.config, label, trouble)
     }
 
     /// On the way back, keys of the batch by table, where the operator lets rows that contradict be read again.
@@ -400,6 +422,9 @@ impl Engine {
         let Some(boundary) = self.batch.boundary else { return Ok(()) };
         self.flush().await?;
         self.applier.commit(boundary).await?;
+        if std::mem::take(&mut self.untold) {
+            self.config.recorder.anchor();
+        }
         self.batch.clear_committed();
         self.persisted_at = Instant::now();
         self.assembler.confirm(boundary.end);
@@ -487,16 +512,25 @@ impl Engine {
             .collect();
         if !ready.is_empty() {
             let slice = self.slice().to_owned();
+            let mut copied: Vec<(String, copies::Ended)> = Vec::new();
             let session = self.applier.open_session().await?;
             for table in ready.iter().filter_map(|number| self.tables.get(*number)) {
                 if table.state == TableState::Live {
                     copies::forget_pieces(session, &slice, &table.label).await?;
                 } else {
-                    copies::set_live(session, &slice, &table.label).await?;
+                    let ended = copies::set_live(session, &slice, &table.label).await?;
                     touched::begin(session, &slice, &table.label, applied).await?;
+                    copied.extend(ended.map(|ended| (table.label.clone(), ended)));
                 }
             }
+            for (table, copies::Ended { rows, bytes, copy }) in &copied {
+                let happened = Happened::CopyEnded { table, rows: *rows, bytes: *bytes, copy: *copy };
+                self.config.recorder.write(session, Some(applied), happened).await?;
+            }
             self.applier.commit_at(applied, self.consumed.time_us).await?;
+            if !copied.is_empty() {
+                self.config.recorder.anchor();
+            }
             failpoint::hit("table-live");
             for number in ready {
                 if let Some(table) = self.tables.get_mut(number) {

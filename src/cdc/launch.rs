@@ -16,10 +16,11 @@ use super::finish;
 use super::meanings;
 use super::publication::{self, Named, Published};
 use super::pulse::Vitals;
+use super::record::{Happened, Recorder};
 use super::repair::Repairs;
 use super::route::Router;
 use super::source;
-use super::start::{self, Both, Memory, ProcessName, Starting, open};
+use super::start::{self, Both, Fault, Memory, ProcessName, Starting, open};
 use super::stream::Assembler;
 use super::table::{TableRun, Target, choose_ranges};
 use super::tripwire::Strays;
@@ -28,6 +29,7 @@ use crate::failpoint;
 use crate::failpoint::hooks::Mutant;
 use crate::journal::claims::{Claim, ClaimStatements};
 use crate::journal::copies::{self, TableRow, TableState};
+use crate::journal::ledger;
 use crate::journal::process;
 use crate::journal::streams::{self, Direction, Mode, StreamRow, StreamState};
 use crate::lsn::Lsn;
@@ -106,6 +108,7 @@ async fn prepare(
     let published = check_published(config, &links, (&publication, provisioned.row.as_ref())).await?;
     if !memory.started {
         start::check_alone(&links.target, starting, config.options.take_over).await?;
+        config.recorder.note_plan(both.service, config.direction).await?;
     } else {
         // The session of the last run may still hold it for a moment; the nonce decides.
         let _ = process::try_lock(&links.target, slice).await?;
@@ -188,9 +191,12 @@ async fn copy_anew(
     let labels: Vec<(String, String)> =
         config.mapping.tables.iter().map(|table| (table.source.to_string(), table.target.sql())).collect();
     if !config.options.hooks.mutant(Mutant::PartsKept) {
-        start::void_parts(&links.target, claim, &|label| {
-            labels.iter().find(|(source, _)| source == label).map(|(_, target)| target.clone())
-        })
+        start::void_parts(
+            &links.target,
+            claim,
+            &|label| labels.iter().find(|(source, _)| source == label).map(|(_, target)| target.clone()),
+            &config.recorder,
+        )
         .await?;
     }
     while let Some(table) = memory.retry.last() {
@@ -204,6 +210,7 @@ async fn copy_anew(
         nonce: claim.nonce,
         publication,
         mapping: &config.mapping,
+        recorder: &config.recorder,
     };
     watch::at_start(site).await
 }
@@ -236,7 +243,15 @@ async fn prepare_slot(
             start::create_slot(&links.source, &mut links.replication, &links.target, (slice, row), &tell)
                 .await
         }
-        StreamState::Gap | StreamState::Diverged => Err(refuse(config, row.detail.as_deref())),
+        StreamState::Gap | StreamState::Diverged => {
+            // Whoever noted it may have died before the ledger of the other database was told.
+            let detail = row.detail.as_deref().unwrap_or_default();
+            let both = Both::of(config.direction, &links.source, &links.target);
+            let happened = broken(config, row.state, detail, row);
+            config.recorder.explained();
+            config.recorder.write_if_possible(both.service, Some(row.applied), happened).await;
+            Err(refuse(config, row.detail.as_deref()))
+        }
         StreamState::Running => {
             start::wait_for_slot(&links.source, &row.slot, &tell).await?;
             let slot = source::slot(&links.source, &row.slot).await?;
@@ -252,8 +267,7 @@ async fn prepare_slot(
             let (of, stream) = (config.of(), (row, config.direction));
             let fault = start::find_fault(stream, &links.system, (database, uuid), slot.as_ref(), &history);
             if let Some(fault) = fault {
-                streams::set_state(&links.target, of, row.nonce, fault.state, Some(&fault.detail)).await?;
-                failpoint::hit("fault-recorded");
+                note_fault(config, links, row, &fault).await?;
                 return Err(refuse(config, Some(&fault.detail)));
             }
             if moved {
@@ -264,6 +278,40 @@ async fn prepare_slot(
             Ok(row.applied)
         }
     }
+}
+
+/// Notes in a stream's row that it can't go on, and tells the ledger, which is in the same database for the way there.
+async fn note_fault(
+    config: &SliceConfig,
+    links: &Links,
+    row: &StreamRow,
+    fault: &Fault,
+) -> Result<(), MirrorError> {
+    let (of, detail) = (config.of(), fault.detail.as_str());
+    let happened = broken(config, fault.state, detail, row);
+    config.recorder.explained();
+    ledger::transaction(&links.target, async || {
+        let noted = streams::set_state(&links.target, of, row.nonce, fault.state, Some(detail)).await?;
+        match config.direction {
+            Direction::Forward if noted.is_some() => {
+                config.recorder.write(&links.target, Some(row.applied), happened).await
+            }
+            Direction::Forward | Direction::Reverse => Ok(()),
+        }
+    })
+    .await?;
+    failpoint::hit("fault-recorded");
+    match config.direction {
+        Direction::Forward => config.recorder.anchor(),
+        Direction::Reverse => {
+            config.recorder.write_if_possible(&links.source, Some(row.applied), happened).await;
+        }
+    }
+    Ok(())
+}
+
+fn broken<'a>(config: &SliceConfig, state: StreamState, detail: &'a str, row: &'a StreamRow) -> Happened<'a> {
+    Happened::Broken { direction: config.direction, state, detail, slot: &row.slot }
 }
 
 /// A way back that is broken can't be made whole from the monolith: `arm` makes it anew, and a comparison finds what
@@ -338,6 +386,7 @@ async fn bring_up(
         repairs,
         shown_at: None,
         finished,
+        untold: false,
     })
 }
 
@@ -348,6 +397,9 @@ async fn restore_tables(
 ) -> Result<Vec<TableRun>, MirrorError> {
     let slice = config.mapping.slice.as_str();
     let rows = copies::tables(target, slice).await?;
+    if rows.iter().any(|row| row.published_as == Some(copies::UNHEARD)) {
+        config.recorder.explained();
+    }
     let pieces = copies::pieces(target, slice).await?;
     let rows_per_range = config.options.rows_per_range.unwrap_or(ROWS_PER_RANGE_FIRST);
     let mut tables = Vec::new();
@@ -410,16 +462,19 @@ async fn retry(
     };
     let slice = config.mapping.slice.as_str();
     finish::defer_again(&config.admin, slice, claim.nonce, mapping).await?;
-    empty_and_forget(target, claim, &[(mapping.source.to_string(), mapping.target.sql())]).await
+    let tables = [(mapping.source.to_string(), mapping.target.sql())];
+    empty_and_forget(target, claim, &tables, &config.recorder).await
 }
 
 async fn empty_and_forget(
     target: &Session,
     claim: &Claim,
     tables: &[(String, String)],
+    recorder: &Recorder,
 ) -> Result<(), MirrorError> {
-    begin_emptying(target, claim, tables).await?;
+    begin_emptying(target, claim, tables, ("retry", recorder)).await?;
     target.batch_execute("COMMIT").await.map_err(MirrorError::sql("emptying tables"))?;
+    recorder.anchor();
     failpoint::hit("emptied-for-copy");
     Ok(())
 }
@@ -429,16 +484,23 @@ async fn begin_emptying(
     target: &Session,
     claim: &Claim,
     tables: &[(String, String)],
+    (cause, recorder): (&'static str, &Recorder),
 ) -> Result<(), MirrorError> {
     let statements = ClaimStatements::prepare(target, claim).await?;
     target.batch_execute("BEGIN").await.map_err(MirrorError::sql("opening a transaction"))?;
     if !claim.share(target, &statements).await? {
         return Err(start::shut_out(target, claim).await);
     }
+    let mut emptied = Vec::with_capacity(tables.len());
     for (source, table) in tables {
         start::empty_table(target, table).await?;
         copies::delete_parts(target, &claim.slice, source).await?;
-        copies::set_without_pieces(target, &claim.slice, source, TableState::Pending, None).await?;
+        let copy =
+            copies::set_without_pieces(target, &claim.slice, source, TableState::Pending, None).await?;
+        emptied.push((source, copy));
+    }
+    for (table, copy) in emptied {
+        recorder.write(target, Some(claim.applied), Happened::CopyAgain { table, cause, copy }).await?;
     }
     Ok(())
 }
@@ -469,12 +531,13 @@ async fn rebuild(
         config.mapping.tables.iter().map(|table| (table.source.to_string(), table.target.sql())).collect();
     // One transaction: a stream that starts anew over tables that still count as copied would lose every change
     // between the two slots.
-    begin_emptying(&links.target, &claim, &tables).await?;
+    begin_emptying(&links.target, &claim, &tables, ("rebuild", &config.recorder)).await?;
     let slot = start::slot_name(starting.plan, slice);
     if !streams::reset(&links.target, slice, row.nonce, &slot, identity).await? {
         return Err(MirrorError::Fenced { slice: slice.to_owned() });
     }
     links.target.batch_execute("COMMIT").await.map_err(MirrorError::sql("starting the slice over"))?;
+    config.recorder.anchor();
     failpoint::hit("rebuild-reset");
     let fresh = streams::read(&links.target, config.of()).await?;
     fresh.ok_or_else(|| MirrorError::Unreadable { what: format!("the stream row of slice {slice}") })
@@ -495,7 +558,7 @@ async fn check_published(
         && let Some(row) = row.filter(applying)
     {
         let of = (config.mapping.slice.as_str(), row.nonce);
-        watch::note_what_is_left_out(&links.target, of, (publication, &found)).await?;
+        watch::note_what_is_left_out(&links.target, of, (publication, &found), &config.recorder).await?;
     }
     let wanted = config.mapping.tables.iter().map(|table| match config.direction {
         Direction::Forward => &table.source,

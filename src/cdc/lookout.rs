@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 
 use super::contents::{self, Contents, Heard, Judgement, TableContents, Unheard};
 use super::error::MirrorError;
+use super::record::Happened;
 use super::source;
 use super::watch::{self, Site};
 use crate::journal::streams::{self, Direction, StreamOf};
@@ -114,6 +115,11 @@ impl Lookout {
                 what,
                 "a table changed in a way that is not in the stream; compare the slice with `strangler reconcile PLAN`"
             );
+            // First, because it is told of once: what was seen is forgotten when the process ends.
+            let service = if self.direction == Direction::Forward { site.target } else { site.source };
+            let (label, side) = (table.to_string(), self.direction.source());
+            let happened = Happened::Unheard { table: &label, what, side };
+            site.recorder.write_alone(service, None, happened).await?;
             let entry =
                 serde_json::json!({ "table": table.to_string(), "what": what, "direction": direction });
             journal::record(site.target, Some(site.slice), "changed-unheard", &entry).await?;

@@ -156,6 +156,7 @@ async fn keep_running(
     };
     loop {
         let started = Instant::now();
+        config.recorder.begin();
         let error = match Box::pin(launch::run_once(&config, this, &mut memory, stop)).await {
             Ok(()) | Err(MirrorError::Stopped) => {
                 config.board.phase(config.of(), "stopped", None);
@@ -207,6 +208,8 @@ async fn record_end(config: &SliceConfig, memory: &Memory, error: &MirrorError) 
         let target = open(&config.apply, &config.mapping.slice).await.ok()?;
         process::stopped(&target, config.of(), nonce, Some(&why(error))).await.ok()?;
         failpoint::hit("end-recorded");
+        let applied = streams::read(&target, config.of()).await.ok()??.applied;
+        config.recorder.stopped(config.direction, error, applied).await;
         Some(())
     };
     // Without it, `status` tells by the missing sign of life.

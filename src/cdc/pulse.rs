@@ -12,6 +12,7 @@ use super::error::{MirrorError, Refusal};
 use super::lookout::{Lookout, Truncates};
 use super::meanings;
 use super::publication::{self, Named, Published};
+use super::record::Recorder;
 use super::source::{self, HEARTBEAT_PREFIX};
 use super::start::open;
 use super::watch::{self, Watch};
@@ -155,6 +156,8 @@ pub struct Pulse {
     pub published: Arc<Published>,
     /// Shared with the engine.
     pub vitals: Arc<Vitals>,
+    /// What the ledger is told.
+    pub recorder: Recorder,
 }
 
 /// Content of heartbeat `number` of the engine with `nonce`.
@@ -270,7 +273,7 @@ impl Pulse {
         };
         if self.copies() {
             let of = (self.slice.as_str(), self.nonce);
-            watch::note_what_is_left_out(target, of, (&self.publication, &found)).await?;
+            watch::note_what_is_left_out(target, of, (&self.publication, &found), &self.recorder).await?;
         }
         let fault = found.fault(self.published.keys(), named);
         Ok(fault.or_else(|| publication::came_back(&self.published, &found.tables, named)))
@@ -290,6 +293,7 @@ impl Pulse {
             nonce: self.nonce,
             publication: &self.publication,
             mapping: &self.mapping,
+            recorder: &self.recorder,
         };
         if !self.copies() {
             let mut lookout = match seen.lookout.take() {

@@ -15,6 +15,7 @@ use tokio_util::sync::CancellationToken;
 use super::borders::{Job, JobExtent};
 use super::copy::{Copied, Report, RoundWork, WorkerSessions, work};
 use super::error::MirrorError;
+use super::record::Recorder;
 use super::source;
 use crate::failpoint::hooks::{Hooks, Mutant};
 use crate::journal::claims::Claim;
@@ -68,6 +69,8 @@ pub struct RoundPlan {
     pub tables: Vec<Copied>,
     /// What tests change.
     pub hooks: Hooks,
+    /// What the ledger is told.
+    pub recorder: Recorder,
 }
 
 /// Runs a round and returns the WAL position that the stream has to pass, and how it ended.
@@ -113,6 +116,7 @@ pub async fn run(
         tables: plan.tables,
         queue: Mutex::new(VecDeque::from(plan.jobs)),
         hooks: plan.hooks,
+        recorder: plan.recorder,
     };
     let working = try_join_all(sessions.workers.iter().map(|worker| work(worker, &round, reports)));
     let end = tokio::select! {

@@ -7,6 +7,7 @@ use tokio_postgres::Client;
 
 use super::engine::hit;
 use super::error::MirrorError;
+use super::record::{Happened, Recorder};
 use super::source::{self, SlotFacts};
 use crate::failpoint;
 use crate::journal::claims::{Claim, ClaimStatements};
@@ -593,6 +594,7 @@ pub async fn void_parts(
     target: &Session,
     claim: &Claim,
     target_of: &(dyn Fn(&str) -> Option<String> + Send + Sync),
+    recorder: &Recorder,
 ) -> Result<(), MirrorError> {
     let slice = &claim.slice;
     let statements = ClaimStatements::prepare(target, claim).await?;
@@ -604,8 +606,12 @@ pub async fn void_parts(
         }
         empty_table(target, &table).await?;
         copies::delete_parts(target, slice, &source_table).await?;
-        copies::set_without_pieces(target, slice, &source_table, copies::TableState::Pending, None).await?;
+        let pending = copies::TableState::Pending;
+        let copy = copies::set_without_pieces(target, slice, &source_table, pending, None).await?;
+        let again = Happened::CopyAgain { table: &source_table, cause: "interrupted", copy };
+        recorder.write(target, Some(claim.applied), again).await?;
         target.batch_execute("COMMIT").await.map_err(MirrorError::sql("emptying a half-copied table"))?;
+        recorder.anchor();
         failpoint::hit("parts-voided");
     }
     Ok(())

@@ -12,6 +12,7 @@ use tokio_util::sync::CancellationToken;
 use super::batch::Boundary;
 use super::engine::Engine;
 use super::error::MirrorError;
+use super::record::Happened;
 use super::start::is_turned;
 use crate::authority::Gate;
 use crate::authority::tripwire::{Untagged, judge};
@@ -19,6 +20,7 @@ use crate::change::{Relation, RowChange, Value};
 use crate::failpoint;
 use crate::failpoint::hooks::Mutant;
 use crate::journal::alarms::{self, Operation, Stray, StrayTransaction};
+use crate::journal::ledger;
 use crate::journal::streams::{self, Direction};
 use crate::journal::{authority, canaries};
 use crate::landing::pieces::EventOrigin;
@@ -167,7 +169,27 @@ impl Engine {
             Direction::Reverse => &self.source,
         };
         let transaction = StrayTransaction { epoch: claim.epoch, lsn: origin.commit_lsn, xid: origin.xid };
-        let new = alarms::raise(service, claim.of(), transaction, &strays.listed).await?;
+        let recorder = &self.config.recorder;
+        let mut tables: Vec<&str> = strays.listed.iter().map(|stray| stray.source_table.as_str()).collect();
+        tables.sort_unstable();
+        tables.dedup();
+        let happened = Happened::Stray {
+            side: claim.direction.source(),
+            xid: origin.xid,
+            rows: strays.listed.len() as u64 + strays.more,
+            tables: &tables,
+        };
+        let new = ledger::transaction(service, async || {
+            let new = alarms::raise(service, claim.of(), transaction, &strays.listed).await?;
+            if new > 0 {
+                recorder.write(service, Some(origin.commit_lsn), happened).await?;
+            }
+            Ok(new)
+        })
+        .await?;
+        if new > 0 {
+            recorder.anchor();
+        }
         failpoint::hit("tripwire-alarmed");
         if new > 0 {
             tracing::error!(

@@ -7,11 +7,13 @@ use super::contents::{self, Contents, Heard, Judgement, TableContents, Unheard};
 use super::error::{MirrorError, Refusal};
 use super::identities::{self, Fault};
 use super::publication::Publication;
+use super::record::{Happened, Recorder};
 use super::source;
 use crate::failpoint;
 use crate::journal::baselines::{self, Baseline};
 use crate::journal::copies::{self, TableState};
-use crate::journal::streams::{self, StreamOf, StreamState};
+use crate::journal::ledger;
+use crate::journal::streams::{self, Direction, StreamOf, StreamState};
 use crate::lsn::Lsn;
 use crate::mapping::SliceMapping;
 use crate::name::TableName;
@@ -31,6 +33,8 @@ pub struct Site<'a> {
     pub publication: &'a str,
     /// What is carried where.
     pub mapping: &'a SliceMapping,
+    /// What the ledger is told.
+    pub recorder: &'a Recorder,
 }
 
 /// What was seen, and what waits for the stream's word.
@@ -158,13 +162,11 @@ impl Found {
     /// Marks what has to be copied again. It is noted first: the next start must know it too.
     async fn note(self, site: Site<'_>) -> Result<Option<Refusal>, MirrorError> {
         if self.altered {
-            return note_gap(site.target, (site.slice, site.nonce), &altered(site.publication))
-                .await
-                .map(Some);
+            let what = altered(site.publication);
+            return note_gap(site.target, (site.slice, site.nonce), &what, site.recorder).await.map(Some);
         }
         for unheard in &self.unheard {
-            let label = unheard.table.to_string();
-            copies::set_published_as(site.target, site.slice, &label, copies::UNHEARD).await?;
+            note_unheard(site, unheard).await?;
         }
         let refusal = contents::refusal_over(site.slice, &self.unheard);
         Ok(refusal.or_else(|| {
@@ -230,6 +232,7 @@ pub async fn note_what_is_left_out(
     target: &Client,
     of: (&str, i64),
     (name, publication): (&str, &Publication),
+    recorder: &Recorder,
 ) -> Result<(), MirrorError> {
     if publication.whole {
         return Ok(());
@@ -237,7 +240,7 @@ pub async fn note_what_is_left_out(
     let what = format!(
         "the publication {name} did not carry every kind of change for a while: changes are missing from the stream"
     );
-    note_gap(target, of, &what).await.map(drop)
+    note_gap(target, of, &what, recorder).await.map(drop)
 }
 
 /// The measure, as it is written down.
@@ -259,8 +262,44 @@ pub(super) fn altered(publication: &str) -> String {
     )
 }
 
-async fn note_gap(target: &Client, (slice, nonce): (&str, i64), what: &str) -> Result<Refusal, MirrorError> {
-    streams::set_state(target, StreamOf::forward(slice), nonce, StreamState::Gap, Some(what)).await?;
+/// Marks a table, and tells the ledger, once.
+async fn note_unheard(site: Site<'_>, Unheard { table, what, .. }: &Unheard) -> Result<(), MirrorError> {
+    let label = table.to_string();
+    site.recorder.explained();
+    let news = ledger::transaction(site.target, async || {
+        let news = copies::set_unheard(site.target, site.slice, &label).await?;
+        if news {
+            let happened = Happened::Unheard { table: &label, what, side: Direction::Forward.source() };
+            site.recorder.write(site.target, None, happened).await?;
+        }
+        Ok(news)
+    })
+    .await?;
+    failpoint::hit("fault-recorded");
+    if news {
+        site.recorder.anchor();
+    }
+    Ok(())
+}
+
+/// Notes that a running stream lacks changes, in its row and in the ledger.
+async fn note_gap(
+    target: &Client,
+    (slice, nonce): (&str, i64),
+    what: &str,
+    recorder: &Recorder,
+) -> Result<Refusal, MirrorError> {
+    let of = StreamOf::forward(slice);
+    recorder.explained();
+    ledger::transaction(target, async || {
+        let slot = streams::set_state(target, of, nonce, StreamState::Gap, Some(what)).await?;
+        let Some(slot) = slot else { return Ok(()) };
+        let (direction, state) = (of.direction, StreamState::Gap);
+        let happened = Happened::Broken { direction, state, detail: what, slot: &slot };
+        recorder.write(target, None, happened).await
+    })
+    .await?;
+    recorder.anchor();
     failpoint::hit("fault-recorded");
     Ok(Refusal {
         what: format!("slice {slice} can't go on: {what}"),

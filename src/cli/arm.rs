@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use super::environment::Environment;
 use super::interrupt;
 use super::open::{self, Needs, Opened, PlanFile, Slices};
 use super::report::{CliError, Exit};
@@ -72,11 +73,13 @@ async fn work(ui: &mut Ui, verb: Verb, arguments: &Shared, opened: &Opened) -> R
     let services: BTreeMap<String, Server> =
         opened.services.iter().map(|(name, ways)| (name.clone(), ways.admin.clone())).collect();
     let logins = logins(opened)?;
+    let author = Environment.author();
     let hands = Hands {
         databases: &databases,
         services: &services,
         logins: &logins,
         patience: Patience { total: arguments.wait },
+        author: &author,
     };
     let only = &arguments.slices.slices;
     if arguments.dry_run {

@@ -14,6 +14,7 @@ use crate::authority::{Intent, Side};
 use crate::check;
 use crate::dualwrite::flip::conduct::{self, Conduct, ConductError, Told};
 use crate::dualwrite::flip::moves::{self, Member, MoveError, Moved, Order};
+use crate::dualwrite::flip::record;
 use crate::dualwrite::flip::rehearse::{self, Rehearsal, Sample};
 use crate::dualwrite::flip::timeline::Entry;
 use crate::dualwrite::flip::{FlipError, KeptLinks, Left, Limits};
@@ -55,9 +56,21 @@ pub(super) struct Arguments {
     /// Flip without a verdict of `reconcile` that still stands; the reason goes into the ledger
     #[arg(long, value_name = "REASON", value_parser = clap::builder::NonEmptyStringValueParser::new())]
     accept_no_evidence: Option<String>,
+    /// Who approved it; the name goes into the ledger. Needed where the plan says `approval: required`
+    #[arg(long, value_name = "NAME", conflicts_with_all = ["abort", "rehearse"], value_parser = name)]
+    approved_by: Option<String>,
     /// How to report
     #[arg(long, value_enum, default_value_t)]
     format: Format,
+}
+
+/// Somebody's name: one line, and not empty.
+fn name(text: &str) -> Result<String, String> {
+    match text.trim() {
+        "" => Err("that is nobody".to_owned()),
+        name if name.chars().any(char::is_control) => Err("a name is one line".to_owned()),
+        name => Ok(name.to_owned()),
+    }
 }
 
 /// The document of `--format json` (docs/json-output.md).
@@ -106,7 +119,13 @@ pub(super) async fn run(ui: &mut Ui, arguments: &Arguments) -> Result<Exit, CliE
         (false, false) => Intent::Flip,
     };
     let stop = CancellationToken::new();
-    let order = Order { plan: opened.plan.name.clone(), intent, author: Environment.author(), remark: None };
+    let order = Order {
+        plan: opened.plan.name.clone(),
+        intent,
+        author: Environment.author(),
+        remark: None,
+        approved_by: arguments.approved_by.clone(),
+    };
     let path = shell_word(&opened.path);
     let conduct = Conduct {
         plan: &opened.plan,
@@ -197,6 +216,7 @@ pub(super) fn members(opened: &Opened, mappings: &Mappings) -> Vec<Member> {
         let policy = &opened.plan.slices.get(slice)?.policy;
         Some(Member {
             limits: Limits::of(policy),
+            policy_hash: policy.hash(),
             mapping: Arc::new(mapping.clone()),
             links: KeptLinks::new(
                 opened.monolith.admin.clone(),
@@ -309,6 +329,9 @@ async fn rehearse(
     let mut drivers = drivers.map_err(|error| failed(error.into(), opened, order.intent))?;
     let found = rehearse::rehearse(&mut drivers, side, times).await;
     let found = found.map_err(|error| failed(error.into(), opened, order.intent))?;
+    drop(drivers);
+    let told = record::rehearsed(members, order, &found).await;
+    told.map_err(|error| failed(error.into(), opened, order.intent))?;
     let slices: Vec<&str> = members.iter().map(|member| member.mapping.slice.as_str()).collect();
     match format {
         Format::Text => {

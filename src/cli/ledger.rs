@@ -8,10 +8,12 @@ use super::interrupt;
 use super::open::{self, Needs, Opened, PlanFile, Slices};
 use super::report::{CliError, Exit};
 use super::ui::{Format, Ui};
-use crate::journal::JournalError;
 use crate::journal::ledger::{self, Broken, Entry, Latest, Verified, VerifyError};
+use crate::journal::{JournalError, grounds};
 use crate::lsn::Lsn;
+use crate::reconcile::evidence;
 
+mod kinds;
 mod text;
 
 /// `pg_stat_activity.application_name` of its sessions.
@@ -20,10 +22,12 @@ const APPLICATION: &str = "strangler ledger";
 /// What an interruption leaves behind.
 const UNTOUCHED: &str = "ledger changes nothing";
 
-/// Show the evidence: verdicts, repairs and moves of authority, as they were written down
+/// Show what was done and proven, as it was written down: verdicts, copies, moves, alarms
 ///
 /// Each service has a ledger in its database: append-only, each entry with the hash of the one before. Shown are the last
-/// entries of every service of the plan, oldest first: number, time, kind, slice, epoch of the authority, who, and what.
+/// entries of every service of the plan, oldest first: number, time, kind, slice, epoch of the authority, what, and who.
+/// The last verdict on every row of a slice is marked void, with the reasons, where something has happened since that it
+/// does not know of; the monolith is asked for that, and where it does not answer its part is left out.
 ///
 /// --verify recomputes the whole chain instead and compares it with what the monolith's journal remembers of it: an entry
 /// that was changed, removed or cut off at the end is named.
@@ -61,6 +65,20 @@ enum Kind {
     Repair,
     /// A move of authority, also one that was aborted
     Flip,
+    /// A rehearsal of a move
+    Rehearsal,
+    /// What provision made
+    Provision,
+    /// The end of a table's copy, or the beginning of another one
+    Copy,
+    /// What arm changed
+    Arm,
+    /// What disarm took back
+    Disarm,
+    /// What a mirror met that a human must look at
+    Alarm,
+    /// Another mapping or policy than before
+    Plan,
 }
 
 impl Kind {
@@ -69,6 +87,13 @@ impl Kind {
             Self::Verdict => ledger::VERDICT,
             Self::Repair => ledger::REPAIR,
             Self::Flip => ledger::FLIP,
+            Self::Rehearsal => ledger::REHEARSAL,
+            Self::Provision => ledger::PROVISION,
+            Self::Copy => ledger::COPY,
+            Self::Arm => ledger::ARM,
+            Self::Disarm => ledger::DISARM,
+            Self::Alarm => ledger::ALARM,
+            Self::Plan => ledger::PLAN,
         }
     }
 }
@@ -108,6 +133,9 @@ struct Shown {
     body: serde_json::Value,
     previous: String,
     hash: String,
+    /// Of the last verdict on every row of a slice: what voids it. Absent of all others, and where nobody can tell.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    void: Option<Vec<String>>,
 }
 
 impl From<Entry> for Shown {
@@ -127,6 +155,7 @@ impl From<Entry> for Shown {
             body: serde_json::from_str(&entry.body).unwrap_or(serde_json::Value::String(entry.body)),
             previous: entry.previous.to_string(),
             hash: entry.hash.to_string(),
+            void: None,
         }
     }
 }
@@ -186,6 +215,11 @@ async fn read(opened: &Opened, arguments: &Arguments) -> Result<Vec<ServiceLedge
         true => Some(opened.monolith.apply.connect(APPLICATION).await?),
         false => None,
     };
+    // Whether a verdict still stands is a courtesy beside the entries: without the monolith its part is left out.
+    let reader = match arguments.verify {
+        true => None,
+        false => opened.monolith.read.connect(APPLICATION).await.ok(),
+    };
     let mut services = Vec::new();
     for (name, ways) in &opened.services {
         let session = ways.apply.connect(APPLICATION).await?;
@@ -204,12 +238,43 @@ async fn read(opened: &Opened, arguments: &Arguments) -> Result<Vec<ServiceLedge
                     number: i64::from(arguments.last),
                 };
                 let entries = ledger::latest(&session, latest).await.map_err(failed)?;
-                found.entries = Some(entries.into_iter().map(Shown::from).collect());
+                let mut entries: Vec<Shown> = entries.into_iter().map(Shown::from).collect();
+                let of = |slice: &&String| {
+                    opened.plan.service_of(slice).is_some_and(|(service, _)| service == name)
+                };
+                for slice in opened.slices.iter().filter(of) {
+                    mark(&mut entries, slice, (&session, reader.as_deref())).await.map_err(failed)?;
+                }
+                found.entries = Some(entries);
             }
         }
         services.push(found);
     }
     Ok(services)
+}
+
+/// Marks the last verdict on every row of a slice with what voids it, when it is among the entries.
+async fn mark(
+    entries: &mut [Shown],
+    slice: &str,
+    (service, monolith): (&Client, Option<&Client>),
+) -> Result<(), JournalError> {
+    let Some(full) = evidence::evidence(service, slice).await?.last_full else { return Ok(()) };
+    let Some(entry) = entries.iter_mut().find(|entry| entry.entry == full.entry) else { return Ok(()) };
+    let shapes = match monolith {
+        Some(monolith) => grounds::monolith(monolith, slice).await.ok(),
+        None => None,
+    };
+    let ground = grounds::service(service, slice).await?;
+    let ground = match (ground, &shapes) {
+        (Some(ground), Some(shapes)) => Some(ground.with_monolith(shapes)),
+        (ground, _) => ground,
+    };
+    let found: Vec<String> =
+        evidence::voids(&full.ground, ground.as_ref()).iter().map(ToString::to_string).collect();
+    // That nothing voids it can't be said without the monolith.
+    entry.void = (shapes.is_some() || !found.is_empty()).then_some(found);
+    Ok(())
 }
 
 async fn verify(service: &Client, monolith: &Client) -> Result<Verification, JournalError> {

@@ -20,10 +20,12 @@ use crate::cdc::batch::BatchLimits;
 use crate::cdc::engine::{BackLinks, MirrorOptions, SliceConfig};
 use crate::cdc::error::MirrorError;
 use crate::cdc::mirror::{self, Board, SliceEnd};
+use crate::cdc::record::Recorder;
 use crate::cdc::start::ProcessName;
 use crate::check;
 use crate::dualwrite::flip::moves::{Member, Order};
 use crate::dualwrite::flip::rescue;
+use crate::journal::ledger::Subject;
 use crate::journal::streams::Direction;
 use crate::mapping::{Mappings, SliceMapping};
 use crate::name::TableName;
@@ -145,6 +147,7 @@ fn rescuers(members: Vec<Member>, opened: &Opened, stop: &CancellationToken) -> 
         intent: Intent::Resume,
         author: Environment.author(),
         remark: Some("finished by the mirror".to_owned()),
+        approved_by: None,
     };
     let mut rescuers = JoinSet::new();
     for member in members {
@@ -226,9 +229,13 @@ fn configs(
     let rounds = Arc::new(Semaphore::new(ROUNDS));
     let config = |mapping: SliceMapping| {
         let service = opened.services.get(&mapping.service)?;
+        let policy = &opened.plan.slices.get(&mapping.slice)?.policy;
+        let subject = Subject::new(&opened.plan.name, &mapping, policy.hash(), Environment.author());
+        let monolith = Some(opened.monolith.apply.clone());
+        let recorder = Recorder::new(subject, &mapping.service, service.apply.clone(), monolith);
         Some(SliceConfig {
             plan: opened.plan.name.clone(),
-            wal_budget_bytes: opened.plan.slices.get(&mapping.slice)?.policy.wal_budget_bytes,
+            wal_budget_bytes: policy.wal_budget_bytes,
             direction: Direction::Forward,
             mapping: Arc::new(mapping),
             read: opened.monolith.read.clone(),
@@ -242,6 +249,7 @@ fn configs(
             options: Arc::clone(&options),
             rounds: Arc::clone(&rounds),
             board: board.clone(),
+            recorder,
         })
     };
     opened.slices.iter().filter_map(|slice| config(mappings.remove(slice)?)).collect()

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use super::environment::Environment;
 use super::interrupt;
 use super::open::{self, Needs, Opened, PlanFile, Slices};
 use super::report::{CliError, Exit};
@@ -47,12 +48,13 @@ pub(super) async fn run(ui: &mut Ui, arguments: &Arguments) -> Result<Exit, CliE
             return show(ui, design, &opened);
         }
         let only = &arguments.slices.slices;
+        let author = Environment.author();
         let mut tell = |event: Event<'_>| {
             if let Event::Started { number, total, step } = event {
                 ui.words(&format!("[{number}/{total}] {}: {} {}", step.database, step.purpose, step.object));
             }
         };
-        let design = provision::run(&opened.plan, only, &mut databases, &logins, &mut tell).await;
+        let design = provision::run(&opened.plan, only, &mut databases, (&logins, &author), &mut tell).await;
         finish(ui, design.map_err(|error| typed(error, &opened))?, &opened);
         Ok(Exit::Clean)
     })

@@ -243,8 +243,10 @@ fn jobs(opened: &Opened, mappings: Mappings, options: &Options) -> Vec<SliceJob>
         let mut tables = mapping.tables.iter();
         let wanted = !options.lost.is_empty() || tables.any(|table| options.wants(&table.source));
         if opened.slices.contains(&slice) && wanted {
+            let policy = opened.plan.slices.get(&slice).map_or(&opened.plan.policy, |slice| &slice.policy);
             jobs.push(SliceJob {
                 plan: opened.plan.name.clone(),
+                policy_hash: policy.hash(),
                 mapping: Arc::new(mapping),
                 monolith_read: opened.monolith.read.clone(),
                 monolith_apply: opened.monolith.apply.clone(),

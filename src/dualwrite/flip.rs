@@ -5,6 +5,7 @@
 //! number of drivers may run at once, die anywhere and be frozen for an hour; the conditions inside each transaction keep
 //! them from doing harm (docs/protocol.md, section 12).
 
+mod approval;
 mod barrier;
 pub mod conduct;
 mod course;
@@ -12,7 +13,7 @@ mod effects;
 mod group;
 mod links;
 pub mod moves;
-mod record;
+pub mod record;
 pub mod rehearse;
 pub mod rescue;
 mod run;

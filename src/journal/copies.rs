@@ -312,24 +312,40 @@ pub async fn add_copied(
         .map_err(JournalError::database("counting copied rows"))
 }
 
-/// All pieces of a table are in and passed: forgets them and marks the table live.
+/// A copy that came to its end.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Ended {
+    /// Rows that were copied.
+    pub rows: i64,
+    /// Bytes of COPY data.
+    pub bytes: i64,
+    /// Which copy of the table it is, from 1.
+    pub copy: i32,
+}
+
+/// All pieces of a table are in and passed: forgets them and marks the table live. `None` where the table has no row.
 ///
 /// # Errors
 /// [`JournalError::Database`].
-pub async fn set_live(client: &Client, slice: &str, source_table: &str) -> Result<(), JournalError> {
+pub async fn set_live(
+    client: &Client,
+    slice: &str,
+    source_table: &str,
+) -> Result<Option<Ended>, JournalError> {
     forget_pieces(client, slice, source_table).await?;
-    client
-        .execute(
+    let row = client
+        .query_opt(
             "UPDATE strangler.mirror_table SET state = 'live', detail = NULL, live_at = now() \
-             WHERE slice = $1 AND source_table = $2",
+             WHERE slice = $1 AND source_table = $2 RETURNING rows_copied, bytes_copied, copy_number",
             &[&slice, &source_table],
         )
         .await
-        .map(drop)
-        .map_err(JournalError::database("marking a table live"))
+        .map_err(JournalError::database("marking a table live"))?;
+    Ok(row.map(|row| Ended { rows: row.get(0), bytes: row.get(1), copy: row.get(2) }))
 }
 
-/// Takes a table back to nothing copied, or to standing still; its pieces are gone either way.
+/// Takes a table back to nothing copied, or to standing still; its pieces are gone either way. Returns which copy of it the
+/// next one is; 0 where the table has no row.
 ///
 /// # Errors
 /// [`JournalError::Database`].
@@ -339,18 +355,19 @@ pub async fn set_without_pieces(
     source_table: &str,
     state: TableState,
     detail: Option<&str>,
-) -> Result<(), JournalError> {
+) -> Result<i32, JournalError> {
     // The row first: a landing that holds it then ends before its piece is looked for.
-    client
-        .execute(
+    let row = client
+        .query_opt(
             "UPDATE strangler.mirror_table SET state = $3, detail = $4, rows_copied = 0, bytes_copied = 0, \
                  copy_started_at = NULL, live_at = NULL, published_as = NULL, copy_number = copy_number + 1 \
-             WHERE slice = $1 AND source_table = $2",
+             WHERE slice = $1 AND source_table = $2 RETURNING copy_number",
             &[&slice, &source_table, &state.as_str(), &detail],
         )
         .await
         .map_err(JournalError::database("taking a table back"))?;
-    forget_pieces(client, slice, source_table).await
+    forget_pieces(client, slice, source_table).await?;
+    Ok(row.map_or(0, |row| row.get(0)))
 }
 
 /// In place of an entry of the publication: rows changed without an event, so that only another copy helps. No object
@@ -375,6 +392,22 @@ pub async fn set_published_as(
         .await
         .map(drop)
         .map_err(JournalError::database("recording a table's place in the publication"))
+}
+
+/// Notes that rows of a table changed without an event. `true` when that is news.
+///
+/// # Errors
+/// [`JournalError::Database`].
+pub async fn set_unheard(client: &Client, slice: &str, source_table: &str) -> Result<bool, JournalError> {
+    client
+        .execute(
+            "UPDATE strangler.mirror_table SET published_as = $3 \
+             WHERE slice = $1 AND source_table = $2 AND published_as IS DISTINCT FROM $3",
+            &[&slice, &source_table, &UNHEARD],
+        )
+        .await
+        .map(|rows| rows == 1)
+        .map_err(JournalError::database("noting that a table changed unheard"))
 }
 
 /// Forgets all pieces of a table, e.g. the refetched keys of a live one once the stream has passed them.

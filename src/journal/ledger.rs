@@ -1,11 +1,14 @@
-//! The ledger: append-only evidence in the service's database, chained by hashes.
+//! The ledger: what was done and proven, append-only in the service's database, chained by hashes.
 //!
 //! Every entry holds the hash of the entry before it, so that a changed field, a missing entry or another order
 //! shows ([`verify()`]). What a chain alone can't show is that its end was cut off; for that the head is written to the
-//! monolith's journal as well ([`anchor()`]). docs/protocol.md, section 10, has the form and what it proves.
+//! monolith's journal as well ([`anchor()`]). docs/protocol.md, section 15, has the form and what it proves.
 
 mod anchor;
 mod chain;
+mod kinds;
+pub mod steps;
+mod subject;
 mod verify;
 
 use std::fmt;
@@ -19,16 +22,9 @@ use crate::lsn::Lsn;
 
 pub use anchor::{Anchored, anchor};
 pub use chain::Hash;
+pub use kinds::{ALARM, ARM, COPY, DISARM, FLIP, PLAN, PROVISION, REHEARSAL, REPAIR, VERDICT};
+pub use subject::{Subject, transaction};
 pub use verify::{Broken, Fault, Verified, VerifyError, verify};
-
-/// Kind of an entry that holds what one reconciliation said of one slice.
-pub const VERDICT: &str = "verdict";
-
-/// Kind of an entry that holds the keys that one reconciliation had repaired.
-pub const REPAIR: &str = "repair";
-
-/// Kind of an entry about a move of authority, also one that was aborted.
-pub const FLIP: &str = "flip";
 
 /// Longest body. A verdict takes some 500 bytes per table, so this is enough for thousands of tables, and a page of
 /// entries fits into memory.
@@ -53,7 +49,7 @@ pub struct Author {
 /// An entry to be made. What does not apply is absent.
 #[derive(Debug, Clone, Copy)]
 pub struct NewEntry<'a> {
-    /// What it is about: [`VERDICT`], [`REPAIR`].
+    /// What it is about: [`VERDICT`], [`FLIP`] and so on.
     pub kind: &'a str,
     /// Plan.
     pub plan: &'a str,

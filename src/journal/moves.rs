@@ -1,4 +1,4 @@
-//! Moves of authority that have begun, in the service's journal: who began one, and why without evidence. Whoever finishes it
+//! Moves of authority that have begun, in the service's journal: who began one, who approved it, and why without evidence. Whoever finishes it
 //! may be another process, and the ledger is to say the reason even so.
 
 use serde::{Deserialize, Serialize};
@@ -23,18 +23,27 @@ pub struct Begun {
     pub host: String,
     /// `--accept-no-evidence`.
     pub remark: Option<String>,
+    /// `--approved-by`.
+    #[serde(default)]
+    pub approved_by: Option<String>,
 }
 
 impl Begun {
     /// What is noted of a move that this author begins.
     #[must_use]
-    pub fn by(author: &Author, action: &str, epoch: i64, remark: Option<&str>) -> Self {
+    pub fn by(
+        author: &Author,
+        action: &str,
+        epoch: i64,
+        (remark, approved_by): (Option<&str>, Option<&str>),
+    ) -> Self {
         Self {
             action: action.to_owned(),
             epoch,
             operator: author.operator.clone(),
             host: author.host.clone(),
             remark: remark.map(str::to_owned),
+            approved_by: approved_by.map(str::to_owned),
         }
     }
 }

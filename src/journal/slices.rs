@@ -1,8 +1,10 @@
 //! What a database knows about a slice: its provisioned mapping and its gate.
 
 use tokio_postgres::Client;
+use tokio_postgres::types::PgLsn;
 
 use super::JournalError;
+use crate::lsn::Lsn;
 use crate::name::quote_ident;
 
 /// A provisioned slice.
@@ -50,6 +52,16 @@ pub async fn gate(client: &Client, slice: &str) -> Result<Option<GateRow>, Journ
         .await
         .map_err(JournalError::database("reading the gate"))?;
     Ok(row.map(|row| GateRow { state: row.get(0), epoch: row.get(1), owner: row.get(2) }))
+}
+
+/// Where the next record of this database's server will be written.
+///
+/// # Errors
+/// [`JournalError::Database`].
+pub async fn insert_position(client: &Client) -> Result<Lsn, JournalError> {
+    let row = client.query_one("SELECT pg_current_wal_insert_lsn()", &[]).await;
+    let row = row.map_err(JournalError::database("reading the position of the server's log"))?;
+    Ok(row.get::<_, PgLsn>(0).into())
 }
 
 /// The random uuid of this database.

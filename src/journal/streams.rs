@@ -332,8 +332,7 @@ pub async fn set_running(client: &Client, slice: &str, nonce: i64, start: Lsn) -
         .map_err(JournalError::database("recording the new slot"))
 }
 
-/// Puts a stream into a state that needs an operator, or back to `creating` under a new slot name.
-/// `false` when another process took over meanwhile.
+/// Puts a stream into a state that needs an operator. Returns its slot; `None` when another process took over meanwhile.
 ///
 /// # Errors
 /// [`JournalError::Database`].
@@ -343,15 +342,15 @@ pub async fn set_state(
     nonce: i64,
     state: StreamState,
     detail: Option<&str>,
-) -> Result<bool, JournalError> {
+) -> Result<Option<String>, JournalError> {
     client
-        .execute(
+        .query_opt(
             "UPDATE strangler.stream SET state = $3, detail = $4 \
-             WHERE slice = $1 AND dir = $5 AND lane = 0 AND nonce = $2",
+             WHERE slice = $1 AND dir = $5 AND lane = 0 AND nonce = $2 RETURNING slot",
             &[&of.slice, &nonce, &state.as_str(), &detail, &of.direction.as_str()],
         )
         .await
-        .map(|rows| rows == 1)
+        .map(|row| row.map(|row| row.get(0)))
         .map_err(JournalError::database("recording the stream's state"))
 }
 

@@ -51,6 +51,7 @@ pub(crate) fn example(key: &str) -> Option<&'static str> {
         "wal_budget" => "wal_budget: 50GB",
         "sequence_margin" => "sequence_margin: 1000",
         "fence_standbys" => "fence_standbys: all",
+        "approval" => "approval: required",
         "flip_together" => "flip_together: [[catalog, ordering]]",
         "classify" => "classify: [{ table: customers, column: email, class: pii }]",
         "hooks" => "hooks: { before: [{ command: [pause-pool, shop], timeout: 10s }] }",
@@ -129,6 +130,16 @@ pub(crate) enum FenceStandbysFile {
     /// Those that commits wait for.
     Sync,
     /// None: after a failover both sides may be open.
+    None,
+}
+
+/// Whether a flip has to name who approved it.
+#[derive(Debug, Clone, Copy, serde::Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum ApprovalFile {
+    /// A flip, and a flip back, is refused without `--approved-by NAME`.
+    Required,
+    /// Nobody has to be named.
     None,
 }
 
@@ -268,6 +279,8 @@ pub(crate) struct PolicyFile {
     pub(crate) sequence_margin: Option<u32>,
     /// Standbys of a closed side that have to have its fence before the other side is opened.
     pub(crate) fence_standbys: Option<FenceStandbysFile>,
+    /// Whether a flip has to name who approved it.
+    pub(crate) approval: Option<ApprovalFile>,
     /// Groups of slices that flip together.
     #[schemars(inner(length(min = 2)), example = [["catalog", "ordering"]])]
     pub(crate) flip_together: Option<Vec<Vec<String>>>,

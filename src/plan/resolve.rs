@@ -4,14 +4,14 @@
 use std::collections::BTreeMap;
 
 use super::file::{
-    ColumnFile, DdlFile, FenceStandbysFile, HookFile, HooksFile, MonolithFile, OthersFile, PlanFile,
-    PolicyFile, ServiceFile, SliceFile, TableFile,
+    ApprovalFile, ColumnFile, DdlFile, FenceStandbysFile, HookFile, HooksFile, MonolithFile, OthersFile,
+    PlanFile, PolicyFile, ServiceFile, SliceFile, TableFile,
 };
 use super::hooks::{Action, Hook, Hooks, TIMEOUT_DEFAULT};
 use super::tree::Node;
 use super::{
-    Classified, ColumnRule, Ddl, FenceStandbys, LinkTemplate, Links, Monolith, Others, Plan, Policy, Service,
-    Slice, TableRule, TableSelector,
+    Approval, Classified, ColumnRule, Ddl, FenceStandbys, LinkTemplate, Links, Monolith, Others, Plan,
+    Policy, Service, Slice, TableRule, TableSelector,
 };
 use crate::name::{NameError, TableName};
 
@@ -179,6 +179,11 @@ fn merged(base: Policy, file: Option<&PolicyFile>) -> Policy {
             Some(FenceStandbysFile::Sync) => FenceStandbys::Sync,
             Some(FenceStandbysFile::None) => FenceStandbys::None,
             None => base.fence_standbys,
+        },
+        approval: match file.approval {
+            Some(ApprovalFile::Required) => Approval::Required,
+            Some(ApprovalFile::None) => Approval::None,
+            None => base.approval,
         },
         flip_together: file.flip_together.clone().unwrap_or(base.flip_together),
         hooks: base.hooks,

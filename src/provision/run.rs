@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use tokio_postgres::Client;
 
 use super::preflight;
+use super::record::{Run, record};
 use super::state::{self, State};
 use super::{
     Database, Databases, Design, Event, Logins, ProvisionError, Statement, Step, Survey, Work, anatomy,
@@ -12,8 +13,10 @@ use super::{
 };
 use crate::catalog::Catalog;
 use crate::dualwrite::exclusion;
+use crate::failpoint;
+use crate::journal::ledger::{self, Author};
 use crate::journal::{migrate, whereabouts};
-use crate::mapping::compile;
+use crate::mapping::{Mappings, compile};
 use crate::plan::Plan;
 use crate::postgres::introspect;
 use crate::problem::Severity;
@@ -63,22 +66,22 @@ pub async fn prepare(
     databases: &Databases,
     logins: &Logins,
 ) -> Result<Design, ProvisionError> {
-    Ok(outline(plan, only, &survey(databases).await?, logins))
+    Ok(outline(plan, only, &survey(databases).await?, logins).0)
 }
 
-fn outline(plan: &Plan, only: &[String], survey: &Survey, logins: &Logins) -> Design {
+fn outline(plan: &Plan, only: &[String], survey: &Survey, logins: &Logins) -> (Design, Mappings) {
     let there = |service: &str| survey.service_states.get(service).map(|state| &state.whereabouts);
     let astray = preflight::astray(plan, only, &survey.monolith_state.whereabouts, there);
     if !astray.is_empty() {
         // Whatever else would be said is about the wrong databases.
-        return Design { steps: Vec::new(), problems: astray };
+        return (Design { steps: Vec::new(), problems: astray }, Mappings::new());
     }
     let (mut mappings, mut problems) = compile(plan, &survey.monolith);
     mappings.retain(|name, _| only.is_empty() || only.contains(name));
     let meant: Vec<String> = mappings.keys().cloned().collect();
     if problems.iter().any(|problem| problem.stops(&meant)) {
         // Such mappings lack tables, which must not be taken for tables that left the plan.
-        return Design { steps: Vec::new(), problems };
+        return (Design { steps: Vec::new(), problems }, mappings);
     }
     // What is left of errors is about slices that this run leaves alone.
     problems.retain(|problem| problem.severity != Severity::Error);
@@ -86,10 +89,11 @@ fn outline(plan: &Plan, only: &[String], survey: &Survey, logins: &Logins) -> De
     design.problems.extend(problems);
     design.problems.sort();
     design.problems.dedup();
-    design
+    (design, mappings)
 }
 
-/// Does what [`prepare`] shows, step by step, while it keeps other runs of provision away. Returns what was done.
+/// Does what [`prepare`] shows, step by step, while it keeps other runs of provision away, and tells the ledgers. Returns what
+/// was done.
 ///
 /// # Errors
 /// [`ProvisionError`]. Committed steps stay.
@@ -97,12 +101,19 @@ pub async fn run(
     plan: &Plan,
     only: &[String],
     databases: &mut Databases,
-    logins: &Logins,
+    (logins, author): (&Logins, &Author),
     report: &mut (dyn FnMut(Event<'_>) + Send),
 ) -> Result<Design, ProvisionError> {
     look_around(plan, only, databases).await?;
     lock(databases).await?;
-    let outcome = locked_run(plan, only, databases, logins, report).await;
+    let outcome = match locked_run(plan, only, databases, logins, report).await {
+        Ok((design, mappings)) => {
+            failpoint::hit("steps-taken");
+            let run = Run { plan, verb: ledger::PROVISION, only, author };
+            record(databases, run, &mappings).await.map(|()| design)
+        }
+        Err(error) => Err(error),
+    };
     unlock(databases).await;
     outcome
 }
@@ -130,10 +141,10 @@ async fn locked_run(
     databases: &mut Databases,
     logins: &Logins,
     report: &mut (dyn FnMut(Event<'_>) + Send),
-) -> Result<Design, ProvisionError> {
+) -> Result<(Design, Mappings), ProvisionError> {
     loop {
         let survey = survey(databases).await?;
-        let design = outline(plan, only, &survey, logins);
+        let (design, mappings) = outline(plan, only, &survey, logins);
         if design.refusals().next().is_some() {
             return Err(ProvisionError::Refused { problems: design.problems });
         }
@@ -146,7 +157,7 @@ async fn locked_run(
         // Upgrades of our own tables come alone; what is left to do shows once they are through.
         let mut states = std::iter::once(&survey.monolith_state).chain(survey.service_states.values());
         if !states.any(|state| state.outdated) {
-            return Ok(design);
+            return Ok((design, mappings));
         }
     }
 }

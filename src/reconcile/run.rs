@@ -20,7 +20,7 @@ use super::verdict::{Outcome, TableVerdict, Verdict};
 use crate::cdc::mirror::chain_of;
 use crate::cdc::source;
 use crate::journal::grounds::{self, Ground};
-use crate::journal::ledger::{self, Anchored, Author};
+use crate::journal::ledger::{self, Anchored, Author, Subject};
 use crate::journal::runs::{self, Holder, Lock, Run, Wanted};
 use crate::journal::whereabouts::{self, Route};
 use crate::journal::{JournalError, slices};
@@ -85,6 +85,8 @@ pub struct SliceJob {
     pub plan: String,
     /// The slice's mapping.
     pub mapping: Arc<SliceMapping>,
+    /// Hash of the slice's policy.
+    pub policy_hash: String,
     /// The monolith, for reading.
     pub monolith_read: Server,
     /// The monolith, under the apply role.
@@ -299,6 +301,9 @@ impl Begun {
         if let Lock::Held(holder) = runs::lock(&service, slice).await? {
             return Err(RunError::Held { slice: slice.clone(), holder: holder.map(Box::new) });
         }
+        let author = options.author.clone();
+        let subject = Subject::new(&job.plan, &job.mapping, job.policy_hash.clone(), author);
+        subject.note_plan(&service, "reconcile").await?;
         let anchor = anchor.inspect_err(|error| {
             tracing::warn!(slice, %error, "the monolith's journal can't be written: the ledger's head is owed to it");
         });

@@ -10,6 +10,7 @@ use strangler::plan::{
 };
 
 use crate::support::cluster::{connect, create_database, launch, launch_with, try_connect};
+use crate::support::scenario::author;
 use strangler::provision::{self, Databases, Logins, ProvisionError};
 
 /// A rule for a table, `public` unless it says otherwise.
@@ -324,7 +325,7 @@ async fn provision_as_admin(plan: &Plan, server: &LocalCluster) -> Result<provis
         monolith: connect(&server.url("monolith")).await,
         services: [("ordering".to_owned(), service)].into(),
     };
-    provision::run(plan, &[], &mut databases, &Logins::default(), &mut |_| {}).await
+    provision::run(plan, &[], &mut databases, (&Logins::default(), &author()), &mut |_| {}).await
 }
 
 #[tokio::test]

@@ -295,18 +295,19 @@ async fn a_run_whose_ground_moved_is_never_clean() {
 async fn a_verdict_and_its_run_are_recorded_together_or_not_at_all() {
     let scenario = mirrored().await;
     let run = begin(&scenario).await;
+    let before = ledger::head(&scenario.target).await.unwrap();
     service(&scenario.target, "UPDATE strangler.reconcile_run SET attempt = 2").await;
     let mut verdict = clean(&scenario, &run, &["Things", "Days"]);
     let error = conclude(&scenario.target, monolith(&scenario), &run, &mut verdict, &author()).await;
     assert!(matches!(error, Err(ConcludeError::Resumed)), "{error:?}");
-    assert_eq!(ledger::head(&scenario.target).await.unwrap(), None);
+    assert_eq!(ledger::head(&scenario.target).await.unwrap(), before);
 
     service(&scenario.target, "UPDATE strangler.reconcile_run SET attempt = 1").await;
     verdict.reasons = vec!["x".repeat(ledger::BODY_BYTES_MAX)];
     let error = conclude(&scenario.target, monolith(&scenario), &run, &mut verdict, &author()).await;
     assert!(matches!(error, Err(ConcludeError::Journal(_))), "{error:?}");
     assert!(runs::beat(&scenario.target, &run).await.unwrap(), "the run goes on");
-    assert_eq!(ledger::head(&scenario.target).await.unwrap(), None);
+    assert_eq!(ledger::head(&scenario.target).await.unwrap(), before);
 
     verdict.reasons.clear();
     let alone = Monolith { read: &scenario.source, journal: None };
@@ -347,7 +348,7 @@ async fn parts_and_differences_are_told_apart_from_a_proof() {
     assert_eq!(lacks(&scenario).await, [Lack::DiffersSince], "a clean part does not take it back");
     prove(&scenario).await;
     let verified = ledger::verify(&scenario.target, Some(&scenario.source)).await.unwrap();
-    assert_eq!((verified.head.unwrap().id, verified.confirmed), (6, Some(6)));
+    assert_eq!(verified.confirmed, verified.head.map(|head| head.id));
     assert_eq!(evidence(&scenario.target, "other").await.unwrap(), Evidence::default());
 }
 

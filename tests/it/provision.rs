@@ -14,6 +14,7 @@ use tokio_postgres::Client;
 use tokio_postgres::error::SqlState;
 
 use crate::support::cluster::{Pair, connect, launch};
+use crate::support::scenario::author;
 use crate::support::tables::difference;
 
 async fn error_of(client: &Client, sql: &str) -> tokio_postgres::error::DbError {
@@ -546,7 +547,7 @@ async fn ordinary_administrators_can_provision_what_they_own() {
         monolith.batch_execute(row.get(0)).await.unwrap();
     }
     let mut databases = setup.databases_as("dba").await;
-    let done = run(&setup.plan, &[], &mut databases, &setup.logins, &mut |_| {}).await.unwrap();
+    let done = run(&setup.plan, &[], &mut databases, (&setup.logins, &author()), &mut |_| {}).await.unwrap();
     let warned = done
         .problems
         .iter()
@@ -579,8 +580,8 @@ async fn servers_that_are_copies_of_one_template_are_told_apart() {
     let services = [("orders".to_owned(), pair.service().await)].into();
     let mut databases = Databases { monolith, services };
     let logins = Logins::default();
-    run(&plan, &[], &mut databases, &logins, &mut |_| {}).await.unwrap();
-    let again = run(&plan, &[], &mut databases, &logins, &mut |_| {}).await.unwrap();
+    run(&plan, &[], &mut databases, (&logins, &author()), &mut |_| {}).await.unwrap();
+    let again = run(&plan, &[], &mut databases, (&logins, &author()), &mut |_| {}).await.unwrap();
     assert_eq!(again.steps, []);
     let identity = "SELECT system_identifier, database_oid FROM strangler.database";
     let service = databases.services.get("orders").unwrap();
@@ -619,7 +620,7 @@ async fn one_slice_can_be_provisioned_alone_and_a_broken_plan_not_at_all() {
     let mut setup = Setup::new(Arc::new(launch()), "a", SCHEMA).await;
     let mut databases = setup.databases().await;
     let only = ["ordering".to_owned()];
-    run(&setup.plan, &only, &mut databases, &setup.logins, &mut |_| {}).await.unwrap();
+    run(&setup.plan, &only, &mut databases, (&setup.logins, &author()), &mut |_| {}).await.unwrap();
     let published = "SELECT pubname::text FROM pg_publication";
     assert_eq!(rows(&databases.monolith, published).await, ["strangler_retail_ordering"]);
     setup.provision().await.unwrap();

@@ -1,8 +1,10 @@
 //! What changes rows without an event in the stream: it stops the mirror, also when it happened while none ran, and goes
 //! on stopping it until the rows are copied again.
 
+use serde_json::json;
 use tokio_postgres::Client;
 
+use crate::ledger::told::told;
 use crate::support::split::{Mirror, Split};
 use crate::support::tables::{Side, assert_same};
 
@@ -52,6 +54,7 @@ async fn rows_that_change_without_an_event_stop_the_mirror_until_the_table_is_co
     let mut mirror = split.mirror(None);
     mirror.caught_up(&monolith, &service).await;
     mirror.looked_twice(&service).await;
+    let mut met = 0;
     for (statement, words) in [
         (EMPTIED_AND_COUNTED, "its partition public.ev1 was emptied"),
         (MADE_FILLED_AND_ATTACHED, "its partition public.ev4 was attached with rows"),
@@ -78,6 +81,12 @@ async fn rows_that_change_without_an_event_stop_the_mirror_until_the_table_is_co
         }
         assert_stopped(&split.mirror(None), &["not in the stream", "--retry ev"]);
         mirror = copied_again(&split, &monolith, &service).await;
+        met += 1;
+        let told = told(&service, "alarm").await;
+        assert_eq!(told.len(), met, "once, although a second start met it again: {told:?}");
+        let body = &told[met - 1].body;
+        assert_eq!((&body["alarm"], &body["table"]), (&json!("unheard"), &json!("ev")));
+        assert!(body["detail"].as_str().unwrap().contains(words), "{body}");
     }
 }
 

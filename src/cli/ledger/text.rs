@@ -2,7 +2,7 @@
 
 use serde_json::Value;
 
-use super::{ServiceLedger, Shown, Verification};
+use super::{ServiceLedger, Shown, Verification, kinds};
 use crate::cli::ui::{Ink, Paint};
 use crate::words;
 
@@ -27,15 +27,25 @@ fn page(service: &ServiceLedger, paint: Paint) -> String {
         let about = entry.slice.as_deref().unwrap_or("-");
         let epoch = entry.epoch.map_or_else(|| "-".to_owned(), |epoch| epoch.to_string());
         page += &format!(
-            "  {:>5}  {}  {:7}  {about}, epoch {epoch}: {}  {}\n",
+            "  {:>5}  {}  {:9}  {about}, epoch {epoch}: {}{}  {}\n",
             entry.entry,
             entry.at.get(..19).unwrap_or(&entry.at).replace('T', " "),
             entry.kind,
             summary(entry),
+            void(entry, paint),
             paint.ink(Ink::Faint, &format!("{}@{}", entry.operator, entry.host)),
         );
     }
     page
+}
+
+/// Why a verdict proves nothing any more.
+fn void(entry: &Shown, paint: Paint) -> String {
+    let reasons = entry.void.as_deref().unwrap_or_default();
+    if reasons.is_empty() {
+        return String::new();
+    }
+    format!("  {}", paint.ink(Ink::Alarm, &format!("void: {}", reasons.join("; "))))
 }
 
 fn verified(found: &Verification, paint: Paint) -> String {
@@ -69,6 +79,11 @@ fn summary(entry: &Shown) -> String {
         "verdict" => verdict(body),
         "repair" => repair(body),
         "flip" => flip(body),
+        "rehearsal" => kinds::rehearsal(body),
+        "provision" | "arm" | "disarm" => kinds::steps(body),
+        "copy" => kinds::copy(body),
+        "alarm" => kinds::alarm(body),
+        "plan" => kinds::plan(body),
         _ => None,
     };
     known.unwrap_or_else(|| {
@@ -113,6 +128,8 @@ fn flip(body: &Value) -> Option<String> {
     parts.extend(pause.map(|pause| format!("writers paused for {pause:.1} ms")));
     let remark = body.get("remark").and_then(Value::as_str);
     parts.extend(remark.map(|remark| format!("without evidence: {remark}")));
+    let approved = body.get("approved_by").and_then(Value::as_str);
+    parts.extend(approved.map(|name| format!("approved by {name}")));
     Some(parts.join(", "))
 }
 
@@ -136,6 +153,7 @@ mod tests {
             body,
             previous: "00".to_owned(),
             hash: "0a".to_owned(),
+            void: None,
         }
     }
 
@@ -156,6 +174,49 @@ mod tests {
                 "flip",
                 json!({ "action": "flip", "owner": "service", "pause_ms": 14.24, "remark": "seen before" }),
             ),
+            entry("flip", json!({ "action": "flip-back", "owner": "monolith", "approved_by": "Ada" })),
+            entry(
+                "rehearsal",
+                json!({ "action": "flip", "slices": ["ordering"], "attempts": 20, "out_of_time": 2, "p50_ms": 14.2,
+                    "p99_ms": 31.0, "budget_ms": 500.0 }),
+            ),
+            entry(
+                "provision",
+                json!({ "steps": 3, "taken": [{ "side": "service", "action": "create table", "object": "Orders" },
+                    { "side": "service", "action": "create table", "object": "Lines" },
+                    { "side": "monolith", "action": "set up slice", "object": "ordering" }] }),
+            ),
+            entry(
+                "copy",
+                json!({ "action": "ended", "table": "Orders", "rows": 1200, "bytes": 4096, "copy": 1 }),
+            ),
+            entry("copy", json!({ "action": "again", "table": "Orders", "cause": "retry", "copy": 2 })),
+            entry("alarm", json!({ "alarm": "gap", "direction": "forward", "detail": "the slot is gone" })),
+            entry(
+                "alarm",
+                json!({ "alarm": "stray-write", "side": "monolith", "rows": 3, "tables": ["Orders"] }),
+            ),
+            entry(
+                "alarm",
+                json!({ "alarm": "stopped", "direction": "reverse", "detail": "a column is gone" }),
+            ),
+            entry(
+                "alarm",
+                json!({ "alarm": "unheard", "table": "Orders", "detail": "TRUNCATE of a partition" }),
+            ),
+            entry(
+                "plan",
+                json!({ "verb": "arm", "mapping": null,
+                    "policy": { "old": "0123456789abcdef", "new": "fedcba9876543210" } }),
+            ),
+            entry(
+                "plan",
+                json!({ "verb": "provision", "mapping": { "old": null, "new": "00ff" }, "policy": null }),
+            ),
+            Shown {
+                void: Some(vec!["authority moved: epoch 1 then, 2 now".to_owned()]),
+                ..entry("verdict", json!({ "outcome": "clean", "full": true, "counts": {}, "reasons": [] }))
+            },
             entry("retire", json!({ "stage": "x".repeat(200) })),
         ];
         let service =

@@ -26,6 +26,8 @@ pub struct Member {
     pub monolith_apply: Server,
     /// Those of the slice's policy.
     pub limits: Limits,
+    /// Hash of that policy.
+    pub policy_hash: String,
 }
 
 /// What is wanted, and by whom.
@@ -39,6 +41,8 @@ pub struct Order {
     pub author: Author,
     /// What is to stand in the ledger beside it, such as why evidence was done without.
     pub remark: Option<String>,
+    /// Who approved it, where the operator says so.
+    pub approved_by: Option<String>,
 }
 
 /// A slice whose authority is settled.

@@ -10,7 +10,7 @@ use super::conduct::{Conduct, ConductError, Tell, Told};
 use super::course::{self, Course, Found, Left};
 use super::moves::{self, Member, MoveError, Moved, Order};
 use super::timeline::Timeline;
-use super::{APPLICATION, FlipError, record, standings};
+use super::{APPLICATION, FlipError, approval, record, standings};
 use crate::authority::{Intent, Side, Standing};
 use crate::cdc::mirror::chain_of;
 use crate::dualwrite::exclusion;
@@ -146,7 +146,10 @@ impl Command<'_> {
         tell: Tell<'_>,
     ) -> Result<Vec<Session>, ConductError> {
         let kept = self.keep_gates(members).await?;
-        let (problems, accepted) = self.conduct.judge(members, order.intent, &self.who).await?;
+        let (mut problems, accepted) = self.conduct.judge(members, order.intent, &self.who).await?;
+        let asked = members.iter().map(|member| member.mapping.slice.as_str());
+        problems.extend(approval::lacking(self.conduct.plan, self.conduct.path, asked, order));
+        problems.sort();
         if problems.iter().any(|problem| problem.severity == Severity::Error) {
             return Err(ConductError::Refused(problems));
         }
@@ -154,6 +157,7 @@ impl Command<'_> {
         for member in members {
             let one = found.iter().find(|one| one.slice == member.mapping.slice);
             let epoch = one.and_then(|one| course::epoch(one.standing)).map_or(0, |epoch| epoch.0 + 1);
+            record::note_plan(member, order).await?;
             record::begin(member, order, epoch).await?;
         }
         if !problems.is_empty() {

@@ -18,6 +18,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 
 use super::stage::Stage;
+use crate::support::scenario::recorder;
 use crate::support::wait::{SOON, within};
 
 /// A running mirror. Dropping it is a crash.
@@ -80,10 +81,12 @@ impl Inside {
         let ways = Ways::of(stage);
         let spill = tempfile::tempdir().unwrap();
         let (board, _) = Board::new(&["one".to_owned()]);
+        let mapping = mapping(stage).await;
         let config = SliceConfig {
             plan: "split".to_owned(),
             direction: Direction::Forward,
-            mapping: Arc::new(mapping(stage).await),
+            recorder: recorder(&mapping, ways.service(SessionRole::Apply)),
+            mapping: Arc::new(mapping),
             read: ways.monolith(SessionRole::Read),
             apply: ways.service(SessionRole::Apply),
             admin: ways.service(SessionRole::Admin),

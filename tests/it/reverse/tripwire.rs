@@ -1,9 +1,11 @@
 //! Whoever writes on the fenced side is found, and nobody else is.
 
+use serde_json::json;
 use strangler::failpoint::hooks::{Hooks, Mutant};
 
 use super::inside::Inside;
 use super::stage::{self, Stage, Way, holds};
+use crate::ledger::told::told;
 use crate::support::wait::{SOON, until};
 
 #[tokio::test(flavor = "multi_thread")]
@@ -29,6 +31,15 @@ async fn a_stray_write_on_the_fenced_side_is_an_alarm_with_its_table_and_key() {
         "forward Orders insert {8000}",
         "forward pairs truncate -",
     ];
+    let told = told(&stage.service, "alarm").await;
+    let brief: Vec<_> =
+        told.iter().map(|one| (&one.body["side"], &one.body["rows"], &one.body["tables"])).collect();
+    let (monolith, orders, pairs) = (json!("monolith"), json!(["Orders"]), json!(["pairs"]));
+    assert_eq!(
+        brief,
+        [(&monolith, &json!(3), &orders), (&monolith, &json!(1), &pairs)],
+        "one of each transaction"
+    );
     assert_eq!(stage.alarms().await, expected, "rows that the filter leaves to others are not the slice's");
     let status = stage.split.run("status", &["--format", "json"]);
     let document: serde_json::Value = serde_json::from_str(&status.stdout).unwrap();

@@ -9,9 +9,11 @@ use strangler::cdc::engine::{MirrorOptions, SliceConfig};
 use strangler::cdc::error::MirrorError;
 use strangler::cdc::mirror::{self, Board, SliceEnd, chain_of};
 use strangler::cdc::progress::Progress;
+use strangler::cdc::record::Recorder;
 use strangler::cdc::route::RouteCounts;
 use strangler::cdc::start::ProcessName;
 use strangler::failpoint::hooks::{Hooks, Mutant};
+use strangler::journal::ledger::{Author, Subject};
 use strangler::journal::streams::Direction;
 use strangler::mapping::{SliceMapping, TableMapping, compile};
 use strangler::name::TableName;
@@ -32,6 +34,17 @@ use super::tables::{Side, difference, dump};
 use super::wait::{SOON, until, within};
 
 const SLICE: &str = "things";
+
+/// Whoever a test says to be.
+pub fn author() -> Author {
+    Author { operator: "a test".to_owned(), host: "here".to_owned() }
+}
+
+/// Tells the ledger of a mirror in this process; nobody writes its head to the monolith.
+pub fn recorder(mapping: &SliceMapping, service: Server) -> Recorder {
+    let subject = Subject::new("retail", mapping, "policy".to_owned(), author());
+    Recorder::new(subject, &mapping.service, service, None)
+}
 
 /// The two databases, provisioned for one slice, and a session in each.
 pub struct Scenario {
@@ -104,7 +117,7 @@ impl Scenario {
             monolith: pair.monolith().await,
             services: [("other".to_owned(), pair.service().await)].into(),
         };
-        strangler::provision::run(&plan, &[], &mut databases, &Logins::default(), &mut |_| {})
+        strangler::provision::run(&plan, &[], &mut databases, (&Logins::default(), &author()), &mut |_| {})
             .await
             .unwrap_or_else(|error| panic!("{error:?}"));
         let catalog = introspect::read(&source).await.unwrap();
@@ -146,6 +159,7 @@ impl Scenario {
             }),
             rounds: Arc::new(Semaphore::new(1)),
             board,
+            recorder: recorder(&self.mapping, server(&service.links.apply, SessionRole::Apply)),
         };
         let stop = CancellationToken::new();
         let process = ProcessName::new("test".to_owned(), std::process::id());

@@ -1,0 +1,112 @@
+//! Steps of `provision`, `arm` and `disarm` that the ledger does not tell of yet. Each step is in the journal of the database that
+//! it changed, by the same transaction; an entry says up to where it has told of both journals. So every step is told once,
+//! also where a process died between its steps and the entry: the next one tells of them.
+
+use serde::Serialize;
+use serde_json::{Value, json};
+use tokio_postgres::Client;
+
+use super::JournalError;
+
+/// Steps that an entry lists; it counts all. A slice of a thousand tables takes some five steps a table.
+const LISTED_MAX: usize = 5_000;
+
+/// A step that was taken.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Step {
+    /// `monolith` or `service`.
+    pub side: &'static str,
+    /// What was done, as a bare verb phrase.
+    pub action: String,
+    /// To what: the name of a table, a slot, a slice.
+    pub object: Option<String>,
+}
+
+/// Steps of one verb, in the order of each journal.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Steps {
+    taken: Vec<Step>,
+    first: Option<String>,
+    last: Option<String>,
+    told: Told,
+}
+
+/// The last entries of the journals that the ledger has told of.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+struct Told {
+    service: i64,
+    monolith: i64,
+}
+
+impl Steps {
+    /// Nothing is to be told.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.taken.is_empty()
+    }
+
+    /// What the entry says. `first` and `last` are times of the databases that the steps were taken in.
+    #[must_use]
+    pub fn body(&self) -> Value {
+        let listed = self.taken.get(..LISTED_MAX).unwrap_or(&self.taken);
+        json!({
+            "steps": self.taken.len(),
+            "taken": listed,
+            "first": self.first,
+            "last": self.last,
+            "journal": { "service": self.told.service, "monolith": self.told.monolith },
+        })
+    }
+}
+
+/// The steps of a verb for a slice, or for all slices of the service where `slice` is absent, that no entry of the verb's kind
+/// has told of. Of the latter, those on the monolith belong to no service and are left out.
+///
+/// # Errors
+/// [`JournalError::Database`].
+pub async fn untold(
+    service: &Client,
+    monolith: &Client,
+    verb: &str,
+    slice: Option<&str>,
+) -> Result<Steps, JournalError> {
+    let sql = "SELECT coalesce((body -> 'journal' ->> 'service')::bigint, 0), \
+                   coalesce((body -> 'journal' ->> 'monolith')::bigint, 0) \
+               FROM strangler.ledger WHERE slice IS NOT DISTINCT FROM $1 AND kind = $2 ORDER BY id DESC LIMIT 1";
+    let row = service.query_opt(sql, &[&slice, &verb]).await.map_err(reading())?;
+    let told = row.map_or_else(Told::default, |row| Told { service: row.get(0), monolith: row.get(1) });
+    let mut steps = Steps { taken: Vec::new(), first: None, last: None, told };
+    let here = (verb, slice, told.service);
+    steps.told.service = read(service, "service", here, &mut steps).await?;
+    if slice.is_some() {
+        let there = (verb, slice, told.monolith);
+        steps.told.monolith = read(monolith, "monolith", there, &mut steps).await?;
+    }
+    Ok(steps)
+}
+
+/// Adds the steps of one journal and returns how far it goes.
+async fn read(
+    client: &Client,
+    side: &'static str,
+    (verb, slice, after): (&str, Option<&str>, i64),
+    steps: &mut Steps,
+) -> Result<i64, JournalError> {
+    let sql = "SELECT id, action, detail ->> 'object', \
+                   to_char(at AT TIME ZONE 'UTC', 'YYYY-MM-DD\"T\"HH24:MI:SS.US\"Z\"') FROM strangler.journal \
+               WHERE actor = $1 AND slice IS NOT DISTINCT FROM $2 AND id > $3 ORDER BY id";
+    let rows = client.query(sql, &[&verb, &slice, &after]).await.map_err(reading())?;
+    let mut upto = after;
+    for row in rows {
+        upto = row.get(0);
+        steps.taken.push(Step { side, action: row.get(1), object: row.get(2) });
+        let at: String = row.get(3);
+        steps.first = steps.first.take().filter(|first| *first <= at).or_else(|| Some(at.clone()));
+        steps.last = steps.last.take().filter(|last| *last >= at).or(Some(at));
+    }
+    Ok(upto)
+}
+
+fn reading() -> impl FnOnce(tokio_postgres::Error) -> JournalError {
+    JournalError::database("reading what the ledger has not told of")
+}
