@@ -128,7 +128,7 @@ const FAULTS: &[Fault] = &[
     ),
     fault(
         ON_MONOLITH,
-        ("prepared-in-the-way", "\"left over\" of"),
+        ("prepared-in-the-way", "1 prepared transaction with locks of moved tables: \"left over\" of"),
         (
             "BEGIN; UPDATE \"Things\" SET \"Name\" = 'p' WHERE \"Id\" = 7; PREPARE TRANSACTION 'left over'",
             "ROLLBACK PREPARED 'left over'",
