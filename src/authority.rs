@@ -162,7 +162,12 @@ fn look(task: Task, doubt: Option<Doubt>) -> Step {
 fn late(task: Task, begun: bool) -> Result<Step, Refusal> {
     let attempts = task.attempts.saturating_add(1);
     if attempts >= ATTEMPTS_MAX {
-        return Err(if begun { Refusal::Unfinished { attempts } } else { Refusal::OutOfTime { attempts } });
+        let from = if task.intent == Intent::FlipBack { Side::Service } else { Side::Monolith };
+        return Err(if begun {
+            Refusal::Unfinished { attempts }
+        } else {
+            Refusal::OutOfTime { attempts, from }
+        });
     }
     Ok(look(Task { attempts, ..task }, None))
 }

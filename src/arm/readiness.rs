@@ -95,7 +95,14 @@ pub(super) fn wrong_authority(slice: &str, facts: &SliceFacts, verb: Verb) -> Pr
             here.state, here.epoch, there.state, there.epoch
         ))
         .consequence(consequence)
-        .next(format!("strangler status PLAN --slice {slice}"))
+        .next(match (verb, authority(facts)) {
+            (Verb::Disarm, Authority::Service) => format!(
+                "strangler flip --back PLAN --slice {slice}; then strangler disarm PLAN --slice {slice}"
+            ),
+            (Verb::Arm | Verb::Disarm, Authority::Monolith | Authority::Service | Authority::Nobody) => {
+                format!("strangler status PLAN --slice {slice}")
+            }
+        })
 }
 
 /// Everything is copied: before that, the whole copy would go through the reverse slot.

@@ -8,6 +8,7 @@ use super::design::{ApplyLogins, design};
 use super::patience::{self, Patience, Stopped};
 use super::slot::{self, Made};
 use super::survey::survey;
+use super::withdraw::DISARM_RECORDED;
 use super::{ArmError, Design, Event, KeyNamed, Locks, Outcome, Step, Unproven, Verb, Work};
 use crate::failpoint;
 use crate::journal::arming;
@@ -98,7 +99,9 @@ async fn rounds(
         }
         design.steps.retain(|step| match &step.work {
             Work::Prove { key, .. } => !tried.contains(&(key.child.clone(), key.name.clone())),
-            Work::Sql { .. } | Work::CreateSlot { .. } | Work::DropSlot { .. } | Work::Start { .. } => true,
+            Work::Sql { .. } | Work::CreateSlot { .. } | Work::DropSlot { .. } | Work::Start { .. } => {
+                !is_too_early(step, &outcome.unproven)
+            }
         });
         outcome.problems.extend(design.problems);
         if design.steps.is_empty() {
@@ -109,6 +112,9 @@ async fn rounds(
         let total = design.steps.len();
         let mut made: BTreeMap<String, Made> = BTreeMap::new();
         for (step, number) in design.steps.iter().zip(1..) {
+            if is_too_early(step, &outcome.unproven) {
+                continue;
+            }
             report(Event::Started { number, total, step });
             if let Work::Prove { key, .. } = &step.work {
                 tried.insert((key.child.clone(), key.name.clone()));
@@ -120,6 +126,11 @@ async fn rounds(
     }
     let again = prepare(plan, verb, only, hands).await?.steps.into_iter().next();
     Err(ArmError::Restless { object: again.map_or_else(|| "something".to_owned(), |step| step.object) })
+}
+
+/// A slice one of whose keys is not proven is not disarmed yet, and `status` has to say so.
+fn is_too_early(step: &Step, unproven: &[Unproven]) -> bool {
+    step.point == DISARM_RECORDED && unproven.iter().any(|one| one.slice == step.slice)
 }
 
 /// Takes one step; it is kept as a whole or not at all.

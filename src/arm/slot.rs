@@ -115,7 +115,11 @@ pub(super) async fn remove(client: &Client, database: &Database, slot: &str) -> 
             last = pid;
             let ended = client.execute("SELECT pg_terminate_backend($1, $2)", &[&pid, &END_WAIT_MS]).await;
             if let Err(error) = ended {
-                tracing::warn!(pid, error = %error, "the session that uses the slot could not be ended");
+                tracing::warn!(
+                    pid,
+                    error = crate::cdc::mirror::chain_of(&error),
+                    "the session that uses the slot could not be ended"
+                );
                 sleep(TOLD_EVERY).await;
             }
             continue;

@@ -14,6 +14,9 @@ use crate::mapping::SliceMapping;
 use crate::name::quote_ident;
 use crate::provision::{Database, Statement};
 
+/// The last step of a slice.
+pub(super) const DISARM_RECORDED: &str = "disarm-recorded";
+
 pub(super) fn withdraw_slice(draft: &mut Draft<'_>, slice: &SliceMapping, facts: &SliceFacts) {
     if readiness::authority(facts) != Authority::Monolith {
         draft.problem(readiness::wrong_authority(&slice.slice, facts, Verb::Disarm));
@@ -30,7 +33,7 @@ pub(super) fn withdraw_slice(draft: &mut Draft<'_>, slice: &SliceMapping, facts:
         readiness::ownership(draft.survey, slice).into_iter().for_each(|problem| draft.problem(problem));
     }
     if facts.armed.recorded || facts.armed.disarming {
-        draft.record(&slice.slice, arming::DISARMED, ("note as disarmed slice", "disarm-recorded"));
+        draft.record(&slice.slice, arming::DISARMED, ("note as disarmed slice", DISARM_RECORDED));
     }
 }
 

@@ -117,6 +117,8 @@ pub enum Refusal {
     OutOfTime {
         /// How many.
         attempts: u8,
+        /// Who was to be fenced.
+        from: Side,
     },
     /// As `OutOfTime`, with what was begun by a fence left where it is.
     #[error("{attempts} attempts ran out of time, and the move is not finished")]
@@ -247,9 +249,9 @@ impl Refusal {
                 "whether the slices of the group move or stay is not known, so none is opened",
                 format!("{}; if the monolith was restored or failed over, page whoever owns the data", command("status")),
             ),
-            Self::OutOfTime { .. } => owned(
+            Self::OutOfTime { from, .. } => owned(
                 "writers were only slowed down",
-                format!("{} lists who holds the gate; try again when they are gone", command("flip --rehearse")),
+                Self::rehearsal(from, plan, slice),
             ),
             Self::Unfinished { .. } => owned(
                 "what was committed stays as it is; a side that was closed stays closed until the other one is open",
@@ -273,6 +275,11 @@ impl Refusal {
             "nothing was changed".to_owned()
         };
         (consequence, format!("bring the {side} back, then {status}"))
+    }
+
+    fn rehearsal(from: Side, plan: &str, slice: &str) -> String {
+        let command = Self::command(from, plan, slice);
+        format!("{command} --rehearse lists who holds the gate; try again when they are gone")
     }
 
     /// The command that moves authority away from `from`.
@@ -299,6 +306,13 @@ mod tests {
             problem.next
         );
         assert!(problem.next.contains("flip --abort"), "{}", problem.next);
+    }
+
+    #[test]
+    fn whoever_ran_out_of_time_is_sent_to_a_rehearsal_of_the_same_direction() {
+        let next = |from| Refusal::OutOfTime { attempts: 5, from }.problem("p.yaml", "one").next;
+        assert!(next(Side::Monolith).starts_with("strangler flip p.yaml --slice one --rehearse lists"));
+        assert!(next(Side::Service).starts_with("strangler flip --back p.yaml --slice one --rehearse lists"));
     }
 
     #[test]

@@ -277,7 +277,10 @@ fn attempts_that_run_out_of_time_are_counted_and_end() {
         state = step(state, Event::OutOfTime).unwrap().state;
     }
     state = step(state, Event::Observed(quiet)).unwrap().state;
-    assert_eq!(step(state, Event::OutOfTime), Err(Refusal::OutOfTime { attempts: ATTEMPTS_MAX }));
+    assert_eq!(
+        step(state, Event::OutOfTime),
+        Err(Refusal::OutOfTime { attempts: ATTEMPTS_MAX, from: Side::Monolith })
+    );
 }
 
 #[test]

@@ -637,8 +637,7 @@ fn contradicted(config: &SliceConfig, table: &str, trouble: &Trouble) -> MirrorE
             ),
             next: format!(
                 "on the monolith: CREATE TABLE … PARTITION OF {relation} FOR VALUES …, or DEFAULT, as the table's owner; \
-                 strangler arm PLAN --slice {slice}, which guards it; then end the mirror and start it again: strangler \
-                 mirror PLAN --slice {slice}"
+                 strangler arm PLAN --slice {slice}, which guards it; a running mirror goes on within seconds by itself"
             ),
         };
     }

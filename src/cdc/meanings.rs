@@ -79,7 +79,7 @@ fn judge(mapping: &SliceMapping, sides: (&Trees, &Trees), direction: Direction) 
                 "{statements}; then strangler mirror PLAN --slice {slice}{retries}, which copies what is named again"
             ),
             Direction::Reverse => format!(
-                "{statements}; then stop the mirror and start it again with strangler mirror PLAN; then {}",
+                "{statements}; a running mirror goes on within seconds by itself; then {}",
                 compare(slice)
             ),
         },

@@ -35,6 +35,10 @@ const SIGHT_EVERY: Duration = Duration::from_secs(3);
 /// How often the mirror looks whether a slice has got a way back.
 const ARMED_EVERY: Duration = Duration::from_secs(1);
 
+/// How often a way back that could not go on is tried again as it is: what stopped it may be cured on either side, and nobody
+/// tells the mirror.
+const BACK_AGAIN: Duration = Duration::from_secs(5);
+
 /// How the mirror of one direction of a slice ended.
 #[derive(Debug)]
 pub struct SliceEnd {
@@ -93,23 +97,27 @@ fn joined(ended: Result<Result<(), MirrorError>, tokio::task::JoinError>) -> Res
 }
 
 /// Runs a way back from the moment when there is one; `None` when there never was before the slice's other stream was
-/// over, which then is no reason to stay. One that can't go on waits for another to be made in its place, and its refusal
-/// is the end where none is.
+/// over, which then is no reason to stay. One that can't go on is tried again, and at once where another is made in its place;
+/// its refusal is the end where neither helps.
 async fn run_back(
-    config: SliceConfig,
+    mut config: SliceConfig,
     this: &ProcessName,
     stop: &CancellationToken,
     over: &CancellationToken,
 ) -> Option<Result<(), MirrorError>> {
-    let mut refused: Option<(String, MirrorError)> = None;
+    let mut refused: Option<Refused> = None;
     loop {
-        let passed = refused.as_ref().map(|(slot, _)| slot.as_str());
+        let passed = refused.as_ref().map(|refused| (refused.slot.as_str(), refused.at));
         let slot = tokio::select! {
             biased;
             slot = armed(&config, passed) => slot,
-            () = stop.cancelled() => return refused.map(|(_, error)| Err(error)),
-            () = over.cancelled() => return refused.map(|(_, error)| Err(error)),
+            () = stop.cancelled() => return refused.map(|refused| Err(refused.error)),
+            () = over.cancelled() => return refused.map(|refused| Err(refused.error)),
         };
+        if refused.as_ref().is_some_and(|refused| refused.slot == slot) {
+            // What was typed was meant for what the operator had looked at.
+            Arc::make_mut(&mut config.options).retry.clear();
+        }
         match Box::pin(keep_running(config.clone(), this, stop)).await {
             // It was disarmed meanwhile, and may be armed again.
             Err(MirrorError::NotArmed { .. }) => {
@@ -117,20 +125,48 @@ async fn run_back(
                 tokio::time::sleep(ARMED_EVERY).await;
             }
             ended @ (Ok(()) | Err(MirrorError::Fenced { .. })) => return Some(ended),
-            // `arm` may make it anew. It may also have been taken away in the moment of its start, in whatever words the
-            // server says that.
-            Err(error) => refused = Some((slot, error)),
+            // `arm` may make it anew, or somebody cures what stopped it. It may also have been taken away in the moment of its
+            // start, in whatever words the server says that.
+            Err(error) => refused = Some(Refused::told(&config, slot, error, refused.as_ref())),
         }
     }
 }
 
-/// Waits until the monolith has a stream row for the way back, with another slot than the one that was `passed`. Trouble
-/// on the way there is the other stream's to tell.
-async fn armed(config: &SliceConfig, passed: Option<&str>) -> String {
+/// Why a way back stands still.
+#[derive(Debug)]
+struct Refused {
+    slot: String,
+    at: Instant,
+    error: MirrorError,
+}
+
+impl Refused {
+    /// Logs it, unless the same was said before; ages and process numbers make no difference.
+    fn told(config: &SliceConfig, slot: String, error: MirrorError, before: Option<&Self>) -> Self {
+        let words =
+            |error: &MirrorError| -> String { why(error).chars().filter(|c| !c.is_ascii_digit()).collect() };
+        if before.is_none_or(|before| words(&before.error) != words(&error)) {
+            tracing::error!(
+                slice = config.mapping.slice,
+                error = why(&error),
+                again_s = BACK_AGAIN.as_secs(),
+                "the way back stands still; it is tried again from time to time"
+            );
+        }
+        Self { slot, at: Instant::now(), error }
+    }
+}
+
+/// Waits until the monolith has a stream row for the way back: with another slot than the one that was `passed`, or with that
+/// one again a while later. Trouble on the way there is the other stream's to tell.
+async fn armed(config: &SliceConfig, passed: Option<(&str, Instant)>) -> String {
     loop {
         if let Ok(target) = open(&config.apply, &config.mapping.slice).await {
             while let Ok(found) = streams::read(&target, config.of()).await {
-                let found = found.filter(|row| is_armed(row) && passed != Some(row.slot.as_str()));
+                let is_due = |row: &streams::StreamRow| {
+                    passed.is_none_or(|(slot, at)| row.slot != slot || at.elapsed() >= BACK_AGAIN)
+                };
+                let found = found.filter(|row| is_armed(row) && is_due(row));
                 if let Some(row) = found {
                     return row.slot;
                 }

@@ -578,7 +578,11 @@ pub async fn wait_for_slot(
         source.execute("SELECT pg_terminate_backend($1, 2000)", &[&pid]).await.map(drop).or_else(
             |error| {
                 // Without the right to end it, wait for wal_sender_timeout.
-                tracing::warn!(pid, error = %error, "the session that holds the slot could not be ended");
+                tracing::warn!(
+                    pid,
+                    error = crate::cdc::mirror::chain_of(&error),
+                    "the session that holds the slot could not be ended"
+                );
                 Ok::<(), MirrorError>(())
             },
         )?;

@@ -49,7 +49,11 @@ fn show(out: &mut String, problem: &Problem) {
             let _ = writeln!(out, "{:INDENT$}{label:<7}{line}", "");
         }
     }
-    let _ = writeln!(out, "{:INDENT$}{:<7}{}\n", "", "next", problem.next);
+    if problem.next.is_empty() {
+        out.push('\n');
+    } else {
+        let _ = writeln!(out, "{:INDENT$}{:<7}{}\n", "", "next", problem.next);
+    }
 }
 
 /// Breaks at spaces; a longer word stands alone.

@@ -19,7 +19,7 @@ use crate::dualwrite::flip::rehearse::{self, Rehearsal, Sample};
 use crate::dualwrite::flip::timeline::Entry;
 use crate::dualwrite::flip::{FlipError, KeptLinks, Left, Limits};
 use crate::dualwrite::hooks::Report;
-use crate::dualwrite::readiness;
+use crate::dualwrite::readiness::{self, Purpose};
 use crate::dualwrite::together;
 use crate::mapping::Mappings;
 use crate::problem::{Problem, Severity};
@@ -169,6 +169,8 @@ async fn finish(
         });
     };
     let intent = order.intent;
+    let back = if intent == Intent::FlipBack { " --back" } else { "" };
+    let all = all_slices(opened);
     let mut flip = Box::pin(conduct.flip(members, order, &mut tell));
     let mut asked = false;
     let moved = loop {
@@ -177,11 +179,11 @@ async fn finish(
             Some(said) = words.recv() => ui.words(&said),
             () = interrupts.next() => {
                 if asked {
-                    let state = opened.typed(
-                        "a side that was closed stays closed until the move is ended: type it again to finish it, or \
-                         strangler flip PLAN --abort to take it back; a running mirror finishes it by itself; strangler status \
-                         PLAN says where it stands",
-                    );
+                    let state = opened.typed(&format!(
+                        "a side that was closed stays closed until the move is ended: strangler flip{back} PLAN{all} finishes it, and \
+                         strangler flip --abort PLAN{all} takes it back; a running mirror finishes it by itself; strangler \
+                         status PLAN{all} says where it stands"
+                    ));
                     return Err(CliError::Interrupted { state });
                 }
                 asked = true;
@@ -241,19 +243,31 @@ fn failed(error: ConductError, opened: &Opened, intent: Intent) -> CliError {
     };
     // Of these, one speaks against the command wherever the slice stands, and by it nothing was changed.
     let (plain, problem, source) = match source {
-        FlipError::Refused(refusal) => (refusal.is_plain(), Some(refusal.problem(&plan, &slice)), None),
+        FlipError::Refused(refusal) => {
+            // Whatever is typed about one of several slices is typed about all of them.
+            let mut problem = refusal.problem(&plan, &slice);
+            problem.next = problem.next.replace(&format!(" --slice {slice}"), &all_slices(opened));
+            (refusal.is_plain(), Some(problem), None)
+        }
         FlipError::Together { others, from } => {
             (true, Some(together::unfinished(&plan, &slice, (&others, from))), None)
         }
         FlipError::Unguarded { places } => (false, Some(readiness::not_armed(&places, &plan, &slice)), None),
-        source @ (FlipError::Failed { .. } | FlipError::Unsettled) => (false, None, Some(source)),
+        FlipError::Short { side, margin, columns } => {
+            let service = opened.plan.service_of(&slice).map_or("", |(name, _)| name);
+            let name =
+                if side == Side::Monolith { "monolith".to_owned() } else { format!("service {service}") };
+            (false, Some(readiness::sequence_short(&name, margin, &columns)), None)
+        }
+        source @ (FlipError::Failed { .. } | FlipError::Full { .. } | FlipError::Unsettled) => {
+            (false, None, Some(source))
+        }
     };
     match (source, left) {
         (None, left) if plain || left == Left::Stayed => CliError::FlipRefused(problem.into_iter().collect()),
         (Some(source), Left::Stayed) => CliError::Flip { plan, slice, source },
         (source, left) => {
-            let all: String =
-                opened.slices.iter().map(|slice| format!(" --slice {}", shell_word(slice))).collect();
+            let all = all_slices(opened);
             let again = match intent {
                 Intent::FlipBack => "flip --back",
                 Intent::Abort => "flip --abort",
@@ -265,6 +279,11 @@ fn failed(error: ConductError, opened: &Opened, intent: Intent) -> CliError {
             CliError::FlipLeft(Box::new(LeftBehind { left, again, abort, status, problems, source }))
         }
     }
+}
+
+/// All slices of the command, as they are typed.
+fn all_slices(opened: &Opened) -> String {
+    opened.slices.iter().map(|slice| format!(" --slice {}", shell_word(slice))).collect()
 }
 
 fn report(ui: &mut Ui, arguments: &Arguments, opened: &Opened, moved: &[Moved]) -> Result<Exit, CliError> {
@@ -323,7 +342,7 @@ async fn rehearse(
     if !there.is_empty() {
         return Err(CliError::FlipRefused(there));
     }
-    let judged = conduct.judge(members, order.intent, &conduct::operator(order)).await;
+    let judged = conduct.judge(members, (order.intent, Purpose::Rehearsal), &conduct::operator(order)).await;
     let (problems, _) = judged.map_err(|error| failed(error.into(), opened, order.intent))?;
     let drivers = moves::drivers(members, order).await;
     let mut drivers = drivers.map_err(|error| failed(error.into(), opened, order.intent))?;

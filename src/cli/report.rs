@@ -292,12 +292,25 @@ fn left_heading(left: Left) -> &'static str {
         Left::Moved => "authority has moved, and something is left to do after it",
         Left::Stayed => "authority is where it was, and the command came to no end",
         Left::Between => "the move is not finished, and until it is, a slice of it can be written by nobody",
-        Left::Unknown => "it is not known whether authority has moved, because a side does not answer",
+        Left::Unknown => {
+            "it is not known whether authority has moved, because a side does not answer; until it does, the other one may refuse \
+             every writer"
+        }
     }
 }
 
 fn left_hint(behind: &LeftBehind) -> String {
-    let LeftBehind { left, again, abort, status, .. } = behind;
+    let LeftBehind { left, again, abort, status, source, .. } = behind;
+    if let (Left::Between, Some(FlipError::Full { sequence, settled, .. })) = (left, source) {
+        let room = format!(
+            "give the sequence {sequence} room (ALTER SEQUENCE, and the column's type), then {again}"
+        );
+        return if *settled {
+            format!("{room}; it was settled that all of these slices move, so none can be taken back")
+        } else {
+            format!("{abort} gives authority back to the side that had it; or {room}")
+        };
+    }
     match left {
         Left::Moved => format!(
             "a running mirror does the rest by itself, and so does {again}; {status} says where it stands"

@@ -115,6 +115,28 @@ pub enum FlipError {
         /// Where, in words.
         places: Vec<String>,
     },
+    /// A sequence of the side that was to be opened has no room for a margin.
+    #[error("no room for sequence_margin {margin} on the {side}: {}", columns.join(", "))]
+    Short {
+        /// Whose sequences.
+        side: Side,
+        /// The plan's.
+        margin: u32,
+        /// Columns that they feed, by the monolith's names.
+        columns: Vec<String>,
+    },
+    /// A side can't be opened, because a sequence of it has lost its room since the other one was closed.
+    #[error(
+        "the sequence {sequence} of the {side} has no room for sequence_margin, so the {side} can't be opened"
+    )]
+    Full {
+        /// The side that was to be opened.
+        side: Side,
+        /// Its sequence.
+        sequence: String,
+        /// It was settled that several slices move, so that none of them goes back.
+        settled: bool,
+    },
     /// The driver goes round in circles: a defect of ours.
     #[error("authority did not settle in {STEPS_MAX} steps")]
     Unsettled,

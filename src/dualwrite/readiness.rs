@@ -13,6 +13,7 @@ mod outgoing;
 mod way_back;
 mod writers;
 
+pub use destination::sequence_short;
 pub use facts::{Access, Facts, Findings, Holder, Prepared, Probe, Replica, Slot, Standby};
 pub use gather::{Sessions, gather, unguarded};
 pub use way_back::not_armed;
@@ -21,6 +22,15 @@ use crate::authority::{Side, Standing};
 use crate::journal::operators::OperatorRow;
 use crate::plan::{Plan, Policy, Service};
 use crate::problem::Problem;
+
+/// What the answer is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Purpose {
+    /// A move that begins when nothing forbids it.
+    Move,
+    /// A rehearsal, which changes nothing.
+    Rehearsal,
+}
 
 /// What is asked.
 #[derive(Debug, Clone, Copy)]
@@ -33,6 +43,10 @@ pub struct Asked<'a> {
     pub slice: &'a str,
     /// Who is to have authority.
     pub to: Side,
+    /// All slices of the command, this one among them: they are typed together again.
+    pub members: &'a [&'a str],
+    /// What for.
+    pub purpose: Purpose,
     /// `--accept-no-evidence REASON`: the operator takes it on themselves that nothing proves both sides equal.
     pub accepted: Option<&'a str>,
 }
@@ -89,12 +103,12 @@ impl<'a> Asked<'a> {
         format!("strangler {verb} {} --slice {}", self.path, self.slice)
     }
 
-    /// The flip that is asked for.
+    /// The flip that is asked for, or its rehearsal.
     fn flip(&self) -> String {
-        self.command(match self.to {
-            Side::Service => "flip",
-            Side::Monolith => "flip --back",
-        })
+        let back = if self.to == Side::Monolith { " --back" } else { "" };
+        let slices: String = self.members.iter().map(|slice| format!(" --slice {slice}")).collect();
+        let rehearse = if self.purpose == Purpose::Rehearsal { " --rehearse" } else { "" };
+        format!("strangler flip{back} {}{slices}{rehearse}", self.path)
     }
 }
 

@@ -346,3 +346,20 @@ pub async fn notify(client: &Client, slice: &str, owner: &str, epoch: i64) -> Re
 fn hit(done: Result<u64, tokio_postgres::Error>, action: &'static str) -> Result<bool, JournalError> {
     done.map(|rows| rows == 1).map_err(JournalError::database(action))
 }
+
+/// Moves of several slices that a slice is one of, the latest ones first: number, state and members.
+///
+/// # Errors
+/// [`JournalError::Database`].
+pub async fn groups_of(
+    client: &Client,
+    slice: &str,
+) -> Result<Vec<(i64, String, Vec<String>)>, JournalError> {
+    // A slice is in the middle of one at most; what others were aborted meanwhile are few.
+    let sql = "SELECT id, state, ARRAY(SELECT json_array_elements_text(members)) FROM strangler.move_group AS g \
+               WHERE EXISTS (SELECT FROM json_array_elements_text(g.members) AS m (name) WHERE m.name = $1) \
+               ORDER BY created_at DESC LIMIT 10";
+    let rows = client.query_typed(sql, &[(&slice, Type::TEXT)]).await;
+    let rows = rows.map_err(JournalError::database("reading the groups"))?;
+    Ok(rows.iter().map(|row| (row.get(0), row.get(1), row.get(2))).collect())
+}

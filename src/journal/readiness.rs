@@ -63,6 +63,8 @@ pub struct Mirror {
     pub seen_s: f64,
     /// It ended in good order.
     pub stopped: bool,
+    /// More about what it does, or why it ended.
+    pub detail: Option<String>,
 }
 
 /// A table of the slice.
@@ -90,7 +92,7 @@ SELECT jsonb_build_object(
     'stream', (SELECT jsonb_build_object('state', state, 'detail', detail, 'mode', mode, 'slot', slot,
             'applied', applied_lsn) FROM strangler.stream WHERE slice = $1 AND dir = $2 ORDER BY applied_lsn LIMIT 1),
     'mirror', (SELECT jsonb_build_object('host', host, 'pid', pid, 'stopped', stopped_at IS NOT NULL,
-            'seen_s', greatest(0, extract(epoch FROM clock_timestamp() - seen_at)))
+            'detail', detail, 'seen_s', greatest(0, extract(epoch FROM clock_timestamp() - seen_at)))
         FROM strangler.mirror_process WHERE slice = $1 AND dir = $2),
     'tables', (SELECT coalesce(jsonb_agg(jsonb_build_object('name', source_table, 'state', state)
             ORDER BY source_table), '[]') FROM strangler.mirror_table WHERE slice = $1),

@@ -61,18 +61,29 @@ pub async fn last(client: &Client, slice: &str, full: bool) -> Result<Option<Ver
     }))
 }
 
+/// What verdicts after an entry found.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct DiffersAfter {
+    /// Differences.
+    pub any: bool,
+    /// Some that are no orphans.
+    pub rows: bool,
+}
+
 /// A verdict found differences after an entry, and after the last full one that is clean. An incomplete one, however much it
 /// covers, takes nothing back: pass 0 for it.
 ///
 /// # Errors
 /// [`JournalError::Database`].
-pub async fn differs_after(client: &Client, slice: &str, entry: i64) -> Result<bool, JournalError> {
-    let sql = "SELECT EXISTS (SELECT FROM strangler.ledger WHERE slice = $1 AND kind = $2 \
+pub async fn differs_after(client: &Client, slice: &str, entry: i64) -> Result<DiffersAfter, JournalError> {
+    let sql = "SELECT count(*) > 0, count(*) FILTER (WHERE EXISTS (SELECT FROM json_each_text(body -> 'counts') AS c \
+                   WHERE c.key <> 'orphan' AND c.value <> '0')) > 0 \
+               FROM strangler.ledger WHERE slice = $1 AND kind = $2 \
                AND id > greatest($3, (SELECT max(id) FROM strangler.ledger WHERE slice = $1 AND kind = $2 \
                    AND body ->> 'full' = 'true' AND body ->> 'outcome' = 'clean')) \
-               AND body ->> 'outcome' = 'differs')";
+               AND body ->> 'outcome' = 'differs'";
     let row = client.query_one(sql, &[&slice, &VERDICT, &entry]).await.map_err(reading())?;
-    Ok(row.get(0))
+    Ok(DiffersAfter { any: row.get(0), rows: row.get(1) })
 }
 
 fn reading() -> impl FnOnce(tokio_postgres::Error) -> JournalError {

@@ -61,8 +61,9 @@ pub fn inverse(table: &TableMapping, there: &ServiceTable) -> Result<TableMappin
         target: table.source.clone(),
         columns,
         dropped,
-        // The plan speaks of the monolith's columns; one that comes to the service is nobody's to leave behind.
-        others_dropped: false,
+        // The plan speaks of the monolith's columns. One that comes to the service has no place there, and what it holds is the
+        // service's alone, so it must not hold up the others.
+        others_dropped: true,
         key: table.key.iter().filter_map(|place| moved(*place)).collect(),
         filter: table
             .filter
@@ -135,6 +136,7 @@ mod tests {
         assert_eq!((back.key.as_slice(), back.filter[0].column), ([2, 1].as_slice(), 1));
         assert_eq!((back.columns[0].source_type_oid, back.partitioned), (1234, false));
         assert_eq!(back.dropped, ["note"], "what only the service has stays there");
+        assert!(back.others_dropped, "and so does what comes to it later");
         assert_eq!((back.source.name.as_str(), back.target.name.as_str()), ("orders", "Orders"));
         assert_eq!(back.label(), forward().label(), "a table has one name, whichever way it is carried");
     }

@@ -14,6 +14,7 @@ use tokio_postgres::Client;
 
 pub use conclude::{ConcludeError, Concluded, Monolith, conclude};
 
+use super::finding::FindingKind;
 use super::verdict::{Counts, Coverage, Outcome};
 use crate::journal::JournalError;
 use crate::journal::grounds::{ABSENT, Ground, TableGround, is_same_shape};
@@ -287,6 +288,8 @@ pub struct Evidence {
     /// A verdict found differences that no full one has taken back: one about a part, later than the last full one; or
     /// any, where that one is incomplete.
     pub differs_since: bool,
+    /// Some of those differences are no orphans.
+    pub rows_differ_since: bool,
 }
 
 /// Reads it.
@@ -298,8 +301,8 @@ pub async fn evidence(service: &Client, slice: &str) -> Result<Evidence, Journal
     let last_full = if last.full { Some(last.clone()) } else { read(service, slice, Scope::Full).await? };
     let settled = last_full.as_ref().filter(|verdict| verdict.outcome != Outcome::Incomplete);
     let after = settled.map_or(0, |verdict| verdict.entry);
-    let differs_since = verdicts::differs_after(service, slice, after).await?;
-    Ok(Evidence { last: Some(last), last_full, differs_since })
+    let since = verdicts::differs_after(service, slice, after).await?;
+    Ok(Evidence { last: Some(last), last_full, differs_since: since.any, rows_differ_since: since.rows })
 }
 
 /// Why there is no proof that both sides are equal.
@@ -359,6 +362,21 @@ fn period(period: Duration) -> String {
 }
 
 impl Evidence {
+    /// How many orphans are known, where all differences that are known are orphans: rows that both sides hold alike, and that
+    /// refer to nothing on the authority too. `None` where a row differs, or nothing does.
+    #[must_use]
+    pub fn only_orphans(&self) -> Option<u64> {
+        let full = self.last_full.as_ref().filter(|verdict| verdict.outcome == Outcome::Differs);
+        let others = |verdict: &LastVerdict| {
+            verdict.counts.iter().any(|(kind, count)| *kind != FindingKind::Orphan && *count > 0)
+        };
+        if self.rows_differ_since || full.is_some_and(others) || !self.differs_since && full.is_none() {
+            return None;
+        }
+        let told = full.or(self.last.as_ref())?;
+        Some(told.counts.get(&FindingKind::Orphan).copied().unwrap_or(0))
+    }
+
     /// Why this is no proof that both sides are equal; empty when it is one. `now` is what the slice rests on at
     /// present.
     #[must_use]

@@ -215,7 +215,12 @@ mod tests {
 
     fn facts(last: LastVerdict, full: LastVerdict) -> EvidenceFacts {
         let differs_since = last.entry > full.entry && last.outcome == Outcome::Differs;
-        let evidence = Evidence { last: Some(last), last_full: Some(full), differs_since };
+        let evidence = Evidence {
+            last: Some(last),
+            last_full: Some(full),
+            differs_since,
+            rows_differ_since: differs_since,
+        };
         EvidenceFacts { evidence, ground: Some(Ground { tables: tables(), ..ground() }) }
     }
 

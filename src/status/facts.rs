@@ -9,6 +9,7 @@ use super::arming::ArmingFacts;
 use super::evidence::EvidenceFacts;
 use crate::journal::alarms::Uncleared;
 use crate::journal::migrate::Form;
+use crate::journal::moves::Blocked;
 use crate::journal::whereabouts::Astray;
 use crate::lsn::Lsn;
 
@@ -123,6 +124,12 @@ pub struct MonolithFacts {
     /// The slice's way back, once it is armed.
     #[serde(skip)]
     pub back: Option<WayBack>,
+    /// Moves of several slices that it is one of, the latest ones; asked while its gate is closed.
+    #[serde(skip)]
+    pub groups: Vec<MoveGroup>,
+    /// Why its last move that could not be finished could not.
+    #[serde(skip)]
+    pub blocked: Option<Blocked>,
 }
 
 /// The way back of a slice: its rows of `strangler.stream` and `strangler.mirror_process`.
@@ -146,6 +153,20 @@ pub struct Gate {
     pub state: String,
     /// Its epoch.
     pub epoch: i64,
+    /// Number of the move of several slices for which it was closed.
+    #[serde(default)]
+    pub group: Option<i64>,
+}
+
+/// A move of several slices, as the monolith has it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct MoveGroup {
+    /// Its number.
+    pub id: i64,
+    /// `pending`, `open` or `aborted`.
+    pub state: String,
+    /// All of its slices.
+    pub members: Vec<String>,
 }
 
 impl Gate {

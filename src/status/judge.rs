@@ -49,7 +49,12 @@ impl Commands {
     }
 
     fn of(&self, verb: &str, slice: &str, rest: &str) -> String {
-        format!("strangler {verb} {} --slice {}{rest}", self.plan, shell_word(slice))
+        self.of_all(verb, &[slice.to_owned()], rest)
+    }
+
+    fn of_all(&self, verb: &str, slices: &[String], rest: &str) -> String {
+        let slices: String = slices.iter().map(|slice| format!(" --slice {}", shell_word(slice))).collect();
+        format!("strangler {verb} {}{slices}{rest}", self.plan)
     }
 }
 
@@ -110,11 +115,11 @@ pub fn judge(facts: &SliceFacts, commands: &Commands) -> SliceStatus {
         alarms: Vec::new(),
         next: None,
     };
-    let moving = Moving::of(monolith.and_then(|m| m.gate.as_ref()), service.and_then(|s| s.gate.as_ref()));
-    status.alarms.extend(moving.map(|moving| moving.alarm(&facts.slice, commands)));
+    let moving = Moving::of(&facts.slice, monolith, service);
+    status.alarms.extend(moving.as_ref().map(|moving| moving.alarm(commands)));
     status.alarms.extend(alarms(&status, service, slot));
     status.alarms.extend(back::alarms(&status));
-    status.next = next(&status, (moving, service), commands);
+    status.next = next(&status, (moving.as_ref(), service), commands);
     status
 }
 
@@ -431,8 +436,10 @@ fn alarms(status: &SliceStatus, service: Option<&ServiceFacts>, slot: SlotFacts<
         let why = if armed.closed { "the monolith is closed" } else { "the slice is armed" };
         alarms.extend(armed.holes.iter().map(|lack| format!("{why}, and {lack}")));
     }
-    if let Some(service) = service.filter(|service| service.gate.as_ref().is_some_and(Gate::is_closed)) {
-        alarms.extend(service.unguarded.iter().map(|lack| format!("the service is closed, and {lack}")));
+    if let Some((service, gate)) = service.and_then(|service| Some((service, service.gate.as_ref()?))) {
+        // An open one is closed one day, and nobody can be sure to be asked then.
+        let why = if gate.is_closed() { "closed" } else { "open" };
+        alarms.extend(service.unguarded.iter().map(|lack| format!("the service is {why}, and {lack}")));
     }
     alarms
 }
@@ -467,7 +474,7 @@ fn wal_alarm(wal: &Wal) -> Option<String> {
 /// One command, the most urgent one.
 fn next(
     status: &SliceStatus,
-    (moving, service): (Option<Moving>, Option<&ServiceFacts>),
+    (moving, service): (Option<&Moving>, Option<&ServiceFacts>),
     commands: &Commands,
 ) -> Option<String> {
     let of = |verb, rest: &str| Some(commands.of(verb, &status.slice, rest));
@@ -476,9 +483,9 @@ fn next(
         return of("provision", "");
     }
     let mirrored = matches!(status.phase, Phase::Copying | Phase::CatchingUp | Phase::Streaming);
-    if let Some(moving) = moving.filter(|_| mirrored) {
+    if let Some(moving) = moving.filter(|moving| mirrored || !moving.needs_mirror()) {
         // Nobody can write, and every other verb refuses. Without a mirror it would not drain; that one ends it, too.
-        return Some(moving.next(&status.slice, commands));
+        return Some(moving.next(commands));
     }
     if status.phase != Phase::Unknown && holes(status).is_some() {
         return of("arm", "");

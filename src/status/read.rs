@@ -7,10 +7,10 @@ use tokio_postgres::Client;
 
 use super::arming;
 use super::evidence::EvidenceFacts;
-use super::facts::{Gate, MonolithFacts, ServiceFacts, Side, Slot, WayBack};
+use super::facts::{Gate, MonolithFacts, MoveGroup, ServiceFacts, Side, Slot, WayBack};
 use crate::dualwrite::guard;
 use crate::journal::migrate::{self, Form};
-use crate::journal::{JournalError, alarms, grounds, standing};
+use crate::journal::{JournalError, alarms, authority, grounds, moves, standing};
 use crate::name::{TableName, quote_ident, quote_literal};
 use crate::reconcile::evidence;
 
@@ -149,10 +149,20 @@ pub async fn monolith(
         let arming =
             if form == Form::Current { Some(arming::read(client, slice, &shapes).await?) } else { None };
         let back = backs.remove(*slice);
-        let facts_here = MonolithFacts { gate, form, arming, shapes, back, ..shared.clone() };
+        let mut facts_here = MonolithFacts { gate, form, arming, shapes, back, ..shared.clone() };
+        // Only a move that is under way asks for these, and the monolith's gate may be the one that was not closed last.
+        if form == Form::Current && facts_here.gate.as_ref().is_some_and(Gate::is_closed) {
+            facts_here.groups = groups(client, slice).await?;
+            facts_here.blocked = moves::blocked(client, slice).await?;
+        }
         facts.insert((*slice).to_owned(), facts_here);
     }
     Ok(facts)
+}
+
+async fn groups(client: &Client, slice: &str) -> Result<Vec<MoveGroup>, ReadError> {
+    let found = authority::groups_of(client, slice).await?;
+    Ok(found.into_iter().map(|(id, state, members)| MoveGroup { id, state, members }).collect())
 }
 
 /// Gate rows by slice. A gate is a table of its own, so that one slice's readers never meet another's fence; which
@@ -169,7 +179,11 @@ async fn gates(client: &Client, slices: &[&str]) -> Result<BTreeMap<String, Gate
         .map(|row| {
             let slice: &str = row.get(0);
             let table = quote_ident(&format!("gate_{slice}"));
-            format!("SELECT {}, state, epoch, cause FROM strangler.{table}", quote_literal(slice))
+            // Gates of earlier versions lack the column, and are read all the same.
+            format!(
+                "SELECT {}, state, epoch, cause, (to_jsonb(g) ->> 'move_group')::int8 FROM strangler.{table} AS g",
+                quote_literal(slice)
+            )
         })
         .collect();
     if selects.is_empty() {
@@ -185,6 +199,7 @@ async fn gates(client: &Client, slices: &[&str]) -> Result<BTreeMap<String, Gate
                     state: row.get(1),
                     epoch: row.get(2),
                     cause: row.get::<_, Option<String>>(3).unwrap_or_default(),
+                    group: row.get(4),
                 },
             )
         })

@@ -142,6 +142,9 @@ async fn a_key_that_rows_contradict_comes_back_unproven_with_the_query_that_find
     assert_eq!(found, ["90", "91"]);
     let stands = "SELECT convalidated FROM pg_constraint WHERE conname = 'fk_product'";
     assert_eq!(rows(&stage.monolith, stands).await, ["f"], "new rows are checked");
+    let status = stage.run("status", &[]);
+    assert!(status.stdout.contains("disarm has begun and not finished"), "{}", status.page());
+    assert!(!status.stdout.contains("strangler arm "), "{}", status.page());
     let again = stage.run("disarm", &[]);
     assert_eq!(again.exit, Some(1), "{}", again.page());
     stage.monolith.batch_execute("DELETE FROM lines WHERE id > 80").await.unwrap();

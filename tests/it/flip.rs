@@ -6,6 +6,7 @@ mod ends;
 mod gates;
 mod group;
 mod recorded;
+mod sequences;
 mod standby;
 
 use bank::{Bank, ON_SERVICE, SETUP, Side, TABLES};
@@ -26,9 +27,14 @@ policy: { min_mirror_time: 0s, write_pause_budget: 2s }\n";
 
 /// A split whose slice is mirrored and armed, with the mirror running.
 async fn armed() -> (Split, Client, Client, Mirror) {
-    let (split, monolith, service) = Split::with_plan(&PLAN.replace("TABLES", TABLES), SETUP).await;
+    armed_with(TABLES, SETUP, ON_SERVICE).await
+}
+
+/// The same for tables of a test's own, and with what the service gets after it is provisioned.
+async fn armed_with(tables: &str, setup: &str, on_service: &str) -> (Split, Client, Client, Mirror) {
+    let (split, monolith, service) = Split::with_plan(&PLAN.replace("TABLES", tables), setup).await;
     split.provision();
-    service.batch_execute(ON_SERVICE).await.unwrap();
+    service.batch_execute(on_service).await.unwrap();
     let mirror = split.mirror(None);
     mirror.caught_up(&monolith, &service).await;
     let arm = split.run("arm", &[]);

@@ -190,10 +190,8 @@ fn every_code_has_its_line_in_the_documentation() {
     assert!(missing.is_empty(), "not in docs/errors.md or docs/plan.md: {missing:?}");
 }
 
-/// Commands as a text tells somebody to type them: `strangler VERB` in backticks, at the start of a string, or before a
-/// plan.
-fn commands_named(text: &str) -> BTreeSet<String> {
-    // Long strings are broken over lines of source.
+/// Long strings are broken over lines of source.
+fn joined(text: &str) -> String {
     let mut joined = String::new();
     for line in text.lines() {
         match line.strip_suffix('\\') {
@@ -204,6 +202,59 @@ fn commands_named(text: &str) -> BTreeSet<String> {
             }
         }
     }
+    joined
+}
+
+/// Command lines that the sources put together, with something in the place of each part that is filled in: those with a plan,
+/// and verbs that stand before one.
+fn command_lines(text: &str) -> Vec<Vec<String>> {
+    let text = joined(text);
+    let mut lines = Vec::new();
+    // `command("flip --rehearse")` and the like stand for the verb, the plan and a slice.
+    for helper in ["command(\"", "typed(\"", "of(\"", "of_all(\""] {
+        let verbs = text.split(helper).skip(1).filter_map(|rest| rest.split('"').next());
+        let verbs = verbs.filter(|verb| !verb.starts_with("strangler ") && !verb.contains(['{', '}', '.']));
+        lines.extend(verbs.map(|verb| words(&format!("{verb} PLAN --slice one"))));
+    }
+    for (at, word) in text.match_indices("strangler ") {
+        let rest: String =
+            text[at + word.len()..].chars().take_while(|c| !"\"`\n;,()".contains(*c)).collect();
+        let line = words(&rest);
+        let about = |part: &String| part == "PLAN" || part.starts_with("plan");
+        if let Some(plan) = line.iter().position(about) {
+            // Prose goes on where neither an option nor its value can stand.
+            let options = line[plan + 1..].iter().scan(None, |value: &mut Option<bool>, part| {
+                let option = part.starts_with("--");
+                let filled = part == "filled" || !part.chars().any(|c| c.is_ascii_lowercase());
+                let takes = option || value.is_some_and(|named| named || filled);
+                *value = option.then_some(part == "--slice");
+                takes.then(|| part.clone())
+            });
+            lines.push(line[..=plan].iter().cloned().chain(options).collect());
+        }
+    }
+    lines
+}
+
+/// The words of a command in a format string: what is filled in stands for a plan, a slice, or nothing behind a word.
+fn words(text: &str) -> Vec<String> {
+    let mut words = Vec::new();
+    for word in text.split_whitespace() {
+        let word = word.trim_end_matches(['.', ':']);
+        let begins = word.split('{').next().unwrap_or_default();
+        words.push(match (begins.is_empty() && !word.is_empty(), begins) {
+            (false, begins) => begins.to_owned(),
+            (true, _) if word.contains("plan") || word.contains("path") => "PLAN".to_owned(),
+            (true, _) => "filled".to_owned(),
+        });
+    }
+    words
+}
+
+/// Commands as a text tells somebody to type them: `strangler VERB` in backticks, at the start of a string, or before a
+/// plan.
+fn commands_named(text: &str) -> BTreeSet<String> {
+    let joined = joined(text);
     let mut named = BTreeSet::new();
     for (at, word) in joined.match_indices("strangler ") {
         let rest = &joined[at + word.len()..];
@@ -259,5 +310,40 @@ fn no_message_and_no_page_names_a_command_that_does_not_exist() {
         seen.extend(named);
     }
     assert!(verbs.is_subset(&seen), "this test finds only {seen:?}");
+    assert!(findings.is_empty(), "\n{}", findings.join("\n"));
+}
+
+/// clap decides, so an option in the wrong place, or one that the verb does not have, is found before anybody types it.
+#[test]
+fn every_command_line_in_the_sources_is_one_that_can_be_typed() {
+    let verbs: BTreeSet<String> =
+        Arguments::command().get_subcommands().map(|verb| verb.get_name().to_owned()).collect();
+    let parses = |line: &[String]| {
+        let typed = std::iter::once("strangler").chain(line.iter().map(String::as_str));
+        Arguments::command().try_get_matches_from(typed).is_ok()
+    };
+    let bad = |text: &str| command_lines(text).into_iter().filter(|line| !parses(line)).collect::<Vec<_>>();
+    assert_eq!(bad("command(\"flip --rehearse\")").len(), 1, "an optional number takes the plan for itself");
+    assert_eq!(bad("\"strangler flip --back --abort {plan} --slice {slice} x\"").len(), 1);
+    assert_eq!(bad("\"strangler flip{back} {plan}{slices} --rehearse lists who\""), [[""; 0]; 0]);
+    let mut folders = vec![Path::new(env!("CARGO_MANIFEST_DIR")).join("src")];
+    let (mut seen, mut findings) = (0, Vec::new());
+    while let Some(folder) = folders.pop() {
+        for path in fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path()) {
+            if path.is_dir() {
+                folders.push(path);
+                continue;
+            }
+            let text = fs::read_to_string(&path).unwrap();
+            for line in command_lines(text.split("#[cfg(test)]\nmod").next().unwrap()) {
+                let known = line.first().is_some_and(|verb| verbs.contains(verb));
+                seen += usize::from(known);
+                if known && !parses(&line) {
+                    findings.push(format!("{}: strangler {}", path.display(), line.join(" ")));
+                }
+            }
+        }
+    }
+    assert!(seen > 60, "this test finds {seen} commands only");
     assert!(findings.is_empty(), "\n{}", findings.join("\n"));
 }

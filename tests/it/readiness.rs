@@ -4,7 +4,7 @@ mod stage;
 
 use strangler::authority::Side;
 use strangler::dualwrite::guard::Subscribed;
-use strangler::dualwrite::readiness::{Asked, Findings, judge};
+use strangler::dualwrite::readiness::{Asked, Findings, Purpose, judge};
 use strangler::journal::operators::{self, Operator};
 use strangler::name::TableName;
 use strangler::problem::{Problem, Severity};
@@ -14,7 +14,7 @@ use crate::support::cluster::connect;
 use crate::support::follower::Follower;
 use crate::support::split::Split;
 use crate::support::wait::{SOON, until};
-use stage::Stage;
+use stage::{MEMBERS, Stage};
 
 /// A fault, as SQL on one side that makes it and SQL that takes it away, with what is said of it.
 struct Fault {
@@ -128,7 +128,7 @@ const FAULTS: &[Fault] = &[
     ),
     fault(
         ON_MONOLITH,
-        ("prepared-in-the-way", "\"left over\" of"),
+        ("prepared-in-the-way", "1 prepared transaction with locks of moved tables: \"left over\" of"),
         (
             "BEGIN; UPDATE \"Things\" SET \"Name\" = 'p' WHERE \"Id\" = 7; PREPARE TRANSACTION 'left over'",
             "ROLLBACK PREPARED 'left over'",
@@ -227,6 +227,21 @@ async fn a_transaction_that_holds_the_gate_is_listed_without_the_values_in_its_q
         writer.query_one(sql, &[]).await.unwrap().get::<_, bool>(0).then_some(())
     })
     .await;
+    assert_eq!(stage.settled().await, []);
+}
+
+#[tokio::test]
+async fn a_transaction_whose_age_is_hidden_is_watched_until_it_is_known_to_be_old_or_gone() {
+    let stage = Stage::ready().await;
+    let writer = connect(&stage.split.pair.monolith_url()).await;
+    run(&writer, "BEGIN; INSERT INTO \"Things\" (\"Name\") VALUES ('x')").await;
+    let plain = "CREATE ROLE plain; GRANT pg_read_all_data TO plain; GRANT EXECUTE ON ALL FUNCTIONS IN SCHEMA strangler TO plain; \
+        SET ROLE plain";
+    run(&stage.monolith, plain).await;
+    let found = stage.until_told("gate-held").await;
+    assert_eq!(found.severity, Severity::Error);
+    assert!(found.fact.contains("of hidden age (grant pg_read_all_stats)"), "{}", found.fact);
+    run(&writer, "ROLLBACK").await;
     assert_eq!(stage.settled().await, []);
 }
 
@@ -381,7 +396,15 @@ async fn whoever_follows_and_flushes_late_refuses_a_flip_that_would_wait_for_it(
 
 /// All that is asked for a flip to the service.
 fn to_service<'a>(stage: &'a Stage, accepted: Option<&'a str>) -> Asked<'a> {
-    Asked { plan: &stage.plan, path: "plan.yaml", slice: "one", to: Side::Service, accepted }
+    Asked {
+        plan: &stage.plan,
+        path: "plan.yaml",
+        slice: "one",
+        members: MEMBERS,
+        purpose: Purpose::Move,
+        to: Side::Service,
+        accepted,
+    }
 }
 
 #[tokio::test]

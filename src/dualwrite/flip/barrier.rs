@@ -18,8 +18,10 @@ pub(super) struct Held {
     /// Until the writers that had passed the gate had ended, and from then until the peer had everything; milliseconds.
     pub(super) lock_ms: f64,
     pub(super) drain_ms: f64,
-    /// Sequences under the lock, as JSON.
+    /// The furthest values of both sides' sequences under the lock, as JSON.
     pub(super) sequences: String,
+    /// Columns whose sequence on the side that is to open has no room for a margin.
+    pub(super) short: Vec<String>,
     /// Insert position under the lock.
     pub(super) fence: Lsn,
     /// Where rows could be written past the gate that is about to close; no trigger comes or goes before the transaction ends.
@@ -27,10 +29,12 @@ pub(super) struct Held {
 }
 
 /// Fences these members, all of which are due for it, or lets all of them go and waits a little, so that their drivers look
-/// again. A gate that does not guard every table is not closed: what is written past it would be lost.
+/// again. A gate that does not guard every table is not closed: what is written past it would be lost. Nor is one whose peer
+/// could not be opened, because writers have used up the numbers of its sequences since that was judged.
 ///
 /// # Errors
-/// [`MoveError`] of a member that is not guarded, or that a database said no to. Nobody is held any more then; gates that were closed stay so.
+/// [`MoveError`] of a member that is not guarded or has no room, or that a database said no to. Nobody is held any more then;
+/// gates that were closed stay so.
 pub(super) async fn fence(mut drivers: Vec<&mut Driver>) -> Result<(), MoveError> {
     let holds = join_all(drivers.iter_mut().map(|driver| driver.hold())).await;
     let mut held = Vec::new();
@@ -56,9 +60,10 @@ pub(super) async fn fence(mut drivers: Vec<&mut Driver>) -> Result<(), MoveError
         }
         return Ok(());
     }
-    if let Some((driver, hold)) = drivers.iter().zip(&held).find(|(_, hold)| !hold.unguarded.is_empty()) {
-        let source = FlipError::Unguarded { places: hold.unguarded.clone() };
-        let error = MoveError { slice: driver.slice.clone(), source };
+    let fault = drivers.iter().zip(&held).find_map(|(driver, hold)| {
+        Some(MoveError { slice: driver.slice.clone(), source: driver.fault(hold)? })
+    });
+    if let Some(error) = fault {
         let_go(&mut drivers, Event::Missed).await?;
         return Err(error);
     }
@@ -100,6 +105,16 @@ impl Driver {
             }
             _ => Ok(Err(Event::Missed)),
         }
+    }
+
+    /// Why the gate must not be closed, as was found under the lock.
+    fn fault(&self, held: &Held) -> Option<FlipError> {
+        let Some(Effect::Fence { side, .. }) = self.effect else { return None };
+        if !held.unguarded.is_empty() {
+            return Some(FlipError::Unguarded { places: held.unguarded.clone() });
+        }
+        let (margin, columns) = (self.limits.sequence_margin, held.short.clone());
+        (!columns.is_empty()).then(|| FlipError::Short { side: side.peer(), margin, columns })
     }
 
     /// Closes the gate in the transaction that holds the writers.

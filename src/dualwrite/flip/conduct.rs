@@ -16,7 +16,7 @@ use crate::authority::{Intent, Side, Standing};
 use crate::cdc::mirror::chain_of;
 use crate::cdc::way;
 use crate::dualwrite::hooks::{Executor, Report};
-use crate::dualwrite::readiness::{self, Asked, Findings, Sessions};
+use crate::dualwrite::readiness::{self, Asked, Findings, Purpose, Sessions};
 use crate::failpoint;
 use crate::journal::JournalError;
 use crate::journal::operators::{self, Operator};
@@ -139,20 +139,22 @@ impl Conduct<'_> {
     pub async fn judge(
         &self,
         members: &[Member],
-        intent: Intent,
+        (intent, purpose): (Intent, Purpose),
         who: &Operator,
     ) -> Result<(Vec<Problem>, Option<String>), MoveError> {
         let to = if intent == Intent::FlipBack { Side::Monolith } else { Side::Service };
-        let (mut problems, mut accepted) = (Vec::new(), None);
+        let all: Vec<&str> = members.iter().map(|member| member.mapping.slice.as_str()).collect();
+        let (mut problems, mut reason) = (Vec::new(), None);
         for member in members {
             let slice = member.mapping.slice.as_str();
-            let asked = Asked { plan: self.plan, path: self.path, slice, to, accepted: self.accepted };
+            let (plan, path, accepted) = (self.plan, self.path, self.accepted);
+            let asked = Asked { plan, path, slice, to, members: &all, purpose, accepted };
             let judged = judge(member, &asked, who).await;
             let judged = judged.map_err(|source| MoveError { slice: slice.to_owned(), source })?;
             problems.extend(judged.problems);
-            accepted = accepted.or(judged.without_evidence);
+            reason = reason.or(judged.without_evidence);
         }
-        Ok((problems, accepted))
+        Ok((problems, reason))
     }
 
     async fn announce(&self, members: &[Member], who: &Operator) -> Result<(), MoveError> {

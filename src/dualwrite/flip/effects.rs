@@ -18,6 +18,7 @@ use crate::cdc::source::{self, MARKER_PREFIX};
 use crate::dualwrite::guard;
 use crate::failpoint;
 use crate::journal::authority::{self, SliceRows};
+use crate::journal::moves::{self, Blocked};
 use crate::journal::streams::Direction;
 use crate::journal::{JournalError, whereabouts};
 use crate::lsn::Lsn;
@@ -32,6 +33,9 @@ const OPEN_LOCK_MS: u32 = 2_000;
 /// How long an opening may be idle before the server ends it: a driver that was frozen, or whose link went silent, holds the row
 /// without which nobody else can open.
 const OPEN_IDLE_MS: u32 = 1_000;
+
+/// No gate and no stream has it, so a statement that asks for it hits nothing.
+pub(super) const NO_EPOCH: i64 = -1;
 
 impl Driver {
     /// Does one effect.
@@ -80,7 +84,7 @@ impl Driver {
         event
     }
 
-    async fn look(&mut self) -> Result<Facts, FlipError> {
+    pub(super) async fn look(&mut self) -> Result<Facts, FlipError> {
         let slice = self.slice.clone();
         let monolith = self.sight(Side::Monolith, &slice).await?;
         let service = self.sight(Side::Service, &slice).await?;
@@ -178,21 +182,32 @@ impl Driver {
             return event_of(&error, "holding writers", false).map(Err);
         }
         failpoint::hit("flip-writers-held");
-        let (sequences, fence) = match found {
+        let reading = |error: &tokio_postgres::Error| of_database(error, "reading sequences", false);
+        let (given, fence) = match found {
             Ok(found) => found,
-            Err(error) => return of_database(&error, "reading sequences", false).map(Err),
+            Err(error) => return reading(&error).map(Err),
         };
         self.timeline.note("lock", begun, "done");
         let draining = Instant::now();
         let marker = source::marker_content(&slice, "flip");
-        if let Err(error) = source::emit(looking, MARKER_PREFIX, &marker).await {
+        // Nobody is kept from drawing numbers on the closed side either.
+        let (sent, waiting) =
+            tokio::join!(source::emit(looking, MARKER_PREFIX, &marker), sequences.read(peer, side.peer()));
+        if let Err(error) = sent {
             return Err(FlipError::Failed { what: "sending a marker", words: chain_of(&error) });
         }
+        let noted = match waiting {
+            Ok(waiting) => sequences.furthest(side.peer(), &given, &waiting),
+            Err(error) => return reading(&error).map(Err),
+        };
+        let short = sequences.short(&noted, side.peer(), (self.limits.sequence_margin, 1));
+        let sequences = serde_json::to_string(&noted).unwrap_or_else(|_| "{}".to_owned());
         let drained = reached(peer, &slice, (drain, fence), deadline).await?;
         self.timeline.note("drain", draining, if drained { "done" } else { "out of time" });
         failpoint::hit("flip-drained");
         let lock_ms = millis(draining.duration_since(begun));
-        let held = Held { lock_ms, drain_ms: millis(draining.elapsed()), sequences, fence, unguarded };
+        let drain_ms = millis(draining.elapsed());
+        let held = Held { lock_ms, drain_ms, sequences, short, fence, unguarded };
         Ok(if drained { Ok(held) } else { Err(Event::OutOfTime) })
     }
 
@@ -266,7 +281,13 @@ impl Driver {
             authority::notify(acting, &slice, &owner, epoch.0)
         );
         if let Err(error) = set {
-            return of_database(&error, "setting sequences", false);
+            if !error.is_full() {
+                return of_database(&error.source, "setting sequences", false);
+            }
+            let full =
+                FlipError::Full { side, sequence: error.sequence.to_string(), settled: group.1.is_some() };
+            self.note_blocked(epoch, &full).await;
+            return Err(full);
         }
         match opened {
             Ok(Some(_)) => {}
@@ -284,6 +305,53 @@ impl Driver {
             let _ = authority::name_owner(there, &slice, epoch.0, &owner).await;
         }
         Ok(opened)
+    }
+
+    /// The statements of an opening with conditions that nothing meets, in a transaction that the caller rolls back.
+    pub(super) async fn try_opening(
+        &mut self,
+        side: Side,
+        (expects, peer): (&Gate, &Gate),
+    ) -> Result<(), FlipError> {
+        let (slice, sequences) = (self.slice.clone(), self.sequences.clone());
+        let (which, limit) = (self.limits.fence_standbys, self.limits.position);
+        let (acting, _, there) = self.links.three(side).await?;
+        standbys::flushed(there, which, limit).await?;
+        lock_both(acting, there, &slice, (side, expects, peer)).await?;
+        let modes = (Mode::Apply.as_str(), Mode::Tripwire.as_str());
+        let (turned, noted) = tokio::join!(
+            authority::turn(acting, &slice, side.incoming(), modes, (NO_EPOCH, Lsn::default())),
+            authority::noted_sequences(there, &slice)
+        );
+        let trying = |error: &JournalError| failed("trying an opening", error);
+        turned.map_err(|error| trying(&error))?;
+        noted.map_err(|error| trying(&error))?;
+        let (read, opened, told) = tokio::join!(
+            biased;
+            sequences.read(acting, side),
+            authority::open(acting, &slice, (NO_EPOCH, NO_EPOCH), "nobody"),
+            authority::notify(acting, &slice, "nobody", NO_EPOCH)
+        );
+        read.map_err(|error| FlipError::Failed {
+            what: "trying an opening",
+            words: crate::postgres::sqlstate::words(&error),
+        })?;
+        opened.map_err(|error| trying(&error))?;
+        told.map_err(|error| trying(&error))
+    }
+
+    /// Leaves word on the monolith why a side can't be opened, for `status`; without it the next command finds out anew.
+    async fn note_blocked(&mut self, epoch: Epoch, why: &FlipError) {
+        let slice = self.slice.clone();
+        let Ok(monolith) = self.links.looking(Side::Monolith).await else { return };
+        let blocked = Blocked { epoch: epoch.0, why: why.to_string() };
+        if let Err(error) = moves::block(monolith, &slice, &blocked).await {
+            tracing::debug!(
+                slice,
+                error = chain_of(&error),
+                "it could not be noted why a side can't be opened"
+            );
+        }
     }
 
     async fn close_for_good(
@@ -459,16 +527,16 @@ pub(super) fn hit(
     }
 }
 
-/// Where the sequences stand, as JSON, and the insert position, both under the lock.
+/// Where the sequences stand, and the insert position, both under the lock.
 async fn stands(
     acting: &Client,
     sequences: &Pairs,
     side: Side,
-) -> Result<(String, Lsn), tokio_postgres::Error> {
+) -> Result<(Stands, Lsn), tokio_postgres::Error> {
     let position = acting.query_typed_one("SELECT pg_current_wal_insert_lsn()", &[]);
     let (stands, row) = tokio::try_join!(sequences.read(acting, side), position)?;
     let lsn = row.try_get::<_, tokio_postgres::types::PgLsn>(0)?.into();
-    Ok((serde_json::to_string(&stands).unwrap_or_else(|_| "{}".to_owned()), lsn))
+    Ok((stands, lsn))
 }
 
 /// Waits until the stream has applied everything up to the fence. A tripwire that has passed it proves nothing.

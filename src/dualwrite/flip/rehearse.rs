@@ -8,7 +8,7 @@ use serde::Serialize;
 use super::moves::MoveError;
 use super::timeline::millis;
 use super::{Driver, FlipError};
-use crate::authority::{Event, Side};
+use crate::authority::{Event, Side, Sight};
 use crate::cdc::mirror::chain_of;
 use crate::cdc::source::{self, MARKER_PREFIX};
 
@@ -22,15 +22,18 @@ pub struct Sample {
     pub lock_ms: f64,
     /// Until the other side had everything; of several slices the longest.
     pub drain_ms: f64,
-    /// For each slice a commit on the side that would be fenced, and one on the side that would be opened.
+    /// For each slice a commit on the side that would be fenced, one after the other.
     pub commits_ms: f64,
+    /// What comes behind the fence: looks, the group's decision, and the statements of the opening with a commit; of several
+    /// slices the longest.
+    pub open_ms: f64,
 }
 
 impl Sample {
     /// The pause that writers would have seen.
     #[must_use]
     pub fn pause_ms(&self) -> f64 {
-        self.lock_ms + self.drain_ms + self.commits_ms
+        self.lock_ms + self.drain_ms + self.commits_ms + self.open_ms
     }
 }
 
@@ -85,15 +88,10 @@ pub async fn rehearse(drivers: &mut [Driver], side: Side, times: usize) -> Resul
         }
         match samples.into_iter().collect::<Result<Vec<_>, _>>() {
             Ok(samples) => {
-                let mut commits_ms = 0.0;
-                for driver in drivers.iter_mut() {
-                    let (out, into) = (driver.commit_ms(side).await, driver.commit_ms(side.peer()).await);
-                    let of = |source| MoveError { slice: driver.slice.clone(), source };
-                    commits_ms += out.map_err(of)? + into.map_err(of)?;
-                }
+                let (commits_ms, open_ms) = behind_the_barrier(drivers, side).await?;
                 let longest = |part: fn(&(f64, f64)) -> f64| samples.iter().map(part).fold(0.0, f64::max);
                 let (lock_ms, drain_ms) = (longest(|sample| sample.0), longest(|sample| sample.1));
-                found.samples.push(Sample { lock_ms, drain_ms, commits_ms });
+                found.samples.push(Sample { lock_ms, drain_ms, commits_ms, open_ms });
             }
             Err(Event::OutOfTime | Event::Unclear) => found.out_of_time += 1,
             Err(Event::Missed | Event::Hit | Event::Observed(_)) => {}
@@ -103,7 +101,43 @@ pub async fn rehearse(drivers: &mut [Driver], side: Side, times: usize) -> Resul
     Ok(found)
 }
 
+/// What would follow once the writers are held and everything is drained, while nobody is held any more: the fences, and what
+/// leads to the openings. Milliseconds of both.
+async fn behind_the_barrier(drivers: &mut [Driver], side: Side) -> Result<(f64, f64), MoveError> {
+    let mut commits_ms = 0.0;
+    for driver in drivers.iter_mut() {
+        let commit = driver.commit_ms(side).await;
+        commits_ms += commit.map_err(|source| MoveError { slice: driver.slice.clone(), source })?;
+    }
+    let begun = Instant::now();
+    let several = drivers.len() > 1;
+    let opened = join_all(drivers.iter_mut().map(async |driver| {
+        let opened = driver.open_in_vain(side.peer(), several).await;
+        opened.map_err(|source| MoveError { slice: driver.slice.clone(), source })
+    }));
+    opened.await.into_iter().collect::<Result<Vec<()>, MoveError>>()?;
+    Ok((commits_ms, millis(begun.elapsed())))
+}
+
 impl Driver {
+    /// Looks as it would be looked, decides about no group, and does the statements of an opening in a transaction that is rolled
+    /// back. Sequences are read and not set, because `setval` can't be taken back.
+    async fn open_in_vain(&mut self, side: Side, several: bool) -> Result<(), FlipError> {
+        let looked = self.look().await?;
+        if several {
+            // The decision is a commit on the monolith, and is looked at again.
+            self.commit_ms(Side::Monolith).await?;
+            self.look().await?;
+        }
+        if let (Sight::Seen(monolith), Sight::Seen(service)) = (looked.monolith, looked.service) {
+            let (own, peer) = if side == Side::Monolith { (monolith, service) } else { (service, monolith) };
+            let tried = self.try_opening(side, (&own.gate, &peer.gate)).await;
+            self.links.roll_back(side).await?;
+            tried?;
+        }
+        self.commit_ms(side).await.map(drop)
+    }
+
     /// What a synchronous commit takes on a side: that of a marker.
     async fn commit_ms(&mut self, side: Side) -> Result<f64, FlipError> {
         let marker = source::marker_content(&self.slice, "rehearsal");
@@ -121,7 +155,7 @@ mod tests {
 
     #[test]
     fn quantiles_are_those_of_attempts_that_came_through() {
-        let sample = |lock_ms| Sample { lock_ms, drain_ms: 0.0, commits_ms: 1.0 };
+        let sample = |lock_ms| Sample { lock_ms, drain_ms: 0.0, commits_ms: 0.5, open_ms: 0.5 };
         let of = |locks: &[f64]| Rehearsal {
             samples: locks.iter().map(|lock| sample(*lock)).collect(),
             out_of_time: 3,

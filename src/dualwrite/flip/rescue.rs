@@ -17,6 +17,8 @@ use crate::journal::authority;
 
 /// How long a move may be unfinished before it is taken to be nobody's. An operator takes milliseconds.
 const PATIENCE: Duration = Duration::from_secs(2);
+/// The pause between two attempts to finish the same move doubles up to here: what keeps it from its end seldom passes at once.
+const ATTEMPT_AFTER_MAX: Duration = Duration::from_secs(30);
 /// Pause between two looks at an armed slice, and at one that can't move because it is not armed.
 const LOOK_ARMED: Duration = Duration::from_millis(500);
 const LOOK_UNARMED: Duration = Duration::from_secs(5);
@@ -34,12 +36,34 @@ enum Seen {
     Unfinished(Epoch, Epoch),
 }
 
+/// A move that could not be finished.
+#[derive(Debug)]
+struct Failed {
+    /// What was seen when it was tried.
+    seen: Seen,
+    /// When it is tried again; never where only a human can give it an end.
+    again: Option<Instant>,
+    pause: Duration,
+    /// Why, as it was logged.
+    why: String,
+}
+
+impl Failed {
+    /// The move is tried again now, if it is still that one.
+    fn is_due(failed: Option<&Self>, seen: Seen) -> bool {
+        failed.is_none_or(|failed| {
+            failed.seen != seen || failed.again.is_some_and(|again| Instant::now() >= again)
+        })
+    }
+}
+
 /// Watches one slice until `stop`; `order` is to resume what somebody began, and begins nothing.
 pub async fn watch(member: Member, order: Order, stop: CancellationToken) {
     let slice = member.mapping.slice.clone();
     let mut links = member.links.take();
     let mut since: Option<(Seen, Instant)> = None;
     let mut recorded = record::FIRST;
+    let mut failed: Option<Failed> = None;
     loop {
         let seen = match look(&mut links, &slice).await {
             Ok(seen) => seen,
@@ -51,8 +75,8 @@ pub async fn watch(member: Member, order: Order, stop: CancellationToken) {
         since = since.filter(|(known, _)| *known == seen).or(Some((seen, Instant::now())));
         let patient = since.is_some_and(|(_, at)| at.elapsed() >= PATIENCE);
         match seen {
-            Seen::Unfinished(..) if patient => {
-                finish(&member, &order).await;
+            Seen::Unfinished(..) if patient && Failed::is_due(failed.as_ref(), seen) => {
+                failed = finish(&member, &order, (seen, failed)).await;
                 member.links.close();
                 since = None;
             }
@@ -83,19 +107,34 @@ pub async fn watch(member: Member, order: Order, stop: CancellationToken) {
     }
 }
 
-async fn finish(member: &Member, order: &Order) {
+/// Finishes a move. What came of it is logged once, however often it is tried.
+async fn finish(member: &Member, order: &Order, (seen, before): (Seen, Option<Failed>)) -> Option<Failed> {
     let slice = &member.mapping.slice;
-    tracing::warn!(slice, "a move was left unfinished; it is finished now");
-    match Box::pin(moves::carry_out(std::slice::from_ref(member), order)).await {
-        Ok(moved) => moved.iter().for_each(|moved| {
-            tracing::info!(slice, owner = %moved.owner, epoch = moved.epoch.0, "authority is settled");
-        }),
-        Err(error) => tracing::error!(
-            slice,
-            error = chain_of(&error),
-            "the move could not be finished; as long as both sides are closed, strangler flip --abort takes it back"
-        ),
+    let before = before.filter(|before| before.seen == seen);
+    if before.is_none() {
+        tracing::warn!(slice, "a move was left unfinished; it is finished now");
     }
+    let error = match Box::pin(moves::carry_out(std::slice::from_ref(member), order)).await {
+        Ok(moved) => {
+            for moved in moved {
+                tracing::info!(slice, owner = %moved.owner, epoch = moved.epoch.0, "authority is settled");
+            }
+            return None;
+        }
+        Err(error) => error,
+    };
+    let why = chain_of(&error);
+    let human = matches!(error.source, FlipError::Full { .. });
+    if before.as_ref().is_none_or(|before| before.why != why) {
+        let next = if human {
+            "nobody may write until it has room and strangler flip is typed again, or strangler flip --abort"
+        } else {
+            "as long as both sides are closed, strangler flip --abort takes it back"
+        };
+        tracing::error!(slice, error = why, "the move could not be finished; {next}");
+    }
+    let pause = before.map_or(PATIENCE, |before| (before.pause * 2).min(ATTEMPT_AFTER_MAX));
+    Some(Failed { seen, again: (!human).then(|| Instant::now() + pause), pause, why })
 }
 
 async fn look(links: &mut Links, slice: &str) -> Result<Seen, FlipError> {

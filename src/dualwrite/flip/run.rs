@@ -15,6 +15,7 @@ use crate::authority::{Intent, Side, Standing};
 use crate::cdc::mirror::chain_of;
 use crate::dualwrite::exclusion;
 use crate::dualwrite::hooks::{Executor, Moving, Occasion, Outcome, Report};
+use crate::dualwrite::readiness::Purpose;
 use crate::journal::operators::Operator;
 use crate::postgres::connect::Session;
 use crate::postgres::sqlstate;
@@ -35,11 +36,11 @@ impl Command<'_> {
             Intent::Flip => Side::Service,
             Intent::FlipBack => Side::Monolith,
             Intent::Abort | Intent::Resume => {
-                let found = standings::look(self.members).await?;
+                let found = self.first_look().await?;
                 return self.finish(order, &found, tell).await;
             }
         };
-        let mut found = standings::look(self.members).await?;
+        let mut found = self.first_look().await?;
         let mut course = self.course(&found, to)?;
         if let Course::Undo(places) = &course {
             self.undo(&order, places, to, tell).await?;
@@ -51,6 +52,23 @@ impl Command<'_> {
             // Where something is half undone again, somebody else is at work; the driver begins nothing then.
             Course::Finish | Course::Undo(_) => self.finish(order, &found, tell).await,
         }
+    }
+
+    /// Looks at all members before anything is done. What a side that does not answer has come to is not known, unless the other
+    /// one takes writes still.
+    async fn first_look(&self) -> Result<Vec<Found>, ConductError> {
+        let source = match standings::look(self.members).await {
+            Ok(found) => return Ok(found),
+            Err(source) => source,
+        };
+        let mut left = Left::Stayed;
+        for member in self.members {
+            let mut links = member.links.take();
+            if !standings::takes_writes(&mut links, &member.mapping.slice, Side::Monolith).await {
+                left = Left::Unknown;
+            }
+        }
+        Err(ConductError::Move { left, source })
     }
 
     fn course(&self, found: &[Found], to: Side) -> Result<Course, ConductError> {
@@ -83,6 +101,7 @@ impl Command<'_> {
                     moved.owner, moved.epoch
                 ))
                 .consequence("that is finished now, and what was typed begins anew, with everything that is asked before")
+                .next("nothing, unless it is refused below")
         };
         tell(Told::Problems(&undone.iter().map(said).collect::<Vec<_>>()));
         Ok(())
@@ -146,7 +165,8 @@ impl Command<'_> {
         tell: Tell<'_>,
     ) -> Result<Vec<Session>, ConductError> {
         let kept = self.keep_gates(members).await?;
-        let (mut problems, accepted) = self.conduct.judge(members, order.intent, &self.who).await?;
+        let (mut problems, accepted) =
+            self.conduct.judge(members, (order.intent, Purpose::Move), &self.who).await?;
         let asked = members.iter().map(|member| member.mapping.slice.as_str());
         problems.extend(approval::lacking(self.conduct.plan, self.conduct.path, asked, order));
         problems.sort();
@@ -306,4 +326,5 @@ fn left_out(moved: &Moved) -> Problem {
     Problem::note("already-moved", format!("slice {}", moved.slice))
         .fact(format!("the {} has had authority since epoch {}", moved.owner, moved.epoch))
         .consequence("it is left out, and only the others move")
+        .next("nothing")
 }

@@ -25,6 +25,8 @@ pub struct Sequence {
     pub min: i64,
     /// Largest value.
     pub max: i64,
+    /// Behind the last value it begins anew.
+    pub cycle: bool,
 }
 
 /// A column that a sequence feeds on at least one side.
@@ -56,7 +58,7 @@ pub type Stands = BTreeMap<String, Stand>;
 
 /// The sequences that a column's default or identity draws from.
 const SQL: &str = "
-SELECT w.place, n.nspname::text, c.relname::text, s.seqincrement, s.seqmin, s.seqmax
+SELECT w.place, n.nspname::text, c.relname::text, s.seqincrement, s.seqmin, s.seqmax, s.seqcycle
 FROM unnest($1::text[], $2::text[]) WITH ORDINALITY AS w (rel, col, place)
 JOIN pg_attribute a ON a.attrelid = to_regclass(w.rel) AND a.attname = w.col AND NOT a.attisdropped
 JOIN LATERAL (
@@ -117,32 +119,55 @@ impl Pairs {
         Ok(rows.iter().filter_map(stand).collect())
     }
 
-    /// Sets the sequences of the side that opens ahead of what `peer` noted and of where they stand, in the caller's
-    /// transaction.
+    /// Sets the sequences of the side that opens a margin ahead of what was noted under the lock, in the caller's transaction.
+    ///
+    /// `setval` outlives a transaction that is rolled back, so the value comes from what was noted and not from where the
+    /// sequence stands: an opening that is tried again sets the same one. A sequence that was not noted is left alone.
     ///
     /// # Errors
-    /// What the server said, also when a sequence has no room left.
+    /// What the server said; [`SetError::is_full`] when a sequence has no room left.
     pub async fn set_ahead(
         &self,
         client: &Client,
         side: Side,
-        (peer, margin): (&Stands, u32),
-    ) -> Result<(), tokio_postgres::Error> {
+        (noted, margin): (&Stands, u32),
+    ) -> Result<(), SetError> {
         let one = async |feeds: &Feeds<'_>| {
             let sequence = feeds.sequence;
-            let furthest = if sequence.increment < 0 { "least" } else { "greatest" };
-            let noted = feeds.furthest(peer);
-            let sql = format!(
-                "SELECT setval($1::text::regclass, {furthest}(last_value, $2) + $3) FROM {}",
-                sequence.name.sql()
-            );
-            let step = sequence.increment.saturating_mul(i64::from(margin));
-            let parameters: [(&(dyn ToSql + Sync), Type); 3] =
-                [(&sequence.name.sql(), Type::TEXT), (&noted, Type::INT8), (&step, Type::INT8)];
-            client.query_typed_one(&sql, &parameters).await.map(drop)
+            let Some(furthest) = feeds.furthest(noted) else { return Ok(()) };
+            let wanted = sequence.ahead(furthest, i64::from(margin));
+            // Where it stands says nothing once it has begun anew.
+            let value = match (sequence.cycle, sequence.increment < 0) {
+                (true, _) => "$2",
+                (false, true) => "least(last_value, $2)",
+                (false, false) => "greatest(last_value, $2)",
+            };
+            let sql = format!("SELECT setval($1::text::regclass, {value}) FROM {}", sequence.name.sql());
+            let parameters: [(&(dyn ToSql + Sync), Type); 2] =
+                [(&sequence.name.sql(), Type::TEXT), (&wanted, Type::INT8)];
+            let set = client.query_typed_one(&sql, &parameters).await;
+            set.map(drop).map_err(|source| SetError { sequence: sequence.name.clone(), source })
         };
         // All are sent before the first answer is waited for.
         try_join_all(self.of_side(side).iter().map(one)).await.map(drop)
+    }
+
+    /// What a fence notes: for each column the furthest value that either side gave out, by the sequence of `to`, which opens.
+    #[must_use]
+    pub fn furthest(&self, to: Side, there: &Stands, here: &Stands) -> Stands {
+        let mut stands = here.clone();
+        for pair in &self.0 {
+            let (Some(sequence), Some(there)) = (pair.on(to), there.get(&pair.label)) else { continue };
+            let last = match stands.get(&pair.label) {
+                // Of two that begin anew, the one that was in use tells.
+                Some(_) if sequence.cycle => there.last,
+                Some(here) if sequence.increment < 0 => here.last.min(there.last),
+                Some(here) => here.last.max(there.last),
+                None => there.last,
+            };
+            stands.insert(pair.label.clone(), Stand { last, called: true });
+        }
+        stands
     }
 
     /// Each sequence of a side once, however many columns it feeds: a move skips the margin once for each.
@@ -165,11 +190,51 @@ impl Pairs {
         let room = |feeds: &Feeds<'_>| -> bool {
             let Some(last) = feeds.furthest(stands) else { return true };
             let sequence = feeds.sequence;
-            let ahead = sequence.increment.saturating_mul(i64::from(margin)).saturating_mul(moves);
-            (sequence.min..=sequence.max).contains(&last.saturating_add(ahead))
+            let ahead = sequence.ahead(last, i64::from(margin).saturating_mul(moves));
+            (sequence.min..=sequence.max).contains(&ahead)
         };
         let short = self.of_side(side).into_iter().filter(|feeds| !room(feeds));
         short.flat_map(|feeds| feeds.labels).map(str::to_owned).collect()
+    }
+}
+
+/// A sequence could not be set.
+#[derive(Debug, thiserror::Error)]
+#[error("the sequence {sequence} could not be set")]
+pub struct SetError {
+    /// Which.
+    pub sequence: TableName,
+    /// What the server said.
+    pub source: tokio_postgres::Error,
+}
+
+impl SetError {
+    /// The value is beyond the sequence's bounds (SQLSTATE 22003), which waiting does not change.
+    #[must_use]
+    pub fn is_full(&self) -> bool {
+        sqlstate::code(&self.source) == Some("22003")
+    }
+}
+
+impl Sequence {
+    /// The value that lies so many increments behind `last`, beyond the bounds where there is no room. A sequence that begins
+    /// anew always has room.
+    fn ahead(&self, last: i64, increments: i64) -> i64 {
+        let far = i128::from(last) + i128::from(self.increment) * i128::from(increments);
+        let (min, max) = (i128::from(self.min), i128::from(self.max));
+        if !self.cycle || (min..=max).contains(&far) || self.increment == 0 {
+            return i64::try_from(far).unwrap_or(if far < 0 { i64::MIN } else { i64::MAX });
+        }
+        // Values that one round gives out, and how many of them are behind `last`.
+        let step = i128::from(self.increment).abs();
+        let (start, left) = if self.increment < 0 {
+            (max, (i128::from(last) - min) / step)
+        } else {
+            (min, (max - i128::from(last)) / step)
+        };
+        let round = (max - min) / step + 1;
+        let place = (i128::from(increments) - left - 1).max(0) % round;
+        i64::try_from(start + place * i128::from(self.increment)).unwrap_or(last)
     }
 }
 
@@ -230,7 +295,10 @@ async fn of_side(
     let sequence = |row: &Row| -> Option<(usize, Sequence)> {
         let place = usize::try_from(row.get::<_, i64>(0) - 1).ok()?;
         let name = TableName::new(row.get::<_, String>(1), row.get::<_, String>(2));
-        Some((place, Sequence { name, increment: row.get(3), min: row.get(4), max: row.get(5) }))
+        Some((
+            place,
+            Sequence { name, increment: row.get(3), min: row.get(4), max: row.get(5), cycle: row.get(6) },
+        ))
     };
     Ok(rows.iter().filter_map(sequence).collect())
 }
@@ -240,7 +308,33 @@ mod tests {
     use super::*;
 
     fn sequence(max: i64) -> Option<Sequence> {
-        Some(Sequence { name: TableName::new("public", "ids"), increment: 1, min: 1, max })
+        Some(Sequence { name: TableName::new("public", "ids"), increment: 1, min: 1, max, cycle: false })
+    }
+
+    #[test]
+    fn a_sequence_that_begins_anew_always_has_room_and_is_set_to_a_value_that_it_gives_out() {
+        let round = |increment| Sequence { increment, cycle: true, ..sequence(10).unwrap() };
+        let up = round(3);
+        // It gives out 1, 4, 7, 10, 1 and so on.
+        assert_eq!([1, 2, 3, 4, 7].map(|steps| up.ahead(4, steps)), [7, 10, 1, 4, 1]);
+        let down = round(-3);
+        assert_eq!([1, 2, 3].map(|steps| down.ahead(7, steps)), [4, 1, 10]);
+        let pairs = Pairs(vec![Pair { label: "t.a".to_owned(), monolith: None, service: Some(up) }]);
+        let stands: Stands = [("t.a".to_owned(), Stand { last: 10, called: true })].into();
+        assert_eq!(pairs.short(&stands, Side::Service, (1000, 20)), [""; 0]);
+    }
+
+    #[test]
+    fn what_a_fence_notes_is_the_furthest_that_either_side_gave_out() {
+        let pair = Pair { label: "t.a".to_owned(), monolith: sequence(900), service: sequence(900) };
+        let alone = Pair { label: "t.b".to_owned(), monolith: None, service: sequence(900) };
+        let pairs = Pairs(vec![pair, alone]);
+        let stands = |values: &[(&str, i64)]| -> Stands {
+            let of = |(label, last): &(&str, i64)| ((*label).to_owned(), Stand { last: *last, called: true });
+            values.iter().map(of).collect()
+        };
+        let (there, here) = (stands(&[("t.a", 7)]), stands(&[("t.a", 5), ("t.b", 3)]));
+        assert_eq!(pairs.furthest(Side::Service, &there, &here), stands(&[("t.a", 7), ("t.b", 3)]));
     }
 
     #[test]

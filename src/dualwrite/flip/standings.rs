@@ -62,3 +62,8 @@ async fn gate(links: &mut Links, slice: &str, side: Side) -> Result<Gate, FlipEr
     let rows = authority::look(client, slice, side.incoming()).await.map_err(failed)?;
     Ok(Gate::try_from(&rows.ok_or_else(absent)?.gate)?)
 }
+
+/// Whether a side is known to be open.
+pub(super) async fn takes_writes(links: &mut Links, slice: &str, side: Side) -> bool {
+    gate(links, slice, side).await.is_ok_and(|gate| gate.is_open())
+}

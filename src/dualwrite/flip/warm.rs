@@ -8,6 +8,7 @@ use std::time::Instant;
 
 use tokio_postgres::Client;
 
+use super::effects::NO_EPOCH;
 use super::sequences::Pairs;
 use super::{Driver, standbys};
 use crate::authority::{Mode, Side};
@@ -18,9 +19,6 @@ use crate::journal::authority::{self, Fence};
 use crate::journal::{JournalError, whereabouts};
 use crate::lsn::Lsn;
 use crate::mapping::SliceMapping;
-
-/// No gate and no stream has it, so a statement that asks for it hits nothing.
-const NO_EPOCH: i64 = -1;
 
 impl Driver {
     /// Does everything that taking authority from `side` takes, in transactions that are rolled back and with conditions that

@@ -5,7 +5,6 @@ use std::collections::BTreeMap;
 use super::Asked;
 use super::facts::{Access, Facts};
 use crate::authority::Side;
-use crate::dualwrite::flip::sequences::{Stand, Stands};
 use crate::name::quote_ident;
 use crate::problem::Problem;
 
@@ -55,46 +54,35 @@ fn sequences(facts: &Facts, asked: &Asked<'_>) -> Vec<Problem> {
                 .next("set it above every number in use, by hand"),
         );
     }
-    let stands = furthest(facts, asked.to);
+    let stands = facts.sequences.furthest(asked.to, &facts.stands_from, &facts.stands_to);
     let short =
         |moves: i64| facts.sequences.short(&stands, asked.to, (asked.policy().sequence_margin, moves));
+    let margin = asked.policy().sequence_margin;
     let (now, soon) = (short(1), short(MOVES_WANTED));
-    let moves = if now.is_empty() { MOVES_WANTED } else { 1 };
-    let (code, listed) = ("sequence-short", if now.is_empty() { soon } else { now });
-    if !listed.is_empty() {
-        let problem = if moves == 1 { Problem::error(code, &name) } else { Problem::warning(code, &name) };
-        problems.push(
-            problem
-                .fact(format!(
-                    "no room for {moves} more {} of sequence_margin {}: {}",
-                    if moves == 1 { "move" } else { "moves" },
-                    asked.policy().sequence_margin,
-                    listed.join(", ")
-                ))
-                .consequence(
-                    "each move skips that many numbers, and the next ones would be beyond the largest",
-                )
-                .next("change the column to bigint on both sides, or lower sequence_margin in the plan"),
-        );
+    if !now.is_empty() {
+        problems.push(sequence_short(&name, margin, &now));
+    } else if !soon.is_empty() {
+        let problem = Problem::warning("sequence-short", &name);
+        problems.push(no_room(problem, (MOVES_WANTED, margin), &soon));
     }
     problems
 }
 
-/// Where the sequences of the side that opens will be set from: beyond what either side gave out.
-fn furthest(facts: &Facts, to: Side) -> Stands {
-    let mut stands = facts.stands_to.clone();
-    for pair in &facts.sequences.0 {
-        let (Some(sequence), Some(there)) = (pair.on(to), facts.stands_from.get(&pair.label)) else {
-            continue;
-        };
-        let last = match stands.get(&pair.label) {
-            Some(here) if sequence.increment < 0 => here.last.min(there.last),
-            Some(here) => here.last.max(there.last),
-            None => there.last,
-        };
-        stands.insert(pair.label.clone(), Stand { last, called: true });
-    }
-    stands
+/// The problem with a side whose sequences have no room for one move. `database` is the side as an operator calls it.
+#[must_use]
+pub fn sequence_short(database: &str, margin: u32, columns: &[String]) -> Problem {
+    no_room(Problem::error("sequence-short", database), (1, margin), columns)
+}
+
+fn no_room(problem: Problem, (moves, margin): (i64, u32), columns: &[String]) -> Problem {
+    let plural = if moves == 1 { "move" } else { "moves" };
+    problem
+        .fact(format!(
+            "no room for {moves} more {plural} of sequence_margin {margin}: {}",
+            columns.join(", ")
+        ))
+        .consequence("each move skips that many numbers, and the next ones would be beyond the largest")
+        .next("change the column to bigint on both sides, or lower sequence_margin in the plan")
 }
 
 fn roles(facts: &Facts, asked: &Asked<'_>) -> Vec<Problem> {

@@ -92,8 +92,10 @@ pub struct Prepared {
 pub struct Holder {
     /// Server process.
     pub pid: i32,
-    /// Age of the transaction in seconds; absent when this role may not see it.
-    pub age_s: Option<f64>,
+    /// Age of the transaction in seconds.
+    pub age_s: f64,
+    /// This role may not see how old it is: `age_s` is for how long it was seen to be there.
+    pub hidden: bool,
     /// `application_name`, or the role where there is none.
     pub application: String,
     /// `active`, `idle in transaction`, and so on.

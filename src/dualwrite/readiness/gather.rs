@@ -7,7 +7,7 @@ use tokio_postgres::{Client, Row};
 
 use super::Asked;
 use super::facts::{Access, Facts, Findings, Holder, Prepared, Probe, Replica, Slot, Standby};
-use super::outgoing;
+use super::{outgoing, writers};
 use crate::authority::Side;
 use crate::cdc::mirror::chain_of;
 use crate::cdc::source::{self, MARKER_PREFIX};
@@ -209,9 +209,9 @@ async fn prepared(
 }
 
 /// Who passed the gate holds its lock until their transaction ends. What this role may not see of others is null or a
-/// note of the server's in the place of the statement.
+/// note of the server's in the place of the statement; locks and the transactions that hold them are everybody's to see.
 const HOLDERS_SQL: &str = "
-SELECT l.pid, extract(epoch FROM clock_timestamp() - a.xact_start)::float8,
+SELECT l.virtualtransaction, l.pid, extract(epoch FROM clock_timestamp() - a.xact_start)::float8,
     coalesce(nullif(a.application_name, ''), 'role ' || a.usename, ''), coalesce(a.state, 'state hidden'),
     coalesce(a.query, '')
 FROM pg_locks AS l JOIN pg_stat_activity AS a USING (pid)
@@ -219,18 +219,37 @@ WHERE l.locktype = 'advisory' AND l.classid = $1 AND l.objid = $2 AND l.objsubid
     AND l.granted AND l.database = (SELECT oid FROM pg_database WHERE datname = current_database())
 ORDER BY a.xact_start NULLS FIRST, l.pid";
 
+/// Pause between two looks at transactions whose age is hidden.
+const HIDDEN_EVERY: Duration = Duration::from_millis(100);
+
+/// A transaction whose age this role may not see is looked at until it has ended, or is as old as any that a flip refuses to wait
+/// for. Those that come meanwhile are younger than that look.
 async fn holders(from: &Client, lock_key: Option<u32>) -> Result<Vec<Holder>, FlipError> {
     let class = LOCK_CLASS.unsigned_abs();
-    let rows = from.query(HOLDERS_SQL, &[&class, &lock_key]).await;
-    let rows = rows.map_err(failed("looking for transactions that hold the gate"))?;
-    let of = |row: &Row| Holder {
-        pid: row.get(0),
-        age_s: row.get(1),
-        application: row.get(2),
-        state: row.get(3),
-        query: statement::shown(row.get(4)),
-    };
-    Ok(rows.iter().map(of).collect())
+    let begun = Instant::now();
+    let mut first: Option<Vec<String>> = None;
+    loop {
+        let seen_s = begun.elapsed().as_secs_f64();
+        let rows = from.query(HOLDERS_SQL, &[&class, &lock_key]).await;
+        let rows = rows.map_err(failed("looking for transactions that hold the gate"))?;
+        let is_hidden = |row: &Row| row.get::<_, Option<f64>>(2).is_none();
+        let known = first
+            .get_or_insert_with(|| rows.iter().filter(|row| is_hidden(row)).map(|row| row.get(0)).collect());
+        let stays = |row: &&Row| is_hidden(row) && known.contains(&row.get(0));
+        if seen_s < writers::HOPELESS_S && rows.iter().any(|row| stays(&row)) {
+            tokio::time::sleep(HIDDEN_EVERY).await;
+            continue;
+        }
+        let of = |row: &Row| Holder {
+            pid: row.get(1),
+            age_s: row.get::<_, Option<f64>>(2).unwrap_or(if stays(&row) { seen_s } else { 0.0 }),
+            hidden: is_hidden(row),
+            application: row.get(3),
+            state: row.get(4),
+            query: statement::shown(row.get(5)),
+        };
+        return Ok(rows.iter().map(of).collect());
+    }
 }
 
 /// The gate lets this login pass, whoever uses it.

@@ -6,6 +6,7 @@ use crate::authority::Side;
 use crate::journal::readiness::Mirror;
 use crate::problem::{Problem, bring_back};
 use crate::reconcile::evidence::Lack;
+use crate::words;
 
 /// A mirror that was not seen for this long is away. It writes its row every other second.
 const AWAY_AFTER_S: f64 = 5.0;
@@ -91,8 +92,19 @@ fn stream(facts: &Facts, asked: &Asked<'_>) -> Option<Problem> {
 }
 
 fn away(facts: &Facts, asked: &Asked<'_>) -> Option<Problem> {
+    let mut next = asked.command("mirror");
     let fact = match &facts.to.mirror {
         Some(mirror) if is_alive(mirror) => return None,
+        // One that ended by itself left word, and mostly what to type.
+        Some(Mirror { stopped: true, detail: Some(detail), .. }) => {
+            let (why, asks) = detail
+                .split_once("; next: ")
+                .map_or((detail.as_str(), None), |(why, asks)| (why, Some(asks)));
+            if let Some(asks) = asks {
+                next = asks.replace(" PLAN", &format!(" {}", asked.path));
+            }
+            format!("its mirror ended by itself: {why}")
+        }
         Some(mirror) if mirror.stopped => "its mirror was stopped".to_owned(),
         Some(mirror) => format!(
             "its mirror (process {} on {}) gave its last sign of life {:.0} s ago",
@@ -104,7 +116,7 @@ fn away(facts: &Facts, asked: &Asked<'_>) -> Option<Problem> {
         Problem::error("mirror-away", asked.object())
             .fact(fact)
             .consequence("nothing would drain, so every attempt would only hold writers up")
-            .next(asked.command("mirror")),
+            .next(next),
     )
 }
 
@@ -207,6 +219,11 @@ pub(super) fn evidence(facts: &Facts, asked: &Asked<'_>) -> (Vec<Problem>, Optio
     let known = lacks.iter().any(|lack| matches!(lack, Lack::Differs | Lack::DiffersSince));
     let words: Vec<String> = lacks.iter().map(ToString::to_string).collect();
     let reconcile = asked.command("reconcile");
+    let reason = asked.accepted.map(str::trim).filter(|reason| !reason.is_empty());
+    if let Some(orphans) = facts.evidence.only_orphans().filter(|_| known) {
+        let said = (words.join("; "), orphans);
+        return (vec![orphans_only(said, reason, asked)], reason.map(str::to_owned));
+    }
     if known {
         let problem = Problem::error("sides-differ", asked.object())
             .fact(words.join("; "))
@@ -214,7 +231,6 @@ pub(super) fn evidence(facts: &Facts, asked: &Asked<'_>) -> (Vec<Problem>, Optio
             .next(format!("{reconcile} --repair, then {reconcile}"));
         return (vec![problem], None);
     }
-    let reason = asked.accepted.map(str::trim).filter(|reason| !reason.is_empty());
     match reason {
         Some(reason) => {
             let problem = Problem::warning("no-evidence", asked.object())
@@ -233,4 +249,23 @@ pub(super) fn evidence(facts: &Facts, asked: &Asked<'_>) -> (Vec<Problem>, Optio
             (vec![problem], None)
         }
     }
+}
+
+/// All rows are equal, and some refer to nothing, on either side: no repair helps, and a move makes it no worse.
+fn orphans_only((words, orphans): (String, u64), reason: Option<&str>, asked: &Asked<'_>) -> Problem {
+    let count = words::plural(usize::try_from(orphans).unwrap_or(usize::MAX), "orphan");
+    let fact = format!("{words}: {count}, and no row that differs");
+    let runbook = "docs/runbooks/differences-found.md, \"Orphans only\"";
+    let problem = match reason {
+        Some(reason) => {
+            Problem::warning("orphans-only", asked.object()).fact(format!("{fact}; accepted: {reason}"))
+        }
+        None => Problem::error("orphans-only", asked.object()).fact(fact),
+    };
+    problem
+        .consequence("rows refer to nothing, on the old side as on the new one; no repair helps, the application has to")
+        .next(match reason {
+            Some(_) => runbook.to_owned(),
+            None => format!("{runbook}; or {} --accept-no-evidence REASON", asked.flip()),
+        })
 }

@@ -1,10 +1,21 @@
 //! What servers in a test can hardly be brought to: old transactions, lost slots, standbys that may not be seen.
 
+use std::collections::BTreeMap;
+use std::time::Duration;
+
 use super::*;
+use crate::journal::grounds::Ground;
+use crate::journal::operators::Operator;
 use crate::journal::readiness::{Mirror, Provisioned, Stream, Table, Told};
 use crate::lsn::Lsn;
 use crate::plan::parse;
 use crate::problem::Severity;
+use crate::reconcile::evidence::{Evidence, LastVerdict};
+use crate::reconcile::finding::FindingKind;
+use crate::reconcile::verdict::Outcome;
+
+/// All slices of the command.
+const MEMBERS: &[&str] = &["one"];
 
 fn plan() -> Plan {
     let text = "version: 1\nplan: shop\nmonolith: { url: \"${M}\", app_roles: [shop] }\n\
@@ -23,7 +34,7 @@ fn told(mode: &str) -> Told {
             slot: "slot".to_owned(),
             applied: Lsn(100),
         }),
-        mirror: Some(Mirror { host: "box".to_owned(), pid: 1, seen_s: 1.0, stopped: false }),
+        mirror: Some(Mirror { host: "box".to_owned(), pid: 1, seen_s: 1.0, stopped: false, detail: None }),
         ..Told::default()
     }
 }
@@ -47,7 +58,15 @@ fn ready() -> Facts {
 
 fn judged(facts: &Facts) -> Vec<(Severity, &'static str)> {
     let plan = plan();
-    let asked = Asked { plan: &plan, path: "p", slice: "one", to: Side::Service, accepted: Some("a test") };
+    let asked = Asked {
+        plan: &plan,
+        path: "p",
+        slice: "one",
+        members: MEMBERS,
+        purpose: Purpose::Move,
+        to: Side::Service,
+        accepted: Some("a test"),
+    };
     let problems = judge(facts, &asked).problems;
     let others = problems.iter().filter(|problem| problem.code != "no-evidence");
     others.map(|problem| (problem.severity, problem.code)).collect()
@@ -62,7 +81,15 @@ fn found(change: impl FnOnce(&mut Facts)) -> Vec<(Severity, &'static str)> {
 #[test]
 fn a_ready_slice_is_a_go_with_the_reason_for_the_ledger() {
     let plan = plan();
-    let asked = Asked { plan: &plan, path: "p", slice: "one", to: Side::Service, accepted: Some(" a test ") };
+    let asked = Asked {
+        plan: &plan,
+        path: "p",
+        slice: "one",
+        members: MEMBERS,
+        purpose: Purpose::Move,
+        to: Side::Service,
+        accepted: Some(" a test "),
+    };
     let judgement = judge(&ready(), &asked);
     assert!(judgement.is_go(), "{judgement:#?}");
     assert_eq!(judgement.without_evidence.as_deref(), Some("a test"));
@@ -85,18 +112,20 @@ fn only_the_last_five_round_trips_count_and_all_five_do() {
 
 #[test]
 fn old_and_hidden_holders_of_the_gate_are_told_apart_from_short_ones() {
-    let holder = |age_s| Holder {
+    let holder = |age_s, hidden| Holder {
         pid: 7,
         age_s,
+        hidden,
         application: "till".to_owned(),
         state: "active".to_owned(),
         query: "UPDATE t".to_owned(),
     };
-    let of = |age_s| found(|facts| facts.holders = vec![holder(age_s)]);
-    assert_eq!(of(Some(0.1)), []);
-    assert_eq!(of(Some(0.3)), [(Severity::Warning, "gate-held")]);
-    assert_eq!(of(None), [(Severity::Warning, "gate-held")]);
-    assert_eq!(of(Some(5.0)), [(Severity::Error, "gate-held")]);
+    let of = |age_s, hidden| found(|facts| facts.holders = vec![holder(age_s, hidden)]);
+    assert_eq!(of(0.1, false), []);
+    assert_eq!(of(0.3, false), [(Severity::Warning, "gate-held")]);
+    for hidden in [false, true] {
+        assert_eq!(of(5.0, hidden), [(Severity::Error, "gate-held")]);
+    }
 }
 
 #[test]
@@ -131,4 +160,82 @@ fn standbys_that_no_opening_waits_for_are_told_and_those_that_it_would_wait_for_
 fn a_slice_that_is_not_provisioned_or_never_mirrored_says_so() {
     let codes: Vec<&str> = judged(&Facts::default()).into_iter().map(|(_, code)| code).collect();
     assert_eq!(codes, ["mirrored-too-short", "not-provisioned", "stream-not-applying", "way-back-missing"]);
+}
+
+#[test]
+fn a_rehearsal_that_is_refused_sends_to_a_rehearsal_of_all_that_was_named() {
+    let who =
+        Operator { verb: "flip".to_owned(), operator: "bob".to_owned(), host: "box".to_owned(), pid: 5 };
+    let facts = Facts { other: Some(OperatorRow { who, seen_s: 1.0 }), ..ready() };
+    let plan = plan();
+    let next = |purpose, to| {
+        let members = &["one", "two"];
+        let asked = Asked { plan: &plan, path: "p", slice: "one", to, members, purpose, accepted: None };
+        let problems = judge(&facts, &asked).problems;
+        problems.into_iter().find(|problem| problem.code == "operator-at-work").unwrap().next
+    };
+    let both = "--slice one --slice two";
+    assert!(next(Purpose::Move, Side::Service).ends_with(&format!("then strangler flip p {both}")));
+    let rehearsal = next(Purpose::Rehearsal, Side::Monolith);
+    assert!(rehearsal.ends_with(&format!("then strangler flip --back p {both} --rehearse")), "{rehearsal}");
+}
+
+#[test]
+fn orphans_alone_may_be_excused_and_a_row_that_differs_never() {
+    let evidence = |counts: &[(FindingKind, u64)]| {
+        let found = LastVerdict {
+            entry: 7,
+            run: "run".to_owned(),
+            outcome: Outcome::Differs,
+            full: true,
+            strict: false,
+            authority: "monolith".to_owned(),
+            at: "2026-01-01T00:00:00Z".to_owned(),
+            age: Duration::from_secs(60),
+            begun_ago: Duration::from_secs(60),
+            epoch: 1,
+            lsn: Lsn(100),
+            from_lsn: Lsn(90),
+            plan_hash: "hash".to_owned(),
+            counts: counts.iter().copied().collect(),
+            compared: 1,
+            coverage: Vec::new(),
+            differing: Vec::new(),
+            ground: Ground {
+                plan_hash: "hash".to_owned(),
+                epoch: 1,
+                slot: None,
+                stream: None,
+                disturbances: 0,
+                tables: BTreeMap::new(),
+            },
+        };
+        Evidence { last: Some(found.clone()), last_full: Some(found), ..Evidence::default() }
+    };
+    let plan = plan();
+    let judged = |counts: &[(FindingKind, u64)], accepted| {
+        let facts = Facts { evidence: evidence(counts), ..ready() };
+        let asked = Asked {
+            plan: &plan,
+            path: "p",
+            slice: "one",
+            members: MEMBERS,
+            purpose: Purpose::Move,
+            to: Side::Service,
+            accepted,
+        };
+        let judgement = judge(&facts, &asked);
+        let first = judgement.problems.first().unwrap();
+        (first.severity, first.code, judgement.without_evidence, first.next.clone())
+    };
+    let orphans = [(FindingKind::Orphan, 2)];
+    let (severity, code, reason, next) = judged(&orphans, None);
+    assert_eq!((severity, code, reason), (Severity::Error, "orphans-only", None));
+    assert!(next.contains("\"Orphans only\"") && next.contains("--accept-no-evidence REASON"), "{next}");
+    let (severity, code, reason, _) = judged(&orphans, Some("they are dead"));
+    assert_eq!((severity, code), (Severity::Warning, "orphans-only"));
+    assert_eq!(reason.as_deref(), Some("they are dead"));
+    let rows = [(FindingKind::Orphan, 2), (FindingKind::Differs, 1)];
+    let (severity, code, reason, _) = judged(&rows, Some("they are dead"));
+    assert_eq!((severity, code, reason), (Severity::Error, "sides-differ", None));
 }

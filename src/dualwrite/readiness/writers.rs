@@ -11,7 +11,7 @@ use crate::words;
 const LONG_S: f64 = 0.2;
 
 /// One that is older does not end within the attempts of a flip, which would all hold writers up for nothing.
-const HOPELESS_S: f64 = 5.0;
+pub(super) const HOPELESS_S: f64 = 5.0;
 
 /// Transactions that are listed: more have one cause.
 const LISTED_MAX: usize = 5;
@@ -37,8 +37,8 @@ fn prepared(facts: &Facts, asked: &Asked<'_>) -> Option<Problem> {
     Some(
         Problem::error("prepared-in-the-way", asked.name(asked.from()))
             .fact(format!(
-                "{} prepared transactions hold moved tables: {}",
-                facts.prepared.len(),
+                "{} with locks of moved tables: {}",
+                words::plural(facts.prepared.len(), "prepared transaction"),
                 listed.join("; ")
             ))
             .consequence("they keep the gate until somebody ends them, and no fence can close before")
@@ -51,10 +51,8 @@ fn prepared(facts: &Facts, asked: &Asked<'_>) -> Option<Problem> {
 }
 
 fn holders(facts: &Facts, asked: &Asked<'_>) -> Option<Problem> {
-    // Whose age is hidden may be as old as the server.
-    let age = |holder: &Holder| holder.age_s.unwrap_or(f64::INFINITY);
-    let long: Vec<&Holder> = facts.holders.iter().filter(|holder| age(holder) >= LONG_S).collect();
-    let oldest = long.iter().filter_map(|holder| holder.age_s).fold(0.0, f64::max);
+    let long: Vec<&Holder> = facts.holders.iter().filter(|holder| holder.age_s >= LONG_S).collect();
+    let oldest = long.iter().map(|holder| holder.age_s).fold(0.0, f64::max);
     if long.is_empty() {
         return None;
     }
@@ -78,10 +76,11 @@ fn holders(facts: &Facts, asked: &Asked<'_>) -> Option<Problem> {
 }
 
 fn described(holder: &Holder) -> String {
-    let age = holder.age_s.map_or_else(
-        || "of hidden age (grant pg_read_all_stats)".to_owned(),
-        |age| format!("{age:.1} s old"),
-    );
+    let age = if holder.hidden {
+        format!("seen for {:.1} s, of hidden age (grant pg_read_all_stats)", holder.age_s)
+    } else {
+        format!("{:.1} s old", holder.age_s)
+    };
     format!("process {} ({}, {}) {age}: {}", holder.pid, holder.application, holder.state, holder.query)
 }
 

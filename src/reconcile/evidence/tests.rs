@@ -54,7 +54,7 @@ fn verdict(entry: i64, outcome: Outcome, full: bool) -> LastVerdict {
 }
 
 fn evidence(last: LastVerdict, last_full: Option<LastVerdict>) -> Evidence {
-    Evidence { last: Some(last), last_full, differs_since: false }
+    Evidence { last: Some(last), last_full, differs_since: false, rows_differ_since: false }
 }
 
 fn clean() -> Evidence {
@@ -139,4 +139,19 @@ fn what_is_missing_is_said_in_words() {
     assert_eq!(words(old), "the last full comparison began 1 d 31 min ago, and evidence_max_age is 1 d");
     let shown = [0, 59, 60, 3_700, 90_000].map(|seconds| period(Duration::from_secs(seconds)));
     assert_eq!(shown, ["0 min", "0 min", "1 min", "1 h 1 min", "1 d 1 h"]);
+}
+
+#[test]
+fn differences_are_only_orphans_where_no_verdict_that_counts_found_a_row() {
+    let of = |counts: &[(FindingKind, u64)]| {
+        let found =
+            LastVerdict { counts: counts.iter().copied().collect(), ..verdict(7, Outcome::Differs, true) };
+        evidence(found.clone(), Some(found))
+    };
+    let orphans = of(&[(FindingKind::Orphan, 3), (FindingKind::Differs, 0)]);
+    assert_eq!(orphans.only_orphans(), Some(3));
+    assert_eq!(of(&[(FindingKind::Orphan, 3), (FindingKind::Missing, 1)]).only_orphans(), None);
+    let since = Evidence { differs_since: true, rows_differ_since: true, ..orphans };
+    assert_eq!(since.only_orphans(), None);
+    assert_eq!(clean().only_orphans(), None);
 }

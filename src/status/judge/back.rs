@@ -83,15 +83,24 @@ fn last_word(back: &WayBackStatus) -> Option<(&str, Option<&str>)> {
 /// No flip can begin without a way back that runs. While the service has the authority, the monolith's old tables are
 /// also as current as the way back keeps them.
 fn halted(status: &SliceStatus, back: &WayBackStatus) -> Option<String> {
-    let process = back.process.as_ref()?;
-    let needed = status.authority == Authority::Service && back.mode == "apply";
     if let Some((why, _)) = last_word(back) {
         return Some(format!("the way back stands still: {why}"));
     }
+    if status.authority != Authority::Service || back.mode != "apply" {
+        return None;
+    }
+    // Whatever process lives: that one may run the way there alone.
+    let Some(process) = &back.process else {
+        return Some("nobody reads the way back, and nobody ever did".to_owned());
+    };
     match process.doing.as_str() {
-        "dead" if needed => Some(format!(
+        "dead" => Some(format!(
             "the way back (process {} on {}) gave its last sign of life {:.0} seconds ago",
             process.pid, process.host, process.seen_seconds_ago
+        )),
+        "stopped" => Some(format!(
+            "nobody reads the way back: process {} on {} was stopped, and the service's writes wait in its log",
+            process.pid, process.host
         )),
         _ => None,
     }

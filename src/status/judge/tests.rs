@@ -3,14 +3,15 @@ use std::time::Duration;
 
 use super::*;
 use crate::journal::alarms::Uncleared;
+use crate::journal::moves::Blocked;
 use crate::lsn::Lsn;
 use crate::status::evidence::EvidenceFacts;
-use crate::status::facts::WayBack;
+use crate::status::facts::{MoveGroup, WayBack};
 
 const SECOND_US: i64 = 1_000_000;
 
 fn gate(state: &str) -> Option<Gate> {
-    Some(Gate { state: state.to_owned(), epoch: 3, cause: "fence".to_owned() })
+    Some(Gate { state: state.to_owned(), epoch: 3, cause: "fence".to_owned(), group: None })
 }
 
 fn live(name: &str) -> TableRow {
@@ -65,6 +66,8 @@ fn streaming() -> SliceFacts {
             evidence: None,
         }),
         monolith_side: Side::Read(MonolithFacts {
+            groups: Vec::new(),
+            blocked: None,
             arming: None,
             now_us: 100 * SECOND_US,
             current_lsn: Lsn(1064),
@@ -467,7 +470,7 @@ fn a_write_on_the_fenced_side_is_an_alarm_that_names_table_and_transaction_but_n
 fn while_nobody_has_authority_the_command_that_ends_the_move_is_next() {
     let gates = |monolith: (i64, &str), service: (i64, &str)| {
         let gate = |(epoch, cause): (i64, &str)| {
-            Some(Gate { state: "FENCED".to_owned(), epoch, cause: cause.to_owned() })
+            Some(Gate { state: "FENCED".to_owned(), epoch, cause: cause.to_owned(), group: None })
         };
         let mut facts = with_monolith(|facts| facts.gate = gate(monolith));
         if let Side::Read(facts) = &mut facts.service_side {
@@ -496,4 +499,45 @@ fn while_nobody_has_authority_the_command_that_ends_the_move_is_next() {
         mirror(""),
         "a mirror ends the move as well, and nothing drains without it"
     );
+}
+
+/// Both sides closed by a flip to the service at epoch 2, under this group.
+fn between(group: Option<(i64, &str)>, blocked: Option<i64>) -> SliceFacts {
+    let gate =
+        |epoch, group| Some(Gate { state: "FENCED".to_owned(), epoch, cause: "fence".to_owned(), group });
+    let mut facts = with_monolith(|facts| {
+        facts.gate = gate(2, group.map(|(id, _)| id));
+        let members = vec!["ordering".to_owned(), "stock".to_owned()];
+        facts.groups =
+            group.map(|(id, state)| MoveGroup { id, state: state.to_owned(), members }).into_iter().collect();
+        facts.blocked = blocked.map(|epoch| Blocked { epoch, why: "the sequence s has no room".to_owned() });
+    });
+    if let Side::Read(facts) = &mut facts.service_side {
+        facts.gate = gate(1, None);
+    }
+    facts
+}
+
+#[test]
+fn of_slices_that_move_together_all_are_named_and_what_is_settled_is_not_taken_back() {
+    let all = "strangler flip plans/retail.yaml --slice ordering --slice stock";
+    let pending = status(&between(Some((7, "pending")), None));
+    assert_eq!(pending.next.as_deref(), Some(all));
+    assert!(pending.alarms[0].contains(&format!("{all} --abort takes it back")), "{:?}", pending.alarms);
+    let settled = status(&between(Some((7, "open")), None));
+    assert_eq!(settled.next.as_deref(), Some(all));
+    assert!(!settled.alarms[0].contains("--abort"), "{:?}", settled.alarms);
+}
+
+#[test]
+fn a_move_that_can_not_be_finished_is_taken_back_unless_it_is_settled() {
+    let abort = "strangler flip plans/retail.yaml --slice ordering --abort";
+    let alone = status(&between(None, Some(2)));
+    assert_eq!(alone.next.as_deref(), Some(abort));
+    assert!(alone.alarms[0].contains("the sequence s has no room"), "{:?}", alone.alarms);
+    let earlier = status(&between(None, Some(1)));
+    assert_eq!(earlier.next.as_deref(), Some("strangler flip plans/retail.yaml --slice ordering"));
+    let settled = status(&between(Some((7, "open")), Some(2)));
+    let all = "strangler flip plans/retail.yaml --slice ordering --slice stock";
+    assert_eq!(settled.next.as_deref(), Some(all));
 }

@@ -37,7 +37,11 @@ async fn disarm_is_refused_while_the_service_has_the_authority_or_it_moves() {
     refused(
         &stage,
         "disarm",
-        &["(authority)", "FENCED in the monolith (epoch 2) and OPEN in the service (epoch 2)"],
+        &[
+            "(authority)",
+            "FENCED in the monolith (epoch 2) and OPEN in the service (epoch 2)",
+            "strangler flip --back plan.yaml --slice one",
+        ],
     );
     stage.service.batch_execute("UPDATE strangler.gate_one SET state = 'FENCED'").await.unwrap();
     refused(&stage, "disarm", &["(authority)", "strangler status plan.yaml --slice one"]);

@@ -69,6 +69,7 @@ async fn a_flip_after_a_half_done_abort_finishes_that_and_is_judged_anew() {
     let refused = split.run("flip", &[]);
     assert_eq!(refused.exit, Some(3), "{}", refused.page());
     assert!(refused.stderr.contains("(abort-finished)"), "{}", refused.page());
+    assert!(!refused.stderr.lines().any(|line| line.trim() == "next"), "{}", refused.page());
     assert!(refused.stderr.contains("(no-evidence)"), "{}", refused.page());
     assert_eq!(owner(&monolith).await, ("OPEN".to_owned(), "monolith".to_owned()));
     assert_eq!(owner(&service).await.0, "FENCED");
@@ -94,6 +95,14 @@ async fn hooks_and_the_operator_are_told_where_authority_is() {
     assert!(!ended.stderr.contains("authority was not moved"), "{}", ended.page());
     assert!(ended.stderr.contains("strangler flip --abort plan.yaml --slice one"), "{}", ended.page());
     assert_eq!(heard.take().last(), Some(&told("after", "to_service", "unfinished", 2)));
+    // Whoever types anything while the service is away is told the same.
+    for typed in [&[] as &[&str], &["--abort"], &["--back"]] {
+        let ended = split.run("flip", typed);
+        assert_eq!(ended.exit, Some(5), "{}", ended.page());
+        assert!(ended.stderr.contains("error[flip-unfinished]"), "{}", ended.page());
+        assert!(ended.stderr.contains("the other one may refuse every writer"), "{}", ended.page());
+        assert!(ended.stderr.contains("bring that side back"), "{}", ended.page());
+    }
     split.pair.service.start().unwrap();
     let status = split.run("status", &[]);
     assert!(status.stdout.contains("nobody has authority: a flip to the service"), "{}", status.page());
@@ -154,7 +163,7 @@ async fn a_sequence_that_feeds_two_columns_skips_the_margin_once() {
     let client = servers.service().await;
     client.batch_execute("CREATE SEQUENCE ids AS smallint; SELECT setval('ids', 31000)").await.unwrap();
     let name = TableName::new("public", "ids");
-    let sequence = Sequence { name, increment: 1, min: 1, max: 32_767 };
+    let sequence = Sequence { name, increment: 1, min: 1, max: 32_767, cycle: false };
     let pair = |label: &str| Pair {
         label: label.to_owned(),
         monolith: Some(sequence.clone()),
@@ -164,8 +173,10 @@ async fn a_sequence_that_feeds_two_columns_skips_the_margin_once() {
     let stand = |last| Stand { last, called: true };
     let noted: Stands = [("t.a".to_owned(), stand(31_000)), ("t.b".to_owned(), stand(31_000))].into();
     assert_eq!(pairs.short(&noted, authority::Side::Service, (1000, 1)), [""; 0]);
-    // What is judged to have room has it.
-    pairs.set_ahead(&client, authority::Side::Service, (&noted, 1000)).await.unwrap();
+    // What is judged to have room has it, and doing it again changes nothing.
+    for _ in 0..3 {
+        pairs.set_ahead(&client, authority::Side::Service, (&noted, 1000)).await.unwrap();
+    }
     let last = client.query_one("SELECT last_value FROM ids", &[]).await.unwrap();
     assert_eq!(last.get::<_, i64>(0), 32_000);
 }

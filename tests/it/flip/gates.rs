@@ -42,7 +42,7 @@ async fn nobody_takes_a_trigger_off_between_the_look_at_it_and_the_fence() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_closed_side_without_a_gate_is_an_alarm_whoever_took_it_off() {
+async fn a_side_without_a_gate_is_an_alarm_whoever_took_it_off_and_whether_it_is_open() {
     let (split, monolith, service, mirror) = armed().await;
     let alarmed = |words: &str, next: &str| {
         let status = split.run("status", &[]);
@@ -61,6 +61,11 @@ async fn a_closed_side_without_a_gate_is_an_alarm_whoever_took_it_off() {
         "strangler provision plan.yaml --slice one",
     );
     flip(&split, &mirror, Side::Service);
+    service.batch_execute(OFF).await.unwrap();
+    alarmed(
+        "the service is open, and trigger aa_strangler_gate of table accounts is disabled",
+        "strangler provision plan.yaml --slice one",
+    );
     monolith.batch_execute("DROP TRIGGER aa_strangler_gate ON accounts").await.unwrap();
     // Nor do the books excuse it.
     monolith

@@ -199,6 +199,11 @@ async fn a_slice_is_not_taken_out_of_a_move_that_is_under_way() {
         stage.quiet().await;
         killed(&stage.split, "flip-fenced:2", &[back(to), &BOTH].concat());
         stage.mirror.signal(rustix::process::Signal::STOP);
+        let status = stage.split.run("status", &[]);
+        let all = format!("strangler flip plan.yaml --slice one --slice two{direction}");
+        assert_eq!(status.stdout.matches(&format!("so does {all}; ")).count(), 2, "{}", status.page());
+        let abort = "strangler flip plan.yaml --slice one --slice two --abort";
+        assert!(status.stdout.contains(&format!("{abort} takes it back")), "{}", status.page());
         for alone in [back(to), &["--abort"] as &[&str]] {
             let ended = stage.split.run("flip", &[alone, &["--slice", "two"], &UNPROVEN].concat());
             assert_eq!(ended.exit, Some(3), "{}", ended.page());

@@ -3,7 +3,7 @@
 use strangler::authority::Side;
 use strangler::dualwrite::flip::FlipError;
 use strangler::dualwrite::gate::{self, Hinge};
-use strangler::dualwrite::readiness::{Asked, Facts, Findings, Sessions, gather, judge, unguarded};
+use strangler::dualwrite::readiness::{Asked, Facts, Findings, Purpose, Sessions, gather, judge, unguarded};
 use strangler::journal::operators::Operator;
 use strangler::mapping::{SliceMapping, compile};
 use strangler::name::TableName;
@@ -15,6 +15,9 @@ use tokio_postgres::Client;
 use crate::support::cluster::{Pair, launch, launch_with, options};
 use crate::support::split::{Mirror, Split};
 use crate::support::wait::{Look, SOON, until, until_there};
+
+/// All slices of the command.
+pub const MEMBERS: &[&str] = &["one"];
 
 const SCHEMA: &str = r#"
 CREATE ROLE strangler_apply LOGIN;
@@ -124,7 +127,15 @@ impl Stage {
     }
 
     fn to_service<'a>(plan: &'a Plan, accepted: Option<&'a str>) -> Asked<'a> {
-        Asked { plan, path: "plan.yaml", slice: "one", to: Side::Service, accepted }
+        Asked {
+            plan,
+            path: "plan.yaml",
+            slice: "one",
+            members: MEMBERS,
+            purpose: Purpose::Move,
+            to: Side::Service,
+            accepted,
+        }
     }
 
     /// What is said once this machine lets markers through as quickly as a flip wants.

@@ -135,3 +135,23 @@ async fn a_way_back_that_is_taken_away_in_the_moment_of_its_start_is_taken_up_wh
     }
     mirror.stop();
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_column_that_comes_to_the_service_stays_there_and_does_not_stop_the_way_back() {
+    let (stage, mirror) = armed_by_its_verb().await;
+    succeed(&stage, "reconcile", &[]);
+    stage.flip(2).await;
+    stage.on_service("ALTER TABLE pairs ADD COLUMN extra int DEFAULT 7; INSERT INTO pairs (a, b, v) VALUES (901, 'new', 901)").await;
+    stage.arrived(Way::Reverse).await;
+    let there = "SELECT count(*) FROM pairs WHERE a = 901";
+    assert_eq!(stage.count(&stage.monolith, there).await, 1, "{}", mirror.log());
+    stage.on_service("UPDATE pairs SET extra = 8, v = -v WHERE a = 901").await;
+    stage.arrived(Way::Reverse).await;
+    assert_eq!(stage.count(&stage.monolith, "SELECT count(*) FROM pairs WHERE v = -901").await, 1);
+    mirror.stop();
+    // Nobody reads it now, which is red as long as the service has the authority.
+    let status = stage.split.run("status", &[]);
+    assert_eq!(status.exit, Some(1), "{}", status.page());
+    assert!(status.stdout.contains("nobody reads the way back"), "{}", status.page());
+    assert!(status.stdout.contains("strangler mirror plan.yaml --slice one"), "{}", status.page());
+}
