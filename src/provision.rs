@@ -10,6 +10,7 @@
 
 mod adopt;
 mod anatomy;
+mod claimed;
 mod columns;
 mod deferred;
 mod draft;
@@ -33,6 +34,7 @@ use secrecy::SecretString;
 use tokio_postgres::Client;
 
 pub use crate::journal::provisioned::{DeferredRow, MirrorRow, SliceRow};
+pub(crate) use claimed::{Asking, claimed};
 pub use anatomy::{Anatomy, ForeignKeyShape, IndexKey, IndexShape, Reference, Used};
 pub use draft::design;
 pub use error::ProvisionError;

@@ -5,6 +5,7 @@ use std::error::Error;
 use std::fmt;
 
 use crate::catalog::Catalog;
+use crate::journal::holdings::Holding;
 use crate::journal::migrate::Form;
 use crate::journal::whereabouts::Whereabouts;
 use crate::mapping::Mappings;
@@ -48,6 +49,8 @@ pub struct Database {
     pub links: BTreeMap<LinkName, Link>,
     /// Where its links lead, by the database's own word; absent when it did not tell.
     pub whereabouts: Option<Whereabouts>,
+    /// Which slices, of whatever plan, have which of its tables.
+    pub holdings: Vec<Holding>,
     /// Which version made the tables of our own there.
     pub form: Form,
     /// What a reachable database did not tell, in words.

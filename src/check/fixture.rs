@@ -94,6 +94,7 @@ fn database(mut catalog: Catalog, instance: &str) -> Database {
             (LinkName::Apply, link(APPLY_ROLE)),
         ]),
         whereabouts: Some(Whereabouts { place: instance.into(), ..Whereabouts::default() }),
+        holdings: Vec::new(),
         form: Form::Absent,
         unread: Vec::new(),
     }

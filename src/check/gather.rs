@@ -8,7 +8,7 @@ use tokio_postgres::{Client, Error};
 
 use super::facts::{APPLY_ROLE, Database, Facts, Link, LinkFailure, LinkName, LinkRole, Role, Server, Slot};
 use super::foresee;
-use crate::journal::{JournalError, migrate, whereabouts};
+use crate::journal::{JournalError, holdings, migrate, whereabouts};
 use crate::lsn::Lsn;
 use crate::mapping::{Mappings, compile, expand};
 use crate::name::TableName;
@@ -131,6 +131,10 @@ async fn look(links: &Links, roles: &[String]) -> Database {
     }
     match whereabouts::read(client).await {
         Ok(found) => database.whereabouts = Some(found),
+        Err(error) => database.unread.push(LinkFailure::new(&error).words),
+    }
+    match holdings::read(client).await {
+        Ok(found) => database.holdings = found,
         Err(error) => database.unread.push(LinkFailure::new(&error).words),
     }
     match migrate::form(client).await {

@@ -6,6 +6,7 @@ use tokio_postgres::{Client, Error, Row};
 
 use super::{Database, ProvisionError};
 use crate::dualwrite::gate;
+use crate::journal::holdings::{self, Holding};
 use crate::journal::migrate;
 use crate::journal::provisioned::{self, DeferredRow, MirrorRow, SliceRow};
 use crate::journal::whereabouts::{self, Whereabouts};
@@ -122,6 +123,8 @@ pub struct State {
     pub collations: BTreeSet<String>,
     /// Publications by name.
     pub publications: BTreeMap<String, Publication>,
+    /// Which slices, of whatever plan, have which tables.
+    pub holdings: Vec<Holding>,
 }
 
 impl State {
@@ -166,6 +169,9 @@ async fn read_all(database: &Database, client: &Client) -> Result<State, Provisi
     let failed = |what| move |source| ProvisionError::State { database: database.clone(), what, source };
     let mut state = read_session(client).await.map_err(failed("the session"))?;
     state.whereabouts = whereabouts::read(client)
+        .await
+        .map_err(|source| ProvisionError::Journal { database: database.clone(), source })?;
+    state.holdings = holdings::read(client)
         .await
         .map_err(|source| ProvisionError::Journal { database: database.clone(), source })?;
     read_rights(client, &mut state).await.map_err(failed("roles and rights"))?;

@@ -112,9 +112,14 @@ pub fn judge(facts: &SliceFacts, commands: &Commands) -> SliceStatus {
     };
     let moving = Moving::of(monolith.and_then(|m| m.gate.as_ref()), service.and_then(|s| s.gate.as_ref()));
     status.alarms.extend(moving.map(|moving| moving.alarm(&facts.slice, commands)));
+    status.alarms.extend(facts.claimed.iter().map(|one| format!("{}: {}", one.object, one.fact)));
     status.alarms.extend(alarms(&status, service, slot));
     status.alarms.extend(back::alarms(&status));
     status.next = next(&status, (moving, service), commands);
+    if !facts.claimed.is_empty() && moving.is_none() {
+        // No other verb works, or may, before it is settled whose the table is.
+        status.next = Some(commands.check());
+    }
     status
 }
 

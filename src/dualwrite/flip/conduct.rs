@@ -250,9 +250,8 @@ async fn judge(
     let before = standing(&mut links, asked.slice).await?;
     let (_, monolith, service) = links.three(Side::Monolith).await?;
     let sessions = Sessions { monolith, service };
-    let (unguarded, subscribed) = readiness::unguarded(sessions, &member.mapping).await?;
-    let findings =
-        Findings { unguarded, subscribed, way_back: way_back(member, asked.to, (monolith, service)).await };
+    let found = readiness::unguarded(sessions, &member.mapping).await?;
+    let findings = Findings { way_back: way_back(member, asked.to, (monolith, service)).await, ..found };
     let facts = Box::pin(readiness::gather(sessions, asked, &member.mapping, who, findings)).await?;
     failpoint::hit("flip-looked");
     let judged = readiness::judge(&facts, asked);

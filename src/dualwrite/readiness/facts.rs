@@ -6,6 +6,7 @@ use crate::journal::grounds::Ground;
 use crate::journal::operators::OperatorRow;
 use crate::journal::readiness::Told;
 use crate::lsn::Lsn;
+use crate::name::TableName;
 use crate::reconcile::evidence::Evidence;
 
 /// What other rooms find out by means of their own.
@@ -13,6 +14,8 @@ use crate::reconcile::evidence::Evidence;
 pub struct Findings {
     /// Relations of moved tables, on either side, that rows can be written through without asking the gate: a clause each.
     pub unguarded: Vec<String>,
+    /// Tables of the monolith that ask the gate of another slice, with that slice.
+    pub claimed: Vec<(TableName, String)>,
     /// Subscriptions that write into moved tables on either side, past the gate, with the database that has them, in words.
     pub subscribed: Vec<(&'static str, Subscribed)>,
     /// Why the way back could not be proven: a canary did not arrive, or a statement of it was refused. A clause.

@@ -4,6 +4,7 @@ use std::time::Duration;
 use super::*;
 use crate::journal::alarms::Uncleared;
 use crate::lsn::Lsn;
+use crate::problem::Problem;
 use crate::status::evidence::EvidenceFacts;
 use crate::status::facts::WayBack;
 
@@ -81,6 +82,7 @@ fn streaming() -> SliceFacts {
             back: None,
         }),
         astray: BTreeSet::new(),
+        claimed: Vec::new(),
         earlier: None,
     }
 }
@@ -496,4 +498,14 @@ fn while_nobody_has_authority_the_command_that_ends_the_move_is_next() {
         mirror(""),
         "a mirror ends the move as well, and nothing drains without it"
     );
+}
+
+#[test]
+fn a_table_of_another_slice_is_an_alarm_and_nothing_is_to_be_typed_but_check() {
+    let one = Problem::error("table-claimed", "table Orders").fact("it belongs to slice a");
+    let mut facts = streaming();
+    facts.claimed = vec![one];
+    let status = status(&facts);
+    assert!(status.alarms.contains(&"table Orders: it belongs to slice a".to_owned()), "{:?}", status.alarms);
+    assert_eq!(status.next.as_deref(), Some("strangler check plans/retail.yaml"));
 }

@@ -116,9 +116,10 @@ impl Stage {
 
     async fn problems(&self, asked: &Asked<'_>, mut findings: Findings) -> (Vec<Problem>, Option<String>) {
         let sessions = Sessions { monolith: &self.monolith, service: &self.service };
-        let (holes, subscribed) = unguarded(sessions, &self.mapping).await.unwrap();
-        findings.unguarded.extend(holes);
-        findings.subscribed.extend(subscribed);
+        let found = unguarded(sessions, &self.mapping).await.unwrap();
+        findings.unguarded.extend(found.unguarded);
+        findings.claimed.extend(found.claimed);
+        findings.subscribed.extend(found.subscribed);
         let judged = judge(&self.facts(asked, findings).await.unwrap(), asked);
         (judged.problems, judged.without_evidence)
     }
