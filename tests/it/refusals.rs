@@ -385,3 +385,23 @@ async fn a_change_of_shape_that_is_undone_goes_on_with_the_command_that_is_named
     assert_equal(&monolith, &service, "TABLE t").await;
     mirror.stop();
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_slice_that_was_never_provisioned_is_not_flipped_and_says_what_to_type() {
+    let plan = Split::plan("{ t: {} }").replace("{ one:", "{ two: { service: service, tables: { u: {} } }, one:");
+    let setup = "CREATE TABLE t (id int PRIMARY KEY); CREATE TABLE u (id int PRIMARY KEY)";
+    let (split, _monolith, _service) = Split::with_plan(&plan, setup).await;
+    let forms: [&[&str]; 4] = [&[], &["--back"], &["--abort"], &["--rehearse", "1"]];
+    for made in ["nothing", "another slice"] {
+        for form in forms {
+            let ended = split.run("flip", &[&["--slice", "one"], form].concat());
+            assert_refused(&ended, &["(not-provisioned)", "not provisioned in the monolith", "strangler provision plan.yaml"]);
+            assert!(!ended.stderr.contains("WARN"), "with {made} made, {form:?}: {}", ended.page());
+        }
+        let provision = split.run("provision", &["--slice", "two"]);
+        assert_eq!(provision.exit, Some(0), "{}", provision.page());
+    }
+    split.provision();
+    let ended = split.run("flip", &["--slice", "one"]);
+    assert!(!ended.stderr.contains("not-provisioned"), "{}", ended.page());
+}

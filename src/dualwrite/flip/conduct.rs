@@ -94,6 +94,8 @@ impl Conduct<'_> {
         order: Order,
         tell: Tell<'_>,
     ) -> Result<Vec<Moved>, ConductError> {
+        // Where there are no gates there is nothing to write down either.
+        standings::look(members).await?;
         let command = Command { conduct: *self, members, hooks: self.hooks(members)?, who: operator(&order) };
         self.announce(members, &command.who).await?;
         let done = tokio::select! {
