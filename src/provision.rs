@@ -22,6 +22,7 @@ mod preflight;
 mod publication;
 mod rights;
 mod run;
+mod schema_rights;
 mod slices;
 mod state;
 mod tables;
@@ -34,13 +35,14 @@ use secrecy::SecretString;
 use tokio_postgres::Client;
 
 pub use crate::journal::provisioned::{DeferredRow, MirrorRow, SliceRow};
-pub(crate) use claimed::{Asking, claimed};
 pub use anatomy::{Anatomy, ForeignKeyShape, IndexKey, IndexShape, Reference, Used};
+pub(crate) use claimed::{Asking, claimed};
 pub use draft::design;
 pub use error::ProvisionError;
 pub(crate) use publication::exact as exact_publication;
 pub use run::{execute, prepare, run, survey};
 pub(crate) use run::{lock, unlock};
+pub(crate) use schema_rights::{Closed, no_create_in_schema, ungrantable};
 pub use state::{Grant, GrantOn, Publication, Role, State, Trigger};
 
 use crate::catalog::Catalog;

@@ -15,6 +15,7 @@ use crate::name::TableName;
 use crate::plan::Plan;
 use crate::postgres::introspect;
 
+use crate::provision;
 /// How far apart the two readings of the WAL position are at least. Shorter ones catch no more than noise; a longer
 /// wait would be felt.
 const WAL_SAMPLE: Duration = Duration::from_millis(500);
@@ -166,7 +167,7 @@ async fn read_link(client: &Client, link: LinkName) -> Result<LinkRole, Unread> 
         ..LinkRole::default()
     };
     if link == LinkName::Admin {
-        role.ungrantable = read_ungrantable(client).await?;
+        role.ungrantable = provision::ungrantable(client).await?;
     }
     if link == LinkName::Apply {
         role.replica_role = may_set_replica_role(client).await?;
@@ -216,18 +217,6 @@ async fn read_table_rights(client: &Client, becomes: bool, role: &mut LinkRole) 
         role.silenced.insert(row.try_get(0)?);
     }
     Ok(())
-}
-
-/// An owner, and who was given the right WITH GRANT OPTION, may grant it (GRANT). Where everybody may create, as in
-/// `public` before PostgreSQL 15, nobody has to be granted anything.
-async fn read_ungrantable(client: &Client) -> Result<BTreeMap<String, String>, Error> {
-    let sql = "SELECT nspname::text, pg_catalog.pg_get_userbyid(nspowner)::text FROM pg_catalog.pg_namespace \
-               WHERE nspname !~ '^pg_' AND NOT pg_catalog.pg_has_role(nspowner, 'USAGE') \
-                 AND NOT (pg_catalog.has_schema_privilege(oid, 'CREATE WITH GRANT OPTION') \
-                          AND pg_catalog.has_schema_privilege(oid, 'USAGE WITH GRANT OPTION')) \
-                 AND NOT EXISTS (SELECT FROM pg_catalog.aclexplode(nspacl) a \
-                                 WHERE a.grantee = 0 AND a.privilege_type = 'CREATE')";
-    client.query(sql, &[]).await?.iter().map(|row| Ok((row.try_get(0)?, row.try_get(1)?))).collect()
 }
 
 /// Tried rather than looked up: managed servers let other roles set it than the catalogs tell.

@@ -170,7 +170,8 @@ pub async fn execute(databases: &mut Databases, step: &Step) -> Result<(), Provi
                 // When the connection broke there is nothing to roll back; the first error tells the story.
                 let _ = client.batch_execute("ROLLBACK").await;
             }
-            outcome.map_err(|source| ProvisionError::Step {
+            outcome.map_err(|(statement, source)| ProvisionError::Step {
+                statement,
                 database: database.clone(),
                 purpose: step.purpose.clone(),
                 object: step.object.clone(),
@@ -180,10 +181,23 @@ pub async fn execute(databases: &mut Databases, step: &Step) -> Result<(), Provi
     }
 }
 
-async fn transact(client: &Client, statements: &[Statement]) -> Result<(), tokio_postgres::Error> {
-    client.batch_execute(&begin()).await?;
-    for statement in statements {
-        client.batch_execute(&statement.sql).await?;
+/// An error comes with the statement that it met.
+async fn transact(client: &Client, statements: &[Statement]) -> Result<(), (String, tokio_postgres::Error)> {
+    let (first, last) = (Statement::from(begin()), Statement::from("COMMIT"));
+    for statement in std::iter::once(&first).chain(statements).chain([&last]) {
+        let done = client.batch_execute(&statement.sql).await;
+        done.map_err(|source| (shortened(statement.shown()), source))?;
+    }
+    Ok(())
+}
+
+/// The beginning of a statement, which says what it is about.
+fn shortened(sql: &str) -> String {
+    /// Characters: more than any GRANT has, and less than a screen.
+    const SHOWN_MAX: usize = 400;
+    let mut text: String = sql.chars().take(SHOWN_MAX).collect();
+    if text.len() < sql.len() {
+        text.push('…');
     }
     client.batch_execute("COMMIT").await
 }
