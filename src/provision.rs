@@ -44,6 +44,7 @@ pub use run::{execute, prepare, run, survey};
 pub(crate) use run::{lock, unlock};
 pub(crate) use schema_rights::{Closed, no_create_in_schema, ungrantable};
 pub use state::{Grant, GrantOn, Publication, Role, State, Trigger};
+pub(crate) use type_rights::{grant_usage, no_type_usage};
 
 use crate::catalog::Catalog;
 use crate::journal::migrate;

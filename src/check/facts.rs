@@ -166,6 +166,8 @@ pub struct Role {
     pub may_connect: bool,
     /// Schemas that it owns, or in which it was itself granted CREATE and USAGE.
     pub creates_in: BTreeSet<String>,
+    /// Schemas that it may not use.
+    pub closed_schemas: BTreeSet<String>,
 }
 
 /// What matters of a server beside its catalogs.

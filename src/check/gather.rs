@@ -243,7 +243,9 @@ async fn read_roles(client: &Client, names: &[String]) -> Result<BTreeMap<String
                       pg_catalog.has_database_privilege(r.oid, pg_catalog.current_database(), 'CONNECT'), \
                       ARRAY(SELECT n.nspname::text FROM pg_catalog.pg_namespace n \
                             WHERE pg_catalog.has_schema_privilege(r.oid, n.oid, 'CREATE') \
-                            AND pg_catalog.has_schema_privilege(r.oid, n.oid, 'USAGE')) \
+                            AND pg_catalog.has_schema_privilege(r.oid, n.oid, 'USAGE')), \
+                      ARRAY(SELECT n.nspname::text FROM pg_catalog.pg_namespace n \
+                            WHERE NOT pg_catalog.has_schema_privilege(r.oid, n.oid, 'USAGE')) \
                FROM pg_catalog.pg_roles r WHERE r.rolname = ANY($1)";
     let mut roles = BTreeMap::new();
     for row in client.query(sql, &[&names]).await? {
@@ -258,6 +260,7 @@ async fn read_roles(client: &Client, names: &[String]) -> Result<BTreeMap<String
         roles.insert(row.try_get(0)?, role);
     }
     let sql = "SELECT pg_catalog.has_table_privilege('pg_catalog.pg_authid', 'SELECT')";
+            closed_schemas: row.try_get::<_, Vec<String>>(6)?.into_iter().collect(),
     if client.query_one(sql, &[]).await?.try_get(0)? {
         let sql =
             "SELECT rolname::text, rolpassword IS NOT NULL FROM pg_catalog.pg_authid WHERE rolname = ANY($1)";

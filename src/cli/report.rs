@@ -343,6 +343,7 @@ fn mirror_page(error: &MirrorError, plan: &str) -> Page {
         MirrorError::Fenced { .. } => (Exit::Refused, "mirror-taken-over"),
         MirrorError::Sql { .. }
         | MirrorError::Journal(_)
+        | MirrorError::Denied { .. }
         | MirrorError::Replication(_)
         | MirrorError::Stream(_)
         | MirrorError::Unreadable { .. }
