@@ -40,7 +40,7 @@ pub(crate) use claimed::{Asking, claimed};
 pub use draft::design;
 pub use error::ProvisionError;
 pub(crate) use publication::exact as exact_publication;
-pub use run::{execute, prepare, run, survey};
+pub use run::{execute, foresee, prepare, run, survey};
 pub(crate) use run::{lock, unlock};
 pub(crate) use schema_rights::{Closed, no_create_in_schema, ungrantable};
 pub use state::{Grant, GrantOn, Publication, Role, State, Trigger};

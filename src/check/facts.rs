@@ -22,7 +22,7 @@ pub const APPLY_ROLE: &str = "strangler_apply";
 pub struct Facts {
     /// The plan.
     pub plan: Plan,
-    /// The plan joined with the monolith's catalog; empty slices without that catalog.
+    /// The plan joined with the monolith's catalog, tables with an error among them; none without that catalog.
     pub mappings: Mappings,
     /// What joining them found.
     pub mapping_problems: Vec<Problem>,

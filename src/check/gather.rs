@@ -8,14 +8,15 @@ use tokio_postgres::{Client, Error};
 
 use super::facts::{APPLY_ROLE, Database, Facts, Link, LinkFailure, LinkName, LinkRole, Role, Server, Slot};
 use super::foresee;
+use crate::catalog::Catalog;
 use crate::journal::{JournalError, holdings, migrate, whereabouts};
 use crate::lsn::Lsn;
 use crate::mapping::{Mappings, compile, expand};
 use crate::name::TableName;
 use crate::plan::Plan;
 use crate::postgres::introspect;
-
 use crate::provision;
+
 /// How far apart the two readings of the WAL position are at least. Shorter ones catch no more than noise; a longer
 /// wait would be felt.
 const WAL_SAMPLE: Duration = Duration::from_millis(500);
@@ -43,7 +44,8 @@ pub async fn gather(plan: &Plan, monolith: Links, services: BTreeMap<String, Lin
     }
     let roles: Vec<String> = roles.into_iter().collect();
     let monolith_facts = look(&monolith, &roles).await;
-    let (mappings, mapping_problems, moved) = join(plan, &monolith_facts);
+    let joined = monolith_facts.catalog.as_ref().map(|catalog| join(plan, catalog));
+    let (mappings, mapping_problems, moved) = joined.unwrap_or_default();
     let mut facts = Facts {
         plan: plan.clone(),
         mappings,
@@ -74,9 +76,11 @@ pub async fn gather(plan: &Plan, monolith: Links, services: BTreeMap<String, Lin
 
 type Joined = (Mappings, Vec<crate::problem::Problem>, BTreeMap<TableName, Vec<String>>);
 
-fn join(plan: &Plan, monolith: &Database) -> Joined {
-    let Some(catalog) = &monolith.catalog else { return (Mappings::new(), Vec::new(), BTreeMap::new()) };
+/// Joins the plan with the monolith's catalog. Tables with which something is wrong are among the others, so that this does
+/// not hide what else is.
+pub(super) fn join(plan: &Plan, catalog: &Catalog) -> Joined {
     let (mappings, problems) = compile(plan, catalog);
+    let mappings = mappings.into_iter().map(|(name, slice)| (name, slice.with_spoilt())).collect();
     let mut moved: BTreeMap<TableName, Vec<String>> = BTreeMap::new();
     for one in expand(plan, catalog).0 {
         moved.entry(one.table.name.clone()).or_default().push(one.slice.to_owned());
@@ -256,11 +260,11 @@ async fn read_roles(client: &Client, names: &[String]) -> Result<BTreeMap<String
             has_password: None,
             may_connect: row.try_get(4)?,
             creates_in: row.try_get::<_, Vec<String>>(5)?.into_iter().collect(),
+            closed_schemas: row.try_get::<_, Vec<String>>(6)?.into_iter().collect(),
         };
         roles.insert(row.try_get(0)?, role);
     }
     let sql = "SELECT pg_catalog.has_table_privilege('pg_catalog.pg_authid', 'SELECT')";
-            closed_schemas: row.try_get::<_, Vec<String>>(6)?.into_iter().collect(),
     if client.query_one(sql, &[]).await?.try_get(0)? {
         let sql =
             "SELECT rolname::text, rolpassword IS NOT NULL FROM pg_catalog.pg_authid WHERE rolname = ANY($1)";

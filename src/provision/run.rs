@@ -16,7 +16,7 @@ use crate::journal::{migrate, whereabouts};
 use crate::mapping::compile;
 use crate::plan::Plan;
 use crate::postgres::introspect;
-use crate::problem::Severity;
+use crate::problem::{Problem, Severity};
 
 /// Reads the catalogs and what is provisioned, each database in transactions of its own.
 ///
@@ -66,9 +66,33 @@ pub async fn prepare(
     Ok(outline(plan, only, &survey(databases).await?, logins))
 }
 
+/// All problems that `provision` would have with a plan, also those that it would not come to because of others. Nothing may
+/// be done by what is looked at for them.
+///
+/// # Errors
+/// As [`prepare`].
+pub async fn foresee(
+    plan: &Plan,
+    databases: &Databases,
+    logins: &Logins,
+) -> Result<Vec<Problem>, ProvisionError> {
+    let survey = survey(databases).await?;
+    let outlined = outline(plan, &[], &survey, logins);
+    let (mappings, problems) = compile(plan, &survey.monolith);
+    let spoilt = problems.iter().any(|problem| problem.severity == Severity::Error);
+    if !spoilt || !astray(plan, &[], &survey).is_empty() {
+        return Ok(outlined.problems);
+    }
+    let whole = mappings.into_iter().map(|(name, slice)| (name, slice.with_spoilt())).collect();
+    let mut found = design(plan, &whole, &survey, logins).problems;
+    found.extend(outlined.problems);
+    found.sort();
+    found.dedup();
+    Ok(found)
+}
+
 fn outline(plan: &Plan, only: &[String], survey: &Survey, logins: &Logins) -> Design {
-    let there = |service: &str| survey.service_states.get(service).map(|state| &state.whereabouts);
-    let astray = preflight::astray(plan, only, &survey.monolith_state.whereabouts, there);
+    let astray = astray(plan, only, survey);
     if !astray.is_empty() {
         // Whatever else would be said is about the wrong databases.
         return Design { steps: Vec::new(), problems: astray };
@@ -87,6 +111,12 @@ fn outline(plan: &Plan, only: &[String], survey: &Survey, logins: &Logins) -> De
     design.problems.sort();
     design.problems.dedup();
     design
+}
+
+/// Links that lead elsewhere.
+fn astray(plan: &Plan, only: &[String], survey: &Survey) -> Vec<Problem> {
+    let there = |service: &str| survey.service_states.get(service).map(|state| &state.whereabouts);
+    preflight::astray(plan, only, &survey.monolith_state.whereabouts, there)
 }
 
 /// Does what [`prepare`] shows, step by step, while it keeps other runs of provision away. Returns what was done.
@@ -199,7 +229,7 @@ fn shortened(sql: &str) -> String {
     if text.len() < sql.len() {
         text.push('…');
     }
-    client.batch_execute("COMMIT").await
+    text
 }
 
 /// Keeps other verbs away from every database.

@@ -211,6 +211,7 @@ const EXPECTED: &str = "
     error service events (service-is-monolith)
     error service lost (unreachable)
     error service ordering (encoding)
+    error service ordering (extension-missing)
     error service ordering (login-refused)
     error service ordering (no-login)
     error service people (extension-missing)
