@@ -7,6 +7,7 @@ mod admin_rights;
 mod application_roles;
 mod apply_rights;
 mod changed_mappings;
+mod claimed_tables;
 mod columns;
 mod copy_rights;
 mod cut_keys;
@@ -83,6 +84,7 @@ const RULES: &[Rule] = &[
     extensions::rule,
     targets::rule,
     changed_mappings::rule,
+    claimed_tables::rule,
     leftovers::rule,
     older_tables::rule,
 ];

@@ -74,8 +74,11 @@ impl Arguments {
         Self::try_parse_from(words).map_err(CliError::CommandLine)
     }
 
-    /// Starts the log that was asked for.
-    pub fn start_log(&self, ui: &Ui) {
+    /// Starts the log that was asked for. One of JSON takes up the words on stderr as well.
+    pub fn start_log(&self, ui: &mut Ui) {
+        if self.log_format == LogFormat::Json {
+            ui.words_to_log();
+        }
         logging::start(self.log_format, self.log_level, ui.words_paint(), ui.bars());
     }
 

@@ -12,6 +12,7 @@ pub mod claims;
 pub mod copies;
 pub mod deferred;
 pub mod grounds;
+pub mod holdings;
 pub mod ledger;
 pub mod migrate;
 pub mod moves;

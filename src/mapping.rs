@@ -41,6 +41,8 @@ pub struct SliceMapping {
     /// Tables that the plan means and that are not among them, because something is wrong with them. Empty for a slice that
     /// may be worked on.
     pub unmapped: Vec<TableName>,
+    /// How those would be mapped, as far as that can be said: what else is wrong with them can be told as well.
+    pub spoilt: Vec<TableMapping>,
     /// Hex SHA-256 of the mapping without urls, comments and policy.
     pub hash: String,
     /// The same as an earlier version wrote it down.
@@ -52,6 +54,14 @@ impl SliceMapping {
     #[must_use]
     pub fn is_pinned_by(&self, hash: &str) -> bool {
         hash == self.hash || hash == self.earlier_hash
+    }
+
+    /// The slice as if nothing were wrong with its tables. Only for those who look for problems: nothing may be done by it.
+    #[must_use]
+    pub fn with_spoilt(mut self) -> Self {
+        self.tables.append(&mut self.spoilt);
+        compile::seal(&mut self);
+        self
     }
 }
 

@@ -412,6 +412,18 @@ impl Plan {
         found
     }
 
+    /// Whether a slice means a table of this name, by its own entry or by one for the whole schema.
+    #[must_use]
+    pub fn takes(&self, slice: &str, table: &TableName) -> bool {
+        let named = |rule: &TableRule| matches!(&rule.selector, TableSelector::Table(name) if name == table);
+        let of_schema =
+            |rule: &TableRule| matches!(&rule.selector, TableSelector::Schema(name) if *name == table.schema);
+        let Some(asked) = self.slices.get(slice) else { return false };
+        // A table with an entry of its own is left out of every entry for a schema.
+        let apart = self.slices.values().any(|slice| slice.tables.iter().any(named));
+        asked.tables.iter().any(|rule| named(rule) || !apart && of_schema(rule))
+    }
+
     /// Slices of one service.
     pub fn slices_of<'a>(&'a self, service: &'a str) -> impl Iterator<Item = (&'a str, &'a Slice)> {
         self.slices

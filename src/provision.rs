@@ -10,6 +10,7 @@
 
 mod adopt;
 mod anatomy;
+mod claimed;
 mod columns;
 mod deferred;
 mod draft;
@@ -22,6 +23,7 @@ mod publication;
 mod record;
 mod rights;
 mod run;
+mod schema_rights;
 mod slices;
 mod state;
 mod tables;
@@ -35,13 +37,16 @@ use tokio_postgres::Client;
 
 pub use crate::journal::provisioned::{DeferredRow, MirrorRow, SliceRow};
 pub use anatomy::{Anatomy, ForeignKeyShape, IndexKey, IndexShape, Reference, Used};
+pub(crate) use claimed::{Asking, claimed};
 pub use draft::design;
 pub use error::ProvisionError;
 pub(crate) use publication::exact as exact_publication;
 pub(crate) use record::{Run, record};
-pub use run::{execute, prepare, run, survey};
+pub use run::{execute, foresee, prepare, run, survey};
 pub(crate) use run::{lock, unlock};
+pub(crate) use schema_rights::{Closed, no_create_in_schema, ungrantable};
 pub use state::{Grant, GrantOn, Publication, Role, State, Trigger};
+pub(crate) use type_rights::{grant_usage, no_type_usage};
 
 use crate::catalog::Catalog;
 use crate::journal::migrate;

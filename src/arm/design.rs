@@ -156,6 +156,13 @@ pub fn design(plan: &Plan, verb: Verb, chosen: &[String], survey: &Survey, login
 fn arm(draft: &mut Draft<'_>, slice: &SliceMapping, facts: &SliceFacts, logins: &ApplyLogins) {
     let survey = draft.survey;
     let before = draft.steps();
+    let elsewhere = readiness::claimed(draft.plan, survey, slice).into_iter();
+    let elsewhere: Vec<Problem> = elsewhere.chain(readiness::shared(draft.plan, slice)).collect();
+    if !elsewhere.is_empty() {
+        // Nothing may be hung, and above all nothing replaced, before it is settled whose the table is.
+        elsewhere.into_iter().for_each(|problem| draft.problem(problem));
+        return;
+    }
     let mode = match readiness::authority(facts) {
         Authority::Nobody => {
             draft.problem(readiness::wrong_authority(&slice.slice, facts, Verb::Arm));
@@ -198,7 +205,7 @@ fn arm(draft: &mut Draft<'_>, slice: &SliceMapping, facts: &SliceFacts, logins: 
 /// Hangs the gate where it is missing, wakes it where it sleeps, and replaces what is not it: a relation at a time.
 fn gates(draft: &mut Draft<'_>, slice: &SliceMapping, facts: &SliceFacts) {
     let mut lacks: BTreeMap<&TableName, Vec<Lack>> = BTreeMap::new();
-    for Fault { table, lack } in &facts.guard.faults {
+    for Fault { table, lack, .. } in &facts.guard.faults {
         match lack {
             Lack::Function => function(draft, slice, facts),
             Lack::Table => {}
@@ -229,7 +236,9 @@ fn gates(draft: &mut Draft<'_>, slice: &SliceMapping, facts: &SliceFacts) {
         }
     }
     let (first, rest): (Vec<_>, Vec<_>) = facts.guard.relations.iter().partition(|one| !of_root(one));
-    for relation in first.into_iter().chain(rest) {
+    // A relation that asks another slice's gate is refused before; whatever that missed, its gate is not replaced here.
+    let free = |relation: &&Relation| relation.triggers.iter().all(|trigger| trigger.of_slice.is_none());
+    for relation in first.into_iter().chain(rest).filter(free) {
         if let Some(lacks) = lacks.get(&relation.table).filter(|lacks| !lacks.is_empty()) {
             hang(draft, slice, relation, lacks);
         }

@@ -6,9 +6,10 @@ use crate::catalog::{Catalog, Table, UserTypeKind};
 use crate::journal::whereabouts::{self, Route};
 use crate::mapping::partitions::OPEN_PARTITIONS;
 use crate::mapping::{SliceMapping, TableMapping};
-use crate::name::quote_ident;
+use crate::name::{TableName, quote_ident};
 use crate::plan::Plan;
-use crate::problem::{Problem, bring_back};
+use crate::problem::{Problem, START_ANEW, bring_back};
+use crate::provision::{self, Asking};
 
 /// Which side has the authority, as far as both gates agree.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -103,6 +104,40 @@ pub(super) fn wrong_authority(slice: &str, facts: &SliceFacts, verb: Verb) -> Pr
                 format!("strangler status PLAN --slice {slice}")
             }
         })
+}
+
+/// Tables that belong to another slice, whose gate must stay.
+pub(super) fn claimed(plan: &Plan, survey: &Survey, slice: &SliceMapping) -> Vec<Problem> {
+    let states = survey.provisioned.service_states.values();
+    let begun = states.flat_map(|state| state.streams.iter().cloned()).collect();
+    let asking = Asking { plan, slice: &slice.slice, begun: &begun };
+    let tables = slice.tables.iter().map(|table| &table.source);
+    provision::claimed(asking, tables, &survey.provisioned.monolith_state.holdings)
+}
+
+/// Tables of which two slices take different rows. They can be mirrored, and not be given away apart: a table has one gate,
+/// whose statement trigger can't tell whose rows a statement is about.
+pub(super) fn shared(plan: &Plan, slice: &SliceMapping) -> Vec<Problem> {
+    let others = |table: &TableName| -> Vec<&str> {
+        let names = plan.slices.keys().filter(|name| **name != slice.slice && plan.takes(name, table));
+        names.map(String::as_str).collect()
+    };
+    let problem = |table: &TableMapping| {
+        let others = others(&table.source);
+        (!others.is_empty()).then(|| {
+            Problem::error("table-shared", format!("table {}", table.source))
+                .fact(format!("slice {} takes some of its rows, and others go to {}", slice.slice, others.join(", ")))
+                .consequence(
+                    "a table has one gate: closed for the rows of one slice, it would refuse those of the others",
+                )
+                .next(format!(
+                    "such slices can be mirrored and compared, and not flipped: give the table to one slice as a whole, and \
+                     take slice {} back first: {START_ANEW}",
+                    slice.slice
+                ))
+        })
+    };
+    slice.tables.iter().filter_map(problem).collect()
 }
 
 /// Everything is copied: before that, the whole copy would go through the reverse slot.

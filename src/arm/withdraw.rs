@@ -7,7 +7,7 @@ use super::readiness::{self, Authority};
 use super::survey::SliceFacts;
 use super::{Step, Verb, Work, keys, reverse};
 use crate::dualwrite::gate::{self, TriggerKind};
-use crate::dualwrite::guard::{Relation, expected};
+use crate::dualwrite::guard::{FoundTrigger, Relation, expected};
 use crate::journal::arming;
 use crate::journal::streams::Mode;
 use crate::mapping::SliceMapping;
@@ -44,7 +44,11 @@ fn gates(draft: &mut Draft<'_>, slice: &SliceMapping, facts: &SliceFacts) {
         let kinds: Vec<TriggerKind> = expected(relation.kind, relation.partition)
             .iter()
             .copied()
-            .filter(|kind| relation.triggers.iter().any(|trigger| trigger.name == kind.name()))
+            .filter(|kind| {
+                // What asks another slice's gate guards that slice.
+                let ours = |trigger: &&FoundTrigger| trigger.of_slice.is_none();
+                relation.triggers.iter().filter(ours).any(|trigger| trigger.name == kind.name())
+            })
             .filter(|kind| !of_root(relation, *kind))
             .collect();
         let statements: Vec<Statement> =

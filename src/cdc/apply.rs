@@ -19,14 +19,16 @@ use super::table::TableRun;
 use crate::change::{Tuple, Value};
 use crate::journal::claims::{Claim, ClaimStatements};
 use crate::journal::copies::{self, TableState};
+use crate::journal::streams::Direction;
 use crate::journal::touched::Register;
 use crate::journal::{self};
 use crate::landing::key::Key;
 use crate::landing::sets::{RowOperation, SetUpdate, Sets, coalesce};
 use crate::lsn::Lsn;
 use crate::mapping::TableMapping;
-use crate::postgres::connect::Session;
-use crate::postgres::sqlstate;
+use crate::name::quote_ident;
+use crate::postgres::connect::{APPLY_ROLE, Session};
+use crate::postgres::sqlstate::{self, Failure};
 
 /// From this many rows on, COPY costs less than an insert from arrays.
 const COPY_ROWS_MIN: usize = 200;
@@ -387,7 +389,7 @@ impl Applier {
                 }
                 // The first refusal is the cause; those after it only say that the transaction is aborted.
                 Err(error) if refused.is_some() && sqlstate::code(&error) == Some("25P02") => continue,
-                Err(error) => refusal(error),
+                Err(error) => refusal(&self.claim, error),
             };
             if matches!(refusal, Refusal::Fatal(_)) {
                 return Err(refusal);
@@ -401,24 +403,28 @@ impl Applier {
         if let Some(statement) = self.statements.get(sql) {
             return Ok(statement.clone());
         }
-        let statement = self.session.prepare(sql).await.map_err(refusal)?;
+        let statement = self.session.prepare(sql).await.map_err(|error| refusal(&self.claim, error))?;
         self.statements.insert(sql.to_owned(), statement.clone());
         Ok(statement)
     }
 
     async fn copy_in(&mut self, mapping: &TableMapping, rows: &[Tuple]) -> Result<(), Refusal> {
         let statement = self.prepare(&statements::copy_in_text(mapping)).await?;
-        let sink = self.session.copy_in::<_, Bytes>(&statement).await.map_err(refusal)?;
+        let sink = self
+            .session
+            .copy_in::<_, Bytes>(&statement)
+            .await
+            .map_err(|error| refusal(&self.claim, error))?;
         pin_mut!(sink);
         let mut buffer = BytesMut::with_capacity(COPY_CHUNK_BYTES * 2);
         for row in rows {
             encode_copy_row(row, &mut buffer);
             if buffer.len() >= COPY_CHUNK_BYTES {
-                sink.send(buffer.split().freeze()).await.map_err(refusal)?;
+                sink.send(buffer.split().freeze()).await.map_err(|error| refusal(&self.claim, error))?;
             }
         }
-        sink.send(buffer.freeze()).await.map_err(refusal)?;
-        let landed = sink.finish().await.map_err(refusal)?;
+        sink.send(buffer.freeze()).await.map_err(|error| refusal(&self.claim, error))?;
+        let landed = sink.finish().await.map_err(|error| refusal(&self.claim, error))?;
         if usize::try_from(landed) == Ok(rows.len()) {
             Ok(())
         } else {
@@ -428,12 +434,33 @@ impl Applier {
 }
 
 /// Tells a table's own trouble from trouble of the link, the server or the role's rights.
-fn refusal(error: tokio_postgres::Error) -> Refusal {
+fn refusal(claim: &Claim, error: tokio_postgres::Error) -> Refusal {
     if sqlstate::is_about_the_table(&error) {
         let lacks_partition = sqlstate::lacks_partition(&error);
         return Refusal::Table(Trouble { detail: sqlstate::words(&error), lacks_partition });
     }
+    if Failure::of(&error) == Failure::Privilege {
+        return Refusal::Fatal(MirrorError::Denied { next: rights(claim, &error), source: error });
+    }
     Refusal::Fatal(MirrorError::Sql { action: "applying changes", source: error })
+}
+
+/// What gives the mirror's role the right that it lacks. A row is found by its key's values, which are cast to their types, and
+/// that takes USAGE of the schema of each. Which schema it was stands in the server's words alone, where these are English.
+fn rights(claim: &Claim, error: &tokio_postgres::Error) -> String {
+    let words = error.as_db_error().map(tokio_postgres::error::DbError::message).unwrap_or_default();
+    let Some(schema) = words.strip_prefix("permission denied for schema ") else {
+        return "strangler check PLAN, which names the right that is missing".to_owned();
+    };
+    let side = match claim.direction {
+        Direction::Forward => "service",
+        Direction::Reverse => "monolith",
+    };
+    format!(
+        "run on the {side}: GRANT USAGE ON SCHEMA {} TO {APPLY_ROLE}; then strangler mirror PLAN --slice {}",
+        quote_ident(schema),
+        claim.slice
+    )
 }
 
 fn single(operation: &RowOperation) -> Sets {

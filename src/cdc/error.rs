@@ -26,6 +26,15 @@ pub enum MirrorError {
         #[source]
         source: tokio_postgres::Error,
     },
+    /// Rows could not be written because the mirror's role lacks a right.
+    #[error("applying changes failed")]
+    Denied {
+        /// What to type next.
+        next: String,
+        /// What the server said.
+        #[source]
+        source: tokio_postgres::Error,
+    },
     /// Our own tables.
     #[error("the mirror's own tables could not be used")]
     Journal(#[from] JournalError),
@@ -121,6 +130,7 @@ impl MirrorError {
             | Self::Link(_)
             | Self::Fenced { .. }
             | Self::Refused { .. }
+            | Self::Denied { .. }
             | Self::Unreadable { .. }
             | Self::NotArmed { .. }
             | Self::Stopped => false,
@@ -131,7 +141,7 @@ impl MirrorError {
     #[must_use]
     pub fn next(&self) -> Option<&str> {
         match self {
-            Self::Refused { next, .. } => Some(next),
+            Self::Refused { next, .. } | Self::Denied { next, .. } => Some(next),
             Self::Fenced { .. } => Some("strangler status PLAN"),
             Self::Connect(_)
             | Self::Link(_)

@@ -5,6 +5,7 @@ use std::error::Error;
 use std::fmt;
 
 use crate::catalog::Catalog;
+use crate::journal::holdings::Holding;
 use crate::journal::migrate::Form;
 use crate::journal::whereabouts::Whereabouts;
 use crate::mapping::Mappings;
@@ -21,7 +22,7 @@ pub const APPLY_ROLE: &str = "strangler_apply";
 pub struct Facts {
     /// The plan.
     pub plan: Plan,
-    /// The plan joined with the monolith's catalog; empty slices without that catalog.
+    /// The plan joined with the monolith's catalog, tables with an error among them; none without that catalog.
     pub mappings: Mappings,
     /// What joining them found.
     pub mapping_problems: Vec<Problem>,
@@ -48,6 +49,8 @@ pub struct Database {
     pub links: BTreeMap<LinkName, Link>,
     /// Where its links lead, by the database's own word; absent when it did not tell.
     pub whereabouts: Option<Whereabouts>,
+    /// Which slices, of whatever plan, have which of its tables.
+    pub holdings: Vec<Holding>,
     /// Which version made the tables of our own there.
     pub form: Form,
     /// What a reachable database did not tell, in words.
@@ -163,6 +166,8 @@ pub struct Role {
     pub may_connect: bool,
     /// Schemas that it owns, or in which it was itself granted CREATE and USAGE.
     pub creates_in: BTreeSet<String>,
+    /// Schemas that it may not use.
+    pub closed_schemas: BTreeSet<String>,
 }
 
 /// What matters of a server beside its catalogs.

@@ -3,12 +3,11 @@
 use std::collections::BTreeMap;
 
 use super::facts::{APPLY_ROLE, Database, Facts, Link, LinkName, LinkRole, Role, Server};
+use super::gather::join;
 use crate::catalog::Catalog;
 use crate::journal::migrate::Form;
 use crate::journal::whereabouts::Whereabouts;
 use crate::mapping::fixture::{catalog, plan, retail, table_rule};
-use crate::mapping::{compile, expand};
-use crate::name::TableName;
 use crate::plan::Plan;
 use crate::problem::{Problem, Severity};
 
@@ -27,11 +26,7 @@ pub(super) fn clean() -> Facts {
 
 /// As [`clean`], about a plan and a monolith of the test's own.
 pub(super) fn with(plan: Plan, monolith: Catalog) -> Facts {
-    let (mappings, mapping_problems) = compile(&plan, &monolith);
-    let mut moved: BTreeMap<TableName, Vec<String>> = BTreeMap::new();
-    for one in expand(&plan, &monolith).0 {
-        moved.entry(one.table.name.clone()).or_default().push(one.slice.to_owned());
-    }
+    let (mappings, mapping_problems, moved) = join(&plan, &monolith);
     let services = plan.services.iter().enumerate().map(|(index, (name, service))| {
         let mut empty = catalog(Vec::new());
         empty.database = name.clone();
@@ -94,6 +89,7 @@ fn database(mut catalog: Catalog, instance: &str) -> Database {
             (LinkName::Apply, link(APPLY_ROLE)),
         ]),
         whereabouts: Some(Whereabouts { place: instance.into(), ..Whereabouts::default() }),
+        holdings: Vec::new(),
         form: Form::Absent,
         unread: Vec::new(),
     }

@@ -41,19 +41,37 @@ pub(super) async fn ask(
             .collect(),
     };
     let databases = Databases { monolith, services };
-    Ok(provision::prepare(&facts.plan, &[], &databases, &logins).await?.problems)
+    provision::foresee(&facts.plan, &databases, &logins).await
 }
 
 /// The foreseen problems that are not among those already found.
 pub(super) fn unsaid<'a>(facts: &'a Facts, found: &'a [Problem]) -> impl Iterator<Item = Problem> + 'a {
     let said = |problem: &Problem| {
-        let table = problem.object.replace(", table ", ": ");
         SAID_ELSEWHERE.contains(&problem.code)
             || found.iter().any(|other| other.code == problem.code && other.object == problem.object)
-            || problem.code == "adopt-mismatch"
-                && found.iter().any(|other| other.code.starts_with("target-") && other.object == table)
+            || problem.code == "type-not-created" && found.iter().any(|other| needs(other, problem))
+            || problem.code == "adopt-mismatch" && found.iter().any(|other| says(other, problem))
     };
     facts.foreseen.iter().filter(move |problem| !said(problem)).cloned()
+}
+
+/// Whether a column is told to need the type that can't be made.
+fn needs(other: &Problem, of_type: &Problem) -> bool {
+    let name = of_type.object.rsplit_once(", type ").map(|(_, name)| format!("needs {name},"));
+    other.code == of_type.code && name.is_some_and(|name| other.fact.contains(&name))
+}
+
+/// Whether a rule of check says what a mismatch of an adopted table does, about the same column.
+fn says(other: &Problem, mismatch: &Problem) -> bool {
+    if other.object != mismatch.object.replace(", table ", ": ") {
+        return false;
+    }
+    let gist = mismatch.fact.split_once(", and ").map_or(&*mismatch.fact, |(gist, _)| gist);
+    match other.code {
+        "target-absent" => true,
+        "target-without-key" => gist.starts_with("no primary key"),
+        code => (code.starts_with("target-") || code == "generated-differs") && other.fact.contains(gist),
+    }
 }
 
 #[cfg(test)]
@@ -73,8 +91,16 @@ mod tests {
         let codes =
             |facts: &Facts| -> Vec<&str> { report(facts).problems.iter().map(|one| one.code).collect() };
         assert_eq!(codes(&facts), ["column-not-created", "adopt-mismatch", "cut-key"]);
-        let found = [Problem::error("target-differs", "service ordering: Orders")];
+        let found = Problem::error("target-differs", "service ordering: Orders");
+        let found = [found.fact("its column a is integer, not text; it has no column b")];
+        let mismatch =
+            |fact: &str| Problem::error("adopt-mismatch", "service ordering, table Orders").fact(fact);
+        facts.foreseen = vec![
+            mismatch("column a is integer, and the monolith's text does not fit into it"),
+            mismatch("it has no column b"),
+            mismatch("column c is NOT NULL, and the monolith's is not"),
+        ];
         let left: Vec<Problem> = unsaid(&facts, &found).collect();
-        assert_eq!(left.iter().map(|one| one.code).collect::<Vec<_>>(), ["column-not-created"]);
+        assert_eq!(left, facts.foreseen[2..], "what is said of one column hides nothing of another");
     }
 }

@@ -8,12 +8,14 @@ use tokio_postgres::{Client, Error};
 
 use super::facts::{APPLY_ROLE, Database, Facts, Link, LinkFailure, LinkName, LinkRole, Role, Server, Slot};
 use super::foresee;
-use crate::journal::{JournalError, migrate, whereabouts};
+use crate::catalog::Catalog;
+use crate::journal::{JournalError, holdings, migrate, whereabouts};
 use crate::lsn::Lsn;
 use crate::mapping::{Mappings, compile, expand};
 use crate::name::TableName;
 use crate::plan::Plan;
 use crate::postgres::introspect;
+use crate::provision;
 
 /// How far apart the two readings of the WAL position are at least. Shorter ones catch no more than noise; a longer
 /// wait would be felt.
@@ -42,7 +44,8 @@ pub async fn gather(plan: &Plan, monolith: Links, services: BTreeMap<String, Lin
     }
     let roles: Vec<String> = roles.into_iter().collect();
     let monolith_facts = look(&monolith, &roles).await;
-    let (mappings, mapping_problems, moved) = join(plan, &monolith_facts);
+    let joined = monolith_facts.catalog.as_ref().map(|catalog| join(plan, catalog));
+    let (mappings, mapping_problems, moved) = joined.unwrap_or_default();
     let mut facts = Facts {
         plan: plan.clone(),
         mappings,
@@ -73,9 +76,11 @@ pub async fn gather(plan: &Plan, monolith: Links, services: BTreeMap<String, Lin
 
 type Joined = (Mappings, Vec<crate::problem::Problem>, BTreeMap<TableName, Vec<String>>);
 
-fn join(plan: &Plan, monolith: &Database) -> Joined {
-    let Some(catalog) = &monolith.catalog else { return (Mappings::new(), Vec::new(), BTreeMap::new()) };
+/// Joins the plan with the monolith's catalog. Tables with which something is wrong are among the others, so that this does
+/// not hide what else is.
+pub(super) fn join(plan: &Plan, catalog: &Catalog) -> Joined {
     let (mappings, problems) = compile(plan, catalog);
+    let mappings = mappings.into_iter().map(|(name, slice)| (name, slice.with_spoilt())).collect();
     let mut moved: BTreeMap<TableName, Vec<String>> = BTreeMap::new();
     for one in expand(plan, catalog).0 {
         moved.entry(one.table.name.clone()).or_default().push(one.slice.to_owned());
@@ -133,6 +138,10 @@ async fn look(links: &Links, roles: &[String]) -> Database {
         Ok(found) => database.whereabouts = Some(found),
         Err(error) => database.unread.push(LinkFailure::new(&error).words),
     }
+    match holdings::read(client).await {
+        Ok(found) => database.holdings = found,
+        Err(error) => database.unread.push(LinkFailure::new(&error).words),
+    }
     match migrate::form(client).await {
         Ok(form) => database.form = form,
         Err(error) => database.unread.push(LinkFailure::new(&error).words),
@@ -162,7 +171,7 @@ async fn read_link(client: &Client, link: LinkName) -> Result<LinkRole, Unread> 
         ..LinkRole::default()
     };
     if link == LinkName::Admin {
-        role.ungrantable = read_ungrantable(client).await?;
+        role.ungrantable = provision::ungrantable(client).await?;
     }
     if link == LinkName::Apply {
         role.replica_role = may_set_replica_role(client).await?;
@@ -214,18 +223,6 @@ async fn read_table_rights(client: &Client, becomes: bool, role: &mut LinkRole) 
     Ok(())
 }
 
-/// An owner, and who was given the right WITH GRANT OPTION, may grant it (GRANT). Where everybody may create, as in
-/// `public` before PostgreSQL 15, nobody has to be granted anything.
-async fn read_ungrantable(client: &Client) -> Result<BTreeMap<String, String>, Error> {
-    let sql = "SELECT nspname::text, pg_catalog.pg_get_userbyid(nspowner)::text FROM pg_catalog.pg_namespace \
-               WHERE nspname !~ '^pg_' AND NOT pg_catalog.pg_has_role(nspowner, 'USAGE') \
-                 AND NOT (pg_catalog.has_schema_privilege(oid, 'CREATE WITH GRANT OPTION') \
-                          AND pg_catalog.has_schema_privilege(oid, 'USAGE WITH GRANT OPTION')) \
-                 AND NOT EXISTS (SELECT FROM pg_catalog.aclexplode(nspacl) a \
-                                 WHERE a.grantee = 0 AND a.privilege_type = 'CREATE')";
-    client.query(sql, &[]).await?.iter().map(|row| Ok((row.try_get(0)?, row.try_get(1)?))).collect()
-}
-
 /// Tried rather than looked up: managed servers let other roles set it than the catalogs tell.
 async fn may_set_replica_role(client: &Client) -> Result<bool, Error> {
     let row = client
@@ -250,7 +247,9 @@ async fn read_roles(client: &Client, names: &[String]) -> Result<BTreeMap<String
                       pg_catalog.has_database_privilege(r.oid, pg_catalog.current_database(), 'CONNECT'), \
                       ARRAY(SELECT n.nspname::text FROM pg_catalog.pg_namespace n \
                             WHERE pg_catalog.has_schema_privilege(r.oid, n.oid, 'CREATE') \
-                            AND pg_catalog.has_schema_privilege(r.oid, n.oid, 'USAGE')) \
+                            AND pg_catalog.has_schema_privilege(r.oid, n.oid, 'USAGE')), \
+                      ARRAY(SELECT n.nspname::text FROM pg_catalog.pg_namespace n \
+                            WHERE NOT pg_catalog.has_schema_privilege(r.oid, n.oid, 'USAGE')) \
                FROM pg_catalog.pg_roles r WHERE r.rolname = ANY($1)";
     let mut roles = BTreeMap::new();
     for row in client.query(sql, &[&names]).await? {
@@ -261,6 +260,7 @@ async fn read_roles(client: &Client, names: &[String]) -> Result<BTreeMap<String
             has_password: None,
             may_connect: row.try_get(4)?,
             creates_in: row.try_get::<_, Vec<String>>(5)?.into_iter().collect(),
+            closed_schemas: row.try_get::<_, Vec<String>>(6)?.into_iter().collect(),
         };
         roles.insert(row.try_get(0)?, role);
     }

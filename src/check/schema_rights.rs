@@ -6,9 +6,10 @@ use std::collections::{BTreeMap, BTreeSet};
 use super::facts::{Database, Facts, LinkName};
 use crate::catalog::{Catalog, UserTypeKind};
 use crate::mapping::TableMapping;
-use crate::name::{TableName, quote_ident};
+use crate::name::TableName;
 use crate::plan::Ddl;
 use crate::problem::Problem;
+use crate::provision::{self, Closed};
 
 pub(super) fn rule(facts: &Facts) -> Vec<Problem> {
     let mut problems = Vec::new();
@@ -19,21 +20,14 @@ pub(super) fn rule(facts: &Facts) -> Vec<Problem> {
             if prepared(database, &service.owner, &schema) {
                 continue;
             }
-            problems.push(
-                Problem::error("no-create-in-schema", format!("service {name}"))
-                    .fact(format!(
-                        "{needs} goes into the schema {schema}, which belongs to {owner}, and the admin link's role {} \
-                         may not let {} create there",
-                        role.name, service.owner
-                    ))
-                    .consequence("provision stops when it comes to that schema")
-                    .next(format!(
-                        "run in that database as the schema's owner or a superuser: GRANT CREATE, USAGE ON SCHEMA {} \
-                         TO {} WITH GRANT OPTION;",
-                        quote_ident(&schema),
-                        quote_ident(&role.name)
-                    )),
-            );
+            problems.push(provision::no_create_in_schema(Closed {
+                service: name,
+                schema: &schema,
+                schema_owner: owner,
+                needs: &needs,
+                admin: &role.name,
+                owner: &service.owner,
+            }));
         }
     }
     problems

@@ -1,4 +1,4 @@
-//! What the links need to name the types of moved columns, which may be in schemas without a table. Provision grants it;
+//! What the links, and a service's application, need to name the types of moved columns, which may be in schemas without a table. Provision grants it;
 //! here is said what provision can't grant, and what was taken away since, or is missing because an earlier version did
 //! not grant it.
 
@@ -6,12 +6,12 @@ use std::collections::BTreeSet;
 
 use super::facts::{Database, Facts, LinkName, Named};
 use crate::mapping::SliceMapping;
-use crate::name::quote_ident;
 use crate::problem::Problem;
+use crate::provision;
 
 pub(super) fn rule(facts: &Facts) -> Vec<Problem> {
     let mut problems = Vec::new();
-    for Named { name, service, database } in facts.databases() {
+    for Named { service, database, .. } in facts.databases() {
         let here = |slice: &&SliceMapping| service.is_none_or(|service| slice.service == service);
         let slices: Vec<&SliceMapping> = facts.mappings.values().filter(here).collect();
         let (mut all, mut due) = (BTreeSet::new(), BTreeSet::new());
@@ -27,29 +27,30 @@ pub(super) fn rule(facts: &Facts) -> Vec<Problem> {
         due.extend(
             all.into_iter().filter(|schema| ungrantable.is_some_and(|those| those.contains_key(schema))),
         );
-        problems.extend(due.iter().flat_map(|schema| closed(&name, database, schema)));
+        let at = service
+            .map_or(provision::Database::Monolith, |name| provision::Database::Service(name.to_owned()));
+        let app = service.and_then(|service| facts.plan.services.get(service)).map(|service| &service.app);
+        problems.extend(due.iter().flat_map(|schema| closed((&at, database), app, schema)));
     }
     problems
 }
 
-/// The links whose roles may not use a schema, each role once.
-fn closed(name: &str, database: &Database, schema: &str) -> Vec<Problem> {
-    let roles: BTreeSet<&str> = [LinkName::Read, LinkName::Apply]
-        .into_iter()
-        .filter_map(|link| database.role(link))
-        .filter(|role| !role.superuser && role.closed_schemas.contains(schema))
-        .map(|role| role.name.as_str())
-        .collect();
+/// The roles that may not use a schema, each once: those of the links, and the application's in a service.
+fn closed(
+    (at, database): (&provision::Database, &Database),
+    app: Option<&String>,
+    schema: &str,
+) -> Vec<Problem> {
+    let links = [LinkName::Read, LinkName::Apply].into_iter().filter_map(|link| database.role(link));
+    let links = links.filter(|role| !role.superuser && role.closed_schemas.contains(schema));
+    let mut roles: BTreeSet<&str> = links.map(|role| role.name.as_str()).collect();
+    let app = app.and_then(|name| database.roles.get_key_value(name));
+    roles.extend(app.filter(|(_, role)| role.closed_schemas.contains(schema)).map(|(name, _)| name.as_str()));
     let problem = |role: &str| {
-        Problem::warning("no-type-usage", format!("{name}, schema {schema}"))
-            .fact(format!("{role} may not name the types in it"))
-            .consequence("tables with columns of those types can't be compared")
-            .next(format!(
-                "strangler provision PLAN grants it where it may; by hand, as the schema's owner or a superuser: \
-                 GRANT USAGE ON SCHEMA {} TO {};",
-                quote_ident(schema),
-                quote_ident(role)
-            ))
+        provision::no_type_usage(at, schema, role).fact(format!("{role} may not name the types in it")).next(format!(
+            "strangler provision PLAN grants it where it may; by hand, as the schema's owner or a superuser: {}",
+            provision::grant_usage(schema, role)
+        ))
     };
     roles.into_iter().map(problem).collect()
 }
@@ -96,6 +97,8 @@ mod tests {
         for database in [monolith, service] {
             role(database, LinkName::Apply).closed_schemas.insert("ty".into());
         }
+        let app = facts.service("ordering").roles.get_mut("ordering_app").unwrap();
+        app.closed_schemas.insert("ty".into());
         role(&mut facts.monolith, LinkName::Read).closed_schemas.insert("ty".into());
         facts
     }
@@ -118,14 +121,15 @@ mod tests {
         assert_eq!(rule(&facts), [], "provision will grant it");
         provisioned(&mut facts);
         let found = rule(&facts);
-        assert_eq!(found.len(), 3, "{found:?}");
-        for (one, (object, to)) in found.iter().zip([
-            ("monolith, schema ty", "reader"),
-            ("monolith, schema ty", "strangler_apply"),
-            ("service ordering, schema ty", "strangler_apply"),
+        assert_eq!(found.len(), 4, "{found:?}");
+        for (one, (severity, object, to)) in found.iter().zip([
+            (Severity::Warning, "monolith, schema ty", "reader"),
+            (Severity::Warning, "monolith, schema ty", "strangler_apply"),
+            (Severity::Warning, "service ordering, schema ty", "ordering_app"),
+            (Severity::Error, "service ordering, schema ty", "strangler_apply"),
         ]) {
             let grant = format!("GRANT USAGE ON SCHEMA \"ty\" TO \"{to}\";");
-            expect(std::slice::from_ref(one), Severity::Warning, "no-type-usage", &grant);
+            expect(std::slice::from_ref(one), severity, "no-type-usage", &grant);
             assert!(one.object.to_string().contains(object), "{one:?}");
         }
     }

@@ -252,6 +252,9 @@ fn failed(error: ConductError, opened: &Opened, intent: Intent) -> CliError {
         FlipError::Together { others, from } => {
             (true, Some(together::unfinished(&plan, &slice, (&others, from))), None)
         }
+        source @ FlipError::NotProvisioned { .. } => {
+            (true, Some(readiness::not_provisioned(&plan, &slice, &source.to_string())), None)
+        }
         FlipError::Unguarded { places } => (false, Some(readiness::not_armed(&places, &plan, &slice)), None),
         FlipError::Short { side, margin, columns } => {
             let service = opened.plan.service_of(&slice).map_or("", |(name, _)| name);

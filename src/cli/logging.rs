@@ -17,7 +17,7 @@ pub enum LogFormat {
     /// For a human
     #[default]
     Human,
-    /// One JSON object per line
+    /// One JSON object per line, and nothing else on stderr
     Json,
 }
 
@@ -52,10 +52,15 @@ impl From<LogLevel> for LevelFilter {
     }
 }
 
+/// Target of what a verb says on stderr, where the log takes it up. It is no log, so no level leaves it out.
+pub const WORDS: &str = "strangler::words";
+
 /// Starts the log of this process. Only our own events are let through: the libraries underneath know nothing of
 /// our rule that no secret and no row value is logged.
 pub fn start(format: LogFormat, level: LogLevel, paint: Paint, bars: MultiProgress) {
-    let ours = Targets::new().with_target("strangler", LevelFilter::from(level));
+    let ours = Targets::new()
+        .with_target("strangler", LevelFilter::from(level))
+        .with_target(WORDS, LevelFilter::INFO);
     let lines = tracing_subscriber::fmt::layer().with_writer(AboveBars(bars));
     let registry = registry().with(ours);
     // A second start in one process, as a test may do, leaves the first log in place.

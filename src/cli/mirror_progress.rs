@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use indicatif::{ProgressBar, ProgressStyle};
 
+use super::logging::WORDS;
 use super::ui::{Ink, Paint, Ui};
 use crate::cdc::progress::{Progress, SliceProgress, TableProgress};
 use crate::journal::streams::Direction;
@@ -86,7 +87,10 @@ impl Display {
             shown.milestone != milestone
                 || (still_copying(slice) && now.duration_since(shown.at) >= LINE_EVERY)
         });
-        if due {
+        if due && ui.logs_words() {
+            log(slice);
+            self.shown.insert(name(slice), Shown { milestone, at: now });
+        } else if due {
             ui.words(&slice_line(slice, Paint::Plain));
             for table in slice.tables.iter().filter(|table| table.state == "copying") {
                 ui.words(&format!("  {}", table_line(table, Paint::Plain)));
@@ -100,6 +104,26 @@ impl Default for Display {
     fn default() -> Self {
         Self::new()
     }
+}
+
+/// The same as one event, with numbers that a program can read.
+fn log(slice: &SliceProgress) {
+    let live = slice.tables.iter().filter(|table| table.state == "live").count();
+    let rows: u64 = slice.tables.iter().map(|table| table.rows).sum();
+    tracing::info!(
+        target: WORDS,
+        slice = slice.slice,
+        direction = slice.direction.as_str(),
+        phase = slice.phase,
+        detail = slice.detail.as_deref().unwrap_or_default(),
+        tables = slice.tables.len(),
+        tables_live = live,
+        rows,
+        lag_bytes = slice.lag_bytes,
+        lag_ms = slice.lag_ms,
+        wal_held_bytes = slice.wal_held_bytes,
+        "progress"
+    );
 }
 
 /// A slice that is armed has two streams.

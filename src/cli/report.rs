@@ -5,6 +5,7 @@ use std::error::Error;
 use std::io;
 use std::process::ExitCode;
 
+use super::logging::WORDS;
 use super::ui::{Ink, Paint, Ui};
 use crate::arm::ArmError;
 use crate::cdc::error::MirrorError;
@@ -355,6 +356,7 @@ fn mirror_page(error: &MirrorError, plan: &str) -> Page {
         MirrorError::Refused { .. } => (Exit::Refused, "mirror-refused"),
         MirrorError::Fenced { .. } => (Exit::Refused, "mirror-taken-over"),
         MirrorError::Sql { .. }
+        | MirrorError::Denied { .. }
         | MirrorError::Journal(_)
         | MirrorError::Replication(_)
         | MirrorError::Stream(_)
@@ -540,6 +542,12 @@ pub fn finish(ui: &mut Ui, outcome: Result<Exit, CliError>) -> Exit {
 }
 
 fn show(ui: &mut Ui, heading: &str, error: &(dyn Error + 'static), page: &Page) {
+    if ui.logs_words() {
+        let causes: Vec<String> = sqlstate::causes(error).into_iter().skip(1).collect();
+        let (causes, hint) = (causes.join(": "), page.hint.as_deref().unwrap_or_default());
+        tracing::error!(target: WORDS, code = page.code, causes, hint, "{heading}");
+        return;
+    }
     let paint = ui.words_paint();
     let code = paint.ink(Ink::Alarm, &format!("error[{}]:", page.code));
     ui.words(&format!("{code} {heading}"));

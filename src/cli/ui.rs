@@ -6,6 +6,7 @@ use std::io::{self, IsTerminal, Write};
 use indicatif::{MultiProgress, ProgressDrawTarget};
 use serde::Serialize;
 
+use super::logging::WORDS;
 pub use crate::ink::{Ink, Paint};
 
 /// How a verb reports.
@@ -26,6 +27,7 @@ pub struct Ui {
     words_paint: Paint,
     data_on_terminal: bool,
     words_on_terminal: bool,
+    words_to_log: bool,
     bars: MultiProgress,
 }
 
@@ -51,8 +53,23 @@ impl Ui {
             words_paint: paint(words_on_terminal),
             data_on_terminal,
             words_on_terminal,
+            words_to_log: false,
             bars: MultiProgress::with_draw_target(target),
         }
+    }
+
+    /// From now on words are events of the log, so that every line of stderr is one JSON object: no colours and no bars.
+    pub fn words_to_log(&mut self) {
+        self.words_to_log = true;
+        self.words_on_terminal = false;
+        self.words_paint = Paint::Plain;
+        self.bars.set_draw_target(ProgressDrawTarget::hidden());
+    }
+
+    /// Words are events of the log.
+    #[must_use]
+    pub fn logs_words(&self) -> bool {
+        self.words_to_log
     }
 
     /// Colours of stdout.
@@ -115,6 +132,10 @@ impl Ui {
     /// Writes words and a line break. Whether anybody reads them changes nothing about the work, so a closed
     /// stderr is no error.
     pub fn words(&mut self, text: &str) {
+        if self.words_to_log {
+            tracing::info!(target: WORDS, "{text}");
+            return;
+        }
         let Self { words, bars, .. } = self;
         let _ = bars.suspend(|| words.write_all(format!("{text}\n").as_bytes()));
     }

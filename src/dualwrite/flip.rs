@@ -109,6 +109,12 @@ pub enum FlipError {
         /// Away from whom.
         from: Side,
     },
+    /// A side has no gate of the slice: `provision` never came there, or not to its end.
+    #[error("it is not provisioned in the {side}")]
+    NotProvisioned {
+        /// Which.
+        side: Side,
+    },
     /// The side that was to be closed has a way in past its gate.
     #[error("not guarded by its gate: {}", places.join(", "))]
     Unguarded {

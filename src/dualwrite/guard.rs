@@ -48,6 +48,8 @@ pub struct FoundTrigger {
     pub enabled: char,
     /// It calls the slice's gate, for every row and column.
     pub calls_gate: bool,
+    /// The other slice whose gate it calls.
+    pub of_slice: Option<String>,
 }
 
 /// What is wrong with one trigger, or with what they all call.
@@ -72,6 +74,8 @@ pub struct Fault {
     pub table: TableName,
     /// What it lacks.
     pub lack: Lack,
+    /// Of a trigger that is altered: the other slice whose gate it asks. Nobody but that slice may take it off.
+    pub of_slice: Option<String>,
 }
 
 /// As an operator reads it.
@@ -83,6 +87,10 @@ impl fmt::Display for Fault {
             Lack::Missing(kind) => write!(f, "table {table} has no trigger {}", kind.name()),
             Lack::Asleep(kind) => {
                 write!(f, "trigger {} of table {table} is disabled, or does not fire always", kind.name())
+            }
+            Lack::Altered(kind) if self.of_slice.is_some() => {
+                let other = self.of_slice.as_deref().unwrap_or_default();
+                write!(f, "trigger {} of table {table} is the gate of slice {other}", kind.name())
             }
             Lack::Altered(kind) => {
                 write!(f, "trigger {} of table {table} is not the gate's", kind.name())
@@ -179,10 +187,16 @@ impl Guard {
         subscribed.chain(self.inherited.iter().map(|one| inherits(one, database))).collect()
     }
 
-    /// No relation carries a trigger of the gate.
+    /// Tables that ask another slice's gate, with that slice.
+    pub fn claimed(&self) -> impl Iterator<Item = (TableName, String)> {
+        self.faults.iter().filter_map(|fault| Some((fault.table.clone(), fault.of_slice.clone()?)))
+    }
+
+    /// No relation carries a trigger of the gate. One of another slice's gate is not it.
     #[must_use]
     pub fn is_bare(&self) -> bool {
-        self.relations.iter().all(|relation| relation.triggers.is_empty())
+        let mut triggers = self.relations.iter().flat_map(|relation| &relation.triggers);
+        triggers.all(|trigger| trigger.of_slice.is_some())
     }
 }
 
@@ -219,11 +233,11 @@ pub fn judge(
     let mut faults = BTreeSet::new();
     let wanted = lock_key.map(|key| gate::body(slice, key));
     if wanted.is_none() || body != wanted.as_deref() {
-        faults.insert(Fault { table: gate::name(slice), lack: Lack::Function });
+        faults.insert(Fault { table: gate::name(slice), lack: Lack::Function, of_slice: None });
     }
     for table in tables {
         if !relations.iter().any(|relation| relation.table == *table) {
-            faults.insert(Fault { table: table.clone(), lack: Lack::Table });
+            faults.insert(Fault { table: table.clone(), lack: Lack::Table, of_slice: None });
         }
     }
     for relation in relations {
@@ -237,7 +251,8 @@ pub fn judge(
                 Some(trigger) if trigger.enabled != 'A' => Lack::Asleep(*kind),
                 Some(_) => continue,
             };
-            faults.insert(Fault { table: relation.table.clone(), lack });
+            let of_slice = found.and_then(|trigger| trigger.of_slice.clone());
+            faults.insert(Fault { table: relation.table.clone(), lack, of_slice });
         }
     }
     faults.into_iter().collect()
@@ -250,7 +265,10 @@ WITH RECURSIVE tree AS (
     UNION SELECT i.inhrelid, t.number, c.relispartition FROM tree t
         JOIN pg_inherits i ON i.inhparent = t.oid JOIN pg_class c ON c.oid = i.inhrelid)
 SELECT t.number, n.nspname::text, c.relname::text, c.relkind::text, t.partition, g.tgname::text, g.tgtype,
-    g.tgenabled::text, coalesce(g.tgfoid = to_regprocedure($2)::oid AND g.tgqual IS NULL AND g.tgattr::text = '', false)
+    g.tgenabled::text, coalesce(g.tgfoid = to_regprocedure($2)::oid AND g.tgqual IS NULL AND g.tgattr::text = '', false),
+    (SELECT substr(p.proname::text, 6) FROM pg_proc p JOIN pg_namespace pn ON pn.oid = p.pronamespace
+     WHERE p.oid = g.tgfoid AND p.oid <> coalesce(to_regprocedure($2)::oid, 0) AND pn.nspname = 'strangler'
+         AND left(p.proname::text, 5) = 'gate_')
 FROM tree t JOIN pg_class c ON c.oid = t.oid JOIN pg_namespace n ON n.oid = c.relnamespace
     LEFT JOIN pg_trigger g ON g.tgrelid = c.oid AND g.tgname IN ($3, $4)
 ORDER BY t.number, n.nspname, c.relname, g.tgname";
@@ -398,6 +416,7 @@ fn gather(tables: &[TableName], rows: &[Row]) -> Vec<Relation> {
             catalog_type: row.get(6),
             enabled: first(row.get(7)),
             calls_gate: row.get(8),
+            of_slice: row.get(9),
         };
         if !relation.triggers.contains(&trigger) {
             relation.triggers.push(trigger);
@@ -416,6 +435,7 @@ mod tests {
             catalog_type: kind.catalog_type(),
             enabled: 'A',
             calls_gate: true,
+            of_slice: None,
         }
     }
 

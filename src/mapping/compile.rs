@@ -29,6 +29,7 @@ pub fn compile(plan: &Plan, monolith: &Catalog) -> (Mappings, Vec<MappingProblem
                 service: slice.service.clone(),
                 tables: Vec::new(),
                 unmapped: Vec::new(),
+                spoilt: Vec::new(),
                 hash: String::new(),
                 earlier_hash: String::new(),
             };
@@ -37,7 +38,8 @@ pub fn compile(plan: &Plan, monolith: &Catalog) -> (Mappings, Vec<MappingProblem
         .collect();
     for one in &listed {
         let (table, found) = map_table(plan, monolith, one, &listed);
-        let broken = found.iter().any(|problem| problem.severity == Severity::Error);
+        let wrong = found.iter().any(|problem| problem.severity == Severity::Error);
+        let broken = wrong || table.key.is_empty();
         // Whether another slice takes rows of it that are this one's can't be told before it is mapped.
         let takers: Vec<&str> = listed
             .iter()
@@ -50,22 +52,27 @@ pub fn compile(plan: &Plan, monolith: &Catalog) -> (Mappings, Vec<MappingProblem
                 .map(|problem| takers.iter().fold(problem, |problem, slice| problem.of_slice(*slice))),
         );
         let Some(slice) = mappings.get_mut(one.slice) else { continue };
-        match table.filter(|_| !broken) {
-            Some(table) => slice.tables.push(table),
-            None => slice.unmapped.push(one.table.name.clone()),
+        if broken {
+            slice.unmapped.push(one.table.name.clone());
+            slice.spoilt.push(table);
+        } else {
+            slice.tables.push(table);
         }
     }
     problems.extend(collisions(plan, &listed));
     problems.extend(overlaps(&listed, &mappings));
     problems.extend(columns::classified_problems(plan, monolith));
-    for slice in mappings.values_mut() {
-        slice.tables.sort_by(|a, b| a.source.cmp(&b.source));
-        slice.hash = hash::of(slice);
-        slice.earlier_hash = hash::earlier(slice);
-    }
+    mappings.values_mut().for_each(seal);
     problems.sort_by(|a, b| (a.place, a).cmp(&(b.place, b)));
     problems.dedup();
     (mappings, problems)
+}
+
+/// Puts the tables in their order, and hashes what there is.
+pub(super) fn seal(slice: &mut SliceMapping) {
+    slice.tables.sort_by(|a, b| a.source.cmp(&b.source));
+    slice.hash = hash::of(slice);
+    slice.earlier_hash = hash::earlier(slice);
 }
 
 fn map_table(
@@ -73,7 +80,7 @@ fn map_table(
     monolith: &Catalog,
     one: &Listed<'_>,
     listed: &[Listed<'_>],
-) -> (Option<TableMapping>, Vec<Problem>) {
+) -> (TableMapping, Vec<Problem>) {
     let mut problems = Vec::new();
     let service = plan.services.get(one.service);
     let columns::Columns { carried: columns, generated, dropped } =
@@ -83,9 +90,6 @@ fn map_table(
     let filter = filter::terms(monolith, one, &columns, &mut problems);
     problems.extend(partitions::gaps(monolith, one));
     let soft_references = references::across_the_cut(monolith, one, listed, &columns, &mut problems);
-    if key.is_empty() {
-        return (None, problems);
-    }
     let single = if let [only] = key.as_slice() { columns.get(*only) } else { None };
     let correlation = single.and_then(|column| one.table.column(&column.source)).and_then(|c| c.correlation);
     let table = TableMapping {
@@ -105,7 +109,7 @@ fn map_table(
         heap_bytes: one.table.heap_bytes,
         reversed: false,
     };
-    (Some(table), problems)
+    (table, problems)
 }
 
 /// Where a table goes: into the service's one schema or the monolith's, under its own name or the rule's.

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use super::spelling::{advice, nearest, nearest_table};
 use crate::catalog::{Catalog, Persistence, Table, TableKind};
 use crate::name::TableName;
-use crate::plan::{Plan, TableRule, TableSelector};
+use crate::plan::{Plan, Slice, TableRule, TableSelector};
 use crate::problem::Problem;
 
 /// A table that a slice takes, with the rule that says how.
@@ -39,7 +39,7 @@ pub fn expand<'a>(plan: &'a Plan, monolith: &'a Catalog) -> (Vec<Listed<'a>>, Ve
                     }
                 },
                 TableSelector::Schema(schema) => {
-                    let (tables, found) = whole_schema(monolith, schema, rule, &named);
+                    let (tables, found) = whole_schema(monolith, schema, (slice, rule), &named);
                     problems.extend(found.into_iter().map(|problem| problem.of_slice(slice_name)));
                     tables
                 }
@@ -138,7 +138,7 @@ fn root_of<'a>(monolith: &'a Catalog, parent: &'a TableName) -> &'a TableName {
 fn whole_schema<'a>(
     monolith: &'a Catalog,
     schema: &str,
-    rule: &TableRule,
+    (slice, rule): (&Slice, &TableRule),
     named: &BTreeSet<&TableName>,
 ) -> (Vec<&'a Table>, Vec<Problem>) {
     let pattern = format!("{schema}.*");
@@ -163,7 +163,15 @@ fn whole_schema<'a>(
                 .next("list the tables one by one if this is not what you want")
         })
         .collect();
-    if tables.is_empty() {
+    // An entry for the rest of a schema of which the slice names every table still says what it says.
+    let apart = |rule: &TableRule| matches!(&rule.selector, TableSelector::Table(name) if name.schema == schema && monolith.table(name).is_some());
+    if tables.is_empty() && !slice.tables.iter().any(apart) {
+        let elsewhere = named.iter().any(|name| name.schema == schema && monolith.table(name).is_some());
+        let fact = if elsewhere {
+            "every table of this schema that can move has an entry of its own in another slice".to_owned()
+        } else {
+            format!("the monolith {} has no table in this schema that can move", monolith.database)
+        };
         let near = if monolith.schemas.iter().any(|known| known == schema) {
             None
         } else {
@@ -171,7 +179,7 @@ fn whole_schema<'a>(
         };
         let problem = Problem::error("empty-schema", &pattern)
             .at(rule.place)
-            .fact(format!("the monolith {} has no table in this schema that can move", monolith.database))
+            .fact(fact)
             .consequence("the entry means nothing")
             .next(advice(near, "remove the entry, or name the schema that you mean"));
         problems.push(problem);

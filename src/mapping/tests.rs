@@ -240,6 +240,14 @@ fn names_that_do_not_exist_are_problems_with_advice() {
     expect(&plan_of("Whatever"), &retail(), "unknown-column", "its columns are Id, Region");
     let schema = plan(vec![("s", vec![rule(TableSelector::Schema("Public".into()))])]);
     expect(&schema, &retail(), "empty-schema", "did you mean public.*?");
+    let rest = || rule(TableSelector::Schema("public".into()));
+    let tables = retail().tables;
+    let every = || tables.keys().map(|name| rule(TableSelector::Table(name.clone())));
+    let all = plan(vec![("s", every().chain([rest()]).collect())]);
+    let (_, problems) = compile(&all, &retail());
+    assert!(problems.iter().all(|one| one.code != "empty-schema"), "each has its own entry: {problems:?}");
+    let elsewhere = plan(vec![("s", every().collect()), ("t", vec![rest()])]);
+    expect(&elsewhere, &retail(), "empty-schema", "an entry of its own in another slice");
     let reference = one("Orders", |rule| {
         let references = Some(name("Product"));
         rule.columns.insert("Region".into(), ColumnRule::Keep { to: None, references });

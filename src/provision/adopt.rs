@@ -88,7 +88,7 @@ fn verify(draft: &Draft<'_>, site: &Site<'_>, mapping: &TableMapping) -> Vec<Pro
             .consequence("its rows would not be what the monolith's are")
             .next(misfit.next)
     }));
-    if key_index(mapping, table).is_none() {
+    if !mapping.key.is_empty() && key_index(mapping, table).is_none() {
         let key: Vec<&str> = mapping.key_columns().map(|column| column.target.as_str()).collect();
         problems.push(refused(
             format!(

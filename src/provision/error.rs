@@ -10,7 +10,8 @@ use crate::problem::{Problem, Severity};
 pub enum ProvisionError {
     /// A step failed.
     #[error(
-        "{database}: could not {purpose} {object}; nothing of this step was kept: solve it and run provision again"
+        "{database}: could not {purpose} {object}; nothing of this step was kept: solve it and run provision again. It was at: \
+         {statement}"
     )]
     Step {
         /// Where.
@@ -19,6 +20,8 @@ pub enum ProvisionError {
         purpose: String,
         /// To what.
         object: String,
+        /// The statement that failed, as it may be shown.
+        statement: String,
         /// What the server said.
         source: tokio_postgres::Error,
     },

@@ -107,7 +107,7 @@ fn name_types(draft: &mut Draft<'_>, wanted: &mut Wanted, role: &str) {
     let tables = draft.mappings.values().flat_map(|slice| &slice.tables);
     let schemas: BTreeSet<String> = tables.flat_map(|table| type_rights::schemas(draft, table)).collect();
     let survey = draft.survey;
-    type_rights::want(draft, wanted, ("monolith", &survey.monolith_state), (schemas, role));
+    type_rights::want(draft, wanted, (&Database::Monolith, &survey.monolith_state), (&schemas, role));
 }
 
 /// Whether USAGE of a schema is there, or can be granted by whoever owns the schema.

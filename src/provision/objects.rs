@@ -6,6 +6,7 @@ use super::Statement;
 use super::anatomy::{Reference, Used};
 use super::draft::{Draft, Site, in_service};
 use super::expression::target_of;
+use super::schema_rights::{Closed, no_create_in_schema};
 use super::state::{Grant, GrantOn};
 use crate::catalog::{Sequence, UserType, UserTypeKind};
 use crate::mapping::TableMapping;
@@ -137,11 +138,15 @@ fn routines(draft: &mut Draft<'_>, site: &Site<'_>, needed: &Needed) {
 }
 
 fn schemas(draft: &mut Draft<'_>, site: &Site<'_>, needed: &Needed) {
-    let tables = site.tables().map(|(_, table)| table.target.schema.clone());
-    let types = needed.types.iter().map(|name| name.schema.clone());
-    let wanted: BTreeSet<String> = tables.chain(types).collect();
+    let tables =
+        site.tables().map(|(_, table)| (&table.target.schema, format!("the table {}", table.target)));
+    let types = needed.types.iter().map(|name| (&name.schema, format!("the type {name}")));
+    let mut wanted: BTreeMap<String, String> = BTreeMap::new();
+    for (schema, needs) in tables.chain(types) {
+        wanted.entry(schema.clone()).or_insert(needs);
+    }
     let owner = &site.service.owner;
-    for schema in wanted {
+    for (schema, needs) in wanted {
         let statement = match site.state.schema_owners.get(&schema) {
             Some(present) if present == owner => continue,
             Some(_) => {
@@ -151,6 +156,17 @@ fn schemas(draft: &mut Draft<'_>, site: &Site<'_>, needed: &Needed) {
                     site.state.holds(&grant)
                 };
                 if has("CREATE") && has("USAGE") {
+                    continue;
+                }
+                if let Some(schema_owner) = site.state.ungrantable.get(&schema) {
+                    draft.problem(no_create_in_schema(Closed {
+                        service: site.name,
+                        schema: &schema,
+                        schema_owner,
+                        needs: &needs,
+                        admin: &site.state.user,
+                        owner,
+                    }));
                     continue;
                 }
                 format!("GRANT CREATE, USAGE ON SCHEMA {} TO {}", quote_ident(&schema), quote_ident(owner))

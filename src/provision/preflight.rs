@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::draft::{Draft, Site, in_service};
 use super::state::State;
-use super::{Database, publication};
+use super::{Asking, Database, Survey, claimed, publication};
 use crate::catalog::{Catalog, Table, TableKind};
 use crate::dualwrite::gate;
 use crate::journal::whereabouts::{self, Astray, Route, Whereabouts};
@@ -33,6 +33,7 @@ pub(super) fn check(draft: &mut Draft<'_>) {
         }
     }
     ownership(draft);
+    claims(draft);
     for site in draft.sites() {
         identity(draft, &site.database(), site.catalog, site.state);
         for slice in &site.slices {
@@ -148,6 +149,22 @@ fn belongs(draft: &mut Draft<'_>, database: &Database, state: &State, slice: &Sl
                 .next(bring_back(name)),
         );
     }
+}
+
+/// Tables that belong to another slice already.
+fn claims(draft: &mut Draft<'_>) {
+    let begun = begun(draft.survey);
+    for slice in draft.mappings.values() {
+        let asking = Asking { plan: draft.plan, slice: &slice.slice, begun: &begun };
+        let tables = slice.tables.iter().map(|table| &table.source);
+        let problems = claimed(asking, tables, &draft.survey.monolith_state.holdings);
+        problems.into_iter().for_each(|problem| draft.problem(problem));
+    }
+}
+
+/// Slices whose stream has begun.
+fn begun(survey: &Survey) -> BTreeSet<String> {
+    survey.service_states.values().flat_map(|state| state.streams.iter().cloned()).collect()
 }
 
 /// Only an owner may publish a table (CREATE PUBLICATION) or hang a gate on it.

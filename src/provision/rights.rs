@@ -229,8 +229,10 @@ pub(super) fn service(draft: &mut Draft<'_>, site: &Site<'_>) {
     }
     let of_types: BTreeSet<String> =
         site.tables().flat_map(|(_, table)| type_rights::schemas_there(draft, site, table)).collect();
-    let place = format!("service {}", site.name);
-    type_rights::want(draft, &mut wanted, (&place, site.state), (of_types, APPLY_ROLE));
+    // The mirror names types when it finds a value, and the application when it casts to one.
+    for role in [app.as_str(), APPLY_ROLE] {
+        type_rights::want(draft, &mut wanted, (&site.database(), site.state), (&of_types, role));
+    }
     // Tables that are made anew lose what was granted on the old ones.
     let stays = |grant: &Grant| {
         site.remade.is_empty() || matches!(&grant.on, GrantOn::Table(name) if name.schema == "strangler")

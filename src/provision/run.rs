@@ -19,7 +19,7 @@ use crate::journal::{migrate, whereabouts};
 use crate::mapping::{Mappings, compile};
 use crate::plan::Plan;
 use crate::postgres::introspect;
-use crate::problem::Severity;
+use crate::problem::{Problem, Severity};
 
 /// Reads the catalogs and what is provisioned, each database in transactions of its own.
 ///
@@ -69,9 +69,33 @@ pub async fn prepare(
     Ok(outline(plan, only, &survey(databases).await?, logins).0)
 }
 
+/// All problems that `provision` would have with a plan, also those that it would not come to because of others. Nothing may
+/// be done by what is looked at for them.
+///
+/// # Errors
+/// As [`prepare`].
+pub async fn foresee(
+    plan: &Plan,
+    databases: &Databases,
+    logins: &Logins,
+) -> Result<Vec<Problem>, ProvisionError> {
+    let survey = survey(databases).await?;
+    let (outlined, _) = outline(plan, &[], &survey, logins);
+    let (mappings, problems) = compile(plan, &survey.monolith);
+    let spoilt = problems.iter().any(|problem| problem.severity == Severity::Error);
+    if !spoilt || !astray(plan, &[], &survey).is_empty() {
+        return Ok(outlined.problems);
+    }
+    let whole = mappings.into_iter().map(|(name, slice)| (name, slice.with_spoilt())).collect();
+    let mut found = design(plan, &whole, &survey, logins).problems;
+    found.extend(outlined.problems);
+    found.sort();
+    found.dedup();
+    Ok(found)
+}
+
 fn outline(plan: &Plan, only: &[String], survey: &Survey, logins: &Logins) -> (Design, Mappings) {
-    let there = |service: &str| survey.service_states.get(service).map(|state| &state.whereabouts);
-    let astray = preflight::astray(plan, only, &survey.monolith_state.whereabouts, there);
+    let astray = astray(plan, only, survey);
     if !astray.is_empty() {
         // Whatever else would be said is about the wrong databases.
         return (Design { steps: Vec::new(), problems: astray }, Mappings::new());
@@ -90,6 +114,12 @@ fn outline(plan: &Plan, only: &[String], survey: &Survey, logins: &Logins) -> (D
     design.problems.sort();
     design.problems.dedup();
     (design, mappings)
+}
+
+/// Links that lead elsewhere.
+fn astray(plan: &Plan, only: &[String], survey: &Survey) -> Vec<Problem> {
+    let there = |service: &str| survey.service_states.get(service).map(|state| &state.whereabouts);
+    preflight::astray(plan, only, &survey.monolith_state.whereabouts, there)
 }
 
 /// Does what [`prepare`] shows, step by step, while it keeps other runs of provision away, and tells the ledgers. Returns what
@@ -181,7 +211,8 @@ pub async fn execute(databases: &mut Databases, step: &Step) -> Result<(), Provi
                 // When the connection broke there is nothing to roll back; the first error tells the story.
                 let _ = client.batch_execute("ROLLBACK").await;
             }
-            outcome.map_err(|source| ProvisionError::Step {
+            outcome.map_err(|(statement, source)| ProvisionError::Step {
+                statement,
                 database: database.clone(),
                 purpose: step.purpose.clone(),
                 object: step.object.clone(),
@@ -191,12 +222,25 @@ pub async fn execute(databases: &mut Databases, step: &Step) -> Result<(), Provi
     }
 }
 
-async fn transact(client: &Client, statements: &[Statement]) -> Result<(), tokio_postgres::Error> {
-    client.batch_execute(&begin()).await?;
-    for statement in statements {
-        client.batch_execute(&statement.sql).await?;
+/// An error comes with the statement that it met.
+async fn transact(client: &Client, statements: &[Statement]) -> Result<(), (String, tokio_postgres::Error)> {
+    let (first, last) = (Statement::from(begin()), Statement::from("COMMIT"));
+    for statement in std::iter::once(&first).chain(statements).chain([&last]) {
+        let done = client.batch_execute(&statement.sql).await;
+        done.map_err(|source| (shortened(statement.shown()), source))?;
     }
-    client.batch_execute("COMMIT").await
+    Ok(())
+}
+
+/// The beginning of a statement, which says what it is about.
+fn shortened(sql: &str) -> String {
+    /// Characters: more than any GRANT has, and less than a screen.
+    const SHOWN_MAX: usize = 400;
+    let mut text: String = sql.chars().take(SHOWN_MAX).collect();
+    if text.len() < sql.len() {
+        text.push('…');
+    }
+    text
 }
 
 /// Keeps other verbs away from every database.

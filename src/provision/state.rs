@@ -4,8 +4,9 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use tokio_postgres::{Client, Error, Row};
 
-use super::{Database, ProvisionError};
+use super::{Database, ProvisionError, schema_rights};
 use crate::dualwrite::gate;
+use crate::journal::holdings::{self, Holding};
 use crate::journal::migrate;
 use crate::journal::provisioned::{self, DeferredRow, MirrorRow, SliceRow};
 use crate::journal::whereabouts::{self, Whereabouts};
@@ -110,6 +111,10 @@ pub struct State {
     pub triggers: BTreeMap<Trigger, bool>,
     /// Rights granted, the owner's own left out where they were never touched.
     pub grants: BTreeSet<Grant>,
+    /// Schemas on which the connected role can't grant CREATE and USAGE, with their owners.
+    pub ungrantable: BTreeMap<String, String>,
+    /// Schemas on which it can grant USAGE.
+    pub usage_grantable: BTreeSet<String>,
     /// Owners of schemas.
     pub schema_owners: BTreeMap<String, String>,
     /// Owners of sequences.
@@ -122,6 +127,8 @@ pub struct State {
     pub collations: BTreeSet<String>,
     /// Publications by name.
     pub publications: BTreeMap<String, Publication>,
+    /// Which slices, of whatever plan, have which tables.
+    pub holdings: Vec<Holding>,
 }
 
 impl State {
@@ -166,6 +173,9 @@ async fn read_all(database: &Database, client: &Client) -> Result<State, Provisi
     let failed = |what| move |source| ProvisionError::State { database: database.clone(), what, source };
     let mut state = read_session(client).await.map_err(failed("the session"))?;
     state.whereabouts = whereabouts::read(client)
+        .await
+        .map_err(|source| ProvisionError::Journal { database: database.clone(), source })?;
+    state.holdings = holdings::read(client)
         .await
         .map_err(|source| ProvisionError::Journal { database: database.clone(), source })?;
     read_rights(client, &mut state).await.map_err(failed("roles and rights"))?;
@@ -254,10 +264,15 @@ async fn read_rights(client: &Client, state: &mut State) -> Result<(), Error> {
 }
 
 async fn read_objects(client: &Client, state: &mut State) -> Result<(), Error> {
-    let sql =
-        "SELECT nspname::text, pg_get_userbyid(nspowner)::text FROM pg_namespace WHERE nspname !~ '^pg_'";
+    state.ungrantable = schema_rights::ungrantable(client).await?;
+    let sql = "SELECT nspname::text, pg_get_userbyid(nspowner)::text, \
+                      has_schema_privilege(oid, 'USAGE WITH GRANT OPTION') FROM pg_namespace WHERE nspname !~ '^pg_'";
     for row in client.query(sql, &[]).await? {
-        state.schema_owners.insert(row.try_get(0)?, row.try_get(1)?);
+        let schema: String = row.try_get(0)?;
+        if row.try_get(2)? {
+            state.usage_grantable.insert(schema.clone());
+        }
+        state.schema_owners.insert(schema, row.try_get(1)?);
     }
     let sql = "SELECT n.nspname::text, c.relname::text, pg_get_userbyid(c.relowner)::text FROM pg_class c \
                JOIN pg_namespace n ON n.oid = c.relnamespace WHERE c.relkind = 'S' AND n.nspname !~ '^pg_'";

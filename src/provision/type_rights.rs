@@ -3,9 +3,11 @@
 
 use std::collections::BTreeSet;
 
+use super::Database;
 use super::draft::{Draft, Site};
 use super::rights::Wanted;
 use super::state::{Grant, GrantOn, PUBLIC, State};
+use crate::dualwrite::gate::APPLY_ROLE;
 use crate::mapping::TableMapping;
 use crate::name::quote_ident;
 use crate::plan::Ddl;
@@ -34,15 +36,23 @@ pub(super) fn schemas_there(draft: &Draft<'_>, site: &Site<'_>, table: &TableMap
 pub(super) fn want(
     draft: &mut Draft<'_>,
     wanted: &mut Wanted,
-    (place, state): (&str, &State),
-    (schemas, role): (BTreeSet<String>, &str),
+    (database, state): (&Database, &State),
+    (schemas, role): (&BTreeSet<String>, &str),
 ) {
-    for schema in schemas.into_iter().filter(|schema| !is_open(state, schema)) {
+    for schema in schemas.iter().filter(|schema| !is_open(state, schema)) {
         // A schema that is not there yet is made before anything is granted.
-        if !state.schema_owners.contains_key(&schema) || may_grant(state, &schema, role) {
-            wanted.schema(&schema, role);
+        if !state.schema_owners.contains_key(schema) || may_grant(state, schema, role) {
+            wanted.schema(schema, role);
         } else {
-            draft.problem(closed(place, state, (&schema, role)));
+            let owner = state.schema_owners.get(schema).map_or("somebody else", String::as_str);
+            draft.problem(
+                no_type_usage(database, schema, role)
+                    .fact(format!(
+                        "{role} may not name the types in it; it belongs to {owner}, and {} can't grant that",
+                        state.user
+                    ))
+                    .next(format!("run as {owner} or a superuser: {}", grant_usage(schema, role))),
+            );
         }
     }
 }
@@ -52,28 +62,34 @@ fn is_open(state: &State, schema: &str) -> bool {
     state.grants.contains(&usage(schema, PUBLIC))
 }
 
-/// Whether USAGE of a schema is there, or can be granted by whoever owns the schema.
+/// Whether USAGE of a schema is there, or can be granted: by its owner, or by whom he let do that.
 pub(super) fn may_grant(state: &State, schema: &str, role: &str) -> bool {
-    let owner = state.schema_owners.get(schema).and_then(|owner| state.roles.get(owner));
-    state.superuser || owner.is_some_and(|owner| owner.ours) || state.holds(&usage(schema, role))
+    state.superuser || state.usage_grantable.contains(schema) || state.holds(&usage(schema, role))
 }
 
 fn usage(schema: &str, role: &str) -> Grant {
     Grant { on: GrantOn::Schema(schema.to_owned()), role: role.to_owned(), privilege: "USAGE".to_owned() }
 }
 
-/// Somebody else has to grant it.
-fn closed(place: &str, state: &State, (schema, role): (&str, &str)) -> Problem {
-    let owner = state.schema_owners.get(schema).map_or("somebody else", String::as_str);
-    Problem::warning("no-type-usage", format!("{place}, schema {schema}"))
-        .fact(format!(
-            "{role} may not name the types in it; it belongs to {owner}, and {} can't grant that",
-            state.user
-        ))
-        .consequence("tables with columns of those types could not be compared")
-        .next(format!(
-            "run as {owner} or a superuser: GRANT USAGE ON SCHEMA {} TO {};",
-            quote_ident(schema),
-            quote_ident(role)
-        ))
+/// The problem with a role that may not name the types of a schema, by what that role does there; its fact and what to type
+/// are to be added.
+pub(crate) fn no_type_usage(database: &Database, schema: &str, role: &str) -> Problem {
+    let object = format!("{database}, schema {schema}");
+    let of_service = matches!(database, Database::Service(_));
+    if of_service && role == APPLY_ROLE {
+        Problem::error("no-type-usage", object).consequence(
+            "the mirror can't write rows of tables with columns of those types, and ends at the first one",
+        )
+    } else if of_service {
+        Problem::warning("no-type-usage", object)
+            .consequence("statements that name them, as a cast does, fail; with the authority at the service, the application's")
+    } else {
+        Problem::warning("no-type-usage", object)
+            .consequence("tables with columns of those types can't be compared")
+    }
+}
+
+/// The statement that lets a role name the types of a schema.
+pub(crate) fn grant_usage(schema: &str, role: &str) -> String {
+    format!("GRANT USAGE ON SCHEMA {} TO {};", quote_ident(schema), quote_ident(role))
 }

@@ -12,6 +12,7 @@ use crate::journal::migrate::Form;
 use crate::journal::moves::Blocked;
 use crate::journal::whereabouts::Astray;
 use crate::lsn::Lsn;
+use crate::problem::Problem;
 
 /// Everything that is known about one slice.
 #[derive(Debug, Clone)]
@@ -30,6 +31,8 @@ pub struct SliceFacts {
     pub monolith_side: Side<MonolithFacts>,
     /// Links that lead to other databases than the plan says.
     pub astray: BTreeSet<Astray>,
+    /// Tables of it that another slice has, as `check` says it.
+    pub claimed: Vec<Problem>,
     /// An earlier reading of the WAL held, for the rate.
     pub earlier: Option<WalReading>,
 }

@@ -1,7 +1,7 @@
 //! Reads all databases of a plan at once, again and again for a watcher, and never lets one that is away hold up
 //! the others.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
 
 use futures_util::future::join_all;
@@ -10,9 +10,13 @@ use tokio::time::timeout;
 use super::facts::{MonolithFacts, ServiceFacts, Side, SliceFacts, WalReading};
 use super::read::{self, ReadError};
 use crate::cdc::mirror::chain_of;
+use crate::journal::holdings::{self, Holding};
 use crate::journal::whereabouts::{self, Route, Whereabouts};
+use crate::name::TableName;
 use crate::plan::Plan;
 use crate::postgres::{Server, Session};
+use crate::problem::Problem;
+use crate::provision::{self, Asking};
 
 /// How long one database may take before the others are shown without it. Longer than the 10 seconds that a link gives
 /// one attempt to connect, so that the reason comes from there.
@@ -27,7 +31,7 @@ const APPLICATION: &str = "strangler status";
 /// Reads the databases of some slices.
 #[derive(Debug)]
 pub struct Reader {
-    plan: String,
+    plan: Plan,
     slices: Vec<Chosen>,
     monolith: Database,
     services: BTreeMap<String, Database>,
@@ -78,7 +82,7 @@ impl Reader {
             })
             .collect();
         let monolith = Database { server: monolith, session: None, slices: of(None) };
-        Self { plan: plan.name.clone(), slices: chosen, monolith, services, readings: BTreeMap::new() }
+        Self { plan: plan.clone(), slices: chosen, monolith, services, readings: BTreeMap::new() }
     }
 
     /// The facts of every slice, in the order given. Never fails: a database that says nothing is a fact too.
@@ -91,18 +95,25 @@ impl Reader {
             (name.clone(), facts)
         }));
         let monolith = self.monolith.ask(async |session: &Session, slices: &[&str]| {
-            Ok((read::monolith(session, slices).await?, whereabouts::read(session).await?))
+            let (facts, at) = (read::monolith(session, slices).await?, whereabouts::read(session).await?);
+            Ok(((facts, at), holdings::read(session).await?))
         });
         let (monolith, services) = tokio::join!(monolith, services);
+        let (monolith, holdings) = match monolith {
+            Ok((monolith, holdings)) => (Ok(monolith), holdings),
+            Err(reason) => (Err(reason), Vec::new()),
+        };
         let (monolith, monolith_at) = split(monolith);
         let services: BTreeMap<String, Answer<ServiceFacts>> = services.into_iter().collect();
+        let places = services.values().filter_map(|(_, at)| at.as_ref());
+        let begun: BTreeSet<String> = places.flat_map(|at| at.begun.keys().cloned()).collect();
         let mut all = Vec::new();
         for chosen in &self.slices {
             let (service_side, service_at) = match services.get(&chosen.service) {
                 Some((answer, at)) => (side(answer, &chosen.slice), at.as_ref()),
                 None => (Side::Silent("the plan names no such service".to_owned()), None),
             };
-            let route = Route { plan: &self.plan, slice: &chosen.slice, service: &chosen.service };
+            let route = Route { plan: &self.plan.name, slice: &chosen.slice, service: &chosen.service };
             let monolith_side = side(&monolith, &chosen.slice);
             let readings = self.readings.entry(chosen.slice.clone()).or_default();
             let earlier = readings.front().copied();
@@ -120,6 +131,7 @@ impl Reader {
                 service_side,
                 monolith_side,
                 astray: whereabouts::astray(route, monolith_at.as_ref(), service_at),
+                claimed: claimed(Asking { plan: &self.plan, slice: &chosen.slice, begun: &begun }, &holdings),
                 earlier,
             });
         }
@@ -166,6 +178,13 @@ impl Database {
             }
         }
     }
+}
+
+/// The tables that a slice means and that another one has. Its own need not be known yet: nothing may be provisioned.
+fn claimed(asking: Asking<'_>, holdings: &[Holding]) -> Vec<Problem> {
+    let tables: BTreeSet<&TableName> = holdings.iter().map(|holding| &holding.table).collect();
+    let meant = tables.into_iter().filter(|table| asking.plan.takes(asking.slice, table));
+    provision::claimed(asking, meant, holdings)
 }
 
 /// What a database said about its slices, and where the link to it leads.

@@ -117,9 +117,14 @@ pub fn judge(facts: &SliceFacts, commands: &Commands) -> SliceStatus {
     };
     let moving = Moving::of(&facts.slice, monolith, service);
     status.alarms.extend(moving.as_ref().map(|moving| moving.alarm(commands)));
+    status.alarms.extend(facts.claimed.iter().map(|one| format!("{}: {}", one.object, one.fact)));
     status.alarms.extend(alarms(&status, service, slot));
     status.alarms.extend(back::alarms(&status));
     status.next = next(&status, (moving.as_ref(), service), commands);
+    if !facts.claimed.is_empty() && moving.is_none() {
+        // No other verb works, or may, before it is settled whose the table is.
+        status.next = Some(commands.check());
+    }
     status
 }
 

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use strangler::check::{self, LinkFailure, Links, Opened, Report, Severity};
+use strangler::check::{self, LinkFailure, Links, Opened, Problem, Report, Severity};
 use strangler::cluster::{Cluster, LocalCluster, Options};
 use strangler::name::TableName;
 use strangler::plan::{
@@ -212,6 +212,7 @@ const EXPECTED: &str = "
     error service events (service-is-monolith)
     error service lost (unreachable)
     error service ordering (encoding)
+    error service ordering (extension-missing)
     error service ordering (login-refused)
     error service ordering (no-login)
     error service people (extension-missing)
@@ -340,8 +341,12 @@ async fn a_schema_at_which_provision_would_stop_is_found_and_its_remedy_helps() 
     let problem = look().await.expect("the type stays in public");
     assert!(problem.fact.contains("the type Status of Orders"), "{}", problem.fact);
     let stopped = provision_as_admin(&plan, &server).await.unwrap_err();
-    let ProvisionError::Step { source, .. } = &stopped else { panic!("{stopped:?}") };
-    assert_eq!(source.code().map(tokio_postgres::error::SqlState::code), Some("42501"), "{stopped:?}");
+    let ProvisionError::Refused { problems } = &stopped else { panic!("{stopped:?}") };
+    let told: Vec<&Problem> = problems.iter().filter(|one| one.severity == Severity::Error).collect();
+    assert_eq!((told.len(), told[0].code, &told[0].next), (1, problem.code, &problem.next), "{told:?}");
+    let made = "SELECT count(*) FROM pg_namespace WHERE nspname IN ('sales', 'strangler')";
+    let row = connect(&server.url("ordering")).await.query_one(made, &[]).await.unwrap();
+    assert_eq!(row.get::<_, i64>(0), 0, "nothing is begun");
 
     let remedy = problem.next.split_once(": ").unwrap().1;
     connect(&server.url("ordering")).await.batch_execute(remedy).await.unwrap();

@@ -365,6 +365,7 @@ async fn shown(scenario: &Scenario, with_monolith: bool) -> SliceStatus {
         service_side: Side::Read(service),
         monolith_side: if with_monolith { Side::Read(monolith) } else { Side::Silent("gone".to_owned()) },
         astray: std::collections::BTreeSet::new(),
+        claimed: Vec::new(),
         earlier: None,
     };
     judge(&facts, &Commands::about("plan.yaml"))

@@ -9,6 +9,7 @@ use strangler::cluster::{Auth, Cluster, LocalCluster, Options};
 use crate::help::{NOBODY, PLAN, plan_dir};
 use crate::support::binary::{Ended, run};
 use crate::support::cluster::launch;
+use crate::support::split::Split;
 
 /// Every character of it survives a URL as it is, so that one search finds it in any form.
 const SECRET: &str = "Xq7-secret-Zw9";
@@ -134,4 +135,34 @@ fn log_lines_are_json_objects_when_asked_for_and_keep_off_stdout() {
     );
     assert!(!lines.is_empty(), "nothing was logged at trace level");
     serde_json::from_str::<serde_json::Value>(&ended.stdout).unwrap();
+}
+
+/// Every line as the JSON object that it is.
+fn events(stderr: &str) -> Vec<serde_json::Value> {
+    let parsed = |line: &str| serde_json::from_str(line).unwrap_or_else(|error| panic!("{error}: {line}"));
+    let events: Vec<serde_json::Value> = stderr.lines().map(parsed).collect();
+    assert!(events.iter().all(|one| one["level"].is_string() && one["message"].is_string()), "{stderr}");
+    events
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn with_json_log_lines_nothing_else_is_on_stderr_whatever_a_verb_says() {
+    let json = ["--log-format", "json"];
+    let (split, monolith, service) = Split::launch("{ t: {} }", "CREATE TABLE t (id int PRIMARY KEY)").await;
+    let said = |verb: &str, exit: i32| {
+        let ended = split.run(verb, &json);
+        assert_eq!(ended.exit, Some(exit), "{}", ended.page());
+        events(&ended.stderr)
+    };
+    let refused = said("flip", 3);
+    let error = refused.iter().find(|one| one["level"] == "ERROR").unwrap();
+    assert_eq!(error["code"], "flip-refused");
+    assert!(!said("provision", 0).is_empty());
+    let mirror = split.mirror_as(None, &json);
+    mirror.caught_up(&monolith, &service).await;
+    said("reconcile", 0);
+    mirror.stop();
+    let told = events(&mirror.log());
+    let live = |one: &serde_json::Value| one["message"] == "progress" && one["tables_live"] == 1;
+    assert!(told.iter().any(|one| live(one) && one["slice"] == "one"), "{told:?}");
 }

@@ -12,6 +12,7 @@ mod support;
 mod architecture;
 mod arm;
 mod check;
+mod claimed;
 mod clients;
 mod cluster;
 mod crash;

@@ -9,7 +9,9 @@ use strangler::cluster::Cluster;
 use strangler::journal::migrate;
 use strangler::plan::{ColumnRule, Ddl};
 use strangler::problem::Severity;
-use strangler::provision::{Database, Databases, Logins, ProvisionError, execute, run};
+use strangler::provision::{
+    Database, Databases, Logins, ProvisionError, Statement, Step, Work, execute, run,
+};
 use tokio_postgres::Client;
 use tokio_postgres::error::SqlState;
 
@@ -193,6 +195,20 @@ async fn after_every_step_exactly_the_others_are_left_to_do() {
         let left = setup.design(&databases).await.steps;
         assert_eq!(left, whole[taken..], "after {taken} steps");
     }
+}
+
+#[tokio::test]
+async fn a_step_that_fails_names_the_statement_that_it_failed_at() {
+    let setup = Setup::new(Arc::new(launch()), "a", SCHEMA).await;
+    let statements = ["CREATE SCHEMA here", "GRANT USAGE ON SCHEMA nowhere TO PUBLIC", "CREATE SCHEMA there"];
+    let step = Step {
+        database: Database::Monolith,
+        object: "rights".to_owned(),
+        purpose: "grant".to_owned(),
+        work: Work::Sql(statements.into_iter().map(Statement::from).collect()),
+    };
+    let failed = execute(&mut setup.databases().await, &step).await.unwrap_err().to_string();
+    assert!(failed.contains(statements[1]) && !failed.contains("CREATE"), "{failed}");
 }
 
 #[tokio::test]

@@ -330,6 +330,7 @@ async fn findings_of_other_rooms_and_another_mapping_are_a_no_go() {
     let mut stage = Stage::ready().await;
     let findings = Findings {
         unguarded: (1..=7).map(|number| format!("Days_{number} has no trigger for TRUNCATE")).collect(),
+        claimed: vec![(TableName::new("public", "Days"), "days".to_owned())],
         ways_past: vec![
             Subscribed { name: "feed".to_owned(), table: TableName::new("public", "Things") }
                 .problem("monolith"),
@@ -338,7 +339,7 @@ async fn findings_of_other_rooms_and_another_mapping_are_a_no_go() {
     };
     let problems = stage.told_with(findings).await;
     let codes: Vec<&str> = problems.iter().map(|problem| problem.code).collect();
-    assert_eq!(codes, ["subscription", "not-armed", "way-back-unproven"]);
+    assert_eq!(codes, ["subscription", "not-armed", "way-back-unproven", "table-claimed"]);
     assert_eq!(problems[0].next, "run on the monolith: DROP SUBSCRIPTION \"feed\";");
     assert!(problems[1].fact.ends_with(", and 2 more"), "{}", problems[1].fact);
     stage.mapping.hash = "another".to_owned();

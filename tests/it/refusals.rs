@@ -385,3 +385,68 @@ async fn a_change_of_shape_that_is_undone_goes_on_with_the_command_that_is_named
     assert_equal(&monolith, &service, "TABLE t").await;
     mirror.stop();
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_slice_that_was_never_provisioned_is_not_flipped_and_says_what_to_type() {
+    let plan =
+        Split::plan("{ t: {} }").replace("{ one:", "{ two: { service: service, tables: { u: {} } }, one:");
+    let setup = "CREATE TABLE t (id int PRIMARY KEY); CREATE TABLE u (id int PRIMARY KEY)";
+    let (split, _monolith, _service) = Split::with_plan(&plan, setup).await;
+    let forms: [&[&str]; 4] = [&[], &["--back"], &["--abort"], &["--rehearse", "1"]];
+    for made in ["nothing", "another slice"] {
+        for form in forms {
+            let ended = split.run("flip", &[&["--slice", "one"], form].concat());
+            assert_refused(
+                &ended,
+                &["(not-provisioned)", "not provisioned in the monolith", "strangler provision plan.yaml"],
+            );
+            assert!(!ended.stderr.contains("WARN"), "with {made} made, {form:?}: {}", ended.page());
+        }
+        let provision = split.run("provision", &["--slice", "two"]);
+        assert_eq!(provision.exit, Some(0), "{}", provision.page());
+    }
+    split.provision();
+    let ended = split.run("flip", &["--slice", "one"]);
+    assert!(!ended.stderr.contains("not-provisioned"), "{}", ended.page());
+}
+
+/// What check says of each problem: code and fact, those that are asked for.
+fn told(split: &Split, codes: &[&str]) -> (Vec<(String, String)>, serde_json::Value) {
+    let ended = split.run("check", &["--format", "json"]);
+    let document: serde_json::Value = serde_json::from_str(&ended.stdout).unwrap();
+    let text = |value: &serde_json::Value| value.as_str().unwrap().to_owned();
+    let problems = document["problems"].as_array().unwrap().iter();
+    let told = problems.map(|one| (text(&one["code"]), text(&one["fact"])));
+    (told.filter(|(code, _)| codes.contains(&code.as_str())).collect(), document["predictions"].clone())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_wrong_with_one_column_hides_nothing_of_another_and_every_table_is_counted() {
+    let setup = "CREATE EXTENSION citext; CREATE TYPE span AS RANGE (subtype = int4);
+        CREATE TABLE a (id int PRIMARY KEY, s span, t span, mail citext); CREATE TABLE b (id int, note text);
+        CREATE TABLE c (id int PRIMARY KEY, note text)";
+    let (split, _monolith, _service) = Split::launch("{ a: {}, b: {}, c: {} }", setup).await;
+    let (problems, predictions) = told(&split, &["type-not-created", "extension-missing", "no-key"]);
+    let codes: Vec<&str> = problems.iter().map(|(code, _)| code.as_str()).collect();
+    for (code, times) in [("type-not-created", 2), ("extension-missing", 1), ("no-key", 1)] {
+        assert_eq!(codes.iter().filter(|one| **one == code).count(), times, "{code}: {problems:?}");
+    }
+    assert_eq!(predictions["slices"]["one"]["tables"].as_array().unwrap().len(), 3);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_column_of_an_adopted_table_that_differs_hides_no_mismatch_of_another() {
+    let plan = Split::plan("{ t: {} }").replace("${SERVICE}\"", "${SERVICE}\", ddl: adopt");
+    let (split, _monolith, service) =
+        Split::with_plan(&plan, "CREATE TABLE t (id int PRIMARY KEY, a text, b text)").await;
+    service.batch_execute("CREATE TABLE t (id int PRIMARY KEY, a int, b text NOT NULL)").await.unwrap();
+    let (problems, _) = told(&split, &["target-differs", "adopt-mismatch"]);
+    let pair = |code: &str, fact: &str| (code.to_owned(), fact.to_owned());
+    assert_eq!(
+        problems,
+        [
+            pair("adopt-mismatch", "column b is NOT NULL, and the monolith's is not"),
+            pair("target-differs", "its column a is integer, not text"),
+        ]
+    );
+}

@@ -55,6 +55,7 @@ async fn status(monolith: &Client, service: &Client) -> SliceStatus {
         service_side: Side::Read(on_service),
         monolith_side: Side::Read(read::monolith(monolith, &slices).await.unwrap().remove(take).unwrap()),
         astray: std::collections::BTreeSet::new(),
+        claimed: Vec::new(),
         earlier: None,
     };
     judge(&facts, &Commands::about("retail.yaml"))

@@ -132,7 +132,8 @@ impl Applier {
         let arrays = key_arrays(&table.mapping, rows.iter().map(|row| &row.key))?;
         let params: Vec<&(dyn ToSql + Sync)> =
             arrays.iter().map(|array| -> &(dyn ToSql + Sync) { array }).collect();
-        let found = self.session.query(&statement, &params).await.map_err(refusal)?;
+        let found =
+            self.session.query(&statement, &params).await.map_err(|error| refusal(&self.claim, error))?;
         Ok(found.iter().map(|row| row.get(0)).collect())
     }
 
@@ -186,6 +187,6 @@ impl Applier {
         let arrays = key_arrays(&table.mapping, rows.iter().map(|(_, row)| &row.key))?;
         let params: Vec<&(dyn ToSql + Sync)> =
             arrays.iter().map(|array| -> &(dyn ToSql + Sync) { array }).collect();
-        self.session.execute(&statement, &params).await.map(drop).map_err(refusal)
+        self.session.execute(&statement, &params).await.map(drop).map_err(|error| refusal(&self.claim, error))
     }
 }

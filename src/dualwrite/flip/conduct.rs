@@ -94,6 +94,8 @@ impl Conduct<'_> {
         order: Order,
         tell: Tell<'_>,
     ) -> Result<Vec<Moved>, ConductError> {
+        // Where there are no gates there is nothing to write down either.
+        standings::look(members).await?;
         let command = Command { conduct: *self, members, hooks: self.hooks(members)?, who: operator(&order) };
         self.announce(members, &command.who).await?;
         let done = tokio::select! {
@@ -252,9 +254,8 @@ async fn judge(
     let before = standing(&mut links, asked.slice).await?;
     let (_, monolith, service) = links.three(Side::Monolith).await?;
     let sessions = Sessions { monolith, service };
-    let (unguarded, ways_past) = readiness::unguarded(sessions, &member.mapping).await?;
-    let findings =
-        Findings { unguarded, ways_past, way_back: way_back(member, asked.to, (monolith, service)).await };
+    let found = readiness::unguarded(sessions, &member.mapping).await?;
+    let findings = Findings { way_back: way_back(member, asked.to, (monolith, service)).await, ..found };
     let facts = Box::pin(readiness::gather(sessions, asked, &member.mapping, who, findings)).await?;
     failpoint::hit("flip-looked");
     let judged = readiness::judge(&facts, asked);

@@ -8,6 +8,7 @@ use super::{FlipError, Links};
 use crate::authority::{Gate, GroupState, Side, Standing, group_to_read};
 use crate::cdc::mirror::chain_of;
 use crate::journal::{JournalError, authority};
+use crate::postgres::sqlstate;
 
 /// Looks at all members.
 pub(super) async fn look(members: &[Member]) -> Result<Vec<Found>, MoveError> {
@@ -52,11 +53,11 @@ async fn gates(links: &mut Links, slice: &str) -> Result<(Gate, Gate), FlipError
 }
 
 async fn gate(links: &mut Links, slice: &str, side: Side) -> Result<Gate, FlipError> {
-    let failed =
-        |error: JournalError| FlipError::Failed { what: "looking at a side", words: chain_of(&error) };
-    let absent = || FlipError::Failed {
-        what: "looking at a side",
-        words: format!("slice {slice} has no gate row in the {side}"),
+    let absent = || FlipError::NotProvisioned { side };
+    let failed = |error: JournalError| match error.database_error().and_then(sqlstate::code) {
+        // Neither the schema nor the gate's table has to be there.
+        Some("3F000" | "42P01") => absent(),
+        Some(_) | None => FlipError::Failed { what: "looking at a side", words: chain_of(&error) },
     };
     let client = links.looking(side).await?;
     let rows = authority::look(client, slice, side.incoming()).await.map_err(failed)?;

@@ -5,6 +5,7 @@ use crate::journal::grounds::Ground;
 use crate::journal::operators::OperatorRow;
 use crate::journal::readiness::Told;
 use crate::lsn::Lsn;
+use crate::name::TableName;
 use crate::problem::Problem;
 use crate::reconcile::evidence::Evidence;
 
@@ -13,6 +14,8 @@ use crate::reconcile::evidence::Evidence;
 pub struct Findings {
     /// Relations of moved tables, on either side, that rows can be written through without asking the gate: a clause each.
     pub unguarded: Vec<String>,
+    /// Tables of the monolith that ask the gate of another slice, with that slice.
+    pub claimed: Vec<(TableName, String)>,
     /// Ways to write into moved tables on either side past gates that are all there.
     pub ways_past: Vec<Problem>,
     /// Why the way back could not be proven: a canary did not arrive, or a statement of it was refused. A clause.

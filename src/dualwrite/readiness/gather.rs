@@ -19,8 +19,8 @@ use crate::journal::operators::{self, Operator};
 use crate::journal::readiness::Told;
 use crate::journal::{JournalError, authority, grounds, readiness};
 use crate::mapping::SliceMapping;
+use crate::name::TableName;
 use crate::postgres::sqlstate;
-use crate::problem::Problem;
 use crate::reconcile::evidence;
 use crate::words::statement;
 
@@ -109,25 +109,26 @@ fn pinned(mapping: &SliceMapping, told: &Told) -> String {
     provisioned.filter(|hash| mapping.is_pinned_by(hash)).unwrap_or(&mapping.hash).clone()
 }
 
-/// Places on either side where rows can be written without asking the gate, and foreign keys across the cut; and ways past
-/// gates that are all there. They belong into [`Findings`].
+/// What both guards lack, as findings: places on either side where rows can be written without asking the gate, foreign keys
+/// across the cut, tables that ask another slice's gate, and ways past gates that are all there. Of the way back it says
+/// nothing.
 ///
 /// # Errors
 /// [`FlipError::Failed`].
-pub async fn unguarded(
-    sessions: Sessions<'_>,
-    mapping: &SliceMapping,
-) -> Result<(Vec<String>, Vec<Problem>), FlipError> {
+pub async fn unguarded(sessions: Sessions<'_>, mapping: &SliceMapping) -> Result<Findings, FlipError> {
     let read = async |client, side| {
         guard::read(client, &mapping.slice, &guard::tables(mapping, side)).await.map_err(journal)
     };
-    let there = read(sessions.monolith, Side::Monolith).await?;
+    let mut there = read(sessions.monolith, Side::Monolith).await?;
     let here = read(sessions.service, Side::Service).await?;
+    let mut claimed: Vec<(TableName, String)> = there.claimed().collect();
+    claimed.dedup();
+    there.faults.retain(|fault| fault.of_slice.is_none());
     // Keys between slices of one service are its own affair.
     let faults = here.faults.iter().map(|fault| format!("{}{fault}", guard::IN_SERVICE));
     let unguarded = there.holes().into_iter().chain(faults).collect();
     let ways_past = there.problems("monolith").into_iter().chain(here.problems("service")).collect();
-    Ok((unguarded, ways_past))
+    Ok(Findings { unguarded, claimed, ways_past, way_back: None })
 }
 
 fn named(table: &crate::mapping::TableMapping, side: Side) -> String {

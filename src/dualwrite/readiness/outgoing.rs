@@ -64,13 +64,17 @@ fn mapping(facts: &Facts, asked: &Asked<'_>) -> Option<Problem> {
                 )
                 .next(bring_back(asked.slice)),
         ),
-        _ => Some(
-            Problem::error("not-provisioned", asked.object())
-                .fact("it is not provisioned on both sides")
-                .consequence("there are no gates, and nothing to move")
-                .next(format!("strangler provision {}", asked.path)),
-        ),
+        _ => Some(not_provisioned(asked.path, asked.slice, "it is not provisioned on both sides")),
     }
+}
+
+/// The problem with a slice that `provision` never came to. `path` is the plan's as typed; `fact` says where it is missing.
+#[must_use]
+pub fn not_provisioned(path: &str, slice: &str, fact: &str) -> Problem {
+    Problem::error("not-provisioned", format!("slice {slice}"))
+        .fact(fact)
+        .consequence("there are no gates, and nothing to move")
+        .next(format!("strangler provision {path}"))
 }
 
 fn stream(facts: &Facts, asked: &Asked<'_>) -> Option<Problem> {

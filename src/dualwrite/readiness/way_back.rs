@@ -5,6 +5,7 @@ use super::outgoing::is_alive;
 use super::{Asked, until_turned};
 use crate::authority::Side;
 use crate::dualwrite::guard;
+use crate::name::TableName;
 use crate::problem::Problem;
 
 /// Places without a gate that are named; more have one cause.
@@ -12,6 +13,7 @@ const NAMED_MAX: usize = 5;
 
 pub(super) fn judge(facts: &Facts, asked: &Asked<'_>) -> Vec<Problem> {
     let mut problems = Vec::new();
+    problems.extend(facts.findings.claimed.iter().map(|one| claimed(one, asked)));
     problems.extend(gates(facts, asked));
     problems.extend(facts.findings.ways_past.iter().cloned());
     match stream(facts, asked) {
@@ -29,6 +31,14 @@ pub(super) fn judge(facts: &Facts, asked: &Asked<'_>) -> Vec<Problem> {
 fn gates(facts: &Facts, asked: &Asked<'_>) -> Option<Problem> {
     let open = &facts.findings.unguarded;
     (!open.is_empty()).then(|| not_armed(open, asked.path, asked.slice))
+}
+
+/// Another slice decides who may write the table.
+fn claimed((table, other): &(TableName, String), asked: &Asked<'_>) -> Problem {
+    Problem::error("table-claimed", format!("table {table}"))
+        .fact(format!("it belongs to slice {other}, whose gate hangs on it on the monolith"))
+        .consequence("the fence would not hold there, and writes would be lost")
+        .next(format!("strangler check {}, which says whose it is and the way out", asked.path))
 }
 
 /// The problem with a slice that has ways in past its gates. `path` is the plan's as typed.

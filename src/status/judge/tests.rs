@@ -5,6 +5,7 @@ use super::*;
 use crate::journal::alarms::Uncleared;
 use crate::journal::moves::Blocked;
 use crate::lsn::Lsn;
+use crate::problem::Problem;
 use crate::status::evidence::EvidenceFacts;
 use crate::status::facts::{MoveGroup, WayBack};
 
@@ -84,6 +85,7 @@ fn streaming() -> SliceFacts {
             back: None,
         }),
         astray: BTreeSet::new(),
+        claimed: Vec::new(),
         earlier: None,
     }
 }
@@ -540,4 +542,14 @@ fn a_move_that_can_not_be_finished_is_taken_back_unless_it_is_settled() {
     let settled = status(&between(Some((7, "open")), Some(2)));
     let all = "strangler flip plans/retail.yaml --slice ordering --slice stock";
     assert_eq!(settled.next.as_deref(), Some(all));
+}
+
+#[test]
+fn a_table_of_another_slice_is_an_alarm_and_nothing_is_to_be_typed_but_check() {
+    let one = Problem::error("table-claimed", "table Orders").fact("it belongs to slice a");
+    let mut facts = streaming();
+    facts.claimed = vec![one];
+    let status = status(&facts);
+    assert!(status.alarms.contains(&"table Orders: it belongs to slice a".to_owned()), "{:?}", status.alarms);
+    assert_eq!(status.next.as_deref(), Some("strangler check plans/retail.yaml"));
 }

@@ -119,9 +119,10 @@ impl Stage {
 
     async fn problems(&self, asked: &Asked<'_>, mut findings: Findings) -> (Vec<Problem>, Option<String>) {
         let sessions = Sessions { monolith: &self.monolith, service: &self.service };
-        let (holes, ways_past) = unguarded(sessions, &self.mapping).await.unwrap();
-        findings.unguarded.extend(holes);
-        findings.ways_past.extend(ways_past);
+        let found = unguarded(sessions, &self.mapping).await.unwrap();
+        findings.unguarded.extend(found.unguarded);
+        findings.claimed.extend(found.claimed);
+        findings.ways_past.extend(found.ways_past);
         let judged = judge(&self.facts(asked, findings).await.unwrap(), asked);
         (judged.problems, judged.without_evidence)
     }

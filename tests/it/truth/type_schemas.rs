@@ -52,3 +52,54 @@ async fn tables_with_types_of_another_schema_are_compared_and_a_missing_right_is
     let run = Run::of(&split, &["--repair"]);
     assert_eq!((run.counts(), run.ended.exit), ([(Differs, 2)].into(), Some(0)), "{}", run.ended.page());
 }
+
+/// The problems of check about the types' schema, as severity and role.
+fn found(split: &Split) -> Vec<(String, String)> {
+    let document: serde_json::Value =
+        serde_json::from_str(&split.run("check", &["--format", "json"]).stdout).unwrap();
+    let problems = document["problems"].as_array().unwrap().iter();
+    let of_types = problems.filter(|one| one["code"] == "no-type-usage");
+    let text = |value: &serde_json::Value| value.as_str().unwrap().to_owned();
+    of_types
+        .map(|one| (text(&one["severity"]), text(&one["fact"]).split(' ').next().unwrap().to_owned()))
+        .collect()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_mirror_that_may_not_name_a_type_ends_with_the_grant_that_check_asks_for_beforehand() {
+    let (split, monolith, service) = privilege::open("{ em: {}, keyed: {} }", SCHEMA).await;
+    split.provision();
+    let mirror = split.mirror(None);
+    mirror.caught_up(&monolith, &service).await;
+    mirror.stop();
+    service.batch_execute("REVOKE USAGE ON SCHEMA ty FROM strangler_apply").await.unwrap();
+    assert_eq!(found(&split), [("error".to_owned(), "strangler_apply".to_owned())]);
+    assert_eq!(split.run("check", &[]).exit, Some(1));
+    let mirror = split.mirror(None);
+    monolith.batch_execute("UPDATE keyed SET v = 9 WHERE m = 'sad'").await.unwrap();
+    let (status, log) = mirror.ended();
+    assert_eq!(status.code(), Some(5), "{log}");
+    for words in [
+        "applying changes failed",
+        "permission denied for schema ty",
+        "run on the service: GRANT USAGE ON SCHEMA \"ty\" TO strangler_apply; then strangler mirror plan.yaml --slice one",
+    ] {
+        assert!(log.contains(words), "{words} is not in {log}");
+    }
+    service.batch_execute("GRANT USAGE ON SCHEMA \"ty\" TO strangler_apply").await.unwrap();
+    let mirror = split.mirror(None);
+    mirror.caught_up(&monolith, &service).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_application_of_a_service_may_name_the_types_of_its_columns() {
+    let (split, _monolith, service) = privilege::open("{ em: {}, keyed: {} }", SCHEMA).await;
+    split.provision();
+    let cast = "SET ROLE service_app; SELECT m = 'fine'::ty.mood FROM sales.em; RESET ROLE";
+    service.batch_execute(cast).await.unwrap();
+    service.batch_execute("REVOKE USAGE ON SCHEMA ty FROM service_app").await.unwrap();
+    assert_eq!(found(&split), [("warning".to_owned(), "service_app".to_owned())]);
+    split.provision();
+    service.batch_execute(cast).await.unwrap();
+    assert_eq!(found(&split), []);
+}

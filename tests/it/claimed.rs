@@ -1,0 +1,155 @@
+//! A table has one gate: a second slice that takes it, of another plan or of this one under another name, is told whose it
+//! is by every verb, and the gate stays.
+
+use strangler::cluster::Cluster as _;
+use tokio_postgres::Client;
+
+use crate::support::binary::Ended;
+use crate::support::cluster::{connect, create_database};
+use crate::support::split::Split;
+
+const SECOND: &str = "version: 1\nplan: other\nmonolith: { url: \"${MONOLITH}\" }
+services: { second: { url: \"${SECOND}\" } }
+slices: { two: { service: second, tables: { t: {} } } }\n";
+
+/// Slice `one` of plan `split` is mirrored, and so is `two` of plan `other`, which takes the same table: an earlier version
+/// let it. The plan in force is that of `one`.
+async fn twice() -> (Split, Client) {
+    let (mut split, monolith, service) =
+        Split::launch("{ t: {} }", "CREATE TABLE t (id int PRIMARY KEY)").await;
+    create_database(&split.pair.service, "second").await;
+    let url = split.pair.service.url("second");
+    split.lead("SECOND", &url);
+    mirrored(&split, (&monolith, &service)).await;
+    hide(&monolith, "one").await;
+    split.write_plan(SECOND);
+    mirrored(&split, (&monolith, &connect(&url).await)).await;
+    show(&monolith, "one").await;
+    split.write_plan(&Split::plan("{ t: {} }"));
+    (split, monolith)
+}
+
+async fn mirrored(split: &Split, (monolith, service): (&Client, &Client)) {
+    split.provision();
+    let mirror = split.mirror(None);
+    mirror.caught_up(monolith, service).await;
+    mirror.stop();
+}
+
+/// Nobody can tell that the slice has its table.
+async fn hide(monolith: &Client, slice: &str) {
+    let sql = "UPDATE strangler.slice SET publication = 'hidden ' || publication WHERE slice = $1";
+    assert_eq!(monolith.execute(sql, &[&slice]).await.unwrap(), 1);
+}
+
+async fn show(monolith: &Client, slice: &str) {
+    let sql = "UPDATE strangler.slice SET publication = replace(publication, 'hidden ', '') WHERE slice = $1";
+    assert_eq!(monolith.execute(sql, &[&slice]).await.unwrap(), 1);
+}
+
+/// The gates that the table asks.
+async fn gates(monolith: &Client) -> Vec<String> {
+    let sql =
+        "SELECT tgfoid::regproc::text FROM pg_trigger WHERE tgrelid = 't'::regclass AND NOT tgisinternal";
+    monolith.query(sql, &[]).await.unwrap().iter().map(|row| row.get(0)).collect()
+}
+
+fn assert_told(ended: &Ended, exit: i32, words: &[&str]) {
+    assert_eq!(ended.exit, Some(exit), "{}", ended.page());
+    // Prose is wrapped.
+    let said = ended.page().split_whitespace().collect::<Vec<_>>().join(" ");
+    for word in words {
+        assert!(said.contains(word), "{word} is not in {}", ended.page());
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_table_of_another_slice_is_told_by_every_verb_and_nobody_takes_its_gate() {
+    let (split, monolith) = twice().await;
+    let told = [
+        "table-claimed",
+        "it belongs to slice two of plan other, which is provisioned with it",
+        "start-anew.md",
+    ];
+    assert_told(&split.run("arm", &[]), 3, &told);
+    hide(&monolith, "two").await;
+    assert_told(&split.run("arm", &[]), 0, &[]);
+    show(&monolith, "two").await;
+    assert_eq!(gates(&monolith).await, ["strangler.gate_one"]);
+    assert_told(&split.run("arm", &[]), 0, &[]);
+    assert_told(&split.run("check", &[]), 0, &[]);
+
+    split.write_plan(SECOND);
+    let told = ["table-claimed", "it belongs to slice one of plan split, whose gate hangs on it"];
+    assert_told(&split.run("check", &[]), 1, &told);
+    assert_told(&split.run("provision", &[]), 3, &told);
+    assert_told(&split.run("arm", &[]), 3, &told);
+    assert_told(&split.run("flip", &[]), 3, &["table-claimed", "slice one", "strangler check plan.yaml"]);
+    assert_told(&split.run("flip", &["--rehearse", "1"]), 3, &["table-claimed", "slice one"]);
+    assert_told(&split.run("status", &[]), 1, &[told[1], "next strangler check plan.yaml"]);
+    assert_told(&split.run("disarm", &[]), 0, &[]);
+    assert_eq!(gates(&monolith).await, ["strangler.gate_one"]);
+    let guarded = split.run("status", &["--format", "json"]);
+    assert!(!guarded.stdout.contains("strangler arm"), "{}", guarded.page());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_slice_that_was_renamed_or_is_of_another_plan_is_refused_before_anything_is_made() {
+    let (mut split, monolith, _service) =
+        Split::launch("{ t: {} }", "CREATE TABLE t (id int PRIMARY KEY)").await;
+    create_database(&split.pair.service, "second").await;
+    let url = split.pair.service.url("second");
+    split.lead("SECOND", &url);
+    split.provision();
+    let renamed = Split::plan("{ t: {} }").replace("one:", "uno:");
+    for (plan, words) in [
+        (SECOND, ["slice one of plan split", "take it out of slice two"]),
+        (renamed.as_str(), ["slice one of this plan, split", "give slice uno its old name one in the plan"]),
+    ] {
+        split.write_plan(plan);
+        for (verb, exit) in [("check", 1), ("provision", 3), ("status", 1)] {
+            let ended = split.run(verb, &[]);
+            assert_told(&ended, exit, &words[..if verb == "status" { 1 } else { 2 }]);
+            assert!(verb == "status" || ended.page().contains("table-claimed"), "{}", ended.page());
+        }
+    }
+    let slices = monolith.query("SELECT slice FROM strangler.slice", &[]).await.unwrap();
+    assert_eq!(slices.iter().map(|row| row.get(0)).collect::<Vec<String>>(), ["one"]);
+    split.write_plan(&Split::plan("{ t: {} }"));
+    split.provision();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn slices_that_take_different_rows_of_a_table_are_mirrored_and_not_armed() {
+    let (mut split, monolith, service) = Split::launch(
+        "{ t: { where: { kind: in } } }",
+        "CREATE TABLE t (id int, kind text, PRIMARY KEY (id, kind)); INSERT INTO t VALUES (1, 'in'), (2, 'out')",
+    )
+    .await;
+    create_database(&split.pair.service, "second").await;
+    let url = split.pair.service.url("second");
+    split.lead("SECOND", &url);
+    split.write_plan(
+        "version: 1\nplan: split\nmonolith: { url: \"${MONOLITH}\" }
+services: { service: { url: \"${SERVICE}\" }, second: { url: \"${SECOND}\" } }
+policy: { flip_together: [[one, two]] }
+slices:
+  one: { service: service, tables: { t: { where: { kind: in } } } }
+  two: { service: second, tables: { t: { where: { kind: out } } } }\n",
+    );
+    let second = connect(&url).await;
+    split.provision();
+    let mirror = split.mirror(None);
+    mirror.caught_up(&monolith, &service).await;
+    mirror.caught_up(&monolith, &second).await;
+    mirror.stop();
+    assert_told(&split.run("check", &[]), 0, &[]);
+    for only in [&[] as &[&str], &["--slice", "one"], &["--slice", "two"]] {
+        let told = ["table-shared", "and others go to", "a table has one gate"];
+        assert_told(&split.run("arm", only), 3, &told);
+    }
+    assert_eq!(gates(&monolith).await, [""; 0]);
+    for client in [&service, &second] {
+        assert_eq!(client.query("SELECT FROM t", &[]).await.unwrap().len(), 1);
+    }
+}
