@@ -72,7 +72,7 @@ pub(super) async fn run(ui: &mut Ui, arguments: &Arguments) -> Result<Exit, CliE
         tokio::time::sleep(EVERY).await;
         Ok(read(&mut reader, &commands).await)
     });
-    let slices = slices.await?;
+    let slices = Box::pin(slices).await?;
     match arguments.format {
         Format::Text => ui.data(&pages(&slices, ui))?,
         Format::Json => ui.json(&Document { plan: &opened.plan.name, slices: &slices }, false)?,

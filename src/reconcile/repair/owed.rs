@@ -27,7 +27,7 @@ pub async fn settle(
     let slice = job.mapping.slice.as_str();
     let mut recorded: Option<BTreeMap<(String, String), i64>> = None;
     for client in requests {
-        for done in repairs::done_long_ago(*client, slice).await? {
+        for done in repairs::done_long_ago(client, slice).await? {
             let known = match &recorded {
                 Some(known) => known,
                 None => recorded.insert(repairs::recorded(service, slice).await?),
@@ -36,7 +36,7 @@ pub async fn settle(
             let mapping =
                 job.mapping.tables.iter().find(|table| table.source.to_string() == done.source_table);
             let Some(mapping) = mapping.filter(|_| done.rows > skip) else { continue };
-            let keys = repairs::done_keys(*client, (slice, &done), skip).await?;
+            let keys = repairs::done_keys(client, (slice, &done), skip).await?;
             let keys: Vec<RawKey> = keys.into_iter().map(RawKey).collect();
             let entry = Entry {
                 plan: &job.plan,
