@@ -95,7 +95,11 @@ impl Conduct<'_> {
         tell: Tell<'_>,
     ) -> Result<Vec<Moved>, ConductError> {
         // Where there are no gates there is nothing to write down either.
-        standings::look(members).await?;
+        if let Err(error) = standings::look(members).await
+            && matches!(error.source, FlipError::NotProvisioned { .. })
+        {
+            return Err(error.into());
+        }
         let command = Command { conduct: *self, members, hooks: self.hooks(members)?, who: operator(&order) };
         self.announce(members, &command.who).await?;
         let done = tokio::select! {
