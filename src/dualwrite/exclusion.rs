@@ -4,16 +4,33 @@
 //! therefore meet no change of gates half-way, and do not meet each other here. A session lock rather than a transaction, so that nothing is held open across
 //! databases; it ends with its session, however that ends. Safety does not rest on it.
 
+use std::time::{Duration, Instant};
+
 use tokio_postgres::{Client, Error};
 
 use super::gate::LOCK_CLASS;
 
-/// Takes it; `false` when somebody else holds it.
+/// How long somebody may go on holding it. The session of a process that was killed ends a moment after it.
+const PATIENCE: Duration = Duration::from_secs(3);
+/// Pause between two tries.
+const AGAIN_AFTER: Duration = Duration::from_millis(100);
+
+/// Takes it; `false` when somebody else holds it for seconds.
 ///
 /// # Errors
 /// What the server said.
-pub async fn try_take(client: &Client) -> Result<bool, Error> {
-    client.query_one("SELECT pg_try_advisory_lock($1, 0)", &[&LOCK_CLASS]).await?.try_get(0)
+pub async fn take(client: &Client) -> Result<bool, Error> {
+    let begun = Instant::now();
+    loop {
+        let row = client.query_one("SELECT pg_try_advisory_lock($1, 0)", &[&LOCK_CLASS]).await?;
+        if row.try_get(0)? {
+            return Ok(true);
+        }
+        if begun.elapsed() >= PATIENCE {
+            return Ok(false);
+        }
+        tokio::time::sleep(AGAIN_AFTER).await;
+    }
 }
 
 /// Shares it with other flips; `false` when somebody has it alone. Let go with the session.

@@ -246,7 +246,7 @@ fn shortened(sql: &str) -> String {
 /// Keeps other verbs away from every database.
 pub(crate) async fn lock(databases: &Databases) -> Result<(), ProvisionError> {
     for (database, client) in databases.all() {
-        match exclusion::try_take(client).await {
+        match exclusion::take(client).await {
             Ok(true) => {}
             Ok(false) => {
                 unlock(databases).await;
