@@ -48,6 +48,17 @@ async fn assert_people(monolith: &Client, service: &Client) {
     assert_same(Side { client: monolith, query }, Side { client: service, query }).await;
 }
 
+/// A mirror that copies `table` again, once it has caught up: an earlier one's table was live, too.
+async fn copied_again(split: &Split, table: &str, monolith: &Client, service: &Client) -> Mirror {
+    let number = "SELECT copy_number FROM strangler.mirror_table WHERE source_table = $1";
+    let copy = async || -> i32 { service.query_one(number, &[&table]).await.unwrap().get(0) };
+    let before = copy().await;
+    let mirror = split.mirror_with(None, &["--retry", table]);
+    until("the table is copied again", SOON, async || (copy().await > before).then_some(())).await;
+    mirror.caught_up(monolith, service).await;
+    mirror
+}
+
 fn assert_not_proven(split: &Split) {
     let status = split.run("status", &[]);
     assert!(!status.stdout.contains("both sides are proven equal"), "{}", status.page());
@@ -70,8 +81,7 @@ async fn attributes_that_change_places_stop_the_mirror_and_what_it_says_to_run_b
         let log = assert_stopped(&mirror, &["ALTER TYPE", "fullname", "--retry people"]);
         let log = assert_stopped(&split.mirror_with(None, &["--retry", "people"]), &[&advised(&log)]);
         service.batch_execute(&advised(&log)).await.unwrap();
-        mirror = split.mirror_with(None, &["--retry", "people"]);
-        mirror.caught_up(&monolith, &service).await;
+        mirror = copied_again(&split, "people", &monolith, &service).await;
         let query = "SELECT id, n::text, row_to_json(n)::text FROM people";
         assert_same(Side { client: &monolith, query }, Side { client: &service, query }).await;
         let proven = split.run("reconcile", &[]);
@@ -106,8 +116,7 @@ async fn a_services_type_whose_attributes_have_other_names_is_never_called_equal
     let log = assert_stopped(&mirror, &["people.n", "--retry people"]);
     assert_stopped(&split.mirror(None), &["people.n"]);
     service.batch_execute(&advised(&log)).await.unwrap();
-    let mirror = split.mirror_with(None, &["--retry", "people"]);
-    mirror.caught_up(&monolith, &service).await;
+    let _mirror = copied_again(&split, "people", &monolith, &service).await;
     assert_people(&monolith, &service).await;
     assert_eq!(split.run("reconcile", &[]).exit, Some(0));
 }
@@ -212,8 +221,7 @@ async fn labels_that_exchange_their_names_are_brought_in_line_by_what_check_says
         advice.split_once(" Then strangler mirror plan.yaml --slice one --retry TABLE").unwrap();
     assert!(after.starts_with(" for each table"), "{after}");
     service.batch_execute(advice).await.unwrap();
-    let mirror = split.mirror_with(None, &["--retry", "t"]);
-    mirror.caught_up(&monolith, &service).await;
+    let mirror = copied_again(&split, "t", &monolith, &service).await;
     let query = "SELECT id, v::text, rank() OVER (ORDER BY v) FROM t";
     assert_same(Side { client: &monolith, query }, Side { client: &service, query }).await;
     assert_eq!(split.run("reconcile", &[]).exit, Some(0));
