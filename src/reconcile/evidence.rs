@@ -18,6 +18,7 @@ use super::finding::FindingKind;
 use super::verdict::{Counts, Coverage, Outcome};
 use crate::journal::JournalError;
 use crate::journal::grounds::{ABSENT, Ground, TableGround, is_same_shape};
+use crate::journal::ledger::{self, Broken, VerifyError};
 use crate::journal::verdicts::{self, VerdictRow};
 use crate::lsn::Lsn;
 
@@ -290,6 +291,8 @@ pub struct Evidence {
     pub differs_since: bool,
     /// Some of those differences are no orphans.
     pub rows_differ_since: bool,
+    /// The last full verdict, or an entry after it, is not as it was written.
+    pub broken: Option<Broken>,
 }
 
 /// Reads it.
@@ -302,7 +305,28 @@ pub async fn evidence(service: &Client, slice: &str) -> Result<Evidence, Journal
     let settled = last_full.as_ref().filter(|verdict| verdict.outcome != Outcome::Incomplete);
     let after = settled.map_or(0, |verdict| verdict.entry);
     let since = verdicts::differs_after(service, slice, after).await?;
-    Ok(Evidence { last: Some(last), last_full, differs_since: since.any, rows_differ_since: since.rows })
+    let broken = match &last_full {
+        Some(full) => broken(service, None, full).await?,
+        None => None,
+    };
+    let (differs_since, rows_differ_since) = (since.any, since.rows);
+    Ok(Evidence { last: Some(last), last_full, differs_since, rows_differ_since, broken })
+}
+
+/// What is wrong with a verdict in the ledger, or with what follows it. With the monolith also that the end was cut off.
+///
+/// # Errors
+/// [`JournalError`].
+pub async fn broken(
+    service: &Client,
+    monolith: Option<&Client>,
+    verdict: &LastVerdict,
+) -> Result<Option<Broken>, JournalError> {
+    match ledger::verify_from(service, monolith, verdict.entry).await {
+        Ok(_) => Ok(None),
+        Err(VerifyError::Broken(broken)) => Ok(Some(broken)),
+        Err(VerifyError::Journal(error)) => Err(error),
+    }
 }
 
 /// Why there is no proof that both sides are equal.
@@ -316,6 +340,8 @@ pub enum Lack {
     Differs,
     /// The last full verdict left something out.
     Incomplete,
+    /// The ledger is not as it was written.
+    Broken(Broken),
     /// A later verdict about a part found differences, or an earlier one did and the last full one is incomplete.
     DiffersSince,
     /// Something happened since that voids the last full verdict.
@@ -337,6 +363,7 @@ impl fmt::Display for Lack {
             Self::NoFullVerdict => f.write_str("no verdict covers every row of every table"),
             Self::Differs => f.write_str("the last full verdict found differences"),
             Self::Incomplete => f.write_str("the last full verdict left something out"),
+            Self::Broken(broken) => write!(f, "{broken}"),
             Self::DiffersSince => {
                 f.write_str("another verdict found differences, which no full one has taken back")
             }
@@ -394,6 +421,7 @@ impl Evidence {
             Outcome::Differs => lacks.push(Lack::Differs),
             Outcome::Incomplete => lacks.push(Lack::Incomplete),
         }
+        lacks.extend(self.broken.clone().map(Lack::Broken));
         lacks.extend(since);
         lacks.extend(voids(&full.ground, now).into_iter().map(Lack::Void));
         if full.begun_ago > max_age {

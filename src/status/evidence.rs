@@ -117,6 +117,9 @@ fn status(verdict: &LastVerdict) -> VerdictStatus {
 /// Proven differences are an alarm until a verdict that covers everything says otherwise, or until all the rows that
 /// differed were copied anew. That evidence is old, void or absent is none: nothing is known to be wrong.
 fn alarm(evidence: &Evidence, ground: Option<&Ground>) -> Option<String> {
+    if let Some(broken) = &evidence.broken {
+        return Some(format!("{broken}; `strangler ledger` with --verify looks at all of it"));
+    }
     let differs = |verdict: &&LastVerdict| verdict.outcome == Outcome::Differs;
     let found = evidence.last.iter().chain(&evidence.last_full).find(differs);
     let Some(verdict) = found else {
@@ -220,6 +223,7 @@ mod tests {
             last_full: Some(full),
             differs_since,
             rows_differ_since: differs_since,
+            broken: None,
         };
         EvidenceFacts { evidence, ground: Some(Ground { tables: tables(), ..ground() }) }
     }

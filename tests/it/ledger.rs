@@ -382,6 +382,13 @@ async fn the_command_shows_entries_and_proves_that_nobody_changed_one() {
     let broken = tampered(&service, change, async || split.run("ledger", &["--verify"])).await;
     assert_eq!(broken.exit, Some(1), "{}", broken.page());
     assert!(broken.stdout.contains("broken: entry 2 was changed"), "{}", broken.page());
+    // Who relies on a verdict does not take a changed one for evidence.
+    let forged = "UPDATE strangler.ledger SET body = replace(body::text, '\"strict\":false', '\"strict\":true')::json WHERE id = 7";
+    let relied = tampered(&service, forged, async || split.run("status", &[])).await;
+    assert_eq!(relied.exit, Some(1), "{}", relied.page());
+    assert!(relied.stdout.contains("entry 7 of the ledger was changed"), "{}", relied.page());
+    assert!(!relied.stdout.contains("both sides are proven equal"), "{}", relied.page());
+    assert_eq!(split.run("status", &[]).exit, Some(0));
     let cut = "DELETE FROM strangler.ledger WHERE id = 7";
     let cut = tampered(&service, cut, async || split.run("ledger", &["--verify", "--format", "json"])).await;
     let document: Value = serde_json::from_str(&cut.stdout).unwrap();

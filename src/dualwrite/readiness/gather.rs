@@ -82,9 +82,14 @@ pub async fn gather(
     // Read again behind the slot: a stream's position is never behind what its slot was told.
     let there = readiness::read(from, slice, asked.from().incoming()).await.map_err(journal)?;
     let lock_key = there.slice.as_ref().map(|slice| slice.lock_key);
+    let mut evidence = evidence::evidence(sessions.service, slice).await.map_err(journal)?;
+    if let Some(full) = &evidence.last_full {
+        let (service, monolith) = (sessions.service, Some(sessions.monolith));
+        evidence.broken = evidence::broken(service, monolith, full).await.map_err(journal)?;
+    }
     Ok(Facts {
         probe,
-        evidence: evidence::evidence(sessions.service, slice).await.map_err(journal)?,
+        evidence,
         ground,
         slot,
         prepared: prepared(from, lock_key, &tables).await?,

@@ -72,11 +72,23 @@ pub enum VerifyError {
 /// # Errors
 /// [`VerifyError`]; the first fault in the order of the entries.
 pub async fn verify(service: &Client, monolith: Option<&Client>) -> Result<Verified, VerifyError> {
+    verify_from(service, monolith, 1).await
+}
+
+/// As [`verify`], from this entry on: that it and what follows are as they were written, for whoever relies on it.
+///
+/// # Errors
+/// [`VerifyError`].
+pub async fn verify_from(
+    service: &Client,
+    monolith: Option<&Client>,
+    entry: i64,
+) -> Result<Verified, VerifyError> {
     let anchors = match monolith {
         Some(monolith) => Some(Anchors::read(service, monolith).await?),
         None => None,
     };
-    let (mut head, mut filter) = (None::<Head>, Filter::default());
+    let (mut head, mut filter) = (None::<Head>, Filter { after: entry - 1, ..Filter::default() });
     loop {
         let page = entries(service, &filter).await?;
         let Some(last) = page.last() else { break };
@@ -86,6 +98,10 @@ pub async fn verify(service: &Client, monolith: Option<&Client>) -> Result<Verif
             None => Vec::new(),
         };
         for entry in &page {
+            if head.is_none() && entry.id > 1 && entry.id == filter.after + 1 {
+                // What is before the first one is not looked at.
+                head = Some(Head { id: entry.id - 1, hash: entry.previous, at_us: entry.at_us });
+            }
             check(entry, head, &known)?;
             head = Some(Head { id: entry.id, hash: entry.hash, at_us: entry.at_us });
         }
