@@ -119,7 +119,7 @@ fn broken(
         (_, Some(slot)) if slot.wal_status.as_deref() == Some("lost") => {
             Some(format!("the service has removed WAL that its slot {} needed", row.slot))
         }
-        (_, Some(_)) => None,
+        (_, Some(_)) => facts.asked_anew.clone(),
     }
 }
 

@@ -8,6 +8,7 @@ use super::ArmError;
 use crate::cdc::publication;
 use crate::cdc::source::{self, SlotFacts};
 use crate::dualwrite::guard::{self, Guard, Subscribed};
+use crate::journal::JournalError;
 use crate::journal::arming::{self, Armed, CutKey};
 use crate::journal::copies;
 use crate::journal::slices::{self, GateRow};
@@ -15,7 +16,7 @@ use crate::journal::streams::StreamRow;
 use crate::mapping::{Mappings, SliceMapping, TableMapping, compile};
 use crate::name::TableName;
 use crate::plan::Plan;
-use crate::problem::Problem;
+use crate::problem::{Problem, arm_anew};
 use crate::provision::{self, Database, Databases};
 
 /// Everything that the decision rests on.
@@ -57,6 +58,8 @@ pub struct SliceFacts {
     /// The service's tables that left the publication of the way back since it began, and came back: what changed in
     /// between is not in the stream.
     pub left: Vec<TableName>,
+    /// Why the way back ended by itself, where it asked to be made anew.
+    pub asked_anew: Option<String>,
     /// What the journal says.
     pub armed: Armed,
 }
@@ -160,8 +163,21 @@ async fn read_slice(
         slot,
         subscribed: guard::subscribed(service, &targets).await.map_err(there)?,
         left,
+        asked_anew: asked_anew(monolith, name).await.map_err(here)?,
         armed: arming::armed(monolith, name).await.map_err(here)?,
     }))
+}
+
+/// A way back over which the service's tables took another shape can't read on, whatever shape they have by now.
+async fn asked_anew(monolith: &Client, slice: &str) -> Result<Option<String>, JournalError> {
+    // Of the stream that is there now: another one has been made since otherwise.
+    let sql = "SELECT p.detail FROM strangler.mirror_process p JOIN strangler.stream s ON s.nonce = p.nonce \
+               WHERE p.slice = $1 AND s.slice = $1 AND p.dir = 'reverse' AND s.dir = 'reverse' AND p.stopped_at IS NOT NULL";
+    let row = monolith.query_opt(sql, &[&slice]).await;
+    let word: Option<String> =
+        row.map_err(JournalError::database("reading why the way back ended"))?.and_then(|row| row.get(0));
+    let asked = word.filter(|word| word.contains(&arm_anew(slice)));
+    Ok(asked.map(|word| word.split("; next: ").next().unwrap_or_default().to_owned()))
 }
 
 /// A slot of a service.

@@ -442,6 +442,11 @@ fn refusal(claim: &Claim, error: tokio_postgres::Error) -> Refusal {
     if Failure::of(&error) == Failure::Privilege {
         return Refusal::Fatal(MirrorError::Denied { next: rights(claim, &error), source: error });
     }
+    if matches!(sqlstate::code(&error), Some("42703" | "42P01" | "42804")) {
+        // No such column, no such table, another type: somebody has changed what the rows go into.
+        let next = "strangler check PLAN, which compares the tables of both sides".to_owned();
+        return Refusal::Fatal(MirrorError::Denied { next, source: error });
+    }
     Refusal::Fatal(MirrorError::Sql { action: "applying changes", source: error })
 }
 

@@ -7,6 +7,7 @@ use tokio_postgres::Client;
 use super::error::MirrorError;
 use super::launch::{self, Links};
 use super::publication::{Named, Published};
+use super::stamp::{self, WayBack};
 use super::table::{TableRun, Target};
 use crate::failpoint;
 use crate::journal::alarms;
@@ -69,6 +70,10 @@ pub(super) async fn restore_tables(
     alarms::note_way_back(&links.source, &claim.slice, slot).await?;
     copies::register_way_back(&links.target, &claim.slice, claim.applied, &labels).await?;
     failpoint::hit("reverse-registered");
+    let way = WayBack { slice: &claim.slice, slot, publication: named.publication, nonce: claim.nonce };
+    if let Some(altered) = stamp::look(&links.source, &links.target, way).await? {
+        return Err(altered.into());
+    }
     let rows = copies::tables(&links.target, &claim.slice).await?;
     let pieces = copies::pieces(&links.target, &claim.slice).await?;
     let mut tables = Vec::with_capacity(mappings.len());

@@ -26,7 +26,7 @@ pub enum MirrorError {
         #[source]
         source: tokio_postgres::Error,
     },
-    /// Rows could not be written because the mirror's role lacks a right.
+    /// Rows could not be written because the mirror's role lacks a right, or because a table is not what it was.
     #[error("applying changes failed")]
     Denied {
         /// What to type next.

@@ -341,7 +341,7 @@ async fn bring_up(
     let tables = match claim.direction {
         Direction::Forward => restore_tables(config, &links.target, &published).await?,
         Direction::Reverse => {
-            let published = (&published, named(config, "", None));
+            let published = (&published, named(config, publication, None));
             back::restore_tables(&links, &claim, (&config.mapping, slot), published).await?
         }
     };

@@ -14,6 +14,7 @@ use super::meanings;
 use super::publication::{self, Named, Published};
 use super::record::Recorder;
 use super::source::{self, HEARTBEAT_PREFIX};
+use super::stamp::{self, WayBack};
 use super::start::open;
 use super::watch::{self, Watch};
 use crate::journal::process::{self, Sighting};
@@ -295,6 +296,13 @@ impl Pulse {
             mapping: &self.mapping,
             recorder: &self.recorder,
         };
+        if self.direction == Direction::Reverse {
+            let (slice, slot, publication) = (&*self.slice, &*self.slot, &*self.publication);
+            let way = WayBack { slice, slot, publication, nonce: self.nonce };
+            if let Some(altered) = stamp::look(source, target, way).await? {
+                return Ok(Some(altered));
+            }
+        }
         if !self.copies() {
             let mut lookout = match seen.lookout.take() {
                 Some(lookout) => lookout,

@@ -155,3 +155,51 @@ async fn a_column_that_comes_to_the_service_stays_there_and_does_not_stop_the_wa
     assert!(status.stdout.contains("nobody reads the way back"), "{}", status.page());
     assert!(status.stdout.contains("strangler mirror plan.yaml --slice one"), "{}", status.page());
 }
+
+/// What is written while the way back stands still is brought by a comparison, and no evidence of before stands.
+async fn is_made_anew_over(sql: &str, words: &str, with_the_mirror: bool) {
+    let (stage, mirror) = armed_by_its_verb().await;
+    stage.flip(2).await;
+    stage.arrived(Way::Reverse).await;
+    succeed(&stage, "reconcile", &[]);
+    if !with_the_mirror {
+        mirror.stop();
+    }
+    stage.on_service(sql).await;
+    let mirror = if with_the_mirror { mirror } else { stage.split.mirror(None) };
+    let slice = stands_still(&stage).await;
+    assert!(slice["alarms"].to_string().contains(words), "{slice:#}");
+    assert!(slice["next"].as_str().unwrap().contains("strangler arm plan.yaml"), "{slice:#}");
+    succeed(&stage, "arm", &["--slice", "one"]);
+    let status = stage.split.run("status", &["--format", "json"]);
+    let document: serde_json::Value = serde_json::from_str(&status.stdout).unwrap();
+    assert_eq!(document["slices"][0]["evidence"]["stands"], false, "{document:#}");
+    taken_up(&stage, &mirror).await;
+    stage.arrived(Way::Reverse).await;
+    let repaired = stage.split.run("reconcile", &["--repair"]);
+    assert_eq!(repaired.exit, Some(0), "{}", repaired.page());
+    stage.assert_equal().await;
+    mirror.stop();
+}
+
+const LEFT_OUT: &str = "ALTER PUBLICATION strangler_split_one SET (publish = 'insert');
+    UPDATE pairs SET v = -v WHERE a = 4; DELETE FROM pairs WHERE a = 5;
+    ALTER PUBLICATION strangler_split_one SET (publish = 'insert, update, delete, truncate')";
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_publication_of_the_service_that_leaves_changes_out_for_a_moment_is_noticed_by_the_mirror_that_runs()
+ {
+    is_made_anew_over(LEFT_OUT, "somebody altered the publication", true).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_publication_of_the_service_that_left_changes_out_while_no_mirror_ran_is_noticed_by_the_next() {
+    is_made_anew_over(LEFT_OUT, "somebody altered the publication", false).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_way_back_that_stopped_over_a_shape_that_is_gone_again_is_made_anew_by_the_command_that_it_names() {
+    let renamed = "ALTER TABLE pairs RENAME v TO vv; INSERT INTO pairs (a, b, vv) VALUES (902, 'x', 902);
+        ALTER TABLE pairs RENAME vv TO v";
+    is_made_anew_over(renamed, "the way back stands still", true).await;
+}
