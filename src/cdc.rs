@@ -32,6 +32,7 @@ pub mod round;
 pub mod route;
 pub mod source;
 pub mod spill;
+mod stamp;
 pub mod start;
 pub mod statements;
 pub mod stream;

@@ -508,12 +508,17 @@ fn next(
                 .filter(|table| table.unheard)
                 .map(|table| format!(" --retry {}", shell_word(&table.table)))
                 .collect();
-            // The mirror alone would end again, as long as nobody has done what it asked for.
-            let asked = last_word(status).and_then(|(_, next)| next).filter(|_| again.is_empty());
+            // The mirror alone would end again, as long as nobody has done what it asked for. What it asked for knows of the
+            // tables that have to be copied again, and of what has to be done before that.
+            let asked = last_word(status).and_then(|(_, next)| next);
             asked.map(str::to_owned).or_else(|| of("mirror", &again.concat()))
         }
         Phase::Gap | Phase::Diverged => of("mirror", " --rebuild"),
-        Phase::Copying | Phase::CatchingUp => status.tables.iter().find_map(|table| table.next.clone()),
+        Phase::Copying | Phase::CatchingUp => {
+            let retry = status.tables.iter().find_map(|table| table.next.clone());
+            // A process that was stopped while it began leaves no word.
+            retry.or_else(|| back::next(status, commands))
+        }
         Phase::Streaming => {
             let unproven = status.evidence.as_ref().is_some_and(|proof| proof.stands == Some(false));
             let retry = status.tables.iter().find_map(|table| table.next.clone());

@@ -296,3 +296,25 @@ async fn a_copy_that_would_be_refused_is_refused_before_the_rows_that_are_there_
         monolith.batch_execute("ALTER TABLE t DISABLE ROW LEVEL SECURITY").await.unwrap();
     }
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_mirror_whose_table_lost_a_column_says_what_compares_the_sides() {
+    let setup = "CREATE TABLE t (id int PRIMARY KEY, v int)";
+    let (split, monolith, service) = Split::launch("{ t: {} }", setup).await;
+    split.provision();
+    let mirror = split.mirror(None);
+    mirror.caught_up(&monolith, &service).await;
+    service.batch_execute("ALTER TABLE t DROP COLUMN v").await.unwrap();
+    monolith.batch_execute("INSERT INTO t VALUES (1, 1)").await.unwrap();
+    let (_, log) = mirror.ended();
+    assert!(log.contains("hint: strangler check plan.yaml"), "{log}");
+    let status = split.run("status", &[]);
+    assert!(
+        status.stdout.contains("next strangler check plan.yaml")
+            || status.stdout.contains("strangler check plan.yaml, which"),
+        "{}",
+        status.page()
+    );
+    let checked = split.run("check", &[]);
+    assert!(checked.page().contains("(target-differs)"), "{}", checked.page());
+}
