@@ -37,7 +37,7 @@ use tokio_postgres::Client;
 
 pub use crate::journal::provisioned::{DeferredRow, MirrorRow, SliceRow};
 pub use anatomy::{Anatomy, ForeignKeyShape, IndexKey, IndexShape, Reference, Used};
-pub(crate) use claimed::{Asking, claimed};
+pub(crate) use claimed::{Asking, claimed, claimed_in_service};
 pub use draft::design;
 pub use error::ProvisionError;
 pub(crate) use publication::exact as exact_publication;

@@ -112,7 +112,12 @@ pub(super) fn claimed(plan: &Plan, survey: &Survey, slice: &SliceMapping) -> Vec
     let begun = states.flat_map(|state| state.streams.iter().cloned()).collect();
     let asking = Asking { plan, slice: &slice.slice, begun: &begun };
     let tables = slice.tables.iter().map(|table| &table.source);
-    provision::claimed(asking, tables, &survey.provisioned.monolith_state.holdings)
+    let mut problems = provision::claimed(asking, tables, &survey.provisioned.monolith_state.holdings);
+    if let Some(state) = survey.provisioned.service_states.get(&slice.service) {
+        let targets = slice.tables.iter().map(|table| &table.target);
+        problems.extend(provision::claimed_in_service(asking, &slice.service, targets, &state.holdings));
+    }
+    problems
 }
 
 /// Tables of which two slices take different rows. They can be mirrored, and not be given away apart: a table has one gate,

@@ -170,12 +170,7 @@ async fn read_slice(
 
 /// A way back over which the service's tables took another shape can't read on, whatever shape they have by now.
 async fn asked_anew(monolith: &Client, slice: &str) -> Result<Option<String>, JournalError> {
-    // Of the stream that is there now: another one has been made since otherwise.
-    let sql = "SELECT p.detail FROM strangler.mirror_process p JOIN strangler.stream s ON s.nonce = p.nonce \
-               WHERE p.slice = $1 AND s.slice = $1 AND p.dir = 'reverse' AND s.dir = 'reverse' AND p.stopped_at IS NOT NULL";
-    let row = monolith.query_opt(sql, &[&slice]).await;
-    let word: Option<String> =
-        row.map_err(JournalError::database("reading why the way back ended"))?.and_then(|row| row.get(0));
+    let word = arming::last_word(monolith, slice).await?;
     let asked = word.filter(|word| word.contains(&arm_anew(slice)));
     Ok(asked.map(|word| word.split("; next: ").next().unwrap_or_default().to_owned()))
 }

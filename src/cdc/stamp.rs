@@ -5,12 +5,9 @@ use tokio_postgres::Client;
 
 use super::error::{MirrorError, Refusal};
 use super::publication::compare;
+use crate::journal::arming;
 use crate::journal::streams::{self, StreamOf, StreamState};
-use crate::journal::{self, JournalError};
 use crate::problem::arm_anew;
-
-/// Action of the journal's entry that holds it.
-const NOTED: &str = "way-back-publication";
 
 /// A way back at work.
 #[derive(Debug, Clone, Copy)]
@@ -36,14 +33,8 @@ pub(super) async fn look(
     let stamp = service.query_opt(stamp, &[&way.publication]).await;
     let Some(stamp) = stamp.map_err(MirrorError::sql("reading the publication"))? else { return Ok(None) };
     let stamp: String = stamp.get(0);
-    let known = "SELECT detail ->> 'stamp' FROM strangler.journal \
-                 WHERE slice = $1 AND action = $2 AND detail ->> 'slot' = $3 ORDER BY id DESC LIMIT 1";
-    let known = monolith.query_opt(known, &[&way.slice, &NOTED, &way.slot]).await;
-    let known: Option<String> =
-        known.map_err(JournalError::database("reading the journal"))?.and_then(|row| row.get(0));
-    let Some(known) = known else {
-        let detail = serde_json::json!({ "slot": way.slot, "stamp": stamp });
-        journal::record(monolith, Some(way.slice), NOTED, &detail).await?;
+    let Some(known) = arming::noted_publication(monolith, way.slice, way.slot).await? else {
+        arming::note_publication(monolith, way.slice, (way.slot, &stamp)).await?;
         return Ok(None);
     };
     if known == stamp {

@@ -168,6 +168,49 @@ pub fn hand_over(id: i64, slice: &str) -> String {
     format!("UPDATE strangler.cut_key SET slice = {} WHERE id = {id}", quote_literal(slice))
 }
 
+/// Why the process that read the way back ended by itself, with what it asked for. Of the stream that is there now only: another
+/// one has been made since otherwise.
+///
+/// # Errors
+/// [`JournalError::Database`].
+pub async fn last_word(monolith: &Client, slice: &str) -> Result<Option<String>, JournalError> {
+    let sql = "SELECT p.detail FROM strangler.mirror_process p JOIN strangler.stream s ON s.nonce = p.nonce \
+               WHERE p.slice = $1 AND s.slice = $1 AND p.dir = 'reverse' AND s.dir = 'reverse' AND p.stopped_at IS NOT NULL";
+    let row = monolith.query_opt(sql, &[&slice]).await;
+    Ok(row.map_err(JournalError::database("reading why the way back ended"))?.and_then(|row| row.get(0)))
+}
+
+/// Action of the journal's entry about the publication that a way back began with.
+const PUBLICATION: &str = "way-back-publication";
+
+/// The publication that the way back with this slot began with, as [`note_publication`] wrote it down.
+///
+/// # Errors
+/// [`JournalError::Database`].
+pub async fn noted_publication(
+    monolith: &Client,
+    slice: &str,
+    slot: &str,
+) -> Result<Option<String>, JournalError> {
+    let sql = "SELECT detail ->> 'stamp' FROM strangler.journal \
+               WHERE slice = $1 AND action = $2 AND detail ->> 'slot' = $3 ORDER BY id DESC LIMIT 1";
+    let row = monolith.query_opt(sql, &[&slice, &PUBLICATION, &slot]).await;
+    Ok(row.map_err(JournalError::database("reading the journal"))?.and_then(|row| row.get(0)))
+}
+
+/// Writes it down, once for a slot.
+///
+/// # Errors
+/// [`JournalError::Database`].
+pub async fn note_publication(
+    monolith: &Client,
+    slice: &str,
+    (slot, stamp): (&str, &str),
+) -> Result<(), JournalError> {
+    let detail = serde_json::json!({ "slot": slot, "stamp": stamp });
+    super::record(monolith, Some(slice), PUBLICATION, &detail).await
+}
+
 /// Where a reverse stream is to begin.
 #[derive(Debug, Clone, Copy)]
 pub struct Beginning<'a> {

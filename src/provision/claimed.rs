@@ -38,6 +38,42 @@ pub(crate) fn claimed<'t>(
     problems.into_iter().collect()
 }
 
+/// A problem for each table of a service that the gate of another slice guards there: `ddl: adopt` takes what is there, and the
+/// mirror's role passes every gate.
+pub(crate) fn claimed_in_service<'t>(
+    asking: Asking<'_>,
+    service: &str,
+    tables: impl Iterator<Item = &'t TableName>,
+    holdings: &[Holding],
+) -> Vec<Problem> {
+    let mut problems = BTreeSet::new();
+    for table in tables {
+        let others =
+            holdings.iter().filter(|one| one.table == *table && one.gated && one.slice != asking.slice);
+        for Holding { slice, plan, .. } in others {
+            let same_plan = plan.as_ref() == Some(&asking.plan.name);
+            if same_plan && asking.plan.slices.contains_key(slice) {
+                continue;
+            }
+            let plan = plan.as_deref().unwrap_or("that is not known");
+            problems.insert(
+                Problem::error("table-claimed", format!("service {service}, table {table}"))
+                    .fact(format!(
+                        "slice {} writes into it, and it belongs to slice {slice} of plan {plan}, whose gate hangs on it",
+                        asking.slice
+                    ))
+                    .consequence("a second mirror passes that gate: rows of the other slice would be overwritten and lost")
+                    .next(format!(
+                        "give slice {} another table with `to:`; or take slice {slice} back first: {START_ANEW}",
+                        asking.slice
+                    ))
+                    .of_slice(asking.slice),
+            );
+        }
+    }
+    problems.into_iter().collect()
+}
+
 impl Asking<'_> {
     /// Whether the slice can't have a table because of a holding. `ours`: its own gate hangs on the table.
     fn is_denied_by(self, holding: &Holding, ours: bool) -> bool {

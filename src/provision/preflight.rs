@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::draft::{Draft, Site, in_service};
 use super::state::State;
-use super::{Asking, Database, Survey, claimed, publication};
+use super::{Asking, Database, Survey, claimed, claimed_in_service, publication};
 use crate::catalog::{Catalog, Table, TableKind};
 use crate::dualwrite::gate;
 use crate::journal::whereabouts::{self, Astray, Route, Whereabouts};
@@ -158,6 +158,10 @@ fn claims(draft: &mut Draft<'_>) {
         let asking = Asking { plan: draft.plan, slice: &slice.slice, begun: &begun };
         let tables = slice.tables.iter().map(|table| &table.source);
         let problems = claimed(asking, tables, &draft.survey.monolith_state.holdings);
+        problems.into_iter().for_each(|problem| draft.problem(problem));
+        let Some(state) = draft.survey.service_states.get(&slice.service) else { continue };
+        let targets = slice.tables.iter().map(|table| &table.target);
+        let problems = claimed_in_service(asking, &slice.service, targets, &state.holdings);
         problems.into_iter().for_each(|problem| draft.problem(problem));
     }
 }

@@ -72,6 +72,14 @@ pub struct VerdictStatus {
     pub differing: Vec<String>,
 }
 
+impl EvidenceStatus {
+    /// A strict comparison found differences, which one by meaning may not see.
+    pub(super) fn differs_strictly(&self) -> bool {
+        let mut found = self.last.iter().chain(&self.last_full);
+        found.any(|verdict| verdict.strict && verdict.outcome == Outcome::Differs)
+    }
+}
+
 /// Judges what the service said, with the shapes of the monolith's tables where those could be read.
 #[must_use]
 pub fn judge(

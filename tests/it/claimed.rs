@@ -153,3 +153,24 @@ slices:
         assert_eq!(client.query("SELECT FROM t", &[]).await.unwrap().len(), 1);
     }
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_services_table_that_another_plans_slice_has_is_not_adopted() {
+    let setup =
+        "CREATE TABLE t (id int PRIMARY KEY); CREATE TABLE u (id int PRIMARY KEY); INSERT INTO t VALUES (1)";
+    let (split, monolith, service) = Split::launch("{ t: {} }", setup).await;
+    mirrored(&split, (&monolith, &service)).await;
+    split.write_plan(
+        "version: 1\nplan: other\nmonolith: { url: \"${MONOLITH}\" }
+services: { service: { url: \"${SERVICE}\", ddl: adopt } }
+slices: { two: { service: service, tables: { u: { to: t } } } }\n",
+    );
+    let words = ["(table-claimed)", "service service, table t", "slice one of plan split", "start-anew.md"];
+    assert_told(&split.run("check", &[]), 1, &words);
+    assert_told(&split.run("provision", &[]), 3, &words);
+    let rows: i64 = service.query_one("SELECT count(*) FROM t", &[]).await.unwrap().get(0);
+    assert_eq!(rows, 1);
+    split.write_plan(&Split::plan("{ t: {} }"));
+    let again = split.run("provision", &[]);
+    assert_told(&again, 0, &["nothing was missing"]);
+}
