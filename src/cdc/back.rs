@@ -71,7 +71,7 @@ pub(super) async fn restore_tables(
     copies::register_way_back(&links.target, &claim.slice, claim.applied, &labels).await?;
     failpoint::hit("reverse-registered");
     let way = WayBack { slice: &claim.slice, slot, publication: named.publication, nonce: claim.nonce };
-    if let Some(altered) = stamp::look(&links.source, &links.target, way).await? {
+    if let Some(altered) = stamp::look(&links.source, &links.target, way, &mut None).await? {
         return Err(altered.into());
     }
     let rows = copies::tables(&links.target, &claim.slice).await?;

@@ -299,7 +299,7 @@ impl Pulse {
         if self.direction == Direction::Reverse {
             let (slice, slot, publication) = (&*self.slice, &*self.slot, &*self.publication);
             let way = WayBack { slice, slot, publication, nonce: self.nonce };
-            if let Some(altered) = stamp::look(source, target, way).await? {
+            if let Some(altered) = stamp::look(source, target, way, &mut seen.stamp).await? {
                 return Ok(Some(altered));
             }
         }
@@ -346,6 +346,8 @@ struct Seen {
     meter: WalMeter,
     watch: Option<Watch>,
     lookout: Option<Lookout>,
+    /// The publication that the way back began with.
+    stamp: Option<String>,
 }
 
 /// Warns about held WAL, once per step, with the time left at the present rate.

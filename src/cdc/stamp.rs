@@ -19,7 +19,7 @@ pub(super) struct WayBack<'a> {
 }
 
 /// Notes the publication of a slot that is new, and marks the stream of one whose publication was altered since: changes are
-/// missing from it.
+/// missing from it. `known` is what an earlier look has read, so that the journal is read once.
 ///
 /// # Errors
 /// [`MirrorError`].
@@ -27,17 +27,21 @@ pub(super) async fn look(
     service: &Client,
     monolith: &Client,
     way: WayBack<'_>,
+    known: &mut Option<String>,
 ) -> Result<Option<Refusal>, MirrorError> {
     // Each ALTER PUBLICATION that concerns the whole of it writes its row anew.
     let stamp = "SELECT oid || ' ' || xmin FROM pg_publication WHERE pubname = $1";
     let stamp = service.query_opt(stamp, &[&way.publication]).await;
     let Some(stamp) = stamp.map_err(MirrorError::sql("reading the publication"))? else { return Ok(None) };
     let stamp: String = stamp.get(0);
-    let Some(known) = arming::noted_publication(monolith, way.slice, way.slot).await? else {
+    if known.is_none() {
+        *known = arming::noted_publication(monolith, way.slice, way.slot).await?;
+    }
+    let Some(known) = known else {
         arming::note_publication(monolith, way.slice, (way.slot, &stamp)).await?;
         return Ok(None);
     };
-    if known == stamp {
+    if *known == stamp {
         return Ok(None);
     }
     let what = format!(
