@@ -3,6 +3,7 @@
 //! [`parse()`] turns a file into a [`Plan`] or into all of its problems at once. A `Plan` knows nothing of any
 //! database; [`crate::mapping`] joins it with catalogs.
 
+pub(crate) mod canonical;
 mod check;
 mod decode;
 mod file;

@@ -1,10 +1,7 @@
 //! The plan hash of a slice: what evidence is bound to.
 
-use std::fmt::Write as _;
-
-use sha2::{Digest, Sha256};
-
 use super::{ColumnMapping, FilterTerm, SliceMapping, TableMapping};
+use crate::plan::canonical::Canonical;
 
 /// Changes when the canonical form does, so that hashes of two forms are never compared by accident.
 const VERSION: &str = "strangler mapping 3";
@@ -33,29 +30,10 @@ fn hash(version: &str, slice: &SliceMapping, table: impl Fn(&mut Canonical, &Tab
     text.word(&slice.slice);
     text.word(&slice.service);
     text.list(&slice.tables, table);
-    Sha256::digest(text.0.as_bytes()).iter().fold(String::new(), |mut hex, byte| {
-        // Writing to a String cannot fail.
-        let _ = write!(hex, "{byte:02x}");
-        hex
-    })
+    text.hash()
 }
 
-/// Words with their length before them and lists with their count, so that no two mappings have one form.
-#[derive(Default)]
-struct Canonical(String);
-
 impl Canonical {
-    fn word(&mut self, word: &str) {
-        let _ = write!(self.0, "{}:{word};", word.len());
-    }
-
-    fn list<T>(&mut self, items: &[T], each: impl Fn(&mut Self, &T)) {
-        let _ = write!(self.0, "[{};", items.len());
-        for item in items {
-            each(self, item);
-        }
-    }
-
     fn table(&mut self, table: &TableMapping) {
         self.names(table);
         let mut columns: Vec<&ColumnMapping> = table.columns.iter().collect();

@@ -1,9 +1,6 @@
 //! The hash of a slice's policy: what the ledger tells a change of the rules by.
 
-use std::fmt::Write as _;
-
-use sha2::{Digest, Sha256};
-
+use super::canonical::Canonical;
 use super::{Action, Approval, FenceStandbys, Hook, Policy};
 
 /// Changes when the canonical form does, so that hashes of two forms are never compared by accident.
@@ -26,7 +23,7 @@ pub(super) fn of(policy: &Policy) -> String {
         flip_together,
         hooks,
     } = policy;
-    let mut text = Words::default();
+    let mut text = Canonical::default();
     text.word(VERSION);
     for period in [min_mirror_time, safety_period, evidence_max_age, write_pause_budget] {
         text.word(&period.as_millis().to_string());
@@ -45,31 +42,12 @@ pub(super) fn of(policy: &Policy) -> String {
     });
     text.list(flip_together, |text, group| text.list(group, |text, slice| text.word(slice)));
     for hooks in [&hooks.before, &hooks.after] {
-        text.list(hooks, Words::hook);
+        text.list(hooks, Canonical::hook);
     }
-    Sha256::digest(text.0.as_bytes()).iter().fold(String::new(), |mut hex, byte| {
-        // Writing to a String cannot fail.
-        let _ = write!(hex, "{byte:02x}");
-        hex
-    })
+    text.hash()
 }
 
-/// Words with their length before them and lists with their count, so that no two policies have one form.
-#[derive(Default)]
-struct Words(String);
-
-impl Words {
-    fn word(&mut self, word: &str) {
-        let _ = write!(self.0, "{}:{word};", word.len());
-    }
-
-    fn list<T>(&mut self, items: &[T], each: impl Fn(&mut Self, &T)) {
-        let _ = write!(self.0, "[{};", items.len());
-        for item in items {
-            each(self, item);
-        }
-    }
-
+impl Canonical {
     fn hook(&mut self, hook: &Hook) {
         match &hook.action {
             Action::Command(command) => self.list(command, |text, word| text.word(word)),
