@@ -5,6 +5,7 @@ use tokio_postgres::Client;
 
 use super::error::{MirrorError, Refusal};
 use super::publication::compare;
+use crate::failpoint;
 use crate::journal::arming;
 use crate::journal::streams::{self, StreamOf, StreamState};
 use crate::problem::arm_anew;
@@ -51,5 +52,6 @@ pub(super) async fn look(
     );
     streams::set_state(monolith, StreamOf::reverse(way.slice), way.nonce, StreamState::Gap, Some(&what))
         .await?;
+    failpoint::hit("fault-recorded");
     Ok(Some(Refusal { what, next: format!("{}; then {}", arm_anew(way.slice), compare(way.slice)) }))
 }

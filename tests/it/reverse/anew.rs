@@ -5,7 +5,7 @@ use std::time::Instant;
 use super::stage::{self, Stage, Way, holds};
 use crate::support::soak;
 use crate::support::split::{Mirror, Split};
-use crate::support::wait::{LONG, SOON, until};
+use crate::support::wait::{LONG, SOON, until, until_blocking};
 
 /// Everything live, armed by its verb, under a mirror that runs both streams.
 async fn armed_by_its_verb() -> (Stage, Mirror) {
@@ -166,7 +166,13 @@ async fn is_made_anew_over(sql: &str, words: &str, with_the_mirror: bool) {
         mirror.stop();
     }
     stage.on_service(sql).await;
-    let mirror = if with_the_mirror { mirror } else { stage.split.mirror(None) };
+    let mirror = if with_the_mirror {
+        mirror
+    } else {
+        let killed = stage.split.mirror(Some("fault-recorded"));
+        until_blocking("fault-recorded", SOON, || killed.exited());
+        stage.split.mirror(None)
+    };
     let slice = stands_still(&stage).await;
     assert!(slice["alarms"].to_string().contains(words), "{slice:#}");
     assert!(slice["next"].as_str().unwrap().contains("strangler arm plan.yaml"), "{slice:#}");
