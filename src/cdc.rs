@@ -39,5 +39,6 @@ pub mod stream;
 pub mod table;
 pub mod tripwire;
 pub mod truncate;
+mod usage;
 pub mod watch;
 pub mod way;

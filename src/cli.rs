@@ -21,6 +21,7 @@ mod open;
 mod provision;
 mod reconcile;
 pub mod report;
+mod retire;
 mod schema;
 mod status;
 pub mod ui;
@@ -61,6 +62,7 @@ enum Verb {
     Disarm(disarm::Arguments),
     Flip(flip::Arguments),
     Ledger(ledger::Arguments),
+    Retire(retire::Arguments),
     Demo(demo::Arguments),
     Schema(schema::Arguments),
 }
@@ -100,6 +102,7 @@ impl Arguments {
                 Verb::Disarm(arguments) => Box::pin(disarm::run(ui, arguments)).await,
                 Verb::Flip(arguments) => Box::pin(flip::run(ui, arguments)).await,
                 Verb::Ledger(arguments) => Box::pin(ledger::run(ui, arguments)).await,
+                Verb::Retire(arguments) => Box::pin(retire::run(ui, arguments)).await,
                 Verb::Demo(arguments) => Box::pin(demo::run(ui, arguments)).await,
                 Verb::Schema(arguments) => schema::run(ui, arguments),
             }

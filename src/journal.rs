@@ -17,6 +17,7 @@ pub mod ledger;
 pub mod migrate;
 pub mod moves;
 pub mod operators;
+pub mod own_scans;
 pub mod process;
 pub mod provisioned;
 pub mod readiness;
@@ -27,6 +28,7 @@ pub mod standing;
 pub mod statements;
 pub mod streams;
 pub mod touched;
+pub mod usage;
 pub mod verdicts;
 pub mod whereabouts;
 

@@ -198,6 +198,14 @@ fn quoted_rest(chars: &mut Peekable<Chars<'_>>) -> String {
     name
 }
 
+/// Whether SQL that has these identifiers names a table. One that gives a schema names the table only in that one; without a schema
+/// it may be any.
+#[must_use]
+pub fn is_named(table: &TableName, named: &Identifiers) -> bool {
+    named.contains(&(Some(table.schema.clone()), table.name.clone()))
+        || named.contains(&(None, table.name.clone()))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

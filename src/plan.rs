@@ -202,6 +202,8 @@ pub struct Policy {
     pub min_mirror_time: Duration,
     /// How long the old tables are kept after a flip.
     pub safety_period: Duration,
+    /// How long nobody may have used the old tables before they are retired.
+    pub quiet_period: Duration,
     /// How old a clean verdict may be.
     pub evidence_max_age: Duration,
     /// Clean verdicts since the flip that retirement needs.
@@ -236,6 +238,7 @@ impl Default for Policy {
         Self {
             min_mirror_time: 7 * DAY,
             safety_period: 30 * DAY,
+            quiet_period: 7 * DAY,
             evidence_max_age: DAY,
             clean_runs_before_retire: 3,
             write_pause_budget: Duration::from_millis(500),

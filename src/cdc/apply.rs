@@ -5,7 +5,7 @@ pub mod replace;
 use std::collections::{BTreeMap, HashMap};
 
 use bytes::{BufMut, Bytes, BytesMut};
-use futures_util::future::{join, join_all, join3};
+use futures_util::future::{join, join_all, join4};
 use futures_util::{SinkExt, pin_mut};
 use tokio_postgres::Statement;
 use tokio_postgres::types::ToSql;
@@ -19,9 +19,10 @@ use super::table::TableRun;
 use crate::change::{Tuple, Value};
 use crate::journal::claims::{Claim, ClaimStatements};
 use crate::journal::copies::{self, TableState};
+use crate::journal::own_scans::OwnScans;
 use crate::journal::streams::Direction;
 use crate::journal::touched::Register;
-use crate::journal::{self};
+use crate::journal::{self, JournalError};
 use crate::landing::key::Key;
 use crate::landing::sets::{RowOperation, SetUpdate, Sets, coalesce};
 use crate::lsn::Lsn;
@@ -84,6 +85,8 @@ pub struct Applier {
     claim_statements: ClaimStatements,
     statements: HashMap<String, Statement>,
     touched: Register,
+    /// On the way back: what applying reads of the old tables.
+    own: Option<OwnScans>,
     open: bool,
 }
 
@@ -101,8 +104,12 @@ impl Applier {
             .map_err(MirrorError::sql("setting up the apply session"))?;
         let claim_statements = ClaimStatements::prepare(&session, &claim).await?;
         let touched = Register::prepare(&session, &claim.slice).await?;
+        let own = match claim.direction {
+            Direction::Reverse => Some(OwnScans::prepare(&session, &claim.slice).await?),
+            Direction::Forward => None,
+        };
         let statements = HashMap::new();
-        Ok(Self { session, claim, claim_statements, statements, touched, open: false })
+        Ok(Self { session, claim, claim_statements, statements, touched, own, open: false })
     }
 
     /// The claim, for landings beside this session.
@@ -154,6 +161,7 @@ impl Applier {
             return Ok(Vec::new());
         }
         self.open().await?;
+        self.will_read(batch.operations.keys().filter_map(|index| tables.get(*index))).await?;
         let mut sets = Vec::new();
         let mut contradicted = false;
         for (index, operations) in &batch.operations {
@@ -192,6 +200,19 @@ impl Applier {
         self.note_touched(batch, &diverged, tables);
         batch.clear_flushed();
         Ok(diverged)
+    }
+
+    /// The open transaction looks rows of these tables up, which the way back tells from what others read.
+    ///
+    /// # Errors
+    /// [`MirrorError`].
+    pub async fn will_read<'a>(
+        &mut self,
+        tables: impl Iterator<Item = &'a TableRun>,
+    ) -> Result<(), MirrorError> {
+        let Some(own) = &mut self.own else { return Ok(()) };
+        own.begin(&self.session, tables.map(|table| &table.mapping.target)).await?;
+        Ok(())
     }
 
     /// Notes whose rows the open transaction wrote, for tables whose events all apply.
@@ -260,13 +281,14 @@ impl Applier {
         self.open().await?;
         self.touched.make_room(&self.session, self.claim.applied, at).await?;
         hit(self.claim.direction, "apply-before-commit", "reverse-before-commit");
-        let (touched, advanced, committed) = join3(
+        let (touched, noted, advanced, committed) = join4(
             self.touched.write(&self.session, at),
+            note(self.own.as_mut(), &self.session),
             self.claim.advance(&self.session, &self.claim_statements, boundary.end, boundary.time_us),
             self.session.batch_execute("COMMIT"),
         )
         .await;
-        touched?;
+        touched.and(noted)?;
         let advanced = advanced?;
         committed.map_err(MirrorError::sql("committing an apply transaction"))?;
         self.open = false;
@@ -430,6 +452,14 @@ impl Applier {
         } else {
             Err(Refusal::Table(format!("{landed} rows were inserted where {} had to be", rows.len()).into()))
         }
+    }
+}
+
+/// Writes down what the open transaction read of old tables.
+async fn note(own: Option<&mut OwnScans>, session: &Session) -> Result<(), JournalError> {
+    match own {
+        Some(own) => own.note(session).await,
+        None => Ok(()),
     }
 }
 

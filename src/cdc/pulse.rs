@@ -16,6 +16,7 @@ use super::record::Recorder;
 use super::source::{self, HEARTBEAT_PREFIX};
 use super::stamp::{self, WayBack};
 use super::start::open;
+use super::usage::UseWatch;
 use super::watch::{self, Watch};
 use crate::journal::process::{self, Sighting};
 use crate::journal::repairs;
@@ -31,6 +32,9 @@ const BEAT_EVERY: Duration = Duration::from_secs(1);
 const SIGHT_EVERY: u64 = 2;
 /// A heartbeat that hangs is given up and its session dropped.
 const BEAT_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// A look at who uses old tables may take this long: shorter than a beat, so that it costs no heartbeat.
+const USE_TIMEOUT: Duration = Duration::from_secs(3);
 
 /// What pulse and engine tell each other.
 #[derive(Debug, Default)]
@@ -254,7 +258,29 @@ impl Pulse {
         }
         self.vitals.with(|inner| inner.sent = Some((number, Instant::now())));
         let content = heartbeat_content(&self.slice, self.nonce, number);
-        source::emit(source, HEARTBEAT_PREFIX, &content).await.map(drop)
+        source::emit(source, HEARTBEAT_PREFIX, &content).await?;
+        if number.is_multiple_of(SIGHT_EVERY)
+            && self.direction == Direction::Reverse
+            && self.mode == Mode::Apply
+        {
+            let answered = self.watch_use(target, seen).await;
+            if !answered {
+                *sessions = None;
+            }
+        }
+        Ok(())
+    }
+
+    /// Who still uses the monolith's tables. What goes wrong with it concerns nobody else: the next look makes up for it. `false`
+    /// when the session still waits for an answer.
+    async fn watch_use(&self, monolith: &Session, seen: &mut Seen) -> bool {
+        let tables = || self.mapping.tables.iter().map(|table| table.source.clone()).collect();
+        let watch = seen.usage.get_or_insert_with(|| UseWatch::new(&self.slice, tables()));
+        let looked = tokio::time::timeout(USE_TIMEOUT, watch.look(monolith)).await;
+        if let Ok(Err(error)) = &looked {
+            tracing::debug!(slice = self.slice, error = %error, "the use of old tables could not be watched");
+        }
+        looked.is_ok()
     }
 
     /// What happened to the publication since the start that the engine must not go on over.
@@ -348,6 +374,7 @@ struct Seen {
     lookout: Option<Lookout>,
     /// The publication that the way back began with.
     stamp: Option<String>,
+    usage: Option<UseWatch>,
 }
 
 /// Warns about held WAL, once per step, with the time left at the present rate.

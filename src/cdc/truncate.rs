@@ -21,7 +21,9 @@ pub async fn apply(applier: &mut Applier, table: &TableRun, event: EventOrigin) 
         applier.touched().add_all(&table.label);
     }
     let slice = applier.claim().slice.clone();
-    let session = applier.open_session().await?;
+    applier.open_session().await?;
+    applier.will_read(std::iter::once(table)).await?;
+    let session = applier.session();
     let mapping = &table.mapping;
     if mapping.partitioned && !mapping.reversed {
         // Its partitions get other files by this, which the watch over them must know. The way back's is in memory.

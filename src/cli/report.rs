@@ -22,6 +22,7 @@ use crate::provision::ProvisionError;
 use crate::reconcile::repair::RepairError;
 use crate::reconcile::run::RunError;
 use crate::reconcile::schedule::ScheduleError;
+use crate::retire::RetireError;
 use crate::status::judge::shell_word;
 
 /// What a command's end means to the shell. The numbers are a contract.
@@ -103,6 +104,17 @@ pub enum CliError {
         /// Why.
         #[source]
         source: JournalError,
+    },
+    /// Who uses a slice's old tables could not be found out.
+    #[error("the old tables of slice {slice} could not be looked at")]
+    Retire {
+        /// The slice.
+        slice: String,
+        /// The command that makes and grants what is needed, as it must be typed.
+        provision: String,
+        /// Why.
+        #[source]
+        source: RetireError,
     },
     /// Provisioning stopped.
     #[error(transparent)]
@@ -252,6 +264,15 @@ impl CliError {
                 let hint =
                     format!("{provision} makes it, and grants strangler_apply what it needs to read it");
                 page(Exit::Incomplete, "ledger-unreadable", Some(hint))
+            }
+            Self::Retire { source, .. } if lost_connection(source) => {
+                page(Exit::Unreachable, "database-unreachable", None)
+            }
+            Self::Retire { provision, .. } => {
+                let hint = format!(
+                    "{provision} makes our tables, and grants strangler_apply what it needs to read them"
+                );
+                page(Exit::Incomplete, "use-unreadable", Some(hint))
             }
             Self::Provision(ProvisionError::Refused { .. }) => page(Exit::Refused, "provision-refused", None),
             Self::Provision(_) => page(Exit::Incomplete, "provision-failed", None),
@@ -531,6 +552,7 @@ pub fn finish(ui: &mut Ui, outcome: Result<Exit, CliError>) -> Exit {
         | CliError::Catalog(_)
         | CliError::Journal(_)
         | CliError::Ledger { .. }
+        | CliError::Retire { .. }
         | CliError::Demo(_)
         | CliError::Output(_)
         | CliError::Schedule(_)

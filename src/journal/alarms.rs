@@ -158,6 +158,23 @@ pub async fn uncleared(service: &Client, slice: &str) -> Result<Option<Uncleared
     }))
 }
 
+/// Writes into the monolith's tables that got past their gates since `epoch`: table by the monolith's name, how many rows and
+/// tables, and when the last was met, in microseconds since 1970 by the service's clock.
+///
+/// # Errors
+/// [`JournalError::Database`].
+pub async fn on_monolith(
+    service: &Client,
+    slice: &str,
+    epoch: i64,
+) -> Result<Vec<(String, i64, i64)>, JournalError> {
+    let sql = "SELECT source_table, count(*), (extract(epoch FROM max(raised_at)) * 1000000)::bigint \
+               FROM strangler.alarm WHERE slice = $1 AND dir = $2 AND epoch >= $3 GROUP BY 1 ORDER BY 1";
+    let rows = service.query(sql, &[&slice, &Direction::Forward.as_str(), &epoch]).await;
+    let rows = rows.map_err(JournalError::database("reading the alarms"))?;
+    Ok(rows.iter().map(|row| (row.get(0), row.get(1), row.get(2))).collect())
+}
+
 /// Action of the entry in the service's journal that says which slot a way back reads.
 const WAY_BACK_BEGUN: &str = "way-back-begun";
 

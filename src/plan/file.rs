@@ -45,6 +45,7 @@ pub(crate) fn example(key: &str) -> Option<&'static str> {
         "policy" => "policy: { min_mirror_time: 7d, wal_budget: 50GB }",
         "min_mirror_time" => "min_mirror_time: 7d",
         "safety_period" => "safety_period: 30d",
+        "quiet_period" => "quiet_period: 7d",
         "evidence_max_age" => "evidence_max_age: 24h",
         "clean_runs_before_retire" => "clean_runs_before_retire: 3",
         "write_pause_budget" => "write_pause_budget: 500ms",
@@ -262,6 +263,9 @@ pub(crate) struct PolicyFile {
     /// How long the old tables are kept after a flip.
     #[schemars(example = &"30d")]
     pub(crate) safety_period: Option<Period>,
+    /// How long nobody may have used the old tables before they are retired.
+    #[schemars(example = &"7d")]
+    pub(crate) quiet_period: Option<Period>,
     /// How old a clean verdict may be.
     #[schemars(example = &"24h")]
     pub(crate) evidence_max_age: Option<Period>,

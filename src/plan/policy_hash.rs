@@ -4,7 +4,7 @@ use super::canonical::Canonical;
 use super::{Action, Approval, FenceStandbys, Hook, Policy};
 
 /// Changes when the canonical form does, so that hashes of two forms are never compared by accident.
-const VERSION: &str = "policy 1";
+const VERSION: &str = "policy 2";
 
 /// Hex SHA-256 of everything that the policy says. Periods count in milliseconds. The URL of a webhook counts as the plan writes it,
 /// with `${ENV}` in place; one that holds its secret in clear is under the hash with all the rest.
@@ -13,6 +13,7 @@ pub(super) fn of(policy: &Policy) -> String {
     let Policy {
         min_mirror_time,
         safety_period,
+        quiet_period,
         evidence_max_age,
         clean_runs_before_retire,
         write_pause_budget,
@@ -25,7 +26,7 @@ pub(super) fn of(policy: &Policy) -> String {
     } = policy;
     let mut text = Canonical::default();
     text.word(VERSION);
-    for period in [min_mirror_time, safety_period, evidence_max_age, write_pause_budget] {
+    for period in [min_mirror_time, safety_period, quiet_period, evidence_max_age, write_pause_budget] {
         text.word(&period.as_millis().to_string());
     }
     for number in [u64::from(*clean_runs_before_retire), *wal_budget_bytes, u64::from(*sequence_margin)] {
@@ -68,6 +69,7 @@ mod tests {
         let changes: &[fn(&mut Policy)] = &[
             |p| p.min_mirror_time += Duration::from_secs(1),
             |p| p.safety_period += Duration::from_secs(1),
+            |p| p.quiet_period += Duration::from_secs(1),
             |p| p.evidence_max_age += Duration::from_secs(1),
             |p| p.clean_runs_before_retire += 1,
             |p| p.write_pause_budget += Duration::from_millis(1),

@@ -169,6 +169,7 @@ fn merged(base: Policy, file: Option<&PolicyFile>) -> Policy {
     Policy {
         min_mirror_time: file.min_mirror_time.map_or(base.min_mirror_time, |period| period.0),
         safety_period: file.safety_period.map_or(base.safety_period, |period| period.0),
+        quiet_period: file.quiet_period.map_or(base.quiet_period, |period| period.0),
         evidence_max_age: file.evidence_max_age.map_or(base.evidence_max_age, |period| period.0),
         clean_runs_before_retire: file.clean_runs_before_retire.unwrap_or(base.clean_runs_before_retire),
         write_pause_budget: file.write_pause_budget.map_or(base.write_pause_budget, |period| period.0),

@@ -29,13 +29,20 @@ pub(crate) const WAY_BACK: &[(&str, &[&str])] = &[
     ("touched_floor", &["SELECT", "INSERT", "UPDATE"]),
     ("repair", DML),
     ("canary", &["SELECT", "INSERT", "UPDATE"]),
+    ("own_scan", DML),
+    ("table_use", &["SELECT", "INSERT", "UPDATE"]),
+    ("table_user", &["SELECT", "INSERT", "UPDATE"]),
 ];
+
+/// What reading writes: which scans of old tables were ours.
+const OWN_SCANS: &str = "own_scan";
 
 /// Rights of the read and the apply link.
 pub(super) fn grants(draft: &mut Draft<'_>, sites: &[Site<'_>]) {
     let mut wanted = Wanted::default();
     if let Some(role) = read_role(draft) {
         see_ours(draft, &mut wanted, &role);
+        wanted.table(&TableName::new("strangler", OWN_SCANS), &role, &["INSERT"]);
         name_types(draft, &mut wanted, &role);
     }
     if applies(draft, sites) {

@@ -11,7 +11,7 @@ use tokio_util::sync::CancellationToken;
 use super::form::{Side, TableForm};
 use super::meet::{MeetError, Meeting};
 use super::prove::{ProveError, Prover};
-use super::reader::Reader;
+use super::reader::{OpenError, Reader};
 use super::redact::Redactor;
 use super::scan::Pair;
 use super::selftest::{self, Weakened};
@@ -19,6 +19,7 @@ use super::sides::Sides;
 use super::throttle::Throttle;
 use super::walk::{self, KeyFacts};
 use crate::cdc::mirror::chain_of;
+use crate::journal::JournalError;
 use crate::mapping::{ColumnMapping, TableMapping, type_tree};
 use crate::name::TableName;
 use crate::postgres::connect::ConnectError;
@@ -43,6 +44,7 @@ pub struct Hands {
 /// A prover that opens its sessions when something has to be proven: mostly nothing has.
 #[derive(Debug)]
 pub struct OnDemand {
+    slice: String,
     sides: Sides,
     meeting: Arc<Meeting>,
     redactor: Arc<Redactor>,
@@ -60,7 +62,7 @@ impl OnDemand {
             Some(made) => made,
             None => {
                 let (meeting, redactor) = (Arc::clone(&self.meeting), Arc::clone(&self.redactor));
-                Prover::new(&self.sides, meeting, redactor, self.stop.clone()).await?
+                Prover::new((&self.slice, &self.sides), meeting, redactor, self.stop.clone()).await?
             }
         };
         Ok(self.made.insert(made))
@@ -85,6 +87,18 @@ pub enum HandsError {
     /// The meeting point.
     #[error(transparent)]
     Meet(#[from] MeetError),
+    /// Our own tables.
+    #[error(transparent)]
+    Journal(#[from] JournalError),
+}
+
+impl From<OpenError> for HandsError {
+    fn from(error: OpenError) -> Self {
+        match error {
+            OpenError::Connect(error) => Self::Connect(error),
+            OpenError::Journal(error) => Self::Journal(error),
+        }
+    }
 }
 
 /// Opens everything at once. `parallel` is the number of chunks at a time, `max_load` the number of open transactions
@@ -99,9 +113,11 @@ pub async fn open(
     (parallel, max_load): (usize, Option<u32>),
     stop: &CancellationToken,
 ) -> Result<Hands, HandsError> {
-    let pair = async || -> Result<Pair, ConnectError> {
-        let (authority, copy) =
-            tokio::try_join!(Reader::open(sides, sides.authority), Reader::open(sides, sides.copy()))?;
+    let pair = async || -> Result<Pair, OpenError> {
+        let (authority, copy) = tokio::try_join!(
+            Reader::open(sides, sides.authority, slice),
+            Reader::open(sides, sides.copy(), slice)
+        )?;
         Ok(Pair { authority, copy })
     };
     let meeting = async {
@@ -115,9 +131,10 @@ pub async fn open(
         }
     };
     let pairs = async { Ok::<_, HandsError>(try_join_all((0..parallel.max(1)).map(|_| pair())).await?) };
-    let border = async { Ok(Reader::open(sides, sides.authority).await?) };
+    let border = async { Ok(Reader::open(sides, sides.authority, slice).await?) };
     let (pairs, border, meeting, throttle) = tokio::try_join!(pairs, border, meeting, throttle)?;
     let prover = OnDemand {
+        slice: slice.to_owned(),
         sides: sides.clone(),
         meeting: Arc::clone(&meeting),
         redactor: Arc::clone(redactor),

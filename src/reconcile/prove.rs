@@ -27,9 +27,12 @@ use super::barrier;
 use super::finding::{FindingKind, RawKey};
 use super::form::{Side, TableForm};
 use super::meet::{MeetError, Meeting};
+use super::reader;
 use super::redact::Redactor;
 use super::sides::Sides;
 use super::stop::{self, Stopped};
+use crate::journal::JournalError;
+use crate::journal::own_scans::Metered;
 use crate::mapping::ColumnMapping;
 use crate::mapping::input::is_users;
 use crate::name::TableName;
@@ -67,6 +70,9 @@ pub enum ProveError {
         /// The connection is gone: another attempt needs other sessions.
         lost: bool,
     },
+    /// Our own tables could not be read.
+    #[error(transparent)]
+    Journal(#[from] JournalError),
     /// The mirror did not come along.
     #[error(transparent)]
     Meet(#[from] MeetError),
@@ -91,6 +97,7 @@ impl ProveError {
             Self::Connect(_) => true,
             Self::Database { lost, .. } => *lost,
             Self::Meet(error) => error.is_database(),
+            Self::Journal(error) => error.database_error().is_some_and(sqlstate::is_connection_lost),
             Self::Key { .. } | Self::Stopped(_) => false,
         }
     }
@@ -110,7 +117,7 @@ impl ProveError {
 pub struct Prover {
     sides: Sides,
     authority: Session,
-    copy: Session,
+    copy: CopyReader,
     /// Opened when the first row has to be locked: where nothing is wrong, nobody needs the right to.
     locker: Option<Session>,
     meeting: Arc<Meeting>,
@@ -118,6 +125,30 @@ pub struct Prover {
     stop: CancellationToken,
     /// Of the table whose suspects came last.
     spelled: (TableName, Spelled),
+}
+
+/// A session that reads the copy's rows.
+#[derive(Debug)]
+struct CopyReader {
+    session: Session,
+    /// Of the monolith's old tables: others' readings are told from ours.
+    meter: Option<Metered>,
+}
+
+impl CopyReader {
+    /// What it has under these keys.
+    async fn there(
+        &self,
+        task: &Task<'_>,
+        keys: &[RawKey],
+        values: bool,
+    ) -> Result<Vec<Vec<Held>>, tokio_postgres::Error> {
+        let reading = task.lookup.there(&self.session, keys, values);
+        match &self.meter {
+            Some(meter) => Box::pin(meter.read(&self.session, task.table(), reading)).await,
+            None => reading.await,
+        }
+    }
 }
 
 /// What came of a locking transaction.
@@ -136,7 +167,7 @@ impl Prover {
     /// # Errors
     /// [`ProveError`].
     pub async fn new(
-        sides: &Sides,
+        (slice, sides): (&str, &Sides),
         meeting: Arc<Meeting>,
         redactor: Arc<Redactor>,
         stop: CancellationToken,
@@ -144,6 +175,8 @@ impl Prover {
         let (authority, copy) = tokio::try_join!(sides.reader(sides.authority), sides.reader(sides.copy()))?;
         let set = tokio::try_join!(authority.batch_execute(SETTINGS), copy.batch_execute(SETTINGS));
         set.map_err(ProveError::database("setting up a session that proves differences"))?;
+        let meter = reader::meter((sides, sides.copy()), &copy, slice).await?;
+        let copy = CopyReader { session: copy, meter };
         let spelled = (TableName::new("", ""), Spelled::default());
         let sides = sides.clone();
         Ok(Self { sides, authority, copy, locker: None, meeting, redactor, stop, spelled })
@@ -208,9 +241,9 @@ impl Prover {
         };
         let copy = self.sides.copy();
         let (here, there) =
-            tokio::try_join!(of(&self.authority, self.sides.authority), of(&self.copy, copy))?;
+            tokio::try_join!(of(&self.authority, self.sides.authority), of(&self.copy.session, copy))?;
         let (source, target, service) = match copy {
-            Side::Target => (here, there, &self.copy),
+            Side::Target => (here, there, &self.copy.session),
             Side::Source => (there, here, &self.authority),
         };
         let theirs = column_types::of(service, &form.mapping.target).await;
@@ -229,7 +262,7 @@ impl Prover {
             Err(reason) => return Ok(again(Vec::new(), keys.to_vec(), &reason)),
         };
         stop::wait(&self.stop, self.meeting.meet()).await??;
-        let there = task.lookup.there(&self.copy, keys, false).await;
+        let there = self.copy.there(task, keys, false).await;
         let there = match task.rows(there, self.sides.copy())? {
             Ok(rows) => rows,
             Err(reason) => return Ok(again(Vec::new(), keys.to_vec(), &reason)),
@@ -307,7 +340,7 @@ impl Prover {
             (Ok(()), Ok(_)) => {
                 let read = async {
                     self.meeting.meet().await?;
-                    let rows = task.lookup.there(&self.copy, keys, values).await;
+                    let rows = self.copy.there(task, keys, values).await;
                     rows.map_err(ProveError::database(task.reading(self.sides.copy())))
                 };
                 timeout(limits.held.saturating_sub(began.elapsed()), read).await.ok()
@@ -351,7 +384,7 @@ impl Prover {
             Err(reason) => return Ok(again(open, keys, &reason)),
         };
         stop::wait(&self.stop, self.meeting.meet()).await??;
-        let there = task.lookup.there(&self.copy, &keys, false).await;
+        let there = self.copy.there(task, &keys, false).await;
         let there = match task.rows(there, self.sides.copy())? {
             Ok(rows) => rows,
             Err(reason) => return Ok(again(open, keys, &reason)),

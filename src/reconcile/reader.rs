@@ -13,6 +13,8 @@ use super::form::{Side, TableForm};
 use super::sides::Sides;
 use super::statements::{self, Buckets, KeyRange, OverRange};
 use super::walk::Walk;
+use crate::journal::JournalError;
+use crate::journal::own_scans::Metered;
 use crate::postgres::connect::{ConnectError, Session};
 use crate::postgres::sqlstate::{self, Failure};
 
@@ -68,21 +70,51 @@ pub struct ReadError {
     pub by_value: bool,
 }
 
+/// A session that reads could not be opened.
+#[derive(Debug, thiserror::Error)]
+pub enum OpenError {
+    /// The database could not be reached.
+    #[error(transparent)]
+    Connect(#[from] ConnectError),
+    /// What it reads can't be told from what others read.
+    #[error(transparent)]
+    Journal(#[from] JournalError),
+}
+
 /// A reader of one side; it reads and writes nothing else.
 #[derive(Debug)]
 pub struct Reader {
     session: Session,
     side: Side,
     statements: HashMap<String, Statement>,
+    /// Of the monolith's old tables: others' readings are told from ours.
+    meter: Option<Metered>,
+}
+
+/// What tells our readings of a slice's old tables from others'. `None` where the tables of that side are nobody's old ones.
+///
+/// # Errors
+/// The server's.
+pub(super) async fn meter(
+    (sides, side): (&Sides, Side),
+    session: &Session,
+    slice: &str,
+) -> Result<Option<Metered>, JournalError> {
+    if side == Side::Target || sides.authority == Side::Source {
+        return Ok(None);
+    }
+    Metered::prepare(session, slice).await.map(Some)
 }
 
 impl Reader {
     /// Opens one.
     ///
     /// # Errors
-    /// [`ConnectError`].
-    pub async fn open(sides: &Sides, side: Side) -> Result<Self, ConnectError> {
-        Ok(Self { session: sides.reader(side).await?, side, statements: HashMap::new() })
+    /// [`OpenError`].
+    pub async fn open(sides: &Sides, side: Side, slice: &str) -> Result<Self, OpenError> {
+        let session = sides.reader(side).await?;
+        let meter = meter((sides, side), &session, slice).await?;
+        Ok(Self { session, side, statements: HashMap::new(), meter })
     }
 
     /// Prepares the session for one way of walking. Ranges are only cheap through the index, whatever the planner takes
@@ -116,6 +148,7 @@ impl Reader {
 
     async fn query(
         &mut self,
+        form: &TableForm,
         sql: String,
         parameters: &[&(dyn ToSql + Sync)],
     ) -> Result<Vec<Row>, ReadError> {
@@ -127,17 +160,23 @@ impl Reader {
                 made
             }
         };
-        self.session.query(&statement, parameters).await.map_err(|error| self.failed(&error))
+        let reading = self.session.query(&statement, parameters);
+        let read = match &self.meter {
+            Some(meter) => Box::pin(meter.read(&self.session, &form.mapping.source, reading)).await,
+            None => reading.await,
+        };
+        read.map_err(|error| self.failed(&error))
     }
 
     async fn over(
         &mut self,
+        form: &TableForm,
         over: OverRange<'_>,
         more: &[&(dyn ToSql + Sync)],
     ) -> Result<Vec<Row>, ReadError> {
         let texts = over.parameters.into_iter().map(|text| -> &(dyn ToSql + Sync) { text });
         let parameters: Vec<&(dyn ToSql + Sync)> = texts.chain(more.iter().copied()).collect();
-        self.query(over.sql, &parameters).await
+        self.query(form, over.sql, &parameters).await
     }
 
     fn sums(&self, row: &Row, first: usize, strict: bool) -> Result<Sums, ReadError> {
@@ -175,7 +214,7 @@ impl Reader {
         let parameters: Vec<&(dyn ToSql + Sync)> =
             arrays.iter().map(|array| -> &(dyn ToSql + Sync) { array }).collect();
         let begun = Instant::now();
-        let rows = self.query(statements::sums_of_ranges(form, self.side, types), &parameters).await?;
+        let rows = self.query(form, statements::sums_of_ranges(form, self.side, types), &parameters).await?;
         let took = begun.elapsed();
         let mut found: Vec<Option<Sums>> = vec![None; ranges.len()];
         for row in &rows {
@@ -204,7 +243,7 @@ impl Reader {
         range: &KeyRange,
         types: &[String],
     ) -> Result<Sums, ReadError> {
-        let rows = self.over(statements::sums_of_range(form, self.side, range, types), &[]).await?;
+        let rows = self.over(form, statements::sums_of_range(form, self.side, range, types), &[]).await?;
         match rows.first() {
             Some(row) => self.sums(row, 0, form.strict),
             None => Err(ReadError {
@@ -227,7 +266,8 @@ impl Reader {
         types: &[String],
         of: u32,
     ) -> Result<HashMap<i32, Sums>, ReadError> {
-        let rows = self.over(statements::sums_of_buckets(form, self.side, range, types, of), &[]).await?;
+        let rows =
+            self.over(form, statements::sums_of_buckets(form, self.side, range, types, of), &[]).await?;
         let mut sums = HashMap::with_capacity(rows.len());
         for row in &rows {
             let number: i32 = row.try_get(0).map_err(|error| self.failed(&error))?;
@@ -248,13 +288,13 @@ impl Reader {
         buckets: &Buckets,
     ) -> Result<Vec<HashedRow>, ReadError> {
         let over = statements::rows_of_buckets(form, self.side, range, types, buckets, false);
-        let rows = self.over(over, &[&buckets.numbers]).await?;
+        let rows = self.over(form, over, &[&buckets.numbers]).await?;
         let read = |row: &Row| hashed(row, form.mapping.key.len(), form.strict);
         let rows: Result<Vec<_>, _> = rows.iter().filter_map(|row| read(row).transpose()).collect();
         rows.map_err(|error| self.failed(&error))
     }
 
-    /// The same in the order of the buckets, as it comes from the server.
+    /// The same in the order of the buckets, as it comes from the server. [`Self::end_stream`] is to follow its last row.
     ///
     /// # Errors
     /// [`ReadError`].
@@ -270,6 +310,10 @@ impl Reader {
         let parameters: Vec<&(dyn ToSql + Sync)> =
             texts.chain(std::iter::once::<&(dyn ToSql + Sync)>(&buckets.numbers)).collect();
         let made = self.session.prepare(&over.sql).await.map_err(|error| self.failed(&error))?;
+        if let Some(meter) = &self.meter {
+            let begun = Box::pin(meter.begin(&self.session, &form.mapping.source)).await;
+            begun.map_err(|error| self.failed(&error))?;
+        }
         let rows = self.session.query_raw(&made, parameters).await.map_err(|error| self.failed(&error))?;
         let width = form.mapping.key.len();
         Ok(InOrder {
@@ -280,6 +324,19 @@ impl Reader {
             next: None,
             ended: false,
         })
+    }
+
+    /// The stream's rows have all come.
+    ///
+    /// # Errors
+    /// [`ReadError`].
+    pub async fn end_stream(&self) -> Result<(), ReadError> {
+        match &self.meter {
+            Some(meter) => {
+                Box::pin(meter.end(&self.session, false)).await.map_err(|error| self.failed(&error))
+            }
+            None => Ok(()),
+        }
     }
 
     /// The next borders of a range, every `step` rows, at most `count`; fewer when its end is near.
@@ -296,7 +353,7 @@ impl Reader {
         let over = statements::borders(form, self.side, range, types);
         let mut parameters: Vec<&(dyn ToSql + Sync)> = vec![&step, &count];
         parameters.extend(over.parameters.into_iter().map(|text| -> &(dyn ToSql + Sync) { text }));
-        let rows = self.query(over.sql, &parameters).await?;
+        let rows = self.query(form, over.sql, &parameters).await?;
         let texts = |row: &Row| (0..types.len()).map(|place| row.try_get(place)).collect::<Result<_, _>>();
         rows.iter().map(texts).collect::<Result<_, _>>().map_err(|error| self.failed(&error))
     }
@@ -309,7 +366,7 @@ impl Reader {
         let Some(column) = form.mapping.key_columns().next() else { return Ok(None) };
         let column = TableForm::column(column, self.side);
         let sql = format!("SELECT max({column})::text FROM {} AS t", form.from(self.side));
-        let rows = self.query(sql, &[]).await?;
+        let rows = self.query(form, sql, &[]).await?;
         let key = rows.first().map(|row| row.try_get(0)).transpose();
         key.map(Option::flatten).map_err(|error| self.failed(&error))
     }
@@ -325,7 +382,7 @@ impl Reader {
             .map(|column| format!("{} IS NULL", TableForm::column(column, self.side)))
             .collect();
         let sql = format!("SELECT count(*) FROM {} AS t WHERE {}", form.from(self.side), nulls.join(" OR "));
-        let rows = self.query(sql, &[]).await?;
+        let rows = self.query(form, sql, &[]).await?;
         let count = rows.first().map(|row| row.try_get(0)).transpose();
         count.map(Option::unwrap_or_default).map_err(|error| self.failed(&error))
     }

@@ -416,6 +416,7 @@ impl Scan<'_> {
             let (authority, copy) = stop::wait(self.stop, both).await??;
             self.suspect(form, unequal(authority, copy), (suspects, into)).await?;
         }
+        tokio::try_join!(pair.authority.end_stream(), pair.copy.end_stream())?;
         Ok(())
     }
 

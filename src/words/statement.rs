@@ -1,5 +1,5 @@
 //! Statements of others as they may be shown: what they hold of rows is a secret of somebody. Who calls it: `arm` and `flip`,
-//! which name whom they wait for.
+//! which name whom they wait for, and the watch over who still uses old tables.
 
 /// Longest statement that is shown, in characters: enough to tell the verb and the table.
 const CHARS_MAX: usize = 60;
@@ -7,6 +7,12 @@ const CHARS_MAX: usize = 60;
 /// A statement on one line, without comments, with a question mark for each constant, and cut.
 #[must_use]
 pub fn shown(text: &str) -> String {
+    shown_within(text, CHARS_MAX)
+}
+
+/// The same, cut to so many characters.
+#[must_use]
+pub fn shown_within(text: &str, chars_max: usize) -> String {
     let mut shown = String::new();
     let mut rest = text;
     while let Some(c) = rest.chars().next() {
@@ -20,10 +26,10 @@ pub fn shown(text: &str) -> String {
         }
     }
     let shown = shown.trim_end();
-    if shown.chars().count() <= CHARS_MAX {
+    if shown.chars().count() <= chars_max {
         return shown.to_owned();
     }
-    shown.chars().take(CHARS_MAX - 1).chain(['…']).collect()
+    shown.chars().take(chars_max.saturating_sub(1)).chain(['…']).collect()
 }
 
 enum Seen {

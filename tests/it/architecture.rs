@@ -13,7 +13,7 @@ const LADDER: &[&[&str]] = &[
     &["postgres", "journal", "cluster"],
     &["authority", "cdc"],
     &["reconcile"],
-    &["dualwrite", "provision", "arm", "check"],
+    &["dualwrite", "provision", "arm", "check", "retire"],
     &["status", "demo"],
     &["cli"],
 ];

@@ -49,7 +49,7 @@ impl Bench {
         scenario.target.batch_execute("SET SESSION AUTHORIZATION strangler_apply").await.unwrap();
         let redactor = Arc::new(Redactor::new().unwrap());
         let (meeting, stop) = (scenario.meeting().await, CancellationToken::new());
-        let prover = Prover::new(&scenario.sides(), meeting, redactor, stop.clone()).await.unwrap();
+        let prover = Prover::new(("one", &scenario.sides()), meeting, redactor, stop.clone()).await.unwrap();
         Self { scenario, running, prover, stop }
     }
 

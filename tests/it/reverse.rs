@@ -9,6 +9,7 @@ mod roles;
 pub mod stage;
 mod tripwire;
 mod turns;
+mod usage;
 mod way;
 mod writers;
 

@@ -46,6 +46,7 @@ impl Applier {
         rows: &[SourceRow],
     ) -> Result<Vec<(usize, String)>, MirrorError> {
         self.open().await?;
+        self.will_read(std::iter::once(table)).await?;
         let mut left: Vec<(usize, &SourceRow)> = rows.iter().enumerate().collect();
         let mut refused = Vec::new();
         while !left.is_empty() {

@@ -5,7 +5,7 @@ use tokio_postgres::{Client, Error};
 use super::tables::Tables;
 use super::{USER_SCHEMA, name_at};
 use crate::catalog::{Dependent, DependentKind};
-use crate::name::{Identifiers, TableName, identifiers_in};
+use crate::name::{identifiers_in, is_named};
 
 /// Reads them all, in the order of table, kind and name.
 pub(super) async fn read(client: &Client, tables: &Tables) -> Result<Vec<Dependent>, Error> {
@@ -132,15 +132,10 @@ async fn read_bodies(client: &Client, tables: &Tables) -> Result<Vec<Dependent>,
     Ok(found)
 }
 
-/// A body that gives a schema names the table only in that one; without a schema it may be any.
-fn is_named(table: &TableName, named: &Identifiers) -> bool {
-    named.contains(&(Some(table.schema.clone()), table.name.clone()))
-        || named.contains(&(None, table.name.clone()))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::name::TableName;
 
     #[test]
     fn bodies_name_tables_as_postgresql_reads_them() {

@@ -150,6 +150,11 @@ impl<'a> Task<'a> {
         format!("reading rows of {} on the {} by their keys", self.name(side), Sides::word(side))
     }
 
+    /// The table, by the monolith's name.
+    pub(super) fn table(&self) -> &TableName {
+        &self.form.mapping.source
+    }
+
     fn name(&self, side: Side) -> &TableName {
         self.form.name(side)
     }

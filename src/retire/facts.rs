@@ -1,0 +1,59 @@
+//! What the databases say about a slice's old tables.
+
+use serde::Serialize;
+
+use super::dependents::Dependent;
+use crate::journal::usage::{TableUse, TableUser};
+use crate::postgres::statements_seen::Blind;
+
+/// Who holds the authority over a slice.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Authority {
+    /// Writes go to the monolith.
+    Monolith,
+    /// Writes go to the service.
+    Service,
+    /// Nobody may write: a move of authority is under way.
+    Nobody,
+}
+
+/// Writes into an old table that got past its gate.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct StrayWrites {
+    /// The table, by the monolith's name.
+    pub source_table: String,
+    /// Rows, and TRUNCATEs.
+    pub count: i64,
+    /// When the last was met, in microseconds since 1970.
+    pub last_us: i64,
+}
+
+/// One slice.
+#[derive(Debug, Clone)]
+pub struct SliceFacts {
+    /// Slice.
+    pub slice: String,
+    /// Its service.
+    pub service: String,
+    /// Who may write.
+    pub authority: Authority,
+    /// Epoch of the monolith's gate.
+    pub epoch: i64,
+    /// The monolith's clock, in microseconds since 1970, as all times here.
+    pub now_us: i64,
+    /// How long nobody may have used the tables: the plan's `quiet_period`.
+    pub quiet_us: i64,
+    /// Its tables by the monolith's names, in the plan's order, with what was seen of each since authority moved.
+    pub tables: Vec<(String, Option<TableUse>)>,
+    /// Whoever was met there.
+    pub users: Vec<TableUser>,
+    /// Writes on the monolith since authority moved.
+    pub strays: Vec<StrayWrites>,
+    /// Objects of the monolith that need the tables.
+    pub dependents: Vec<Dependent>,
+    /// Why nothing is known of statements.
+    pub blind: Option<Blind>,
+    /// The role that looks may not see what others do, so that sessions have no names.
+    pub hidden: bool,
+}

@@ -1,0 +1,105 @@
+//! Asks the databases about a slice's old tables.
+
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use tokio_postgres::Client;
+
+use super::dependents;
+use super::facts::{Authority, SliceFacts, StrayWrites};
+use crate::catalog::Catalog;
+use crate::journal::{JournalError, alarms, slices, usage};
+use crate::mapping::SliceMapping;
+use crate::name::TableName;
+use crate::postgres::statements_seen;
+
+/// What is asked, and whom.
+#[derive(Debug, Clone, Copy)]
+pub struct Asked<'a> {
+    /// The slice.
+    pub mapping: &'a SliceMapping,
+    /// The plan's `quiet_period`.
+    pub quiet_period: Duration,
+    /// The monolith's catalogs.
+    pub catalog: &'a Catalog,
+    /// The monolith under the apply role, which watches.
+    pub monolith: &'a Client,
+    /// The service.
+    pub service: &'a Client,
+}
+
+/// The databases could not be asked.
+#[derive(Debug, thiserror::Error)]
+pub enum RetireError {
+    /// Our own tables.
+    #[error(transparent)]
+    Journal(#[from] JournalError),
+    /// The slice is not provisioned.
+    #[error("slice {slice} is not provisioned")]
+    NotProvisioned {
+        /// Slice.
+        slice: String,
+    },
+    /// A statement failed.
+    #[error("could not read {what}")]
+    Database {
+        /// What.
+        what: &'static str,
+        /// Why.
+        #[source]
+        source: tokio_postgres::Error,
+    },
+}
+
+impl RetireError {
+    fn database(what: &'static str) -> impl FnOnce(tokio_postgres::Error) -> Self {
+        move |source| Self::Database { what, source }
+    }
+}
+
+/// Reads everything about one slice; changes nothing.
+///
+/// # Errors
+/// [`RetireError`].
+pub async fn gather(asked: Asked<'_>) -> Result<SliceFacts, RetireError> {
+    let Asked { mapping, monolith, service, .. } = asked;
+    let slice = mapping.slice.as_str();
+    let (here, there) = (slices::gate(monolith, slice).await?, slices::gate(service, slice).await?);
+    let (Some(here), Some(there)) = (here, there) else {
+        return Err(RetireError::NotProvisioned { slice: slice.to_owned() });
+    };
+    let authority = match (here.state.as_str(), there.state.as_str()) {
+        ("OPEN", _) => Authority::Monolith,
+        (_, "OPEN") => Authority::Service,
+        (_, _) => Authority::Nobody,
+    };
+    let known = usage::tables(monolith, slice).await?;
+    let names: BTreeSet<TableName> = mapping.tables.iter().map(|table| table.source.clone()).collect();
+    let tables = mapping.tables.iter().map(|table| {
+        let label = table.source.to_string();
+        let seen = known.iter().find(|(name, seen)| *name == label && seen.epoch == here.epoch);
+        (label, seen.map(|(_, seen)| seen.clone()))
+    });
+    let asking = "SELECT (extract(epoch FROM clock_timestamp()) * 1000000)::bigint, pg_has_role('pg_read_all_stats', 'USAGE')";
+    let row = monolith.query_one(asking, &[]).await.map_err(RetireError::database("the monolith's clock"))?;
+    let statements = statements_seen::state(monolith).await;
+    let dependents = dependents::read(monolith, asked.catalog, &names).await;
+    let strays = alarms::on_monolith(service, slice, here.epoch).await?;
+    Ok(SliceFacts {
+        slice: slice.to_owned(),
+        service: mapping.service.clone(),
+        authority,
+        epoch: here.epoch,
+        now_us: row.get(0),
+        quiet_us: i64::try_from(asked.quiet_period.as_micros()).unwrap_or(i64::MAX),
+        tables: tables.collect(),
+        users: usage::users(monolith, slice).await?,
+        strays: strays
+            .into_iter()
+            .map(|(source_table, count, last_us)| StrayWrites { source_table, count, last_us })
+            .collect(),
+        dependents: dependents.map_err(RetireError::database("what depends on the old tables"))?,
+        blind: statements.map_err(RetireError::database("the extensions"))?.err(),
+        hidden: !row.get::<_, bool>(1),
+    })
+}
