@@ -37,11 +37,12 @@ use tokio_postgres::Client;
 
 pub use crate::journal::provisioned::{DeferredRow, MirrorRow, SliceRow};
 pub use anatomy::{Anatomy, ForeignKeyShape, IndexKey, IndexShape, Reference, Used};
-pub(crate) use claimed::{Asking, claimed, claimed_in_service};
+pub(crate) use claimed::{Asking, claimed, claimed_in_service, held_by_another};
 pub use draft::design;
 pub use error::ProvisionError;
 pub(crate) use publication::exact as exact_publication;
 pub(crate) use record::{Run, record};
+pub(crate) use rights::DML_AND_TRUNCATE;
 pub use run::{execute, foresee, prepare, run, survey};
 pub(crate) use run::{lock, unlock};
 pub(crate) use schema_rights::{Closed, no_create_in_schema, ungrantable};

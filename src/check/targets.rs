@@ -6,6 +6,7 @@ use crate::mapping::{ColumnMapping, TableMapping, adopted};
 use crate::name::quote_ident;
 use crate::plan::Ddl;
 use crate::problem::{Problem, bring_back};
+use crate::provision::held_by_another;
 
 pub(super) fn rule(facts: &Facts) -> Vec<Problem> {
     let mut problems = Vec::new();
@@ -41,7 +42,8 @@ pub(super) fn rule(facts: &Facts) -> Vec<Problem> {
                     problems.extend(differences(&name, (table, target), &fits, &remedy));
                     problems.extend(misfits(&name, table, source, (catalog, target)));
                     if !provisioned {
-                        problems.extend(not_empty(&name, table, server));
+                        let held = held_by_another(slice, &table.target, &database.holdings);
+                        problems.extend(not_empty(&name, table, server, held));
                     }
                 }
             }
@@ -81,12 +83,25 @@ fn misfits(
 }
 
 /// A table that the mirror has not filled must be empty, or its rows would meet those that are copied.
-fn not_empty(name: &str, table: &TableMapping, server: &Server) -> Option<Problem> {
+/// `held` says whose it is and what to do, where it is another slice's.
+fn not_empty(
+    name: &str,
+    table: &TableMapping,
+    server: &Server,
+    held: Option<(String, String)>,
+) -> Option<Problem> {
     if server.filled.contains(&table.target) {
+        let (fact, next) = held.map_or_else(
+            || {
+                let next = format!("look at them; when they can go: TRUNCATE {};", table.target.sql());
+                ("the table holds rows, and they are not the mirror's".to_owned(), next)
+            },
+            |(whose, next)| (format!("the table holds rows, and it {whose}"), next),
+        );
         let problem = Problem::error("target-not-empty", name)
-            .fact("the table holds rows, and they are not the mirror's")
+            .fact(fact)
             .consequence("rows that are copied would collide with them, or stand beside them")
-            .next(format!("look at them; when they can go: TRUNCATE {};", table.target.sql()));
+            .next(next);
         return Some(problem);
     }
     server.closed.contains(&table.target).then(|| {
@@ -192,6 +207,7 @@ fn bare(type_sql: &str) -> &str {
 mod tests {
     use super::*;
     use crate::check::fixture::{clean, expect};
+    use crate::journal::holdings::Holding;
     use crate::mapping::fixture::{column, name, table};
     use crate::problem::Severity;
     use tokio_postgres::types::Type;
@@ -219,6 +235,12 @@ mod tests {
         let mut facts = standing(Ddl::Create, |_| ());
         facts.service("ordering").server.as_mut().unwrap().filled.insert(name("Orders"));
         expect(&rule(&facts), Severity::Error, "target-not-empty", "TRUNCATE \"public\".\"Orders\";");
+        let (table, plan) = (name("Orders"), Some("before".to_owned()));
+        let holding = Holding { table, slice: "sales".into(), plan, gated: true };
+        facts.service("ordering").holdings.push(holding);
+        let problems = rule(&facts);
+        expect(&problems, Severity::Error, "target-not-empty", "belongs to slice sales of plan before");
+        assert!(!problems[0].next.contains("TRUNCATE"), "it would empty another slice's copy");
         facts.service("ordering").server.as_mut().unwrap().provisioned.insert("ordering".into());
         assert_eq!(rule(&facts), []);
         let mut facts = standing(Ddl::Create, |_| ());

@@ -5,6 +5,7 @@ use std::collections::BTreeSet;
 
 use super::Statement;
 use super::anatomy::{IndexShape, Used};
+use super::claimed::held_by_another;
 use super::columns::definitions;
 use super::deferred::{add_constraint, create_index};
 use super::draft::{Draft, Site, in_service};
@@ -25,12 +26,7 @@ pub(super) fn create(draft: &mut Draft<'_>, site: &Site<'_>) {
         let Some(table) = draft.survey.monolith.table(&mapping.source) else { continue };
         match (site.table(&mapping.target).is_some(), site.known(slice, mapping)) {
             (true, true) => guard(draft, site, slice, &mapping.target),
-            (true, false) => draft.problem(
-                Problem::error("table-taken", in_service(site, format!("table {}", mapping.target)))
-                    .fact("it exists, and provision did not make it")
-                    .consequence("its columns and rows are somebody else's")
-                    .next("drop or rename it, or write `ddl: adopt` for the service in the plan"),
-            ),
+            (true, false) => draft.problem(taken(site, slice, &mapping.target)),
             (false, true) if site.state.mirrored(&slice.slice) => draft.problem(
                 Problem::error("table-lost", in_service(site, format!("table {}", mapping.target)))
                     .fact("provision made it, its slice was mirrored, and it is gone")
@@ -40,6 +36,22 @@ pub(super) fn create(draft: &mut Draft<'_>, site: &Site<'_>) {
             (false, _) => one(draft, site, slice, (mapping, table)),
         }
     }
+}
+
+/// A table that is there and is none of ours.
+fn taken(site: &Site<'_>, slice: &SliceMapping, table: &TableName) -> Problem {
+    let held = held_by_another(&slice.slice, table, &site.state.holdings);
+    let (fact, next) = held.map_or_else(
+        || {
+            let next = "drop or rename it, or write `ddl: adopt` for the service in the plan";
+            ("it exists, and provision did not make it".to_owned(), next.to_owned())
+        },
+        |(whose, next)| (format!("it exists, and {whose}"), next),
+    );
+    Problem::error("table-taken", in_service(site, format!("table {table}")))
+        .fact(fact)
+        .consequence("its columns and rows are somebody else's")
+        .next(next)
 }
 
 /// Drops the empty tables of slices whose mapping changed before anything was mirrored.

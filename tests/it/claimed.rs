@@ -166,8 +166,19 @@ services: { service: { url: \"${SERVICE}\", ddl: adopt } }
 slices: { two: { service: service, tables: { u: { to: t } } } }\n",
     );
     let words = ["(table-claimed)", "service service, table t", "slice one of plan split", "start-anew.md"];
-    assert_told(&split.run("check", &[]), 1, &words);
-    assert_told(&split.run("provision", &[]), 3, &words);
+    for ddl in ["adopt", "create"] {
+        let check = split.run("check", &[]);
+        assert_told(&check, 1, &words);
+        assert_told(&check, 1, &["(target-not-empty)", "it belongs to slice one of plan split"]);
+        let provision = split.run("provision", &[]);
+        assert_told(&provision, 3, &words);
+        // What would empty or take over the other slice's copy is advised by nobody.
+        for advice in ["TRUNCATE", "ddl: adopt", "drop or rename"] {
+            let said = format!("{}{}", check.page(), provision.page());
+            assert!(!said.contains(advice), "{ddl}: {advice}: {said}");
+        }
+        split.write_plan(&split.plan_text().replace("ddl: adopt", "ddl: create"));
+    }
     let rows: i64 = service.query_one("SELECT count(*) FROM t", &[]).await.unwrap().get(0);
     assert_eq!(rows, 1);
     split.write_plan(&Split::plan("{ t: {} }"));
