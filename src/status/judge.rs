@@ -476,6 +476,16 @@ fn wal_alarm(wal: &Wal) -> Option<String> {
     }
 }
 
+/// What arms a slice again, or what `arm` would ask for first; none where it would refuse as long as tables are not live.
+fn arm(status: &SliceStatus, commands: &Commands) -> Option<String> {
+    if let Some(first) = status.armed.as_ref().and_then(|armed| armed.first.clone()) {
+        return Some(first);
+    }
+    let waits =
+        status.authority == Authority::Monolith && status.tables.iter().any(|one| one.state != "live");
+    (!waits).then(|| commands.of("arm", &status.slice, ""))
+}
+
 /// One command, the most urgent one.
 fn next(
     status: &SliceStatus,
@@ -493,7 +503,10 @@ fn next(
         return Some(moving.next(commands));
     }
     if status.phase != Phase::Unknown && holes(status).is_some() {
-        return of("arm", "");
+        let armed = arm(status, commands);
+        if armed.is_some() {
+            return armed;
+        }
     }
     if service.is_some_and(|service| !service.unguarded.is_empty()) {
         return of("provision", "");
@@ -525,7 +538,8 @@ fn next(
             let broken = back::next(status, commands);
             let stray = status.stray_writes.as_ref().and_then(|_| of("reconcile", ""));
             let half = status.armed.as_ref().filter(|armed| armed.state == ArmedState::PartlyArmed);
-            let half = half.and_then(|armed| of(if armed.disarming { "disarm" } else { "arm" }, ""));
+            let half =
+                half.and_then(|armed| if armed.disarming { of("disarm", "") } else { arm(status, commands) });
             let strict = status.evidence.as_ref().is_some_and(EvidenceStatus::differs_strictly);
             let strict = if strict { " --strict" } else { "" };
             let proof = || if unproven { of("reconcile", strict) } else { None };
