@@ -57,6 +57,17 @@ pub async fn breakable_done(
     Ok(rows.iter().map(from_row).collect())
 }
 
+/// Names of a table's indexes and constraints that were made, or are to be made, after its data.
+///
+/// # Errors
+/// [`JournalError::Database`].
+pub async fn objects(client: &Client, slice: &str, target_table: &str) -> Result<Vec<String>, JournalError> {
+    let sql = "SELECT object FROM strangler.deferred WHERE slice = $1 AND target_table = $2";
+    let rows = client.query(sql, &[&slice, &target_table]).await;
+    let rows = rows.map_err(JournalError::database("reading deferred statements"))?;
+    Ok(rows.iter().map(|row| row.get(0)).collect())
+}
+
 /// Lets a foreign key wait again, with its validation, in the caller's transaction. False where it is none of ours.
 ///
 /// # Errors

@@ -32,7 +32,8 @@ pub fn fits(
 }
 
 /// Equal, or a type that holds every value of the other one in the same text form.
-fn wider(from: &str, to: &str) -> bool {
+#[must_use]
+pub fn wider(from: &str, to: &str) -> bool {
     const INTEGERS: [&str; 3] = ["smallint", "integer", "bigint"];
     if from == to {
         return true;
