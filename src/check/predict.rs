@@ -153,7 +153,10 @@ pub(super) fn rule(facts: &Facts) -> Vec<Problem> {
                     size(held),
                     size(slice.wal_budget_bytes)
                 ))
-                .consequence("the mirror would stop in the middle of the copy")
+                .consequence(
+                    "nothing stops at wal_budget: the monolith's disk fills up to max_slot_wal_keep_size, where the slot is lost and \
+                     the copy begins anew, or without that until it is full",
+                )
                 .next(format!(
                     "raise policy.wal_budget above {} where the disk allows, or copy at a time of fewer writes, or run: ANALYZE {};",
                     size(held),

@@ -30,16 +30,22 @@ pub(super) fn rule(facts: &Facts) -> Vec<Problem> {
                         database.whereabouts.as_ref().is_some_and(|place| place.begun.contains_key(slice));
                     let monolith = facts.monolith.catalog.as_ref();
                     let source = monolith.and_then(|one| one.table(&table.source));
-                    let fits = |wanted: &ColumnMapping, present: &Column| {
+                    let misfit = |wanted: &ColumnMapping, present: &Column| {
                         let origin = source.and_then(|source| source.column(&wanted.source));
-                        bare(&present.type_sql) == bare(&wanted.type_sql)
+                        let fits = bare(&present.type_sql) == bare(&wanted.type_sql)
                             || ddl == Ddl::Adopt
                                 && monolith.is_some_and(|monolith| {
                                     adopted::fits((monolith, catalog), (wanted, origin), present)
-                                })
+                                });
+                        (!fits).then(|| {
+                            let labels = monolith.zip(origin).and_then(|(monolith, origin)| {
+                                adopted::labels_apart((monolith, catalog), (origin, present))
+                            });
+                            labels.map_or_else(String::new, |misfit| format!(": {}", misfit.fact))
+                        })
                     };
                     let remedy = remedy(ddl, begun.then_some(slice));
-                    problems.extend(differences(&name, (table, target), &fits, &remedy));
+                    problems.extend(differences(&name, (table, target), &misfit, &remedy));
                     problems.extend(misfits(&name, table, source, (catalog, target)));
                     if !provisioned {
                         let held = held_by_another(slice, &table.target, &database.holdings);
@@ -130,7 +136,7 @@ fn remedy(ddl: Ddl, begun: Option<&String>) -> String {
 fn differences(
     name: &str,
     (table, target): (&TableMapping, &Table),
-    fits: &dyn Fn(&ColumnMapping, &Column) -> bool,
+    misfit: &dyn Fn(&ColumnMapping, &Column) -> Option<String>,
     remedy: &str,
 ) -> Vec<Problem> {
     let mut found: Vec<String> = Vec::new();
@@ -143,13 +149,9 @@ fn differences(
             Some(there) if there.generated_sql.is_some() => {
                 found.push(format!("its column {} is generated", column.target));
             }
-            Some(there) if !fits(column, there) => {
-                found.push(format!(
-                    "its column {} is {}, not {}",
-                    column.target, there.type_sql, column.type_sql
-                ));
-            }
-            Some(_) => {}
+            Some(there) => found.extend(misfit(column, there).map(|how| {
+                format!("its column {} is {}, not {}{how}", column.target, there.type_sql, column.type_sql)
+            })),
         }
     }
     let carried = |name: &str| table.columns.iter().any(|column| column.target == name);
