@@ -13,6 +13,7 @@ pub mod evidence;
 pub mod facts;
 pub mod gather;
 pub mod judge;
+pub mod orphans;
 pub mod read;
 
 pub use arming::{ArmedState, ArmedStatus};

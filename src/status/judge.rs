@@ -44,6 +44,11 @@ impl Commands {
         format!("strangler check {}", self.plan)
     }
 
+    /// Where a slice stands.
+    pub(super) fn status(&self, slice: &str) -> String {
+        self.of("status", slice, "")
+    }
+
     /// A command in which the mirror wrote `PLAN`, because it doesn't know the file, as it must be typed.
     fn typed(&self, text: &str) -> String {
         text.replace(" PLAN", &format!(" {}", self.plan))

@@ -111,6 +111,11 @@ async fn a_slice_that_was_renamed_or_is_of_another_plan_is_refused_before_anythi
             let ended = split.run(verb, &[]);
             assert_told(&ended, exit, &words[..if verb == "status" { 1 } else { 2 }]);
             assert!(verb == "status" || ended.page().contains("table-claimed"), "{}", ended.page());
+            // A slice of this plan that it lacks now is shown with the way out, one of another plan is not its affair.
+            let orphan = ended.stdout.contains("one  not in the plan");
+            assert_eq!(orphan, verb == "status" && plan == renamed, "{}", ended.page());
+            let way_out = "next       name slice one in the plan as it was, then strangler status plan.yaml --slice one; or take";
+            assert!(!orphan || ended.stdout.contains(way_out), "{}", ended.page());
         }
     }
     let slices = monolith.query("SELECT slice FROM strangler.slice", &[]).await.unwrap();
