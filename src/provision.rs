@@ -12,6 +12,7 @@ mod adopt;
 mod anatomy;
 mod claimed;
 mod columns;
+mod comments;
 mod deferred;
 mod draft;
 mod error;
@@ -26,6 +27,7 @@ mod run;
 mod schema_rights;
 mod slices;
 mod state;
+mod storage;
 mod tables;
 mod type_rights;
 

@@ -49,7 +49,7 @@ pub async fn breakable_done(
         .query(
             "SELECT id, target_table, kind, object, create_sql FROM strangler.deferred \
              WHERE slice = $1 AND target_table = $2 AND done_at IS NOT NULL \
-               AND (kind = 'constraint' OR kind = 'index' AND create_sql ~* '\\mUNIQUE\\M') ORDER BY id",
+               AND (kind = 'constraint' OR kind = 'index' AND create_sql LIKE 'CREATE UNIQUE %') ORDER BY id",
             &[&slice, &target_table],
         )
         .await

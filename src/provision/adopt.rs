@@ -4,6 +4,7 @@
 use serde_json::json;
 
 use super::Statement;
+use super::comments;
 use super::deferred::{Deferred, Rank, insert, validate};
 use super::draft::{Draft, Site, in_service, journal};
 use super::objects::validated;
@@ -271,6 +272,7 @@ fn foreign_keys<'a>(site: &Site<'a>) -> Vec<Aside<'a>> {
         for key in keys.filter(|key| key.table == mapping.target && !key.inherited) {
             let target = mapping.target.sql();
             let name = quote_ident(&key.name);
+            let comment = comments::on_constraint(&mapping.target, &key.name, key.comment.as_deref());
             let add = format!("ALTER TABLE {target} ADD CONSTRAINT {name} {}", key.definition_sql);
             // A partitioned table takes no foreign key without validating it.
             let plain = site.catalog.table(&mapping.target).map(|table| table.kind)
@@ -283,16 +285,21 @@ fn foreign_keys<'a>(site: &Site<'a>) -> Vec<Aside<'a>> {
             };
             let note = site.slices.iter().any(|other| elsewhere(other)).then(|| {
                 let object = format!("foreign key {} of {}", key.name, mapping.target);
+                let add = comments::with(add.clone(), comment.clone());
                 let detail = json!({ "object": object, "create_sql": add });
                 journal(Some(&slice.slice), "set aside between slices", &detail)
             });
             let what = if note.is_some() {
                 Vec::new()
             } else if plain {
-                vec![one(Rank::ForeignKey, key.name.clone(), add)]
+                vec![one(Rank::ForeignKey, key.name.clone(), comments::with(add, comment))]
             } else {
                 vec![
-                    one(Rank::ForeignKey, key.name.clone(), format!("{add} NOT VALID")),
+                    one(
+                        Rank::ForeignKey,
+                        key.name.clone(),
+                        comments::with(format!("{add} NOT VALID"), comment),
+                    ),
                     one(
                         Rank::Validate,
                         format!("validate {}", key.name),
@@ -342,6 +349,7 @@ fn unique_indexes<'a>(draft: &mut Draft<'_>, site: &Site<'a>) -> Vec<Aside<'a>> 
                     format!("DROP INDEX {}", TableName::new(&table.name.schema, &index.name).sql()),
                 ),
             };
+            let sql = comments::with(sql, comments::on_index(&mapping.target, table, index));
             let what = vec![Deferred { rank, table: mapping.target.clone(), object, sql }];
             asides.push(Aside { slice, table: &mapping.target, what, note: None, drop_sql });
         }
