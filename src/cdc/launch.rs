@@ -59,6 +59,18 @@ pub async fn run_once(
     memory: &mut Memory,
     stop: &CancellationToken,
 ) -> Result<(), MirrorError> {
+    match start_and_run(config, process, memory, stop).await {
+        Ok(()) => Ok(()),
+        Err(error) => Err(rights::explain(config, error).await),
+    }
+}
+
+async fn start_and_run(
+    config: &SliceConfig,
+    process: &ProcessName,
+    memory: &mut Memory,
+    stop: &CancellationToken,
+) -> Result<(), MirrorError> {
     // Before the engine runs nothing is held that a dropped future could leave half done: every step of a start is
     // one that a crash may follow.
     let (engine, slot) = tokio::select! {
@@ -72,7 +84,7 @@ pub async fn run_once(
     if config.direction == Direction::Reverse && matches!(error, MirrorError::Fenced { .. }) {
         return Err(MirrorError::Turned { slice: config.mapping.slice.clone() });
     }
-    Err(rights::explain(config, publication::explain(error, named)).await)
+    Err(publication::explain(error, named))
 }
 
 fn named<'a>(config: &'a SliceConfig, publication: &'a str, slot: Option<&'a str>) -> Named<'a> {

@@ -59,23 +59,27 @@ pub(super) async fn lacking(
 /// An error over a right that a role lacks on a table gets the statement that grants it. The server's words name the table
 /// in its own language, so both databases are asked.
 pub(super) async fn explain(config: &SliceConfig, error: MirrorError) -> MirrorError {
-    let denied = match &error {
-        MirrorError::Sql { source, .. } | MirrorError::Denied { source, .. } => Failure::of(source),
-        _ => return error,
-    };
-    if denied != Failure::Privilege {
+    if !is_denied(&error) {
         return error;
     }
     // Where they can't be asked, what is known already is said.
-    let Ok(found) = of_slice(config).await else { return error };
+    let found = of_slice(config).await.unwrap_or_default();
     if found.is_empty() {
         return error;
     }
     let next = format!("{}; then strangler mirror PLAN --slice {}", found.join("; "), config.mapping.slice);
-    match error {
-        MirrorError::Sql { action, source } => MirrorError::Denied { action, next, source },
-        MirrorError::Denied { action, source, .. } => MirrorError::Denied { action, next, source },
-        other => other,
+    if let MirrorError::Sql { action, source } | MirrorError::Denied { action, source, .. } = error {
+        MirrorError::Denied { action, next, source }
+    } else {
+        error
+    }
+}
+
+fn is_denied(error: &MirrorError) -> bool {
+    if let MirrorError::Sql { source, .. } | MirrorError::Denied { source, .. } = error {
+        Failure::of(source) == Failure::Privilege
+    } else {
+        false
     }
 }
 

@@ -42,7 +42,7 @@ pub(super) async fn read(client: &Client) -> Result<Tables, Error> {
                 CASE WHEN c.relkind IN ('r', 'm') THEN coalesce(pg_relation_size(c.oid), 0) ELSE 0 END::int8 \
                   AS heap_bytes, \
                 obj_description(c.oid, 'pg_class') AS comment, \
-                coalesce(c.reloptions, '{{}}') || ARRAY(SELECT 'toast.' || parameter FROM pg_class toast, \
+                ARRAY(SELECT unnest(c.reloptions)) || ARRAY(SELECT 'toast.' || parameter FROM pg_class toast, \
                   unnest(toast.reloptions) AS parameter WHERE toast.oid = c.reltoastrelid) AS storage, \
                 has_schema_privilege(n.oid, 'USAGE') AND has_table_privilege(c.oid, 'SELECT') AS can_select, \
                 pg_has_role(c.relowner, 'USAGE') AS can_own \
