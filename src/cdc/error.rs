@@ -27,8 +27,10 @@ pub enum MirrorError {
         source: tokio_postgres::Error,
     },
     /// Rows could not be written because the mirror's role lacks a right, or because a table is not what it was.
-    #[error("applying changes failed")]
+    #[error("{action} failed")]
     Denied {
+        /// What was done.
+        action: &'static str,
         /// What to type next.
         next: String,
         /// What the server said.

@@ -301,12 +301,37 @@ pub struct Board {
     speeds: Arc<Mutex<HashMap<(String, String), Speed>>>,
 }
 
-/// Copying speed of one table, smoothed.
+/// Copying speed of one table.
 #[derive(Debug, Clone, Copy)]
 struct Speed {
+    first: Instant,
+    rows: Pace,
+    bytes: Pace,
+    measured_s: f64,
+}
+
+/// A count, when it last grew, and how fast.
+#[derive(Debug, Clone, Copy)]
+struct Pace {
     at: Instant,
-    rows: u64,
-    rows_per_s: f64,
+    count: u64,
+    per_s: f64,
+}
+
+impl Pace {
+    /// Takes a new count, and says whether it made a new pace.
+    fn step(&mut self, now: Instant, count: u64) -> bool {
+        /// Shorter stretches say little about a copy that lands pieces of seconds.
+        const STRETCH: Duration = Duration::from_millis(500);
+        let elapsed = now.duration_since(self.at);
+        if elapsed < STRETCH || count <= self.count {
+            return false;
+        }
+        #[expect(clippy::cast_precision_loss, reason = "a speed for display")]
+        let grown = (count - self.count) as f64;
+        *self = Self { at: now, count, per_s: grown / elapsed.as_secs_f64() };
+        true
+    }
 }
 
 impl Board {
@@ -381,32 +406,38 @@ impl Board {
     }
 
     fn table(&self, slice: &str, table: &TableRun) -> TableProgress {
+        let speed = self.speed(slice, table);
         TableProgress {
             name: table.label.clone(),
             state: table.state.as_str().to_owned(),
             rows: table.rows_copied,
             rows_estimate: expected_rows(&table.mapping),
             bytes: table.bytes_copied + table.bytes_moving,
-            rows_per_s: self.speed(slice, table),
+            rows_per_s: speed.rows.per_s,
+            bytes_per_s: speed.bytes.per_s,
+            measured_s: speed.measured_s,
         }
     }
 
-    fn speed(&self, slice: &str, table: &TableRun) -> f64 {
-        /// Shorter stretches say little about a copy that lands pieces of seconds.
-        const STRETCH: Duration = Duration::from_millis(500);
+    fn speed(&self, slice: &str, table: &TableRun) -> Speed {
         let mut speeds = self.speeds.lock().unwrap_or_else(PoisonError::into_inner);
         let now = Instant::now();
+        let (rows, bytes) = (table.rows_copied, table.bytes_copied + table.bytes_moving);
+        let begun = |count| Pace { at: now, count, per_s: 0.0 };
         let speed = speeds.entry((slice.to_owned(), table.label.clone())).or_insert(Speed {
-            at: now,
-            rows: table.rows_copied,
-            rows_per_s: 0.0,
+            first: now,
+            rows: begun(rows),
+            bytes: begun(bytes),
+            measured_s: 0.0,
         });
-        let elapsed = now.duration_since(speed.at);
-        if elapsed >= STRETCH && table.rows_copied > speed.rows {
-            #[expect(clippy::cast_precision_loss, reason = "a speed for display")]
-            let rows = (table.rows_copied - speed.rows) as f64;
-            *speed = Speed { at: now, rows: table.rows_copied, rows_per_s: rows / elapsed.as_secs_f64() };
+        if rows < speed.rows.count {
+            // It is copied again.
+            *speed = Speed { first: now, rows: begun(rows), bytes: begun(bytes), measured_s: 0.0 };
         }
-        speed.rows_per_s
+        speed.bytes.step(now, bytes);
+        if speed.rows.step(now, rows) {
+            speed.measured_s = now.duration_since(speed.first).as_secs_f64();
+        }
+        *speed
     }
 }

@@ -21,7 +21,7 @@ const APPLY_CONNECTIONS: u32 = 100;
 pub(super) const DML: &[&str] = &["SELECT", "INSERT", "UPDATE", "DELETE"];
 
 /// What the mirror may do with the slice's tables.
-pub(super) const DML_AND_TRUNCATE: &[&str] = &["SELECT", "INSERT", "UPDATE", "DELETE", "TRUNCATE"];
+pub(crate) const DML_AND_TRUNCATE: &[&str] = &["SELECT", "INSERT", "UPDATE", "DELETE", "TRUNCATE"];
 
 /// What mirror and reconcile may do with our own tables in a service.
 const APPLY_ON_OURS: &[(&str, &[&str])] = &[

@@ -438,15 +438,29 @@ async fn what_is_wrong_with_one_column_hides_nothing_of_another_and_every_table_
 async fn a_column_of_an_adopted_table_that_differs_hides_no_mismatch_of_another() {
     let plan = Split::plan("{ t: {} }").replace("${SERVICE}\"", "${SERVICE}\", ddl: adopt");
     let (split, _monolith, service) =
-        Split::with_plan(&plan, "CREATE TABLE t (id int PRIMARY KEY, a text, b text)").await;
-    service.batch_execute("CREATE TABLE t (id int PRIMARY KEY, a int, b text NOT NULL)").await.unwrap();
+        Split::with_plan(&plan, "CREATE TYPE mood AS ENUM ('good', 'bad'); CREATE TABLE t (id int PRIMARY KEY, a text, b text, m mood)").await;
+    let theirs = "CREATE TYPE feeling AS ENUM ('good'); CREATE TABLE t (id int UNIQUE, a int, b text NOT NULL, m feeling)";
+    service.batch_execute(theirs).await.unwrap();
+    let provision = split.run("provision", &[]);
+    for words in [
+        "column m is public.feeling, and the monolith's public.mood does not fit into it: it lacks the labels 'bad'",
+        "ALTER TYPE \"public\".\"feeling\" ADD VALUE 'bad';",
+        "covers exactly (id); it has t_id_key (id)",
+        "ALTER TABLE \"public\".\"t\" ADD PRIMARY KEY (\"id\")",
+    ] {
+        let said = provision.stderr.split_whitespace().collect::<Vec<_>>().join(" ");
+        assert!(said.contains(words), "{words} is not in {}", provision.page());
+    }
     let (problems, _) = told(&split, &["target-differs", "adopt-mismatch"]);
     let pair = |code: &str, fact: &str| (code.to_owned(), fact.to_owned());
     assert_eq!(
         problems,
         [
             pair("adopt-mismatch", "column b is NOT NULL, and the monolith's is not"),
-            pair("target-differs", "its column a is integer, not text"),
+            pair(
+                "target-differs",
+                "its column a is integer, not text; its column m is public.feeling, not public.mood: it lacks the labels 'bad'"
+            ),
         ]
     );
 }

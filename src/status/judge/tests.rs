@@ -304,7 +304,10 @@ fn the_nearer_wal_limit_counts_and_the_rate_of_two_readings_gives_the_time_left(
 #[test]
 fn little_headroom_and_unreserved_wal_raise_an_alarm() {
     let budget = with_monolith(|monolith| monolith.slots[0].held_bytes = 901);
-    assert_eq!(status(&budget).alarms, ["little room is left for the WAL held: the limit is wal_budget"]);
+    assert_eq!(
+        status(&budget).alarms,
+        ["less than a tenth of wal_budget is left for the WAL held; see docs/runbooks/slot-and-wal.md"]
+    );
     let unreserved = with_monolith(|monolith| monolith.slots[0].wal_status = "unreserved".to_owned());
     assert_eq!(status(&unreserved).alarms.len(), 1);
     let plenty = with_monolith(|monolith| monolith.slots[0].held_bytes = 899);
