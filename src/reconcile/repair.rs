@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 
 use tokio_util::sync::CancellationToken;
 
-use self::record::Entry;
+use self::record::{Entry, Landed};
 use super::finding::{FindingKind, RawKey};
 use super::form::{Side, TableForm};
 use super::hands::{self, Hands, HandsError};
@@ -23,6 +23,7 @@ use super::sides::APPLICATION;
 use super::stop::{self, Stopped};
 use super::verdict::Counts;
 use crate::cdc::mirror::chain_of;
+use crate::failpoint;
 use crate::journal::ledger::{self, Author};
 use crate::journal::repairs::{self, RepairOutcome, RepairState};
 use crate::journal::streams::Direction;
@@ -174,6 +175,7 @@ pub async fn run(
         Direction::Reverse => Some(job.monolith_apply.connect(APPLICATION).await.map_err(RunError::Connect)?),
     };
     let mut repair = Repair { job, done, author, stop, service, monolith, redactor, looking: None };
+    repair.tidy().await;
     let mut repaired = Vec::new();
     for wanted in wanted(job, done) {
         let mut one = Repaired {
@@ -233,13 +235,47 @@ impl Repair<'_> {
         rows: &[(&RawKey, FindingKind)],
         one: &mut Repaired,
     ) -> Result<(), RepairError> {
+        let after = record::last(&self.service).await.map_err(RunError::Journal)?;
         let (landed, waiting) = self.ask(rows, one).await?;
+        failpoint::hit("repairs-answered");
         // First the record: rows that can't be looked at again have been written all the same.
-        self.record_all(mapping, &landed).await?;
+        self.record(mapping, &landed, after).await?;
         if waiting > 0 {
             return Err(RepairError::NotTaken { slice: self.job.mapping.slice.clone(), waiting });
         }
-        self.verify(mapping, &landed, one).await
+        let keys: Vec<RawKey> = landed.into_iter().map(|row| row.key).collect();
+        self.verify(mapping, &keys, one).await
+    }
+
+    /// Where requests wait.
+    fn requests(&self) -> &Session {
+        self.monolith.as_ref().unwrap_or(&self.service)
+    }
+
+    /// Who adds requests takes old ones away, twice as many, so that their number follows what a week asks for: what was done
+    /// for nobody is recorded first. That a database which an earlier version provisioned does not allow it is no reason not to
+    /// repair.
+    async fn tidy(&self) {
+        let slice = &self.job.mapping.slice;
+        let asked: usize = wanted(self.job, self.done).iter().map(|wanted| wanted.rows.len()).sum();
+        let tables: Vec<String> =
+            self.job.mapping.tables.iter().map(|table| table.source.to_string()).collect();
+        if let Err(error) = owed::settle(self.job, &self.service, &[self.requests()], self.author).await {
+            tracing::warn!(
+                slice,
+                error = chain_of(&error),
+                "earlier repairs could not be recorded, and stay"
+            );
+            return;
+        }
+        let pruned = repairs::prune(self.requests(), slice, &tables, asked.saturating_mul(2)).await;
+        if let Err(error) = pruned {
+            tracing::warn!(
+                slice,
+                error = chain_of(&error),
+                "answered repairs stay; provision grants what is missing"
+            );
+        }
     }
 
     /// Asks the mirror for some rows and waits for its answers. Returns those that it landed, and how many it did not
@@ -248,32 +284,25 @@ impl Repair<'_> {
         &self,
         rows: &[(&RawKey, FindingKind)],
         one: &mut Repaired,
-    ) -> Result<(Vec<RawKey>, usize), RepairError> {
+    ) -> Result<(Vec<Landed>, usize), RepairError> {
         let slice = &self.job.mapping.slice;
         let asked: Vec<(Vec<String>, &str)> =
             rows.iter().map(|(key, kind)| (key.0.clone(), kind.as_str())).collect();
         let names = (self.done.verdict.run.as_str(), slice.as_str());
         let by = format!("{}@{}", self.author.operator, self.author.host);
-        // Who adds requests takes old ones away, twice as many, so that their number follows what a week asks for. That
-        // a database which an earlier version provisioned does not allow it is no reason not to repair.
-        let requests = self.monolith.as_ref().unwrap_or(&self.service);
-        if let Err(error) = repairs::prune(requests, rows.len().saturating_mul(2)).await {
-            tracing::warn!(
-                slice,
-                error = chain_of(&error),
-                "answered repairs stay; provision grants what is missing"
-            );
-        }
+        let requests = self.requests();
         let ids = repairs::request(requests, names, &one.table, &asked, &by).await;
         let ids = ids.map_err(RunError::Journal)?;
         let outcomes = answers(requests, &ids).await?;
         one.asked += u64::try_from(rows.len()).unwrap_or(u64::MAX);
         let (mut landed, mut waiting) = (Vec::new(), 0);
-        for (outcome, (key, _)) in outcomes.iter().zip(rows) {
+        let asked: BTreeMap<i64, &RawKey> = ids.into_iter().zip(rows.iter().map(|(key, _)| *key)).collect();
+        for outcome in &outcomes {
+            let Some(key) = asked.get(&outcome.id) else { continue };
             match outcome.state {
                 RepairState::Done => {
                     one.done += 1;
-                    landed.push((*key).clone());
+                    landed.push(Landed { request: outcome.id, key: (*key).clone() });
                 }
                 RepairState::Refused => {
                     let why = outcome.detail.clone().unwrap_or_else(|| outcome.state.as_str().to_owned());
@@ -346,7 +375,7 @@ impl Repair<'_> {
         Ok(Looking { hands, forms, hopeless: distrusted.tables })
     }
 
-    async fn record_all(&self, mapping: &TableMapping, keys: &[RawKey]) -> Result<(), RepairError> {
+    async fn record(&self, mapping: &TableMapping, rows: &[Landed], after: i64) -> Result<(), RepairError> {
         let verdict = &self.done.verdict;
         let entry = Entry {
             plan: &self.job.plan,
@@ -356,8 +385,10 @@ impl Repair<'_> {
             epoch: Some(verdict.epoch),
             lsn: Some(verdict.lsn),
             plan_hash: &verdict.plan_hash,
+            after,
         };
-        Ok(record::all(&self.service, &entry, (mapping, &self.redactor), keys).await?)
+        record::all(&self.service, &entry, (mapping, &self.redactor), rows).await?;
+        Ok(())
     }
 }
 

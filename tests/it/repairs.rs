@@ -358,9 +358,13 @@ async fn answers_of_last_week_are_deleted_by_later_requests_and_nothing_else_is(
             SELECT requested_by, count(*) AS n FROM strangler.repair GROUP BY 1) AS s";
         target.query_one(sql, &[]).await.unwrap().get(0)
     };
-    assert_eq!(repairs::prune(target, 4).await.unwrap(), 4);
-    assert_eq!(left().await, "new 3, old 2, open 3", "no more than it is told");
-    assert_eq!(repairs::prune(target, 4).await.unwrap(), 2);
+    let tables = ["things".to_owned()];
+    assert_eq!(repairs::prune(target, "others", &tables, 9).await.unwrap(), 0, "another slice's");
+    assert_eq!(repairs::prune(target, "things", &[], 2).await.unwrap(), 2, "refused ones");
+    assert_eq!(left().await, "new 3, old 4, open 3", "no more than it is told");
+    assert_eq!(repairs::prune(target, "things", &[], 9).await.unwrap(), 1);
+    assert_eq!(left().await, "new 3, old 3, open 3", "those that nobody could record stay");
+    assert_eq!(repairs::prune(target, "things", &tables, 4).await.unwrap(), 3);
     assert_eq!(left().await, "new 3, open 3");
 }
 
