@@ -25,7 +25,7 @@ pub(super) fn check(draft: &mut Draft<'_>) {
     for service in draft.mappings.values().map(|slice| &slice.service) {
         if !survey.service_states.contains_key(service) {
             draft.problem(
-                Problem::error("no-connection", format!("service {service}"))
+                Problem::error("database-unreachable", format!("service {service}"))
                     .fact("its admin link gave no connection")
                     .consequence("nothing can be made there")
                     .next(format!("check services.{service}.admin in the plan")),
