@@ -7,7 +7,6 @@ pub mod owed;
 mod record;
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use tokio_util::sync::CancellationToken;
@@ -17,11 +16,10 @@ use super::finding::{FindingKind, RawKey};
 use super::form::{Side, TableForm};
 use super::hands::{self, Hands, HandsError};
 use super::prove::{Proof, ProveError};
-use super::redact::Redactor;
 use super::run::{Done, RunError, SliceJob};
 use super::sides::APPLICATION;
 use super::stop::{self, Stopped};
-use super::verdict::Counts;
+use super::verdict::{RefusedRow, Repaired};
 use crate::cdc::mirror::chain_of;
 use crate::failpoint;
 use crate::journal::ledger::{self, Author};
@@ -35,41 +33,12 @@ use crate::postgres::connect::Session;
 const ROWS_AT_ONCE: usize = 2_000;
 /// Rows that still differ after their repair of which the columns are looked at: the reason is mostly one for all.
 const LOOKED_INTO: usize = 20;
+/// Rows of a table that are listed as refused: the reason is mostly one for all.
+const REFUSED_LISTED: usize = 100;
 /// A mirror that takes no request for this long does not take any.
 const PATIENCE: Duration = Duration::from_secs(60);
 /// Pause between two looks at the requests.
 const LOOK_EVERY: Duration = Duration::from_millis(100);
-
-/// What became of one table's rows.
-#[derive(Debug, Clone, Default, PartialEq, Eq, serde::Serialize)]
-pub struct Repaired {
-    /// Slice.
-    pub slice: String,
-    /// The table by the monolith's name.
-    pub table: String,
-    /// Rows that the mirror was asked for.
-    pub asked: u64,
-    /// Rows that it has landed again.
-    pub done: u64,
-    /// Rows that it could not land, by reason.
-    pub refused: BTreeMap<String, u64>,
-    /// Findings that were not asked for, because no row of the copy is wrong by itself: orphans, and rows without a key.
-    pub left_out: u64,
-    /// Those among them that are rows of the authority itself, which its filter forbids.
-    pub misplaced: u64,
-    /// Rows that still differ when they are looked at again.
-    pub still: Counts,
-    /// Generated columns among what still differs, which no mirror writes, and whether the copy generates them too.
-    pub generated: BTreeMap<String, bool>,
-}
-
-impl Repaired {
-    /// Every row that was found is right now.
-    #[must_use]
-    pub fn is_complete(&self) -> bool {
-        self.left_out == 0 && self.refused.is_empty() && self.still.is_empty() && self.done == self.asked
-    }
-}
 
 /// A repair came to no end.
 #[derive(Debug, thiserror::Error)]
@@ -157,26 +126,26 @@ pub fn wanted<'a>(job: &'a SliceJob, done: &'a Done) -> Vec<Wanted<'a>> {
         .collect()
 }
 
-/// Has everything repaired that the run found, looks at it again, and records it in the ledger.
+/// Has everything repaired that the run found, looks at it again, and records it in the ledger. Adds what became of each
+/// table to `repaired`.
 ///
 /// # Errors
-/// [`RepairError`]; what was repaired until then is recorded.
+/// [`RepairError`]; what was repaired until then is recorded, and said.
 pub async fn run(
     job: &SliceJob,
     done: &Done,
     author: &Author,
     stop: &CancellationToken,
-) -> Result<Vec<Repaired>, RepairError> {
+    repaired: &mut Vec<Repaired>,
+) -> Result<(), RepairError> {
     let service = job.service_apply.connect(APPLICATION).await.map_err(RunError::Connect)?;
-    let redactor = Arc::new(Redactor::new().map_err(RunError::Redact)?);
     // Requests wait where the stream writes, so that a repair and its rows are one transaction.
     let monolith = match done.sides.direction() {
         Direction::Forward => None,
         Direction::Reverse => Some(job.monolith_apply.connect(APPLICATION).await.map_err(RunError::Connect)?),
     };
-    let mut repair = Repair { job, done, author, stop, service, monolith, redactor, looking: None };
+    let mut repair = Repair { job, done, author, stop, service, monolith, looking: None };
     repair.tidy().await;
-    let mut repaired = Vec::new();
     for wanted in wanted(job, done) {
         let mut one = Repaired {
             slice: job.mapping.slice.clone(),
@@ -185,17 +154,13 @@ pub async fn run(
             misplaced: wanted.misplaced,
             ..Repaired::default()
         };
-        for rows in wanted.rows.chunks(ROWS_AT_ONCE) {
-            let stopped = |Stopped| RepairError::Stopped { slice: job.mapping.slice.clone() };
-            stop::look(stop).map_err(stopped)?;
-            let rows = Box::pin(repair.rows(wanted.mapping, rows, &mut one));
-            stop::work(stop, rows).await.map_err(stopped)??;
-        }
+        let ended = repair.table(&wanted, &mut one).await;
         repaired.push(one);
+        ended?;
     }
     let monolith = job.monolith_apply.connect(APPLICATION).await.ok();
     ledger::anchor(&repair.service, monolith.as_deref(), &job.mapping.service).await;
-    Ok(repaired)
+    Ok(())
 }
 
 /// One repair of one slice.
@@ -207,8 +172,6 @@ struct Repair<'a> {
     service: Session,
     /// Where the mirror looks for requests when it is the monolith that it writes.
     monolith: Option<Session>,
-    /// One for all entries of the ledger, so that a value has the same digest in each of them.
-    redactor: Arc<Redactor>,
     /// What rows are looked at again with; opened at the first of them.
     looking: Option<Looking>,
 }
@@ -228,6 +191,21 @@ impl Looking {
 }
 
 impl Repair<'_> {
+    /// Has one table's rows repaired, some at a time.
+    async fn table(&mut self, wanted: &Wanted<'_>, one: &mut Repaired) -> Result<(), RepairError> {
+        let stop = self.stop;
+        for rows in wanted.rows.chunks(ROWS_AT_ONCE) {
+            let slice = one.slice.clone();
+            let stopped = |Stopped| RepairError::Stopped { slice };
+            if let Err(gone) = stop::look(stop) {
+                return Err(stopped(gone));
+            }
+            let work = Box::pin(self.rows(wanted.mapping, rows, one));
+            stop::work(stop, work).await.map_err(stopped)??;
+        }
+        Ok(())
+    }
+
     /// Has some rows of a table repaired, records them and looks at them again.
     async fn rows(
         &mut self,
@@ -236,7 +214,7 @@ impl Repair<'_> {
         one: &mut Repaired,
     ) -> Result<(), RepairError> {
         let after = record::last(&self.service).await.map_err(RunError::Journal)?;
-        let (landed, waiting) = self.ask(rows, one).await?;
+        let (landed, waiting) = self.ask(mapping, rows, one).await?;
         failpoint::hit("repairs-answered");
         // First the record: rows that can't be looked at again have been written all the same.
         self.record(mapping, &landed, after).await?;
@@ -282,6 +260,7 @@ impl Repair<'_> {
     /// take.
     async fn ask(
         &self,
+        mapping: &TableMapping,
         rows: &[(&RawKey, FindingKind)],
         one: &mut Repaired,
     ) -> Result<(Vec<Landed>, usize), RepairError> {
@@ -306,6 +285,11 @@ impl Repair<'_> {
                 }
                 RepairState::Refused => {
                     let why = outcome.detail.clone().unwrap_or_else(|| outcome.state.as_str().to_owned());
+                    if one.refused_rows.len() < REFUSED_LISTED {
+                        let names = mapping.key_columns().map(|column| column.target.clone());
+                        let key = names.zip(self.done.redactor.show_key(mapping, key)).collect();
+                        one.refused_rows.push(RefusedRow { key, reason: why.clone() });
+                    }
                     *one.refused.entry(why).or_default() += 1;
                 }
                 RepairState::Requested => waiting += 1,
@@ -367,7 +351,7 @@ impl Repair<'_> {
 
     async fn open(&self) -> Result<Looking, LookError> {
         let (slice, sides) = (&self.job.mapping.slice, &self.done.sides);
-        let hands = Box::pin(hands::open(slice, sides, &self.redactor, (1, None), self.stop)).await?;
+        let hands = Box::pin(hands::open(slice, sides, &self.done.redactor, (1, None), self.stop)).await?;
         let tables = wanted(self.job, self.done).into_iter().filter(|wanted| !wanted.rows.is_empty());
         let mut forms: Vec<TableForm> =
             tables.map(|wanted| TableForm::new(wanted.mapping.clone(), self.done.verdict.strict)).collect();
@@ -387,7 +371,7 @@ impl Repair<'_> {
             plan_hash: &verdict.plan_hash,
             after,
         };
-        record::all(&self.service, &entry, (mapping, &self.redactor), rows).await?;
+        record::all(&self.service, &entry, (mapping, &self.done.redactor), rows).await?;
         Ok(())
     }
 }

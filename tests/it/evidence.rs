@@ -104,6 +104,7 @@ fn clean(scenario: &Scenario, run: &ReconcileRun, tables: &[&str]) -> Verdict {
         tables: tables.iter().map(table).collect(),
         listed: Vec::new(),
         reasons: Vec::new(),
+        repairs: Vec::new(),
     }
 }
 

@@ -8,6 +8,7 @@ use strangler::failpoint::hooks::{Hooks, Mutant};
 use strangler::journal::repairs::{self, RepairOutcome, RepairState};
 use strangler::journal::touched::{Touched, since};
 use strangler::lsn::Lsn;
+use strangler::reconcile::report::json::Document;
 use tokio_postgres::Client;
 use tokio_util::sync::CancellationToken;
 
@@ -393,4 +394,19 @@ async fn a_repair_deletes_answers_of_last_week_and_does_without_the_right_to() {
     split.provision();
     repair(3).await;
     assert_eq!(answers().await, 2, "the first one is gone");
+    // A constraint of the service's own is in the way, which is no row that could be repaired with them.
+    let own = "ALTER TABLE a ADD CONSTRAINT own CHECK (id NOT IN (4, 5)) NOT VALID";
+    service.batch_execute(own).await.unwrap();
+    corrupt(&service, "DELETE FROM a WHERE id IN (4, 5, 6)").await;
+    let refused = split.run("reconcile", &["--repair"]);
+    assert_eq!(refused.exit, Some(1), "{}", refused.page());
+    let why = "(new row for relation \"a\" violates check constraint \"own\"";
+    for key in ["4", "5"] {
+        assert!(refused.stdout.contains(&format!("refused   id = {key}  {why}")), "{}", refused.page());
+    }
+    let ended = split.run("reconcile", &["--repair", "--format", "json"]);
+    let document: Document = serde_json::from_str(&ended.stdout).unwrap();
+    let told = &document.slices[0].repairs[0];
+    assert_eq!((told.source_table.as_str(), told.asked, told.done), ("a", 2, 0), "{told:?}");
+    assert_eq!((told.refused[0].rows, told.refused_rows.len()), (2, 2), "{told:?}");
 }

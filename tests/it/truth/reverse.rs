@@ -76,6 +76,9 @@ async fn with_the_authority_at_the_service_the_monolith_is_what_is_wrong_and_is_
     mirror.stop();
     let stopped = split.run("reconcile", &[]);
     assert!(stopped.exit == Some(5) && stopped.stderr.contains("strangler mirror"), "{}", stopped.page());
+    let way =
+        "no mirror is running for the way back, from the service into the monolith: the last one was stopped";
+    assert_eq!(stopped.stdout.matches(way).count(), 1, "{}", stopped.page());
 }
 
 #[tokio::test(flavor = "multi_thread")]
