@@ -134,10 +134,12 @@ pub enum RunError {
         slice: String,
     },
     /// The plan means another mapping than the one that the service was provisioned for.
-    #[error("slice {slice} was provisioned for another mapping than the plan has now")]
+    #[error("slice {slice} was provisioned for another mapping than the plan has now: {what}")]
     OtherMapping {
         /// The slice.
         slice: String,
+        /// What changed, or what counts.
+        what: String,
     },
     /// Neither side, or both, may write.
     #[error("slice {slice}: {found}, so that no side says what is right")]
@@ -452,7 +454,8 @@ async fn ground(job: &SliceJob, monolith: &Session, service: &Session) -> Result
     let (ground, shapes) = tokio::join!(grounds::service(service, slice), grounds::monolith(monolith, slice));
     let ground = ground.map_err(|error| missing(error, not_provisioned))?.ok_or_else(not_provisioned)?;
     if !job.mapping.is_pinned_by(&ground.plan_hash) {
-        return Err(RunError::OtherMapping { slice: slice.clone() });
+        let what = ledger::what_changed(service, &job.mapping, &ground.plan_hash).await?;
+        return Err(RunError::OtherMapping { slice: slice.clone(), what });
     }
     let shapes = shapes.map_err(|error| missing(error, not_provisioned))?;
     Ok(ground.with_monolith(&shapes))

@@ -58,7 +58,7 @@ fn mapping(facts: &Facts, asked: &Asked<'_>) -> Option<Problem> {
         [Some(from), Some(to)] if *from == facts.mapping && *to == facts.mapping => None,
         [Some(_), Some(_)] => Some(
             Problem::error("other-mapping", asked.object())
-                .fact("the plan maps it in another way than it was provisioned")
+                .fact(format!("the plan maps it in another way than it was provisioned: {}", facts.changed))
                 .consequence(
                     "what the mirror brings is not what the plan says, so nothing is moved by this plan",
                 )
