@@ -100,12 +100,13 @@ pub(crate) fn to_lock_rows(table: &TableMapping) -> Vec<(GrantOn, &'static [&'st
 fn lock_rows(draft: &mut Draft<'_>, wanted: &mut Wanted) {
     let tables: Vec<&TableMapping> = draft.mappings.values().flat_map(|slice| &slice.tables).collect();
     for (on, privileges) in tables.into_iter().flat_map(to_lock_rows) {
-        match &on {
-            GrantOn::Schema(schema) if !may_grant_usage(draft, schema) => {
-                draft.problem(closed(draft, schema));
-            }
-            _ => wanted.add(on, APPLY_ROLE, privileges),
+        if let GrantOn::Schema(schema) = &on
+            && !may_grant_usage(draft, schema)
+        {
+            draft.problem(closed(draft, schema));
+            continue;
         }
+        wanted.add(on, APPLY_ROLE, privileges);
     }
 }
 

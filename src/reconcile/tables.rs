@@ -20,7 +20,7 @@ use super::run::{Look, Options, RunError, SliceJob};
 use super::scan::{Compared, Scan, ScanError};
 use super::sides::Sides;
 use super::stop::{self, Stopped};
-use super::verdict::{Coverage, NO_MIRROR, Outcome, TableVerdict};
+use super::verdict::{Coverage, NO_MIRROR, OTHER_WAY, Outcome, TableVerdict};
 use super::walk::{self, KeyFacts};
 use crate::cdc::mirror::chain_of;
 use crate::journal::process::ProcessRow;
@@ -201,28 +201,44 @@ impl Tables<'_> {
 
     /// A mirror that was stopped, or that nobody has seen, is told at once rather than after a long wait.
     async fn mirror_runs(&self) -> Result<(), String> {
-        let of = StreamOf { slice: self.slice(), direction: self.sides.direction() };
-        let seen = match self.sides.direction() {
+        let wanted = self.sides.direction();
+        let seen = self.mirror_of(wanted).await?;
+        if seen.as_ref().is_some_and(is_alive) {
+            return Ok(());
+        }
+        // A process outlives the way back that it stopped over.
+        let other = match wanted {
+            Direction::Forward => None,
+            Direction::Reverse => self.mirror_of(Direction::Forward).await?.filter(is_alive),
+        };
+        let other = other.map_or_else(String::new, |other| {
+            format!(" ({OTHER_WAY}: process {} on {})", other.pid, other.host)
+        });
+        let lacking = format!("{NO_MIRROR} for {}{other}", meet::way(wanted));
+        Err(match seen {
+            Some(ProcessRow { stopped: true, detail: Some(why), .. }) => {
+                format!("{lacking}: the last one ended by itself: {why}")
+            }
+            Some(seen) if seen.stopped => format!("{lacking}: the last one was stopped"),
+            Some(seen) => format!(
+                "{lacking}: the last one, process {} on {}, was seen {:.0} s ago",
+                seen.pid, seen.host, seen.seen_s
+            ),
+            None => format!("{lacking}, and none ever was"),
+        })
+    }
+
+    /// The process that mirrors in a direction, as its row tells, which is where it writes.
+    async fn mirror_of(&self, direction: Direction) -> Result<Option<ProcessRow>, String> {
+        let of = StreamOf { slice: self.slice(), direction };
+        let seen = match direction {
             Direction::Forward => process::read(&*self.journal.lock().await, of).await,
             Direction::Reverse => {
                 let monolith = self.sides.locker(Side::Source).await.map_err(|error| chain_of(&error))?;
                 process::read(&monolith, of).await
             }
         };
-        let seen = seen.map_err(|error| chain_of(&error))?;
-        let lacking = format!("{NO_MIRROR} for {}", meet::way(of.direction));
-        match seen {
-            Some(seen) if !seen.stopped && seen.seen_s <= DEAD_AFTER_S => Ok(()),
-            Some(ProcessRow { stopped: true, detail: Some(why), .. }) => {
-                Err(format!("{lacking}: the last one ended by itself: {why}"))
-            }
-            Some(seen) if seen.stopped => Err(format!("{lacking}: the last one was stopped")),
-            Some(seen) => Err(format!(
-                "{lacking}: the last one, process {} on {}, was seen {:.0} s ago",
-                seen.pid, seen.host, seen.seen_s
-            )),
-            None => Err(format!("{lacking}, and none ever was")),
-        }
+        seen.map_err(|error| chain_of(&error))
     }
 
     /// The sessions, made anew when there are none.
@@ -457,6 +473,10 @@ impl Tables<'_> {
             reasons: Vec::new(),
         }
     }
+}
+
+fn is_alive(seen: &ProcessRow) -> bool {
+    !seen.stopped && seen.seen_s <= DEAD_AFTER_S
 }
 
 /// Why a table was not compared to its end.

@@ -155,6 +155,9 @@ pub const NO_MIRROR: &str = "no mirror is running";
 /// Stands in the reason of a verdict whose mirror runs, or seems to, and does not bring the copy along.
 pub const STANDS_STILL: &str = "the mirror has not come to position";
 
+/// Stands in that reason where a mirror of the slice runs and does not write the copy, so that another one would be refused.
+pub const OTHER_WAY: &str = "a mirror runs, for the other direction alone";
+
 /// Stands in a reason before what a mirror that ended by itself asked for.
 const ASKS: &str = "; next: ";
 
@@ -220,6 +223,12 @@ impl Verdict {
     #[must_use]
     pub fn waits_for_mirror(&self) -> bool {
         self.reasons.iter().any(|reason| reason.contains(STANDS_STILL))
+    }
+
+    /// A mirror runs, and not for the stream that is needed.
+    #[must_use]
+    pub fn lacks_one_way(&self) -> bool {
+        self.reasons.iter().any(|reason| reason.contains(OTHER_WAY))
     }
 
     /// What a mirror that ended by itself asked for, with `PLAN` for the plan file.

@@ -236,10 +236,14 @@ fn advice(plan: &str, verdicts: &[Verdict], repairs: bool, options: &str) -> Opt
     if verdicts.iter().any(Verdict::lacks_mirror) {
         let slices = about(Verdict::lacks_mirror);
         let asks = verdicts.iter().find_map(Verdict::mirror_asks);
-        let command = asks.map_or_else(
-            || format!("strangler mirror {plan}{slices}"),
-            |asks| asks.replace(" PLAN", &format!(" {plan}")),
-        );
+        let command = match asks {
+            Some(asks) => asks.replace(" PLAN", &format!(" {plan}")),
+            None if verdicts.iter().any(Verdict::lacks_one_way) => {
+                let status = format!("strangler status {plan}{slices} says why; end the mirror that runs");
+                format!("{status}, then strangler mirror {plan}{slices}, which mirrors both ways")
+            }
+            None => format!("strangler mirror {plan}{slices}"),
+        };
         return Some(format!("{command}; once it streams, the same command again"));
     }
     if verdicts.iter().any(Verdict::waits_for_mirror) {
@@ -353,7 +357,7 @@ mod tests {
 
     #[test]
     fn every_verdict_but_a_clean_one_is_followed_by_what_to_type() {
-        use crate::reconcile::verdict::{NO_MIRROR, STANDS_STILL};
+        use crate::reconcile::verdict::{NO_MIRROR, OTHER_WAY, STANDS_STILL};
         let clean = verdict("carts", Outcome::Clean, None);
         let differs = verdict("my orders", Outcome::Differs, None);
         let incomplete = verdict("stock", Outcome::Incomplete, Some("the table is copying"));
@@ -383,6 +387,13 @@ mod tests {
         assert_eq!(
             of(&[&verdict("stock", Outcome::Incomplete, Some(&asked))]).unwrap(),
             "strangler mirror p.yaml --rebuild; once it streams, the same command again"
+        );
+        let one_way =
+            format!("{NO_MIRROR} for the way back ({OTHER_WAY}: process 1 on box), and none ever was");
+        let advised = of(&[&verdict("stock", Outcome::Incomplete, Some(&one_way))]).unwrap();
+        assert!(
+            advised.starts_with("strangler status p.yaml --slice stock says why; end the mirror"),
+            "{advised}"
         );
         let frozen = verdict("stock", Outcome::Incomplete, Some(&format!("{STANDS_STILL} 0/1: it stands")));
         assert!(
