@@ -4,6 +4,7 @@ use super::Verb;
 use super::survey::{SliceFacts, Survey};
 use crate::catalog::{Catalog, Table, UserTypeKind};
 use crate::journal::whereabouts::{self, Route};
+use crate::mapping::outline::COMPARED;
 use crate::mapping::partitions::OPEN_PARTITIONS;
 use crate::mapping::{SliceMapping, TableMapping};
 use crate::name::{TableName, quote_ident};
@@ -77,7 +78,9 @@ pub(super) fn same_mapping(survey: &Survey, slice: &SliceMapping) -> Option<Prob
     }
     Some(
         Problem::error("other-mapping", format!("slice {name}"))
-            .fact("it was provisioned from another mapping: the plan or the monolith's tables changed since")
+            .fact(format!(
+                "it was provisioned from another mapping: the plan or the monolith's tables changed since; {COMPARED}"
+            ))
             .consequence("the reverse mirror would go through a mapping that the service was not made for")
             .next(bring_back(name)),
     )

@@ -6,7 +6,7 @@ use crate::dualwrite::gate::APPLY_ROLE;
 use crate::mapping::SliceMapping;
 use crate::name::TableName;
 use crate::problem::Problem;
-use crate::provision::monolith_rights::{OURS, WAY_BACK};
+use crate::provision::monolith_rights::{OURS, WAY_BACK, to_lock_rows};
 use crate::provision::{Database, Grant, GrantOn, Statement};
 
 /// Rows of the moved tables, and every column of them, since any may be mapped.
@@ -64,18 +64,7 @@ fn of_others(draft: &Draft<'_>, armed: &SliceMapping) -> Vec<(GrantOn, &'static 
     let mut wanted: Vec<(GrantOn, &'static [&'static str])> = Vec::new();
     for slice in survey.mappings.values().filter(provisioned) {
         wanted.push((GrantOn::Table(crate::dualwrite::gate::name(&slice.slice)), &["SELECT"]));
-        for table in &slice.tables {
-            wanted.push((GrantOn::Schema(table.source.schema.clone()), &["USAGE"]));
-            wanted.push((GrantOn::Table(table.source.clone()), &["SELECT"]));
-            // SELECT … FOR SHARE takes UPDATE on any one column.
-            let key = table.key_columns().chain(&table.columns).next();
-            wanted.extend(key.map(|key| {
-                (
-                    GrantOn::Column(table.source.clone(), key.source.clone()),
-                    &["UPDATE"] as &'static [&'static str],
-                )
-            }));
-        }
+        wanted.extend(slice.tables.iter().flat_map(to_lock_rows));
     }
     wanted
 }

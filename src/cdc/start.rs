@@ -11,6 +11,7 @@ use super::record::{Happened, Recorder};
 use super::source::{self, SlotFacts};
 use crate::failpoint;
 use crate::journal::claims::{Claim, ClaimStatements};
+use crate::journal::ledger::what_changed;
 use crate::journal::migrate::{self, Form};
 use crate::journal::process::Sighting;
 use crate::journal::slices::GateRow;
@@ -19,6 +20,7 @@ use crate::journal::whereabouts::{self, Route};
 use crate::journal::{copies, process, slices};
 use crate::lsn::Lsn;
 use crate::mapping::SliceMapping;
+use crate::mapping::outline::COMPARED;
 use crate::name::TableName;
 use crate::postgres::connect::{Server, Session};
 use crate::postgres::replication::{Connection, SlotOptions, SystemIdentity, TimelineSwitch};
@@ -166,10 +168,14 @@ pub async fn check_provisioned(both: Both<'_>, starting: Starting<'_>) -> Result
     };
     if !starting.mapping.is_pinned_by(&row.plan_hash) {
         let begun = streams::read(both.service, StreamOf::forward(slice)).await?.is_some();
+        let what = match starting.direction {
+            Direction::Forward => what_changed(both.service, starting.mapping, &row.plan_hash).await?,
+            Direction::Reverse => COMPARED.to_owned(),
+        };
         return refused(
             format!(
                 "slice {slice} was provisioned from another mapping (plan {}): the plan or the monolith's tables \
-                 have changed since",
+                 have changed since: {what}",
                 row.plan
             ),
             if begun { bring_back(slice) } else { provision() },

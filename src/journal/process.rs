@@ -18,6 +18,8 @@ pub struct ProcessRow {
     pub seen_s: f64,
     /// It stopped in good order.
     pub stopped: bool,
+    /// Why it ended by itself, with what it asks for behind `; next: `; or what it was doing.
+    pub detail: Option<String>,
 }
 
 /// How the mirror is doing, for `status`.
@@ -41,7 +43,7 @@ pub async fn read(client: &Client, of: StreamOf<'_>) -> Result<Option<ProcessRow
     let row = client
         .query_opt(
             "SELECT nonce, host, pid, extract(epoch FROM clock_timestamp() - seen_at)::float8, \
-                 stopped_at IS NOT NULL \
+                 stopped_at IS NOT NULL, detail \
              FROM strangler.mirror_process WHERE slice = $1 AND dir = $2",
             &[&of.slice, &of.direction.as_str()],
         )
@@ -53,6 +55,7 @@ pub async fn read(client: &Client, of: StreamOf<'_>) -> Result<Option<ProcessRow
         pid: row.get(2),
         seen_s: row.get(3),
         stopped: row.get(4),
+        detail: row.get(5),
     }))
 }
 

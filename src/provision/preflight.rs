@@ -10,6 +10,7 @@ use crate::catalog::{Catalog, Table, TableKind};
 use crate::dualwrite::gate;
 use crate::journal::whereabouts::{self, Astray, Route, Whereabouts};
 use crate::mapping::SliceMapping;
+use crate::mapping::outline::COMPARED;
 use crate::name::{TableName, quote_ident};
 use crate::plan::{Ddl, Plan};
 use crate::problem::{Problem, START_ANEW, bring_back};
@@ -25,7 +26,7 @@ pub(super) fn check(draft: &mut Draft<'_>) {
     for service in draft.mappings.values().map(|slice| &slice.service) {
         if !survey.service_states.contains_key(service) {
             draft.problem(
-                Problem::error("no-connection", format!("service {service}"))
+                Problem::error("database-unreachable", format!("service {service}"))
                     .fact("its admin link gave no connection")
                     .consequence("nothing can be made there")
                     .next(format!("check services.{service}.admin in the plan")),
@@ -144,7 +145,9 @@ fn belongs(draft: &mut Draft<'_>, database: &Database, state: &State, slice: &Sl
     if !slice.is_pinned_by(&row.plan_hash) && service.is_some_and(|state| state.mirrored(name)) {
         draft.problem(
             Problem::error("mapping-changed", &object)
-                .fact("its mapping is another one than when it was provisioned, and data was mirrored since")
+                .fact(format!(
+                    "its mapping is another one than when it was provisioned, and data was mirrored since; {COMPARED}"
+                ))
                 .consequence("rows mirrored so far went through the old mapping")
                 .next(bring_back(name)),
         );

@@ -558,7 +558,7 @@ fn next(
             let half = status.armed.as_ref().filter(|armed| armed.state == ArmedState::PartlyArmed);
             let half =
                 half.and_then(|armed| if armed.disarming { of("disarm", "") } else { arm(status, commands) });
-            let strict = status.evidence.as_ref().is_some_and(EvidenceStatus::differs_strictly);
+            let strict = status.evidence.as_ref().is_some_and(|proof| proof.asks_for_strict);
             let strict = if strict { " --strict" } else { "" };
             let proof = || if unproven { of("reconcile", strict) } else { None };
             retry.or(broken).or(stray).or(half).or_else(proof)

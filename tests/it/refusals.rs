@@ -319,8 +319,13 @@ async fn a_column_that_was_added_is_left_behind_and_the_mirror_goes_on_where_it_
     assert!(!check.stdout.contains("drop or rename the table"), "its rows would be lost: {}", check.page());
     assert_refused(
         &split.run("mirror", &[]),
-        &["another mapping", "leave added columns behind with `drop: true`"],
+        &[
+            "another mapping",
+            "column so new of table notes is carried over, and was not",
+            "leave added columns behind with `drop: true`",
+        ],
     );
+    assert_refused(&split.run("reconcile", &[]), &["column so new of table notes is carried over"]);
     assert_refused(&split.run("provision", &[]), &["leave added columns behind with `drop: true`"]);
 
     split.change_plan(plan, "{ notes: { columns: { 'so new': { drop: true } } } }");

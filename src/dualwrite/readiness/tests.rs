@@ -180,41 +180,43 @@ fn a_rehearsal_that_is_refused_sends_to_a_rehearsal_of_all_that_was_named() {
     assert!(rehearsal.ends_with(&format!("then strangler flip --back p {both} --rehearse")), "{rehearsal}");
 }
 
+/// The ledger has one verdict, about every row.
+fn evidence(outcome: Outcome, counts: &[(FindingKind, u64)]) -> Evidence {
+    let found = LastVerdict {
+        entry: 7,
+        run: "run".to_owned(),
+        outcome,
+        full: true,
+        strict: false,
+        authority: "monolith".to_owned(),
+        at: "2026-01-01T00:00:00Z".to_owned(),
+        age: Duration::from_secs(60),
+        begun_ago: Duration::from_secs(60),
+        epoch: 1,
+        lsn: Lsn(100),
+        from_lsn: Lsn(90),
+        plan_hash: "hash".to_owned(),
+        counts: counts.iter().copied().collect(),
+        compared: 1,
+        coverage: Vec::new(),
+        differing: Vec::new(),
+        ground: Ground {
+            plan_hash: "hash".to_owned(),
+            epoch: 1,
+            slot: None,
+            stream: None,
+            disturbances: 0,
+            tables: BTreeMap::new(),
+        },
+    };
+    Evidence { last: Some(found.clone()), last_full: Some(found), ..Evidence::default() }
+}
+
 #[test]
 fn orphans_alone_may_be_excused_and_a_row_that_differs_never() {
-    let evidence = |counts: &[(FindingKind, u64)]| {
-        let found = LastVerdict {
-            entry: 7,
-            run: "run".to_owned(),
-            outcome: Outcome::Differs,
-            full: true,
-            strict: false,
-            authority: "monolith".to_owned(),
-            at: "2026-01-01T00:00:00Z".to_owned(),
-            age: Duration::from_secs(60),
-            begun_ago: Duration::from_secs(60),
-            epoch: 1,
-            lsn: Lsn(100),
-            from_lsn: Lsn(90),
-            plan_hash: "hash".to_owned(),
-            counts: counts.iter().copied().collect(),
-            compared: 1,
-            coverage: Vec::new(),
-            differing: Vec::new(),
-            ground: Ground {
-                plan_hash: "hash".to_owned(),
-                epoch: 1,
-                slot: None,
-                stream: None,
-                disturbances: 0,
-                tables: BTreeMap::new(),
-            },
-        };
-        Evidence { last: Some(found.clone()), last_full: Some(found), ..Evidence::default() }
-    };
     let plan = plan();
     let judged = |counts: &[(FindingKind, u64)], accepted| {
-        let facts = Facts { evidence: evidence(counts), ..ready() };
+        let facts = Facts { evidence: evidence(Outcome::Differs, counts), ..ready() };
         let asked = Asked {
             plan: &plan,
             path: "p",
@@ -238,4 +240,31 @@ fn orphans_alone_may_be_excused_and_a_row_that_differs_never() {
     let rows = [(FindingKind::Orphan, 2), (FindingKind::Differs, 1)];
     let (severity, code, reason, _) = judged(&rows, Some("they are dead"));
     assert_eq!((severity, code, reason), (Severity::Error, "sides-differ", None));
+}
+
+#[test]
+fn what_a_strict_comparison_alone_sees_may_be_excused_and_names_the_strict_command() {
+    let plan = plan();
+    let evidence = Evidence { differs_strictly: true, ..evidence(Outcome::Clean, &[]) };
+    let judged = |accepted| {
+        let facts = Facts { evidence: evidence.clone(), ..ready() };
+        let asked = Asked {
+            plan: &plan,
+            path: "p",
+            slice: "one",
+            members: MEMBERS,
+            purpose: Purpose::Move,
+            to: Side::Service,
+            accepted,
+        };
+        let judgement = judge(&facts, &asked);
+        let problem =
+            judgement.problems.into_iter().find(|problem| problem.code == "differs-strictly").unwrap();
+        (problem.severity, problem.next, judgement.without_evidence)
+    };
+    let (severity, next, reason) = judged(None);
+    assert_eq!((severity, reason), (Severity::Error, None));
+    assert!(next.contains("reconcile p --slice one --strict --repair, then "), "{next}");
+    let (severity, _, reason) = judged(Some("numeric(10,2) writes more zeros"));
+    assert_eq!((severity, reason.is_some()), (Severity::Warning, true));
 }
