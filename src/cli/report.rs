@@ -12,7 +12,7 @@ use crate::cdc::error::MirrorError;
 use crate::check;
 use crate::demo::DemoError;
 use crate::dualwrite::flip::{FlipError, Left};
-use crate::journal::JournalError;
+use crate::journal::{JournalError, whereabouts};
 use crate::plan::PlanProblems;
 use crate::postgres::ConnectError;
 use crate::postgres::introspect::IntrospectError;
@@ -87,8 +87,8 @@ pub enum CliError {
     /// The plan and the monolith's tables don't go together.
     #[error("the plan does not fit the monolith")]
     Unfit(Vec<Problem>),
-    /// Links of the plan lead to other databases than it says.
-    #[error("links lead to other databases than the plan says")]
+    /// Links of the plan lead to other databases than it says, or its slices are another plan's.
+    #[error("{}", whereabouts::summary(.0).0)]
     Astray(Vec<Problem>),
     /// Our own tables could not be read.
     #[error("the databases could not be told apart")]
@@ -243,7 +243,7 @@ impl CliError {
             }
             Self::Catalog(_) => page(Exit::Incomplete, "catalog-unreadable", None),
             Self::Unfit(_) => page(Exit::Usage, "plan-unfit", None),
-            Self::Astray(_) => page(Exit::Refused, "links-astray", None),
+            Self::Astray(problems) => page(Exit::Refused, whereabouts::summary(problems).1, None),
             Self::Journal(_) => page(Exit::Incomplete, "catalog-unreadable", None),
             Self::Ledger { source, .. } if lost_connection(source) => {
                 page(Exit::Unreachable, "database-unreachable", None)
@@ -317,10 +317,16 @@ fn left_hint(behind: &LeftBehind) -> String {
             "a running mirror does the rest by itself, and so does {again}; {status} says where it stands"
         ),
         Left::Stayed => format!("{status} says where it stands; the same command goes on from there"),
+        Left::Between if again == abort => {
+            format!("{abort} goes on to take it back; a running mirror ends it by itself where it can")
+        }
         Left::Between => {
             format!(
                 "{again} finishes it, and {abort} takes it back; a running mirror finishes it by itself where it can"
             )
+        }
+        Left::Unknown if again == abort => {
+            format!("bring that side back; then {status}, and {abort} to take it back")
         }
         Left::Unknown => format!(
             "bring that side back; then {status}, and {again} to finish it or {abort} to take it back"
@@ -378,7 +384,7 @@ fn run_page(error: &RunError, plan: &str) -> Page {
         }
         RunError::Redact(_) => (Exit::Incomplete, "no-randomness", None),
         RunError::Journal(_) => (Exit::Incomplete, "journal-unreadable", None),
-        RunError::Astray(_) => (Exit::Refused, "links-astray", None),
+        RunError::Astray(problems) => (Exit::Refused, whereabouts::summary(problems).1, None),
         RunError::NotProvisioned { .. } => {
             (Exit::Refused, "not-provisioned", Some("strangler provision PLAN, then strangler mirror PLAN"))
         }

@@ -13,6 +13,7 @@ mod effects;
 mod group;
 mod links;
 pub mod moves;
+mod ours;
 pub mod record;
 pub mod rehearse;
 pub mod rescue;
