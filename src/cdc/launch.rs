@@ -20,7 +20,7 @@ use super::record::{Happened, Recorder};
 use super::repair::Repairs;
 use super::route::Router;
 use super::source;
-use super::start::{self, Both, Fault, Memory, ProcessName, Starting, open};
+use super::start::{self, Both, Fault, Memory, ProcessName, Standstill, Starting, open};
 use super::stream::Assembler;
 use super::table::{TableRun, Target, choose_ranges};
 use super::tripwire::Strays;
@@ -84,7 +84,11 @@ async fn prepare(
     memory: &mut Memory,
 ) -> Result<(Engine, String), MirrorError> {
     let slice = config.mapping.slice.as_str();
-    config.board.phase(config.of(), "starting", None);
+    let standstill = memory.standstill.clone();
+    match &standstill {
+        Some(Standstill { phase, why }) => config.board.phase(config.of(), phase, Some(why)),
+        None => config.board.phase(config.of(), "starting", None),
+    }
     let mut links = connect(config).await?;
     let starting = Starting {
         plan: &config.plan,
@@ -143,7 +147,11 @@ async fn prepare(
         copy_anew(config, (&links, &publication), &claim, memory).await?;
     }
     let names = (row.slot.as_str(), publication.as_str());
-    let engine = bring_up(config, links, names, (claim, published)).await?;
+    let mut engine = bring_up(config, links, names, (claim, published)).await?;
+    if let Some(Standstill { phase, why }) = &standstill {
+        engine.vitals.set_phase(phase, Some(why));
+    }
+    engine.standstill = standstill.map(|standstill| (standstill, applied));
     Ok((engine, row.slot))
 }
 
@@ -324,7 +332,7 @@ fn refuse(config: &SliceConfig, detail: Option<&str>) -> MirrorError {
             what: format!("slice {slice} can't go on: {detail}"),
             next: format!("strangler mirror PLAN --slice {slice} --rebuild, which copies the slice again"),
         },
-        Direction::Reverse => MirrorError::Refused {
+        Direction::Reverse => MirrorError::Anew {
             what: format!("the way back of slice {slice} can't go on: {detail}"),
             next: format!("{}; then strangler reconcile PLAN --slice {slice} --repair", arm_anew(slice)),
         },
@@ -387,6 +395,7 @@ async fn bring_up(
         shown_at: None,
         finished,
         untold: false,
+        standstill: None,
     })
 }
 

@@ -237,7 +237,7 @@ impl CliError {
                 page(Exit::Usage, "unknown-name", Some(name_hint(option, names, known)))
             }
             Self::Plan(_) => page(Exit::Usage, "plan", None),
-            Self::Connect(_) => page(Exit::Unreachable, "database-unreachable", None),
+            Self::Connect(error) => page(Exit::Unreachable, "database-unreachable", reach_it(error)),
             Self::Catalog(error) if lost_connection(error) => {
                 page(Exit::Unreachable, "database-unreachable", None)
             }
@@ -285,6 +285,12 @@ impl CliError {
             Self::Interrupted { .. } => page(Exit::Interrupted, "interrupted", None),
         }
     }
+}
+
+/// What to do about a server that can't be reached now; where it refuses, or the link is wrong, the error says it.
+fn reach_it(error: &ConnectError) -> Option<String> {
+    let words = "see that the server runs and that the link leads to it; then type the same command again";
+    error.is_retryable().then(|| words.to_owned())
 }
 
 /// What a move that stopped on the way has come to.
@@ -342,7 +348,7 @@ fn arm_page(error: &ArmError) -> Page {
     match error {
         ArmError::Refused { .. } => page(Exit::Refused, "arm-refused", None),
         ArmError::Waited { next, .. } => page(Exit::Unreachable, "arm-waited", Some(next.clone())),
-        ArmError::Connect(_) => page(Exit::Unreachable, "database-unreachable", None),
+        ArmError::Connect(error) => page(Exit::Unreachable, "database-unreachable", reach_it(error)),
         error if lost_connection(error) => page(Exit::Unreachable, "database-unreachable", again()),
         ArmError::Survey(_)
         | ArmError::Journal { .. }
@@ -355,11 +361,18 @@ fn arm_page(error: &ArmError) -> Page {
     }
 }
 
+/// What ended for one slice; refusals name theirs themselves.
+fn mirror_heading(slice: &str, error: &MirrorError) -> String {
+    let named =
+        matches!(error, MirrorError::Refused { .. } | MirrorError::Anew { .. } | MirrorError::Fenced { .. });
+    if named { error.to_string() } else { format!("slice {slice}: {error}") }
+}
+
 /// Why one slice's mirror ended.
 fn mirror_page(error: &MirrorError, plan: &str) -> Page {
     let (exit, code) = match error {
         MirrorError::Connect(_) | MirrorError::Link(_) => (Exit::Unreachable, "database-unreachable"),
-        MirrorError::Refused { .. } => (Exit::Refused, "mirror-refused"),
+        MirrorError::Refused { .. } | MirrorError::Anew { .. } => (Exit::Refused, "mirror-refused"),
         MirrorError::Fenced { .. } => (Exit::Refused, "mirror-taken-over"),
         MirrorError::Sql { .. }
         | MirrorError::Denied { .. }
@@ -378,7 +391,10 @@ fn mirror_page(error: &MirrorError, plan: &str) -> Page {
 /// Why one slice got no verdict.
 fn run_page(error: &RunError, plan: &str) -> Page {
     let (exit, code, hint) = match error {
-        RunError::Connect(_) => (Exit::Unreachable, "database-unreachable", None),
+        RunError::Connect(error) => {
+            let hint = error.is_retryable().then_some("type the same command again: it goes on");
+            (Exit::Unreachable, "database-unreachable", hint)
+        }
         RunError::Journal(error) if lost_connection(error) => {
             (Exit::Unreachable, "database-unreachable", Some("type the same command again: it goes on"))
         }
@@ -492,10 +508,7 @@ pub fn finish(ui: &mut Ui, outcome: Result<Exit, CliError>) -> Exit {
         CliError::Interrupted { .. } => ui.words(&error.to_string()),
         CliError::Mirror { plan, ends } => {
             for (slice, error) in ends {
-                // Refusals name their slice themselves.
-                let named = matches!(error, MirrorError::Refused { .. } | MirrorError::Fenced { .. });
-                let heading = if named { error.to_string() } else { format!("slice {slice}: {error}") };
-                show(ui, &heading, error, &mirror_page(error, plan));
+                show(ui, &mirror_heading(slice, error), error, &mirror_page(error, plan));
             }
         }
         CliError::Reconcile { plan, ends } => {
