@@ -223,13 +223,15 @@ pub(super) fn members(opened: &Opened, mappings: &Mappings) -> Vec<Member> {
     let member = |slice: &String| {
         let mapping = mappings.get(slice)?;
         let policy = &opened.plan.slices.get(slice)?.policy;
+        let limits = Limits::of(policy);
         Some(Member {
-            limits: Limits::of(policy),
+            limits,
             policy_hash: policy.hash(),
             mapping: Arc::new(mapping.clone()),
             links: KeptLinks::new(
                 opened.monolith.admin.clone(),
                 opened.services.get(&mapping.service)?.admin.clone(),
+                &limits,
             ),
             monolith_apply: opened.monolith.apply.clone(),
         })

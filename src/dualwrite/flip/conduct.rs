@@ -309,7 +309,8 @@ async fn way_back(member: &Member, to: Side, (monolith, service): (&Client, &Cli
         // The service's tables have taken these statements all the time that they were a copy.
         return None;
     }
-    let apply = match member.monolith_apply.connect(super::APPLICATION).await {
+    let server = member.monolith_apply.clone().answering_within(super::ANSWER_MAX);
+    let apply = match server.connect(super::APPLICATION).await {
         Ok(session) => session,
         Err(error) => return Some(chain_of(&error)),
     };
