@@ -67,11 +67,7 @@ fn unknown(plan: &Plan, name: &str) -> Problem {
         .next(format!("take one of the plan's slices: {}", known.join(", ")))
 }
 
-fn torn(
-    wanted: &BTreeSet<&str>,
-    (with, without): (&[&str], &[&str]),
-    (verb, rest): (&str, &str),
-) -> Problem {
+fn torn(wanted: &BTreeSet<&str>, (with, without): (&[&str], &[&str]), (verb, rest): (&str, &str)) -> Problem {
     let all: BTreeSet<&str> = wanted.iter().chain(without).copied().collect();
     let slices: String = all.iter().map(|name| format!(" --slice {name}")).collect();
     let plural = if without.len() == 1 { "does" } else { "do" };
@@ -141,7 +137,11 @@ mod tests {
         assert_eq!(problem.next, "strangler flip PLAN --slice a --slice b --slice c");
         for (verb, rest) in [("flip --back", ""), ("flip --abort", ""), ("flip --back", " --rehearse 5")] {
             let next = asked_by((verb, rest), &["a"]).unwrap_err().next;
-            assert_eq!(next, format!("strangler {verb} PLAN --slice a --slice c{rest}"), "the way that was typed");
+            assert_eq!(
+                next,
+                format!("strangler {verb} PLAN --slice a --slice c{rest}"),
+                "the way that was typed"
+            );
         }
     }
 

@@ -138,7 +138,9 @@ async fn no_verb_obeys_a_plan_whose_slice_is_another_plans() {
             let said = format!("{} {}", ended.stdout, ended.stderr);
             let said = said.split_whitespace().collect::<Vec<_>>().join(" ");
             let code = if verb == "status" { ":" } else { " (slice-taken)" };
-            for word in [&format!("slice one on monolith{code}"), "provisioned by plan split for service service"] {
+            for word in
+                [&format!("slice one on monolith{code}"), "provisioned by plan split for service service"]
+            {
                 assert!(said.contains(word), "{verb} {arguments:?}: {word} is not in {}", ended.page());
             }
         }
