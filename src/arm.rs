@@ -151,7 +151,7 @@ impl Step {
             Work::Start { slot, entry } => {
                 let update =
                     crate::journal::arming::start_reverse(&self.slice, slot, START_SHOWN, TIMELINE_SHOWN);
-                text.push_str(&format!("{update};\n{};\n", entry.shown()));
+                text.push_str(&format!("BEGIN;\n{update};\n{};\nCOMMIT;\n", entry.shown()));
             }
         }
         text

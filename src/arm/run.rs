@@ -238,14 +238,15 @@ async fn start(
     };
     let position = quote_literal(&new.start.to_string());
     let start = arming::start_reverse(&step.slice, slot, &position, &new.timeline.to_string());
-    // Statements that are sent together are one transaction.
-    let sql = format!("{start}; {}", entry.sql());
-    client.batch_execute(&sql).await.map_err(|source| ArmError::Step {
-        database: step.database.clone(),
-        purpose: step.purpose,
-        object: step.object.clone(),
-        source,
-    })
+    for sql in ["BEGIN", &start, entry.sql(), "COMMIT"] {
+        if let Err(source) = client.batch_execute(sql).await {
+            // When the connection broke there is nothing to roll back; the first error tells the story.
+            let _ = client.batch_execute("ROLLBACK").await;
+            let (database, object) = (step.database.clone(), step.object.clone());
+            return Err(ArmError::Step { database, purpose: step.purpose, object, source });
+        }
+    }
+    Ok(())
 }
 
 /// How many rows contradict a foreign key. What can't be counted is said to be unknown: the key's state is what matters.
