@@ -1,7 +1,6 @@
 //! What the reverse mirror may do on the monolith: it logs in as the one role that the gates let pass.
 
 use super::design::Draft;
-use super::{Step, Work};
 use crate::dualwrite::gate::APPLY_ROLE;
 use crate::mapping::SliceMapping;
 use crate::name::TableName;
@@ -81,14 +80,12 @@ fn create_role(draft: &mut Draft<'_>, slice: &SliceMapping) {
             format!("ALTER ROLE {APPLY_ROLE} SET session_replication_role = 'replica'")
         }));
     }
-    draft.step(Step {
-        database: Database::Monolith,
-        slice: slice.slice.clone(),
-        object: APPLY_ROLE.to_owned(),
-        purpose: "create role",
-        work: Work::Sql { before: Vec::new(), locks: None, statements },
-        point: "arm-rights-granted",
-    });
+    draft.journaled(
+        (Database::Monolith, &slice.slice),
+        ("create role", APPLY_ROLE),
+        (Vec::new(), None, statements),
+        "arm-rights-granted",
+    );
 }
 
 fn missing(draft: &Draft<'_>, on: GrantOn, privileges: &[&str]) -> Option<Statement> {

@@ -54,6 +54,7 @@ fn would_refuse(slice: &str, faults: &[(&TableMapping, Fault)], order: &str) -> 
             facts.join("; ")
         ),
         next: format!("run in the service: {}; then {}", statements.join("; "), again(slice, order)),
+        anew: false,
     }
 }
 
@@ -64,6 +65,7 @@ pub(super) fn rows_refused(slice: &str, refused: &[(&TableMapping, String)], ord
     Refusal {
         what: format!("tables of slice {slice} keep their rows, for none was emptied: {}", facts.join("; ")),
         next: format!("take away what refuses them in the service, then {}", again(slice, order)),
+        anew: false,
     }
 }
 

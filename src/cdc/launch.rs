@@ -22,7 +22,7 @@ use super::rights;
 use super::route::Router;
 use super::sample;
 use super::source;
-use super::start::{self, Both, Fault, Memory, ProcessName, Starting, open};
+use super::start::{self, Both, Fault, Memory, ProcessName, Standstill, Starting, open};
 use super::stream::Assembler;
 use super::table::{TableRun, Target, choose_ranges};
 use super::tripwire::Strays;
@@ -97,7 +97,11 @@ async fn prepare(
     memory: &mut Memory,
 ) -> Result<(Engine, String), MirrorError> {
     let slice = config.mapping.slice.as_str();
-    config.board.phase(config.of(), "starting", None);
+    let standstill = memory.standstill.clone();
+    match &standstill {
+        Some(Standstill { phase, why }) => config.board.phase(config.of(), phase, Some(why)),
+        None => config.board.phase(config.of(), "starting", None),
+    }
     let mut links = connect(config).await?;
     let starting = Starting {
         plan: &config.plan,
@@ -156,7 +160,11 @@ async fn prepare(
         copy_anew(config, (&links, &publication), &claim, memory).await?;
     }
     let names = (row.slot.as_str(), publication.as_str());
-    let engine = bring_up(config, links, names, (claim, published)).await?;
+    let mut engine = bring_up(config, links, names, (claim, published)).await?;
+    if let Some(Standstill { phase, why }) = &standstill {
+        engine.vitals.set_phase(phase, Some(why));
+    }
+    engine.standstill = standstill.map(|standstill| (standstill, applied));
     Ok((engine, row.slot))
 }
 
@@ -338,7 +346,7 @@ fn refuse(config: &SliceConfig, detail: Option<&str>) -> MirrorError {
             what: format!("slice {slice} can't go on: {detail}"),
             next: format!("strangler mirror PLAN --slice {slice} --rebuild, which copies the slice again"),
         },
-        Direction::Reverse => MirrorError::Refused {
+        Direction::Reverse => MirrorError::Anew {
             what: format!("the way back of slice {slice} can't go on: {detail}"),
             next: format!("{}; then strangler reconcile PLAN --slice {slice} --repair", arm_anew(slice)),
         },
@@ -401,6 +409,7 @@ async fn bring_up(
         shown_at: None,
         finished,
         untold: false,
+        standstill: None,
     })
 }
 

@@ -360,7 +360,7 @@ impl Pulse {
         Ok(match (fault, apart) {
             // Copying again alone would bring the same values into the same types.
             (Some(fault), Some(apart)) => {
-                Some(Refusal { what: format!("{}; {}", fault.what, apart.what), next: apart.next })
+                Some(Refusal { what: format!("{}; {}", fault.what, apart.what), ..apart })
             }
             (fault, apart) => fault.or(apart),
         })

@@ -66,6 +66,17 @@ pub struct Memory {
     pub retry: Vec<TableName>,
     /// The operator wants the slice started over, until that is done.
     pub rebuild: bool,
+    /// It is a way back that is tried again: what stopped it the last time.
+    pub standstill: Option<Standstill>,
+}
+
+/// Why a way back stands still, as `status` shows it until something has come through.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Standstill {
+    /// [`process::TRIED_AGAIN`] or [`process::WAITS_FOR_ARM`].
+    pub phase: &'static str,
+    /// What stopped it, and what to type.
+    pub why: String,
 }
 
 /// What a start needs to know of its slice.
@@ -367,7 +378,8 @@ pub async fn claim_stream(
     memory.nonce = Some(row.nonce);
     hit(starting.direction, "nonce-taken", "reverse-nonce-taken");
     let pid = i32::try_from(starting.process.pid).unwrap_or(i32::MAX);
-    process::register(target, starting.of(), row.nonce, &starting.process.host, pid).await?;
+    let again = memory.standstill.is_some();
+    process::register(target, starting.of(), row.nonce, (&starting.process.host, pid), again).await?;
     Ok(row)
 }
 

@@ -124,8 +124,8 @@ pub enum RunError {
     /// There is no key to hide classified values with.
     #[error(transparent)]
     Redact(#[from] RedactError),
-    /// Links lead to other databases than the plan says.
-    #[error("links lead to other databases than the plan says")]
+    /// Links lead to other databases than the plan says, or the slice in them is another plan's.
+    #[error("{}", whereabouts::summary(.0).0)]
     Astray(Vec<Problem>),
     /// The slice is not in the service's database.
     #[error("slice {slice} is not provisioned")]

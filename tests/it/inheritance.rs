@@ -1,7 +1,7 @@
 //! Plain inheritance that comes after the mirror began: rows of a child are read with the table and are not in its stream, and
 //! what is written through a parent asks no gate of the child.
 
-use crate::flip::{armed_split, flip_to_service};
+use crate::flip::{armed, flip_to_service};
 use crate::support::binary::Ended;
 use crate::support::split::Split;
 use crate::support::wait::{SOON, until_blocking};
@@ -49,7 +49,7 @@ async fn a_child_that_comes_later_stops_the_mirror_and_nothing_is_proven_armed_o
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_moved_table_that_becomes_a_child_is_red_and_does_not_flip() {
-    let (split, monolith, _service, mirror) = armed_split().await;
+    let (split, monolith, _service, mirror) = armed().await;
     let (into, out) = (
         "ALTER TABLE notes INHERIT above",
         "ALTER TABLE \"public\".\"notes\" NO INHERIT \"public\".\"above\"",

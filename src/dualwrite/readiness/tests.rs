@@ -24,6 +24,12 @@ fn plan() -> Plan {
     parse(text.as_bytes(), "plan.yaml").unwrap_or_else(|found| panic!("{}", found.render(false))).plan
 }
 
+/// A flip of the slice to its service.
+fn asked<'a>(plan: &'a Plan, accepted: Option<&'a str>) -> Asked<'a> {
+    let (purpose, to) = (Purpose::Move, Side::Service);
+    Asked { plan, path: "p", slice: "one", members: MEMBERS, purpose, to, accepted }
+}
+
 fn told(mode: &str) -> Told {
     Told {
         slice: Some(Provisioned { plan_hash: "hash".to_owned(), lock_key: 1 }),
@@ -58,15 +64,7 @@ fn ready() -> Facts {
 
 fn judged(facts: &Facts) -> Vec<(Severity, &'static str)> {
     let plan = plan();
-    let asked = Asked {
-        plan: &plan,
-        path: "p",
-        slice: "one",
-        members: MEMBERS,
-        purpose: Purpose::Move,
-        to: Side::Service,
-        accepted: Some("a test"),
-    };
+    let asked = asked(&plan, Some("a test"));
     let problems = judge(facts, &asked).problems;
     let others = problems.iter().filter(|problem| problem.code != "no-evidence");
     others.map(|problem| (problem.severity, problem.code)).collect()
@@ -81,15 +79,7 @@ fn found(change: impl FnOnce(&mut Facts)) -> Vec<(Severity, &'static str)> {
 #[test]
 fn a_ready_slice_is_a_go_with_the_reason_for_the_ledger() {
     let plan = plan();
-    let asked = Asked {
-        plan: &plan,
-        path: "p",
-        slice: "one",
-        members: MEMBERS,
-        purpose: Purpose::Move,
-        to: Side::Service,
-        accepted: Some(" a test "),
-    };
+    let asked = asked(&plan, Some(" a test "));
     let judgement = judge(&ready(), &asked);
     assert!(judgement.is_go(), "{judgement:#?}");
     assert_eq!(judgement.without_evidence.as_deref(), Some("a test"));
@@ -170,7 +160,7 @@ fn a_rehearsal_that_is_refused_sends_to_a_rehearsal_of_all_that_was_named() {
     let plan = plan();
     let next = |purpose, to| {
         let members = &["one", "two"];
-        let asked = Asked { plan: &plan, path: "p", slice: "one", to, members, purpose, accepted: None };
+        let asked = Asked { to, members, purpose, ..asked(&plan, None) };
         let problems = judge(&facts, &asked).problems;
         problems.into_iter().find(|problem| problem.code == "operator-at-work").unwrap().next
     };
@@ -217,15 +207,7 @@ fn orphans_alone_may_be_excused_and_a_row_that_differs_never() {
     let plan = plan();
     let judged = |counts: &[(FindingKind, u64)], accepted| {
         let facts = Facts { evidence: evidence(Outcome::Differs, counts), ..ready() };
-        let asked = Asked {
-            plan: &plan,
-            path: "p",
-            slice: "one",
-            members: MEMBERS,
-            purpose: Purpose::Move,
-            to: Side::Service,
-            accepted,
-        };
+        let asked = asked(&plan, accepted);
         let judgement = judge(&facts, &asked);
         let first = judgement.problems.first().unwrap();
         (first.severity, first.code, judgement.without_evidence, first.next.clone())
