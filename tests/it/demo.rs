@@ -41,7 +41,7 @@ fn the_demo_splits_the_retail_plan_under_traffic_and_finds_every_acknowledged_or
         "OrderLines: 2 of 2 rows repaired",
         "clean: 6 slices, 6 clean",
         "note as armed slice ordering",
-        "20 attempts came through",
+        " attempts came through, ",
         "ordering: the service has authority, epoch 2",
         "writers were paused for",
         "ms after the service had acknowledged it",
