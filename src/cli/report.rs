@@ -116,6 +116,9 @@ pub enum CliError {
         #[source]
         source: RetireError,
     },
+    /// A stage of retirement is not allowed.
+    #[error("the old tables stay as they are")]
+    RetireRefused(Vec<Problem>),
     /// Provisioning stopped.
     #[error(transparent)]
     Provision(#[from] ProvisionError),
@@ -264,6 +267,21 @@ impl CliError {
                 let hint =
                     format!("{provision} makes it, and grants strangler_apply what it needs to read it");
                 page(Exit::Incomplete, "ledger-unreadable", Some(hint))
+            }
+            Self::RetireRefused(_) => page(Exit::Refused, "retire-refused", None),
+            Self::Retire {
+                source: source @ (RetireError::Changed { .. } | RetireError::NotExact { .. }),
+                ..
+            } => {
+                let hint = match source {
+                    RetireError::Changed { .. } => {
+                        "the same command without --confirm shows what is to be done now"
+                    }
+                    _ => {
+                        "somebody grants rights at the same time, or gave some of ours; type it again, and look at the rights of those tables"
+                    }
+                };
+                page(Exit::Refused, "retire-changed", Some(hint.to_owned()))
             }
             Self::Retire { source, .. } if lost_connection(source) => {
                 page(Exit::Unreachable, "database-unreachable", None)
@@ -534,6 +552,7 @@ pub fn finish(ui: &mut Ui, outcome: Result<Exit, CliError>) -> Exit {
         CliError::Unfit(problems)
         | CliError::Astray(problems)
         | CliError::FlipRefused(problems)
+        | CliError::RetireRefused(problems)
         | CliError::Provision(ProvisionError::Refused { problems }) => {
             ui.words(check::list(problems).trim_end());
             show(ui, &error.to_string(), &error, &page);
