@@ -93,6 +93,8 @@ pub enum Work {
     Start {
         /// The slot.
         slot: String,
+        /// The entry of the journal that says that it was made.
+        entry: Statement,
     },
 }
 
@@ -146,10 +148,10 @@ impl Step {
                 text.push_str(&slot::create_text(slot, *server_major));
             }
             Work::DropSlot { slot } => text.push_str(&slot::drop_text(slot)),
-            Work::Start { slot } => {
+            Work::Start { slot, entry } => {
                 let update =
                     crate::journal::arming::start_reverse(&self.slice, slot, START_SHOWN, TIMELINE_SHOWN);
-                text.push_str(&format!("{update};\n"));
+                text.push_str(&format!("BEGIN;\n{update};\n{};\nCOMMIT;\n", entry.shown()));
             }
         }
         text

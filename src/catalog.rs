@@ -130,6 +130,8 @@ pub struct Table {
     pub heap_bytes: u64,
     /// `COMMENT ON TABLE`.
     pub comment: Option<String>,
+    /// `reloptions`, as `name=value`, with those of its TOAST table under `toast.`.
+    pub storage: Vec<String>,
     /// The connected role may SELECT it.
     pub can_select: bool,
     /// The connected role is, or is a member of, its owner.
@@ -202,6 +204,8 @@ pub struct Index {
     pub constraint: Option<String>,
     /// `indisreplident`.
     pub replica_identity: bool,
+    /// `COMMENT ON INDEX`.
+    pub comment: Option<String>,
 }
 
 /// What a constraint is.
@@ -230,6 +234,8 @@ pub struct Constraint {
     pub columns: Vec<String>,
     /// `convalidated`.
     pub validated: bool,
+    /// `COMMENT ON CONSTRAINT`.
+    pub comment: Option<String>,
 }
 
 /// A foreign key.
@@ -255,6 +261,8 @@ pub struct ForeignKey {
     pub inherited: bool,
     /// `arm` wrote it down and dropped it: it guards nothing, and the mapping still knows what it referred to.
     pub cut: bool,
+    /// `COMMENT ON CONSTRAINT`.
+    pub comment: Option<String>,
 }
 
 /// What a type of a user schema is.
@@ -317,6 +325,8 @@ pub struct Sequence {
     pub owned_by: Option<(TableName, String)>,
     /// Every table and column whose default draws from it.
     pub used_by: Vec<(TableName, String)>,
+    /// `COMMENT ON SEQUENCE`.
+    pub comment: Option<String>,
 }
 
 /// What kind of object depends on a table.

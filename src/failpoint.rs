@@ -93,6 +93,9 @@ pub const RETIRE: &[&str] =
 /// `disarm`, and what a mirror meets that is not in the service's database.
 pub const LEDGER: &[&str] = &["steps-taken", "steps-recorded", "alarm-told"];
 
+/// Kill points of who has rows repaired: the mirror has answered, and the ledger has an entry of it.
+pub const RECORD: &[&str] = &["repairs-answered", "repairs-recorded"];
+
 /// Kill points of a move of authority, in their order.
 pub const FLIP: &[&str] = &[
     "flip-looked",
@@ -122,7 +125,7 @@ pub fn hit(name: &'static str) {
     static WANTED: OnceLock<[Point; 2]> = OnceLock::new();
     static COUNTS: [AtomicU64; 2] = [AtomicU64::new(0), AtomicU64::new(0)];
     debug_assert!(
-        [MIRROR, COPY_AGAIN, START, REPAIR, REVERSE, ARM, DISARM, RETIRE, LEDGER, FLIP]
+        [MIRROR, COPY_AGAIN, START, REPAIR, REVERSE, ARM, DISARM, RETIRE, LEDGER, RECORD, FLIP]
             .concat()
             .contains(&name),
         "failpoint {name} is not in the lists that tests go through"

@@ -13,6 +13,7 @@ pub mod evidence;
 pub mod facts;
 pub mod gather;
 pub mod judge;
+pub mod orphans;
 pub mod read;
 
 pub use arming::{ArmedState, ArmedStatus};
@@ -192,7 +193,7 @@ pub struct Wal {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum WalLimit {
-    /// The plan's `wal_budget`: the mirror stops there and says so.
+    /// The plan's `wal_budget`: the mirror warns on the way there, and nothing stops.
     WalBudget,
     /// The server's `max_slot_wal_keep_size`: PostgreSQL drops the WAL there, and the slot is lost.
     MaxSlotWalKeepSize,

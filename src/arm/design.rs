@@ -142,9 +142,11 @@ pub fn design(plan: &Plan, verb: Verb, chosen: &[String], survey: &Survey, login
     }
     let slices = survey.mappings.values().filter(|slice| draft.only(&slice.slice)).collect::<Vec<_>>();
     for slice in slices {
-        match readiness::provisioned(survey, slice) {
-            Err(problem) => draft.problem(*problem),
-            Ok(facts) => match verb {
+        let ready = readiness::provisioned(survey, slice);
+        match (ready, readiness::other_tables(survey, slice, verb)) {
+            (Err(problem), _) => draft.problem(*problem),
+            (Ok(_), Some(problem)) => draft.problem(problem),
+            (Ok(facts), None) => match verb {
                 Verb::Arm => arm(&mut draft, slice, facts, logins),
                 Verb::Disarm => withdraw::withdraw_slice(&mut draft, slice, facts),
             },

@@ -1,9 +1,12 @@
 //! What must hold before a slice is armed or disarmed. Pure.
 
+use std::collections::BTreeSet;
+
 use super::Verb;
 use super::survey::{SliceFacts, Survey};
 use crate::catalog::{Catalog, Table, UserTypeKind};
 use crate::journal::whereabouts::{self, Route};
+use crate::mapping::outline::COMPARED;
 use crate::mapping::partitions::OPEN_PARTITIONS;
 use crate::mapping::{SliceMapping, TableMapping};
 use crate::name::{TableName, quote_ident};
@@ -30,7 +33,7 @@ pub(super) fn authority(facts: &SliceFacts) -> Authority {
 
 /// Links that lead elsewhere: whatever else would be said is about the wrong databases.
 pub(super) fn astray(plan: &Plan, only: &[String], survey: &Survey) -> Vec<Problem> {
-    let mut found = std::collections::BTreeSet::new();
+    let mut found = BTreeSet::new();
     for (slice, planned) in plan.slices.iter().filter(|(name, _)| only.is_empty() || only.contains(name)) {
         let route = Route { plan: &plan.name, slice, service: &planned.service };
         let there = survey.provisioned.service_states.get(&planned.service);
@@ -66,8 +69,44 @@ pub(super) fn provisioned<'a>(
     Ok(facts)
 }
 
+/// The slice has other tables than when it was provisioned, so that its gates are not where the plan says: `arm` would close
+/// tables that nobody mirrors, and `disarm` leave some of them closed. `arm` asks both ways. `disarm` must go on as long as
+/// it finds every gate: a table that came to a schema which the plan takes as a whole has none yet.
+pub(super) fn other_tables(survey: &Survey, slice: &SliceMapping, verb: Verb) -> Option<Problem> {
+    let name = &slice.slice;
+    let state = survey.provisioned.service_states.get(&slice.service)?;
+    // Before that, `provision` brings what is there to the plan.
+    if !state.streams.contains(name) {
+        return None;
+    }
+    let meant: BTreeSet<String> = slice.tables.iter().map(|table| table.source.to_string()).collect();
+    let there: BTreeSet<String> =
+        survey.provisioned.monolith.tables.keys().map(ToString::to_string).collect();
+    let known = state.mirror_tables.keys().filter(|(slice, table)| slice == name && there.contains(table));
+    let known: BTreeSet<String> = known.map(|(_, table)| table.clone()).collect();
+    let missing: Vec<&str> = known.difference(&meant).map(String::as_str).collect();
+    let new: Vec<&str> = meant.difference(&known).map(String::as_str).collect();
+    let (fact, consequence) = match verb {
+        Verb::Arm | Verb::Disarm if !missing.is_empty() => (
+            format!("it was provisioned with {}, which the plan does not take any more", missing.join(", ")),
+            "their gates and foreign keys would be passed over, and nobody would know it",
+        ),
+        Verb::Arm if !new.is_empty() => (
+            format!("it was provisioned without {}, which the plan takes now", new.join(", ")),
+            "a gate would close tables that nobody mirrors",
+        ),
+        Verb::Arm | Verb::Disarm => return None,
+    };
+    Some(
+        Problem::error("mapping-changed", format!("slice {name}"))
+            .fact(fact)
+            .consequence(consequence)
+            .next(bring_back(name)),
+    )
+}
+
 /// The service was made for the mapping that the reverse mirror would go through. Taking back what was made, and closing a
-/// hole in the fence, need no mapping that fits.
+/// hole in the fence, need no mapping that fits, as long as it has the same tables.
 pub(super) fn same_mapping(survey: &Survey, slice: &SliceMapping) -> Option<Problem> {
     let name = &slice.slice;
     let service = survey.provisioned.service_states.get(&slice.service);
@@ -77,7 +116,9 @@ pub(super) fn same_mapping(survey: &Survey, slice: &SliceMapping) -> Option<Prob
     }
     Some(
         Problem::error("other-mapping", format!("slice {name}"))
-            .fact("it was provisioned from another mapping: the plan or the monolith's tables changed since")
+            .fact(format!(
+                "it was provisioned from another mapping: the plan or the monolith's tables changed since; {COMPARED}"
+            ))
             .consequence("the reverse mirror would go through a mapping that the service was not made for")
             .next(bring_back(name)),
     )

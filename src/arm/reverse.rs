@@ -295,12 +295,13 @@ fn slot(draft: &mut Draft<'_>, slice: &SliceMapping, name: &str) {
         work: Work::CreateSlot { slot: name.to_owned(), server_major: major },
         point: "arm-slot-created",
     });
+    let entry = draft.entry(&slice.slice, "create the reverse slot", name);
     draft.step(Step {
         database: Database::Monolith,
         slice: slice.slice.clone(),
         object: name.to_owned(),
         purpose: "note the start of the reverse slot",
-        work: Work::Start { slot: name.to_owned() },
+        work: Work::Start { slot: name.to_owned(), entry },
         point: "arm-stream-running",
     });
 }

@@ -1,12 +1,11 @@
 //! What the reverse mirror may do on the monolith: it logs in as the one role that the gates let pass.
 
 use super::design::Draft;
-use super::{Step, Work};
 use crate::dualwrite::gate::APPLY_ROLE;
 use crate::mapping::SliceMapping;
 use crate::name::TableName;
 use crate::problem::Problem;
-use crate::provision::monolith_rights::{OURS, WAY_BACK};
+use crate::provision::monolith_rights::{OURS, WAY_BACK, to_lock_rows};
 use crate::provision::{Database, Grant, GrantOn, Statement};
 
 /// Rows of the moved tables, and every column of them, since any may be mapped.
@@ -64,18 +63,7 @@ fn of_others(draft: &Draft<'_>, armed: &SliceMapping) -> Vec<(GrantOn, &'static 
     let mut wanted: Vec<(GrantOn, &'static [&'static str])> = Vec::new();
     for slice in survey.mappings.values().filter(provisioned) {
         wanted.push((GrantOn::Table(crate::dualwrite::gate::name(&slice.slice)), &["SELECT"]));
-        for table in &slice.tables {
-            wanted.push((GrantOn::Schema(table.source.schema.clone()), &["USAGE"]));
-            wanted.push((GrantOn::Table(table.source.clone()), &["SELECT"]));
-            // SELECT … FOR SHARE takes UPDATE on any one column.
-            let key = table.key_columns().chain(&table.columns).next();
-            wanted.extend(key.map(|key| {
-                (
-                    GrantOn::Column(table.source.clone(), key.source.clone()),
-                    &["UPDATE"] as &'static [&'static str],
-                )
-            }));
-        }
+        wanted.extend(slice.tables.iter().flat_map(to_lock_rows));
     }
     wanted
 }
@@ -92,14 +80,12 @@ fn create_role(draft: &mut Draft<'_>, slice: &SliceMapping) {
             format!("ALTER ROLE {APPLY_ROLE} SET session_replication_role = 'replica'")
         }));
     }
-    draft.step(Step {
-        database: Database::Monolith,
-        slice: slice.slice.clone(),
-        object: APPLY_ROLE.to_owned(),
-        purpose: "create role",
-        work: Work::Sql { before: Vec::new(), locks: None, statements },
-        point: "arm-rights-granted",
-    });
+    draft.journaled(
+        (Database::Monolith, &slice.slice),
+        ("create role", APPLY_ROLE),
+        (Vec::new(), None, statements),
+        "arm-rights-granted",
+    );
 }
 
 fn missing(draft: &Draft<'_>, on: GrantOn, privileges: &[&str]) -> Option<Statement> {

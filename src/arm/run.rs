@@ -91,7 +91,7 @@ async fn rounds(
 ) -> Result<(Outcome, Mappings), ArmError> {
     let mut outcome = Outcome::default();
     let mut tried: BTreeSet<(TableName, String)> = BTreeSet::new();
-    for _ in 0..ROUNDS {
+    for round in 0..ROUNDS {
         let survey = survey(plan, only, hands.databases).await?;
         let mut design = design(plan, verb, only, &survey, hands.logins);
         if design.refusals().next().is_some() {
@@ -104,6 +104,11 @@ async fn rounds(
             }
         });
         outcome.problems.extend(design.problems);
+        if round == 0 && !design.steps.is_empty() {
+            // What a run that was killed has left to tell comes before what this one does.
+            let run = provision::Run { plan, verb: verb.as_str(), only, author: hands.author };
+            provision::record(hands.databases, run, &survey.mappings).await?;
+        }
         if design.steps.is_empty() {
             outcome.problems.sort();
             outcome.problems.dedup();
@@ -169,7 +174,7 @@ async fn take(
             made.insert(slot.clone(), new);
         }
         Work::DropSlot { slot } => slot::remove(client, &step.database, slot).await?,
-        Work::Start { slot } => start(client, step, slot, made).await?,
+        Work::Start { slot, entry } => start(client, step, (slot, entry), made).await?,
     }
     failpoint::hit(step.point);
     Ok(unproven)
@@ -221,24 +226,27 @@ fn end_holder(step: &Step, holder: &patience::Holder) -> String {
     }
 }
 
-/// Notes where the slot starts, in the state in which the row was written for it.
+/// Notes where the slot starts, in the state in which the row was written for it, and that it was made.
 async fn start(
     client: &Client,
     step: &Step,
-    slot: &str,
+    (slot, entry): (&str, &Statement),
     made: &BTreeMap<String, Made>,
 ) -> Result<(), ArmError> {
     let Some(new) = made.get(slot) else {
         return Err(ArmError::Restless { object: format!("the reverse slot {slot}") });
     };
     let position = quote_literal(&new.start.to_string());
-    let sql = arming::start_reverse(&step.slice, slot, &position, &new.timeline.to_string());
-    client.batch_execute(&sql).await.map_err(|source| ArmError::Step {
-        database: step.database.clone(),
-        purpose: step.purpose,
-        object: step.object.clone(),
-        source,
-    })
+    let start = arming::start_reverse(&step.slice, slot, &position, &new.timeline.to_string());
+    for sql in ["BEGIN", &start, entry.sql(), "COMMIT"] {
+        if let Err(source) = client.batch_execute(sql).await {
+            // When the connection broke there is nothing to roll back; the first error tells the story.
+            let _ = client.batch_execute("ROLLBACK").await;
+            let (database, object) = (step.database.clone(), step.object.clone());
+            return Err(ArmError::Step { database, purpose: step.purpose, object, source });
+        }
+    }
+    Ok(())
 }
 
 /// How many rows contradict a foreign key. What can't be counted is said to be unknown: the key's state is what matters.

@@ -170,8 +170,7 @@ async fn read_slice(
 
 /// A way back over which the service's tables took another shape can't read on, whatever shape they have by now.
 async fn asked_anew(monolith: &Client, slice: &str) -> Result<Option<String>, JournalError> {
-    let word = arming::last_word(monolith, slice).await?;
-    let asked = word.filter(|word| word.contains(&arm_anew(slice)));
+    let asked = arming::asked_anew(monolith, slice, &arm_anew(slice)).await?;
     Ok(asked.map(|word| word.split("; next: ").next().unwrap_or_default().to_owned()))
 }
 

@@ -14,6 +14,8 @@ use crate::mapping::SliceMapping;
 use crate::name::quote_ident;
 use crate::provision::{Database, Statement};
 
+const DROP_SLOT: &str = "drop the reverse slot";
+
 /// The last step of a slice.
 pub(super) const DISARM_RECORDED: &str = "disarm-recorded";
 
@@ -93,7 +95,7 @@ fn stream(draft: &mut Draft<'_>, slice: &SliceMapping, facts: &SliceFacts) {
                 database: service(),
                 slice: slice.slice.clone(),
                 object: row.slot.clone(),
-                purpose: "drop the reverse slot",
+                purpose: DROP_SLOT,
                 work: Work::DropSlot { slot: row.slot.clone() },
                 point: "disarm-slot-dropped",
             });
@@ -109,16 +111,14 @@ fn stream(draft: &mut Draft<'_>, slice: &SliceMapping, facts: &SliceFacts) {
             "disarm-unpublished",
         );
     }
-    // Last, because it names the slot.
-    if facts.reverse.is_some() {
+    // Last, because it names the slot. That this is gone is told here: dropping it is no part of any transaction.
+    if let Some(row) = &facts.reverse {
+        let dropped = draft.entry(&slice.slice, DROP_SLOT, &row.slot);
+        let forget = arming::forget_reverse(&slice.slice).into_iter().map(Statement::from);
         draft.journaled(
             (monolith(), &slice.slice),
             ("forget the reverse stream of slice", &slice.slice),
-            (
-                Vec::new(),
-                None,
-                arming::forget_reverse(&slice.slice).into_iter().map(Statement::from).collect(),
-            ),
+            (Vec::new(), None, forget.chain([dropped]).collect()),
             "disarm-stream-forgotten",
         );
     }

@@ -37,6 +37,8 @@ const COPY_ROWS_MIN: usize = 200;
 const PIPELINE_MAX: usize = 30;
 /// Bytes of COPY data per message.
 const COPY_CHUNK_BYTES: usize = 64 * 1024;
+/// What is done when the target refuses a statement.
+const APPLYING: &str = "applying changes";
 
 /// A table could not take its operations and stands still from this transaction on.
 #[derive(Debug, Clone)]
@@ -470,14 +472,18 @@ fn refusal(claim: &Claim, error: tokio_postgres::Error) -> Refusal {
         return Refusal::Table(Trouble { detail: sqlstate::words(&error), lacks_partition });
     }
     if Failure::of(&error) == Failure::Privilege {
-        return Refusal::Fatal(MirrorError::Denied { next: rights(claim, &error), source: error });
+        return Refusal::Fatal(MirrorError::Denied {
+            action: APPLYING,
+            next: rights(claim, &error),
+            source: error,
+        });
     }
     if matches!(sqlstate::code(&error), Some("42703" | "42P01" | "42804")) {
         // No such column, no such table, another type: somebody has changed what the rows go into.
         let next = "strangler check PLAN, which compares the tables of both sides".to_owned();
-        return Refusal::Fatal(MirrorError::Denied { next, source: error });
+        return Refusal::Fatal(MirrorError::Denied { action: APPLYING, next, source: error });
     }
-    Refusal::Fatal(MirrorError::Sql { action: "applying changes", source: error })
+    Refusal::Fatal(MirrorError::Sql { action: APPLYING, source: error })
 }
 
 /// What gives the mirror's role the right that it lacks. A row is found by its key's values, which are cast to their types, and

@@ -275,6 +275,7 @@ pub async fn children(source: &Client, mapping: &SliceMapping) -> Result<Option<
             statements.join("; "),
             mapping.slice
         ),
+        anew: false,
     }))
 }
 
@@ -390,6 +391,7 @@ pub fn refusal(slice: &str, table: &str, what: &str) -> Refusal {
     Refusal {
         what: format!("{table} changed in a way that is not in the stream: {what}"),
         next: format!("strangler mirror PLAN --slice {slice} --retry {table}, which copies that table again"),
+        anew: false,
     }
 }
 

@@ -11,6 +11,7 @@ use super::borders::{Job, JobExtent, range_condition};
 use super::error::MirrorError;
 use super::record::{Happened, Recorder};
 use super::start::shut_out;
+use super::statements::copy_out;
 use crate::failpoint;
 use crate::failpoint::hooks::{Hooks, Mutant};
 use crate::journal;
@@ -266,13 +267,8 @@ async fn pipe(
 ) -> Result<(u64, u64), MirrorError> {
     let mapping = &table.mapping;
     let format = if table.binary { " (FORMAT binary)" } else { "" };
-    let only = if mapping.partitioned { "" } else { "ONLY " };
     let filter = condition.map_or_else(String::new, |sql| format!(" WHERE {sql}"));
-    let read = format!(
-        "COPY (SELECT {} FROM {only}{}{filter}) TO STDOUT{format}",
-        mapping.source_list(),
-        mapping.source.sql()
-    );
+    let read = copy_out(mapping, &filter, format);
     let write = format!("COPY {} ({}) FROM STDIN{format}", mapping.target.sql(), mapping.target_list());
     let rows = sessions.source.copy_out(&read).await.map_err(MirrorError::sql("reading a piece"))?;
     let sink = sessions.target.copy_in::<_, Bytes>(&write).await.map_err(MirrorError::sql(LANDING))?;

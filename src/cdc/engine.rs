@@ -11,8 +11,9 @@ use tokio_util::sync::CancellationToken;
 use super::apply::{Applier, Trouble};
 use super::batch::{Batch, BatchLimits, Boundary};
 use super::copying::Copying;
-use super::error::MirrorError;
+use super::error::{MirrorError, Refusal};
 use super::finish;
+use super::meanings;
 use super::publication::Published;
 use super::pulse::{Pulse, Vitals, heartbeat_number};
 use super::record::{Happened, Recorder};
@@ -20,6 +21,7 @@ use super::refetch::RefetchSessions;
 use super::repair::Repairs;
 use super::route::Router;
 use super::source::{CANARY_PREFIX, HEARTBEAT_PREFIX, MARKER_PREFIX, marker_is_for, word_for};
+use super::start::{self, Both, Standstill};
 use super::stream::{Assembler, Event};
 use super::table::TableRun;
 use super::tripwire::{LOOK_EVERY, Strays, is_canary};
@@ -34,6 +36,7 @@ use crate::journal::{baselines, process, touched};
 use crate::landing::key::Key;
 use crate::landing::pieces::EventOrigin;
 use crate::landing::sets::RowOperation;
+use crate::lsn::Lsn;
 use crate::mapping::SliceMapping;
 use crate::name::TableName;
 use crate::postgres::connect::{Server, Session};
@@ -168,6 +171,8 @@ pub(crate) struct Engine {
     pub(crate) finished: bool,
     /// The open transaction holds an entry of the ledger.
     pub(crate) untold: bool,
+    /// Why the run before this one stood still, and the position before which: shown until something has come through.
+    pub(crate) standstill: Option<(Standstill, Lsn)>,
 }
 
 impl Engine {
@@ -362,7 +367,16 @@ impl Engine {
 
     async fn flush(&mut self) -> Result<(), MirrorError> {
         let written = self.written_to_mend();
-        let diverged = self.applier.flush(&mut self.batch, &self.tables).await?;
+        let flushed = self.applier.flush(&mut self.batch, &self.tables).await;
+        let hindered = match &flushed {
+            Ok(diverged) => !diverged.is_empty(),
+            Err(error) => error.may_be_of_types(),
+        };
+        if hindered && let Some(apart) = self.types_apart().await {
+            // What the server said is what follows from that, and its cure would be another one.
+            return Err(apart.into());
+        }
+        let diverged = flushed?;
         for divergence in diverged {
             if let Some(table) = self.tables.get_mut(divergence.table) {
                 if self.config.direction == Direction::Reverse {
@@ -388,6 +402,15 @@ impl Engine {
             }
         }
         Ok(())
+    }
+
+    /// Why the types of both sides don't read a value alike, where that is so. Asked over a session of its own: the transaction
+    /// of the applier's is lost. A comparison that can't be made explains nothing.
+    async fn types_apart(&self) -> Option<Refusal> {
+        let target = start::open(&self.config.apply, self.slice()).await.ok()?;
+        let both = Both::of(self.config.direction, &self.source, &target);
+        let sides = (both.monolith, both.service);
+        meanings::find_fault(sides, &self.config.mapping, self.config.direction).await.ok()?
     }
 
     /// Rows of the monolith are not what the service's writes met. The ledger is told once, however often it is met again.
@@ -592,9 +615,15 @@ impl Engine {
             (false, true) => "streaming",
         };
         let waiting = self.copying.waits_for();
-        self.vitals.set_phase(phase, waiting.as_deref());
+        let decided = self.current.is_none() && self.batch.is_idle();
+        self.standstill.take_if(|(_, before)| decided && self.consumed.end > *before);
+        let (phase, detail) = match &self.standstill {
+            Some((Standstill { phase, why }, _)) => (*phase, Some(why.as_str())),
+            None => (phase, waiting.as_deref()),
+        };
+        self.vitals.set_phase(phase, detail);
         let of = self.config.of();
-        self.config.board.show(of, (phase, waiting.as_deref()), &self.tables, &self.vitals, behind);
+        self.config.board.show(of, (phase, detail), &self.tables, &self.vitals, behind);
         self.config.board.count(of, self.router.counts);
     }
 
@@ -607,7 +636,7 @@ impl Engine {
                 self.assembler.confirm(self.consumed.end);
             }
         }
-        let target = super::start::open(&self.config.apply, self.slice()).await?;
+        let target = start::open(&self.config.apply, self.slice()).await?;
         process::stopped(&target, self.config.of(), self.nonce, None).await?;
         let direction = self.config.direction;
         self.assembler.stop().await;

@@ -4,7 +4,7 @@ use crate::journal::JournalError;
 use crate::plan::LinkError;
 use crate::postgres::connect::ConnectError;
 use crate::postgres::replication::ReplicationError;
-use crate::postgres::sqlstate::Failure;
+use crate::postgres::sqlstate::{Failure, code};
 
 use super::stream::StreamError;
 
@@ -27,8 +27,10 @@ pub enum MirrorError {
         source: tokio_postgres::Error,
     },
     /// Rows could not be written because the mirror's role lacks a right, or because a table is not what it was.
-    #[error("applying changes failed")]
+    #[error("{action} failed")]
     Denied {
+        /// What was done.
+        action: &'static str,
         /// What to type next.
         next: String,
         /// What the server said.
@@ -64,6 +66,14 @@ pub enum MirrorError {
     Turned {
         /// Slice.
         slice: String,
+    },
+    /// The way back of a slice can't be read on, whatever is cured: `arm` has to make it anew.
+    #[error("{what}")]
+    Anew {
+        /// The object and the fact.
+        what: String,
+        /// What to type next.
+        next: String,
     },
     /// A slice has no way back, or not any more: there is nothing to run until it is armed.
     #[error("slice {slice} is not armed: it has no way back")]
@@ -103,11 +113,13 @@ pub struct Refusal {
     pub what: String,
     /// What to type next.
     pub next: String,
+    /// It is the way back, and `arm` has to make it anew.
+    pub anew: bool,
 }
 
 impl From<Refusal> for MirrorError {
-    fn from(Refusal { what, next }: Refusal) -> Self {
-        Self::Refused { what, next }
+    fn from(Refusal { what, next, anew }: Refusal) -> Self {
+        if anew { Self::Anew { what, next } } else { Self::Refused { what, next } }
     }
 }
 
@@ -130,6 +142,7 @@ impl MirrorError {
             | Self::Link(_)
             | Self::Fenced { .. }
             | Self::Refused { .. }
+            | Self::Anew { .. }
             | Self::Denied { .. }
             | Self::Unreadable { .. }
             | Self::NotArmed { .. }
@@ -137,11 +150,19 @@ impl MirrorError {
         }
     }
 
+    /// Whether types that are not alike on both sides any more may be what is behind it: a value was refused (class 22), a
+    /// statement met another type (class 42), or a value did not have the bytes that its type wants (08P01).
+    #[must_use]
+    pub fn may_be_of_types(&self) -> bool {
+        let (Self::Sql { source, .. } | Self::Denied { source, .. }) = self else { return false };
+        matches!(Failure::of(source), Failure::Data | Failure::Shape) || code(source) == Some("08P01")
+    }
+
     /// What the operator should type, when the error itself knows.
     #[must_use]
     pub fn next(&self) -> Option<&str> {
         match self {
-            Self::Refused { next, .. } | Self::Denied { next, .. } => Some(next),
+            Self::Refused { next, .. } | Self::Anew { next, .. } | Self::Denied { next, .. } => Some(next),
             Self::Fenced { .. } => Some("strangler status PLAN"),
             Self::Connect(_)
             | Self::Link(_)

@@ -18,9 +18,11 @@ use super::publication::{self, Named, Published};
 use super::pulse::Vitals;
 use super::record::{Happened, Recorder};
 use super::repair::Repairs;
+use super::rights;
 use super::route::Router;
+use super::sample;
 use super::source;
-use super::start::{self, Both, Fault, Memory, ProcessName, Starting, open};
+use super::start::{self, Both, Fault, Memory, ProcessName, Standstill, Starting, open};
 use super::stream::Assembler;
 use super::table::{TableRun, Target, choose_ranges};
 use super::tripwire::Strays;
@@ -33,7 +35,7 @@ use crate::journal::ledger;
 use crate::journal::process;
 use crate::journal::streams::{self, Direction, Mode, StreamRow, StreamState};
 use crate::lsn::Lsn;
-use crate::name::TableName;
+use crate::mapping::TableMapping;
 use crate::postgres::connect::Session;
 use crate::postgres::replication::{Connection, StreamOptions, SystemIdentity};
 use crate::problem::arm_anew;
@@ -57,6 +59,18 @@ pub async fn run_once(
     memory: &mut Memory,
     stop: &CancellationToken,
 ) -> Result<(), MirrorError> {
+    match start_and_run(config, process, memory, stop).await {
+        Ok(()) => Ok(()),
+        Err(error) => Err(rights::explain(config, error).await),
+    }
+}
+
+async fn start_and_run(
+    config: &SliceConfig,
+    process: &ProcessName,
+    memory: &mut Memory,
+    stop: &CancellationToken,
+) -> Result<(), MirrorError> {
     // Before the engine runs nothing is held that a dropped future could leave half done: every step of a start is
     // one that a crash may follow.
     let (engine, slot) = tokio::select! {
@@ -65,13 +79,12 @@ pub async fn run_once(
     };
     let publication = engine.publication.clone();
     let named = named(config, &publication, Some(slot.as_str()));
-    Box::pin(engine.run(slot.clone(), stop)).await.map_err(|error| {
-        // `arm` and `disarm` shut a running way back out, too: the next start finds out who did.
-        if config.direction == Direction::Reverse && matches!(error, MirrorError::Fenced { .. }) {
-            return MirrorError::Turned { slice: config.mapping.slice.clone() };
-        }
-        publication::explain(error, named)
-    })
+    let Err(error) = Box::pin(engine.run(slot.clone(), stop)).await else { return Ok(()) };
+    // `arm` and `disarm` shut a running way back out, too: the next start finds out who did.
+    if config.direction == Direction::Reverse && matches!(error, MirrorError::Fenced { .. }) {
+        return Err(MirrorError::Turned { slice: config.mapping.slice.clone() });
+    }
+    Err(publication::explain(error, named))
 }
 
 fn named<'a>(config: &'a SliceConfig, publication: &'a str, slot: Option<&'a str>) -> Named<'a> {
@@ -84,7 +97,11 @@ async fn prepare(
     memory: &mut Memory,
 ) -> Result<(Engine, String), MirrorError> {
     let slice = config.mapping.slice.as_str();
-    config.board.phase(config.of(), "starting", None);
+    let standstill = memory.standstill.clone();
+    match &standstill {
+        Some(Standstill { phase, why }) => config.board.phase(config.of(), phase, Some(why)),
+        None => config.board.phase(config.of(), "starting", None),
+    }
     let mut links = connect(config).await?;
     let starting = Starting {
         plan: &config.plan,
@@ -143,7 +160,11 @@ async fn prepare(
         copy_anew(config, (&links, &publication), &claim, memory).await?;
     }
     let names = (row.slot.as_str(), publication.as_str());
-    let engine = bring_up(config, links, names, (claim, published)).await?;
+    let mut engine = bring_up(config, links, names, (claim, published)).await?;
+    if let Some(Standstill { phase, why }) = &standstill {
+        engine.vitals.set_phase(phase, Some(why));
+    }
+    engine.standstill = standstill.map(|standstill| (standstill, applied));
     Ok((engine, row.slot))
 }
 
@@ -186,8 +207,11 @@ async fn copy_anew(
     claim: &Claim,
     memory: &mut Memory,
 ) -> Result<(), MirrorError> {
-    let again = config.mapping.tables.iter().filter(|table| memory.retry.contains(&table.source));
-    beforehand::check((&links.source, &links.target), &config.mapping, again).await?;
+    let again: Vec<&TableMapping> =
+        config.mapping.tables.iter().filter(|table| memory.retry.contains(&table.source)).collect();
+    let retries: Vec<String> = again.iter().map(|table| format!("--retry {}", table.source)).collect();
+    let order = retries.join(" ");
+    beforehand::check((&links.source, &links.target), &config.mapping, (&again, &order)).await?;
     let labels: Vec<(String, String)> =
         config.mapping.tables.iter().map(|table| (table.source.to_string(), table.target.sql())).collect();
     if !config.options.hooks.mutant(Mutant::PartsKept) {
@@ -199,10 +223,8 @@ async fn copy_anew(
         )
         .await?;
     }
-    while let Some(table) = memory.retry.last() {
-        retry(config, &links.target, claim, table).await?;
-        memory.retry.pop();
-    }
+    retry(config, links, claim, (&again, &order)).await?;
+    memory.retry.clear();
     let site = watch::Site {
         source: &links.source,
         target: &links.target,
@@ -324,7 +346,7 @@ fn refuse(config: &SliceConfig, detail: Option<&str>) -> MirrorError {
             what: format!("slice {slice} can't go on: {detail}"),
             next: format!("strangler mirror PLAN --slice {slice} --rebuild, which copies the slice again"),
         },
-        Direction::Reverse => MirrorError::Refused {
+        Direction::Reverse => MirrorError::Anew {
             what: format!("the way back of slice {slice} can't go on: {detail}"),
             next: format!("{}; then strangler reconcile PLAN --slice {slice} --repair", arm_anew(slice)),
         },
@@ -387,6 +409,7 @@ async fn bring_up(
         shown_at: None,
         finished,
         untold: false,
+        standstill: None,
     })
 }
 
@@ -449,58 +472,62 @@ pub(super) async fn check_entry(
     }
 }
 
-/// `--retry`: empties a table and lets it be copied again. Its unique indexes besides the key's wait for the data
+/// `--retry`: empties tables and lets them be copied again. Their unique indexes besides the key's wait for the data
 /// again, because pieces of different snapshots may break them for a while.
 async fn retry(
     config: &SliceConfig,
-    target: &Session,
+    links: &Links,
     claim: &Claim,
-    table: &TableName,
+    (tables, order): (&[&TableMapping], &str),
 ) -> Result<(), MirrorError> {
-    let Some(mapping) = config.mapping.tables.iter().find(|mapping| &mapping.source == table) else {
+    if tables.is_empty() {
         return Ok(());
-    };
-    let slice = config.mapping.slice.as_str();
-    finish::defer_again(&config.admin, slice, claim.nonce, mapping).await?;
-    let tables = [(mapping.source.to_string(), mapping.target.sql())];
-    empty_and_forget(target, claim, &tables, &config.recorder).await
-}
-
-async fn empty_and_forget(
-    target: &Session,
-    claim: &Claim,
-    tables: &[(String, String)],
-    recorder: &Recorder,
-) -> Result<(), MirrorError> {
-    begin_emptying(target, claim, tables, ("retry", recorder)).await?;
-    target.batch_execute("COMMIT").await.map_err(MirrorError::sql("emptying tables"))?;
-    recorder.anchor();
+    }
+    for table in tables {
+        finish::defer_again(&config.admin, &claim.slice, claim.nonce, table).await?;
+    }
+    begin_emptying(links, claim, (tables, order), ("retry", &config.recorder)).await?;
+    links.target.batch_execute("COMMIT").await.map_err(MirrorError::sql("emptying tables"))?;
+    config.recorder.anchor();
     failpoint::hit("emptied-for-copy");
     Ok(())
 }
 
-/// Opens a transaction under the claim that empties tables and forgets what was copied of them.
+/// Opens a transaction under the claim that empties tables and forgets what was copied of them. Each of them has taken some of
+/// the monolith's rows in it, or the transaction is given up and they keep what they have.
 async fn begin_emptying(
-    target: &Session,
+    links: &Links,
     claim: &Claim,
-    tables: &[(String, String)],
+    (tables, order): (&[&TableMapping], &str),
     (cause, recorder): (&'static str, &Recorder),
 ) -> Result<(), MirrorError> {
+    let target = &links.target;
     let statements = ClaimStatements::prepare(target, claim).await?;
+    let mut samples = Vec::with_capacity(tables.len());
+    for table in tables {
+        samples.push(sample::read(&links.source, table).await?);
+    }
     target.batch_execute("BEGIN").await.map_err(MirrorError::sql("opening a transaction"))?;
     if !claim.share(target, &statements).await? {
         return Err(start::shut_out(target, claim).await);
     }
-    let mut emptied = Vec::with_capacity(tables.len());
-    for (source, table) in tables {
-        start::empty_table(target, table).await?;
-        copies::delete_parts(target, &claim.slice, source).await?;
+    let (mut emptied, mut refused) = (Vec::with_capacity(tables.len()), Vec::new());
+    for (table, sample) in tables.iter().zip(samples) {
+        let source = table.source.to_string();
+        start::empty_table(target, &table.target.sql()).await?;
+        refused.extend(sample::refused(target, table, sample).await?.map(|why| (*table, why)));
+        copies::delete_parts(target, &claim.slice, &source).await?;
         let copy =
-            copies::set_without_pieces(target, &claim.slice, source, TableState::Pending, None).await?;
+            copies::set_without_pieces(target, &claim.slice, &source, TableState::Pending, None).await?;
         emptied.push((source, copy));
     }
-    for (table, copy) in emptied {
-        recorder.write(target, Some(claim.applied), Happened::CopyAgain { table, cause, copy }).await?;
+    if !refused.is_empty() {
+        target.batch_execute("ROLLBACK").await.map_err(MirrorError::sql("leaving tables as they are"))?;
+        return Err(beforehand::rows_refused(&claim.slice, &refused, order).into());
+    }
+    for (table, copy) in &emptied {
+        let happened = Happened::CopyAgain { table, cause, copy: *copy };
+        recorder.write(target, Some(claim.applied), happened).await?;
     }
     Ok(())
 }
@@ -514,24 +541,24 @@ async fn rebuild(
     identity: &streams::Source,
 ) -> Result<StreamRow, MirrorError> {
     let slice = starting.slice;
-    let tables = config.mapping.tables.iter();
-    beforehand::check((&links.source, &links.target), &config.mapping, tables).await?;
+    let tables: Vec<&TableMapping> = config.mapping.tables.iter().collect();
+    let copied = (tables.as_slice(), "--rebuild");
+    beforehand::check((&links.source, &links.target), &config.mapping, copied).await?;
     let tell = |text: &str| config.board.phase(config.of(), "waiting", Some(text));
-    // The old slot goes first: a crash after it leaves a stream in a gap, never a slot that nobody knows of.
     start::wait_for_slot(&links.source, &row.slot, &tell).await?;
+    for mapping in &tables {
+        finish::defer_again(&config.admin, slice, row.nonce, mapping).await?;
+    }
+    let claim = claim(config, &row, row.applied);
+    // One transaction: a stream that starts anew over tables that still count as copied would lose every change
+    // between the two slots.
+    begin_emptying(links, &claim, copied, ("rebuild", &config.recorder)).await?;
+    // The old slot goes before the commit: a crash after it leaves a stream in a gap, never a slot that nobody knows of. It goes
+    // when nothing refuses the copy any more: without it nothing but a copy brings the slice on.
     if source::slot(&links.source, &row.slot).await?.is_some() {
         links.replication.drop_slot(&row.slot).await?;
         failpoint::hit("rebuild-slot-dropped");
     }
-    for mapping in &config.mapping.tables {
-        finish::defer_again(&config.admin, slice, row.nonce, mapping).await?;
-    }
-    let claim = claim(config, &row, row.applied);
-    let tables: Vec<(String, String)> =
-        config.mapping.tables.iter().map(|table| (table.source.to_string(), table.target.sql())).collect();
-    // One transaction: a stream that starts anew over tables that still count as copied would lose every change
-    // between the two slots.
-    begin_emptying(&links.target, &claim, &tables, ("rebuild", &config.recorder)).await?;
     let slot = start::slot_name(starting.plan, slice);
     if !streams::reset(&links.target, slice, row.nonce, &slot, identity).await? {
         return Err(MirrorError::Fenced { slice: slice.to_owned() });

@@ -83,6 +83,7 @@ fn judge(mapping: &SliceMapping, sides: (&Trees, &Trees), direction: Direction) 
                 compare(slice)
             ),
         },
+        anew: false,
     })
 }
 

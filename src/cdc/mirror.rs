@@ -14,7 +14,7 @@ use super::launch;
 use super::progress::{Progress, SliceProgress, TableProgress};
 use super::pulse::Vitals;
 use super::route::RouteCounts;
-use super::start::{Memory, ProcessName, is_armed, open};
+use super::start::{Memory, ProcessName, Standstill, is_armed, open};
 use super::table::{TableRun, expected_rows};
 use crate::failpoint;
 use crate::journal::process::{self, Sighting};
@@ -70,7 +70,7 @@ pub async fn run(configs: Vec<SliceConfig>, this: ProcessName, stop: Cancellatio
         let slice = config.mapping.slice.clone();
         let (this, stop) = (Arc::clone(&this), stop.clone());
         let task = tokio::spawn(async move {
-            let ended = Box::pin(keep_running(config, &this, &stop)).await;
+            let ended = Box::pin(keep_running(config, &this, &stop, None)).await;
             over.cancel();
             ended
         });
@@ -110,15 +110,17 @@ async fn run_back(
         let passed = refused.as_ref().map(|refused| (refused.slot.as_str(), refused.at));
         let slot = tokio::select! {
             biased;
-            slot = armed(&config, passed) => slot,
+            slot = armed(&config, this, passed) => slot,
             () = stop.cancelled() => return refused.map(|refused| Err(refused.error)),
             () = over.cancelled() => return refused.map(|refused| Err(refused.error)),
         };
-        if refused.as_ref().is_some_and(|refused| refused.slot == slot) {
+        let again = refused.as_ref().filter(|refused| refused.slot == slot);
+        if again.is_some() {
             // What was typed was meant for what the operator had looked at.
             Arc::make_mut(&mut config.options).retry.clear();
         }
-        match Box::pin(keep_running(config.clone(), this, stop)).await {
+        let standstill = again.map(|refused| standstill(&refused.error));
+        match Box::pin(keep_running(config.clone(), this, stop, standstill)).await {
             // It was disarmed meanwhile, and may be armed again.
             Err(MirrorError::NotArmed { .. }) => {
                 refused = None;
@@ -157,9 +159,17 @@ impl Refused {
     }
 }
 
+/// What is shown of a way back that could not go on over this.
+fn standstill(error: &MirrorError) -> Standstill {
+    let anew = matches!(error, MirrorError::Anew { .. });
+    let phase = if anew { process::WAITS_FOR_ARM } else { process::TRIED_AGAIN };
+    Standstill { phase, why: why(error) }
+}
+
 /// Waits until the monolith has a stream row for the way back: with another slot than the one that was `passed`, or with that
 /// one again a while later. Trouble on the way there is the other stream's to tell.
-async fn armed(config: &SliceConfig, passed: Option<(&str, Instant)>) -> String {
+async fn armed(config: &SliceConfig, this: &ProcessName, passed: Option<(&str, Instant)>) -> String {
+    let pid = i32::try_from(this.pid).unwrap_or(i32::MAX);
     loop {
         if let Ok(target) = open(&config.apply, &config.mapping.slice).await {
             while let Ok(found) = streams::read(&target, config.of()).await {
@@ -169,6 +179,11 @@ async fn armed(config: &SliceConfig, passed: Option<(&str, Instant)>) -> String 
                 let found = found.filter(|row| is_armed(row) && is_due(row));
                 if let Some(row) = found {
                     return row.slot;
+                }
+                if passed.is_some()
+                    && process::beat_still(&target, config.of(), (&this.host, pid)).await.is_err()
+                {
+                    break;
                 }
                 tokio::time::sleep(ARMED_EVERY).await;
             }
@@ -181,6 +196,7 @@ async fn keep_running(
     config: SliceConfig,
     this: &ProcessName,
     stop: &CancellationToken,
+    standstill: Option<Standstill>,
 ) -> Result<(), MirrorError> {
     let (slice, direction) = (config.mapping.slice.clone(), config.direction.as_str());
     let mut pause = PAUSE_FIRST;
@@ -189,6 +205,7 @@ async fn keep_running(
         nonce: None,
         retry: config.options.retry.clone(),
         rebuild: config.options.rebuild,
+        standstill,
     };
     loop {
         let started = Instant::now();
@@ -211,7 +228,11 @@ async fn keep_running(
             }
             Err(error) if error.is_retryable() => error,
             Err(error) => {
-                config.board.phase(config.of(), "stopped", Some(&error.to_string()));
+                let phase = match config.direction {
+                    Direction::Forward => "stopped",
+                    Direction::Reverse => self::standstill(&error).phase,
+                };
+                config.board.phase(config.of(), phase, Some(&error.to_string()));
                 record_end(&config, &memory, &error).await;
                 return Err(error);
             }
@@ -242,7 +263,15 @@ async fn record_end(config: &SliceConfig, memory: &Memory, error: &MirrorError) 
     let Some(nonce) = memory.nonce else { return };
     let recording = async {
         let target = open(&config.apply, &config.mapping.slice).await.ok()?;
-        process::stopped(&target, config.of(), nonce, Some(&why(error))).await.ok()?;
+        match config.direction {
+            Direction::Forward => {
+                process::stopped(&target, config.of(), nonce, Some(&why(error))).await.ok()?
+            }
+            Direction::Reverse => {
+                let Standstill { phase, why } = standstill(error);
+                process::stands_still(&target, config.of(), nonce, (phase, &why)).await.ok()?;
+            }
+        }
         failpoint::hit("end-recorded");
         let applied = streams::read(&target, config.of()).await.ok()??.applied;
         config.recorder.stopped(config.direction, error, applied).await;
@@ -301,12 +330,37 @@ pub struct Board {
     speeds: Arc<Mutex<HashMap<(String, String), Speed>>>,
 }
 
-/// Copying speed of one table, smoothed.
+/// Copying speed of one table.
 #[derive(Debug, Clone, Copy)]
 struct Speed {
+    first: Instant,
+    rows: Pace,
+    bytes: Pace,
+    measured_s: f64,
+}
+
+/// A count, when it last grew, and how fast.
+#[derive(Debug, Clone, Copy)]
+struct Pace {
     at: Instant,
-    rows: u64,
-    rows_per_s: f64,
+    count: u64,
+    per_s: f64,
+}
+
+impl Pace {
+    /// Takes a new count, and says whether it made a new pace.
+    fn step(&mut self, now: Instant, count: u64) -> bool {
+        /// Shorter stretches say little about a copy that lands pieces of seconds.
+        const STRETCH: Duration = Duration::from_millis(500);
+        let elapsed = now.duration_since(self.at);
+        if elapsed < STRETCH || count <= self.count {
+            return false;
+        }
+        #[expect(clippy::cast_precision_loss, reason = "a speed for display")]
+        let grown = (count - self.count) as f64;
+        *self = Self { at: now, count, per_s: grown / elapsed.as_secs_f64() };
+        true
+    }
 }
 
 impl Board {
@@ -381,32 +435,38 @@ impl Board {
     }
 
     fn table(&self, slice: &str, table: &TableRun) -> TableProgress {
+        let speed = self.speed(slice, table);
         TableProgress {
             name: table.label.clone(),
             state: table.state.as_str().to_owned(),
             rows: table.rows_copied,
             rows_estimate: expected_rows(&table.mapping),
             bytes: table.bytes_copied + table.bytes_moving,
-            rows_per_s: self.speed(slice, table),
+            rows_per_s: speed.rows.per_s,
+            bytes_per_s: speed.bytes.per_s,
+            measured_s: speed.measured_s,
         }
     }
 
-    fn speed(&self, slice: &str, table: &TableRun) -> f64 {
-        /// Shorter stretches say little about a copy that lands pieces of seconds.
-        const STRETCH: Duration = Duration::from_millis(500);
+    fn speed(&self, slice: &str, table: &TableRun) -> Speed {
         let mut speeds = self.speeds.lock().unwrap_or_else(PoisonError::into_inner);
         let now = Instant::now();
+        let (rows, bytes) = (table.rows_copied, table.bytes_copied + table.bytes_moving);
+        let begun = |count| Pace { at: now, count, per_s: 0.0 };
         let speed = speeds.entry((slice.to_owned(), table.label.clone())).or_insert(Speed {
-            at: now,
-            rows: table.rows_copied,
-            rows_per_s: 0.0,
+            first: now,
+            rows: begun(rows),
+            bytes: begun(bytes),
+            measured_s: 0.0,
         });
-        let elapsed = now.duration_since(speed.at);
-        if elapsed >= STRETCH && table.rows_copied > speed.rows {
-            #[expect(clippy::cast_precision_loss, reason = "a speed for display")]
-            let rows = (table.rows_copied - speed.rows) as f64;
-            *speed = Speed { at: now, rows: table.rows_copied, rows_per_s: rows / elapsed.as_secs_f64() };
+        if rows < speed.rows.count {
+            // It is copied again.
+            *speed = Speed { first: now, rows: begun(rows), bytes: begun(bytes), measured_s: 0.0 };
         }
-        speed.rows_per_s
+        speed.bytes.step(now, bytes);
+        if speed.rows.step(now, rows) {
+            speed.measured_s = now.duration_since(speed.first).as_secs_f64();
+        }
+        *speed
     }
 }

@@ -49,4 +49,8 @@ pub struct TableProgress {
     pub bytes: u64,
     /// Rows per second, lately.
     pub rows_per_s: f64,
+    /// Bytes per second, lately: they come while a piece is on its way, and rows when it has landed.
+    pub bytes_per_s: f64,
+    /// Seconds over which rows were seen to land: what an estimate of the time left rests on.
+    pub measured_s: f64,
 }

@@ -120,6 +120,7 @@ impl Publication {
                     compare(slice)
                 ),
             },
+            anew: direction == Direction::Reverse,
         })
     }
 
@@ -165,6 +166,7 @@ impl Publication {
                     compare(named.slice)
                 ),
             },
+            anew: named.direction == Direction::Reverse,
         })
     }
 }
@@ -196,6 +198,7 @@ pub fn gone(named: Named<'_>) -> Refusal {
         None => Refusal {
             what: format!("the publication {publication} of slice {slice} is not there on the {side}"),
             next: provision,
+            anew: direction == Direction::Reverse,
         },
         Some(slot) => Refusal {
             what: format!(
@@ -206,6 +209,7 @@ pub fn gone(named: Named<'_>) -> Refusal {
                 Direction::Forward => format!("{provision} where it is missing; then {anew}"),
                 Direction::Reverse => format!("{provision}; then {anew}"),
             },
+            anew: direction == Direction::Reverse,
         },
     }
 }
@@ -238,6 +242,7 @@ pub fn left(tables: &[impl AsRef<str>], named: Named<'_>) -> Refusal {
             ),
             Direction::Reverse => format!("{}; then {}", arm_anew(slice), compare(slice)),
         },
+        anew: named.direction == Direction::Reverse,
     }
 }
 

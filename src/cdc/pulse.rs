@@ -25,6 +25,7 @@ use crate::lsn::Lsn;
 use crate::mapping::SliceMapping;
 use crate::name::TableName;
 use crate::postgres::connect::{Server, Session};
+use crate::words;
 
 /// A heartbeat each second: often enough for a lag that people read, one transaction id a second on the monolith.
 const BEAT_EVERY: Duration = Duration::from_secs(1);
@@ -359,7 +360,7 @@ impl Pulse {
         Ok(match (fault, apart) {
             // Copying again alone would bring the same values into the same types.
             (Some(fault), Some(apart)) => {
-                Some(Refusal { what: format!("{}; {}", fault.what, apart.what), next: apart.next })
+                Some(Refusal { what: format!("{}; {}", fault.what, apart.what), ..apart })
             }
             (fault, apart) => fault.or(apart),
         })
@@ -393,7 +394,7 @@ impl WalMeter {
             self.last.and_then(|(at, before)| time_left_s(held, before, now.duration_since(at), left));
         self.last = Some((now, held));
         let percent = held.saturating_mul(100).checked_div(budget).unwrap_or(100);
-        let step = [90, 80, 50].into_iter().find(|step| percent >= *step).unwrap_or(0);
+        let step = [100, 90, 80, 50].into_iter().find(|step| percent >= *step).unwrap_or(0);
         if step > self.warned_percent {
             tracing::warn!(
                 slice = of.slice,
@@ -402,12 +403,34 @@ impl WalMeter {
                 budget_bytes = budget,
                 percent,
                 time_left_s,
-                "the {} holds WAL for this slice; see `strangler status`",
-                of.direction.source()
+                "{}",
+                wal_words(of, (held, budget, percent), safe)
             );
         }
         self.warned_percent = step;
     }
+}
+
+/// How much WAL is held, of what, what happens next, and what to type.
+fn wal_words(of: StreamOf<'_>, (held, budget, percent): (u64, u64, u64), safe: Option<i64>) -> String {
+    let source = of.direction.source();
+    let then = match safe {
+        Some(safe) => format!(
+            "PostgreSQL drops it at max_slot_wal_keep_size, in another {}, and the slice has to be copied again then",
+            words::bytes(u64::try_from(safe).unwrap_or(0))
+        ),
+        None => {
+            format!("max_slot_wal_keep_size sets no limit, so it goes on until the {source}'s disk is full")
+        }
+    };
+    format!(
+        "the {source} holds {} of WAL for slice {}, {percent} % of its wal_budget of {}, at which nothing stops: {then}; \
+         strangler status PLAN --slice {} shows who holds it up",
+        words::bytes(held),
+        of.slice,
+        words::bytes(budget),
+        of.slice
+    )
 }
 
 /// Seconds until `left` bytes are used up at the rate seen; `None` while the held amount doesn't grow.
@@ -428,6 +451,20 @@ mod tests {
         assert_eq!(heartbeat_number(content.as_bytes(), "orders", 8), None);
         assert_eq!(heartbeat_number(content.as_bytes(), "order", 7), None);
         assert_eq!(heartbeat_number(b"\xff", "orders", 7), None);
+    }
+
+    #[test]
+    fn wal_that_is_held_is_told_with_its_budget_and_what_happens_next() {
+        let of = StreamOf::forward("orders");
+        let said = |safe| wal_words(of, (52_000_000_000, 50_000_000_000, 104), safe);
+        let limited = said(Some(48_000_000_000));
+        for words in [
+            "holds 52.0 GB of WAL for slice orders, 104 % of its wal_budget of 50.0 GB",
+            "in another 48.0 GB",
+        ] {
+            assert!(limited.contains(words), "{words} is not in {limited}");
+        }
+        assert!(said(None).contains("until the monolith's disk is full"));
     }
 
     #[test]

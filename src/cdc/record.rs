@@ -200,7 +200,7 @@ impl Recorder {
 
     /// Tells why a stream stopped, where no entry says so yet. One that is started again meets the same thing at the same position.
     pub async fn stopped(&self, direction: Direction, error: &MirrorError, applied: Lsn) {
-        let MirrorError::Refused { what, .. } = error else { return };
+        let (MirrorError::Refused { what, .. } | MirrorError::Anew { what, .. }) = error else { return };
         if self.explained.load(Ordering::Acquire) {
             return;
         }

@@ -240,7 +240,7 @@ fn drifted((slice, reversed): (&str, bool), drift: &ShapeDrift) -> MirrorError {
             columns.join(", "),
         )
     };
-    MirrorError::Refused { what, next }
+    stopped(reversed, what, next)
 }
 
 /// A partition logged less of an old row than tells which row it was and whether it was the slice's. What is in the stream
@@ -258,7 +258,11 @@ fn without_identity((slice, reversed): (&str, bool), table: &str) -> MirrorError
              strangler mirror PLAN --slice {slice} --rebuild, which copies the slice again"
         )
     };
-    MirrorError::Refused { what, next }
+    stopped(reversed, what, next)
+}
+
+fn stopped(reversed: bool, what: String, next: String) -> MirrorError {
+    if reversed { MirrorError::Anew { what, next } } else { MirrorError::Refused { what, next } }
 }
 
 /// A name as the plan's YAML takes it; a string of JSON is one of YAML.

@@ -53,5 +53,6 @@ pub(super) async fn look(
     streams::set_state(monolith, StreamOf::reverse(way.slice), way.nonce, StreamState::Gap, Some(&what))
         .await?;
     failpoint::hit("fault-recorded");
-    Ok(Some(Refusal { what, next: format!("{}; then {}", arm_anew(way.slice), compare(way.slice)) }))
+    let next = format!("{}; then {}", arm_anew(way.slice), compare(way.slice));
+    Ok(Some(Refusal { what, next, anew: true }))
 }

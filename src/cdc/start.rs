@@ -11,6 +11,7 @@ use super::record::{Happened, Recorder};
 use super::source::{self, SlotFacts};
 use crate::failpoint;
 use crate::journal::claims::{Claim, ClaimStatements};
+use crate::journal::ledger::what_changed;
 use crate::journal::migrate::{self, Form};
 use crate::journal::process::Sighting;
 use crate::journal::slices::GateRow;
@@ -19,6 +20,7 @@ use crate::journal::whereabouts::{self, Route};
 use crate::journal::{copies, process, slices};
 use crate::lsn::Lsn;
 use crate::mapping::SliceMapping;
+use crate::mapping::outline::COMPARED;
 use crate::name::TableName;
 use crate::postgres::connect::{Server, Session};
 use crate::postgres::replication::{Connection, SlotOptions, SystemIdentity, TimelineSwitch};
@@ -64,6 +66,17 @@ pub struct Memory {
     pub retry: Vec<TableName>,
     /// The operator wants the slice started over, until that is done.
     pub rebuild: bool,
+    /// It is a way back that is tried again: what stopped it the last time.
+    pub standstill: Option<Standstill>,
+}
+
+/// Why a way back stands still, as `status` shows it until something has come through.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Standstill {
+    /// [`process::TRIED_AGAIN`] or [`process::WAITS_FOR_ARM`].
+    pub phase: &'static str,
+    /// What stopped it, and what to type.
+    pub why: String,
 }
 
 /// What a start needs to know of its slice.
@@ -166,10 +179,14 @@ pub async fn check_provisioned(both: Both<'_>, starting: Starting<'_>) -> Result
     };
     if !starting.mapping.is_pinned_by(&row.plan_hash) {
         let begun = streams::read(both.service, StreamOf::forward(slice)).await?.is_some();
+        let what = match starting.direction {
+            Direction::Forward => what_changed(both.service, starting.mapping, &row.plan_hash).await?,
+            Direction::Reverse => COMPARED.to_owned(),
+        };
         return refused(
             format!(
                 "slice {slice} was provisioned from another mapping (plan {}): the plan or the monolith's tables \
-                 have changed since",
+                 have changed since: {what}",
                 row.plan
             ),
             if begun { bring_back(slice) } else { provision() },
@@ -361,7 +378,8 @@ pub async fn claim_stream(
     memory.nonce = Some(row.nonce);
     hit(starting.direction, "nonce-taken", "reverse-nonce-taken");
     let pid = i32::try_from(starting.process.pid).unwrap_or(i32::MAX);
-    process::register(target, starting.of(), row.nonce, &starting.process.host, pid).await?;
+    let again = memory.standstill.is_some();
+    process::register(target, starting.of(), row.nonce, (&starting.process.host, pid), again).await?;
     Ok(row)
 }
 

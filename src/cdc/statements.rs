@@ -159,6 +159,14 @@ pub fn insert(table: &TableMapping) -> String {
     )
 }
 
+/// Reads rows of the source, those that the slice takes of `rows`: a WHERE, a LIMIT, or nothing. `format` is COPY's, or empty.
+#[must_use]
+pub fn copy_out(table: &TableMapping, rows: &str, format: &str) -> String {
+    // A partitioned table has no rows of its own.
+    let only = if table.partitioned { "" } else { "ONLY " };
+    format!("COPY (SELECT {} FROM {only}{}{rows}) TO STDOUT{format}", table.source_list(), table.source.sql())
+}
+
 /// Inserts rows through COPY in text format.
 #[must_use]
 pub fn copy_in_text(table: &TableMapping) -> String {

@@ -177,6 +177,7 @@ impl Found {
                     "give the service's column the same expression, then strangler mirror PLAN --slice {}",
                     site.slice
                 ),
+                anew: false,
             })
         }))
     }
@@ -304,6 +305,7 @@ async fn note_gap(
     Ok(Refusal {
         what: format!("slice {slice} can't go on: {what}"),
         next: format!("strangler mirror PLAN --slice {slice} --rebuild, which copies the slice again"),
+        anew: false,
     })
 }
 

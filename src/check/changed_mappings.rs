@@ -1,6 +1,7 @@
 //! Mappings that are other ones since their mirror began: `mirror` refuses to go on with them.
 
 use super::facts::Facts;
+use crate::mapping::outline::COMPARED;
 use crate::problem::{Problem, bring_back};
 
 pub(super) fn rule(facts: &Facts) -> Vec<Problem> {
@@ -11,7 +12,9 @@ pub(super) fn rule(facts: &Facts) -> Vec<Problem> {
     });
     let problem = |slice: &crate::mapping::SliceMapping| {
         Problem::error("mapping-changed", format!("slice {}", slice.slice))
-            .fact("its mapping is another one than when it was provisioned, and data was mirrored since")
+            .fact(format!(
+                "its mapping is another one than when it was provisioned, and data was mirrored since; {COMPARED}"
+            ))
             .consequence("rows mirrored so far went through the old mapping, so the mirror refuses to go on")
             .next(bring_back(&slice.slice))
     };

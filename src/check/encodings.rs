@@ -9,7 +9,9 @@ pub(super) fn rule(facts: &Facts) -> Vec<Problem> {
     for (name, database) in &facts.services {
         let Some(catalog) = &database.catalog else { continue };
         let object = format!("service {name}");
-        if catalog.encoding != monolith.encoding {
+        if catalog.encoding == BYTES || monolith.encoding == BYTES {
+            problems.push(bytes(object, &catalog.encoding, &monolith.encoding));
+        } else if catalog.encoding != monolith.encoding {
             problems.push(
                 Problem::error("encoding", object)
                     .fact(format!(
@@ -34,6 +36,35 @@ pub(super) fn rule(facts: &Facts) -> Vec<Problem> {
     problems
 }
 
+/// PostgreSQL neither verifies nor converts text in a database of this encoding (documentation, section 24.3.4).
+const BYTES: &str = "SQL_ASCII";
+
+fn bytes(object: String, service: &str, monolith: &str) -> Problem {
+    if service == monolith {
+        return Problem::warning("sql-ascii", object)
+            .fact(format!(
+                "its encoding and the monolith's are {BYTES}: neither verifies what bytes a text is made of"
+            ))
+            .consequence("the mirror stops at the first text that is not valid UTF-8")
+            .next("look for such rows in the monolith, and correct them, before the table is copied");
+    }
+    let next = if monolith == BYTES {
+        format!(
+            "convert the monolith to {service} first: dump it, correct what is not valid, and restore it into a database of \
+             that encoding"
+        )
+    } else {
+        format!(
+            "create the database anew: CREATE DATABASE … ENCODING {} TEMPLATE template0;",
+            crate::name::quote_literal(monolith)
+        )
+    };
+    Problem::error("sql-ascii", object)
+        .fact(format!("its encoding is {service}, the monolith's is {monolith}"))
+        .consequence(format!("{BYTES} takes any bytes and converts none, so a text may be refused, or read otherwise, on the other side"))
+        .next(next)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -46,6 +77,23 @@ mod tests {
         let mut facts = clean();
         facts.service_catalog("ordering").encoding = "LATIN1".into();
         expect(&rule(&facts), Severity::Error, "encoding", "LATIN1");
+        let ascii = |monolith: bool| {
+            let mut facts = clean();
+            facts.service_catalog("ordering").encoding = "SQL_ASCII".into();
+            if monolith {
+                facts.monolith_catalog().encoding = "SQL_ASCII".into();
+                facts.service_catalog("catalog").encoding = "SQL_ASCII".into();
+            }
+            facts
+        };
+        expect(&rule(&ascii(false)), Severity::Error, "sql-ascii", "ENCODING 'UTF8' TEMPLATE template0");
+        let both = rule(&ascii(true));
+        assert_eq!(both.len(), 2, "{both:?}");
+        expect(&both[..1], Severity::Warning, "sql-ascii", "neither verifies");
+        let mut source = ascii(true);
+        source.services.remove("catalog");
+        source.service_catalog("ordering").encoding = "UTF8".into();
+        expect(&rule(&source), Severity::Error, "sql-ascii", "convert the monolith to UTF8 first");
         let mut facts = clean();
         facts.service_catalog("ordering").collation = "icu:de".into();
         expect(&rule(&facts), Severity::Note, "collation", "icu:de");

@@ -145,6 +145,8 @@ pub struct LinkRole {
     pub row_filtered: BTreeSet<TableName>,
     /// Tables of which it may not lock rows: UPDATE of one column is what that takes. Not asked of admin links.
     pub unlockable: BTreeSet<TableName>,
+    /// What it may not do with tables out of what applying does. Only asked of apply links.
+    pub lacking: BTreeMap<TableName, Vec<String>>,
     /// Schemas that it may not use. Not asked of admin links.
     pub closed_schemas: BTreeSet<String>,
     /// Forms of `pg_logical_emit_message` that it may not call, with their arguments' types. Not asked of admin links.

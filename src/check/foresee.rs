@@ -14,7 +14,7 @@ const SAID_ELSEWHERE: &[&str] = &[
     "key-not-created",
     "mapping-changed",
     "may-not-create-roles",
-    "no-connection",
+    "database-unreachable",
     "no-schema-usage",
     "not-owner",
     "shared-database",

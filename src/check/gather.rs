@@ -176,6 +176,9 @@ async fn read_link(client: &Client, link: LinkName) -> Result<LinkRole, Unread> 
     if link == LinkName::Apply {
         role.replica_role = may_set_replica_role(client).await?;
     }
+    if link == LinkName::Apply {
+        role.lacking = lacking(client).await?;
+    }
     if link != LinkName::Admin {
         // A superuser of an apply link becomes strangler_apply, whom row security does not spare.
         let becomes = link == LinkName::Apply && role.superuser;
@@ -221,6 +224,24 @@ async fn read_table_rights(client: &Client, becomes: bool, role: &mut LinkRole) 
         role.silenced.insert(row.try_get(0)?);
     }
     Ok(())
+}
+
+/// What the apply role may not do with tables, whoever opened the link: a superuser's sessions become that role.
+async fn lacking(client: &Client) -> Result<BTreeMap<TableName, Vec<String>>, Error> {
+    let sql = "SELECT n.nspname::text, c.relname::text, t.privileges \
+               FROM pg_catalog.pg_roles a, pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace, \
+                    LATERAL (SELECT array_agg(p) FROM unnest($2::text[]) AS p \
+                             WHERE NOT pg_catalog.has_table_privilege(a.oid, c.oid, p)) AS t (privileges) \
+               WHERE a.rolname = $1 AND c.relkind IN ('r', 'p') AND t.privileges IS NOT NULL \
+                 AND n.nspname !~ '^pg_' AND n.nspname NOT IN ('information_schema', 'strangler')";
+    let mut found = BTreeMap::new();
+    for row in client.query(sql, &[&APPLY_ROLE, &provision::DML_AND_TRUNCATE]).await? {
+        found.insert(
+            TableName::new(row.try_get::<_, String>(0)?, row.try_get::<_, String>(1)?),
+            row.try_get(2)?,
+        );
+    }
+    Ok(found)
 }
 
 /// Tried rather than looked up: managed servers let other roles set it than the catalogs tell.

@@ -6,6 +6,7 @@ use serde::Serialize;
 
 use super::facts::Facts;
 use super::slots::{ServerNeeds, needs};
+use crate::catalog::Persistence;
 use crate::mapping::{KeyOrder, TableMapping};
 use crate::name::TableName;
 use crate::problem::Problem;
@@ -61,6 +62,9 @@ pub struct TablePrediction {
     pub copy_seconds: u64,
     /// It is copied in one round rather than by key ranges.
     pub whole: bool,
+    /// The plan means it and it can't be mirrored: `unlogged`. It is in no sum.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub left_out: Option<&'static str>,
 }
 
 /// Foretells from sizes and the WAL that was seen.
@@ -77,7 +81,7 @@ pub(super) fn predict(facts: &Facts) -> Predictions {
             copy_seconds: tables.iter().map(|table| table.copy_seconds).sum(),
             wal_held_bytes: rate.map(|rate| rate.saturating_mul(longest)),
             wal_budget_bytes: facts.plan.slices.get(name)?.policy.wal_budget_bytes,
-            tables,
+            tables: tables.into_iter().chain(unlogged(facts, name)).collect(),
         };
         Some((name.clone(), slice))
     });
@@ -98,7 +102,26 @@ fn table(mapping: &TableMapping) -> TablePrediction {
         whole: mapping.key_order == KeyOrder::Opaque
             || mapping.partitioned
             || mapping.key_correlation.is_none_or(|correlation| correlation.abs() < CORRELATION_MIN),
+        left_out: None,
     }
+}
+
+/// Tables that the slice means and whose changes are in no log.
+fn unlogged<'a>(facts: &'a Facts, slice: &'a str) -> impl Iterator<Item = TablePrediction> + 'a {
+    let tables = facts.monolith.catalog.iter().flat_map(|catalog| catalog.tables.values());
+    let meant = tables.filter(|table| {
+        table.persistence == Persistence::Unlogged
+            && table.partition_of.is_none()
+            && facts.plan.takes(slice, &table.name)
+    });
+    meant.map(|table| TablePrediction {
+        table: table.name.to_string(),
+        rows: rounded(table.rows_estimate),
+        bytes: table.heap_bytes,
+        copy_seconds: 0,
+        whole: false,
+        left_out: Some("unlogged"),
+    })
 }
 
 #[expect(
@@ -130,7 +153,10 @@ pub(super) fn rule(facts: &Facts) -> Vec<Problem> {
                     size(held),
                     size(slice.wal_budget_bytes)
                 ))
-                .consequence("the mirror would stop in the middle of the copy")
+                .consequence(
+                    "nothing stops at wal_budget: the monolith's disk fills up to max_slot_wal_keep_size, where the slot is lost and \
+                     the copy begins anew, or without that until it is full",
+                )
                 .next(format!(
                     "raise policy.wal_budget above {} where the disk allows, or copy at a time of fewer writes, or run: ANALYZE {};",
                     size(held),
@@ -174,6 +200,16 @@ mod tests {
         let mut unmeasured = large(None);
         unmeasured.monolith.server.as_mut().unwrap().wal_bytes_per_second = None;
         assert_eq!(rule(&unmeasured), []);
+    }
+
+    #[test]
+    fn an_unlogged_table_is_listed_and_counts_for_nothing() {
+        let mut monolith = retail();
+        monolith.tables.get_mut(&name("Orders")).unwrap().persistence = Persistence::Unlogged;
+        let ordering = &predict(&with(retail_plan(), monolith)).slices["ordering"];
+        let listed: Vec<_> = ordering.tables.iter().map(|one| (one.table.as_str(), one.left_out)).collect();
+        assert_eq!(listed, [("OrderLines", None), ("Orders", Some("unlogged"))]);
+        assert_eq!(ordering.bytes, 8192);
     }
 
     #[test]

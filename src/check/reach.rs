@@ -4,7 +4,7 @@ use super::facts::{APPLY_ROLE, Facts, Link, LinkFailure, LinkName, Named};
 use crate::problem::Problem;
 
 /// The code that makes the exit code say that a database could not be reached.
-pub(super) const UNREACHABLE: &str = "unreachable";
+pub(super) const UNREACHABLE: &str = "database-unreachable";
 
 pub(super) fn rule(facts: &Facts) -> Vec<Problem> {
     let mut problems = Vec::new();
@@ -66,7 +66,12 @@ mod tests {
     #[test]
     fn every_failed_link_is_a_problem() {
         assert_eq!(rule(&clean()), []);
-        expect(&rule(&failing(false)), Severity::Error, "unreachable", "service catalog: the apply link");
+        expect(
+            &rule(&failing(false)),
+            Severity::Error,
+            "database-unreachable",
+            "service catalog: the apply link",
+        );
         expect(&rule(&failing(true)), Severity::Error, "login-refused", "no route");
         let mut unread = clean();
         unread.monolith.unread.push("a table stays locked".into());

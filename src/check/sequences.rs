@@ -49,6 +49,7 @@ mod tests {
             cycle: false,
             owned_by: None,
             used_by: users.iter().map(|user| (name(user), "Id".to_owned())).collect(),
+            comment: None,
         };
         facts.monolith_catalog().sequences.insert(sequence.name.clone(), sequence);
         rule(&facts)

@@ -6,6 +6,7 @@ use crate::mapping::{ColumnMapping, TableMapping, adopted};
 use crate::name::quote_ident;
 use crate::plan::Ddl;
 use crate::problem::{Problem, bring_back};
+use crate::provision::held_by_another;
 
 pub(super) fn rule(facts: &Facts) -> Vec<Problem> {
     let mut problems = Vec::new();
@@ -29,19 +30,26 @@ pub(super) fn rule(facts: &Facts) -> Vec<Problem> {
                         database.whereabouts.as_ref().is_some_and(|place| place.begun.contains_key(slice));
                     let monolith = facts.monolith.catalog.as_ref();
                     let source = monolith.and_then(|one| one.table(&table.source));
-                    let fits = |wanted: &ColumnMapping, present: &Column| {
+                    let misfit = |wanted: &ColumnMapping, present: &Column| {
                         let origin = source.and_then(|source| source.column(&wanted.source));
-                        bare(&present.type_sql) == bare(&wanted.type_sql)
+                        let fits = bare(&present.type_sql) == bare(&wanted.type_sql)
                             || ddl == Ddl::Adopt
                                 && monolith.is_some_and(|monolith| {
                                     adopted::fits((monolith, catalog), (wanted, origin), present)
-                                })
+                                });
+                        (!fits).then(|| {
+                            let labels = monolith.zip(origin).and_then(|(monolith, origin)| {
+                                adopted::labels_apart((monolith, catalog), (origin, present))
+                            });
+                            labels.map_or_else(String::new, |misfit| format!(": {}", misfit.fact))
+                        })
                     };
                     let remedy = remedy(ddl, begun.then_some(slice));
-                    problems.extend(differences(&name, (table, target), &fits, &remedy));
+                    problems.extend(differences(&name, (table, target), &misfit, &remedy));
                     problems.extend(misfits(&name, table, source, (catalog, target)));
                     if !provisioned {
-                        problems.extend(not_empty(&name, table, server));
+                        let held = held_by_another(slice, &table.target, &database.holdings);
+                        problems.extend(not_empty(&name, table, server, held));
                     }
                 }
             }
@@ -81,12 +89,25 @@ fn misfits(
 }
 
 /// A table that the mirror has not filled must be empty, or its rows would meet those that are copied.
-fn not_empty(name: &str, table: &TableMapping, server: &Server) -> Option<Problem> {
+/// `held` says whose it is and what to do, where it is another slice's.
+fn not_empty(
+    name: &str,
+    table: &TableMapping,
+    server: &Server,
+    held: Option<(String, String)>,
+) -> Option<Problem> {
     if server.filled.contains(&table.target) {
+        let (fact, next) = held.map_or_else(
+            || {
+                let next = format!("look at them; when they can go: TRUNCATE {};", table.target.sql());
+                ("the table holds rows, and they are not the mirror's".to_owned(), next)
+            },
+            |(whose, next)| (format!("the table holds rows, and it {whose}"), next),
+        );
         let problem = Problem::error("target-not-empty", name)
-            .fact("the table holds rows, and they are not the mirror's")
+            .fact(fact)
             .consequence("rows that are copied would collide with them, or stand beside them")
-            .next(format!("look at them; when they can go: TRUNCATE {};", table.target.sql()));
+            .next(next);
         return Some(problem);
     }
     server.closed.contains(&table.target).then(|| {
@@ -115,7 +136,7 @@ fn remedy(ddl: Ddl, begun: Option<&String>) -> String {
 fn differences(
     name: &str,
     (table, target): (&TableMapping, &Table),
-    fits: &dyn Fn(&ColumnMapping, &Column) -> bool,
+    misfit: &dyn Fn(&ColumnMapping, &Column) -> Option<String>,
     remedy: &str,
 ) -> Vec<Problem> {
     let mut found: Vec<String> = Vec::new();
@@ -128,13 +149,9 @@ fn differences(
             Some(there) if there.generated_sql.is_some() => {
                 found.push(format!("its column {} is generated", column.target));
             }
-            Some(there) if !fits(column, there) => {
-                found.push(format!(
-                    "its column {} is {}, not {}",
-                    column.target, there.type_sql, column.type_sql
-                ));
-            }
-            Some(_) => {}
+            Some(there) => found.extend(misfit(column, there).map(|how| {
+                format!("its column {} is {}, not {}{how}", column.target, there.type_sql, column.type_sql)
+            })),
         }
     }
     let carried = |name: &str| table.columns.iter().any(|column| column.target == name);
@@ -192,6 +209,7 @@ fn bare(type_sql: &str) -> &str {
 mod tests {
     use super::*;
     use crate::check::fixture::{clean, expect};
+    use crate::journal::holdings::Holding;
     use crate::mapping::fixture::{column, name, table};
     use crate::problem::Severity;
     use tokio_postgres::types::Type;
@@ -219,6 +237,12 @@ mod tests {
         let mut facts = standing(Ddl::Create, |_| ());
         facts.service("ordering").server.as_mut().unwrap().filled.insert(name("Orders"));
         expect(&rule(&facts), Severity::Error, "target-not-empty", "TRUNCATE \"public\".\"Orders\";");
+        let (table, plan) = (name("Orders"), Some("before".to_owned()));
+        let holding = Holding { table, slice: "sales".into(), plan, gated: true };
+        facts.service("ordering").holdings.push(holding);
+        let problems = rule(&facts);
+        expect(&problems, Severity::Error, "target-not-empty", "belongs to slice sales of plan before");
+        assert!(!problems[0].next.contains("TRUNCATE"), "it would empty another slice's copy");
         facts.service("ordering").server.as_mut().unwrap().provisioned.insert("ordering".into());
         assert_eq!(rule(&facts), []);
         let mut facts = standing(Ddl::Create, |_| ());

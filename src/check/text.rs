@@ -2,7 +2,7 @@
 
 use std::fmt::Write as _;
 
-use super::{Predictions, Problem, Report, Severity};
+use super::{Predictions, Problem, Report, Severity, TablePrediction};
 
 /// Prose is wrapped to this many columns; what is to be typed is not, so that it can be copied.
 const WIDTH: usize = 100;
@@ -77,7 +77,7 @@ fn predictions(out: &mut String, predictions: &Predictions) {
     rows.extend(predictions.slices.iter().map(|(name, slice)| {
         [
             name.clone(),
-            slice.tables.len().to_string(),
+            count(&slice.tables),
             size(slice.bytes),
             duration(slice.copy_seconds),
             slice.wal_held_bytes.map_or_else(|| "unknown".to_owned(), size),
@@ -101,6 +101,13 @@ fn predictions(out: &mut String, predictions: &Predictions) {
     if rows.len() > 1 {
         table(out, &rows);
     }
+}
+
+/// How many tables, those that can't be mirrored apart.
+fn count(tables: &[TablePrediction]) -> String {
+    let out = tables.iter().filter(|table| table.left_out.is_some()).count();
+    let carried = tables.len() - out;
+    if out == 0 { carried.to_string() } else { format!("{carried} + {out} unlogged") }
 }
 
 fn table<const N: usize>(out: &mut String, rows: &[[String; N]]) {
@@ -163,6 +170,15 @@ mod tests {
 
     Plan retail: 1 error, 0 warnings, 1 note.
     ");
+    }
+
+    #[test]
+    fn tables_that_can_not_be_mirrored_are_counted_apart() {
+        let mut monolith = crate::mapping::fixture::retail();
+        let orders = crate::mapping::fixture::name("Orders");
+        monolith.tables.get_mut(&orders).unwrap().persistence = crate::catalog::Persistence::Unlogged;
+        let facts = crate::check::fixture::with(crate::check::fixture::retail_plan(), monolith);
+        assert!(text(&report(&facts)).contains("ordering  1 + 1 unlogged"));
     }
 
     #[test]

@@ -108,16 +108,17 @@ pub(super) async fn run(ui: &mut Ui, arguments: &Arguments) -> Result<Exit, CliE
     if arguments.slices.is_empty() && opened.slices.len() > 1 {
         return Err(CliError::WhichSlice { verb: "flip", known: opened.slices.clone() });
     }
-    let groups = together::groups(&opened.plan, &opened.slices);
-    groups.map_err(|problem| CliError::FlipRefused(opened.typed_all(vec![*problem])))?;
-    let mut interrupts = Interrupts::listen().map_err(CliError::Start)?;
-    let mappings = opened.mappings(ui).await?;
-    let members = members(&opened, &mappings);
     let intent = match (arguments.abort, arguments.back) {
         (true, _) => Intent::Abort,
         (false, true) => Intent::FlipBack,
         (false, false) => Intent::Flip,
     };
+    let rest = arguments.rehearse.map(|times| format!(" --rehearse {times}")).unwrap_or_default();
+    let groups = together::groups(&opened.plan, &opened.slices, (verb(intent), &rest));
+    groups.map_err(|problem| CliError::FlipRefused(opened.typed_all(vec![*problem])))?;
+    let mut interrupts = Interrupts::listen().map_err(CliError::Start)?;
+    let mappings = opened.mappings(ui).await?;
+    let members = members(&opened, &mappings);
     let stop = CancellationToken::new();
     let order = Order {
         plan: opened.plan.name.clone(),
@@ -169,8 +170,14 @@ async fn finish(
         });
     };
     let intent = order.intent;
-    let back = if intent == Intent::FlipBack { " --back" } else { "" };
     let all = all_slices(opened);
+    let finishes = match intent {
+        // Which way the move went that is taken back, nobody has said.
+        Intent::Abort => String::new(),
+        Intent::Flip | Intent::FlipBack | Intent::Resume => {
+            format!("strangler {} PLAN{all} finishes it, and ", verb(intent))
+        }
+    };
     let mut flip = Box::pin(conduct.flip(members, order, &mut tell));
     let mut asked = false;
     let moved = loop {
@@ -180,9 +187,9 @@ async fn finish(
             () = interrupts.next() => {
                 if asked {
                     let state = opened.typed(&format!(
-                        "a side that was closed stays closed until the move is ended: strangler flip{back} PLAN{all} finishes it, and \
-                         strangler flip --abort PLAN{all} takes it back; a running mirror finishes it by itself; strangler \
-                         status PLAN{all} says where it stands"
+                        "a side that was closed stays closed until the move is ended: {finishes}strangler flip --abort \
+                         PLAN{all} takes it back; a running mirror finishes it by itself; strangler status \
+                         PLAN{all} says where it stands"
                     ));
                     return Err(CliError::Interrupted { state });
                 }
@@ -216,13 +223,15 @@ pub(super) fn members(opened: &Opened, mappings: &Mappings) -> Vec<Member> {
     let member = |slice: &String| {
         let mapping = mappings.get(slice)?;
         let policy = &opened.plan.slices.get(slice)?.policy;
+        let limits = Limits::of(policy);
         Some(Member {
-            limits: Limits::of(policy),
+            limits,
             policy_hash: policy.hash(),
             mapping: Arc::new(mapping.clone()),
             links: KeptLinks::new(
                 opened.monolith.admin.clone(),
                 opened.services.get(&mapping.service)?.admin.clone(),
+                &limits,
             ),
             monolith_apply: opened.monolith.apply.clone(),
         })
@@ -271,16 +280,20 @@ fn failed(error: ConductError, opened: &Opened, intent: Intent) -> CliError {
         (Some(source), Left::Stayed) => CliError::Flip { plan, slice, source },
         (source, left) => {
             let all = all_slices(opened);
-            let again = match intent {
-                Intent::FlipBack => "flip --back",
-                Intent::Abort => "flip --abort",
-                Intent::Flip | Intent::Resume => "flip",
-            };
             let typed = |verb: &str| format!("strangler {verb} {plan}{all}");
-            let (again, abort, status) = (typed(again), typed("flip --abort"), typed("status"));
+            let (again, abort, status) = (typed(verb(intent)), typed("flip --abort"), typed("status"));
             let problems = problem.into_iter().collect();
             CliError::FlipLeft(Box::new(LeftBehind { left, again, abort, status, problems, source }))
         }
+    }
+}
+
+/// The command that goes this way, as it is typed before the plan.
+fn verb(intent: Intent) -> &'static str {
+    match intent {
+        Intent::FlipBack => "flip --back",
+        Intent::Abort => "flip --abort",
+        Intent::Flip | Intent::Resume => "flip",
     }
 }
 
@@ -341,7 +354,7 @@ async fn rehearse(
 ) -> Result<Exit, CliError> {
     let side = if order.intent == Intent::FlipBack { Side::Service } else { Side::Monolith };
     let there = conduct.there_already(members, order.intent).await;
-    let there = there.map_err(|error| failed(error.into(), opened, order.intent))?;
+    let there = there.map_err(|error| failed(error, opened, order.intent))?;
     if !there.is_empty() {
         return Err(CliError::FlipRefused(there));
     }

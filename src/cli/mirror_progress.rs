@@ -193,7 +193,7 @@ fn lag_words(slice: &SliceProgress) -> String {
     }
 }
 
-/// One line about a table, such as `public.Orders: 120,000 of about 200,000 rows (60 %), 80,000 rows/s, 1.0 s left`.
+/// One line about a table, such as `public.Orders: 120,000 of about 200,000 rows (60 %), 80,000 rows/s, 8.0 MB/s, 1.0 s left`.
 fn table_line(table: &TableProgress, paint: Paint) -> String {
     let name = &table.name;
     if table.state == "diverged" {
@@ -209,6 +209,9 @@ fn table_line(table: &TableProgress, paint: Paint) -> String {
     if table.rows_per_s >= 1.0 {
         line.push_str(&format!(", {} rows/s", words::count(whole(table.rows_per_s))));
     }
+    if table.bytes_per_s >= 1.0 {
+        line.push_str(&format!(", {}/s", words::bytes(whole(table.bytes_per_s))));
+    }
     if let Some(seconds) = seconds_left(std::slice::from_ref(table)) {
         line.push_str(&format!(", {} left", words::seconds(seconds)));
     }
@@ -221,13 +224,19 @@ fn share(table: &TableProgress) -> Option<u64> {
         .then(|| table.rows.saturating_mul(100) / table.rows_estimate)
 }
 
-/// Rows to go over the rate of the tables that move.
+/// What a rate must have been seen for before a time left is made of it: the first pieces say nothing about the rest.
+const BASIS_S: f64 = 2.0;
+
+/// Rows to go over the rate of the tables that move. None without a basis: too short a time, or a table of which nobody knows
+/// how many rows it has.
 #[expect(clippy::cast_precision_loss, reason = "an estimate that is shown")]
 fn seconds_left(tables: &[TableProgress]) -> Option<f64> {
     let unfinished = || tables.iter().filter(|table| matches!(table.state.as_str(), "pending" | "copying"));
     let left: u64 = unfinished().map(|table| table.rows_estimate.saturating_sub(table.rows)).sum();
     let rate: f64 = unfinished().map(|table| table.rows_per_s).sum();
-    (left > 0 && rate >= 1.0).then(|| left as f64 / rate)
+    let known = unfinished().all(|table| table.rows_estimate > 0);
+    let measured = unfinished().any(|table| table.rows_per_s >= 1.0 && table.measured_s >= BASIS_S);
+    (left > 0 && known && measured).then(|| left as f64 / rate)
 }
 
 /// The whole part of a rate that is shown.
@@ -247,6 +256,8 @@ mod tests {
             rows_estimate: 200_000,
             bytes: rows * 100,
             rows_per_s: if state == "copying" { 80_000.0 } else { 0.0 },
+            bytes_per_s: if state == "copying" { 8_000_000.0 } else { 0.0 },
+            measured_s: 3.0,
         }
     }
 
@@ -272,7 +283,25 @@ mod tests {
         );
         assert_eq!(
             table_line(&copying, Paint::Plain),
-            "public.Orders: 120,000 of about 200,000 rows (60 %), 80,000 rows/s, 1.0 s left"
+            "public.Orders: 120,000 of about 200,000 rows (60 %), 80,000 rows/s, 8.0 MB/s, 1.0 s left"
+        );
+    }
+
+    #[test]
+    fn a_time_left_is_shown_only_where_it_has_a_basis() {
+        let mut early = table("public.Orders", "copying", 5_000);
+        early.measured_s = 0.6;
+        let shown = table_line(&early, Paint::Plain);
+        assert_eq!(shown, "public.Orders: 5,000 of about 200,000 rows (2 %), 80,000 rows/s, 8.0 MB/s");
+        let mut unknown = table("public.Carts", "pending", 0);
+        unknown.rows_estimate = 0;
+        assert_eq!(seconds_left(&[table("public.Orders", "copying", 5_000), unknown]), None);
+        // A table that lands as a whole shows what is on its way.
+        let mut whole = table("public.Orders", "copying", 0);
+        (whole.rows_per_s, whole.measured_s) = (0.0, 0.0);
+        assert_eq!(
+            table_line(&whole, Paint::Plain),
+            "public.Orders: 0 of about 200,000 rows (0 %), 8.0 MB/s"
         );
     }
 
@@ -311,7 +340,7 @@ mod tests {
     #[test]
     fn a_table_that_outgrew_its_estimate_shows_no_share_and_no_time_left() {
         let grown = table("public.Orders", "copying", 200_001);
-        assert_eq!(table_line(&grown, Paint::Plain), "public.Orders: 200,001 rows, 80,000 rows/s");
+        assert_eq!(table_line(&grown, Paint::Plain), "public.Orders: 200,001 rows, 80,000 rows/s, 8.0 MB/s");
     }
 
     #[test]

@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 
 use super::environment::Environment;
 use super::report::CliError;
@@ -16,6 +17,10 @@ use crate::postgres::introspect;
 use crate::postgres::{ConnectError, Server, SessionRole};
 use crate::problem::{Problem, Severity};
 use crate::status::judge::{Commands, shell_word};
+
+/// How long one question to the monolith's catalogs may take: seconds where there are very many tables. What does not answer by
+/// then would hold the command for ever.
+const CATALOGS_MAX: Duration = Duration::from_secs(60);
 
 /// The plan that a command is about.
 #[derive(Debug, clap::Args)]
@@ -153,7 +158,8 @@ impl Opened {
     }
 
     async fn compile(&self) -> Result<(Mappings, Vec<Problem>), CliError> {
-        let session = self.monolith.read.connect("strangler mirror").await?;
+        let read = self.monolith.read.clone().answering_within(CATALOGS_MAX);
+        let session = read.connect("strangler mirror").await?;
         self.stay_away(&whereabouts::read(&session).await?).await?;
         let catalog = introspect::read(&session).await?;
         Ok(mapping::compile(&self.plan, &catalog))

@@ -12,7 +12,7 @@ use crate::cdc::error::MirrorError;
 use crate::check;
 use crate::demo::DemoError;
 use crate::dualwrite::flip::{FlipError, Left};
-use crate::journal::JournalError;
+use crate::journal::{JournalError, whereabouts};
 use crate::plan::PlanProblems;
 use crate::postgres::ConnectError;
 use crate::postgres::introspect::IntrospectError;
@@ -88,8 +88,8 @@ pub enum CliError {
     /// The plan and the monolith's tables don't go together.
     #[error("the plan does not fit the monolith")]
     Unfit(Vec<Problem>),
-    /// Links of the plan lead to other databases than it says.
-    #[error("links lead to other databases than the plan says")]
+    /// Links of the plan lead to other databases than it says, or its slices are another plan's.
+    #[error("{}", whereabouts::summary(.0).0)]
     Astray(Vec<Problem>),
     /// Our own tables could not be read.
     #[error("the databases could not be told apart")]
@@ -252,13 +252,13 @@ impl CliError {
                 page(Exit::Usage, "unknown-name", Some(name_hint(option, names, known)))
             }
             Self::Plan(_) => page(Exit::Usage, "plan", None),
-            Self::Connect(_) => page(Exit::Unreachable, "database-unreachable", None),
+            Self::Connect(error) => page(Exit::Unreachable, "database-unreachable", reach_it(error)),
             Self::Catalog(error) if lost_connection(error) => {
                 page(Exit::Unreachable, "database-unreachable", None)
             }
             Self::Catalog(_) => page(Exit::Incomplete, "catalog-unreadable", None),
             Self::Unfit(_) => page(Exit::Usage, "plan-unfit", None),
-            Self::Astray(_) => page(Exit::Refused, "links-astray", None),
+            Self::Astray(problems) => page(Exit::Refused, whereabouts::summary(problems).1, None),
             Self::Journal(_) => page(Exit::Incomplete, "catalog-unreadable", None),
             Self::Ledger { source, .. } if lost_connection(source) => {
                 page(Exit::Unreachable, "database-unreachable", None)
@@ -326,6 +326,12 @@ impl CliError {
     }
 }
 
+/// What to do about a server that can't be reached now; where it refuses, or the link is wrong, the error says it.
+fn reach_it(error: &ConnectError) -> Option<String> {
+    let words = "see that the server runs and that the link leads to it; then type the same command again";
+    error.is_retryable().then(|| words.to_owned())
+}
+
 /// What a move that stopped on the way has come to.
 fn left_heading(left: Left) -> &'static str {
     match left {
@@ -356,10 +362,16 @@ fn left_hint(behind: &LeftBehind) -> String {
             "a running mirror does the rest by itself, and so does {again}; {status} says where it stands"
         ),
         Left::Stayed => format!("{status} says where it stands; the same command goes on from there"),
+        Left::Between if again == abort => {
+            format!("{abort} goes on to take it back; a running mirror ends it by itself where it can")
+        }
         Left::Between => {
             format!(
                 "{again} finishes it, and {abort} takes it back; a running mirror finishes it by itself where it can"
             )
+        }
+        Left::Unknown if again == abort => {
+            format!("bring that side back; then {status}, and {abort} to take it back")
         }
         Left::Unknown => format!(
             "bring that side back; then {status}, and {again} to finish it or {abort} to take it back"
@@ -375,7 +387,7 @@ fn arm_page(error: &ArmError) -> Page {
     match error {
         ArmError::Refused { .. } => page(Exit::Refused, "arm-refused", None),
         ArmError::Waited { next, .. } => page(Exit::Unreachable, "arm-waited", Some(next.clone())),
-        ArmError::Connect(_) => page(Exit::Unreachable, "database-unreachable", None),
+        ArmError::Connect(error) => page(Exit::Unreachable, "database-unreachable", reach_it(error)),
         error if lost_connection(error) => page(Exit::Unreachable, "database-unreachable", again()),
         ArmError::Survey(_)
         | ArmError::Journal { .. }
@@ -388,11 +400,18 @@ fn arm_page(error: &ArmError) -> Page {
     }
 }
 
+/// What ended for one slice; refusals name theirs themselves.
+fn mirror_heading(slice: &str, error: &MirrorError) -> String {
+    let named =
+        matches!(error, MirrorError::Refused { .. } | MirrorError::Anew { .. } | MirrorError::Fenced { .. });
+    if named { error.to_string() } else { format!("slice {slice}: {error}") }
+}
+
 /// Why one slice's mirror ended.
 fn mirror_page(error: &MirrorError, plan: &str) -> Page {
     let (exit, code) = match error {
         MirrorError::Connect(_) | MirrorError::Link(_) => (Exit::Unreachable, "database-unreachable"),
-        MirrorError::Refused { .. } => (Exit::Refused, "mirror-refused"),
+        MirrorError::Refused { .. } | MirrorError::Anew { .. } => (Exit::Refused, "mirror-refused"),
         MirrorError::Fenced { .. } => (Exit::Refused, "mirror-taken-over"),
         MirrorError::Sql { .. }
         | MirrorError::Denied { .. }
@@ -411,13 +430,16 @@ fn mirror_page(error: &MirrorError, plan: &str) -> Page {
 /// Why one slice got no verdict.
 fn run_page(error: &RunError, plan: &str) -> Page {
     let (exit, code, hint) = match error {
-        RunError::Connect(_) => (Exit::Unreachable, "database-unreachable", None),
+        RunError::Connect(error) => {
+            let hint = error.is_retryable().then_some("type the same command again: it goes on");
+            (Exit::Unreachable, "database-unreachable", hint)
+        }
         RunError::Journal(error) if lost_connection(error) => {
             (Exit::Unreachable, "database-unreachable", Some("type the same command again: it goes on"))
         }
         RunError::Redact(_) => (Exit::Incomplete, "no-randomness", None),
         RunError::Journal(_) => (Exit::Incomplete, "journal-unreadable", None),
-        RunError::Astray(_) => (Exit::Refused, "links-astray", None),
+        RunError::Astray(problems) => (Exit::Refused, whereabouts::summary(problems).1, None),
         RunError::NotProvisioned { .. } => {
             (Exit::Refused, "not-provisioned", Some("strangler provision PLAN, then strangler mirror PLAN"))
         }
@@ -525,10 +547,7 @@ pub fn finish(ui: &mut Ui, outcome: Result<Exit, CliError>) -> Exit {
         CliError::Interrupted { .. } => ui.words(&error.to_string()),
         CliError::Mirror { plan, ends } => {
             for (slice, error) in ends {
-                // Refusals name their slice themselves.
-                let named = matches!(error, MirrorError::Refused { .. } | MirrorError::Fenced { .. });
-                let heading = if named { error.to_string() } else { format!("slice {slice}: {error}") };
-                show(ui, &heading, error, &mirror_page(error, plan));
+                show(ui, &mirror_heading(slice, error), error, &mirror_page(error, plan));
             }
         }
         CliError::Reconcile { plan, ends } => {

@@ -11,6 +11,7 @@ use super::ui::{Format, Ui};
 use crate::clock::{Clock, SystemClock};
 use crate::status::gather::Reader;
 use crate::status::judge::Commands;
+use crate::status::orphans::Orphan;
 use crate::status::{SliceStatus, judge};
 
 mod text;
@@ -31,6 +32,9 @@ const UNTOUCHED: &str = "status changes nothing";
 ///
 /// Differences that were found are an alarm until a full comparison says otherwise. A verdict that is old, void or
 /// missing is none: it is said, with the next command.
+///
+/// Slices that were provisioned from the plan and that it does not name any longer are shown as well, unless --slice says
+/// which ones are asked for.
 ///
 /// A database that can't be reached is said at its slices; the others are still shown.
 ///
@@ -54,6 +58,8 @@ pub(super) struct Arguments {
 struct Document<'a> {
     plan: &'a str,
     slices: &'a [SliceStatus],
+    /// Slices that the databases have and the plan lacks.
+    orphans: &'a [Orphan],
 }
 
 pub(super) async fn run(ui: &mut Ui, arguments: &Arguments) -> Result<Exit, CliError> {
@@ -73,11 +79,15 @@ pub(super) async fn run(ui: &mut Ui, arguments: &Arguments) -> Result<Exit, CliE
         Ok(read(&mut reader, &commands).await)
     });
     let slices = Box::pin(slices).await?;
+    let orphans = reader.orphans(&commands);
     match arguments.format {
-        Format::Text => ui.data(&pages(&slices, ui))?,
-        Format::Json => ui.json(&Document { plan: &opened.plan.name, slices: &slices }, false)?,
+        Format::Text => ui.data(&pages(&slices, &orphans, ui))?,
+        Format::Json => {
+            let document = Document { plan: &opened.plan.name, slices: &slices, orphans: &orphans };
+            ui.json(&document, false)?;
+        }
     }
-    Ok(exit(&slices))
+    Ok(exit(&slices, &orphans))
 }
 
 async fn read(reader: &mut Reader, commands: &Commands) -> Vec<SliceStatus> {
@@ -102,14 +112,16 @@ async fn watch(
             }
             slices = async { ticks.tick().await; read(reader, commands).await } => slices,
         };
+        let orphans = reader.orphans(commands);
         match format {
-            Format::Json => ui.json(&Document { plan, slices: &slices }, true)?,
+            Format::Json => ui.json(&Document { plan, slices: &slices, orphans: &orphans }, true)?,
             // Home, then clear to the end: the page changes in place and does not flicker.
             Format::Text if ui.data_on_terminal() => {
-                ui.data(&format!("\x1b[H\x1b[J{}", pages(&slices, ui)))?
+                ui.data(&format!("\x1b[H\x1b[J{}", pages(&slices, &orphans, ui)))?
             }
             Format::Text => {
-                let headlines: Vec<String> = slices.iter().map(text::headline).collect();
+                let headlines = slices.iter().map(text::headline).chain(orphans.iter().map(text::orphan));
+                let headlines: Vec<String> = headlines.collect();
                 let news = headlines.iter().filter(|headline| !said.contains(headline));
                 let lines: String = news.map(|headline| format!("{} {headline}\n", now())).collect();
                 if !lines.is_empty() {
@@ -121,8 +133,10 @@ async fn watch(
     }
 }
 
-fn pages(slices: &[SliceStatus], ui: &Ui) -> String {
-    slices.iter().map(|slice| text::page(slice, ui.data_paint())).collect::<Vec<_>>().join("\n")
+fn pages(slices: &[SliceStatus], orphans: &[Orphan], ui: &Ui) -> String {
+    let paint = ui.data_paint();
+    let pages = slices.iter().map(|slice| text::page(slice, paint));
+    pages.chain(orphans.iter().map(|orphan| text::orphan_page(orphan, paint))).collect::<Vec<_>>().join("\n")
 }
 
 /// The time as RFC 3339 writes it, to the second.
@@ -132,10 +146,10 @@ fn now() -> String {
         .unwrap_or_default()
 }
 
-fn exit(slices: &[SliceStatus]) -> Exit {
+fn exit(slices: &[SliceStatus], orphans: &[Orphan]) -> Exit {
     if slices.iter().any(|slice| !slice.unreachable.is_empty()) {
         Exit::Unreachable
-    } else if slices.iter().any(|slice| !slice.alarms.is_empty()) {
+    } else if !orphans.is_empty() || slices.iter().any(|slice| !slice.alarms.is_empty()) {
         Exit::Problems
     } else {
         Exit::Clean

@@ -13,6 +13,7 @@ mod effects;
 mod group;
 mod links;
 pub mod moves;
+mod ours;
 pub mod record;
 pub mod rehearse;
 pub mod rescue;
@@ -41,6 +42,10 @@ use crate::postgres::sqlstate;
 
 /// `pg_stat_activity.application_name` of a driver's sessions.
 pub const APPLICATION: &str = "strangler flip";
+
+/// How long a side may owe an answer to a driver, beside the time that writers may be held. Its statements take milliseconds, on
+/// a server under load a second or two; while nobody answers, nobody may be able to write.
+const ANSWER_MAX: Duration = Duration::from_secs(20);
 
 /// Steps of one move, with room for every failure that is tried again: more is a defect, and ends.
 const STEPS_MAX: usize = 200;

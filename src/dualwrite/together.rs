@@ -15,10 +15,13 @@ use crate::problem::Problem;
 /// Slices that are named make one group, since whoever names several of them wants them moved at once. When none is
 /// named, every slice of the plan is meant, each by itself or in its group of `flip_together`.
 ///
+/// `typed` is what comes before the plan and behind the slices in the command, such as `flip --back` and ` --rehearse`; the
+/// command that is named goes the same way.
+///
 /// # Errors
 /// `unknown-slice` for a name that the plan doesn't have, `flip-together` when a slice is asked to move without the rest of its
 /// group. Nothing was looked at or changed then.
-pub fn groups(plan: &Plan, asked: &[String]) -> Result<Vec<Vec<String>>, Box<Problem>> {
+pub fn groups(plan: &Plan, asked: &[String], typed: (&str, &str)) -> Result<Vec<Vec<String>>, Box<Problem>> {
     let together = &plan.policy.flip_together;
     if asked.is_empty() {
         return Ok(whole(plan, together));
@@ -31,7 +34,7 @@ pub fn groups(plan: &Plan, asked: &[String]) -> Result<Vec<Vec<String>>, Box<Pro
         let (with, without): (Vec<&str>, Vec<&str>) =
             group.iter().map(String::as_str).partition(|name| wanted.contains(name));
         if !with.is_empty() && !without.is_empty() {
-            return Err(Box::new(torn(&wanted, &with, &without)));
+            return Err(Box::new(torn(&wanted, (&with, &without), typed)));
         }
     }
     Ok(vec![wanted.into_iter().map(str::to_owned).collect()])
@@ -64,7 +67,7 @@ fn unknown(plan: &Plan, name: &str) -> Problem {
         .next(format!("take one of the plan's slices: {}", known.join(", ")))
 }
 
-fn torn(wanted: &BTreeSet<&str>, with: &[&str], without: &[&str]) -> Problem {
+fn torn(wanted: &BTreeSet<&str>, (with, without): (&[&str], &[&str]), (verb, rest): (&str, &str)) -> Problem {
     let all: BTreeSet<&str> = wanted.iter().chain(without).copied().collect();
     let slices: String = all.iter().map(|name| format!(" --slice {name}")).collect();
     let plural = if without.len() == 1 { "does" } else { "do" };
@@ -74,7 +77,7 @@ fn torn(wanted: &BTreeSet<&str>, with: &[&str], without: &[&str]) -> Problem {
             without.join(", ")
         ))
         .consequence("the application would find one part of what it needs on each side; nothing was changed")
-        .next(format!("strangler flip PLAN{slices}"))
+        .next(format!("strangler {verb} PLAN{slices}{rest}"))
 }
 
 /// A slice was named without the others that it is in the middle of a move with, away from `from`. `plan` is the plan's path
@@ -107,7 +110,11 @@ mod tests {
     }
 
     fn asked(names: &[&str]) -> Result<Vec<Vec<String>>, Box<Problem>> {
-        groups(&plan(), &names.iter().map(|name| (*name).to_owned()).collect::<Vec<_>>())
+        asked_by(("flip", ""), names)
+    }
+
+    fn asked_by(typed: (&str, &str), names: &[&str]) -> Result<Vec<Vec<String>>, Box<Problem>> {
+        groups(&plan(), &names.iter().map(|name| (*name).to_owned()).collect::<Vec<_>>(), typed)
     }
 
     #[test]
@@ -128,6 +135,14 @@ mod tests {
         assert_eq!((problem.code, problem.object.as_str()), ("flip-together", "slice a"));
         assert_eq!(problem.fact, "flip_together in the plan binds it to c, which does not move here");
         assert_eq!(problem.next, "strangler flip PLAN --slice a --slice b --slice c");
+        for (verb, rest) in [("flip --back", ""), ("flip --abort", ""), ("flip --back", " --rehearse 5")] {
+            let next = asked_by((verb, rest), &["a"]).unwrap_err().next;
+            assert_eq!(
+                next,
+                format!("strangler {verb} PLAN --slice a --slice c{rest}"),
+                "the way that was typed"
+            );
+        }
     }
 
     #[test]

@@ -7,6 +7,7 @@ use tokio_postgres::types::Type;
 use tokio_postgres::{Client, Row};
 
 use super::JournalError;
+use super::process::WAITS_FOR_ARM;
 use super::streams::{self, Mode, Source, StreamRow};
 use crate::name::{TableName, quote_literal};
 
@@ -168,15 +169,16 @@ pub fn hand_over(id: i64, slice: &str) -> String {
     format!("UPDATE strangler.cut_key SET slice = {} WHERE id = {id}", quote_literal(slice))
 }
 
-/// Why the process that read the way back ended by itself, with what it asked for. Of the stream that is there now only: another
-/// one has been made since otherwise.
+/// Why the way back can't be read on, where its mirror has recorded that it waits for `arm`. Of the stream that is there now
+/// only: another one has been made since otherwise. `asked` is how versions before this one asked, whose rows say `stopped`.
 ///
 /// # Errors
 /// [`JournalError::Database`].
-pub async fn last_word(monolith: &Client, slice: &str) -> Result<Option<String>, JournalError> {
+pub async fn asked_anew(monolith: &Client, slice: &str, asked: &str) -> Result<Option<String>, JournalError> {
     let sql = "SELECT p.detail FROM strangler.mirror_process p JOIN strangler.stream s ON s.nonce = p.nonce \
-               WHERE p.slice = $1 AND s.slice = $1 AND p.dir = 'reverse' AND s.dir = 'reverse' AND p.stopped_at IS NOT NULL";
-    let row = monolith.query_opt(sql, &[&slice]).await;
+               WHERE p.slice = $1 AND s.slice = $1 AND p.dir = 'reverse' AND s.dir = 'reverse' \
+                   AND p.stopped_at IS NOT NULL AND (p.phase = $2 OR p.phase = 'stopped' AND position($3 IN p.detail) > 0)";
+    let row = monolith.query_opt(sql, &[&slice, &WAITS_FOR_ARM, &asked]).await;
     Ok(row.map_err(JournalError::database("reading why the way back ended"))?.and_then(|row| row.get(0)))
 }
 

@@ -49,12 +49,23 @@ pub async fn breakable_done(
         .query(
             "SELECT id, target_table, kind, object, create_sql FROM strangler.deferred \
              WHERE slice = $1 AND target_table = $2 AND done_at IS NOT NULL \
-               AND (kind = 'constraint' OR kind = 'index' AND create_sql ~* '\\mUNIQUE\\M') ORDER BY id",
+               AND (kind = 'constraint' OR kind = 'index' AND create_sql LIKE 'CREATE UNIQUE %') ORDER BY id",
             &[&slice, &target_table],
         )
         .await
         .map_err(JournalError::database("reading deferred statements"))?;
     Ok(rows.iter().map(from_row).collect())
+}
+
+/// Names of a table's indexes and constraints that were made, or are to be made, after its data.
+///
+/// # Errors
+/// [`JournalError::Database`].
+pub async fn objects(client: &Client, slice: &str, target_table: &str) -> Result<Vec<String>, JournalError> {
+    let sql = "SELECT object FROM strangler.deferred WHERE slice = $1 AND target_table = $2";
+    let rows = client.query(sql, &[&slice, &target_table]).await;
+    let rows = rows.map_err(JournalError::database("reading deferred statements"))?;
+    Ok(rows.iter().map(|row| row.get(0)).collect())
 }
 
 /// Lets a foreign key wait again, with its validation, in the caller's transaction. False where it is none of ours.

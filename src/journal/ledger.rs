@@ -23,7 +23,7 @@ use crate::lsn::Lsn;
 pub use anchor::{Anchored, anchor};
 pub use chain::Hash;
 pub use kinds::{ALARM, ARM, COPY, DISARM, FLIP, PLAN, PROVISION, REHEARSAL, REPAIR, RETIRE, VERDICT};
-pub use subject::{Subject, transaction};
+pub use subject::{Subject, transaction, what_changed};
 pub use verify::{Broken, Fault, Verified, VerifyError, verify, verify_from};
 
 /// Longest body. A verdict takes some 500 bytes per table, so this is enough for thousands of tables, and a page of

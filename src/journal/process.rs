@@ -18,6 +18,8 @@ pub struct ProcessRow {
     pub seen_s: f64,
     /// It stopped in good order.
     pub stopped: bool,
+    /// Why it ended by itself, with what it asks for behind `; next: `; or what it was doing.
+    pub detail: Option<String>,
 }
 
 /// How the mirror is doing, for `status`.
@@ -41,7 +43,7 @@ pub async fn read(client: &Client, of: StreamOf<'_>) -> Result<Option<ProcessRow
     let row = client
         .query_opt(
             "SELECT nonce, host, pid, extract(epoch FROM clock_timestamp() - seen_at)::float8, \
-                 stopped_at IS NOT NULL \
+                 stopped_at IS NOT NULL, detail \
              FROM strangler.mirror_process WHERE slice = $1 AND dir = $2",
             &[&of.slice, &of.direction.as_str()],
         )
@@ -53,6 +55,7 @@ pub async fn read(client: &Client, of: StreamOf<'_>) -> Result<Option<ProcessRow
         pid: row.get(2),
         seen_s: row.get(3),
         stopped: row.get(4),
+        detail: row.get(5),
     }))
 }
 
@@ -72,7 +75,13 @@ pub async fn try_lock(client: &Client, slice: &str) -> Result<bool, JournalError
         .map_err(JournalError::database("taking the mirror's lock"))
 }
 
-/// A mirror starts.
+/// A way back stands still, and its mirror tries it again as it is.
+pub const TRIED_AGAIN: &str = "tried again";
+
+/// A way back stands still until `arm` makes it anew; its mirror looks from time to time whether that was done.
+pub const WAITS_FOR_ARM: &str = "waits for arm";
+
+/// A mirror starts. One that tries a way back `again` leaves standing what was said of it, until something has come through.
 ///
 /// # Errors
 /// [`JournalError::Database`].
@@ -80,21 +89,55 @@ pub async fn register(
     client: &Client,
     of: StreamOf<'_>,
     nonce: i64,
-    host: &str,
-    pid: i32,
+    (host, pid): (&str, i32),
+    again: bool,
 ) -> Result<(), JournalError> {
     client
         .execute(
-            "INSERT INTO strangler.mirror_process (slice, dir, nonce, host, pid, phase) \
+            "INSERT INTO strangler.mirror_process AS p (slice, dir, nonce, host, pid, phase) \
              VALUES ($1, $5, $2, $3, $4, 'starting') \
              ON CONFLICT (slice, dir) DO UPDATE SET nonce = excluded.nonce, host = excluded.host, \
-                 pid = excluded.pid, phase = 'starting', detail = NULL, lag_bytes = NULL, lag_ms = NULL, \
-                 started_at = now(), seen_at = now(), stopped_at = NULL",
-            &[&of.slice, &nonce, &host, &pid, &of.direction.as_str()],
+                 pid = excluded.pid, phase = CASE WHEN $6 THEN p.phase ELSE 'starting' END, \
+                 detail = CASE WHEN $6 THEN p.detail END, lag_bytes = NULL, lag_ms = NULL, \
+                 started_at = now(), seen_at = now(), stopped_at = CASE WHEN $6 THEN p.stopped_at END",
+            &[&of.slice, &nonce, &host, &pid, &of.direction.as_str(), &again],
         )
         .await
         .map(drop)
         .map_err(JournalError::database("registering the mirror"))
+}
+
+/// Says why a way back stands still while its mirror lives: the phase is [`TRIED_AGAIN`] or [`WAITS_FOR_ARM`].
+///
+/// # Errors
+/// [`JournalError::Database`].
+pub async fn stands_still(
+    client: &Client,
+    of: StreamOf<'_>,
+    nonce: i64,
+    (phase, why): (&str, &str),
+) -> Result<(), JournalError> {
+    let sql = "UPDATE strangler.mirror_process SET seen_at = clock_timestamp(), phase = $4, detail = $5, \
+                   stopped_at = coalesce(stopped_at, clock_timestamp()) \
+               WHERE slice = $1 AND dir = $2 AND nonce = $3";
+    let done = client.execute(sql, &[&of.slice, &of.direction.as_str(), &nonce, &phase, &why]).await;
+    done.map(drop).map_err(JournalError::database("recording why the way back stands still"))
+}
+
+/// The mirror whose way back stands still is alive.
+///
+/// # Errors
+/// [`JournalError::Database`].
+pub async fn beat_still(
+    client: &Client,
+    of: StreamOf<'_>,
+    (host, pid): (&str, i32),
+) -> Result<(), JournalError> {
+    let sql = "UPDATE strangler.mirror_process SET seen_at = clock_timestamp() \
+               WHERE slice = $1 AND dir = $2 AND host = $3 AND pid = $4 AND phase IN ($5, $6)";
+    let direction = of.direction.as_str();
+    let done = client.execute(sql, &[&of.slice, &direction, &host, &pid, &TRIED_AGAIN, &WAITS_FOR_ARM]).await;
+    done.map(drop).map_err(JournalError::database("updating the mirror's row"))
 }
 
 /// The mirror is alive.
@@ -110,7 +153,8 @@ pub async fn beat(
     client
         .execute(
             "UPDATE strangler.mirror_process SET seen_at = clock_timestamp(), phase = $3, detail = $4, \
-                 lag_bytes = $5, lag_ms = $6 \
+                 lag_bytes = $5, lag_ms = $6, \
+                 stopped_at = CASE WHEN $3 IN ($8, $9) THEN stopped_at END \
              WHERE slice = $1 AND dir = $7 AND nonce = $2",
             &[
                 &of.slice,
@@ -120,6 +164,8 @@ pub async fn beat(
                 &sighting.lag_bytes,
                 &sighting.lag_ms,
                 &of.direction.as_str(),
+                &TRIED_AGAIN,
+                &WAITS_FOR_ARM,
             ],
         )
         .await

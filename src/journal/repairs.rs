@@ -1,12 +1,13 @@
 //! Rows of the copy that the running mirror is asked to read from the authority again. Who finds a wrong row never
 //! writes beside the mirror: it leaves a request here, and the mirror does it where it knows what it has applied.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use tokio_postgres::Client;
 use tokio_postgres::types::PgLsn;
 
 use super::JournalError;
+use super::ledger::REPAIR;
 use crate::lsn::Lsn;
 
 /// What became of a request.
@@ -67,15 +68,25 @@ pub struct RepairOutcome {
 /// for good.
 const KEPT: &str = "7 days";
 
-/// Deletes the oldest requests that were answered more than 7 days ago, at most so many. Returns how many.
+/// Deletes the oldest requests of a slice that were answered more than 7 days ago, at most so many. Returns how many. Of
+/// those that were done, only the ones in `tables`, which the caller knows to be in the ledger.
 ///
 /// # Errors
 /// [`JournalError::Database`].
-pub async fn prune(client: &Client, most: usize) -> Result<u64, JournalError> {
+pub async fn prune(
+    client: &Client,
+    slice: &str,
+    tables: &[String],
+    most: usize,
+) -> Result<u64, JournalError> {
     let most = i64::try_from(most).unwrap_or(i64::MAX);
     let sql = "DELETE FROM strangler.repair WHERE id IN (SELECT id FROM strangler.repair \
-        WHERE state <> 'requested' AND done_at < clock_timestamp() - $1::text::interval ORDER BY id LIMIT $2)";
-    client.execute(sql, &[&KEPT, &most]).await.map_err(JournalError::database("deleting old repairs"))
+        WHERE slice = $1 AND done_at < clock_timestamp() - $2::text::interval \
+        AND (state = 'refused' OR state = 'done' AND source_table = ANY ($3)) ORDER BY id LIMIT $4)";
+    client
+        .execute(sql, &[&slice, &KEPT, &tables, &most])
+        .await
+        .map_err(JournalError::database("deleting old repairs"))
 }
 
 /// Asks for the rows of these keys, each with the finding that it is for. Returns the requests' numbers in their order.
@@ -111,8 +122,8 @@ pub struct Done {
     pub run: String,
     /// The monolith's table, by its label.
     pub source_table: String,
-    /// How many rows.
-    pub rows: i64,
+    /// Their numbers, in the order in which they were done.
+    pub ids: Vec<i64>,
     /// Position on the authority at or before which the last of them was read.
     pub lsn: Option<Lsn>,
 }
@@ -126,46 +137,70 @@ const RECORDED_WITHIN: &str = "2 minutes";
 /// # Errors
 /// [`JournalError::Database`].
 pub async fn done_long_ago(client: &Client, slice: &str) -> Result<Vec<Done>, JournalError> {
-    let sql = "SELECT run::text, source_table, count(*), max(lsn) FROM strangler.repair \
+    let sql = "SELECT run::text, source_table, array_agg(id ORDER BY done_at, id), max(lsn) FROM strangler.repair \
         WHERE slice = $1 AND state = 'done' AND run <> '00000000-0000-0000-0000-000000000000' \
-        GROUP BY run, source_table HAVING max(done_at) < clock_timestamp() - $2::text::interval ORDER BY min(id)";
+        AND done_at < clock_timestamp() - $2::text::interval GROUP BY run, source_table ORDER BY min(id)";
     let rows = client.query(sql, &[&slice, &RECORDED_WITHIN]).await.map_err(reading())?;
     let done = rows.iter().map(|row| Done {
         run: row.get(0),
         source_table: row.get(1),
-        rows: row.get(2),
+        ids: row.get(2),
         lsn: row.get::<_, Option<PgLsn>>(3).map(Lsn::from),
     });
     Ok(done.collect())
 }
 
-/// The keys of such requests in the order in which they were asked for, without the first `skip`.
+/// The keys of requests, by their numbers.
 ///
 /// # Errors
 /// [`JournalError::Database`].
-pub async fn done_keys(
-    client: &Client,
-    (slice, done): (&str, &Done),
-    skip: i64,
-) -> Result<Vec<Vec<String>>, JournalError> {
-    let sql = "SELECT key FROM strangler.repair WHERE slice = $1 AND state = 'done' AND run = $2::text::uuid \
-               AND source_table = $3 ORDER BY id OFFSET $4";
-    let rows = client.query(sql, &[&slice, &done.run, &done.source_table, &skip]).await.map_err(reading())?;
-    Ok(rows.iter().map(|row| row.get(0)).collect())
+pub async fn keys(client: &Client, ids: &[i64]) -> Result<Vec<(i64, Vec<String>)>, JournalError> {
+    let sql = "SELECT id, key FROM strangler.repair WHERE id = ANY ($1) ORDER BY id";
+    let rows = client.query(sql, &[&ids]).await.map_err(reading())?;
+    Ok(rows.iter().map(|row| (row.get(0), row.get(1))).collect())
 }
 
-/// How many repaired rows the ledger has for each run and table of a slice.
+/// What the ledger has of the requests of one run in one table.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Recorded {
+    /// Their numbers.
+    pub ids: BTreeSet<i64>,
+    /// How many rows stand in entries without numbers, which earlier versions made.
+    pub unnumbered: usize,
+}
+
+impl Recorded {
+    /// Those of `done`, which is in the order in which they were done, that the ledger does not have. An entry without numbers
+    /// has what was done when it was made, so the first ones.
+    #[must_use]
+    pub fn lacks(&self, done: &[i64]) -> Vec<i64> {
+        done.iter().copied().filter(|id| !self.ids.contains(id)).skip(self.unnumbered).collect()
+    }
+}
+
+/// What entries of the ledger after one have of a slice's requests, by run and table. Under [`super::ledger::lock`] it is
+/// all that there is.
 ///
 /// # Errors
 /// [`JournalError::Database`].
 pub async fn recorded(
     service: &Client,
     slice: &str,
-) -> Result<BTreeMap<(String, String), i64>, JournalError> {
-    let sql = "SELECT body->>'run', body->>'table', sum(json_array_length(body->'rows'))::int8 FROM strangler.ledger \
-               WHERE slice = $1 AND kind = 'repair' GROUP BY 1, 2";
-    let rows = service.query(sql, &[&slice]).await.map_err(reading())?;
-    Ok(rows.iter().map(|row| ((row.get(0), row.get(1)), row.get(2))).collect())
+    runs: &[&str],
+    after: i64,
+) -> Result<BTreeMap<(String, String), Recorded>, JournalError> {
+    let sql = "SELECT body->>'run', body->>'table', \
+            CASE WHEN body->'requests' IS NULL THEN json_array_length(body->'rows') ELSE 0 END, \
+            ARRAY(SELECT e::int8 FROM json_array_elements_text(body->'requests') AS e) \
+        FROM strangler.ledger WHERE slice = $1 AND kind = $2 AND id > $4 AND body->>'run' = ANY ($3)";
+    let rows = service.query(sql, &[&slice, &REPAIR, &runs, &after]).await.map_err(reading())?;
+    let mut all = BTreeMap::<_, Recorded>::new();
+    for row in rows {
+        let one = all.entry((row.get(0), row.get(1))).or_default();
+        one.unnumbered += usize::try_from(row.get::<_, i32>(2)).unwrap_or(0);
+        one.ids.extend(row.get::<_, Vec<i64>>(3));
+    }
+    Ok(all)
 }
 
 /// Whether requests of a slice wait.
@@ -239,4 +274,26 @@ pub async fn set_refused(client: &Client, refused: &[(i64, String)]) -> Result<(
 
 fn reading() -> impl FnOnce(tokio_postgres::Error) -> JournalError {
     JournalError::database("reading the repairs")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_the_ledger_lacks_is_told_by_number_and_for_earlier_entries_by_order() {
+        let recorded = |ids: &[i64], unnumbered| Recorded { ids: ids.iter().copied().collect(), unnumbered };
+        assert_eq!(
+            recorded(&[2, 3, 9], 0).lacks(&[2, 3, 1]),
+            [1],
+            "one that was done late, though asked for first"
+        );
+        assert_eq!(
+            recorded(&[], 2).lacks(&[2, 3, 1]),
+            [1],
+            "an earlier version recorded what was done first"
+        );
+        assert_eq!(recorded(&[4], 2).lacks(&[2, 3, 4, 1]), [1]);
+        assert_eq!(recorded(&[1, 2, 3], 0).lacks(&[3]), [] as [i64; 0], "others were deleted");
+    }
 }

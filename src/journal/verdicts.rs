@@ -108,6 +108,22 @@ pub async fn since_move(client: &Client, slice: &str, epoch: i64) -> Result<Opti
     Ok(row.map(|row| SinceMove { ago_s: row.get(0), clean: row.get(1) }))
 }
 
+/// A strict verdict found rows that differ, and no full strict one has taken that back: one by meaning does not see them.
+/// Each verdict carries the answer on; entries of an earlier version lack it, and all of them are looked at.
+///
+/// # Errors
+/// [`JournalError::Database`].
+pub async fn differs_strictly(client: &Client, slice: &str) -> Result<bool, JournalError> {
+    let sql = "SELECT coalesce((SELECT (body ->> 'differs_strictly')::bool FROM strangler.ledger \
+            WHERE slice = $1 AND kind = $2 ORDER BY id DESC LIMIT 1), \
+        EXISTS (SELECT FROM strangler.ledger WHERE slice = $1 AND kind = $2 \
+            AND id > coalesce((SELECT max(id) FROM strangler.ledger WHERE slice = $1 AND kind = $2 \
+                AND body ->> 'strict' = 'true' AND body ->> 'full' = 'true' AND body ->> 'outcome' = 'clean'), 0) \
+            AND body ->> 'strict' = 'true' AND coalesce(body -> 'counts' ->> 'differs', '0') <> '0'))";
+    let row = client.query_one(sql, &[&slice, &VERDICT]).await.map_err(reading())?;
+    Ok(row.get(0))
+}
+
 fn reading() -> impl FnOnce(tokio_postgres::Error) -> JournalError {
     JournalError::database("reading the verdicts")
 }

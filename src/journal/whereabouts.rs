@@ -1,15 +1,18 @@
 //! Where a link leads, by what the database itself says: which one it is, and whose it was made by `provision`. Links
-//! that were mixed up are told before anything is read or written through them.
+//! that were mixed up, and slices that are another plan's, are told before anything is read or written through them.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use tokio_postgres::Client;
 
 use super::JournalError;
-use crate::problem::Problem;
+use crate::problem::{Problem, START_ANEW};
+
+/// Code of a slice whose name another plan has provisioned; every verb says it.
+const SLICE_TAKEN: &str = "slice-taken";
 
 /// One side of a slice, as `provision` entered it.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Side {
     /// Slice.
     pub slice: String,
@@ -107,7 +110,7 @@ pub struct Route<'a> {
     pub service: &'a str,
 }
 
-/// A link that leads to another database than the plan says.
+/// What a database says against the plan: it is another one than the plan means, or the slice in it is another plan's.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Astray {
     /// The monolith's link and a service's lead to the same database.
@@ -141,6 +144,13 @@ pub enum Astray {
         other: String,
         /// Its name.
         database: String,
+    },
+    /// The slice of this name was provisioned from another plan: its gate and its streams are that one's.
+    Taken {
+        /// Where, as an operator names it: `monolith` or `service orders`.
+        database: String,
+        /// What was provisioned there.
+        side: Side,
     },
 }
 
@@ -180,7 +190,24 @@ pub fn astray(
             found.insert(Astray::ServiceAtOther { service, other: other.service.clone(), database });
         }
     }
+    let places = [(monolith, "monolith".to_owned()), (service, format!("service {}", route.service))];
+    for (at, database) in places {
+        let mut sides = at.iter().flat_map(|at| &at.sides);
+        if let Some(side) = sides.find(|side| side.slice == route.slice && side.plan != route.plan) {
+            found.insert(Astray::Taken { database, side: side.clone() });
+        }
+    }
     found
+}
+
+/// What such problems come to, as a heading and the code of an error: of slices that are another plan's, the link is right.
+#[must_use]
+pub fn summary(problems: &[Problem]) -> (&'static str, &'static str) {
+    if problems.iter().all(|problem| problem.code == SLICE_TAKEN) {
+        ("the databases hold a slice of this name that is another plan's", SLICE_TAKEN)
+    } else {
+        ("links lead to other databases than the plan says", "links-astray")
+    }
 }
 
 impl Astray {
@@ -227,6 +254,21 @@ impl Astray {
                     .fact(format!("its link leads to {database}, which is the database of service {other}"))
                     .consequence("tables of two services would meet in one database")
                     .next(correct(&of_service(service)))
+            }
+            Self::Taken { database, side } => {
+                Problem::error(SLICE_TAKEN, format!("slice {} on {database}", side.slice))
+                    .fact(format!(
+                        "it was provisioned by plan {} for service {} as the {} side",
+                        side.plan,
+                        side.service,
+                        if side.of_service { "service" } else { "monolith" }
+                    ))
+                    .consequence("two slices would share one gate")
+                    .next(format!(
+                        "take the file of plan {} for that slice; to have one of this plan, give it another name, or undo \
+                         the other one first: {START_ANEW}",
+                        side.plan
+                    ))
             }
         }
     }
@@ -276,11 +318,25 @@ mod tests {
                 assert_eq!(codes(monolith, service), Vec::<&str>::new());
             }
         }
-        let other_plan = Route { plan: "another", ..ROUTE };
+        let other_plan = Route { plan: "another", slice: "addresses", ..ROUTE };
         assert!(
             astray(other_plan, Some(&orders()), Some(&products())).is_empty(),
             "a service may be split itself"
         );
+    }
+
+    #[test]
+    fn a_slice_of_another_plan_is_not_this_one_whatever_it_is_called() {
+        let other_plan = Route { plan: "another", ..ROUTE };
+        let found = astray(other_plan, Some(&monolith()), Some(&orders()));
+        let problems: Vec<Problem> = found.iter().map(Astray::problem).collect();
+        let objects: Vec<&str> = problems.iter().map(|problem| problem.object.as_str()).collect();
+        assert_eq!(objects, ["slice ordering on monolith", "slice ordering on service orders"]);
+        for problem in &problems {
+            assert_eq!(problem.code, "slice-taken");
+            assert!(problem.fact.contains("by plan retail"), "{}", problem.fact);
+            assert!(problem.next.starts_with("take the file of plan retail"), "{}", problem.next);
+        }
     }
 
     #[test]

@@ -1,8 +1,8 @@
 //! What about a table that stands in a service keeps mirrored rows from being the monolith's.
 
 use super::{ColumnMapping, TableMapping, expression};
-use crate::catalog::{Catalog, Column, DependentKind, Table};
-use crate::name::{TableName, quote_ident};
+use crate::catalog::{Catalog, Column, DependentKind, Table, UserTypeKind};
+use crate::name::{TableName, quote_ident, quote_literal};
 
 /// A fact about a service's table, and the statement that mends it there.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -31,8 +31,52 @@ pub fn fits(
     wider(&wanted.type_sql, &present.type_sql)
 }
 
+/// By which labels two enums differ, and the statements that add what the service's lacks. `None` where the columns are no enums,
+/// or have the same labels.
+#[must_use]
+pub fn labels_apart(
+    (monolith, service): (&Catalog, &Catalog),
+    (wanted, present): (&Column, &Column),
+) -> Option<Misfit> {
+    let labels =
+        |catalog: &Catalog, column: &Column| match &catalog.types.get(column.user_type.as_ref()?)?.kind {
+            UserTypeKind::Enum(labels) => Some(labels.clone()),
+            UserTypeKind::Domain { .. } | UserTypeKind::Composite(_) | UserTypeKind::Other => None,
+        };
+    let (theirs, ours) = (labels(monolith, wanted)?, labels(service, present)?);
+    if theirs == ours {
+        return None;
+    }
+    let listed =
+        |labels: &[&String]| labels.iter().map(|label| quote_literal(label)).collect::<Vec<_>>().join(", ");
+    let lacking: Vec<&String> = theirs.iter().filter(|label| !ours.contains(label)).collect();
+    let extra: Vec<&String> = ours.iter().filter(|label| !theirs.contains(label)).collect();
+    let name = present.user_type.as_ref().map_or_else(|| present.type_sql.clone(), TableName::sql);
+    let mut facts = Vec::new();
+    if !lacking.is_empty() {
+        facts.push(format!("it lacks the labels {}", listed(&lacking)));
+    }
+    if !extra.is_empty() {
+        facts.push(format!("it has the labels {}, which the monolith lacks", listed(&extra)));
+    }
+    if facts.is_empty() {
+        facts.push("it has the same labels in another order".to_owned());
+    }
+    let add = |label: &&String| format!("ALTER TYPE {name} ADD VALUE {};", quote_literal(label));
+    let next = if extra.is_empty() && theirs.starts_with(&ours) {
+        format!("run in the service: {}", lacking.iter().map(add).collect::<Vec<_>>().join(" "))
+    } else {
+        format!(
+            "make the enum {name} anew in the service, with the labels {}",
+            listed(&theirs.iter().collect::<Vec<_>>())
+        )
+    };
+    Some(Misfit { fact: facts.join(", and "), next })
+}
+
 /// Equal, or a type that holds every value of the other one in the same text form.
-fn wider(from: &str, to: &str) -> bool {
+#[must_use]
+pub fn wider(from: &str, to: &str) -> bool {
     const INTEGERS: [&str; 3] = ["smallint", "integer", "bigint"];
     if from == to {
         return true;

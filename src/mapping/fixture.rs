@@ -73,6 +73,7 @@ pub(crate) fn index(name: &str, columns: &[&str], primary: bool) -> Index {
         partial: false,
         constraint: None,
         replica_identity: false,
+        comment: None,
     }
 }
 
@@ -96,6 +97,7 @@ pub(crate) fn table(text: &str, columns: Vec<Column>) -> Table {
         total_bytes: 16_384,
         heap_bytes: 8_192,
         comment: None,
+        storage: Vec::new(),
         can_select: true,
         can_own: true,
     };
@@ -119,6 +121,7 @@ pub(crate) fn foreign_key(from: &str, column: &str, to: &str, referenced: &str) 
         validated: true,
         inherited: false,
         cut: false,
+        comment: None,
     }
 }
 

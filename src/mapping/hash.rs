@@ -74,7 +74,8 @@ impl Canonical {
         self.word(&column.type_sql);
     }
 
-    fn references(&mut self, table: &TableMapping) {
+    /// Adds the soft references, in an order of their own.
+    pub(super) fn references(&mut self, table: &TableMapping) {
         let mut references = table.soft_references.clone();
         references.sort_by(|a, b| (&a.columns, &a.references).cmp(&(&b.columns, &b.references)));
         self.list(&references, |text, reference| {

@@ -8,6 +8,7 @@ use std::fmt;
 use std::io;
 use std::ops::{Deref, DerefMut};
 use std::sync::Arc;
+use std::time::Duration;
 
 use rustls::ClientConfig;
 use secrecy::{ExposeSecret, SecretString};
@@ -48,6 +49,8 @@ pub struct Server {
     link: LinkTemplate,
     role: SessionRole,
     variables: Arc<dyn Variables>,
+    /// The longest that a server may owe an answer.
+    answers_within: Option<Duration>,
 }
 
 impl Server {
@@ -58,7 +61,15 @@ impl Server {
         role: SessionRole,
         variables: Arc<dyn Variables>,
     ) -> Self {
-        Self { label: label.into(), link, role, variables }
+        Self { label: label.into(), link, role, variables, answers_within: None }
+    }
+
+    /// The same way for sessions whose statements are short: a server that owes an answer for longer than this is taken for
+    /// gone, and the statement fails as over a broken connection. Without it a statement may take hours.
+    #[must_use]
+    pub fn answering_within(mut self, limit: Duration) -> Self {
+        self.answers_within = Some(limit);
+        self
     }
 
     /// The name given at the start.
@@ -97,7 +108,9 @@ impl Server {
     /// unless a server refused the login itself.
     pub async fn connect(&self, application: &str) -> Result<Session, ConnectError> {
         let link = self.link()?;
-        let (session, at) = self.open(&link, &SqlLogin { link: &link, application }).await?;
+        let (session, at) = self
+            .open(&link, &SqlLogin { link: &link, application, answers_within: self.answers_within })
+            .await?;
         let prepared = timeout(link.connect_timeout, settings::prepare(&session, self.role, &at)).await;
         match prepared {
             Ok(result) => result.map(|()| session),
@@ -274,6 +287,7 @@ pub(super) trait Login: Sync {
 struct SqlLogin<'a> {
     link: &'a Link,
     application: &'a str,
+    answers_within: Option<Duration>,
 }
 
 impl Login for SqlLogin<'_> {
@@ -281,6 +295,10 @@ impl Login for SqlLogin<'_> {
 
     async fn login(&self, wire: Wire, route: &Route) -> Result<(Session, Reported), LoginError> {
         let encryption = if wire.is_encrypted() { Encryption::Always } else { Encryption::Never };
+        let wire = match self.answers_within {
+            Some(limit) => wire.watched(limit),
+            None => wire,
+        };
         let mut config = tokio_postgres::Config::new();
         config.user(&self.link.user).dbname(&self.link.database).application_name(self.application);
         config.channel_binding(self.link.channel_binding);
@@ -300,7 +318,8 @@ impl Login for SqlLogin<'_> {
         let (client, connection) = connected.map_err(LoginError::from_client)?;
         let reported = Reported::from_parameters(|name| connection.parameter(name));
         let server_major = connection.parameter("server_version").map_or(0, major);
-        let cancel = CancelToken { token: client.cancel_token(), route: route.clone(), encryption };
+        let (token, limit) = (client.cancel_token(), self.link.connect_timeout);
+        let cancel = CancelToken { token, route: route.clone(), encryption, limit };
         let driver = AbortOnDropHandle::new(tokio::spawn(async move {
             // Whoever uses the session gets the same error from the call that it breaks.
             if let Err(error) = connection.await {
@@ -380,6 +399,8 @@ pub struct CancelToken {
     token: tokio_postgres::CancelToken,
     route: Route,
     encryption: Encryption,
+    /// The link's `connect_timeout`.
+    limit: Duration,
 }
 
 impl CancelToken {
@@ -387,8 +408,13 @@ impl CancelToken {
     /// whether it was.
     ///
     /// # Errors
-    /// The server could not be reached.
+    /// The server could not be reached, or did not answer in the time that a connection may take.
     pub async fn cancel(&self) -> Result<(), io::Error> {
+        let asked = timeout(self.limit, self.ask()).await;
+        asked.unwrap_or_else(|_elapsed| Err(io::ErrorKind::TimedOut.into()))
+    }
+
+    async fn ask(&self) -> Result<(), io::Error> {
         let wire = self.route.dial(self.encryption).await.map_err(|error| match error {
             DialError::Socket(error) | DialError::Handshake(error) => error,
             DialError::NoTls => {

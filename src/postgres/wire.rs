@@ -18,12 +18,18 @@ use tokio_postgres::tls::{ChannelBinding, TlsConnect, TlsStream};
 use super::link::{Endpoint, Keepalive, Place, SslMode};
 use super::tls::server_end_point;
 
+mod watched;
+
+pub(super) use watched::Watched;
+
 /// A connected socket.
 #[derive(Debug)]
 pub(super) enum Wire {
     Tcp(TcpStream),
     Unix(UnixStream),
     Tls(Box<tokio_rustls::client::TlsStream<TcpStream>>),
+    /// Any of the others, whose server may not owe an answer for long.
+    Watched(Box<Watched>),
 }
 
 /// One address of an endpoint.
@@ -162,12 +168,25 @@ fn tune(stream: &TcpStream, keepalive: Keepalive) -> io::Result<()> {
 impl Wire {
     /// Encrypted or not.
     pub(super) fn is_encrypted(&self) -> bool {
-        matches!(self, Self::Tls(_))
+        match self {
+            Self::Tls(_) => true,
+            Self::Tcp(_) | Self::Unix(_) => false,
+            Self::Watched(watched) => watched.wire().is_encrypted(),
+        }
+    }
+
+    /// The same, on which a silence of the server within an answer is an error after so long.
+    pub(super) fn watched(self, limit: std::time::Duration) -> Self {
+        Self::Watched(Box::new(Watched::new(self, limit)))
     }
 
     /// `tls-server-end-point` of the session, when there is one.
     pub(super) fn end_point(&self) -> Option<Vec<u8>> {
-        let Self::Tls(session) = self else { return None };
+        let session = match self {
+            Self::Tls(session) => session,
+            Self::Tcp(_) | Self::Unix(_) => return None,
+            Self::Watched(watched) => return watched.wire().end_point(),
+        };
         let certificate = session.get_ref().1.peer_certificates()?.first()?;
         server_end_point(certificate.as_ref())
     }
@@ -179,6 +198,7 @@ impl AsyncRead for Wire {
             Self::Tcp(stream) => Pin::new(stream).poll_read(cx, buf),
             Self::Unix(stream) => Pin::new(stream).poll_read(cx, buf),
             Self::Tls(stream) => Pin::new(stream).poll_read(cx, buf),
+            Self::Watched(stream) => Pin::new(stream).poll_read(cx, buf),
         }
     }
 }
@@ -189,6 +209,7 @@ impl AsyncWrite for Wire {
             Self::Tcp(stream) => Pin::new(stream).poll_write(cx, buf),
             Self::Unix(stream) => Pin::new(stream).poll_write(cx, buf),
             Self::Tls(stream) => Pin::new(stream).poll_write(cx, buf),
+            Self::Watched(stream) => Pin::new(stream).poll_write(cx, buf),
         }
     }
 
@@ -197,6 +218,7 @@ impl AsyncWrite for Wire {
             Self::Tcp(stream) => Pin::new(stream).poll_flush(cx),
             Self::Unix(stream) => Pin::new(stream).poll_flush(cx),
             Self::Tls(stream) => Pin::new(stream).poll_flush(cx),
+            Self::Watched(stream) => Pin::new(stream).poll_flush(cx),
         }
     }
 
@@ -205,6 +227,7 @@ impl AsyncWrite for Wire {
             Self::Tcp(stream) => Pin::new(stream).poll_shutdown(cx),
             Self::Unix(stream) => Pin::new(stream).poll_shutdown(cx),
             Self::Tls(stream) => Pin::new(stream).poll_shutdown(cx),
+            Self::Watched(stream) => Pin::new(stream).poll_shutdown(cx),
         }
     }
 }

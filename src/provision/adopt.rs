@@ -4,6 +4,7 @@
 use serde_json::json;
 
 use super::Statement;
+use super::comments;
 use super::deferred::{Deferred, Rank, insert, validate};
 use super::draft::{Draft, Site, in_service, journal};
 use super::objects::validated;
@@ -12,7 +13,7 @@ use super::tables::{guard, mirror_row, refuse_rows};
 use crate::catalog::{Catalog, Index, Table, TableKind};
 use crate::journal::statements as ours;
 use crate::mapping::{SliceMapping, TableMapping, adopted};
-use crate::name::{TableName, quote_ident};
+use crate::name::{TableName, quote_ident, quote_list};
 use crate::problem::Problem;
 
 /// Verifies every table of the service and adds what readies them.
@@ -92,10 +93,11 @@ fn verify(draft: &Draft<'_>, site: &Site<'_>, mapping: &TableMapping) -> Vec<Pro
         let key: Vec<&str> = mapping.key_columns().map(|column| column.target.as_str()).collect();
         problems.push(refused(
             format!(
-                "no primary key or unique index over NOT NULL columns covers exactly ({})",
-                key.join(", ")
+                "no primary key or unique index over NOT NULL columns covers exactly ({}); it has {}",
+                key.join(", "),
+                unique_columns(table)
             ),
-            format!("run in the service: ALTER TABLE {} ADD UNIQUE (…)", table.name.sql()),
+            format!("run in the service: ALTER TABLE {} {}", table.name.sql(), add_key(table, &key)),
         ));
     }
     problems
@@ -135,7 +137,12 @@ fn columns(
                 "column {name} is {}, and the monolith's {} does not fit into it",
                 present.type_sql, wanted.type_sql
             );
-            found.push((fact, alter(name, &format!("TYPE {}", wanted.type_sql))));
+            let catalogs = (&draft.survey.monolith, service);
+            let labels = origin.and_then(|origin| adopted::labels_apart(catalogs, (origin, present)));
+            found.push(match labels {
+                Some(misfit) => (format!("{fact}: {}", misfit.fact), misfit.next),
+                None => (fact, alter(name, &format!("TYPE {}", wanted.type_sql))),
+            });
         }
         if present.generated_sql.is_some() {
             // A virtual one has no values to keep (ALTER TABLE).
@@ -191,6 +198,29 @@ fn key_index<'a>(mapping: &TableMapping, table: &'a Table) -> Option<&'a Index> 
     fitting.first().copied()
 }
 
+/// What its unique indexes are over, in words.
+fn unique_columns(table: &Table) -> String {
+    let of = |index: &Index| {
+        let columns: Vec<&str> =
+            index.columns.iter().map(|column| column.as_deref().unwrap_or("an expression")).collect();
+        format!("{} ({})", index.name, columns.join(", "))
+    };
+    let uniques: Vec<String> = table.indexes.iter().filter(|index| index.unique).map(of).collect();
+    if uniques.is_empty() { "none at all".to_owned() } else { uniques.join(", ") }
+}
+
+/// What makes a key of these columns, to stand behind ALTER TABLE.
+fn add_key(table: &Table, key: &[&str]) -> String {
+    let columns = quote_list(key.iter().copied());
+    if table.indexes.iter().all(|index| !index.primary) {
+        return format!("ADD PRIMARY KEY ({columns})");
+    }
+    let nullable = key.iter().filter(|name| table.column(name).is_some_and(|column| !column.not_null));
+    let not_null: String =
+        nullable.map(|name| format!("ALTER COLUMN {} SET NOT NULL, ", quote_ident(name))).collect();
+    format!("{not_null}ADD UNIQUE ({columns})")
+}
+
 /// Something to write down and take off.
 struct Aside<'a> {
     slice: &'a SliceMapping,
@@ -242,6 +272,7 @@ fn foreign_keys<'a>(site: &Site<'a>) -> Vec<Aside<'a>> {
         for key in keys.filter(|key| key.table == mapping.target && !key.inherited) {
             let target = mapping.target.sql();
             let name = quote_ident(&key.name);
+            let comment = comments::on_constraint(&mapping.target, &key.name, key.comment.as_deref());
             let add = format!("ALTER TABLE {target} ADD CONSTRAINT {name} {}", key.definition_sql);
             // A partitioned table takes no foreign key without validating it.
             let plain = site.catalog.table(&mapping.target).map(|table| table.kind)
@@ -254,16 +285,21 @@ fn foreign_keys<'a>(site: &Site<'a>) -> Vec<Aside<'a>> {
             };
             let note = site.slices.iter().any(|other| elsewhere(other)).then(|| {
                 let object = format!("foreign key {} of {}", key.name, mapping.target);
+                let add = comments::with(add.clone(), comment.clone());
                 let detail = json!({ "object": object, "create_sql": add });
                 journal(Some(&slice.slice), "set aside between slices", &detail)
             });
             let what = if note.is_some() {
                 Vec::new()
             } else if plain {
-                vec![one(Rank::ForeignKey, key.name.clone(), add)]
+                vec![one(Rank::ForeignKey, key.name.clone(), comments::with(add, comment))]
             } else {
                 vec![
-                    one(Rank::ForeignKey, key.name.clone(), format!("{add} NOT VALID")),
+                    one(
+                        Rank::ForeignKey,
+                        key.name.clone(),
+                        comments::with(format!("{add} NOT VALID"), comment),
+                    ),
                     one(
                         Rank::Validate,
                         format!("validate {}", key.name),
@@ -313,6 +349,7 @@ fn unique_indexes<'a>(draft: &mut Draft<'_>, site: &Site<'a>) -> Vec<Aside<'a>> 
                     format!("DROP INDEX {}", TableName::new(&table.name.schema, &index.name).sql()),
                 ),
             };
+            let sql = comments::with(sql, comments::on_index(&mapping.target, table, index));
             let what = vec![Deferred { rank, table: mapping.target.clone(), object, sql }];
             asides.push(Aside { slice, table: &mapping.target, what, note: None, drop_sql });
         }

@@ -55,23 +55,37 @@ pub(crate) fn claimed_in_service<'t>(
             if same_plan && asking.plan.slices.contains_key(slice) {
                 continue;
             }
-            let plan = plan.as_deref().unwrap_or("that is not known");
+            let plan = plan.as_deref();
             problems.insert(
                 Problem::error("table-claimed", format!("service {service}, table {table}"))
-                    .fact(format!(
-                        "slice {} writes into it, and it belongs to slice {slice} of plan {plan}, whose gate hangs on it",
-                        asking.slice
-                    ))
+                    .fact(format!("slice {} writes into it, and it {}", asking.slice, belongs(slice, plan)))
                     .consequence("a second mirror passes that gate: rows of the other slice would be overwritten and lost")
-                    .next(format!(
-                        "give slice {} another table with `to:`; or take slice {slice} back first: {START_ANEW}",
-                        asking.slice
-                    ))
+                    .next(leave_alone(asking.slice, slice))
                     .of_slice(asking.slice),
             );
         }
     }
     problems.into_iter().collect()
+}
+
+/// Whose a service's table is, in words, and what to do then, where its gate is another slice's. Whatever that slice has mirrored
+/// is in it, so nobody is told to empty, drop or adopt it.
+pub(crate) fn held_by_another(
+    slice: &str,
+    table: &TableName,
+    holdings: &[Holding],
+) -> Option<(String, String)> {
+    let other = holdings.iter().find(|one| one.table == *table && one.gated && one.slice != slice)?;
+    Some((belongs(&other.slice, other.plan.as_deref()), leave_alone(slice, &other.slice)))
+}
+
+fn belongs(slice: &str, plan: Option<&str>) -> String {
+    let plan = plan.unwrap_or("that is not known");
+    format!("belongs to slice {slice} of plan {plan}, whose gate hangs on it")
+}
+
+fn leave_alone(slice: &str, other: &str) -> String {
+    format!("give slice {slice} another table with `to:`; or take slice {other} back first: {START_ANEW}")
 }
 
 impl Asking<'_> {

@@ -9,7 +9,8 @@ use super::anatomy::{ForeignKeyShape, IndexKey, IndexShape, Used};
 use super::draft::{Draft, Site, journal};
 use super::expression::{Stuck, carry, since, target_of};
 use super::objects::{enforced, validated};
-use super::tables::{describe, key_index};
+use super::tables::{describe, key_index, majors};
+use super::{comments, storage};
 use crate::catalog::{ConstraintKind, ForeignKey, Index, Table, UserTypeKind};
 use crate::journal::statements as ours;
 use crate::mapping::{SliceMapping, TableMapping};
@@ -60,6 +61,7 @@ pub(super) fn record(draft: &mut Draft<'_>, site: &Site<'_>) {
             indexes((draft, major), mapping, table, &mut found, &mut notes);
             checks((draft, major), mapping, table, &mut found, &mut notes);
             domains(draft, mapping, table, &mut notes);
+            parameters((draft, site), table, &mut notes);
             foreign_keys((draft, major), slice, (mapping, table), &mut found, &mut notes);
         }
         found.sort_by_key(|one| one.rank);
@@ -145,6 +147,7 @@ fn indexes(
         let rank = if index.constraint.is_some() { Rank::Constraint } else { Rank::Index };
         match statement((draft, major), mapping, table, index) {
             Ok(sql) => {
+                let sql = comments::with(sql, comments::on_index(&mapping.target, table, index));
                 found.push(Deferred { rank, table: mapping.target.clone(), object: name.clone(), sql })
             }
             Err(stuck) => notes.push(left_out(what, name, table, stuck.fact())),
@@ -326,11 +329,12 @@ fn checks(
         let used = Used::Constraint(table.name.clone(), check.name.clone());
         let needs = draft.survey.anatomy.needs_of(&used);
         if let Ok(definition) = carry(mapping, table, needs, &check.definition_sql) {
+            let comment = comments::on_constraint(&mapping.target, &check.name, check.comment.as_deref());
             found.push(Deferred {
                 rank: Rank::Constraint,
                 table: mapping.target.clone(),
                 object: check.name.clone(),
-                sql: add(mapping, &check.name, &definition),
+                sql: comments::with(add(mapping, &check.name, &definition), comment),
             });
         }
     }
@@ -362,6 +366,17 @@ fn domains(draft: &Draft<'_>, mapping: &TableMapping, table: &Table, notes: &mut
             next = base_type.as_ref();
         }
     }
+}
+
+/// Storage parameters that the service's server may be too old for.
+fn parameters((draft, site): (&Draft<'_>, &Site<'_>), table: &Table, notes: &mut Vec<Note>) {
+    let majors = majors(draft, site);
+    notes.extend(storage::split(table, majors).left.into_iter().map(|parameter| {
+        let name = parameter.split_once('=').map_or(parameter, |(name, _)| name);
+        let why =
+            format!("the service's server, {}, is older than the monolith's and may not know it", majors.1);
+        left_out("storage parameter", name, table, why)
+    }));
 }
 
 fn foreign_keys(
@@ -419,7 +434,9 @@ fn with_validation(
     let one = |rank, object, sql| Deferred { rank, table: mapping.target.clone(), object, sql };
     let how = if shape.enforced { "NOT VALID" } else { "NOT ENFORCED" };
     let definition = format!("{definition} {how}");
-    let mut found = vec![one(Rank::ForeignKey, key.name.clone(), add(mapping, &key.name, &definition))];
+    let comment = comments::on_constraint(&mapping.target, &key.name, key.comment.as_deref());
+    let sql = comments::with(add(mapping, &key.name, &definition), comment);
+    let mut found = vec![one(Rank::ForeignKey, key.name.clone(), sql)];
     if key.validated {
         found.push(one(
             Rank::Validate,

@@ -27,8 +27,9 @@ pub fn design(plan: &Plan, mappings: &Mappings, survey: &Survey, logins: &Logins
         return draft.design;
     }
     preflight::check(&mut draft);
-    rights::roles(&mut draft, &sites);
+    // First, so that everything after it can be written down, and told in the ledger.
     slices::schema(&mut draft, &sites);
+    rights::roles(&mut draft, &sites);
     slices::monolith(&mut draft);
     monolith_rights::grants(&mut draft, &sites);
     for site in &sites {

@@ -90,22 +90,30 @@ fn see_ours(draft: &Draft<'_>, wanted: &mut Wanted, role: &str) {
     }
 }
 
-/// To prove that a row differs, reconcile locks it on the monolith. SELECT … FOR SHARE takes SELECT on the table and
-/// UPDATE on any one column of it (PostgreSQL documentation, section 5.8), so one column of the key is what it gets.
+/// What the apply role needs to lock rows of a table: to prove that a row differs, reconcile locks it on the monolith. SELECT …
+/// FOR SHARE takes SELECT on the table and UPDATE on any one column of it (PostgreSQL documentation, section 5.8), so one
+/// column of the key is what it gets. `arm` grants it, too, where only it makes the role.
+pub(crate) fn to_lock_rows(table: &TableMapping) -> Vec<(GrantOn, &'static [&'static str])> {
+    let key = table.key_columns().chain(&table.columns).next();
+    let mut wanted: Vec<(GrantOn, &'static [&'static str])> = vec![
+        (GrantOn::Schema(table.source.schema.clone()), &["USAGE"]),
+        (GrantOn::Table(table.source.clone()), &["SELECT"]),
+    ];
+    let column = key.map(|key| GrantOn::Column(table.source.clone(), key.source.clone()));
+    wanted.extend(column.map(|column| (column, &["UPDATE"] as _)));
+    wanted
+}
+
 fn lock_rows(draft: &mut Draft<'_>, wanted: &mut Wanted) {
     let tables: Vec<&TableMapping> = draft.mappings.values().flat_map(|slice| &slice.tables).collect();
-    for table in tables {
-        let schema = &table.source.schema;
-        if may_grant_usage(draft, schema) {
-            wanted.schema(schema, APPLY_ROLE);
-        } else {
+    for (on, privileges) in tables.into_iter().flat_map(to_lock_rows) {
+        if let GrantOn::Schema(schema) = &on
+            && !may_grant_usage(draft, schema)
+        {
             draft.problem(closed(draft, schema));
+            continue;
         }
-        wanted.table(&table.source, APPLY_ROLE, &["SELECT"]);
-        if let Some(key) = table.key_columns().chain(&table.columns).next() {
-            let column = GrantOn::Column(table.source.clone(), key.source.clone());
-            wanted.add(column, APPLY_ROLE, &["UPDATE"]);
-        }
+        wanted.add(on, APPLY_ROLE, privileges);
     }
 }
 

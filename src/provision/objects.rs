@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::Statement;
 use super::anatomy::{Reference, Used};
+use super::comments::on_sequence;
 use super::draft::{Draft, Site, in_service};
 use super::expression::target_of;
 use super::schema_rights::{Closed, no_create_in_schema};
@@ -371,7 +372,7 @@ fn sequences(draft: &mut Draft<'_>, site: &Site<'_>) {
                 continue;
             }
             let sql = target.sql();
-            let statements = vec![
+            let mut statements = vec![
                 Statement::from(format!(
                     "CREATE SEQUENCE IF NOT EXISTS {sql} AS {} {}",
                     sequence.type_sql,
@@ -379,6 +380,7 @@ fn sequences(draft: &mut Draft<'_>, site: &Site<'_>) {
                 )),
                 format!("ALTER SEQUENCE {sql} OWNER TO {}", quote_ident(&site.service.owner)).into(),
             ];
+            statements.extend(on_sequence(&target, sequence.comment.as_deref()).map(Statement::from));
             let what = ("create sequence", &*target.to_string());
             draft.journaled(site.database(), Some(&slice.slice), what, statements);
         }

@@ -8,11 +8,12 @@ use super::state::State;
 use super::{Asking, Database, Survey, claimed, claimed_in_service, publication};
 use crate::catalog::{Catalog, Table, TableKind};
 use crate::dualwrite::gate;
-use crate::journal::whereabouts::{self, Astray, Route, Whereabouts};
+use crate::journal::whereabouts::{self, Astray, Route, Side, Whereabouts};
 use crate::mapping::SliceMapping;
+use crate::mapping::outline::COMPARED;
 use crate::name::{TableName, quote_ident};
 use crate::plan::{Ddl, Plan};
-use crate::problem::{Problem, START_ANEW, bring_back};
+use crate::problem::{Problem, bring_back};
 
 /// PostgreSQL cuts longer names (documentation, section 4.1.1).
 const NAME_BYTES_MAX: usize = 63;
@@ -25,7 +26,7 @@ pub(super) fn check(draft: &mut Draft<'_>) {
     for service in draft.mappings.values().map(|slice| &slice.service) {
         if !survey.service_states.contains_key(service) {
             draft.problem(
-                Problem::error("no-connection", format!("service {service}"))
+                Problem::error("database-unreachable", format!("service {service}"))
                     .fact("its admin link gave no connection")
                     .consequence("nothing can be made there")
                     .next(format!("check services.{service}.admin in the plan")),
@@ -105,7 +106,9 @@ pub(super) fn astray<'a>(
         let service = planned.service.as_str();
         let there = services(service);
         let route = Route { plan: &plan.name, slice, service };
-        found.extend(whereabouts::astray(route, Some(monolith), there));
+        // Of a slice that is another plan's `belongs` tells, beside everything else that is wrong.
+        let elsewhere = whereabouts::astray(route, Some(monolith), there).into_iter();
+        found.extend(elsewhere.filter(|one| !matches!(one, Astray::Taken { .. })));
         let Some(there) = there else { continue };
         match places.insert(&there.place, service) {
             Some(other) if other != service => problems.push(
@@ -129,22 +132,18 @@ fn belongs(draft: &mut Draft<'_>, database: &Database, state: &State, slice: &Sl
     let object = format!("slice {name} on {database}");
     let side = if *database == Database::Monolith { "monolith" } else { "service" };
     if row.plan != draft.plan.name || row.service != slice.service || row.side != side {
-        draft.problem(
-            Problem::error("slice-taken", &object)
-                .fact(format!(
-                    "it was provisioned by plan {} for service {} as the {} side",
-                    row.plan, row.service, row.side
-                ))
-                .consequence("two slices would share one gate")
-                .next(format!("give the slice another name, or undo the other one first: {START_ANEW}")),
-        );
+        let (plan, service) = (row.plan.clone(), row.service.clone());
+        let other = Side { slice: name.clone(), plan, service, of_service: row.side == "service" };
+        draft.problem(Astray::Taken { database: database.to_string(), side: other }.problem());
         return;
     }
     let service = draft.survey.service_states.get(&slice.service);
     if !slice.is_pinned_by(&row.plan_hash) && service.is_some_and(|state| state.mirrored(name)) {
         draft.problem(
             Problem::error("mapping-changed", &object)
-                .fact("its mapping is another one than when it was provisioned, and data was mirrored since")
+                .fact(format!(
+                    "its mapping is another one than when it was provisioned, and data was mirrored since; {COMPARED}"
+                ))
                 .consequence("rows mirrored so far went through the old mapping")
                 .next(bring_back(name)),
         );

@@ -7,7 +7,7 @@ use secrecy::ExposeSecret;
 
 use super::draft::{Draft, Site};
 use super::state::{Grant, GrantOn, State};
-use super::{Database, Login, Statement, Work, type_rights};
+use super::{Database, Login, Statement, type_rights};
 use crate::dualwrite::gate::{self, APPLY_ROLE};
 use crate::name::{TableName, quote_ident, quote_literal};
 use crate::plan::Ddl;
@@ -21,7 +21,7 @@ const APPLY_CONNECTIONS: u32 = 100;
 pub(super) const DML: &[&str] = &["SELECT", "INSERT", "UPDATE", "DELETE"];
 
 /// What the mirror may do with the slice's tables.
-pub(super) const DML_AND_TRUNCATE: &[&str] = &["SELECT", "INSERT", "UPDATE", "DELETE", "TRUNCATE"];
+pub(crate) const DML_AND_TRUNCATE: &[&str] = &["SELECT", "INSERT", "UPDATE", "DELETE", "TRUNCATE"];
 
 /// What mirror and reconcile may do with our own tables in a service.
 const APPLY_ON_OURS: &[(&str, &[&str])] = &[
@@ -134,7 +134,7 @@ fn create(draft: &mut Draft<'_>, place: &Place<'_>, (role, means): (&str, &str),
         );
         return;
     }
-    draft.step(place.database.clone(), "create role", role, Work::Sql(vec![statement]));
+    draft.journaled(place.database.clone(), None, ("create role", role), vec![statement]);
 }
 
 /// Whoever gives tables to a role must be a member of it (ALTER TABLE … OWNER TO).
@@ -143,7 +143,7 @@ fn membership<'a>(draft: &mut Draft<'a>, site: &Site<'a>, made: &mut Made<'a>) {
     let member = site.state.superuser || site.state.roles.get(owner).is_some_and(|role| role.ours);
     if !member && made.insert((&site.state.server, format!("member of {owner}"))) {
         let sql = format!("GRANT {} TO {}", quote_ident(owner), quote_ident(&site.state.user));
-        draft.step(site.database(), "join role", owner, Work::Sql(vec![sql.into()]));
+        draft.journaled(site.database(), None, ("join role", owner), vec![sql.into()]);
     }
 }
 
@@ -159,7 +159,7 @@ fn apply_role<'a>(draft: &mut Draft<'a>, place: &Place<'a>, made: &mut Made<'a>)
     let asleep = present.is_some_and(|role| !role.login);
     if asleep && made.insert((&place.state.server, format!("login of {APPLY_ROLE}"))) {
         let sql = format!("ALTER ROLE {APPLY_ROLE} LOGIN");
-        draft.step(place.database.clone(), "let log in", APPLY_ROLE, Work::Sql(vec![sql.into()]));
+        draft.journaled(place.database.clone(), None, ("let log in", APPLY_ROLE), vec![sql.into()]);
     }
 }
 
@@ -176,7 +176,7 @@ fn replica_role<'a>(draft: &mut Draft<'a>, place: &Place<'a>, made: &mut Made<'a
     };
     if place.state.superuser {
         let purpose = "let the mirror keep triggers quiet:";
-        draft.step(place.database.clone(), purpose, APPLY_ROLE, Work::Sql(vec![sql.into()]));
+        draft.journaled(place.database.clone(), None, (purpose, APPLY_ROLE), vec![sql.into()]);
     } else {
         draft.problem(
             Problem::warning("apply-may-not-replicate", format!("{}, role {APPLY_ROLE}", place.name))

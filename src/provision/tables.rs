@@ -5,14 +5,17 @@ use std::collections::BTreeSet;
 
 use super::Statement;
 use super::anatomy::{IndexShape, Used};
+use super::claimed::held_by_another;
 use super::columns::definitions;
+use super::comments;
 use super::deferred::{add_constraint, create_index};
 use super::draft::{Draft, Site, in_service};
 use super::expression::{carry, target_of};
 use super::objects::sequence_target;
 use super::slices::new_hash;
 use super::state::Trigger;
-use crate::catalog::{ConstraintKind, Index, ReplicaIdentity, Table, TableKind};
+use super::storage;
+use crate::catalog::{Constraint, ConstraintKind, Index, ReplicaIdentity, Table, TableKind};
 use crate::dualwrite::gate::{self, Hinge};
 use crate::journal::statements as ours;
 use crate::mapping::{SliceMapping, SoftReference, TableMapping};
@@ -25,12 +28,7 @@ pub(super) fn create(draft: &mut Draft<'_>, site: &Site<'_>) {
         let Some(table) = draft.survey.monolith.table(&mapping.source) else { continue };
         match (site.table(&mapping.target).is_some(), site.known(slice, mapping)) {
             (true, true) => guard(draft, site, slice, &mapping.target),
-            (true, false) => draft.problem(
-                Problem::error("table-taken", in_service(site, format!("table {}", mapping.target)))
-                    .fact("it exists, and provision did not make it")
-                    .consequence("its columns and rows are somebody else's")
-                    .next("drop or rename it, or write `ddl: adopt` for the service in the plan"),
-            ),
+            (true, false) => draft.problem(taken(site, slice, &mapping.target)),
             (false, true) if site.state.mirrored(&slice.slice) => draft.problem(
                 Problem::error("table-lost", in_service(site, format!("table {}", mapping.target)))
                     .fact("provision made it, its slice was mirrored, and it is gone")
@@ -40,6 +38,22 @@ pub(super) fn create(draft: &mut Draft<'_>, site: &Site<'_>) {
             (false, _) => one(draft, site, slice, (mapping, table)),
         }
     }
+}
+
+/// A table that is there and is none of ours.
+fn taken(site: &Site<'_>, slice: &SliceMapping, table: &TableName) -> Problem {
+    let held = held_by_another(&slice.slice, table, &site.state.holdings);
+    let (fact, next) = held.map_or_else(
+        || {
+            let next = "drop or rename it, or write `ddl: adopt` for the service in the plan";
+            ("it exists, and provision did not make it".to_owned(), next.to_owned())
+        },
+        |(whose, next)| (format!("it exists, and {whose}"), next),
+    );
+    Problem::error("table-taken", in_service(site, format!("table {table}")))
+        .fact(fact)
+        .consequence("its columns and rows are somebody else's")
+        .next(next)
 }
 
 /// Drops the empty tables of slices whose mapping changed before anything was mirrored.
@@ -106,7 +120,12 @@ fn one(
     ];
     statements.extend(key);
     statements.extend(owned_sequences(draft, site, mapping, table));
-    statements.extend(comments(mapping, table));
+    statements.extend(storage::set(mapping, &storage::split(table, majors(draft, site)).taken));
+    statements.extend(comments::of_table(draft, site, mapping, table));
+    let checks = table.constraints.iter().filter(|one| one.kind == ConstraintKind::Check && one.validated);
+    let on_check =
+        |check: &Constraint| comments::on_constraint(&mapping.target, &check.name, check.comment.as_deref());
+    statements.extend(checks.filter_map(on_check));
     statements.extend(gate::create_triggers(&slice.slice, &mapping.target, Hinge::Statement));
     statements.push(mirror_row(slice, mapping));
     let statements = statements.into_iter().map(Statement::from).collect();
@@ -203,7 +222,13 @@ fn key(
             .push(format!("ALTER TABLE {target} REPLICA IDENTITY USING INDEX {}", quote_ident(&index.name))),
         ReplicaIdentity::Default | ReplicaIdentity::Nothing => {}
     }
+    statements.extend(comments::on_index(&mapping.target, table, index));
     statements
+}
+
+/// The versions of the monolith and of the service.
+pub(super) fn majors(draft: &Draft<'_>, site: &Site<'_>) -> (u32, u32) {
+    (draft.survey.monolith.major(), site.catalog.major())
 }
 
 fn owned_sequences(draft: &Draft<'_>, site: &Site<'_>, mapping: &TableMapping, table: &Table) -> Vec<String> {
@@ -223,27 +248,6 @@ fn owned_sequences(draft: &Draft<'_>, site: &Site<'_>, mapping: &TableMapping, t
                     quote_ident(target)
                 ));
             }
-        }
-    }
-    statements
-}
-
-fn comments(mapping: &TableMapping, table: &Table) -> Vec<String> {
-    let mut statements = Vec::new();
-    let target = mapping.target.sql();
-    if let Some(comment) = &table.comment {
-        statements.push(format!("COMMENT ON TABLE {target} IS {}", quote_literal(comment)));
-    }
-    for column in &table.columns {
-        let Some(name) = target_of(mapping, table, &column.name) else { continue };
-        let soft = mapping.soft_references.iter().filter(|soft| soft.columns.iter().any(|one| one == name));
-        let words: Vec<String> = column.comment.iter().cloned().chain(soft.map(describe)).collect();
-        if !words.is_empty() {
-            statements.push(format!(
-                "COMMENT ON COLUMN {target}.{} IS {}",
-                quote_ident(name),
-                quote_literal(&words.join("\n"))
-            ));
         }
     }
     statements

@@ -291,6 +291,8 @@ pub struct Evidence {
     pub differs_since: bool,
     /// Some of those differences are no orphans.
     pub rows_differ_since: bool,
+    /// A strict verdict found rows that differ, and no full strict one has taken that back: one by meaning can't.
+    pub differs_strictly: bool,
     /// The last full verdict, or an entry after it, is not as it was written.
     pub broken: Option<Broken>,
 }
@@ -305,12 +307,19 @@ pub async fn evidence(service: &Client, slice: &str) -> Result<Evidence, Journal
     let settled = last_full.as_ref().filter(|verdict| verdict.outcome != Outcome::Incomplete);
     let after = settled.map_or(0, |verdict| verdict.entry);
     let since = verdicts::differs_after(service, slice, after).await?;
+    let differs_strictly = verdicts::differs_strictly(service, slice).await?;
     let broken = match &last_full {
         Some(full) => broken(service, None, full).await?,
         None => None,
     };
-    let (differs_since, rows_differ_since) = (since.any, since.rows);
-    Ok(Evidence { last: Some(last), last_full, differs_since, rows_differ_since, broken })
+    Ok(Evidence {
+        last: Some(last),
+        last_full,
+        differs_since: since.any,
+        rows_differ_since: since.rows,
+        differs_strictly,
+        broken,
+    })
 }
 
 /// What is wrong with a verdict in the ledger, or with what follows it. With the monolith also that the end was cut off.
@@ -344,6 +353,8 @@ pub enum Lack {
     Broken(Broken),
     /// A later verdict about a part found differences, or an earlier one did and the last full one is incomplete.
     DiffersSince,
+    /// A strict verdict found differences, and only one by meaning found none since, which does not see them.
+    DiffersStrictly,
     /// Something happened since that voids the last full verdict.
     Void(Void),
     /// The comparison of the last full verdict began too long ago.
@@ -367,6 +378,9 @@ impl fmt::Display for Lack {
             Self::DiffersSince => {
                 f.write_str("another verdict found differences, which no full one has taken back")
             }
+            Self::DiffersStrictly => f.write_str(
+                "a verdict with --strict found rows that differ, which no full one with --strict has taken back",
+            ),
             Self::Void(void) => write!(f, "the last full verdict is void: {void}"),
             Self::Old { begun_ago, max_age } => write!(
                 f,
@@ -397,11 +411,22 @@ impl Evidence {
         let others = |verdict: &LastVerdict| {
             verdict.counts.iter().any(|(kind, count)| *kind != FindingKind::Orphan && *count > 0)
         };
-        if self.rows_differ_since || full.is_some_and(others) || !self.differs_since && full.is_none() {
+        if self.rows_differ_since
+            || self.differs_strictly
+            || full.is_some_and(others)
+            || !self.differs_since && full.is_none()
+        {
             return None;
         }
         let told = full.or(self.last.as_ref())?;
         Some(told.counts.get(&FindingKind::Orphan).copied().unwrap_or(0))
+    }
+
+    /// What is known to differ may be seen by a strict comparison alone, so the next one has to be strict too.
+    #[must_use]
+    pub fn asks_for_strict(&self) -> bool {
+        let mut found = self.last.iter().chain(&self.last_full);
+        self.differs_strictly || found.any(|verdict| verdict.strict && verdict.outcome == Outcome::Differs)
     }
 
     /// Why this is no proof that both sides are equal; empty when it is one. `now` is what the slice rests on at
@@ -411,7 +436,10 @@ impl Evidence {
         if self.last.is_none() {
             return vec![Lack::NoVerdict];
         }
-        let since = self.differs_since.then_some(Lack::DiffersSince);
+        let said = |full: &LastVerdict| full.strict && full.outcome == Outcome::Differs;
+        let strictly = self.differs_strictly && !self.last_full.as_ref().is_some_and(said);
+        let strictly = strictly.then_some(Lack::DiffersStrictly);
+        let since = self.differs_since.then_some(Lack::DiffersSince).or(strictly);
         let Some(full) = &self.last_full else {
             return since.into_iter().chain([Lack::NoFullVerdict]).collect();
         };

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::Mutex;
 
+use super::verdict::STANDS_STILL;
 use crate::cdc::mirror::chain_of;
 use crate::cdc::source::{self, MARKER_PREFIX};
 use crate::journal::streams::{self, Direction, Position};
@@ -31,7 +32,7 @@ pub enum MeetError {
         why: String,
     },
     /// The position did not move.
-    #[error("the mirror has not come to position {wanted} of the authority: it stands at {applied} for {} s", waited.as_secs())]
+    #[error("{STANDS_STILL} {wanted} of the authority: it stands at {applied} for {} s", waited.as_secs())]
     Standstill {
         /// Position that was waited for.
         wanted: Lsn,
@@ -43,6 +44,14 @@ pub enum MeetError {
     /// A database could not be asked.
     #[error("{0}")]
     Database(String),
+}
+
+/// The stream that has to bring the copy along, in words.
+pub(super) fn way(direction: Direction) -> &'static str {
+    match direction {
+        Direction::Forward => "the stream from the monolith into the service",
+        Direction::Reverse => "the way back, from the service into the monolith",
+    }
 }
 
 impl MeetError {
@@ -102,12 +111,12 @@ impl Meeting {
     pub async fn position(&self) -> Result<Position, MeetError> {
         let found = streams::position(&self.copy, &self.slice, self.direction).await;
         let found = found.map_err(|error| MeetError::Database(chain_of(&error)))?;
-        let none = || MeetError::NoStream { why: "it never ran".to_owned() };
+        let none = || MeetError::NoStream { why: format!("{} never ran", way(self.direction)) };
         let position = found.ok_or_else(none)?;
         if position.state == "running" && position.mode == "APPLY" {
             return Ok(position);
         }
-        let why = format!("its stream is {}, mode {}", position.state, position.mode);
+        let why = format!("{} is {}, mode {}", way(self.direction), position.state, position.mode);
         Err(MeetError::NoStream { why })
     }
 
@@ -152,6 +161,12 @@ impl Meeting {
             tokio::time::sleep(pause).await;
             pause = (pause * 2).min(LOOK_LAST);
         }
+    }
+
+    /// The mirror was given up, and has not moved since.
+    pub async fn is_given_up(&self) -> bool {
+        let stands = *self.stands.lock().await;
+        stands.is_some() && self.position().await.is_ok_and(|position| Some(position.applied) == stands)
     }
 
     /// Marks and waits: what is read from the copy afterwards includes everything that was committed on the authority

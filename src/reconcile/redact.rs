@@ -6,8 +6,8 @@ use std::fmt;
 use hmac::{Hmac, KeyInit, Mac};
 use sha2::{Digest, Sha256};
 
-use super::finding::Shown;
-use crate::mapping::ColumnMapping;
+use super::finding::{RawKey, Shown};
+use crate::mapping::{ColumnMapping, TableMapping};
 use crate::name::quote_literal;
 
 /// Hex digits of a digest in a report: 64 bits tell the values of one report apart.
@@ -61,6 +61,12 @@ impl Redactor {
                 Shown::Text(format!("{kept}{}{count}{}", CUT[0], CUT[1]))
             }
         }
+    }
+
+    /// A row's key as a report may show it.
+    #[must_use]
+    pub fn show_key(&self, mapping: &TableMapping, key: &RawKey) -> Vec<Shown> {
+        mapping.key_columns().zip(&key.0).map(|(column, value)| self.show(column, value)).collect()
     }
 
     /// What values of columns are read as when they are only to be shown, an SQL array: [`Self::shown`] takes each. A

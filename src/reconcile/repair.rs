@@ -7,22 +7,21 @@ pub mod owed;
 mod record;
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use tokio_util::sync::CancellationToken;
 
-use self::record::Entry;
+use self::record::{Entry, Landed};
 use super::finding::{FindingKind, RawKey};
 use super::form::{Side, TableForm};
 use super::hands::{self, Hands, HandsError};
 use super::prove::{Proof, ProveError};
-use super::redact::Redactor;
 use super::run::{Done, RunError, SliceJob};
 use super::sides::APPLICATION;
 use super::stop::{self, Stopped};
-use super::verdict::Counts;
+use super::verdict::{RefusedRow, Repaired};
 use crate::cdc::mirror::chain_of;
+use crate::failpoint;
 use crate::journal::ledger::{self, Author};
 use crate::journal::repairs::{self, RepairOutcome, RepairState};
 use crate::journal::streams::Direction;
@@ -34,41 +33,12 @@ use crate::postgres::connect::Session;
 const ROWS_AT_ONCE: usize = 2_000;
 /// Rows that still differ after their repair of which the columns are looked at: the reason is mostly one for all.
 const LOOKED_INTO: usize = 20;
+/// Rows of a table that are listed as refused: the reason is mostly one for all.
+const REFUSED_LISTED: usize = 100;
 /// A mirror that takes no request for this long does not take any.
 const PATIENCE: Duration = Duration::from_secs(60);
 /// Pause between two looks at the requests.
 const LOOK_EVERY: Duration = Duration::from_millis(100);
-
-/// What became of one table's rows.
-#[derive(Debug, Clone, Default, PartialEq, Eq, serde::Serialize)]
-pub struct Repaired {
-    /// Slice.
-    pub slice: String,
-    /// The table by the monolith's name.
-    pub table: String,
-    /// Rows that the mirror was asked for.
-    pub asked: u64,
-    /// Rows that it has landed again.
-    pub done: u64,
-    /// Rows that it could not land, by reason.
-    pub refused: BTreeMap<String, u64>,
-    /// Findings that were not asked for, because no row of the copy is wrong by itself: orphans, and rows without a key.
-    pub left_out: u64,
-    /// Those among them that are rows of the authority itself, which its filter forbids.
-    pub misplaced: u64,
-    /// Rows that still differ when they are looked at again.
-    pub still: Counts,
-    /// Generated columns among what still differs, which no mirror writes, and whether the copy generates them too.
-    pub generated: BTreeMap<String, bool>,
-}
-
-impl Repaired {
-    /// Every row that was found is right now.
-    #[must_use]
-    pub fn is_complete(&self) -> bool {
-        self.left_out == 0 && self.refused.is_empty() && self.still.is_empty() && self.done == self.asked
-    }
-}
 
 /// A repair came to no end.
 #[derive(Debug, thiserror::Error)]
@@ -156,25 +126,26 @@ pub fn wanted<'a>(job: &'a SliceJob, done: &'a Done) -> Vec<Wanted<'a>> {
         .collect()
 }
 
-/// Has everything repaired that the run found, looks at it again, and records it in the ledger.
+/// Has everything repaired that the run found, looks at it again, and records it in the ledger. Adds what became of each
+/// table to `repaired`.
 ///
 /// # Errors
-/// [`RepairError`]; what was repaired until then is recorded.
+/// [`RepairError`]; what was repaired until then is recorded, and said.
 pub async fn run(
     job: &SliceJob,
     done: &Done,
     author: &Author,
     stop: &CancellationToken,
-) -> Result<Vec<Repaired>, RepairError> {
+    repaired: &mut Vec<Repaired>,
+) -> Result<(), RepairError> {
     let service = job.service_apply.connect(APPLICATION).await.map_err(RunError::Connect)?;
-    let redactor = Arc::new(Redactor::new().map_err(RunError::Redact)?);
     // Requests wait where the stream writes, so that a repair and its rows are one transaction.
     let monolith = match done.sides.direction() {
         Direction::Forward => None,
         Direction::Reverse => Some(job.monolith_apply.connect(APPLICATION).await.map_err(RunError::Connect)?),
     };
-    let mut repair = Repair { job, done, author, stop, service, monolith, redactor, looking: None };
-    let mut repaired = Vec::new();
+    let mut repair = Repair { job, done, author, stop, service, monolith, looking: None };
+    repair.tidy().await;
     for wanted in wanted(job, done) {
         let mut one = Repaired {
             slice: job.mapping.slice.clone(),
@@ -183,17 +154,13 @@ pub async fn run(
             misplaced: wanted.misplaced,
             ..Repaired::default()
         };
-        for rows in wanted.rows.chunks(ROWS_AT_ONCE) {
-            let stopped = |Stopped| RepairError::Stopped { slice: job.mapping.slice.clone() };
-            stop::look(stop).map_err(stopped)?;
-            let rows = Box::pin(repair.rows(wanted.mapping, rows, &mut one));
-            stop::work(stop, rows).await.map_err(stopped)??;
-        }
+        let ended = repair.table(&wanted, &mut one).await;
         repaired.push(one);
+        ended?;
     }
     let monolith = job.monolith_apply.connect(APPLICATION).await.ok();
     ledger::anchor(&repair.service, monolith.as_deref(), &job.mapping.service).await;
-    Ok(repaired)
+    Ok(())
 }
 
 /// One repair of one slice.
@@ -205,8 +172,6 @@ struct Repair<'a> {
     service: Session,
     /// Where the mirror looks for requests when it is the monolith that it writes.
     monolith: Option<Session>,
-    /// One for all entries of the ledger, so that a value has the same digest in each of them.
-    redactor: Arc<Redactor>,
     /// What rows are looked at again with; opened at the first of them.
     looking: Option<Looking>,
 }
@@ -226,6 +191,21 @@ impl Looking {
 }
 
 impl Repair<'_> {
+    /// Has one table's rows repaired, some at a time.
+    async fn table(&mut self, wanted: &Wanted<'_>, one: &mut Repaired) -> Result<(), RepairError> {
+        let stop = self.stop;
+        for rows in wanted.rows.chunks(ROWS_AT_ONCE) {
+            let slice = one.slice.clone();
+            let stopped = |Stopped| RepairError::Stopped { slice };
+            if let Err(gone) = stop::look(stop) {
+                return Err(stopped(gone));
+            }
+            let work = Box::pin(self.rows(wanted.mapping, rows, one));
+            stop::work(stop, work).await.map_err(stopped)??;
+        }
+        Ok(())
+    }
+
     /// Has some rows of a table repaired, records them and looks at them again.
     async fn rows(
         &mut self,
@@ -233,50 +213,83 @@ impl Repair<'_> {
         rows: &[(&RawKey, FindingKind)],
         one: &mut Repaired,
     ) -> Result<(), RepairError> {
-        let (landed, waiting) = self.ask(rows, one).await?;
+        let after = record::last(&self.service).await.map_err(RunError::Journal)?;
+        let (landed, waiting) = self.ask(mapping, rows, one).await?;
+        failpoint::hit("repairs-answered");
         // First the record: rows that can't be looked at again have been written all the same.
-        self.record_all(mapping, &landed).await?;
+        self.record(mapping, &landed, after).await?;
         if waiting > 0 {
             return Err(RepairError::NotTaken { slice: self.job.mapping.slice.clone(), waiting });
         }
-        self.verify(mapping, &landed, one).await
+        let keys: Vec<RawKey> = landed.into_iter().map(|row| row.key).collect();
+        self.verify(mapping, &keys, one).await
     }
 
-    /// Asks the mirror for some rows and waits for its answers. Returns those that it landed, and how many it did not
-    /// take.
-    async fn ask(
-        &self,
-        rows: &[(&RawKey, FindingKind)],
-        one: &mut Repaired,
-    ) -> Result<(Vec<RawKey>, usize), RepairError> {
+    /// Where requests wait.
+    fn requests(&self) -> &Session {
+        self.monolith.as_ref().unwrap_or(&self.service)
+    }
+
+    /// Who adds requests takes old ones away, twice as many, so that their number follows what a week asks for: what was done
+    /// for nobody is recorded first. That a database which an earlier version provisioned does not allow it is no reason not to
+    /// repair.
+    async fn tidy(&self) {
         let slice = &self.job.mapping.slice;
-        let asked: Vec<(Vec<String>, &str)> =
-            rows.iter().map(|(key, kind)| (key.0.clone(), kind.as_str())).collect();
-        let names = (self.done.verdict.run.as_str(), slice.as_str());
-        let by = format!("{}@{}", self.author.operator, self.author.host);
-        // Who adds requests takes old ones away, twice as many, so that their number follows what a week asks for. That
-        // a database which an earlier version provisioned does not allow it is no reason not to repair.
-        let requests = self.monolith.as_ref().unwrap_or(&self.service);
-        if let Err(error) = repairs::prune(requests, rows.len().saturating_mul(2)).await {
+        let asked: usize = wanted(self.job, self.done).iter().map(|wanted| wanted.rows.len()).sum();
+        let tables: Vec<String> =
+            self.job.mapping.tables.iter().map(|table| table.source.to_string()).collect();
+        if let Err(error) = owed::settle(self.job, &self.service, &[self.requests()], self.author).await {
+            tracing::warn!(
+                slice,
+                error = chain_of(&error),
+                "earlier repairs could not be recorded, and stay"
+            );
+            return;
+        }
+        let pruned = repairs::prune(self.requests(), slice, &tables, asked.saturating_mul(2)).await;
+        if let Err(error) = pruned {
             tracing::warn!(
                 slice,
                 error = chain_of(&error),
                 "answered repairs stay; provision grants what is missing"
             );
         }
+    }
+
+    /// Asks the mirror for some rows and waits for its answers. Returns those that it landed, and how many it did not
+    /// take.
+    async fn ask(
+        &self,
+        mapping: &TableMapping,
+        rows: &[(&RawKey, FindingKind)],
+        one: &mut Repaired,
+    ) -> Result<(Vec<Landed>, usize), RepairError> {
+        let slice = &self.job.mapping.slice;
+        let asked: Vec<(Vec<String>, &str)> =
+            rows.iter().map(|(key, kind)| (key.0.clone(), kind.as_str())).collect();
+        let names = (self.done.verdict.run.as_str(), slice.as_str());
+        let by = format!("{}@{}", self.author.operator, self.author.host);
+        let requests = self.requests();
         let ids = repairs::request(requests, names, &one.table, &asked, &by).await;
         let ids = ids.map_err(RunError::Journal)?;
         let outcomes = answers(requests, &ids).await?;
         one.asked += u64::try_from(rows.len()).unwrap_or(u64::MAX);
         let (mut landed, mut waiting) = (Vec::new(), 0);
-        for (outcome, (key, _)) in outcomes.iter().zip(rows) {
+        let asked: BTreeMap<i64, &RawKey> = ids.into_iter().zip(rows.iter().map(|(key, _)| *key)).collect();
+        for outcome in &outcomes {
+            let Some(key) = asked.get(&outcome.id) else { continue };
             match outcome.state {
                 RepairState::Done => {
                     one.done += 1;
-                    landed.push((*key).clone());
+                    landed.push(Landed { request: outcome.id, key: (*key).clone() });
                 }
                 RepairState::Refused => {
                     let why = outcome.detail.clone().unwrap_or_else(|| outcome.state.as_str().to_owned());
+                    if one.refused_rows.len() < REFUSED_LISTED {
+                        let names = mapping.key_columns().map(|column| column.target.clone());
+                        let key = names.zip(self.done.redactor.show_key(mapping, key)).collect();
+                        one.refused_rows.push(RefusedRow { key, reason: why.clone() });
+                    }
                     *one.refused.entry(why).or_default() += 1;
                 }
                 RepairState::Requested => waiting += 1,
@@ -338,7 +351,7 @@ impl Repair<'_> {
 
     async fn open(&self) -> Result<Looking, LookError> {
         let (slice, sides) = (&self.job.mapping.slice, &self.done.sides);
-        let hands = Box::pin(hands::open(slice, sides, &self.redactor, (1, None), self.stop)).await?;
+        let hands = Box::pin(hands::open(slice, sides, &self.done.redactor, (1, None), self.stop)).await?;
         let tables = wanted(self.job, self.done).into_iter().filter(|wanted| !wanted.rows.is_empty());
         let mut forms: Vec<TableForm> =
             tables.map(|wanted| TableForm::new(wanted.mapping.clone(), self.done.verdict.strict)).collect();
@@ -346,7 +359,7 @@ impl Repair<'_> {
         Ok(Looking { hands, forms, hopeless: distrusted.tables })
     }
 
-    async fn record_all(&self, mapping: &TableMapping, keys: &[RawKey]) -> Result<(), RepairError> {
+    async fn record(&self, mapping: &TableMapping, rows: &[Landed], after: i64) -> Result<(), RepairError> {
         let verdict = &self.done.verdict;
         let entry = Entry {
             plan: &self.job.plan,
@@ -356,8 +369,10 @@ impl Repair<'_> {
             epoch: Some(verdict.epoch),
             lsn: Some(verdict.lsn),
             plan_hash: &verdict.plan_hash,
+            after,
         };
-        Ok(record::all(&self.service, &entry, (mapping, &self.redactor), keys).await?)
+        record::all(&self.service, &entry, (mapping, &self.done.redactor), rows).await?;
+        Ok(())
     }
 }
 

@@ -108,6 +108,8 @@ pub struct Done {
     pub keys: Vec<(TableName, RawKey, FindingKind)>,
     /// The sides that were compared.
     pub sides: Sides,
+    /// What hides classified values of this run: a value has one digest in its report, its repairs and their record.
+    pub redactor: Arc<Redactor>,
 }
 
 /// A run came to no verdict.
@@ -122,8 +124,8 @@ pub enum RunError {
     /// There is no key to hide classified values with.
     #[error(transparent)]
     Redact(#[from] RedactError),
-    /// Links lead to other databases than the plan says.
-    #[error("links lead to other databases than the plan says")]
+    /// Links lead to other databases than the plan says, or the slice in them is another plan's.
+    #[error("{}", whereabouts::summary(.0).0)]
     Astray(Vec<Problem>),
     /// The slice is not in the service's database.
     #[error("slice {slice} is not provisioned")]
@@ -132,10 +134,12 @@ pub enum RunError {
         slice: String,
     },
     /// The plan means another mapping than the one that the service was provisioned for.
-    #[error("slice {slice} was provisioned for another mapping than the plan has now")]
+    #[error("slice {slice} was provisioned for another mapping than the plan has now: {what}")]
     OtherMapping {
         /// The slice.
         slice: String,
+        /// What changed, or what counts.
+        what: String,
     },
     /// Neither side, or both, may write.
     #[error("slice {slice}: {found}, so that no side says what is right")]
@@ -215,6 +219,7 @@ pub async fn run(
         shown.run.clone_from(&begun.run.id);
         shown.tables = shown_tables(&job.mapping, options);
     });
+    let redactor = Arc::new(Redactor::new()?);
     let tables = Tables {
         job,
         options,
@@ -222,7 +227,7 @@ pub async fn run(
         run: &begun.run,
         since: begun.since,
         journal: &begun.journal,
-        redactor: Arc::new(Redactor::new()?),
+        redactor: Arc::clone(&redactor),
         board,
         stop,
     };
@@ -238,7 +243,7 @@ pub async fn run(
             return Err(error);
         }
     };
-    Box::pin(begun.conclude(job, options, worked)).await
+    Box::pin(begun.conclude(job, options, (worked, redactor))).await
 }
 
 fn shown_tables(mapping: &SliceMapping, options: &Options) -> Vec<TableProgress> {
@@ -353,9 +358,14 @@ impl Begun {
         let _ = runs::unlock(&journal, slice).await;
     }
 
-    async fn conclude(self, job: &SliceJob, options: &Options, worked: Worked) -> Result<Done, RunError> {
+    async fn conclude(
+        self,
+        job: &SliceJob,
+        options: &Options,
+        (worked, redactor): (Worked, Arc<Redactor>),
+    ) -> Result<Done, RunError> {
         let slice = &job.mapping.slice;
-        let Worked { tables, listed, keys, reasons, lsn, from } = worked;
+        let Worked { tables, listed, keys, reasons, lsn, from, .. } = worked;
         let outcomes = tables.iter().map(|table: &TableVerdict| table.outcome);
         let whole = if reasons.is_empty() { None } else { Some(Outcome::Incomplete) };
         let mut verdict = Verdict {
@@ -376,6 +386,7 @@ impl Begun {
             tables,
             listed,
             reasons,
+            repairs: Vec::new(),
         };
         let journal = live(self.journal.into_inner(), &job.service_apply).await?;
         let monolith = live(self.monolith, &job.monolith_read).await?;
@@ -389,7 +400,7 @@ impl Begun {
         report_anchor(slice, &concluded.anchored);
         let _ = runs::unlock(&journal, slice).await;
         tracing::debug!(slice, took = ?self.begun_at.elapsed(), "a reconciliation ended");
-        Ok(Done { verdict, concluded, keys, sides: self.sides })
+        Ok(Done { verdict, concluded, keys, sides: self.sides, redactor })
     }
 }
 
@@ -443,7 +454,8 @@ async fn ground(job: &SliceJob, monolith: &Session, service: &Session) -> Result
     let (ground, shapes) = tokio::join!(grounds::service(service, slice), grounds::monolith(monolith, slice));
     let ground = ground.map_err(|error| missing(error, not_provisioned))?.ok_or_else(not_provisioned)?;
     if !job.mapping.is_pinned_by(&ground.plan_hash) {
-        return Err(RunError::OtherMapping { slice: slice.clone() });
+        let what = ledger::what_changed(service, &job.mapping, &ground.plan_hash).await?;
+        return Err(RunError::OtherMapping { slice: slice.clone(), what });
     }
     let shapes = shapes.map_err(|error| missing(error, not_provisioned))?;
     Ok(ground.with_monolith(&shapes))

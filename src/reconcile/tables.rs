@@ -10,18 +10,20 @@ use tokio_util::sync::CancellationToken;
 use super::finding::{Finding, FindingKind, RawKey};
 use super::form::{SAMPLE_PARTS, Sample, Side, TableForm};
 use super::hands::{self, Hands, HandsError};
+use super::meet::{self, MeetError, Meeting};
 use super::orphans::{self, Neighbour};
 use super::progress::Board;
-use super::prove::Proof;
+use super::prove::{Proof, ProveError};
 use super::reader::ReadError;
 use super::redact::Redactor;
 use super::run::{Look, Options, RunError, SliceJob};
 use super::scan::{Compared, Scan, ScanError};
 use super::sides::Sides;
 use super::stop::{self, Stopped};
-use super::verdict::{Coverage, NO_MIRROR, Outcome, TableVerdict};
+use super::verdict::{Coverage, NO_MIRROR, OTHER_WAY, Outcome, TableVerdict};
 use super::walk::{self, KeyFacts};
 use crate::cdc::mirror::chain_of;
+use crate::journal::process::ProcessRow;
 use crate::journal::runs::Run;
 use crate::journal::streams::{Direction, StreamOf};
 use crate::journal::touched::{self, Touched};
@@ -76,6 +78,16 @@ pub struct Worked {
     pub lsn: Lsn,
     /// Position on the authority before anything was compared.
     pub from: Option<Lsn>,
+    /// Where the mirror stood still, and what is said of it.
+    stood: Option<(Arc<Meeting>, String)>,
+}
+
+impl Worked {
+    /// The reason why nothing more can be compared, while the mirror stands where it was given up.
+    async fn given_up(&self) -> Option<String> {
+        let (meeting, reason) = self.stood.as_ref()?;
+        meeting.is_given_up().await.then(|| reason.clone())
+    }
 }
 
 /// A table with the form that it is compared in and what the sides say of its key.
@@ -112,11 +124,17 @@ impl Tables<'_> {
             }
         };
         for table in prepared {
-            let verdict = self.table(&table, &mut hands, &list, &mut worked).await?;
+            let verdict = match worked.given_up().await {
+                Some(reason) => self.left_out(&table.form.mapping, reason),
+                None => self.table(&table, &mut hands, &list, &mut worked).await?,
+            };
             self.board.table(self.slice(), &table.form.mapping.source.to_string(), |shown| shown.done = true);
             worked.tables.push(verdict);
         }
         worked.reasons.extend(self.looked_at_nothing(&worked.tables));
+        if worked.given_up().await.is_some() {
+            return Ok(worked);
+        }
         match self.hands(&mut hands).await {
             Ok(ready) => {
                 let met = stop::wait(self.stop, ready.meeting.meet()).await;
@@ -183,24 +201,44 @@ impl Tables<'_> {
 
     /// A mirror that was stopped, or that nobody has seen, is told at once rather than after a long wait.
     async fn mirror_runs(&self) -> Result<(), String> {
-        let of = StreamOf { slice: self.slice(), direction: self.sides.direction() };
-        let seen = match self.sides.direction() {
+        let wanted = self.sides.direction();
+        let seen = self.mirror_of(wanted).await?;
+        if seen.as_ref().is_some_and(is_alive) {
+            return Ok(());
+        }
+        // A process outlives the way back that it stopped over.
+        let other = match wanted {
+            Direction::Forward => None,
+            Direction::Reverse => self.mirror_of(Direction::Forward).await?.filter(is_alive),
+        };
+        let other = other.map_or_else(String::new, |other| {
+            format!(" ({OTHER_WAY}: process {} on {})", other.pid, other.host)
+        });
+        let lacking = format!("{NO_MIRROR} for {}{other}", meet::way(wanted));
+        Err(match seen {
+            Some(ProcessRow { stopped: true, detail: Some(why), .. }) => {
+                format!("{lacking}: the last one ended by itself: {why}")
+            }
+            Some(seen) if seen.stopped => format!("{lacking}: the last one was stopped"),
+            Some(seen) => format!(
+                "{lacking}: the last one, process {} on {}, was seen {:.0} s ago",
+                seen.pid, seen.host, seen.seen_s
+            ),
+            None => format!("{lacking}, and none ever was"),
+        })
+    }
+
+    /// The process that mirrors in a direction, as its row tells, which is where it writes.
+    async fn mirror_of(&self, direction: Direction) -> Result<Option<ProcessRow>, String> {
+        let of = StreamOf { slice: self.slice(), direction };
+        let seen = match direction {
             Direction::Forward => process::read(&*self.journal.lock().await, of).await,
             Direction::Reverse => {
                 let monolith = self.sides.locker(Side::Source).await.map_err(|error| chain_of(&error))?;
                 process::read(&monolith, of).await
             }
         };
-        let seen = seen.map_err(|error| chain_of(&error))?;
-        match seen {
-            Some(seen) if !seen.stopped && seen.seen_s <= DEAD_AFTER_S => Ok(()),
-            Some(seen) if seen.stopped => Err(format!("{NO_MIRROR}: the last one was stopped")),
-            Some(seen) => Err(format!(
-                "{NO_MIRROR}: the last one, process {} on {}, was seen {:.0} s ago",
-                seen.pid, seen.host, seen.seen_s
-            )),
-            None => Err(format!("{NO_MIRROR}, and none ever was")),
-        }
+        seen.map_err(|error| chain_of(&error))
     }
 
     /// The sessions, made anew when there are none.
@@ -249,8 +287,14 @@ impl Tables<'_> {
                 Err(_) if stop::look(self.stop).is_err() => return Err(self.stopped()),
                 Err(error) => {
                     // Whatever broke, the next table gets sessions of its own.
-                    *hands = None;
+                    let used = hands.take();
                     reasons.push(chain_of(&error));
+                    if error.is_standstill()
+                        && let Some(used) = used
+                    {
+                        worked.reasons.push(chain_of(&error));
+                        worked.stood = Some((used.meeting, chain_of(&error)));
+                    }
                     reasons.extend(computed_as_read(&error, &table.form));
                 }
             }
@@ -431,6 +475,10 @@ impl Tables<'_> {
     }
 }
 
+fn is_alive(seen: &ProcessRow) -> bool {
+    !seen.stopped && seen.seen_s <= DEAD_AFTER_S
+}
+
 /// Why a table was not compared to its end.
 #[derive(Debug, thiserror::Error)]
 enum TableError {
@@ -438,6 +486,18 @@ enum TableError {
     Hands(#[from] HandsError),
     #[error(transparent)]
     Scan(#[from] ScanError),
+}
+
+impl TableError {
+    /// The mirror did not move, so the next table need not wait for it anew.
+    fn is_standstill(&self) -> bool {
+        let (Self::Scan(ScanError::Meet(error) | ScanError::Prove(ProveError::Meet(error)))
+        | Self::Hands(HandsError::Meet(error))) = self
+        else {
+            return false;
+        };
+        matches!(error, MeetError::Standstill { .. })
+    }
 }
 
 /// What a value that could not be computed may come from: whoever writes a row does not compute its virtual columns.

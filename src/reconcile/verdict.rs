@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use super::finding::{Finding, FindingKind, as_text};
+use super::finding::{Finding, FindingKind, Shown, as_text};
 use crate::lsn::Lsn;
 use crate::name::TableName;
 
@@ -101,8 +101,65 @@ pub struct TableVerdict {
     pub reasons: Vec<String>,
 }
 
+/// What became of one table's rows.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
+pub struct Repaired {
+    /// Slice.
+    pub slice: String,
+    /// The table by the monolith's name.
+    pub table: String,
+    /// Rows that the mirror was asked for.
+    pub asked: u64,
+    /// Rows that it has landed again.
+    pub done: u64,
+    /// Rows that it could not land, by reason: all of them.
+    pub refused: BTreeMap<String, u64>,
+    /// The first of them.
+    pub refused_rows: Vec<RefusedRow>,
+    /// Findings that were not asked for, because no row of the copy is wrong by itself: orphans, and rows without a key.
+    pub left_out: u64,
+    /// Those among them that are rows of the authority itself, which its filter forbids.
+    pub misplaced: u64,
+    /// Rows that still differ when they are looked at again.
+    pub still: Counts,
+    /// Generated columns among what still differs, which no mirror writes, and whether the copy generates them too.
+    pub generated: BTreeMap<String, bool>,
+}
+
+/// A row that the mirror could not land.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct RefusedRow {
+    /// Key columns by their names on the target, in key order.
+    pub key: Vec<(String, Shown)>,
+    /// Why, without row values.
+    pub reason: String,
+}
+
+impl Repaired {
+    /// How many rows could not be landed.
+    #[must_use]
+    pub fn refused_count(&self) -> u64 {
+        self.refused.values().sum()
+    }
+
+    /// Every row that was found is right now.
+    #[must_use]
+    pub fn is_complete(&self) -> bool {
+        self.left_out == 0 && self.refused.is_empty() && self.still.is_empty() && self.done == self.asked
+    }
+}
+
 /// Begins the reason of a verdict that had no mirror to bring the copy along.
 pub const NO_MIRROR: &str = "no mirror is running";
+
+/// Stands in the reason of a verdict whose mirror runs, or seems to, and does not bring the copy along.
+pub const STANDS_STILL: &str = "the mirror has not come to position";
+
+/// Stands in that reason where a mirror of the slice runs and does not write the copy, so that another one would be refused.
+pub const OTHER_WAY: &str = "a mirror runs, for the other direction alone";
+
+/// Stands in a reason before what a mirror that ended by itself asked for.
+const ASKS: &str = "; next: ";
 
 /// What one run says about one slice.
 #[derive(Debug, Clone, PartialEq, Serialize)]
@@ -142,6 +199,8 @@ pub struct Verdict {
     pub listed: Vec<Finding>,
     /// Why the run as a whole is incomplete, a sentence each.
     pub reasons: Vec<String>,
+    /// What became of the findings that the mirror was asked to repair after the verdict, by table.
+    pub repairs: Vec<Repaired>,
 }
 
 impl Verdict {
@@ -158,6 +217,25 @@ impl Verdict {
     #[must_use]
     pub fn lacks_mirror(&self) -> bool {
         self.reasons.iter().any(|reason| reason.starts_with(NO_MIRROR))
+    }
+
+    /// The mirror stood still, so that not everything could be compared.
+    #[must_use]
+    pub fn waits_for_mirror(&self) -> bool {
+        self.reasons.iter().any(|reason| reason.contains(STANDS_STILL))
+    }
+
+    /// A mirror runs, and not for the stream that is needed.
+    #[must_use]
+    pub fn lacks_one_way(&self) -> bool {
+        self.reasons.iter().any(|reason| reason.contains(OTHER_WAY))
+    }
+
+    /// What a mirror that ended by itself asked for, with `PLAN` for the plan file.
+    #[must_use]
+    pub fn mirror_asks(&self) -> Option<&str> {
+        let lacking = self.reasons.iter().filter(|reason| reason.starts_with(NO_MIRROR));
+        lacking.filter_map(|reason| reason.split_once(ASKS)).map(|(_, asks)| asks).next()
     }
 
     /// Something was found, and all of it are references to rows that do not exist.

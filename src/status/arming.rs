@@ -49,6 +49,9 @@ pub struct ArmedStatus {
     /// What of it is an alarm: everything that is missing after `arm` once finished; else triggers that a closed side lacks.
     #[serde(skip)]
     pub holes: Vec<String>,
+    /// What has to be done before `arm` takes the slice, because nobody but its owner may: a child that inherits, a subscription.
+    #[serde(skip)]
+    pub first: Option<String>,
 }
 
 /// Whether a slice is armed, in a word.
@@ -138,6 +141,7 @@ pub fn judge(facts: &ArmingFacts, closed: bool, service: Option<&ServiceFacts>) 
         disarming: facts.armed.disarming,
         closed,
         holes,
+        first: facts.guard.problems("monolith").into_iter().next().map(|problem| problem.next),
     }
 }
 

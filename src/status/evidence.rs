@@ -34,6 +34,9 @@ pub struct EvidenceStatus {
     /// The alarm about differences that were found and may still be there.
     #[serde(skip)]
     pub(super) alarm: Option<String>,
+    /// See [`Evidence::asks_for_strict`].
+    #[serde(skip)]
+    pub(super) asks_for_strict: bool,
 }
 
 /// One verdict of the ledger.
@@ -72,14 +75,6 @@ pub struct VerdictStatus {
     pub differing: Vec<String>,
 }
 
-impl EvidenceStatus {
-    /// A strict comparison found differences, which one by meaning may not see.
-    pub(super) fn differs_strictly(&self) -> bool {
-        let mut found = self.last.iter().chain(&self.last_full);
-        found.any(|verdict| verdict.strict && verdict.outcome == Outcome::Differs)
-    }
-}
-
 /// Judges what the service said, with the shapes of the monolith's tables where those could be read.
 #[must_use]
 pub fn judge(
@@ -99,6 +94,7 @@ pub fn judge(
         last: facts.evidence.last.as_ref().map(status),
         last_full: facts.evidence.last_full.as_ref().map(status),
         alarm: alarm(&facts.evidence, ground.as_ref()),
+        asks_for_strict: facts.evidence.asks_for_strict(),
     }
 }
 
@@ -133,12 +129,14 @@ fn alarm(evidence: &Evidence, ground: Option<&Ground>) -> Option<String> {
     let Some(verdict) = found else {
         let incomplete =
             evidence.last_full.as_ref().is_some_and(|verdict| verdict.outcome == Outcome::Incomplete);
-        let words = if incomplete {
+        let words = if evidence.differs_strictly && !evidence.differs_since {
+            "a verdict with --strict found rows that differ, which one by meaning does not see"
+        } else if incomplete {
             "a verdict found differences, and the last full one left something out"
         } else {
             "a verdict about a part of the rows found differences after the last full one"
         };
-        return evidence.differs_since.then(|| words.to_owned());
+        return (evidence.differs_since || evidence.differs_strictly).then(|| words.to_owned());
     };
     let voids = voids(&verdict.ground, ground);
     let replaced = |void: &Void| matches!(void, Void::Mapping | Void::StreamAnew | Void::NotProvisioned);
@@ -231,6 +229,7 @@ mod tests {
             last_full: Some(full),
             differs_since,
             rows_differ_since: differs_since,
+            differs_strictly: false,
             broken: None,
         };
         EvidenceFacts { evidence, ground: Some(Ground { tables: tables(), ..ground() }) }

@@ -8,6 +8,8 @@ use futures_util::future::join_all;
 use tokio::time::timeout;
 
 use super::facts::{MonolithFacts, ServiceFacts, Side, SliceFacts, WalReading};
+use super::judge::Commands;
+use super::orphans::{self, Orphan};
 use super::read::{self, ReadError};
 use crate::cdc::mirror::chain_of;
 use crate::journal::holdings::{self, Holding};
@@ -36,7 +38,11 @@ pub struct Reader {
     monolith: Database,
     services: BTreeMap<String, Database>,
     readings: BTreeMap<String, VecDeque<WalReading>>,
+    places: Places,
 }
+
+/// Where the links led when they were read last: the monolith's, and those of the services that answered.
+type Places = (Option<Whereabouts>, BTreeMap<String, Whereabouts>);
 
 /// A slice that is read.
 #[derive(Debug)]
@@ -82,7 +88,8 @@ impl Reader {
             })
             .collect();
         let monolith = Database { server: monolith, session: None, slices: of(None) };
-        Self { plan: plan.clone(), slices: chosen, monolith, services, readings: BTreeMap::new() }
+        let (readings, places) = (BTreeMap::new(), Places::default());
+        Self { plan: plan.clone(), slices: chosen, monolith, services, readings, places }
     }
 
     /// The facts of every slice, in the order given. Never fails: a database that says nothing is a fact too.
@@ -135,7 +142,20 @@ impl Reader {
                 earlier,
             });
         }
+        let places = services.into_iter().filter_map(|(name, (_, at))| Some((name, at?)));
+        self.places = (monolith_at, places.collect());
         all
+    }
+
+    /// Slices that the databases have and the plan lacks, as they were read last; none where only some slices are asked for.
+    #[must_use]
+    pub fn orphans(&self, commands: &Commands) -> Vec<Orphan> {
+        if self.slices.len() < self.plan.slices.len() {
+            return Vec::new();
+        }
+        let (monolith, services) = &self.places;
+        let services = services.iter().map(|(name, at)| (name.as_str(), at));
+        orphans::find(&self.plan, monolith.as_ref(), services, commands)
     }
 
     /// Some slice has a slot, so that a second reading would tell how fast its WAL grows.

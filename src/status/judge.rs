@@ -13,6 +13,7 @@ use super::{
 };
 use crate::journal::migrate::Form;
 use crate::journal::whereabouts::Astray;
+use crate::words;
 
 /// The mirror writes a sign of life every 2 seconds; one that missed five of them is taken for dead. A second
 /// mirror is harmless, so a wrong guess costs nothing.
@@ -41,6 +42,11 @@ impl Commands {
     /// `check` is always about the whole plan.
     fn check(&self) -> String {
         format!("strangler check {}", self.plan)
+    }
+
+    /// Where a slice stands.
+    pub(super) fn status(&self, slice: &str) -> String {
+        self.of("status", slice, "")
     }
 
     /// A command in which the mirror wrote `PLAN`, because it doesn't know the file, as it must be typed.
@@ -304,18 +310,20 @@ fn wal(slot: &Slot, budget_bytes: u64, monolith: Option<&MonolithFacts>, earlier
     }
 }
 
+/// What a copy must have run for before a time left is made of its rate: the first pieces say nothing about the rest.
+const BASIS_SECONDS: f64 = 2.0;
+
 /// Rows to go over the rate since the copy began. The rate counts pauses of the mirror too, so it errs to the
-/// long side.
+/// long side. None without a basis: too short a time, or a table of which nobody knows how many rows it has.
 fn copy_seconds_left(tables: &[TableRow]) -> Option<f64> {
     let begun = || tables.iter().filter_map(|table| table.copy_seconds.map(|seconds| (table, seconds)));
     let elapsed = begun().map(|(_, seconds)| seconds).fold(0.0, f64::max);
     let copied: u64 = begun().map(|(table, _)| table.rows_copied).sum();
-    let left: u64 = tables
-        .iter()
-        .filter(|table| matches!(table.state.as_str(), "pending" | "copying"))
-        .map(|table| table.rows_estimate.saturating_sub(table.rows_copied))
-        .sum();
-    (copied > 0 && elapsed > 0.0).then(|| as_float(left) * elapsed / as_float(copied))
+    let unfinished = || tables.iter().filter(|table| matches!(table.state.as_str(), "pending" | "copying"));
+    let left: u64 = unfinished().map(|table| table.rows_estimate.saturating_sub(table.rows_copied)).sum();
+    let known = unfinished().all(|table| table.rows_estimate > 0);
+    (copied > 0 && left > 0 && known && elapsed >= BASIS_SECONDS)
+        .then(|| as_float(left) * elapsed / as_float(copied))
 }
 
 fn process(row: &ProcessRow, commands: &Commands) -> Process {
@@ -476,11 +484,31 @@ fn wal_alarm(wal: &Wal) -> Option<String> {
     let limit_bytes = wal.headroom_bytes.saturating_add(wal.held_bytes);
     if wal.wal_status == "unreserved" {
         Some("the monolith may drop WAL that the slot needs at its next checkpoint".to_owned())
+    } else if wal.wal_status != "lost" && wal.held_bytes > wal.budget_bytes {
+        // How much it is changes all the time, and a watcher is told of an alarm once.
+        Some(format!(
+            "the monolith holds more WAL than wal_budget ({}), at which nothing stops: PostgreSQL drops it at \
+             max_slot_wal_keep_size, and without that it fills the disk; see docs/runbooks/slot-and-wal.md",
+            words::bytes(wal.budget_bytes)
+        ))
     } else if wal.wal_status != "lost" && wal.headroom_bytes < limit_bytes / LITTLE_HEADROOM {
-        Some(format!("little room is left for the WAL held: the limit is {}", wal.limit.words()))
+        Some(format!(
+            "less than a tenth of {} is left for the WAL held; see docs/runbooks/slot-and-wal.md",
+            wal.limit.words()
+        ))
     } else {
         None
     }
+}
+
+/// What arms a slice again, or what `arm` would ask for first; none where it would refuse as long as tables are not live.
+fn arm(status: &SliceStatus, commands: &Commands) -> Option<String> {
+    if let Some(first) = status.armed.as_ref().and_then(|armed| armed.first.clone()) {
+        return Some(first);
+    }
+    let waits =
+        status.authority == Authority::Monolith && status.tables.iter().any(|one| one.state != "live");
+    (!waits).then(|| commands.of("arm", &status.slice, ""))
 }
 
 /// One command, the most urgent one.
@@ -500,7 +528,10 @@ fn next(
         return Some(moving.next(commands));
     }
     if status.phase != Phase::Unknown && holes(status).is_some() {
-        return of("arm", "");
+        let armed = arm(status, commands);
+        if armed.is_some() {
+            return armed;
+        }
     }
     if service.is_some_and(|service| !service.unguarded.is_empty()) {
         return of("provision", "");
@@ -532,8 +563,9 @@ fn next(
             let broken = back::next(status, commands);
             let stray = status.stray_writes.as_ref().and_then(|_| of("reconcile", ""));
             let half = status.armed.as_ref().filter(|armed| armed.state == ArmedState::PartlyArmed);
-            let half = half.and_then(|armed| of(if armed.disarming { "disarm" } else { "arm" }, ""));
-            let strict = status.evidence.as_ref().is_some_and(EvidenceStatus::differs_strictly);
+            let half =
+                half.and_then(|armed| if armed.disarming { of("disarm", "") } else { arm(status, commands) });
+            let strict = status.evidence.as_ref().is_some_and(|proof| proof.asks_for_strict);
             let strict = if strict { " --strict" } else { "" };
             let proof = || if unproven { of("reconcile", strict) } else { None };
             retry.or(broken).or(stray).or(half).or_else(proof)

@@ -210,7 +210,7 @@ const EXPECTED: &str = "
     error monolith, service events (slots)
     error service events (prepared-transactions)
     error service events (service-is-monolith)
-    error service lost (unreachable)
+    error service lost (database-unreachable)
     error service ordering (encoding)
     error service ordering (extension-missing)
     error service ordering (login-refused)

@@ -104,6 +104,7 @@ fn clean(scenario: &Scenario, run: &ReconcileRun, tables: &[&str]) -> Verdict {
         tables: tables.iter().map(table).collect(),
         listed: Vec::new(),
         reasons: Vec::new(),
+        repairs: Vec::new(),
     }
 }
 
@@ -347,6 +348,28 @@ async fn parts_and_differences_are_told_apart_from_a_proof() {
     say(&["Things"], &|_| ()).await;
     assert_eq!(lacks(&scenario).await, [Lack::DiffersSince], "a clean part does not take it back");
     prove(&scenario).await;
+    let strictly = |verdict: &mut Verdict, found: &[(FindingKind, u64)]| {
+        (verdict.strict, verdict.outcome) = (true, Outcome::Differs);
+        verdict.tables[0].outcome = Outcome::Differs;
+        verdict.tables[0].findings = found.iter().copied().collect();
+    };
+    say(&["Things"], &|verdict| strictly(verdict, &[(FindingKind::Differs, 1)])).await;
+    assert_eq!(lacks(&scenario).await, [Lack::DiffersSince]);
+    for strict in [&["Things", "Days"][..], &["Things"]] {
+        say(&["Things", "Days"], &|_| ()).await;
+        assert_eq!(lacks(&scenario).await, [Lack::DiffersStrictly], "one by meaning does not see it");
+        assert!(read(&scenario).await.asks_for_strict());
+        let shown = shown(&scenario, true).await;
+        assert!(shown.alarms[0].contains("--strict found rows that differ"), "{:?}", shown.alarms);
+        say(strict, &|verdict| verdict.strict = true).await;
+        let left = if strict.len() == 2 { vec![] } else { vec![Lack::DiffersStrictly] };
+        assert_eq!(lacks(&scenario).await, left, "a full strict one takes it back");
+        say(&["Things", "Days"], &|verdict| strictly(verdict, &[(FindingKind::Differs, 1)])).await;
+        assert_eq!(lacks(&scenario).await, [Lack::Differs]);
+    }
+    say(&["Things", "Days"], &|verdict| strictly(verdict, &[(FindingKind::Missing, 1)])).await;
+    prove(&scenario).await;
+    assert_eq!(lacks(&scenario).await, [], "rows that are missing are seen by any");
     let verified = ledger::verify(&scenario.target, Some(&scenario.source)).await.unwrap();
     assert_eq!(verified.confirmed, verified.head.map(|head| head.id));
     assert_eq!(evidence(&scenario.target, "other").await.unwrap(), Evidence::default());

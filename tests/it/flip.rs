@@ -26,7 +26,7 @@ slices: { one: { service: service, tables: TABLES } }
 policy: { min_mirror_time: 0s, write_pause_budget: 2s }\n";
 
 /// A split whose slice is mirrored and armed, with the mirror running.
-async fn armed() -> (Split, Client, Client, Mirror) {
+pub async fn armed() -> (Split, Client, Client, Mirror) {
     armed_with(TABLES, SETUP, ON_SERVICE).await
 }
 
@@ -46,11 +46,6 @@ async fn armed_with(tables: &str, setup: &str, on_service: &str) -> (Split, Clie
     })
     .await;
     (split, monolith, service, mirror)
-}
-
-/// As [`armed`], for tests beside these.
-pub async fn armed_split() -> (Split, Client, Client, Mirror) {
-    armed().await
 }
 
 /// Moves the authority to the service.

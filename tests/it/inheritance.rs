@@ -1,9 +1,16 @@
 //! Plain inheritance that comes after the mirror began: rows of a child are read with the table and are not in its stream, and
 //! what is written through a parent asks no gate of the child.
 
-use crate::flip::{armed_split, flip_to_service};
+use crate::flip::{armed, flip_to_service};
+use crate::support::binary::Ended;
 use crate::support::split::Split;
 use crate::support::wait::{SOON, until_blocking};
+
+/// The command that `status` names.
+fn next(ended: &Ended) -> &str {
+    let line = ended.stdout.lines().find_map(|line| line.trim().strip_prefix("next "));
+    line.unwrap_or_else(|| panic!("{}", ended.page())).trim()
+}
 
 const TABLE: &str = "CREATE TABLE inh (id int PRIMARY KEY, v int); INSERT INTO inh SELECT i, i FROM generate_series(1, 20) i; ANALYZE";
 
@@ -42,7 +49,7 @@ async fn a_child_that_comes_later_stops_the_mirror_and_nothing_is_proven_armed_o
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_moved_table_that_becomes_a_child_is_red_and_does_not_flip() {
-    let (split, monolith, _service, mirror) = armed_split().await;
+    let (split, monolith, _service, mirror) = armed().await;
     let (into, out) = (
         "ALTER TABLE notes INHERIT above",
         "ALTER TABLE \"public\".\"notes\" NO INHERIT \"public\".\"above\"",
@@ -52,6 +59,7 @@ async fn a_moved_table_that_becomes_a_child_is_red_and_does_not_flip() {
     let red = split.run("status", &[]);
     assert_eq!(red.exit, Some(1), "{}", red.page());
     assert!(red.stdout.contains("notes inherits from above"), "{}", red.page());
+    assert_eq!(next(&red), format!("run on the monolith: {out}; or attach it as a partition"));
     let refused = split.run("flip", &["--accept-no-evidence", "a test"]);
     assert_eq!(refused.exit, Some(3), "{}", refused.page());
     assert!(refused.stderr.contains("(inheritance)") && refused.stderr.contains(out), "{}", refused.page());
@@ -60,7 +68,11 @@ async fn a_moved_table_that_becomes_a_child_is_red_and_does_not_flip() {
     flip_to_service(&split, &mirror);
     // The closed side's rows must not be written through another table either.
     monolith.batch_execute(into).await.unwrap();
-    until_blocking("status is red", SOON, || (split.run("status", &[]).exit == Some(1)).then_some(()));
+    let red = until_blocking("status is red", SOON, || {
+        let ended = split.run("status", &[]);
+        (ended.exit == Some(1)).then_some(ended)
+    });
+    assert!(next(&red).contains(out), "{}", red.page());
     monolith.batch_execute(out).await.unwrap();
     until_blocking("status is green again", SOON, || {
         (split.run("status", &[]).exit == Some(0)).then_some(())

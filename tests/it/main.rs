@@ -15,6 +15,7 @@ mod check;
 mod claimed;
 mod clients;
 mod cluster;
+mod copied_again;
 mod crash;
 mod demo;
 mod evidence;

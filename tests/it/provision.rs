@@ -92,9 +92,31 @@ async fn service_gets_the_monoliths_tables_under_the_plans_names() {
     );
 }
 
+/// Comments of what is made at once and of what waits, and storage parameters.
+const REMARKS: &str = r#"
+COMMENT ON INDEX "PK_Products" IS 'of the key'; COMMENT ON CONSTRAINT "PK_Products" ON "Products" IS 'the key';
+COMMENT ON INDEX "IX_Products_Tags" IS 'not UNIQUE; it''s many'; COMMENT ON CONSTRAINT "AK_Products_Sku" ON "Products" IS 'sku';
+COMMENT ON CONSTRAINT "XK_Products_Season" ON "Products" IS 'one at a time';
+COMMENT ON CONSTRAINT "CK_Products_Price" ON "Products" IS 'not too dear';
+COMMENT ON CONSTRAINT "FK_Products_Categories" ON "Products" IS 'where it is found';
+COMMENT ON SEQUENCE "Categories_Id_seq" IS 'tens'; COMMENT ON SEQUENCE "OrderLines_Id_seq" IS 'lines';
+COMMENT ON CONSTRAINT "CK_Later" ON "Orders" IS 'one day';
+ALTER TABLE "Products" SET (fillfactor = 70, autovacuum_vacuum_scale_factor = 0.05, toast.autovacuum_enabled = off);
+"#;
+
+/// What is remarked about indexes, constraints and sequences of a schema.
+fn remarks(schema: &str) -> String {
+    format!(
+        "SELECT coalesce(c.relname, k.conname)::text, c.relkind::text, d.description FROM pg_description d \
+         LEFT JOIN pg_class c ON d.classoid = 'pg_class'::regclass AND c.oid = d.objoid AND c.relkind IN ('i', 'I', 'S') \
+         LEFT JOIN pg_constraint k ON d.classoid = 'pg_constraint'::regclass AND k.oid = d.objoid \
+         WHERE coalesce(c.relnamespace, k.connamespace) = '{schema}'::regnamespace ORDER BY 1, 3"
+    )
+}
+
 #[tokio::test]
 async fn deferred_work_rebuilds_what_the_monolith_has() {
-    let setup = Setup::new(Arc::new(launch()), "a", SCHEMA).await;
+    let setup = Setup::new(Arc::new(launch()), "a", &format!("{SCHEMA}{REMARKS}")).await;
     setup.provision().await.unwrap();
     for service in ["orders", "products"] {
         let client = setup.connect(service).await;
@@ -126,7 +148,21 @@ async fn deferred_work_rebuilds_what_the_monolith_has() {
     let indexes = "SELECT replace(indexdef, 'ON ONLY', 'ON') FROM pg_indexes WHERE schemaname = 'public' \
                    AND tablename IN ('Products', 'Categories', 'Movements') ORDER BY 1";
     assert_eq!(rows(&products, indexes).await, rows(&monolith, indexes).await);
+    let of_products = |row: &String| {
+        ["Products", "Categories"].iter().any(|name| row.split('|').next().unwrap().contains(name))
+    };
+    let there: Vec<String> =
+        rows(&monolith, &remarks("public")).await.into_iter().filter(of_products).collect();
+    assert_eq!(there.len(), 8, "{there:?}");
+    assert_eq!(rows(&products, &remarks("public")).await, there);
+    let storage = "SELECT c.reloptions::text, t.reloptions::text FROM pg_class c JOIN pg_class t ON t.oid = c.reltoastrelid \
+                   WHERE c.relname = 'Products' AND c.relkind = 'r'";
+    let parameters = rows(&products, storage).await;
+    assert_eq!(parameters, ["{fillfactor=70,autovacuum_vacuum_scale_factor=0.05}|{autovacuum_enabled=off}"]);
+    assert_eq!(parameters, rows(&monolith, storage).await);
     let orders = setup.connect("orders").await;
+    let told = rows(&orders, &remarks("sales")).await;
+    assert_eq!(told, ["CK_Later||one day", "OrderLines_Id_seq|S|lines"]);
     let indexes =
         "SELECT indexdef FROM pg_indexes WHERE schemaname = 'sales' AND tablename = 'order_lines' ORDER BY 1";
     assert_eq!(
@@ -439,6 +475,11 @@ async fn adopted_tables_lose_what_refuses_rows_and_get_it_back_word_for_word() {
     setup.plan.services.get_mut("orders").unwrap().ddl = Ddl::Adopt;
     let orders = setup.connect("orders").await;
     orders.batch_execute(ADOPTED).await.unwrap();
+    let remarked = "COMMENT ON INDEX sales.by_order IS 'by order'; COMMENT ON CONSTRAINT fk ON sales.order_lines IS 'parent';
+        COMMENT ON CONSTRAINT \"Orders_Number_key\" ON sales.\"Orders\" IS 'one each'";
+    orders.batch_execute(remarked).await.unwrap();
+    let told = rows(&orders, &remarks("sales")).await;
+    assert_eq!(told.len(), 3, "{told:?}");
     let definitions = "SELECT conname::text, pg_get_constraintdef(oid) FROM pg_constraint \
                        WHERE connamespace = 'sales'::regnamespace \
                        UNION ALL SELECT indexname::text, indexdef FROM pg_indexes WHERE schemaname = 'sales' ORDER BY 1, 2";
@@ -460,6 +501,7 @@ async fn adopted_tables_lose_what_refuses_rows_and_get_it_back_word_for_word() {
         orders.batch_execute(&sql).await.unwrap_or_else(|error| panic!("{sql}: {error:?}"));
     }
     assert_eq!(rows(&orders, definitions).await, before);
+    assert_eq!(rows(&orders, &remarks("sales")).await, told);
 }
 
 #[tokio::test]

@@ -4,7 +4,7 @@ mod stage;
 
 use strangler::authority::Side;
 use strangler::dualwrite::guard::Subscribed;
-use strangler::dualwrite::readiness::{Asked, Findings, Purpose, judge};
+use strangler::dualwrite::readiness::{Findings, judge};
 use strangler::journal::operators::{self, Operator};
 use strangler::name::TableName;
 use strangler::problem::{Problem, Severity};
@@ -14,7 +14,7 @@ use crate::support::cluster::connect;
 use crate::support::follower::Follower;
 use crate::support::split::Split;
 use crate::support::wait::{SOON, until};
-use stage::{MEMBERS, Stage};
+use stage::Stage;
 
 /// A fault, as SQL on one side that makes it and SQL that takes it away, with what is said of it.
 struct Fault {
@@ -395,27 +395,14 @@ async fn whoever_follows_and_flushes_late_refuses_a_flip_that_would_wait_for_it(
     drop(standby);
 }
 
-/// All that is asked for a flip to the service.
-fn to_service<'a>(stage: &'a Stage, accepted: Option<&'a str>) -> Asked<'a> {
-    Asked {
-        plan: &stage.plan,
-        path: "plan.yaml",
-        slice: "one",
-        members: MEMBERS,
-        purpose: Purpose::Move,
-        to: Side::Service,
-        accepted,
-    }
-}
-
 #[tokio::test]
 async fn what_can_not_be_asked_is_an_error_and_never_a_go() {
     let stage = Stage::ready().await;
-    let facts = stage.facts(&to_service(&stage, None), Findings::default()).await.unwrap();
+    let facts = stage.facts(&stage.to_service(None), Findings::default()).await.unwrap();
     assert!(
-        judge(&facts, &to_service(&stage, None)).problems.iter().all(|problem| problem.code == "mirror-lags")
+        judge(&facts, &stage.to_service(None)).problems.iter().all(|problem| problem.code == "mirror-lags")
     );
     run(&stage.service, "ALTER TABLE strangler.ledger RENAME TO away").await;
-    let error = stage.facts(&to_service(&stage, None), Findings::default()).await.unwrap_err();
+    let error = stage.facts(&stage.to_service(None), Findings::default()).await.unwrap_err();
     assert!(error.to_string().starts_with("reading whether a flip may begin failed"), "{error}");
 }

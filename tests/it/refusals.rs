@@ -319,8 +319,13 @@ async fn a_column_that_was_added_is_left_behind_and_the_mirror_goes_on_where_it_
     assert!(!check.stdout.contains("drop or rename the table"), "its rows would be lost: {}", check.page());
     assert_refused(
         &split.run("mirror", &[]),
-        &["another mapping", "leave added columns behind with `drop: true`"],
+        &[
+            "another mapping",
+            "column so new of table notes is carried over, and was not",
+            "leave added columns behind with `drop: true`",
+        ],
     );
+    assert_refused(&split.run("reconcile", &[]), &["column so new of table notes is carried over"]);
     assert_refused(&split.run("provision", &[]), &["leave added columns behind with `drop: true`"]);
 
     split.change_plan(plan, "{ notes: { columns: { 'so new': { drop: true } } } }");
@@ -438,15 +443,29 @@ async fn what_is_wrong_with_one_column_hides_nothing_of_another_and_every_table_
 async fn a_column_of_an_adopted_table_that_differs_hides_no_mismatch_of_another() {
     let plan = Split::plan("{ t: {} }").replace("${SERVICE}\"", "${SERVICE}\", ddl: adopt");
     let (split, _monolith, service) =
-        Split::with_plan(&plan, "CREATE TABLE t (id int PRIMARY KEY, a text, b text)").await;
-    service.batch_execute("CREATE TABLE t (id int PRIMARY KEY, a int, b text NOT NULL)").await.unwrap();
+        Split::with_plan(&plan, "CREATE TYPE mood AS ENUM ('good', 'bad'); CREATE TABLE t (id int PRIMARY KEY, a text, b text, m mood)").await;
+    let theirs = "CREATE TYPE feeling AS ENUM ('good'); CREATE TABLE t (id int UNIQUE, a int, b text NOT NULL, m feeling)";
+    service.batch_execute(theirs).await.unwrap();
+    let provision = split.run("provision", &[]);
+    for words in [
+        "column m is public.feeling, and the monolith's public.mood does not fit into it: it lacks the labels 'bad'",
+        "ALTER TYPE \"public\".\"feeling\" ADD VALUE 'bad';",
+        "covers exactly (id); it has t_id_key (id)",
+        "ALTER TABLE \"public\".\"t\" ADD PRIMARY KEY (\"id\")",
+    ] {
+        let said = provision.stderr.split_whitespace().collect::<Vec<_>>().join(" ");
+        assert!(said.contains(words), "{words} is not in {}", provision.page());
+    }
     let (problems, _) = told(&split, &["target-differs", "adopt-mismatch"]);
     let pair = |code: &str, fact: &str| (code.to_owned(), fact.to_owned());
     assert_eq!(
         problems,
         [
             pair("adopt-mismatch", "column b is NOT NULL, and the monolith's is not"),
-            pair("target-differs", "its column a is integer, not text"),
+            pair(
+                "target-differs",
+                "its column a is integer, not text; its column m is public.feeling, not public.mood: it lacks the labels 'bad'"
+            ),
         ]
     );
 }

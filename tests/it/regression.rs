@@ -285,7 +285,13 @@ async fn a_copy_that_would_be_refused_is_refused_before_the_rows_that_are_there_
     let reader = split.pair.monolith_url().replace("postgres@", "reader@");
     split.lead("READER", &reader);
     monolith.batch_execute("GRANT USAGE ON SCHEMA strangler TO reader; GRANT SELECT ON ALL TABLES IN SCHEMA strangler TO reader").await.unwrap();
-    for (sql, words) in [(secured, "row-level security"), (swap, "the monolith as (b + 1)")] {
+    let (revoked, granted) = (
+        "REVOKE SELECT ON t FROM reader",
+        "run on the monolith: GRANT SELECT ON \"public\".\"t\" TO \"reader\"; then",
+    );
+    for (sql, words) in
+        [(revoked, granted), (secured, "row-level security"), (swap, "the monolith as (b + 1)")]
+    {
         monolith.batch_execute(sql).await.unwrap();
         for copy in [&["--retry", "t"][..], &["--rebuild"]] {
             let (_, log) = split.mirror_with(None, copy).ended();
@@ -293,7 +299,8 @@ async fn a_copy_that_would_be_refused_is_refused_before_the_rows_that_are_there_
             let kept: i64 = service.query_one("SELECT count(*) FROM t", &[]).await.unwrap().get(0);
             assert_eq!(kept, 5, "{copy:?}: {log}");
         }
-        monolith.batch_execute("ALTER TABLE t DISABLE ROW LEVEL SECURITY").await.unwrap();
+        let undone = "GRANT SELECT ON t TO reader; ALTER TABLE t DISABLE ROW LEVEL SECURITY";
+        monolith.batch_execute(undone).await.unwrap();
     }
 }
 

@@ -8,6 +8,7 @@ use strangler::failpoint::hooks::{Hooks, Mutant};
 use strangler::journal::repairs::{self, RepairOutcome, RepairState};
 use strangler::journal::touched::{Touched, since};
 use strangler::lsn::Lsn;
+use strangler::reconcile::report::json::Document;
 use tokio_postgres::Client;
 use tokio_util::sync::CancellationToken;
 
@@ -358,9 +359,13 @@ async fn answers_of_last_week_are_deleted_by_later_requests_and_nothing_else_is(
             SELECT requested_by, count(*) AS n FROM strangler.repair GROUP BY 1) AS s";
         target.query_one(sql, &[]).await.unwrap().get(0)
     };
-    assert_eq!(repairs::prune(target, 4).await.unwrap(), 4);
-    assert_eq!(left().await, "new 3, old 2, open 3", "no more than it is told");
-    assert_eq!(repairs::prune(target, 4).await.unwrap(), 2);
+    let tables = ["things".to_owned()];
+    assert_eq!(repairs::prune(target, "others", &tables, 9).await.unwrap(), 0, "another slice's");
+    assert_eq!(repairs::prune(target, "things", &[], 2).await.unwrap(), 2, "refused ones");
+    assert_eq!(left().await, "new 3, old 4, open 3", "no more than it is told");
+    assert_eq!(repairs::prune(target, "things", &[], 9).await.unwrap(), 1);
+    assert_eq!(left().await, "new 3, old 3, open 3", "those that nobody could record stay");
+    assert_eq!(repairs::prune(target, "things", &tables, 4).await.unwrap(), 3);
     assert_eq!(left().await, "new 3, open 3");
 }
 
@@ -389,4 +394,19 @@ async fn a_repair_deletes_answers_of_last_week_and_does_without_the_right_to() {
     split.provision();
     repair(3).await;
     assert_eq!(answers().await, 2, "the first one is gone");
+    // A constraint of the service's own is in the way, which is no row that could be repaired with them.
+    let own = "ALTER TABLE a ADD CONSTRAINT own CHECK (id NOT IN (4, 5)) NOT VALID";
+    service.batch_execute(own).await.unwrap();
+    corrupt(&service, "DELETE FROM a WHERE id IN (4, 5, 6)").await;
+    let refused = split.run("reconcile", &["--repair"]);
+    assert_eq!(refused.exit, Some(1), "{}", refused.page());
+    let why = "(new row for relation \"a\" violates check constraint \"own\"";
+    for key in ["4", "5"] {
+        assert!(refused.stdout.contains(&format!("refused   id = {key}  {why}")), "{}", refused.page());
+    }
+    let ended = split.run("reconcile", &["--repair", "--format", "json"]);
+    let document: Document = serde_json::from_str(&ended.stdout).unwrap();
+    let told = &document.slices[0].repairs[0];
+    assert_eq!((told.source_table.as_str(), told.asked, told.done), ("a", 2, 0), "{told:?}");
+    assert_eq!((told.refused[0].rows, told.refused_rows.len()), (2, 2), "{told:?}");
 }

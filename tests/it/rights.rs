@@ -214,6 +214,7 @@ fn verdict(run: &runs::Run) -> Verdict {
         tables: tables.collect(),
         listed: Vec::new(),
         reasons: Vec::new(),
+        repairs: Vec::new(),
     }
 }
 

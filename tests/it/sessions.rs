@@ -7,6 +7,7 @@ use std::time::Duration;
 use strangler::postgres::{ConnectError, SessionRole};
 
 use crate::replication::server::{OneServer, PASSWORD, server, value};
+use crate::support::proxy::{Line, Proxy};
 
 /// Runs openssl in a directory.
 fn openssl(directory: &Path, arguments: &str) {
@@ -187,6 +188,21 @@ async fn several_hosts_are_tried_in_order_and_a_silent_one_is_given_up() {
     both.connect("test").await.unwrap();
     let expected = format!("monolith (127.0.0.1,{}/postgres as postgres)", directory.display());
     assert_eq!(both.describe().unwrap(), expected);
+
+    // One that answers the login and owes the next answer is given up as well; one that was not asked may be silent.
+    let (proxy, through) =
+        Proxy::before(&format!("postgresql://postgres@127.0.0.1:{}/postgres", pg.port())).await;
+    let patient = server(&through, SessionRole::Read);
+    let short = patient.clone().answering_within(Duration::from_millis(400));
+    let (asked, idle) = (short.connect("test").await.unwrap(), short.connect("test").await.unwrap());
+    asked.query_one("SELECT repeat('x', 100000), pg_sleep(0.2)", &[]).await.unwrap();
+    patient.connect("test").await.unwrap().query_one("SELECT pg_sleep(0.6)", &[]).await.unwrap();
+    for session in [&asked, &idle] {
+        session.query_one("SELECT 1", &[]).await.unwrap();
+    }
+    proxy.set(Line::Silent);
+    let lost = asked.query_one("SELECT 1", &[]).await.unwrap_err();
+    assert!(strangler::postgres::sqlstate::is_connection_lost(&lost), "{lost:?}");
 
     let standby = server(&pg.link("user=postgres target_session_attrs=standby"), SessionRole::Read);
     let wrong = standby.connect("test").await.unwrap_err();

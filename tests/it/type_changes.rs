@@ -196,7 +196,43 @@ async fn a_type_of_the_service_that_changes_after_a_flip_stops_the_way_back_and_
     service.batch_execute("UPDATE people SET n = ROW('Hamilton', 'Margaret') WHERE id = 7").await.unwrap();
     stage.arrived(Way::Reverse).await;
     assert_people(monolith, service).await;
+    stands_still_steadily(&stage).await;
     mirror.stop();
+}
+
+/// A value that the monolith's type can't read stops the way back before its next look at the types: what is said is why, from
+/// the first word on, and it is said through the attempts that follow.
+async fn stands_still_steadily(stage: &Stage) {
+    let (monolith, service) = (&stage.monolith, &stage.service);
+    let longer = "BEGIN; ALTER TYPE fullname ADD ATTRIBUTE title text;
+        UPDATE people SET n = ROW('Hopper', 'Grace', 'Dr') WHERE id = 8; COMMIT";
+    service.batch_execute(longer).await.unwrap();
+    let sql = "SELECT phase, coalesce(detail, ''), stopped_at IS NOT NULL, started_at::text \
+               FROM strangler.mirror_process WHERE dir = 'reverse'";
+    let look = async || -> Option<(String, String, String)> {
+        let row = monolith.query_one(sql, &[]).await.unwrap();
+        row.get::<_, bool>(2).then(|| (row.get(0), row.get(1), row.get(3)))
+    };
+    let (phase, why, began) = until("the way back stops", SOON, look).await;
+    assert_eq!(phase, "tried again");
+    assert!(why.contains("fullname") && why.contains("run on the monolith: ALTER TYPE"), "{why}");
+    until("it is tried again", SOON, async || {
+        let (phase, still, since) = look().await.expect("it stands still all the time");
+        assert_eq!((phase.as_str(), &still), ("tried again", &why));
+        (since != began).then_some(())
+    })
+    .await;
+    let status = stage.split.run("status", &["--format", "json"]);
+    let document: serde_json::Value = serde_json::from_str(&status.stdout).unwrap();
+    let told = &document["slices"][0];
+    assert_eq!(told["way_back"]["process"]["doing"], "tried again", "{told:#}");
+    assert!(told["alarms"].to_string().contains("the way back stands still: "), "{told:#}");
+    let (_, advice) = why.split_once("run on the monolith: ").unwrap();
+    let (advice, _) = advice.split_once("; a running mirror goes on").unwrap();
+    monolith.batch_execute(advice).await.unwrap();
+    until("it goes on", SOON, async || look().await.is_none().then_some(())).await;
+    stage.arrived(Way::Reverse).await;
+    assert_people(monolith, service).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -13,8 +13,8 @@ use crate::cli::report::{CliError, Exit};
 use crate::cli::ui::{Paint, Ui};
 use crate::reconcile::form::Side;
 use crate::reconcile::progress::Board;
-use crate::reconcile::repair::{self, Repaired};
-use crate::reconcile::report::json;
+use crate::reconcile::repair;
+use crate::reconcile::report::{json, repairs, text};
 use crate::reconcile::run::{self, Done, Options, RunError, SliceJob};
 use crate::reconcile::sides::Sides;
 use crate::reconcile::verdict::{Outcome, Verdict};
@@ -84,11 +84,22 @@ impl Pass<'_> {
                 Err(error) => failed.push((slice, error)),
             }
         }
-        let verdicts: Vec<Verdict> = done.iter().map(|one| one.verdict.clone()).collect();
-        self.write(ui, &verdicts)?;
+        let mut verdicts: Vec<Verdict> = done.iter().map(|one| one.verdict.clone()).collect();
         let mut exit = exit(&verdicts);
+        let repairs = self.arguments.repair && !self.arguments.dry_run && exit == Exit::Problems;
+        // A document is one, and says what became of the repair too. What people read comes before it, and a file may as well.
+        let early = self.arguments.output.is_some() || matches!(self.arguments.format, Form::Text);
+        if early || !repairs {
+            self.write(ui, &verdicts)?;
+        }
         if self.arguments.repair && exit == Exit::Problems {
-            let repaired = self.repair(ui, jobs, &done, interrupts, stop).await?;
+            let repaired = self.repair(ui, (jobs, &done), &mut verdicts, interrupts, stop).await;
+            if repairs && early && self.arguments.output.is_none() {
+                ui.data(&text::refused(&verdicts, ui.data_paint()))?;
+            } else if repairs {
+                self.write(ui, &verdicts)?;
+            }
+            let repaired = repaired?;
             let whole = verdicts.iter().all(|verdict| verdict.outcome != Outcome::Incomplete);
             if repaired && whole && verdicts.iter().all(is_compared) {
                 exit = Exit::Clean;
@@ -150,30 +161,35 @@ impl Pass<'_> {
     async fn repair(
         &self,
         ui: &mut Ui,
-        jobs: &[SliceJob],
-        done: &[Done],
+        (jobs, done): (&[SliceJob], &[Done]),
+        verdicts: &mut [Verdict],
         interrupts: &mut Interrupts,
         stop: &CancellationToken,
     ) -> Result<bool, CliError> {
         let mut whole = true;
-        for one in done.iter().filter(|one| one.verdict.outcome == Outcome::Differs) {
+        for (one, verdict) in done.iter().zip(verdicts) {
+            if one.verdict.outcome != Outcome::Differs {
+                continue;
+            }
             let Some(job) = jobs.iter().find(|job| job.mapping.slice == one.verdict.slice) else { continue };
             if self.arguments.dry_run {
                 preview(ui, job, one);
                 whole = false;
                 continue;
             }
-            let mut running = Box::pin(repair::run(job, one, &self.options.author, stop));
+            let mut running =
+                Box::pin(repair::run(job, one, &self.options.author, stop, &mut verdict.repairs));
             let repaired = loop {
                 tokio::select! {
                     repaired = &mut running => break repaired,
                     () = interrupts.next() => stop.cancel(),
                 }
             };
-            let repaired = repaired
+            drop(running);
+            repaired
                 .map_err(|source| CliError::Repair { plan: self.plan.clone(), source: Box::new(source) })?;
-            for table in &repaired {
-                ui.words(&line(table));
+            for table in &verdict.repairs {
+                ui.words(&format!("{}: {}", table.slice, repairs::line(table)));
                 for (column, there) in &table.generated {
                     ui.words(&not_written(column, *there, one.sides.copy()));
                 }
@@ -219,7 +235,23 @@ fn advice(plan: &str, verdicts: &[Verdict], repairs: bool, options: &str) -> Opt
     };
     if verdicts.iter().any(Verdict::lacks_mirror) {
         let slices = about(Verdict::lacks_mirror);
-        return Some(format!("strangler mirror {plan}{slices}; once it streams, the same command again"));
+        let asks = verdicts.iter().find_map(Verdict::mirror_asks);
+        let command = match asks {
+            Some(asks) => asks.replace(" PLAN", &format!(" {plan}")),
+            None if verdicts.iter().any(Verdict::lacks_one_way) => {
+                let status = format!("strangler status {plan}{slices} says why; end the mirror that runs");
+                format!("{status}, then strangler mirror {plan}{slices}, which mirrors both ways")
+            }
+            None => format!("strangler mirror {plan}{slices}"),
+        };
+        return Some(format!("{command}; once it streams, the same command again"));
+    }
+    if verdicts.iter().any(Verdict::waits_for_mirror) {
+        let slices = about(Verdict::waits_for_mirror);
+        return Some(format!(
+            "strangler status {plan}{slices} says what the mirror waits for; strangler mirror {plan}{slices} --take-over \
+             replaces one that is frozen; then the same command again"
+        ));
     }
     match Outcome::of(verdicts.iter().map(|verdict| verdict.outcome)) {
         Outcome::Clean => None,
@@ -270,39 +302,10 @@ fn preview(ui: &mut Ui, job: &SliceJob, done: &Done) {
                 done.verdict.authority
             ));
         }
-        if let Some(left) = left(wanted.left_out, wanted.misplaced) {
+        if let Some(left) = repairs::left(wanted.left_out, wanted.misplaced) {
             ui.words(&format!("  {left}"));
         }
     }
-}
-
-fn findings(count: u64) -> String {
-    words::plural(usize::try_from(count).unwrap_or(usize::MAX), "finding")
-}
-
-/// What a repair leaves, and why.
-fn left(left_out: u64, misplaced: u64) -> Option<String> {
-    let others = left_out.saturating_sub(misplaced);
-    let others = (others > 0)
-        .then(|| format!("{} left, for another run, or no copied row can help them", findings(others)));
-    let misplaced = (misplaced > 0).then(|| {
-        format!(
-            "{} misplaced in the service, which has the authority: the application has to change or delete them there",
-            words::plural(usize::try_from(misplaced).unwrap_or(usize::MAX), "row"),
-        )
-    });
-    let parts: Vec<String> = others.into_iter().chain(misplaced).collect();
-    (!parts.is_empty()).then(|| parts.join(", "))
-}
-
-/// What became of one table's repairs.
-fn line(repaired: &Repaired) -> String {
-    let mut parts =
-        vec![format!("{} of {} rows repaired", words::count(repaired.done), words::count(repaired.asked))];
-    parts.extend(repaired.refused.iter().map(|(why, count)| format!("{count} refused: {why}")));
-    parts.extend(repaired.still.iter().map(|(kind, count)| format!("{count} still {kind}")));
-    parts.extend(left(repaired.left_out, repaired.misplaced));
-    format!("{}: {}: {}", repaired.slice, repaired.table, parts.join(", "))
 }
 
 /// Why a generated column is still another one after a repair, and what to do.
@@ -348,12 +351,13 @@ mod tests {
             tables: Vec::new(),
             listed: Vec::new(),
             reasons: reason.map(str::to_owned).into_iter().collect(),
+            repairs: Vec::new(),
         }
     }
 
     #[test]
     fn every_verdict_but_a_clean_one_is_followed_by_what_to_type() {
-        use crate::reconcile::verdict::NO_MIRROR;
+        use crate::reconcile::verdict::{NO_MIRROR, OTHER_WAY, STANDS_STILL};
         let clean = verdict("carts", Outcome::Clean, None);
         let differs = verdict("my orders", Outcome::Differs, None);
         let incomplete = verdict("stock", Outcome::Incomplete, Some("the table is copying"));
@@ -377,5 +381,23 @@ mod tests {
             "strangler mirror p.yaml --slice stock; once it streams, the same command again"
         );
         assert_eq!(advice("p.yaml", &[differs], true, ""), None, "a repair says its own");
+        let asked = format!(
+            "{NO_MIRROR} for the way back: the last one ended by itself: a; next: strangler mirror PLAN --rebuild"
+        );
+        assert_eq!(
+            of(&[&verdict("stock", Outcome::Incomplete, Some(&asked))]).unwrap(),
+            "strangler mirror p.yaml --rebuild; once it streams, the same command again"
+        );
+        let one_way =
+            format!("{NO_MIRROR} for the way back ({OTHER_WAY}: process 1 on box), and none ever was");
+        let advised = of(&[&verdict("stock", Outcome::Incomplete, Some(&one_way))]).unwrap();
+        assert!(
+            advised.starts_with("strangler status p.yaml --slice stock says why; end the mirror"),
+            "{advised}"
+        );
+        let frozen = verdict("stock", Outcome::Incomplete, Some(&format!("{STANDS_STILL} 0/1: it stands")));
+        assert!(
+            of(&[&frozen]).unwrap().contains("strangler mirror p.yaml --slice stock --take-over replaces")
+        );
     }
 }

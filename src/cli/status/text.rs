@@ -2,6 +2,7 @@
 
 use super::verdict;
 use crate::cli::ui::{Ink, Paint};
+use crate::status::orphans::Orphan;
 use crate::status::{ArmedState, ArmedStatus, Lag, Phase, SliceStatus, TableStatus, Wal, WayBackStatus};
 use crate::words;
 
@@ -70,6 +71,30 @@ pub(super) fn page(status: &SliceStatus, paint: Paint) -> String {
         fact("next", paint.ink(Ink::Strong, &next));
     }
     lines.join("\n") + "\n"
+}
+
+/// What is shown of a slice that the plan lacks.
+pub(super) fn orphan_page(orphan: &Orphan, paint: Paint) -> String {
+    let alarm =
+        "provisioned from this plan, which does not name it any longer: its gate, publication and slot stay";
+    [
+        format!(
+            "{}  {}  {}",
+            paint.ink(Ink::Strong, &orphan.slice),
+            paint.ink(Ink::Alarm, "not in the plan"),
+            paint.ink(Ink::Faint, &format!("monolith -> {}", orphan.service)),
+        ),
+        format!("  {:<10} {}", "found in", orphan.databases.join(", ")),
+        format!("  {:<10} {}", "alarm", paint.ink(Ink::Alarm, alarm)),
+        format!("  {:<10} {}", "next", paint.ink(Ink::Strong, &orphan.next)),
+    ]
+    .join("\n")
+        + "\n"
+}
+
+/// The same for a watcher.
+pub(super) fn orphan(orphan: &Orphan) -> String {
+    format!("{} not in the plan, found in {}", orphan.slice, orphan.databases.join(", "))
 }
 
 /// What must change for a watcher to want a new line: not the numbers that change all the time.

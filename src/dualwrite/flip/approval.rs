@@ -7,12 +7,7 @@ use crate::plan::{Approval, Plan};
 use crate::problem::Problem;
 
 /// The slices whose policy wants an approval that is not there, a problem each.
-pub(super) fn lacking<'a>(
-    plan: &Plan,
-    path: &str,
-    slices: impl Iterator<Item = &'a str>,
-    order: &Order,
-) -> Vec<Problem> {
+pub(super) fn lacking(plan: &Plan, path: &str, slices: &[&str], order: &Order) -> Vec<Problem> {
     let verb = match order.intent {
         Intent::Flip => "flip",
         Intent::FlipBack => "flip --back",
@@ -21,6 +16,7 @@ pub(super) fn lacking<'a>(
     if order.approved_by.is_some() {
         return Vec::new();
     }
+    let all: String = slices.iter().map(|slice| format!(" --slice {slice}")).collect();
     let wants = |slice: &&str| {
         let policy = plan.slices.get(*slice).map_or(&plan.policy, |slice| &slice.policy);
         policy.approval == Approval::Required
@@ -29,7 +25,7 @@ pub(super) fn lacking<'a>(
         Problem::error("not-approved", format!("slice {slice}"))
             .fact("the plan says approval: required, and nobody is named who approved this move")
             .consequence("nothing was begun")
-            .next(format!("strangler {verb} {path} --slice {slice} --approved-by NAME, once somebody has"))
+            .next(format!("strangler {verb} {path}{all} --approved-by NAME, once somebody has"))
     };
-    slices.filter(wants).map(said).collect()
+    slices.iter().copied().filter(wants).map(said).collect()
 }

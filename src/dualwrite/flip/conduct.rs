@@ -11,7 +11,7 @@ use super::course::Left;
 use super::moves::{Member, MoveError, Moved, Order};
 use super::run::Command;
 use super::standings::standing;
-use super::{FlipError, course, standings};
+use super::{FlipError, course, ours, standings};
 use crate::authority::{Intent, Side, Standing};
 use crate::cdc::mirror::chain_of;
 use crate::cdc::way;
@@ -94,20 +94,41 @@ impl Conduct<'_> {
         order: Order,
         tell: Tell<'_>,
     ) -> Result<Vec<Moved>, ConductError> {
-        // Where there are no gates there is nothing to write down either.
-        if let Err(error) = standings::look(members).await
-            && matches!(error.source, FlipError::NotProvisioned { .. })
-        {
-            return Err(error.into());
-        }
+        // Where there are no gates, or they are another plan's, there is nothing to write down either.
+        let found = self.first_look(members, order.intent).await?;
         let command = Command { conduct: *self, members, hooks: self.hooks(members)?, who: operator(&order) };
         self.announce(members, &command.who).await?;
         let done = tokio::select! {
-            done = Box::pin(command.run(order, tell)) => done,
+            done = Box::pin(command.run(order, found, tell)) => done,
             () = self.beat(members, &command.who) => Ok(Vec::new()),
         };
         self.take_leave(members, &command.who).await;
         done
+    }
+
+    /// Looks at all members before anything is done: whose they are, and where their authority stands.
+    async fn first_look(
+        &self,
+        members: &[Member],
+        intent: Intent,
+    ) -> Result<Vec<course::Found>, ConductError> {
+        let looked = async {
+            let problems = ours::problems(self, members, intent).await?;
+            if problems.is_empty() { standings::look(members).await.map(Ok) } else { Ok(Err(problems)) }
+        };
+        let source = match looked.await {
+            Ok(looked) => return looked.map_err(ConductError::Refused),
+            Err(source) => source,
+        };
+        // What a side that does not answer has come to is not known, unless the other one takes writes still.
+        let mut left = Left::Stayed;
+        for member in members {
+            let mut links = member.links.take();
+            if !standings::takes_writes(&mut links, &member.mapping.slice, Side::Monolith).await {
+                left = Left::Unknown;
+            }
+        }
+        Err(ConductError::Move { left, source })
     }
 
     fn hooks(&self, members: &[Member]) -> Result<Executor, ConductError> {
@@ -119,23 +140,29 @@ impl Conduct<'_> {
     /// The members that are where they are wanted already, so that there is nothing to rehearse.
     ///
     /// # Errors
-    /// [`MoveError`] when a side can't be asked.
-    pub async fn there_already(&self, members: &[Member], intent: Intent) -> Result<Vec<Problem>, MoveError> {
+    /// [`ConductError`] when a side can't be asked, or the members are not the plan's.
+    pub async fn there_already(
+        &self,
+        members: &[Member],
+        intent: Intent,
+    ) -> Result<Vec<Problem>, ConductError> {
         let (to, back) = match intent {
             Intent::FlipBack => (Side::Monolith, ""),
             Intent::Flip | Intent::Abort | Intent::Resume => (Side::Service, " --back"),
         };
-        let found = standings::look(members).await?;
-        let there =
-            found.iter().filter(|one| matches!(one.standing, Standing::Owned { owner, .. } if owner == to));
-        let said = |one: &course::Found| {
+        let found = self.first_look(members, intent).await?;
+        let is_there =
+            |one: &&course::Found| matches!(one.standing, Standing::Owned { owner, .. } if owner == to);
+        let there: Vec<&course::Found> = found.iter().filter(is_there).collect();
+        let all: String = there.iter().map(|one| format!(" --slice {}", one.slice)).collect();
+        let said = |one: &&course::Found| {
             let slice = &one.slice;
             Problem::error("already-moved", format!("slice {slice}"))
                 .fact(format!("the {to} has authority over it already"))
                 .consequence("there is nothing to rehearse in this direction")
-                .next(format!("strangler flip{back} {} --slice {slice} --rehearse", self.path))
+                .next(format!("strangler flip{back} {}{all} --rehearse", self.path))
         };
-        Ok(there.map(said).collect())
+        Ok(there.iter().map(said).collect())
     }
 
     /// What is found about all members, and the reason that was given instead of evidence, where one was needed.
@@ -282,7 +309,8 @@ async fn way_back(member: &Member, to: Side, (monolith, service): (&Client, &Cli
         // The service's tables have taken these statements all the time that they were a copy.
         return None;
     }
-    let apply = match member.monolith_apply.connect(super::APPLICATION).await {
+    let server = member.monolith_apply.clone().answering_within(super::ANSWER_MAX);
+    let apply = match server.connect(super::APPLICATION).await {
         Ok(session) => session,
         Err(error) => return Some(chain_of(&error)),
     };

@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use tokio_postgres::Client;
 
-use super::{APPLICATION, FlipError};
+use super::{ANSWER_MAX, APPLICATION, FlipError, Limits};
 use crate::authority::Side;
 use crate::cdc::mirror::chain_of;
 use crate::postgres::connect::{Server, Session};
@@ -139,10 +139,12 @@ pub struct KeptLinks {
 }
 
 impl KeptLinks {
-    /// `monolith` and `service` are the administrators' links: they own gates and sequences.
+    /// `monolith` and `service` are the administrators' links: they own gates and sequences. A side that does not answer in time
+    /// is as good as gone; for locks of the application a statement waits as long as the `limits` say.
     #[must_use]
-    pub fn new(monolith: Server, service: Server) -> Self {
-        Self { monolith, service, idle: Arc::default() }
+    pub fn new(monolith: Server, service: Server, limits: &Limits) -> Self {
+        let within = |server: Server| server.answering_within(limits.pause_budget + ANSWER_MAX);
+        Self { monolith: within(monolith), service: within(service), idle: Arc::default() }
     }
 
     /// The administrator's link to a side.

@@ -30,17 +30,18 @@ pub(super) struct Command<'a> {
 }
 
 impl Command<'_> {
-    /// Does it.
-    pub(super) async fn run(&self, order: Order, tell: Tell<'_>) -> Result<Vec<Moved>, ConductError> {
+    /// Does it. `found` is how the members stood when the command began.
+    pub(super) async fn run(
+        &self,
+        order: Order,
+        mut found: Vec<Found>,
+        tell: Tell<'_>,
+    ) -> Result<Vec<Moved>, ConductError> {
         let to = match order.intent {
             Intent::Flip => Side::Service,
             Intent::FlipBack => Side::Monolith,
-            Intent::Abort | Intent::Resume => {
-                let found = self.first_look().await?;
-                return self.finish(order, &found, tell).await;
-            }
+            Intent::Abort | Intent::Resume => return self.finish(order, &found, tell).await,
         };
-        let mut found = self.first_look().await?;
         let mut course = self.course(&found, to)?;
         if let Course::Undo(places) = &course {
             self.undo(&order, places, to, tell).await?;
@@ -52,23 +53,6 @@ impl Command<'_> {
             // Where something is half undone again, somebody else is at work; the driver begins nothing then.
             Course::Finish | Course::Undo(_) => self.finish(order, &found, tell).await,
         }
-    }
-
-    /// Looks at all members before anything is done. What a side that does not answer has come to is not known, unless the other
-    /// one takes writes still.
-    async fn first_look(&self) -> Result<Vec<Found>, ConductError> {
-        let source = match standings::look(self.members).await {
-            Ok(found) => return Ok(found),
-            Err(source) => source,
-        };
-        let mut left = Left::Stayed;
-        for member in self.members {
-            let mut links = member.links.take();
-            if !standings::takes_writes(&mut links, &member.mapping.slice, Side::Monolith).await {
-                left = Left::Unknown;
-            }
-        }
-        Err(ConductError::Move { left, source })
     }
 
     fn course(&self, found: &[Found], to: Side) -> Result<Course, ConductError> {
@@ -167,8 +151,8 @@ impl Command<'_> {
         let kept = self.keep_gates(members).await?;
         let (mut problems, accepted) =
             self.conduct.judge(members, (order.intent, Purpose::Move), &self.who).await?;
-        let asked = members.iter().map(|member| member.mapping.slice.as_str());
-        problems.extend(approval::lacking(self.conduct.plan, self.conduct.path, asked, order));
+        let asked: Vec<&str> = members.iter().map(|member| member.mapping.slice.as_str()).collect();
+        problems.extend(approval::lacking(self.conduct.plan, self.conduct.path, &asked, order));
         problems.sort();
         if problems.iter().any(|problem| problem.severity == Severity::Error) {
             return Err(ConductError::Refused(problems));
@@ -300,13 +284,14 @@ impl Command<'_> {
     async fn gates_at_work(&self, slice: &str, database: &str, client: &Client) -> Problem {
         let who = exclusion::holder(client).await;
         let who = who.unwrap_or_else(|| "`strangler provision`, `arm` or `disarm`".to_owned());
-        let back = if self.who.verb == "flip --back" { " --back" } else { "" };
+        let all: String =
+            self.members.iter().map(|member| format!(" --slice {}", member.mapping.slice)).collect();
         Problem::error("gates-at-work", format!("slice {slice}"))
             .fact(format!("{who} is changing what guards tables in database {database}"))
             .consequence("a gate could be gone when authority has moved, so nothing was begun")
             .next(format!(
-                "wait until it has ended; then strangler flip{back} {} --slice {slice}",
-                self.conduct.path
+                "wait until it has ended; then strangler {} {}{all}",
+                self.who.verb, self.conduct.path
             ))
     }
 }

@@ -32,6 +32,8 @@ pub struct Facts {
     pub to: Told,
     /// Hash of the mapping that the plan means now.
     pub mapping: String,
+    /// What the plan maps in another way than the slice was provisioned, in words.
+    pub changed: String,
     /// How long markers take from one side to the other.
     pub probe: Probe,
     /// The ledger's verdicts.

@@ -17,7 +17,7 @@ use crate::dualwrite::gate::{APPLY_ROLE, LOCK_CLASS};
 use crate::dualwrite::guard;
 use crate::journal::operators::{self, Operator};
 use crate::journal::readiness::Told;
-use crate::journal::{JournalError, authority, grounds, readiness, retirement};
+use crate::journal::{JournalError, authority, grounds, ledger, readiness, retirement};
 use crate::mapping::SliceMapping;
 use crate::name::TableName;
 use crate::postgres::sqlstate;
@@ -102,11 +102,21 @@ pub async fn gather(
         access: access(to, asked, mapping).await?,
         retired: retirement::read(sessions.monolith, slice).await.map_err(journal)?,
         other: operators::other(sessions.monolith, slice, own).await.map_err(journal)?,
+        changed: changed(sessions.service, mapping, [&there, &here]).await?,
         mapping: pinned(mapping, &there),
         findings,
         from: there,
         to: here,
     })
+}
+
+/// What the plan maps in another way than it was provisioned; empty where it does not.
+async fn changed(service: &Client, mapping: &SliceMapping, told: [&Told; 2]) -> Result<String, FlipError> {
+    let mut hashes = told.into_iter().filter_map(|told| Some(&told.slice.as_ref()?.plan_hash));
+    match hashes.find(|hash| !mapping.is_pinned_by(hash)) {
+        Some(hash) => ledger::what_changed(service, mapping, hash).await.map_err(journal),
+        None => Ok(String::new()),
+    }
 }
 
 /// The mapping's hash, in the form under which the slice was provisioned.

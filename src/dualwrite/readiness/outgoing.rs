@@ -58,7 +58,7 @@ fn mapping(facts: &Facts, asked: &Asked<'_>) -> Option<Problem> {
         [Some(from), Some(to)] if *from == facts.mapping && *to == facts.mapping => None,
         [Some(_), Some(_)] => Some(
             Problem::error("other-mapping", asked.object())
-                .fact("the plan maps it in another way than it was provisioned")
+                .fact(format!("the plan maps it in another way than it was provisioned: {}", facts.changed))
                 .consequence(
                     "what the mirror brings is not what the plan says, so nothing is moved by this plan",
                 )
@@ -222,7 +222,8 @@ pub(super) fn evidence(facts: &Facts, asked: &Asked<'_>) -> (Vec<Problem>, Optio
     }
     let known = lacks.iter().any(|lack| matches!(lack, Lack::Differs | Lack::DiffersSince));
     let words: Vec<String> = lacks.iter().map(ToString::to_string).collect();
-    let reconcile = asked.command("reconcile");
+    let strict = if facts.evidence.asks_for_strict() { " --strict" } else { "" };
+    let reconcile = format!("{}{strict}", asked.command("reconcile"));
     let reason = asked.accepted.map(str::trim).filter(|reason| !reason.is_empty());
     if let Some(orphans) = facts.evidence.only_orphans().filter(|_| known) {
         let said = (words.join("; "), orphans);
@@ -234,6 +235,10 @@ pub(super) fn evidence(facts: &Facts, asked: &Asked<'_>) -> (Vec<Problem>, Optio
             .consequence("the new side would go on with wrong rows, and no reason excuses that")
             .next(format!("{reconcile} --repair, then {reconcile}"));
         return (vec![problem], None);
+    }
+    if lacks.contains(&Lack::DiffersStrictly) {
+        let said = (words.join("; "), reconcile);
+        return (vec![differs_strictly(said, reason, asked)], reason.map(str::to_owned));
     }
     match reason {
         Some(reason) => {
@@ -253,6 +258,27 @@ pub(super) fn evidence(facts: &Facts, asked: &Asked<'_>) -> (Vec<Problem>, Optio
             (vec![problem], None)
         }
     }
+}
+
+/// A strict comparison found rows that differ, and nothing else is known to. Where the copy's types write the same value in
+/// another way, they will differ for ever.
+fn differs_strictly(
+    (words, reconcile): (String, String),
+    reason: Option<&str>,
+    asked: &Asked<'_>,
+) -> Problem {
+    let problem = match reason {
+        Some(reason) => Problem::warning("differs-strictly", asked.object())
+            .fact(format!("{words}; accepted: {reason}"))
+            .next(reconcile),
+        None => Problem::error("differs-strictly", asked.object()).fact(words).next(format!(
+            "{reconcile} --repair, then {reconcile}; or {} --accept-no-evidence REASON",
+            asked.flip()
+        )),
+    };
+    problem.consequence(
+        "the new side would go on with values that are written in another way, or are other ones",
+    )
 }
 
 /// All rows are equal, and some refer to nothing, on either side: no repair helps, and a move makes it no worse.

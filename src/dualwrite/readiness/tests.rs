@@ -24,6 +24,12 @@ fn plan() -> Plan {
     parse(text.as_bytes(), "plan.yaml").unwrap_or_else(|found| panic!("{}", found.render(false))).plan
 }
 
+/// A flip of the slice to its service.
+fn asked<'a>(plan: &'a Plan, accepted: Option<&'a str>) -> Asked<'a> {
+    let (purpose, to) = (Purpose::Move, Side::Service);
+    Asked { plan, path: "p", slice: "one", members: MEMBERS, purpose, to, accepted }
+}
+
 fn told(mode: &str) -> Told {
     Told {
         slice: Some(Provisioned { plan_hash: "hash".to_owned(), lock_key: 1 }),
@@ -58,15 +64,7 @@ fn ready() -> Facts {
 
 fn judged(facts: &Facts) -> Vec<(Severity, &'static str)> {
     let plan = plan();
-    let asked = Asked {
-        plan: &plan,
-        path: "p",
-        slice: "one",
-        members: MEMBERS,
-        purpose: Purpose::Move,
-        to: Side::Service,
-        accepted: Some("a test"),
-    };
+    let asked = asked(&plan, Some("a test"));
     let problems = judge(facts, &asked).problems;
     let others = problems.iter().filter(|problem| problem.code != "no-evidence");
     others.map(|problem| (problem.severity, problem.code)).collect()
@@ -81,15 +79,7 @@ fn found(change: impl FnOnce(&mut Facts)) -> Vec<(Severity, &'static str)> {
 #[test]
 fn a_ready_slice_is_a_go_with_the_reason_for_the_ledger() {
     let plan = plan();
-    let asked = Asked {
-        plan: &plan,
-        path: "p",
-        slice: "one",
-        members: MEMBERS,
-        purpose: Purpose::Move,
-        to: Side::Service,
-        accepted: Some(" a test "),
-    };
+    let asked = asked(&plan, Some(" a test "));
     let judgement = judge(&ready(), &asked);
     assert!(judgement.is_go(), "{judgement:#?}");
     assert_eq!(judgement.without_evidence.as_deref(), Some("a test"));
@@ -170,7 +160,7 @@ fn a_rehearsal_that_is_refused_sends_to_a_rehearsal_of_all_that_was_named() {
     let plan = plan();
     let next = |purpose, to| {
         let members = &["one", "two"];
-        let asked = Asked { plan: &plan, path: "p", slice: "one", to, members, purpose, accepted: None };
+        let asked = Asked { to, members, purpose, ..asked(&plan, None) };
         let problems = judge(&facts, &asked).problems;
         problems.into_iter().find(|problem| problem.code == "operator-at-work").unwrap().next
     };
@@ -180,50 +170,44 @@ fn a_rehearsal_that_is_refused_sends_to_a_rehearsal_of_all_that_was_named() {
     assert!(rehearsal.ends_with(&format!("then strangler flip --back p {both} --rehearse")), "{rehearsal}");
 }
 
+/// The ledger has one verdict, about every row.
+fn evidence(outcome: Outcome, counts: &[(FindingKind, u64)]) -> Evidence {
+    let found = LastVerdict {
+        entry: 7,
+        run: "run".to_owned(),
+        outcome,
+        full: true,
+        strict: false,
+        authority: "monolith".to_owned(),
+        at: "2026-01-01T00:00:00Z".to_owned(),
+        age: Duration::from_secs(60),
+        begun_ago: Duration::from_secs(60),
+        epoch: 1,
+        lsn: Lsn(100),
+        from_lsn: Lsn(90),
+        plan_hash: "hash".to_owned(),
+        counts: counts.iter().copied().collect(),
+        compared: 1,
+        coverage: Vec::new(),
+        differing: Vec::new(),
+        ground: Ground {
+            plan_hash: "hash".to_owned(),
+            epoch: 1,
+            slot: None,
+            stream: None,
+            disturbances: 0,
+            tables: BTreeMap::new(),
+        },
+    };
+    Evidence { last: Some(found.clone()), last_full: Some(found), ..Evidence::default() }
+}
+
 #[test]
 fn orphans_alone_may_be_excused_and_a_row_that_differs_never() {
-    let evidence = |counts: &[(FindingKind, u64)]| {
-        let found = LastVerdict {
-            entry: 7,
-            run: "run".to_owned(),
-            outcome: Outcome::Differs,
-            full: true,
-            strict: false,
-            authority: "monolith".to_owned(),
-            at: "2026-01-01T00:00:00Z".to_owned(),
-            age: Duration::from_secs(60),
-            begun_ago: Duration::from_secs(60),
-            epoch: 1,
-            lsn: Lsn(100),
-            from_lsn: Lsn(90),
-            plan_hash: "hash".to_owned(),
-            counts: counts.iter().copied().collect(),
-            compared: 1,
-            coverage: Vec::new(),
-            differing: Vec::new(),
-            ground: Ground {
-                plan_hash: "hash".to_owned(),
-                epoch: 1,
-                slot: None,
-                stream: None,
-                disturbances: 0,
-                tables: BTreeMap::new(),
-            },
-        };
-        Evidence { last: Some(found.clone()), last_full: Some(found), ..Evidence::default() }
-    };
     let plan = plan();
     let judged = |counts: &[(FindingKind, u64)], accepted| {
-        let facts = Facts { evidence: evidence(counts), ..ready() };
-        let asked = Asked {
-            plan: &plan,
-            path: "p",
-            slice: "one",
-            members: MEMBERS,
-            purpose: Purpose::Move,
-            to: Side::Service,
-            accepted,
-        };
+        let facts = Facts { evidence: evidence(Outcome::Differs, counts), ..ready() };
+        let asked = asked(&plan, accepted);
         let judgement = judge(&facts, &asked);
         let first = judgement.problems.first().unwrap();
         (first.severity, first.code, judgement.without_evidence, first.next.clone())
@@ -238,4 +222,31 @@ fn orphans_alone_may_be_excused_and_a_row_that_differs_never() {
     let rows = [(FindingKind::Orphan, 2), (FindingKind::Differs, 1)];
     let (severity, code, reason, _) = judged(&rows, Some("they are dead"));
     assert_eq!((severity, code, reason), (Severity::Error, "sides-differ", None));
+}
+
+#[test]
+fn what_a_strict_comparison_alone_sees_may_be_excused_and_names_the_strict_command() {
+    let plan = plan();
+    let evidence = Evidence { differs_strictly: true, ..evidence(Outcome::Clean, &[]) };
+    let judged = |accepted| {
+        let facts = Facts { evidence: evidence.clone(), ..ready() };
+        let asked = Asked {
+            plan: &plan,
+            path: "p",
+            slice: "one",
+            members: MEMBERS,
+            purpose: Purpose::Move,
+            to: Side::Service,
+            accepted,
+        };
+        let judgement = judge(&facts, &asked);
+        let problem =
+            judgement.problems.into_iter().find(|problem| problem.code == "differs-strictly").unwrap();
+        (problem.severity, problem.next, judgement.without_evidence)
+    };
+    let (severity, next, reason) = judged(None);
+    assert_eq!((severity, reason), (Severity::Error, None));
+    assert!(next.contains("reconcile p --slice one --strict --repair, then "), "{next}");
+    let (severity, _, reason) = judged(Some("numeric(10,2) writes more zeros"));
+    assert_eq!((severity, reason.is_some()), (Severity::Warning, true));
 }

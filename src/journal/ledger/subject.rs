@@ -7,6 +7,7 @@ use super::{Author, Head, JournalError, NewEntry, PLAN, append, lock};
 use crate::journal::slices;
 use crate::lsn::Lsn;
 use crate::mapping::SliceMapping;
+use crate::mapping::outline::{COMPARED, Outline};
 
 /// What every entry about one slice begins with.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -19,6 +20,8 @@ pub struct Subject {
     pub plan_hash: String,
     /// The same as an earlier version wrote it down.
     pub earlier_hash: String,
+    /// The same as it can be compared with an earlier one.
+    pub outline: Outline,
     /// Hash of the slice's policy.
     pub policy_hash: String,
     /// Who.
@@ -34,6 +37,7 @@ impl Subject {
             slice: mapping.slice.clone(),
             plan_hash: mapping.hash.clone(),
             earlier_hash: mapping.earlier_hash.clone(),
+            outline: Outline::of(mapping),
             policy_hash,
             author,
         }
@@ -119,8 +123,32 @@ impl Subject {
         if mapping.is_none() && policy.is_none() {
             return None;
         }
-        Some(json!({ "verb": verb, "mapping": mapping, "policy": policy, "policy_hash": self.policy_hash }))
+        let mut body =
+            json!({ "verb": verb, "mapping": mapping, "policy": policy, "policy_hash": self.policy_hash });
+        if let (Some(_), Value::Object(fields)) = (&mapping, &mut body) {
+            fields.insert("outline".to_owned(), json!(self.outline));
+        }
+        Some(body)
     }
+}
+
+/// What changed in the mapping of a slice since it was provisioned under this hash, in words: tables and columns, where the
+/// ledger has the form of that mapping, which earlier versions did not write down; else what mappings are compared by.
+/// `mapping` is of the way there.
+///
+/// # Errors
+/// [`JournalError::Database`].
+pub async fn what_changed(
+    service: &Client,
+    mapping: &SliceMapping,
+    provisioned: &str,
+) -> Result<String, JournalError> {
+    let sql = "SELECT body ->> 'outline' FROM strangler.ledger WHERE slice = $1 AND kind = $2 AND plan_hash = $3 \
+               AND body -> 'outline' IS NOT NULL ORDER BY id DESC LIMIT 1";
+    let row = service.query_opt(sql, &[&mapping.slice, &PLAN, &provisioned]).await.map_err(reading())?;
+    let then = row.and_then(|row| serde_json::from_str::<Outline>(row.get(0)).ok());
+    let changes = then.map(|then| then.changes(&Outline::of(mapping))).unwrap_or_default();
+    Ok(if changes.is_empty() { COMPARED.to_owned() } else { changes.join("; ") })
 }
 
 /// Hashes that the last entries about a slice name.
@@ -175,6 +203,7 @@ mod tests {
             slice: "ordering".to_owned(),
             plan_hash: "m2".to_owned(),
             earlier_hash: "m0".to_owned(),
+            outline: serde_json::from_value(json!({})).unwrap(),
             policy_hash: "p2".to_owned(),
             author: Author { operator: "ann".to_owned(), host: "desk".to_owned() },
         }
@@ -195,6 +224,7 @@ mod tests {
         );
         let mapping = told(Some("m1"), Some("p2")).unwrap();
         assert_eq!(mapping["mapping"], json!({ "old": "m1", "new": "m2" }));
+        assert_eq!(mapping["outline"], json!({}), "with what it says");
         assert_eq!(told(Some("m0"), Some("p2")), None, "the same mapping in an earlier form");
         let first = told(None, None).unwrap();
         assert_eq!(first["mapping"]["old"], Value::Null);

@@ -18,6 +18,7 @@ pub(super) async fn read_indexes(client: &Client, tables: &mut Tables) -> Result
                 x.indisunique AS unique, x.indisprimary AS primary, x.indisexclusion AS exclusion, \
                 x.indimmediate AS immediate, x.indisvalid AND x.indisready AS valid, \
                 x.indpred IS NOT NULL AS partial, x.indisreplident AS replica_identity, \
+                obj_description(x.indexrelid, 'pg_class') AS comment, \
                 (SELECT o.conname::text FROM pg_constraint o WHERE o.conindid = x.indexrelid \
                   AND o.conrelid = x.indrelid AND o.contype IN ('p', 'u', 'x')) AS constraint \
          FROM pg_index x JOIN pg_class i ON i.oid = x.indexrelid JOIN pg_class c ON c.oid = x.indrelid \
@@ -37,6 +38,7 @@ pub(super) async fn read_indexes(client: &Client, tables: &mut Tables) -> Result
             partial: row.try_get("partial")?,
             constraint: row.try_get("constraint")?,
             replica_identity: row.try_get("replica_identity")?,
+            comment: row.try_get("comment")?,
         });
     }
     Ok(())
@@ -55,7 +57,7 @@ pub(super) async fn read_constraints(client: &Client, tables: &mut Tables) -> Re
     let sql = format!(
         "SELECT n.nspname::text AS schema, c.relname::text AS table, o.conname::text AS name, \
                 o.contype::text AS kind, pg_get_constraintdef(o.oid) AS definition, {} AS columns, \
-                o.convalidated AS validated \
+                o.convalidated AS validated, obj_description(o.oid, 'pg_constraint') AS comment \
          FROM pg_constraint o JOIN pg_class c ON c.oid = o.conrelid \
          JOIN pg_namespace n ON n.oid = c.relnamespace AND {USER_SCHEMA} \
          WHERE o.contype IN ('p', 'u', 'c', 'x') ORDER BY c.oid, o.conname",
@@ -74,6 +76,7 @@ pub(super) async fn read_constraints(client: &Client, tables: &mut Tables) -> Re
             definition_sql: row.try_get("definition")?,
             columns: row.try_get("columns")?,
             validated: row.try_get("validated")?,
+            comment: row.try_get("comment")?,
         });
     }
     Ok(())
@@ -86,7 +89,8 @@ pub(super) async fn read_foreign_keys(client: &Client) -> Result<Vec<ForeignKey>
         "SELECT n.nspname::text AS schema, c.relname::text AS table, o.conname::text AS name, {} AS columns, \
                 rn.nspname::text AS ref_schema, r.relname::text AS ref_table, {} AS ref_columns, \
                 pg_get_constraintdef(o.oid) AS definition, o.confdeltype::text AS on_delete, \
-                o.convalidated AS validated, o.conparentid <> 0 AS inherited \
+                o.convalidated AS validated, o.conparentid <> 0 AS inherited, \
+                obj_description(o.oid, 'pg_constraint') AS comment \
          FROM pg_constraint o JOIN pg_class c ON c.oid = o.conrelid \
          JOIN pg_namespace n ON n.oid = c.relnamespace AND {USER_SCHEMA} \
          JOIN pg_class r ON r.oid = o.confrelid JOIN pg_namespace rn ON rn.oid = r.relnamespace \
@@ -107,6 +111,7 @@ pub(super) async fn read_foreign_keys(client: &Client) -> Result<Vec<ForeignKey>
             validated: row.try_get("validated")?,
             inherited: row.try_get("inherited")?,
             cut: false,
+            comment: row.try_get("comment")?,
         });
     }
     Ok(keys)
@@ -132,8 +137,8 @@ pub(super) async fn read_cut_keys(client: &Client) -> Result<CutKeys, Error> {
         Some(row) if !row.try_get::<_, bool>(0)? => return Ok(CutKeys::Closed),
         Some(_) => {}
     }
-    let sql = "SELECT child_table, name, columns, parent_table, referenced_columns, on_delete, definition, validated \
-               FROM strangler.cut_key WHERE restored_at IS NULL";
+    let sql = "SELECT child_table, name, columns, parent_table, referenced_columns, on_delete, definition, validated, \
+                      comment FROM strangler.cut_key WHERE restored_at IS NULL";
     let mut keys = Vec::new();
     for row in client.query(sql, &[]).await? {
         let table = |index: usize| TableName::parse(row.get(index), "public").ok();
@@ -149,6 +154,7 @@ pub(super) async fn read_cut_keys(client: &Client) -> Result<CutKeys, Error> {
             validated: row.try_get(7)?,
             inherited: false,
             cut: true,
+            comment: row.try_get(8)?,
         });
     }
     Ok(CutKeys::Read(keys))

@@ -72,7 +72,8 @@ fn type_of(row: &Row) -> Result<UserType, Error> {
 pub(super) async fn read_sequences(client: &Client) -> Result<BTreeMap<TableName, Sequence>, Error> {
     let sql = format!(
         "SELECT n.nspname::text AS schema, c.relname::text AS name, format_type(s.seqtypid, -1) AS type_sql, \
-                s.seqstart, s.seqincrement, s.seqmin, s.seqmax, s.seqcache, s.seqcycle \
+                s.seqstart, s.seqincrement, s.seqmin, s.seqmax, s.seqcache, s.seqcycle, \
+                obj_description(c.oid, 'pg_class') AS comment \
          FROM pg_sequence s JOIN pg_class c ON c.oid = s.seqrelid \
          JOIN pg_namespace n ON n.oid = c.relnamespace AND {USER_SCHEMA} \
          WHERE NOT EXISTS (SELECT FROM pg_depend e WHERE e.classid = 'pg_class'::regclass \
@@ -99,6 +100,7 @@ fn sequence_of(row: &Row) -> Result<Sequence, Error> {
         cycle: row.try_get("seqcycle")?,
         owned_by: None,
         used_by: Vec::new(),
+        comment: row.try_get("comment")?,
     })
 }
 

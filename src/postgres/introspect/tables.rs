@@ -42,6 +42,8 @@ pub(super) async fn read(client: &Client) -> Result<Tables, Error> {
                 CASE WHEN c.relkind IN ('r', 'm') THEN coalesce(pg_relation_size(c.oid), 0) ELSE 0 END::int8 \
                   AS heap_bytes, \
                 obj_description(c.oid, 'pg_class') AS comment, \
+                ARRAY(SELECT unnest(c.reloptions)) || ARRAY(SELECT 'toast.' || parameter FROM pg_class toast, \
+                  unnest(toast.reloptions) AS parameter WHERE toast.oid = c.reltoastrelid) AS storage, \
                 has_schema_privilege(n.oid, 'USAGE') AND has_table_privilege(c.oid, 'SELECT') AS can_select, \
                 pg_has_role(c.relowner, 'USAGE') AS can_own \
          FROM {}",
@@ -92,6 +94,7 @@ fn table_of(row: &Row) -> Result<Table, Error> {
         total_bytes: size_at(row, "total_bytes")?,
         heap_bytes: size_at(row, "heap_bytes")?,
         comment: row.try_get("comment")?,
+        storage: row.try_get("storage")?,
         can_select: row.try_get("can_select")?,
         can_own: row.try_get("can_own")?,
     })

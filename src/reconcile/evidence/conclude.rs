@@ -9,6 +9,8 @@ use crate::journal::alarms;
 use crate::journal::grounds::{self, Ground};
 use crate::journal::ledger::{self, Anchored, Author, Head, NewEntry, VERDICT};
 use crate::journal::runs::{self, End, Run};
+use crate::journal::verdicts;
+use crate::reconcile::finding::FindingKind;
 use crate::reconcile::verdict::{Coverage, Outcome, Verdict};
 
 /// Sessions on the monolith.
@@ -103,6 +105,10 @@ async fn record(
     if !runs::end(service, run, End::Finished).await? {
         return Err(ConcludeError::Resumed);
     }
+    let differs_strictly = match strictly(&run.ground, verdict) {
+        Some(known) => known,
+        None => verdicts::differs_strictly(service, &verdict.slice).await?,
+    };
     let entry = NewEntry {
         kind: VERDICT,
         plan: &verdict.plan,
@@ -111,7 +117,7 @@ async fn record(
         epoch: Some(verdict.epoch),
         lsn: Some(verdict.lsn),
         plan_hash: Some(&verdict.plan_hash),
-        body: &body(run, verdict),
+        body: &body(run, verdict, differs_strictly),
     };
     if verdict.outcome == Outcome::Clean && is_full(&run.ground, verdict) {
         alarms::clear(service, &verdict.slice, &run.started_at, &author.operator).await?;
@@ -120,13 +126,14 @@ async fn record(
 }
 
 /// What a ledger entry holds of a verdict: everything but the listed findings, which hold values of rows.
-fn body(run: &Run, verdict: &Verdict) -> Value {
+fn body(run: &Run, verdict: &Verdict, differs_strictly: bool) -> Value {
     json!({
         "run": run.id,
         "service": verdict.service,
         "outcome": verdict.outcome,
         "full": is_full(&run.ground, verdict),
         "strict": verdict.strict,
+        "differs_strictly": differs_strictly,
         "authority": verdict.authority,
         "from_lsn": verdict.from_lsn,
         "started_at": run.started_at,
@@ -136,6 +143,16 @@ fn body(run: &Run, verdict: &Verdict) -> Value {
         "tables": verdict.tables,
         "ground": run.ground,
     })
+}
+
+/// Whether rows differ by representation, where the verdict can say so: a strict one that found some, or that looked at
+/// everything and found none.
+fn strictly(ground: &Ground, verdict: &Verdict) -> Option<bool> {
+    let differs = verdict.counts().get(&FindingKind::Differs).is_some_and(|count| *count > 0);
+    let whole = is_full(ground, verdict)
+        && verdict.reasons.is_empty()
+        && verdict.tables.iter().all(|table| table.reasons.is_empty());
+    (verdict.strict && (differs || whole)).then_some(differs)
 }
 
 /// Every row and every reference of every table of the slice was looked at.

@@ -54,7 +54,7 @@ fn verdict(entry: i64, outcome: Outcome, full: bool) -> LastVerdict {
 }
 
 fn evidence(last: LastVerdict, last_full: Option<LastVerdict>) -> Evidence {
-    Evidence { last: Some(last), last_full, differs_since: false, rows_differ_since: false, broken: None }
+    Evidence { last: Some(last), last_full, ..Evidence::default() }
 }
 
 fn clean() -> Evidence {

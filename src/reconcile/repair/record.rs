@@ -3,8 +3,10 @@
 use serde_json::json;
 use tokio_postgres::Client;
 
+use crate::failpoint;
 use crate::journal::JournalError;
 use crate::journal::ledger::{self, Author, NewEntry, REPAIR};
+use crate::journal::repairs;
 use crate::lsn::Lsn;
 use crate::mapping::TableMapping;
 use crate::reconcile::finding::RawKey;
@@ -21,50 +23,79 @@ pub(super) struct Entry<'a> {
     pub(super) epoch: Option<i64>,
     pub(super) lsn: Option<Lsn>,
     pub(super) plan_hash: &'a str,
+    /// The ledger's last entry before it was known that it lacks the rows.
+    pub(super) after: i64,
 }
 
-/// Writes the keys into the ledger, in as many entries as it takes: keys may be long texts.
+/// The number of the ledger's last entry.
+pub(super) async fn last(service: &Client) -> Result<i64, JournalError> {
+    Ok(ledger::head(service).await?.map_or(0, |head| head.id))
+}
+
+/// A row that the mirror has landed again.
+#[derive(Clone)]
+pub(super) struct Landed {
+    /// The request that it was asked for with.
+    pub(super) request: i64,
+    pub(super) key: RawKey,
+}
+
+/// Writes the rows into the ledger, in as many entries as it takes: keys may be long texts. Returns how many it had not
+/// yet: each entry names its requests, and one that the ledger has is left out, so that two processes record a row once.
 pub(super) async fn all(
     service: &Client,
     entry: &Entry<'_>,
     (mapping, redactor): (&TableMapping, &Redactor),
-    keys: &[RawKey],
-) -> Result<(), RunError> {
-    let mut groups = vec![keys];
+    rows: &[Landed],
+) -> Result<usize, RunError> {
+    let (mut groups, mut count) = (vec![rows], 0);
     while let Some(group) = groups.pop() {
+        let failed =
+            |source| RunError::Journal(JournalError::Database { action: "recording repairs", source });
+        service.batch_execute("BEGIN ISOLATION LEVEL READ COMMITTED").await.map_err(failed)?;
         match one(service, entry, (mapping, redactor), group).await {
-            Err(RunError::Journal(JournalError::TooLong { .. })) if group.len() > 1 => {
+            Ok(recorded) => {
+                service.batch_execute("COMMIT").await.map_err(failed)?;
+                failpoint::hit("repairs-recorded");
+                count += recorded;
+            }
+            Err(error) => {
+                // When the connection broke there is nothing to roll back; the first error tells the story.
+                let _ = service.batch_execute("ROLLBACK").await;
+                if !matches!(error, JournalError::TooLong { .. }) || group.len() < 2 {
+                    return Err(RunError::Journal(error));
+                }
                 let (first, second) = group.split_at(group.len() / 2);
                 groups.extend([second, first]);
             }
-            recorded => recorded?,
         }
     }
-    Ok(())
+    Ok(count)
 }
 
-/// Writes one entry with the keys, as they may be shown.
+/// Appends one entry with those of the rows that the ledger lacks, in the open transaction.
 async fn one(
     service: &Client,
     entry: &Entry<'_>,
     (mapping, redactor): (&TableMapping, &Redactor),
-    keys: &[RawKey],
-) -> Result<(), RunError> {
-    if keys.is_empty() {
-        return Ok(());
+    rows: &[Landed],
+) -> Result<usize, JournalError> {
+    ledger::lock(service).await?;
+    let table = mapping.source.to_string();
+    let known = repairs::recorded(service, entry.slice, &[entry.run], entry.after).await?;
+    let known = known.get(&(entry.run.to_owned(), table.clone()));
+    let is_new = |row: &&Landed| known.is_none_or(|known| !known.ids.contains(&row.request));
+    let rows: Vec<&Landed> = rows.iter().filter(is_new).collect();
+    if rows.is_empty() {
+        return Ok(0);
     }
-    let shown: Vec<Vec<_>> = keys
-        .iter()
-        .map(|key| {
-            let parts = mapping.key_columns().zip(&key.0);
-            parts.map(|(column, value)| redactor.show(column, value)).collect()
-        })
-        .collect();
+    let shown: Vec<_> = rows.iter().map(|row| redactor.show_key(mapping, &row.key)).collect();
     let body = json!({
         "run": entry.run,
-        "table": mapping.source.to_string(),
+        "table": table,
         "key": mapping.key_columns().map(|column| column.target.as_str()).collect::<Vec<_>>(),
         "rows": shown,
+        "requests": rows.iter().map(|row| row.request).collect::<Vec<_>>(),
     });
     let entry = NewEntry {
         kind: REPAIR,
@@ -76,12 +107,6 @@ async fn one(
         plan_hash: Some(entry.plan_hash),
         body: &body,
     };
-    let failed = |source| RunError::Journal(JournalError::Database { action: "recording repairs", source });
-    service.batch_execute("BEGIN ISOLATION LEVEL READ COMMITTED").await.map_err(failed)?;
-    if let Err(error) = ledger::append(service, &entry).await {
-        // When the connection broke there is nothing to roll back; the first error tells the story.
-        let _ = service.batch_execute("ROLLBACK").await;
-        return Err(RunError::Journal(error));
-    }
-    service.batch_execute("COMMIT").await.map_err(failed)
+    ledger::append(service, &entry).await?;
+    Ok(rows.len())
 }

@@ -39,6 +39,21 @@ fn no_form_shows_a_key_as_it_is_asked_for_again() {
 }
 
 #[test]
+fn every_form_names_rows_whose_repair_was_refused_with_the_reason_and_counts_the_rest() {
+    for (form, page) in forms(&[fixture::repaired()]) {
+        let quoted = page.replace("\\\"", "\"").replace("&quot;", "\"");
+        let words = ["Orders", "43", fixture::DIGEST, "unique constraint \"orders_email\" (SQLSTATE 23505)"];
+        for word in words {
+            assert!(quoted.contains(word), "{form} does not say {word}");
+        }
+        assert!(
+            form == "json" && quoted.contains("\"rows\": 4") || quoted.contains("2 more refused"),
+            "{form}"
+        );
+    }
+}
+
+#[test]
 fn every_form_says_the_outcome_of_everything() {
     for verdict in [fixture::clean(), fixture::differs(), fixture::incomplete(), fixture::unreached()] {
         let word = verdict.outcome.as_str();

@@ -165,18 +165,20 @@ pub(super) fn meaning(verdict: &Verdict) -> String {
     }
 }
 
-/// `sales.orders: reason`, for everything that made a verdict incomplete.
+/// `sales.orders: reason`, for everything that made a verdict incomplete. What is said of the slice is not said again of each
+/// table that it kept from being compared.
 pub(super) fn reasons(verdict: &Verdict) -> Vec<String> {
     let own = verdict.reasons.iter().map(|reason| visible(reason));
     let tables = verdict.tables.iter().flat_map(|table| {
-        table.reasons.iter().map(|reason| format!("{}: {}", table_name(table), visible(reason)))
+        let reasons = table.reasons.iter().filter(|reason| !verdict.reasons.contains(reason));
+        reasons.map(|reason| format!("{}: {}", table_name(table), visible(reason)))
     });
     own.chain(tables).collect()
 }
 
 /// `id = 42, lang = "en us"`.
-pub(super) fn key(finding: &Finding) -> String {
-    let columns = finding.key.iter().map(|(column, shown)| format!("{} = {}", visible(column), bare(shown)));
+pub(super) fn key(key: &[(String, Shown)]) -> String {
+    let columns = key.iter().map(|(column, shown)| format!("{} = {}", visible(column), bare(shown)));
     columns.collect::<Vec<_>>().join(", ")
 }
 

@@ -5,7 +5,7 @@ use std::time::Duration;
 use crate::lsn::Lsn;
 use crate::name::TableName;
 use crate::reconcile::finding::{ColumnDiff, Finding, FindingKind, RawKey, Shown};
-use crate::reconcile::verdict::{Counts, Coverage, Outcome, TableVerdict, Verdict};
+use crate::reconcile::verdict::{Counts, Coverage, Outcome, RefusedRow, Repaired, TableVerdict, Verdict};
 
 /// Digest that stands for a classified value in the fixtures.
 pub(super) const DIGEST: &str = "5e884898da280471";
@@ -48,6 +48,7 @@ fn verdict(slice: &str, service: &str, outcome: Outcome, tables: Vec<TableVerdic
         tables,
         listed: Vec::new(),
         reasons: Vec::new(),
+        repairs: Vec::new(),
     }
 }
 
@@ -138,6 +139,30 @@ pub(crate) fn differs() -> Verdict {
     verdict
 }
 
+/// The same after a repair, of which some rows were refused.
+pub(super) fn repaired() -> Verdict {
+    let mut verdict = differs();
+    let reason = "duplicate key value violates unique constraint \"orders_email\" (SQLSTATE 23505)";
+    let row = |column: &str, value: Shown| RefusedRow {
+        key: vec![(column.to_owned(), value)],
+        reason: reason.to_owned(),
+    };
+    let orders = Repaired {
+        slice: verdict.slice.clone(),
+        table: "Orders".to_owned(),
+        asked: 29,
+        done: 25,
+        refused: [(reason.to_owned(), 4)].into(),
+        refused_rows: vec![row("id", text("43")), row("email", Shown::Digest(DIGEST.to_owned()))],
+        still: Counts::from([(FindingKind::Differs, 1)]),
+        ..Repaired::default()
+    };
+    let lines = Repaired { table: "Lines".to_owned(), asked: 1, done: 1, ..orders.clone() };
+    let lines = Repaired { refused: [].into(), refused_rows: Vec::new(), still: Counts::new(), ..lines };
+    verdict.repairs = vec![orders, lines];
+    verdict
+}
+
 /// No difference is proven, and nothing is proven.
 pub(super) fn incomplete() -> Verdict {
     let target = |name: &str| TableName::new("people", name);
@@ -179,6 +204,14 @@ pub(super) fn nasty() -> Verdict {
         NASTY.clone_into(field);
     }
     verdict.reasons = vec![NASTY.to_owned()];
+    verdict.repairs = vec![Repaired {
+        slice: NASTY.to_owned(),
+        table: NASTY.to_owned(),
+        asked: 1,
+        refused: [(NASTY.to_owned(), 1)].into(),
+        refused_rows: vec![RefusedRow { key: found.key.clone(), reason: NASTY.to_owned() }],
+        ..Repaired::default()
+    }];
     verdict.listed = vec![found];
     verdict
 }

@@ -5,6 +5,7 @@ use maud::{DOCTYPE, Markup, PreEscaped, html};
 
 use super::diff::{Inline, Stretch, inline, value};
 use super::facts::{self, Group};
+use super::repairs;
 use super::text;
 use super::visible::visible;
 use crate::reconcile::finding::{ColumnDiff, Finding, FindingKind};
@@ -90,6 +91,13 @@ fn slice(at: usize, verdict: &Verdict) -> Markup {
             }
             @for group in groups.iter().filter(|group| !group.listed.is_empty() || group.more > 0) {
                 (findings(group, open))
+            }
+            @if !verdict.repairs.is_empty() {
+                h3 { "Repair" }
+                ul { @for table in &verdict.repairs {
+                    li { (repairs::line(table))
+                        @for row in repairs::refused(table) { p { code { (row) } } } }
+                } }
             }
             dl { @for (name, value) in facts::origin(verdict) { div { dt { (name) } dd { (value) } } } }
         }
@@ -178,7 +186,7 @@ fn findings(group: &Group<'_>, open: bool) -> Markup {
 fn one(finding: &Finding) -> Markup {
     html! {
         li {
-            p { span.kind { (finding.kind) } " " code { (facts::key(finding)) }
+            p { span.kind { (finding.kind) } " " code { (facts::key(&finding.key)) }
                 @if let Some(detail) = &finding.detail { " " span.faint { (visible(detail)) } } }
             @if !finding.columns.is_empty() {
                 table.columns {
@@ -226,7 +234,7 @@ mod tests {
 
     #[test]
     fn pages_are_as_reviewed() {
-        let page = page(&[fixture::clean(), fixture::differs(), fixture::incomplete()]);
+        let page = page(&[fixture::clean(), fixture::repaired(), fixture::incomplete()]);
         // An element per line, to be read by people; the page itself is one line, where spaces would show.
         let lines = page.replace(STYLE, "").replace("><", ">\n<");
         insta::assert_snapshot!(lines);

@@ -9,7 +9,7 @@ use serde_json::json;
 use super::facts;
 use crate::lsn::Lsn;
 use crate::reconcile::finding::{ColumnDiff, Finding, FindingKind, Shown};
-use crate::reconcile::verdict::{Counts, Coverage, Outcome, TableVerdict, Verdict};
+use crate::reconcile::verdict::{Counts, Coverage, Outcome, RefusedRow, Repaired, TableVerdict, Verdict};
 
 /// Says what the document is, wherever it is found.
 pub const FORMAT: &str = "strangler.reconcile";
@@ -71,6 +71,45 @@ pub struct Slice {
     pub tables: Vec<Table>,
     /// Those that are listed.
     pub findings: Vec<Found>,
+    /// What became of what was to be repaired; empty where nothing was.
+    pub repairs: Vec<Repair>,
+}
+
+/// What became of the rows of one table that were to be repaired.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Repair {
+    /// Name of the table on the monolith.
+    pub source_table: String,
+    /// Rows that the mirror was asked for.
+    pub asked: u64,
+    /// Rows that it landed again.
+    pub done: u64,
+    /// Findings that were not asked for.
+    pub left_out: u64,
+    /// Rows among the landed ones that still differ, by kind; every kind is there.
+    pub still: Counts,
+    /// Rows that it refused, by reason.
+    pub refused: Vec<Refused>,
+    /// The first of these rows.
+    pub refused_rows: Vec<RefusedKey>,
+}
+
+/// How many rows were refused for a reason.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Refused {
+    /// The reason, without values.
+    pub reason: String,
+    /// How many.
+    pub rows: u64,
+}
+
+/// A row that was refused.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct RefusedKey {
+    /// Key columns in key order.
+    pub key: Vec<KeyColumn>,
+    /// The reason, without values.
+    pub reason: String,
 }
 
 /// A table's part of a verdict.
@@ -179,7 +218,28 @@ fn slice(verdict: &Verdict) -> Slice {
         reasons: verdict.reasons.clone(),
         tables: verdict.tables.iter().map(table).collect(),
         findings: verdict.listed.iter().map(found).collect(),
+        repairs: verdict.repairs.iter().map(repair).collect(),
     }
+}
+
+fn repair(table: &Repaired) -> Repair {
+    let refused = |(reason, rows): (&String, &u64)| Refused { reason: reason.clone(), rows: *rows };
+    let row = |row: &RefusedRow| RefusedKey { key: key(&row.key), reason: row.reason.clone() };
+    Repair {
+        source_table: table.table.clone(),
+        asked: table.asked,
+        done: table.done,
+        left_out: table.left_out,
+        still: every_kind(&table.still),
+        refused: table.refused.iter().map(refused).collect(),
+        refused_rows: table.refused_rows.iter().map(row).collect(),
+    }
+}
+
+fn key(columns: &[(String, Shown)]) -> Vec<KeyColumn> {
+    let column =
+        |(column, value): &(String, Shown)| KeyColumn { column: column.clone(), value: value.clone() };
+    columns.iter().map(column).collect()
 }
 
 fn table(table: &TableVerdict) -> Table {
@@ -198,8 +258,6 @@ fn table(table: &TableVerdict) -> Table {
 }
 
 fn found(finding: &Finding) -> Found {
-    let key =
-        finding.key.iter().map(|(column, value)| KeyColumn { column: column.clone(), value: value.clone() });
     let column = |diff: &ColumnDiff| Column {
         column: diff.column.clone(),
         authority: diff.authority.clone(),
@@ -209,7 +267,7 @@ fn found(finding: &Finding) -> Found {
         source_table: finding.source_table.to_string(),
         target_table: finding.target_table.to_string(),
         kind: finding.kind,
-        key: key.collect(),
+        key: key(&finding.key),
         columns: finding.columns.iter().map(column).collect(),
         detail: finding.detail.clone(),
     }
@@ -263,7 +321,7 @@ mod tests {
         assert_eq!(json!(document), example);
         let (mut shown, mut there) = (std::collections::BTreeSet::new(), std::collections::BTreeSet::new());
         fields(&example, "", &mut shown);
-        fields(&json!(super::document(&[fixture::differs(), fixture::sampled()])), "", &mut there);
+        fields(&json!(super::document(&[fixture::repaired(), fixture::sampled()])), "", &mut there);
         let missing: Vec<_> = there.difference(&shown).collect();
         assert!(missing.is_empty(), "docs/json-output.md does not show {missing:?}");
     }
@@ -274,7 +332,7 @@ mod tests {
         let text = std::fs::read_to_string(path).unwrap();
         let section = text.split("\n## `reconcile`\n").nth(1).unwrap().split("\n## ").next().unwrap();
         let mut there = std::collections::BTreeSet::new();
-        fields(&json!(document(&[fixture::differs(), fixture::sampled()])), "", &mut there);
+        fields(&json!(document(&[fixture::repaired(), fixture::sampled()])), "", &mut there);
         for name in there.iter().filter_map(|path| path.rsplit('.').next()) {
             assert!(
                 section.contains(&format!("`{name}`")) || section.contains(&format!(".{name}`")),
@@ -317,6 +375,6 @@ mod tests {
 
     #[test]
     fn documents_are_as_reviewed() {
-        insta::assert_snapshot!(page(&[fixture::clean(), fixture::differs(), fixture::incomplete()]));
+        insta::assert_snapshot!(page(&[fixture::clean(), fixture::repaired(), fixture::incomplete()]));
     }
 }

@@ -6,10 +6,11 @@ use std::time::Duration;
 use maud::{Markup, html};
 
 use super::facts::{self, Group};
+use super::repairs;
 use super::text;
 use super::visible::visible;
 use crate::ink::Paint;
-use crate::reconcile::verdict::{Outcome, Verdict};
+use crate::reconcile::verdict::{Outcome, Repaired, Verdict};
 
 /// The report as XML 1.0. There is no standard for it; this is what Jenkins, GitLab and GitHub's actions read.
 #[must_use]
@@ -83,7 +84,16 @@ fn suite(verdict: &Verdict) -> Suite<'_> {
         };
         cases.push(Case { name: "the slice as a whole".to_owned(), time: Duration::ZERO, ending });
     }
+    cases.extend(verdict.repairs.iter().map(repair));
     Suite { verdict, cases }
+}
+
+/// A repair that left something has its case, with each row that was refused.
+fn repair(table: &Repaired) -> Case {
+    let line = repairs::line(table);
+    let ending =
+        if table.is_complete() { Ending::Passed } else { Ending::Failure(line, repairs::refused(table)) };
+    Case { name: format!("repair of {}", visible(&table.table)), time: Duration::ZERO, ending }
 }
 
 fn case(group: &Group<'_>) -> Case {
@@ -200,6 +210,7 @@ mod tests {
     fn a_case_ends_as_its_table_did() {
         assert_eq!(cases(&[fixture::clean()]), (2, 0, 0));
         assert_eq!(cases(&[fixture::differs()]), (1, 2, 0));
+        assert_eq!(cases(&[fixture::repaired()]), (2, 3, 0));
         assert_eq!(cases(&[fixture::incomplete()]), (1, 0, 2));
         assert_eq!(cases(&[fixture::unreached()]), (0, 0, 1));
         assert_eq!(cases(&[]), (0, 0, 1));
@@ -217,7 +228,7 @@ mod tests {
 
     #[test]
     fn text_from_outside_stays_text() {
-        assert_eq!(cases(&[fixture::nasty()]), (0, 1, 1));
+        assert_eq!(cases(&[fixture::nasty()]), (0, 2, 1));
         let page = page(&[fixture::nasty()]);
         let document = roxmltree::Document::parse(&page).unwrap();
         let names: std::collections::BTreeSet<_> =
@@ -229,6 +240,6 @@ mod tests {
 
     #[test]
     fn reports_are_as_reviewed() {
-        insta::assert_snapshot!(page(&[fixture::clean(), fixture::differs(), fixture::incomplete()]));
+        insta::assert_snapshot!(page(&[fixture::clean(), fixture::repaired(), fixture::incomplete()]));
     }
 }

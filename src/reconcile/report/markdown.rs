@@ -2,10 +2,11 @@
 //! that it is neither a link, nor markup, nor somebody's name.
 
 use super::facts::{self, Group};
+use super::repairs;
 use super::text;
 use super::visible::visible;
 use crate::ink::Paint;
-use crate::reconcile::verdict::{Outcome, TableVerdict, Verdict};
+use crate::reconcile::verdict::{Outcome, Repaired, TableVerdict, Verdict};
 use crate::words;
 
 /// GitHub refuses a comment of more than 65,536 characters. The rest is room for what a CI script adds.
@@ -31,6 +32,8 @@ struct Left {
     tables: usize,
     findings: u64,
     lines: usize,
+    repairs: usize,
+    rows: usize,
 }
 
 struct Page {
@@ -53,12 +56,14 @@ impl Page {
     }
 
     fn end(mut self) -> String {
-        let Left { slices, tables, findings, lines } = self.left;
+        let Left { slices, tables, findings, lines, repairs, rows } = self.left;
         let parts = [
             (slices as u64, "slice"),
             (tables as u64, "table"),
             (findings, "finding"),
             (lines as u64, "reason"),
+            (repairs as u64, "repaired table"),
+            (rows as u64, "refused row"),
         ];
         let parts =
             parts.iter().filter(|(number, _)| *number > 0).map(|(count, noun)| facts::number(*count, noun));
@@ -127,6 +132,7 @@ fn slice(verdict: &Verdict, page: &mut Page) {
     for group in groups.iter().filter(|group| !group.listed.is_empty() || group.more > 0) {
         details(group, page);
     }
+    repaired(&verdict.repairs, page);
     let origin = facts::origin(verdict).into_iter().map(|(name, value)| format!("{name} {}", code(&value)));
     page.add(&format!("\n<sub>{}</sub>\n", origin.collect::<Vec<_>>().join(" · ")));
 }
@@ -175,6 +181,18 @@ fn reasons(reasons: &[String], page: &mut Page) {
     }
     for reason in reasons {
         page.left.lines += usize::from(!page.add(&format!("- {}\n", code(reason))));
+    }
+}
+
+/// What became of repairs: a line for each table, and one for each row that was refused.
+fn repaired(tables: &[Repaired], page: &mut Page) {
+    for (at, table) in tables.iter().enumerate() {
+        let title = if at == 0 { "\nRepair:\n\n" } else { "" };
+        let fits = page.add(&format!("{title}- {}\n", code(&repairs::line(table))));
+        for row in repairs::refused(table) {
+            page.left.rows += usize::from(!fits || !page.add(&format!("  - {}\n", code(&row))));
+        }
+        page.left.repairs += usize::from(!fits);
     }
 }
 
@@ -251,7 +269,7 @@ mod tests {
 
     #[test]
     fn comments_are_as_reviewed() {
-        insta::assert_snapshot!(page(&[fixture::clean(), fixture::differs(), fixture::incomplete()]));
+        insta::assert_snapshot!(page(&[fixture::clean(), fixture::repaired(), fixture::incomplete()]));
     }
 
     #[test]

@@ -4,10 +4,11 @@ use unicode_width::UnicodeWidthStr;
 
 use super::diff::{Inline, Stretch, inline, value};
 use super::facts::{self, Group};
+use super::repairs;
 use super::visible::visible;
 use crate::ink::{Ink, Paint};
 use crate::reconcile::finding::{ColumnDiff, Finding, FindingKind};
-use crate::reconcile::verdict::{Outcome, TableVerdict, Verdict};
+use crate::reconcile::verdict::{Outcome, Repaired, TableVerdict, Verdict};
 use crate::words;
 
 /// All verdicts of a run, several lines.
@@ -67,8 +68,30 @@ fn slice(verdict: &Verdict, paint: Paint, lines: &mut Vec<String>) {
         lines.extend([String::new(), format!("  {}", paint.ink(Ink::Strong, "Not compared, or not proven"))]);
         lines.extend(reasons.iter().map(|reason| format!("    {}", paint.ink(Ink::Caution, reason))));
     }
+    if !verdict.repairs.is_empty() {
+        lines.extend([String::new(), format!("  {}", paint.ink(Ink::Strong, "Repair"))]);
+        lines.extend(verdict.repairs.iter().flat_map(|table| repair_lines(table, paint)));
+    }
     lines.push(String::new());
     lines.extend(last_lines(verdict, paint).into_iter().map(|(name, value)| format!("  {name:<10} {value}")));
+}
+
+fn repair_lines(repaired: &Repaired, paint: Paint) -> Vec<String> {
+    let refused = repairs::refused(repaired).into_iter();
+    let refused = refused.map(|line| format!("      {}", paint.ink(Ink::Caution, &line)));
+    std::iter::once(format!("    {}", repairs::line(repaired))).chain(refused).collect()
+}
+
+/// The rows that repairs could not put right, for who has read the page already; empty where there is none.
+#[must_use]
+pub fn refused(verdicts: &[Verdict], paint: Paint) -> String {
+    let tables = verdicts.iter().flat_map(|verdict| &verdict.repairs);
+    let tables = tables.filter(|table| table.refused_count() > 0);
+    let lines = tables.flat_map(|table| {
+        let slice = paint.ink(Ink::Strong, &visible(&table.slice));
+        std::iter::once(format!("{slice}  not repaired")).chain(repair_lines(table, paint))
+    });
+    lines.map(|line| line + "\n").collect()
 }
 
 /// From the side that is right to the one that follows it.
@@ -166,7 +189,7 @@ pub(super) fn more(group: &Group<'_>) -> Option<String> {
 pub(super) fn finding_lines(finding: &Finding, paint: Paint) -> Vec<String> {
     let kind = paint.ink(Ink::Alarm, &format!("{:<9}", finding.kind));
     let detail = finding.detail.as_ref().map(|detail| format!("  ({})", visible(detail))).unwrap_or_default();
-    let mut lines = vec![format!("{kind} {}{detail}", facts::key(finding))];
+    let mut lines = vec![format!("{kind} {}{detail}", facts::key(&finding.key))];
     let names: Vec<String> = finding.columns.iter().map(|column| visible(&column.column)).collect();
     let width = names.iter().map(|name| name.width()).max().unwrap_or(0);
     for (name, column) in names.iter().zip(&finding.columns) {
@@ -207,7 +230,7 @@ mod tests {
 
     #[test]
     fn pages_are_as_reviewed() {
-        let all = [fixture::clean(), fixture::differs(), fixture::incomplete(), fixture::unreached()];
+        let all = [fixture::clean(), fixture::repaired(), fixture::incomplete(), fixture::unreached()];
         insta::assert_snapshot!(page(&all, Paint::Plain));
     }
 

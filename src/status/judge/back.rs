@@ -1,7 +1,8 @@
 //! The way back, and writes on a side that is fenced.
 
-use super::{Commands, Life, Process, age_seconds, life, process};
+use super::{Commands, DEAD_AFTER_SECONDS, Life, Process, age_seconds, life, process};
 use crate::journal::alarms::{self, Uncleared};
+use crate::journal::process::{TRIED_AGAIN, WAITS_FOR_ARM};
 use crate::status::facts::WayBack;
 use crate::status::{Authority, SliceStatus, StrayWrites, WayBackStatus};
 use crate::words;
@@ -12,6 +13,10 @@ pub(super) fn way_back(found: &WayBack, service_now_us: Option<i64>, commands: &
     let doing = found.process.as_ref().map(|row| {
         let doing = match life(row, Some(stream)) {
             Life::Alive => row.phase.clone(),
+            // Its mirror lives, and looks again and again whether it can go on.
+            Life::Stopped if stands(&row.phase) && row.seen_seconds_ago <= DEAD_AFTER_SECONDS => {
+                row.phase.clone()
+            }
             Life::Stopped => "stopped".to_owned(),
             Life::Dead => "dead".to_owned(),
         };
@@ -73,9 +78,15 @@ pub(super) fn alarms(status: &SliceStatus) -> Vec<String> {
     alarms
 }
 
+/// Whether this phase is that of a way back which stands still under a mirror that lives.
+fn stands(phase: &str) -> bool {
+    [TRIED_AGAIN, WAITS_FOR_ARM].contains(&phase)
+}
+
 /// Why a way back ended by itself, and what it said to type; one that was asked to stop left no word.
 fn last_word(back: &WayBackStatus) -> Option<(&str, Option<&str>)> {
-    let process = back.process.as_ref().filter(|process| process.doing == "stopped")?;
+    let over = |process: &&Process| process.doing == "stopped" || stands(&process.doing);
+    let process = back.process.as_ref().filter(over)?;
     let detail = process.detail.as_deref()?;
     Some(detail.split_once("; next: ").map_or((detail, None), |(why, next)| (why, Some(next))))
 }

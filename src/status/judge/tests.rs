@@ -4,6 +4,7 @@ use std::time::Duration;
 use super::*;
 use crate::journal::alarms::Uncleared;
 use crate::journal::moves::Blocked;
+use crate::journal::process::{TRIED_AGAIN, WAITS_FOR_ARM};
 use crate::lsn::Lsn;
 use crate::problem::Problem;
 use crate::status::evidence::EvidenceFacts;
@@ -304,7 +305,10 @@ fn the_nearer_wal_limit_counts_and_the_rate_of_two_readings_gives_the_time_left(
 #[test]
 fn little_headroom_and_unreserved_wal_raise_an_alarm() {
     let budget = with_monolith(|monolith| monolith.slots[0].held_bytes = 901);
-    assert_eq!(status(&budget).alarms, ["little room is left for the WAL held: the limit is wal_budget"]);
+    assert_eq!(
+        status(&budget).alarms,
+        ["less than a tenth of wal_budget is left for the WAL held; see docs/runbooks/slot-and-wal.md"]
+    );
     let unreserved = with_monolith(|monolith| monolith.slots[0].wal_status = "unreserved".to_owned());
     assert_eq!(status(&unreserved).alarms.len(), 1);
     let plenty = with_monolith(|monolith| monolith.slots[0].held_bytes = 899);
@@ -438,6 +442,17 @@ fn a_way_back_that_stands_still_or_lost_changes_is_an_alarm() {
     let halted = status(&flipped(way_back("apply", "running", "stopped")));
     assert_eq!(halted.alarms, ["the way back stands still: the monolith's rows contradict"]);
     assert_eq!(halted.next, mirror(""));
+    for phase in [TRIED_AGAIN, WAITS_FOR_ARM] {
+        let mut back = way_back("apply", "running", "stopped");
+        back.process.as_mut().unwrap().phase = phase.to_owned();
+        let shown = status(&flipped(back.clone()));
+        assert_eq!(shown.way_back.unwrap().process.unwrap().doing, phase, "its mirror lives");
+        assert_eq!(shown.alarms, halted.alarms);
+        back.process.as_mut().unwrap().seen_seconds_ago = DEAD_AFTER_SECONDS + 0.1;
+        let shown = status(&flipped(back));
+        assert_eq!(shown.way_back.unwrap().process.unwrap().doing, "stopped");
+        assert_eq!(shown.alarms, halted.alarms);
+    }
     let gap = status(&flipped(way_back("apply", "gap", "stopped")));
     assert!(gap.alarms[0].contains("are missing on the way back"), "{:?}", gap.alarms);
     let verb = "arm";

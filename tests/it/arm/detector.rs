@@ -153,7 +153,10 @@ async fn a_subscription_into_moved_tables_is_told_by_status_arm_and_flip_until_i
             let words = "the subscription Feed writes into table lines past its gate";
             assert!(slice["alarms"].to_string().contains(words), "{slice:#}");
             assert_eq!(slice["armed"]["state"], "partly_armed", "{slice:#}");
-            assert_eq!(slice["next"], "strangler arm plan.yaml --slice one");
+            assert_eq!(
+                slice["next"], "run on the monolith: DROP SUBSCRIPTION \"Feed\";",
+                "arm refuses until then"
+            );
             stage.succeed("arm", &["--slice", "two"]);
         }
         here.batch_execute("DROP SUBSCRIPTION \"Feed\"").await.unwrap();

@@ -1,8 +1,9 @@
 //! What arm and disarm refuse, and the command that they name.
 
-use strangler::cluster::Options;
+use strangler::cluster::{Cluster, Options};
 
 use super::stage::{Stage, rows};
+use crate::support::cluster::create_database;
 use crate::support::split::Split;
 
 fn refused(stage: &Stage, verb: &str, words: &[&str]) {
@@ -101,4 +102,84 @@ async fn provision_and_arm_keep_each_other_away() {
     let ended = stage.run("arm", &[]);
     assert_eq!(ended.exit, Some(5), "{}", ended.page());
     assert!(ended.stderr.contains("is at work there"), "{}", ended.page());
+}
+
+/// What works on a slice, with the arguments that tell its forms apart.
+const VERBS: [(&str, &[&str], i32); 13] = [
+    ("check", &[], 1),
+    ("provision", &[], 3),
+    ("mirror", &[], 3),
+    ("reconcile", &[], 3),
+    ("arm", &[], 3),
+    ("arm", &["--dry-run"], 3),
+    ("flip", &["--slice", "one"], 3),
+    ("flip", &["--slice", "one", "--back"], 3),
+    ("flip", &["--slice", "one", "--abort"], 3),
+    ("flip", &["--slice", "one", "--rehearse"], 3),
+    ("disarm", &[], 3),
+    ("disarm", &["--dry-run"], 3),
+    ("status", &[], 1),
+];
+
+#[tokio::test(flavor = "multi_thread")]
+async fn no_verb_obeys_a_plan_whose_slice_is_another_plans() {
+    let mut stage = Stage::armed().await;
+    let journal = "SELECT count(*) FROM strangler.journal";
+    let before = (stage.fingerprint().await, rows(&stage.monolith, journal).await);
+    let right = stage.split.pair.service_url();
+    create_database(&stage.split.pair.service, "elsewhere").await;
+    let elsewhere = stage.split.pair.service.url("elsewhere");
+    stage.split.change_plan("plan: split", "plan: other");
+    for link in [&right, &elsewhere] {
+        stage.split.lead("SERVICE", link);
+        for (verb, arguments, exit) in VERBS {
+            let ended = stage.run(verb, arguments);
+            assert_eq!(ended.exit, Some(exit), "{verb} {arguments:?}: {}", ended.page());
+            let said = format!("{} {}", ended.stdout, ended.stderr);
+            let said = said.split_whitespace().collect::<Vec<_>>().join(" ");
+            let code = if verb == "status" { ":" } else { " (slice-taken)" };
+            for word in
+                [&format!("slice one on monolith{code}"), "provisioned by plan split for service service"]
+            {
+                assert!(said.contains(word), "{verb} {arguments:?}: {word} is not in {}", ended.page());
+            }
+        }
+    }
+    assert_eq!((stage.fingerprint().await, rows(&stage.monolith, journal).await), before);
+    stage.split.lead("SERVICE", &right);
+    stage.split.change_plan("plan: other", "plan: split");
+    stage.succeed("disarm", &[]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_slice_with_other_tables_than_the_provisioned_ones_is_neither_armed_nor_disarmed_nor_flipped() {
+    let stage = Stage::armed().await;
+    let armed = stage.fingerprint().await;
+    let plan = stage.split.plan_text();
+    stage.split.change_plan("      lines: {}\n", "");
+    for (verb, arguments) in [
+        ("disarm", &[][..]),
+        ("arm", &[][..]),
+        ("flip", &["--slice", "one"][..]),
+        ("flip", &["--slice", "one", "--back"][..]),
+        ("flip", &["--slice", "one", "--rehearse"][..]),
+    ] {
+        let ended = stage.run(verb, arguments);
+        assert_eq!(ended.exit, Some(3), "{verb}: {}", ended.page());
+        assert!(ended.stderr.contains("(mapping-changed)"), "{verb}: {}", ended.page());
+        assert!(ended.stderr.contains("bring the old mapping back"), "{verb}: {}", ended.page());
+    }
+    let abort = stage.run("flip", &["--slice", "one", "--abort"]);
+    assert_eq!(abort.exit, Some(0), "what takes a move back asks no mapping: {}", abort.page());
+    assert_eq!(stage.fingerprint().await, armed);
+
+    stage.split.write_plan(&plan.replace("      moves: {}\n", "      moves: {}\n      Customers: {}\n"));
+    let arm = stage.run("arm", &[]);
+    assert_eq!(arm.exit, Some(3), "{}", arm.page());
+    assert!(arm.stderr.contains("without Customers, which the plan takes now"), "{}", arm.page());
+    assert_eq!(stage.fingerprint().await, armed);
+    let taken_off = stage.run("disarm", &["--dry-run"]);
+    assert_eq!(taken_off.exit, Some(0), "it finds every gate: {}", taken_off.page());
+    stage.split.write_plan(&plan);
+    stage.succeed("disarm", &[]);
 }

@@ -102,7 +102,7 @@ pub(super) fn frozen(split: &Split, point: &str, to: Side, links: &[(&str, &str)
         let mut command = split.command(&[&["flip", "plan.yaml"], back(to), &UNPROVEN].concat());
         command.env("STRANGLER_FREEZE", point).envs(links.iter().copied());
         let mut flip = split.start_command(command);
-        if stands_still(&mut flip) {
+        if flip.stands_still() {
             return Some(flip);
         }
         let ended = flip.ended();
@@ -112,25 +112,13 @@ pub(super) fn frozen(split: &Split, point: &str, to: Side, links: &[(&str, &str)
     })
 }
 
-/// Waits until the flip is frozen; `false` when it ended before.
-pub(super) fn stands_still(flip: &mut Background) -> bool {
-    until_blocking("the flip stands still or ends", SOON, || {
-        if flip.has_ended() {
-            return Some(false);
-        }
-        let stat = std::fs::read_to_string(format!("/proc/{}/stat", flip.id())).ok()?;
-        // proc(5): the state is behind the name, which ends with a parenthesis.
-        stat.rsplit(") ").next()?.starts_with('T').then_some(true)
-    })
-}
-
 #[tokio::test(flavor = "multi_thread")]
 async fn what_was_found_before_somebody_else_moved_authority_is_not_said() {
     let (split, monolith, service, mirror) = armed().await;
     let mut command = split.command(&["flip", "plan.yaml"]);
     command.env("STRANGLER_FREEZE", "flip-looked");
     let mut late = split.start_command(command);
-    assert!(stands_still(&mut late));
+    assert!(late.stands_still());
     monolith.batch_execute("DELETE FROM strangler.operator").await.unwrap();
     complete(&split, &mirror, &UNPROVEN);
     late.signal(Signal::CONT);

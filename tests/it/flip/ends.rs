@@ -211,3 +211,43 @@ async fn a_flip_whose_mirror_dies_when_the_service_is_open_says_that_authority_h
     assert_eq!(heard.take().last(), Some(&told("after", "to_service", "moved", 2)));
     assert_eq!(owner(&service).await.0, "OPEN");
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_side_that_takes_connections_and_never_says_a_word_ends_every_verb_with_what_to_do() {
+    let (mut split, monolith, service, _mirror) = armed().await;
+    let silent = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = silent.local_addr().unwrap().port();
+    let right = [("MONOLITH", split.pair.monolith_url()), ("SERVICE", split.pair.service_url())];
+    for (variable, link) in right {
+        split.lead(variable, &format!("postgresql://postgres@127.0.0.1:{port}/postgres?connect_timeout=1"));
+        let flip = if variable == "MONOLITH" { 4 } else { 5 };
+        let verbs: [(&str, &[&str], i32); 9] = [
+            ("check", &[], 4),
+            ("status", &[], 4),
+            ("arm", &[], 4),
+            ("disarm", &[], 4),
+            ("reconcile", &[], 4),
+            ("flip", &[], flip),
+            ("flip", &["--back"], flip),
+            ("flip", &["--abort"], flip),
+            ("flip", &["--rehearse"], flip),
+        ];
+        let running = verbs.map(|(verb, arguments, exit)| (verb, exit, split.start(verb, arguments)));
+        for (verb, exit, mut running) in running {
+            until_blocking("it ends", SOON, || running.has_ended().then_some(()));
+            let ended = running.ended();
+            assert_eq!(ended.exit, Some(exit), "{verb}: {}", ended.page());
+            let said = format!("{} {}", ended.stdout, ended.stderr);
+            let said = said.split_whitespace().collect::<Vec<_>>().join(" ");
+            assert!(said.contains("did not answer within 1s"), "{verb}: {}", ended.page());
+            let next = ["type the same command again", "the same command goes on", "run check again"];
+            assert!(
+                verb == "status" || next.iter().any(|next| said.contains(next)),
+                "{verb}: {}",
+                ended.page()
+            );
+        }
+        split.lead(variable, &link);
+    }
+    assert_eq!((owner(&monolith).await.0, owner(&service).await.0), ("OPEN".to_owned(), "FENCED".to_owned()));
+}

@@ -2,7 +2,7 @@
 
 use rustix::process::Signal;
 
-use super::crash::{frozen, stands_still};
+use super::crash::frozen;
 use super::{UNPROVEN, armed, bank::Side, complete, flip, owner};
 use crate::support::wait::until_blocking;
 
@@ -86,7 +86,7 @@ async fn flips_and_disarm_keep_each_other_away_on_both_sides() {
     let mut command = split.command(&[&["flip", "plan.yaml"], &UNPROVEN as &[&str]].concat());
     command.env("STRANGLER_FREEZE", "flip-looked");
     let mut flip = split.start_command(command);
-    assert!(stands_still(&mut flip));
+    assert!(flip.stands_still());
     let disarm = split.run("disarm", &[]);
     assert_eq!(disarm.exit, Some(5), "{}", disarm.page());
     assert!(disarm.stderr.contains("or a `flip`, is at work there"), "{}", disarm.page());

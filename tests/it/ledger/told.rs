@@ -58,6 +58,8 @@ async fn provision_arm_and_disarm_are_told_with_their_steps_and_told_nothing_whe
         let made = told(&service, "provision").await;
         assert_eq!(made.iter().map(|one| one.slice.as_deref()).collect::<Vec<_>>(), [Some("one"), None]);
         assert_eq!((made[0].epoch, made[0].has_lsn), (Some(1), true));
+        let role = json!({ "side": "service", "action": "create role", "object": "strangler_apply" });
+        assert!(made[1].body["taken"].as_array().unwrap().contains(&role), "{:?}", made[1]);
         let taken = made[0].body["taken"].as_array().unwrap();
         assert_eq!(made[0].body["steps"], json!(taken.len()));
         for side in ["monolith", "service"] {
@@ -80,6 +82,9 @@ async fn provision_arm_and_disarm_are_told_with_their_steps_and_told_nothing_whe
             let taken = changed[0].body["taken"].as_array().unwrap();
             let gate = json!({ "side": "monolith", "action": action, "object": "t" });
             assert!(taken.contains(&gate), "{taken:?}");
+            let slot = if verb == "arm" { "create the reverse slot" } else { "drop the reverse slot" };
+            let told = taken.iter().filter(|step| step["action"] == slot).count();
+            assert_eq!(told, 1, "{slot}: {taken:?}");
         }
     }
     let whole = succeed(&split, "ledger", &["--verify"]);
@@ -116,6 +121,14 @@ async fn steps_of_a_run_that_was_killed_are_told_by_the_next_one_and_no_step_is_
     // Whoever takes it back tells of both.
     succeed(&split, "disarm", &[]);
     assert_eq!((count(&service, "arm").await, count(&service, "disarm").await), (1, 1));
+    // What is told of a killed one comes before what was done after it.
+    succeed(&split, "arm", &[]);
+    killed(&split, "disarm", "disarm-gate-off");
+    succeed(&split, "arm", &[]);
+    let kinds =
+        "SELECT string_agg(kind, ' ' ORDER BY id) FROM strangler.ledger WHERE kind IN ('arm', 'disarm')";
+    let order: String = service.query_one(kinds, &[]).await.unwrap().get(0);
+    assert_eq!(order, "arm disarm arm disarm arm");
     mirror.stop();
     succeed(&split, "ledger", &["--verify"]);
 }

@@ -169,7 +169,9 @@ const FINGERPRINT: &[&str] = &[
     "SELECT slice, plan, service, side, lock_key, plan_hash, publication FROM strangler.slice ORDER BY 1",
     "SELECT slice, source_table, target_table, state, rows_estimate FROM strangler.mirror_table ORDER BY 1, 2",
     "SELECT id, slice, target_table, kind, object, create_sql, done_at FROM strangler.deferred ORDER BY id",
-    "SELECT slice, action, detail FROM strangler.journal WHERE action <> 'ledger-head' ORDER BY id",
+    // Roles are the server's, and are noted in the first database that needs them.
+    "SELECT slice, action, detail FROM strangler.journal WHERE action <> 'ledger-head' \
+         AND detail ->> 'object' IS DISTINCT FROM 'strangler_apply' ORDER BY id",
     "SELECT version, name FROM strangler.schema_history ORDER BY 1",
 ];
 

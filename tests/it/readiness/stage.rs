@@ -17,7 +17,7 @@ use crate::support::split::{Mirror, Split};
 use crate::support::wait::{Look, SOON, until, until_there};
 
 /// All slices of the command.
-pub const MEMBERS: &[&str] = &["one"];
+const MEMBERS: &[&str] = &["one"];
 
 const SCHEMA: &str = r#"
 CREATE ROLE strangler_apply LOGIN;
@@ -127,7 +127,13 @@ impl Stage {
         (judged.problems, judged.without_evidence)
     }
 
-    fn to_service<'a>(plan: &'a Plan, accepted: Option<&'a str>) -> Asked<'a> {
+    /// All that is asked for a flip to the service.
+    pub fn to_service<'a>(&'a self, accepted: Option<&'a str>) -> Asked<'a> {
+        Self::under(&self.plan, accepted)
+    }
+
+    /// The same under another policy.
+    fn under<'a>(plan: &'a Plan, accepted: Option<&'a str>) -> Asked<'a> {
         Asked {
             plan,
             path: "plan.yaml",
@@ -147,7 +153,7 @@ impl Stage {
         findings: Findings,
     ) -> (Vec<Problem>, Option<String>) {
         until("markers are quick", SOON, async || {
-            let found = self.problems(&Self::to_service(plan, accepted), findings.clone()).await;
+            let found = self.problems(&Self::under(plan, accepted), findings.clone()).await;
             found.0.iter().all(|problem| problem.code != "mirror-lags").then_some(found)
         })
         .await
@@ -164,7 +170,7 @@ impl Stage {
     /// Waits for silence, or for what stays.
     pub async fn settled(&self) -> Vec<Problem> {
         until_there("nothing is wrong", SOON, async || {
-            let found = self.problems(&Self::to_service(&self.plan, None), Findings::default()).await.0;
+            let found = self.problems(&self.to_service(None), Findings::default()).await.0;
             if found.is_empty() { Look::There(found) } else { Look::At(format!("{found:#?}")) }
         })
         .await
@@ -173,7 +179,7 @@ impl Stage {
     /// Waits until a problem of this code is told.
     pub async fn until_told(&self, code: &str) -> Problem {
         until_there(code, SOON, async || {
-            let found = self.problems(&Self::to_service(&self.plan, None), Findings::default()).await.0;
+            let found = self.problems(&self.to_service(None), Findings::default()).await.0;
             match found.iter().find(|problem| problem.code == code) {
                 Some(problem) => Look::There(problem.clone()),
                 None => Look::At(format!("{found:#?}")),
@@ -184,7 +190,7 @@ impl Stage {
 
     /// Codes of what is said about a flip back.
     pub async fn back(&self) -> Vec<&'static str> {
-        let asked = Asked { to: Side::Monolith, ..Self::to_service(&self.plan, None) };
+        let asked = Asked { to: Side::Monolith, ..self.to_service(None) };
         let found = self.problems(&asked, Findings::default()).await.0;
         found.iter().map(|problem| problem.code).collect()
     }

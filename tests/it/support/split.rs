@@ -137,6 +137,18 @@ impl Background {
         self.0.as_mut().is_some_and(|child| child.try_wait().unwrap().is_some())
     }
 
+    /// Waits until it is frozen, at the point of `STRANGLER_FREEZE`; `false` when it ended before.
+    pub fn stands_still(&mut self) -> bool {
+        until_blocking("the command stands still or ends", SOON, || {
+            if self.has_ended() {
+                return Some(false);
+            }
+            let stat = std::fs::read_to_string(format!("/proc/{}/stat", self.id())).ok()?;
+            // proc(5): the state is behind the name, which ends with a parenthesis.
+            stat.rsplit(") ").next()?.starts_with('T').then_some(true)
+        })
+    }
+
     /// Waits for its end.
     pub fn ended(mut self) -> Ended {
         Ended::of(self.0.take().unwrap().wait_with_output().unwrap())

@@ -1,9 +1,12 @@
 //! Whatever happens in the middle: a run that did not see everything is never clean, and says why.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
+use rustix::process::Signal;
 use strangler::cluster::{Cluster, StopMode};
 use strangler::reconcile::finding::FindingKind;
+use strangler::reconcile::report::json::Table;
+use strangler::reconcile::verdict::Coverage;
 use tokio_postgres::Client;
 
 use super::found::Run;
@@ -126,18 +129,38 @@ async fn a_monolith_that_is_restarted_in_the_middle_makes_the_run_incomplete() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_mirror_that_was_stopped_or_died_is_named() {
+async fn a_mirror_that_is_frozen_is_waited_for_once_and_one_that_was_stopped_or_died_is_named() {
     let held = Held::start(&[]).await;
-    held.mirror.kill();
-    let (run, split, service, _) = held.goes_on().await;
+    held.mirror.signal(Signal::STOP);
+    // So old that no chunk may rest on the meeting before it.
+    let silent = "SELECT clock_timestamp() - seen_at > interval '3 s' FROM strangler.mirror_process";
+    until("the mirror gives no sign of life", SOON, async || {
+        held.service.query_one(silent, &[]).await.unwrap().get::<_, bool>(0).then_some(())
+    })
+    .await;
+    let began = Instant::now();
+    let (run, split, service, mirror) = held.goes_on().await;
+    assert!(began.elapsed() < Duration::from_secs(50), "it took {:?}", began.elapsed());
     run.assert_incomplete(&["the mirror has not come to position"]);
+    let words = run.ended.stderr.split_whitespace().collect::<Vec<_>>().join(" ");
+    let next = "strangler mirror plan.yaml --slice one --take-over replaces one that is frozen";
+    assert!(words.contains(next), "{words}");
+    let said = &run.document.slices[0];
+    assert_eq!(said.reasons.len(), 1, "{said:?}");
+    let so = |table: &Table| table.reasons == said.reasons && table.coverage == Coverage::CutShort;
+    assert!(said.tables.iter().all(so), "{said:?}");
+    mirror.kill();
     let run = Run::of(&split, &[]);
-    run.assert_incomplete(&["no mirror is running: the last one, process"]);
+    run.assert_incomplete(&[
+        "no mirror is running for the stream from the monolith into the service: the last one, process",
+    ]);
     let mirror = split.mirror(None);
     mirror.caught_up(&split.pair.monolith().await, &service).await;
     Run::of(&split, &[]).assert_clean();
     mirror.stop();
-    Run::of(&split, &[]).assert_incomplete(&["no mirror is running: the last one was stopped"]);
+    Run::of(&split, &[]).assert_incomplete(&[
+        "no mirror is running for the stream from the monolith into the service: the last one was stopped",
+    ]);
     let repair = split.run("reconcile", &["--repair"]);
     assert!(!matches!(repair.exit, Some(0)), "{}", repair.page());
 }
@@ -146,7 +169,9 @@ async fn a_mirror_that_was_stopped_or_died_is_named() {
 async fn a_table_that_is_still_copied_or_has_diverged_is_named() {
     let (split, monolith, service) = Split::launch(TABLES, SETUP).await;
     split.provision();
-    Run::of(&split, &[]).assert_incomplete(&["no mirror is running, and none ever was"]);
+    Run::of(&split, &[]).assert_incomplete(&[
+        "no mirror is running for the stream from the monolith into the service, and none ever was",
+    ]);
     let mirror = split.mirror_as(None, &["--rows-per-piece", "1"]);
     until("a table is being copied", SOON, async || {
         let sql = "SELECT coalesce(bool_or(state = 'copying' AND source_table = 'a'), false) FROM strangler.mirror_table";

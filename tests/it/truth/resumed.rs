@@ -212,4 +212,45 @@ async fn an_interrupted_repair_ends_and_the_mirror_still_does_it() {
         Run::of(&split, &[]).assert_clean();
         assert_eq!(recorded().await, 1);
     }
+    each_repair_is_recorded_once(&split, &service).await;
+}
+
+/// The repaired keys as the ledger has them, in the order of its entries.
+async fn keys_recorded(service: &Client) -> Vec<i32> {
+    let sql = "SELECT (r->0->>'value')::int FROM strangler.ledger l, json_array_elements(l.body->'rows') AS r \
+               WHERE l.kind = 'repair' ORDER BY l.id, r->0->>'value'";
+    service.query(sql, &[]).await.unwrap().iter().map(|row| row.get(0)).collect()
+}
+
+/// What a run asked for, and did not record, is recorded by later ones: whatever order it was done in, whatever was
+/// deleted since, and whoever else does it at the same time. Row 7 is recorded already.
+async fn each_repair_is_recorded_once(split: &Split, service: &Client) {
+    let more = "INSERT INTO strangler.repair (run, slice, source_table, key, finding, requested_by, state, done_at) \
+        SELECT run, slice, source_table, ARRAY[v.id], finding, requested_by, v.state, done_at \
+        FROM strangler.repair, (VALUES ('8', 'refused'), ('9', 'done')) AS v (id, state) WHERE key = '{7}'";
+    service.batch_execute(more).await.unwrap();
+    Run::of(split, &[]).assert_clean();
+    assert_eq!(keys_recorded(service).await, [7, 9]);
+    service.batch_execute("UPDATE strangler.repair SET state = 'done' WHERE key = '{8}'").await.unwrap();
+    Run::of(split, &[]).assert_clean();
+    assert_eq!(keys_recorded(service).await, [7, 9, 8], "it was asked for before 9, and done after it");
+    let next = "UPDATE strangler.repair SET state = 'refused' WHERE key = '{8}'; \
+        INSERT INTO strangler.repair (run, slice, source_table, key, finding, requested_by, state, done_at) \
+        SELECT run, slice, source_table, '{10}', finding, requested_by, 'done', done_at \
+        FROM strangler.repair WHERE key = '{9}'; DELETE FROM strangler.repair WHERE key = '{7}'";
+    service.batch_execute(next).await.unwrap();
+    Run::of(split, &[]).assert_clean();
+    assert_eq!(keys_recorded(service).await, [7, 9, 8, 10], "requests that were deleted hide none");
+    corrupt(service, "UPDATE a SET v = 0 WHERE id = 11").await;
+    let mut command = split.command(&["reconcile", "plan.yaml", "--repair"]);
+    command.env("STRANGLER_FREEZE", "repairs-answered");
+    let mut frozen = split.start_command(command);
+    assert!(frozen.stands_still(), "{}", frozen.ended().page());
+    service.batch_execute("UPDATE strangler.repair SET done_at = done_at - interval '1 hour'").await.unwrap();
+    Run::of(split, &[]).assert_clean();
+    assert_eq!(keys_recorded(service).await, [7, 9, 8, 10, 11], "while who asked stands still");
+    frozen.signal(Signal::CONT);
+    let ended = frozen.ended();
+    assert_eq!(ended.exit, Some(0), "{}", ended.page());
+    assert_eq!(keys_recorded(service).await, [7, 9, 8, 10, 11], "and when it goes on");
 }

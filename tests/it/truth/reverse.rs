@@ -73,9 +73,19 @@ async fn with_the_authority_at_the_service_the_monolith_is_what_is_wrong_and_is_
     assert_eq!(kept.as_deref(), Some("x"), "a repair keeps what the plan left behind");
     let changed = Run::of(split, &["--changed-since", "last"]);
     changed.assert_clean();
+    // As where the way back ended, and the process that has it goes on.
+    let ended = "UPDATE strangler.mirror_process SET stopped_at = now(), detail = NULL WHERE dir = 'reverse'";
+    monolith.batch_execute(ended).await.unwrap();
+    let one_way = split.run("reconcile", &[]);
+    let way = "for the way back, from the service into the monolith (a mirror runs, for the other direction alone: process";
+    assert!(one_way.exit == Some(5) && one_way.stdout.contains(way), "{}", one_way.page());
+    assert!(one_way.stderr.contains("end the mirror that runs"), "{}", one_way.page());
     mirror.stop();
     let stopped = split.run("reconcile", &[]);
     assert!(stopped.exit == Some(5) && stopped.stderr.contains("strangler mirror"), "{}", stopped.page());
+    let way =
+        "no mirror is running for the way back, from the service into the monolith: the last one was stopped";
+    assert_eq!(stopped.stdout.matches(way).count(), 1, "{}", stopped.page());
 }
 
 #[tokio::test(flavor = "multi_thread")]
