@@ -135,7 +135,7 @@ async fn look(ui: &mut Ui, opened: &Opened) -> Result<Vec<SliceReport>, CliError
         let failed = |source| CliError::Retire {
             slice: slice.clone(),
             provision: opened.typed(&format!("strangler provision PLAN --slice {slice}")),
-            source,
+            source: Box::new(source),
         };
         slices.push(retire::judge(&retire::gather(asked).await.map_err(failed)?));
     }
@@ -146,7 +146,7 @@ async fn stage(ui: &mut Ui, arguments: &Arguments) -> Result<Exit, CliError> {
     let opened = one_slice(ui, "retire", &arguments.plan, &arguments.slices)?;
     let state =
         "nothing is half-done: the rights are all there, or all taken away; strangler status PLAN says which";
-    interrupt::unless(&opened.typed(state), async {
+    let work = async {
         let hands = Hands::connect(ui, &opened, APPLICATION).await?;
         let job = hands.job(&opened, arguments.approved_by.as_deref())?;
         let failed = |source| hands.failed(&opened, source);
@@ -164,8 +164,8 @@ async fn stage(ui: &mut Ui, arguments: &Arguments) -> Result<Exit, CliError> {
         let slice = &opened.slices.join(" ");
         ui.words(&opened.typed(&format!("to give them back: strangler unretire PLAN --slice {slice}")));
         Ok(Exit::Clean)
-    })
-    .await
+    };
+    interrupt::unless(&opened.typed(state), Box::pin(work)).await
 }
 
 /// The statements on stdout, the rest on stderr.
@@ -291,13 +291,13 @@ impl Hands {
     }
 
     pub(super) fn failed(&self, opened: &Opened, source: RetireError) -> CliError {
-        match source {
-            RetireError::Refused { problems } => CliError::RetireRefused(opened.typed_all(problems)),
-            source => CliError::Retire {
-                slice: opened.slices.join(", "),
-                provision: opened.typed("strangler provision PLAN"),
-                source,
-            },
+        if let RetireError::Refused { problems } = source {
+            return CliError::RetireRefused(opened.typed_all(problems));
+        }
+        CliError::Retire {
+            slice: opened.slices.join(", "),
+            provision: opened.typed("strangler provision PLAN"),
+            source: Box::new(source),
         }
     }
 }

@@ -33,7 +33,7 @@ pub(super) async fn run(ui: &mut Ui, arguments: &Arguments) -> Result<Exit, CliE
     let opened = one_slice(ui, "unretire", &arguments.plan, &arguments.slices)?;
     let state =
         "nothing is half-done: the rights are all back, or all away; strangler status PLAN says which";
-    interrupt::unless(&opened.typed(state), async {
+    let work = async {
         let hands = Hands::connect(ui, &opened, APPLICATION).await?;
         let job = hands.job(&opened, None)?;
         let failed = |source| hands.failed(&opened, source);
@@ -51,8 +51,8 @@ pub(super) async fn run(ui: &mut Ui, arguments: &Arguments) -> Result<Exit, CliE
         };
         ui.words(&format!("{} given back", words::plural(restored.rights, "right")));
         Ok(tell(ui, &restored.lost))
-    })
-    .await
+    };
+    interrupt::unless(&opened.typed(state), Box::pin(work)).await
 }
 
 fn tell(ui: &mut Ui, lost: &[Right]) -> Exit {
