@@ -6,7 +6,7 @@ use std::collections::HashMap;
 use tokio_postgres::Client;
 
 use super::error::MirrorError;
-use crate::journal::usage::{self, Counted, How, SETTLES_US, TableUse, TableUser};
+use crate::journal::usage::{self, Count, Counted, How, SETTLES_US, TableUse, TableUser};
 use crate::journal::{JournalError, slices};
 use crate::name::{TableName, identifiers_in, is_named};
 use crate::postgres::statements_seen;
@@ -14,6 +14,8 @@ use crate::words::statement;
 
 /// Every how many looks the counters are read: a look takes two seconds.
 const COUNT_EVERY: u64 = 2;
+/// A busy mirror reads a table some twenty times a second, and a look takes a millisecond.
+const COUNT_TRIES: usize = 5;
 /// Every how many looks the statements are read: a server keeps thousands of them in a file.
 const STATEMENTS_EVERY: u64 = 30;
 /// Longest statement that is kept, in characters: enough to find it in the application's code.
@@ -29,6 +31,9 @@ pub(super) struct UseWatch {
     /// By the monolith's names.
     tables: Vec<TableName>,
     looks: u64,
+    /// What was ours at the look before, where that matters.
+    own_before: Option<Vec<Count>>,
+    hands_over: Option<bool>,
     /// How often each statement had run when it was last looked at; `None` before the first look.
     ran: Option<HashMap<StatementKey, i64>>,
 }
@@ -36,7 +41,7 @@ pub(super) struct UseWatch {
 impl UseWatch {
     /// For the tables of a slice.
     pub(super) fn new(slice: &str, tables: Vec<TableName>) -> Self {
-        Self { slice: slice.to_owned(), tables, looks: 0, ran: None }
+        Self { slice: slice.to_owned(), tables, looks: 0, own_before: None, hands_over: None, ran: None }
     }
 
     /// Looks at the monolith: at sessions each time, at counters and statements now and then.
@@ -65,19 +70,47 @@ impl UseWatch {
         Ok(())
     }
 
-    async fn count(&self, monolith: &Client, epoch: i64) -> Result<(), JournalError> {
+    /// A table that the mirror itself reads right now is looked at again, and left for the next look in the end.
+    async fn count(&mut self, monolith: &Client, epoch: i64) -> Result<(), JournalError> {
         let known: HashMap<String, TableUse> =
             usage::tables(monolith, &self.slice).await?.into_iter().collect();
-        let counted = usage::count(monolith, &self.tables).await?;
-        let labels = self.tables.iter().map(ToString::to_string);
-        let rows: Vec<(String, TableUse)> = labels
-            .zip(counted)
-            .map(|(label, now)| {
-                let table = judge(known.get(&label), now, epoch);
-                (label, table)
-            })
-            .collect();
-        usage::save(monolith, &self.slice, &rows).await
+        let mut left = self.tables.clone();
+        if !self.hands_over(monolith).await? {
+            let own = usage::own(monolith, &self.tables).await?;
+            let still = self.own_before.as_ref().is_some_and(|before| *before == own);
+            self.own_before = Some(own);
+            if !still {
+                return Ok(());
+            }
+        }
+        for _ in 0..COUNT_TRIES {
+            let counted = usage::count(monolith, &left).await?;
+            let (mut rows, mut again) = (Vec::new(), Vec::new());
+            for (table, now) in left.into_iter().zip(counted) {
+                let label = table.to_string();
+                match now {
+                    Some(now) => rows.push((label.clone(), judge(known.get(&label), now, epoch))),
+                    None => again.push(table),
+                }
+            }
+            usage::save(monolith, &self.slice, &rows).await?;
+            if again.is_empty() {
+                return Ok(());
+            }
+            left = again;
+        }
+        Ok(())
+    }
+
+    /// Whether sessions hand their counts over at the end of a transaction (from PostgreSQL 15 on). Where they don't, only what was
+    /// counted while nothing of ours was noted for a while is certain.
+    async fn hands_over(&mut self, monolith: &Client) -> Result<bool, JournalError> {
+        if let Some(known) = self.hands_over {
+            return Ok(known);
+        }
+        let known = usage::hands_over(monolith).await?;
+        self.hands_over = Some(known);
+        Ok(known)
     }
 
     /// Statements that name a table and have run since the last look. Before the watch has settled they are noted as having been
@@ -132,35 +165,30 @@ impl UseWatch {
     }
 }
 
-/// What is known of a table after another look at its counters.
+/// What is known of a table after another look at its counters. What others have read never gets less: where it does, the server has
+/// lost counts.
 fn judge(before: Option<&TableUse>, now: Counted, epoch: i64) -> TableUse {
-    let beyond = now.scans - now.own;
     let Some(before) = before.filter(|before| before.epoch == epoch) else {
         return TableUse {
             epoch,
             since_us: now.at_us + SETTLES_US,
-            scans: now.scans,
-            most: beyond,
-            others: 0,
+            counted: now.others,
+            others: Count::default(),
             unseen_us: None,
             last_us: None,
             sampled_us: now.at_us,
         };
     };
-    let mut table = TableUse { scans: now.scans, sampled_us: now.at_us, ..before.clone() };
-    if now.scans < before.scans {
+    let mut table = TableUse { counted: now.others, sampled_us: now.at_us, ..before.clone() };
+    if now.others.falls_below(before.counted) {
         table.unseen_us = Some((before.sampled_us, now.at_us));
-        table.most = beyond;
         return table;
     }
     let settling = now.at_us < table.since_us
         || table.unseen_us.is_some_and(|(_, until)| now.at_us < until + SETTLES_US);
-    if beyond > table.most {
-        if !settling {
-            table.others += beyond - table.most;
-            table.last_us = Some((before.sampled_us, now.at_us));
-        }
-        table.most = beyond;
+    if now.others != before.counted && !settling {
+        table.others = table.others + (now.others - before.counted);
+        table.last_us = Some((before.sampled_us, now.at_us));
     }
     table
 }
@@ -171,8 +199,8 @@ mod tests {
 
     const SECOND: i64 = 1_000_000;
 
-    fn counted(scans: i64, own: i64, second: i64) -> Counted {
-        Counted { scans, own, at_us: second * SECOND }
+    fn counted(scans: i64, second: i64) -> Counted {
+        Counted { others: Count { scans, rows: scans * 10 }, at_us: second * SECOND }
     }
 
     /// Looked at in turn, in epoch 2.
@@ -182,45 +210,46 @@ mod tests {
     }
 
     #[test]
-    fn whatever_goes_beyond_our_own_scans_is_somebodys() {
-        let quiet = after(&[counted(100, 0, 0), counted(140, 40, 70), counted(150, 50, 74)]);
-        assert_eq!((quiet.others, quiet.last_us), (0, None));
-        let read =
-            after(&[counted(100, 0, 0), counted(140, 40, 70), counted(153, 50, 74), counted(153, 50, 78)]);
-        assert_eq!((read.others, read.last_us), (3, Some((70 * SECOND, 74 * SECOND))));
+    fn whatever_others_read_is_counted_and_lies_between_two_looks() {
+        let quiet = after(&[counted(100, 0), counted(100, 70), counted(100, 74)]);
+        assert_eq!((quiet.others, quiet.last_us), (Count::default(), None));
+        let read = after(&[counted(100, 0), counted(100, 70), counted(103, 74), counted(103, 78)]);
+        assert_eq!((read.others.scans, read.last_us), (3, Some((70 * SECOND, 74 * SECOND))));
     }
 
     #[test]
-    fn scans_of_ours_that_the_server_has_not_counted_yet_hide_nothing_for_good() {
-        let looks = [counted(100, 0, 0), counted(100, 5, 70), counted(103, 5, 74), counted(106, 5, 78)];
-        assert_eq!(after(&looks).others, 1);
+    fn rows_that_were_read_without_a_scan_are_use() {
+        let mut sampled = counted(100, 74);
+        sampled.others.rows += 1;
+        let read = after(&[counted(100, 0), counted(100, 70), sampled]);
+        assert_eq!((read.others, read.last_us.is_some()), (Count { scans: 0, rows: 1 }, true));
     }
 
     #[test]
     fn what_was_read_before_the_watch_settled_does_not_count() {
-        let looks = [counted(100, 0, 0), counted(130, 10, 59), counted(140, 20, 61)];
-        assert_eq!((after(&looks).others, after(&looks).since_us), (0, 60 * SECOND));
+        let looks = [counted(100, 0), counted(120, 59), counted(120, 61)];
+        assert_eq!((after(&looks).others.scans, after(&looks).since_us), (0, 60 * SECOND));
     }
 
     #[test]
     fn counters_that_were_lost_leave_a_gap_and_a_new_beginning() {
-        let looks = [
-            counted(100, 0, 0),
-            counted(104, 0, 70),
-            counted(3, 2, 80),
-            counted(9, 2, 100),
-            counted(11, 3, 150),
-        ];
+        let looks = [counted(100, 0), counted(104, 70), counted(3, 80), counted(9, 100), counted(11, 150)];
         let table = after(&looks);
         assert_eq!(table.unseen_us, Some((70 * SECOND, 80 * SECOND)));
-        assert_eq!((table.others, table.last_us), (5, Some((100 * SECOND, 150 * SECOND))));
+        assert_eq!((table.others.scans, table.last_us), (6, Some((100 * SECOND, 150 * SECOND))));
+        let back = after(&[counted(100, 0), counted(100, 70), counted(-40, 80)]);
+        assert_eq!(
+            back.unseen_us,
+            Some((70 * SECOND, 80 * SECOND)),
+            "also where ours have passed the old number since"
+        );
     }
 
     #[test]
     fn another_epoch_is_another_watch() {
-        let before = after(&[counted(100, 0, 0), counted(105, 0, 70)]);
-        assert_eq!(before.others, 5);
-        let anew = judge(Some(&before), counted(200, 0, 80), 4);
-        assert_eq!((anew.others, anew.last_us, anew.since_us), (0, None, 140 * SECOND));
+        let before = after(&[counted(100, 0), counted(105, 70)]);
+        assert_eq!(before.others.scans, 5);
+        let anew = judge(Some(&before), counted(200, 80), 4);
+        assert_eq!((anew.others.scans, anew.last_us, anew.since_us), (0, None, 140 * SECOND));
     }
 }

@@ -15,13 +15,30 @@ use tokio_postgres::{Client, Error, Statement};
 use super::JournalError;
 use crate::name::TableName;
 
-/// Counts the scans of the open transaction, table by table: of the whole tree of a partitioned one, with its indexes. A function
-/// of the relation's number is all it takes, so it costs an index look-up per relation.
+/// Counts the scans of the open transaction and the rows that they brought, table by table: of the whole tree of a partitioned one,
+/// with its indexes. A sample, or a row by its place, is read without a scan; the row is counted. A function of the relation's
+/// number is all it takes, so it costs an index look-up per relation.
 const COUNTED: &str = "SELECT t.n, coalesce(sum(pg_stat_get_xact_numscans(r.oid) + coalesce((SELECT \
-         sum(pg_stat_get_xact_numscans(i.indexrelid)) FROM pg_index i WHERE i.indrelid = r.oid), 0)), 0)::bigint AS scans \
+         sum(pg_stat_get_xact_numscans(i.indexrelid)) FROM pg_index i WHERE i.indrelid = r.oid), 0)), 0)::bigint AS scans, \
+         coalesce(sum(pg_stat_get_xact_tuples_returned(r.oid) + pg_stat_get_xact_tuples_fetched(r.oid)), 0)::bigint AS rows \
      FROM unnest($1::text[]) WITH ORDINALITY AS t (name, n), \
          LATERAL (SELECT to_regclass(t.name)::oid UNION SELECT relid FROM pg_partition_tree(to_regclass(t.name))) AS r (oid) \
      GROUP BY t.n ORDER BY t.n";
+
+/// A frozen process must not hold a lock on an old table for long: whoever wants to change the table waits for it, and the way back
+/// behind that. Nothing is thought about in between, so seconds mean a frozen process or a link that is gone. Milliseconds.
+const IDLE_MS: u32 = 5_000;
+
+/// The same while rows come one after the other, and are worked on as they come. Milliseconds.
+const IDLE_STREAM_MS: u32 = 60_000;
+
+/// What a table's counters showed.
+#[derive(Debug)]
+struct Before {
+    name: String,
+    scans: i64,
+    rows: i64,
+}
 
 /// What one session reads of old tables, transaction by transaction.
 #[derive(Debug)]
@@ -29,8 +46,8 @@ pub struct OwnScans {
     slice: String,
     counted: Statement,
     note: Statement,
-    /// By the monolith's name: the name in SQL, and what the counter showed before the transaction read the table first.
-    before: BTreeMap<String, (String, i64)>,
+    /// By the monolith's name: before the transaction read the table first.
+    before: BTreeMap<String, Before>,
 }
 
 impl OwnScans {
@@ -42,11 +59,17 @@ impl OwnScans {
         let failed = || JournalError::database("preparing to count our own scans");
         let counted = client.prepare(COUNTED).await.map_err(failed())?;
         let note = format!(
-            "INSERT INTO strangler.own_scan (slice, source_table, scans) \
-             SELECT $2, w.label, c.scans - w.before FROM ({COUNTED}) AS c \
-             JOIN unnest($3::text[], $4::bigint[]) WITH ORDINALITY AS w (label, before, n) ON w.n = c.n \
-             WHERE c.scans > w.before"
+            "INSERT INTO strangler.own_scan (slice, source_table, scans, rows) \
+             SELECT $2, w.label, c.scans - w.scans, c.rows - w.rows FROM ({COUNTED}) AS c \
+             JOIN unnest($3::text[], $4::bigint[], $5::bigint[]) WITH ORDINALITY AS w (label, scans, rows, n) ON w.n = c.n \
+             WHERE c.scans > w.scans OR c.rows > w.rows"
         );
+        // From 15 on a session can be made to hand its counts over at the end of the transaction.
+        let flush = "SELECT to_regprocedure('pg_stat_force_next_flush()') IS NOT NULL";
+        let note = match client.query_one(flush, &[]).await.map_err(failed())?.get(0) {
+            true => format!("WITH noted AS ({note}) SELECT pg_stat_force_next_flush()"),
+            false => note,
+        };
         let note = client.prepare(&note).await.map_err(failed())?;
         Ok(Self { slice: slice.to_owned(), counted, note, before: BTreeMap::new() })
     }
@@ -75,8 +98,9 @@ impl OwnScans {
             return Ok(());
         }
         let rows = client.query(&self.counted, &[&names]).await?;
-        let counts = rows.iter().map(|row| row.get::<_, i64>(1));
-        self.before.extend(labels.into_iter().zip(names.into_iter().zip(counts)));
+        for ((label, name), row) in labels.into_iter().zip(names).zip(&rows) {
+            self.before.insert(label, Before { name, scans: row.get(1), rows: row.get(2) });
+        }
         Ok(())
     }
 
@@ -93,13 +117,14 @@ impl OwnScans {
         if self.before.is_empty() {
             return Ok(());
         }
-        let (mut labels, mut names, mut before) = (Vec::new(), Vec::new(), Vec::new());
-        for (label, (name, count)) in std::mem::take(&mut self.before) {
+        let (mut labels, mut names, mut scans, mut rows) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
+        for (label, before) in std::mem::take(&mut self.before) {
             labels.push(label);
-            names.push(name);
-            before.push(count);
+            names.push(before.name);
+            scans.push(before.scans);
+            rows.push(before.rows);
         }
-        client.execute(&self.note, &[&names, &self.slice, &labels, &before]).await.map(drop)
+        client.execute(&self.note, &[&names, &self.slice, &labels, &scans, &rows]).await.map(drop)
     }
 
     /// What was begun belongs to no transaction any more.
@@ -126,20 +151,27 @@ impl Metered {
         Ok(Self { scans: tokio::sync::Mutex::new(scans), open: AtomicBool::new(false) })
     }
 
-    /// Opens the transaction in which a table is read.
+    /// Opens the transaction in which a table is read, row by row as the rows come.
     ///
     /// # Errors
     /// The server's.
-    pub async fn begin(&self, client: &Client, table: &TableName) -> Result<(), Error> {
+    pub async fn begin_stream(&self, client: &Client, table: &TableName) -> Result<(), Error> {
+        self.begin(client, table, IDLE_STREAM_MS).await
+    }
+
+    async fn begin(&self, client: &Client, table: &TableName, idle_ms: u32) -> Result<(), Error> {
         let mut scans = self.scans.lock().await;
         if self.open.swap(true, Ordering::SeqCst) {
             client.batch_execute("ROLLBACK").await?;
             scans.forget();
         }
         // What is noted need not outlive a crash: the server's own counters do not either.
-        let begin = "BEGIN READ WRITE; SET LOCAL synchronous_commit = off";
+        let begin = format!(
+            "BEGIN READ WRITE; SET LOCAL synchronous_commit = off; \
+             SET LOCAL idle_in_transaction_session_timeout = {idle_ms}"
+        );
         let (begun, counted, saved) = tokio::join!(
-            client.batch_execute(begin),
+            client.batch_execute(&begin),
             scans.count(client, [table]),
             client.batch_execute("SAVEPOINT reading"),
         );
@@ -171,7 +203,7 @@ impl Metered {
         table: &TableName,
         reading: impl Future<Output = Result<T, Error>>,
     ) -> Result<T, Error> {
-        self.begin(client, table).await?;
+        self.begin(client, table, IDLE_MS).await?;
         let read = reading.await;
         let ended = self.end(client, read.is_err()).await;
         let read = read?;

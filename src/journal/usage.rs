@@ -3,18 +3,28 @@
 
 use std::time::{Duration, UNIX_EPOCH};
 
-use tokio_postgres::types::ToSql;
+use tokio_postgres::types::{ToSql, Type};
 use tokio_postgres::{Client, Row};
 
 use super::JournalError;
 use crate::name::TableName;
 
-/// Scans of a table since the server's counters began, sequential and by index, with those of its partitions.
-const SCANS: &str = "SELECT t.n, coalesce(sum(pg_stat_get_numscans(r.oid) + coalesce((SELECT \
-         sum(pg_stat_get_numscans(i.indexrelid)) FROM pg_index i WHERE i.indrelid = r.oid), 0)), 0)::bigint \
+/// Scans of a table since the server's counters began, sequential and by index, and rows that were read, with those of its
+/// partitions.
+const READ: &str = "SELECT t.n, coalesce(sum(pg_stat_get_numscans(r.oid) + coalesce((SELECT \
+         sum(pg_stat_get_numscans(i.indexrelid)) FROM pg_index i WHERE i.indrelid = r.oid), 0)), 0)::bigint, \
+         coalesce(sum(pg_stat_get_tuples_returned(r.oid) + pg_stat_get_tuples_fetched(r.oid)), 0)::bigint, NOW \
      FROM unnest($1::text[]) WITH ORDINALITY AS t (name, n), \
          LATERAL (SELECT to_regclass(t.name)::oid UNION SELECT relid FROM pg_partition_tree(to_regclass(t.name))) AS r (oid) \
      GROUP BY t.n ORDER BY t.n";
+
+/// What of it was ours.
+const OWN: &str = "SELECT t.n, \
+         (coalesce((SELECT sum(scans) FROM strangler.own_scan o WHERE o.source_table = t.label), 0) \
+             + coalesce((SELECT sum(own_scans) FROM strangler.table_use u WHERE u.source_table = t.label), 0))::bigint, \
+         (coalesce((SELECT sum(rows) FROM strangler.own_scan o WHERE o.source_table = t.label), 0) \
+             + coalesce((SELECT sum(own_rows) FROM strangler.table_use u WHERE u.source_table = t.label), 0))::bigint \
+     FROM unnest($1::text[]) WITH ORDINALITY AS t (label, n) ORDER BY t.n";
 
 /// Sessions hand their scans to the server's counters up to a minute late (PostgreSQL documentation, "The Cumulative Statistics
 /// System"): as long as that, whatever the counters show may be older than a watch that begins. Microseconds.
@@ -27,12 +37,10 @@ pub struct TableUse {
     pub epoch: i64,
     /// Whatever others read from here on is counted. Microseconds since 1970, by the monolith's clock, as all of these.
     pub since_us: i64,
-    /// The server's counter when it was last read.
-    pub scans: i64,
-    /// The most that it exceeded our own scans by.
-    pub most: i64,
-    /// Scans by others.
-    pub others: i64,
+    /// What the server's counters had when they were last read, without ours.
+    pub counted: Count,
+    /// What others have read.
+    pub others: Count,
     /// The counters were lost: what was read between these two is not known.
     pub unseen_us: Option<(i64, i64)>,
     /// The last reading by others lies between these two.
@@ -41,13 +49,48 @@ pub struct TableUse {
     pub sampled_us: i64,
 }
 
-/// Counters of one table at one moment.
+/// Scans, and rows that were read by them or without any.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Count {
+    /// Sequential and index scans.
+    pub scans: i64,
+    /// Rows.
+    pub rows: i64,
+}
+
+impl Count {
+    fn of(row: &Row) -> Self {
+        Self { scans: row.get(1), rows: row.get(2) }
+    }
+
+    /// Either is less than in the other.
+    #[must_use]
+    pub fn falls_below(self, other: Self) -> bool {
+        self.scans < other.scans || self.rows < other.rows
+    }
+}
+
+impl std::ops::Sub for Count {
+    type Output = Self;
+
+    fn sub(self, other: Self) -> Self {
+        Self { scans: self.scans - other.scans, rows: self.rows - other.rows }
+    }
+}
+
+impl std::ops::Add for Count {
+    type Output = Self;
+
+    fn add(self, other: Self) -> Self {
+        Self { scans: self.scans + other.scans, rows: self.rows + other.rows }
+    }
+}
+
+/// A look at the counters of one table.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Counted {
-    /// The server's.
-    pub scans: i64,
-    /// Ours among them, and perhaps some that the server has not counted yet.
-    pub own: i64,
+    /// What others have read since the counters began.
+    pub others: Count,
     /// When, in microseconds since 1970, by the monolith's clock.
     pub at_us: i64,
 }
@@ -101,25 +144,46 @@ fn micros(column: &str) -> String {
     MICROS.replace('$', column)
 }
 
-/// Reads the counters of tables, in their order. Ours are read after the server's, so that none of these is missing.
+/// What we have read of tables, in their order, as far as it is noted.
 ///
 /// # Errors
 /// [`JournalError::Database`].
-pub async fn count(monolith: &Client, tables: &[TableName]) -> Result<Vec<Counted>, JournalError> {
-    let failed = || JournalError::database("counting scans of old tables");
-    let names: Vec<String> = tables.iter().map(TableName::sql).collect();
+pub async fn own(monolith: &Client, tables: &[TableName]) -> Result<Vec<Count>, JournalError> {
     let labels: Vec<String> = tables.iter().map(ToString::to_string).collect();
-    let scans = monolith.query(SCANS, &[&names]).await.map_err(failed())?;
-    let sql = format!(
-        "SELECT (coalesce((SELECT sum(scans) FROM strangler.own_scan o WHERE o.source_table = t.label), 0) \
-             + coalesce((SELECT sum(own) FROM strangler.table_use u WHERE u.source_table = t.label), 0))::bigint, {} \
-         FROM unnest($1::text[]) WITH ORDINALITY AS t (label, n) ORDER BY t.n",
-        micros("clock_timestamp()")
-    );
-    let own = monolith.query(&sql, &[&labels]).await.map_err(failed())?;
-    let counted = scans.iter().zip(&own);
+    let rows = monolith.query_typed(OWN, &[(&labels, Type::TEXT_ARRAY)]).await;
+    let rows = rows.map_err(JournalError::database("counting our own scans of old tables"))?;
+    Ok(rows.iter().map(Count::of).collect())
+}
+
+/// Whether the server's sessions can be made to hand their counts over when a transaction ends.
+///
+/// # Errors
+/// [`JournalError::Database`].
+pub async fn hands_over(monolith: &Client) -> Result<bool, JournalError> {
+    let sql = "SELECT to_regprocedure('pg_stat_force_next_flush()') IS NOT NULL";
+    let row = monolith.query_one(sql, &[]).await;
+    Ok(row.map_err(JournalError::database("looking how the server counts"))?.get(0))
+}
+
+/// Reads the counters of tables, in their order. Ours are read before and after the server's: where they are the same, and every
+/// transaction of ours hands its counts over when it ends, the difference is exactly what others have read. `None` for a table
+/// that we read meanwhile: another look may be luckier.
+///
+/// # Errors
+/// [`JournalError::Database`].
+pub async fn count(monolith: &Client, tables: &[TableName]) -> Result<Vec<Option<Counted>>, JournalError> {
+    let names: Vec<String> = tables.iter().map(TableName::sql).collect();
+    let sql = READ.replace("NOW", &micros("clock_timestamp()"));
+    let names: [(&(dyn ToSql + Sync), Type); 1] = [(&names, Type::TEXT_ARRAY)];
+    // Sent one behind the other, so that little time lies between them.
+    let (before, read, after) =
+        tokio::join!(own(monolith, tables), monolith.query_typed(&sql, &names), own(monolith, tables));
+    let read = read.map_err(JournalError::database("counting scans of old tables"))?;
+    let counted = before?.into_iter().zip(&read).zip(after?);
     Ok(counted
-        .map(|(scans, own)| Counted { scans: scans.get(1), own: own.get(0), at_us: own.get(1) })
+        .map(|((before, row), after)| {
+            (before == after).then(|| Counted { others: Count::of(row) - after, at_us: row.get(3) })
+        })
         .collect())
 }
 
@@ -129,7 +193,7 @@ pub async fn count(monolith: &Client, tables: &[TableName]) -> Result<Vec<Counte
 /// [`JournalError::Database`].
 pub async fn tables(monolith: &Client, slice: &str) -> Result<Vec<(String, TableUse)>, JournalError> {
     let sql = format!(
-        "SELECT source_table, epoch, {}, scans, most, others, {}, {}, {}, {}, {} FROM strangler.table_use \
+        "SELECT source_table, epoch, {}, scans, rows, scans_by_others, rows_by_others, {}, {}, {}, {}, {} FROM strangler.table_use \
          WHERE slice = $1 ORDER BY source_table",
         micros("since"),
         micros("unseen_from"),
@@ -147,12 +211,11 @@ pub async fn tables(monolith: &Client, slice: &str) -> Result<Vec<(String, Table
         let table = TableUse {
             epoch: row.get(1),
             since_us: row.get(2),
-            scans: row.get(3),
-            most: row.get(4),
-            others: row.get(5),
-            unseen_us: pair(row, 6),
-            last_us: pair(row, 8),
-            sampled_us: row.get(10),
+            counted: Count { scans: row.get(3), rows: row.get(4) },
+            others: Count { scans: row.get(5), rows: row.get(6) },
+            unseen_us: pair(row, 7),
+            last_us: pair(row, 9),
+            sampled_us: row.get(11),
         };
         (row.get(0), table)
     };
@@ -165,27 +228,31 @@ pub async fn tables(monolith: &Client, slice: &str) -> Result<Vec<(String, Table
 /// [`JournalError::Database`].
 pub async fn save(monolith: &Client, slice: &str, rows: &[(String, TableUse)]) -> Result<(), JournalError> {
     let time = |us: i64| UNIX_EPOCH + Duration::from_micros(u64::try_from(us).unwrap_or(0));
-    let sql = "WITH folded AS (DELETE FROM strangler.own_scan WHERE slice = $1 AND source_table = $2 RETURNING scans), \
-            mine AS (SELECT coalesce(sum(scans), 0)::bigint AS scans FROM folded) \
-        INSERT INTO strangler.table_use AS u (slice, source_table, epoch, since, scans, own, most, others, unseen_from, \
-            unseen_until, after_at, last_at, sampled_at) \
-        SELECT $1, $2, $3, $4, $5, mine.scans, $6, $7, $8, $9, $10, $11, $12 FROM mine \
+    let sql = "WITH folded AS (DELETE FROM strangler.own_scan WHERE slice = $1 AND source_table = $2 RETURNING scans, rows), \
+            mine AS (SELECT coalesce(sum(scans), 0)::bigint AS scans, coalesce(sum(rows), 0)::bigint AS rows FROM folded) \
+        INSERT INTO strangler.table_use AS u (slice, source_table, epoch, since, own_scans, own_rows, scans, rows, \
+            scans_by_others, rows_by_others, unseen_from, unseen_until, after_at, last_at, sampled_at) \
+        SELECT $1, $2, $3, $4, mine.scans, mine.rows, $5, $6, $7, $8, $9, $10, $11, $12, $13 FROM mine \
         ON CONFLICT (slice, source_table) DO UPDATE SET epoch = excluded.epoch, since = excluded.since, \
-            scans = excluded.scans, own = u.own + excluded.own, most = excluded.most, others = excluded.others, \
-            unseen_from = excluded.unseen_from, unseen_until = excluded.unseen_until, after_at = excluded.after_at, \
-            last_at = excluded.last_at, sampled_at = excluded.sampled_at";
+            own_scans = u.own_scans + excluded.own_scans, own_rows = u.own_rows + excluded.own_rows, \
+            scans = excluded.scans, rows = excluded.rows, scans_by_others = excluded.scans_by_others, \
+            rows_by_others = excluded.rows_by_others, unseen_from = excluded.unseen_from, \
+            unseen_until = excluded.unseen_until, after_at = excluded.after_at, last_at = excluded.last_at, \
+            sampled_at = excluded.sampled_at";
     for (table, known) in rows {
         let unseen = known.unseen_us.map(|(from, until)| (time(from), time(until))).unzip();
         let last = known.last_us.map(|(after, last)| (time(after), time(last))).unzip();
         let (since, sampled) = (time(known.since_us), time(known.sampled_us));
-        let parameters: [&(dyn ToSql + Sync); 12] = [
+        let (counted, others) = (known.counted, known.others);
+        let parameters: [&(dyn ToSql + Sync); 13] = [
             &slice,
             table,
             &known.epoch,
             &since,
-            &known.scans,
-            &known.most,
-            &known.others,
+            &counted.scans,
+            &counted.rows,
+            &others.scans,
+            &others.rows,
             &unseen.0,
             &unseen.1,
             &last.0,

@@ -25,12 +25,14 @@ pub struct StatementSeen {
 }
 
 /// Why nothing is known of statements.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Blind {
     /// The extension is not in this database; or it is, and its library is not in `shared_preload_libraries`.
     NoExtension,
     /// The session's role is not a member of `pg_read_all_stats`: others' statements have no text.
     Hidden,
+    /// It is in this schema, which the session's role may not use.
+    Closed(String),
 }
 
 /// Statements in whose text the name of a table stands somewhere. A caller looks closer. Those of roles under which the tool itself
@@ -52,7 +54,7 @@ pub async fn naming(
              (extract(epoch FROM clock_timestamp()) * 1000000)::bigint \
          FROM {}.pg_stat_statements s \
          WHERE s.dbid = (SELECT oid FROM pg_database WHERE datname = current_database()) \
-           AND s.queryid IS NOT NULL AND s.userid NOT IN \
+           AND s.queryid IS NOT NULL AND pg_get_userbyid(s.userid) <> 'strangler_apply' AND s.userid NOT IN \
              (SELECT usesysid FROM pg_stat_activity WHERE application_name ~ '^strangler( |$)' AND usesysid IS NOT NULL) \
            AND EXISTS (SELECT FROM unnest($1::text[]) AS n WHERE position(n IN lower(s.query)) > 0) \
          GROUP BY s.userid, s.queryid LIMIT {READ_MAX}",
@@ -78,8 +80,12 @@ pub async fn naming(
 /// # Errors
 /// The server's.
 pub async fn state(client: &Client) -> Result<Result<String, Blind>, Error> {
-    let sql = "SELECT n.nspname::text, pg_has_role('pg_read_all_stats', 'USAGE') FROM pg_extension e \
+    let sql = "SELECT n.nspname::text, pg_has_role('pg_read_all_stats', 'USAGE'), has_schema_privilege(n.oid, 'USAGE') FROM pg_extension e \
                JOIN pg_namespace n ON n.oid = e.extnamespace WHERE e.extname = 'pg_stat_statements'";
     let Some(row) = client.query_opt(sql, &[]).await? else { return Ok(Err(Blind::NoExtension)) };
-    Ok(if row.get(1) { Ok(row.get(0)) } else { Err(Blind::Hidden) })
+    Ok(match (row.get(1), row.get(2)) {
+        (true, true) => Ok(row.get(0)),
+        (true, false) => Err(Blind::Closed(row.get(0))),
+        (false, _) => Err(Blind::Hidden),
+    })
 }

@@ -311,7 +311,7 @@ impl Reader {
             texts.chain(std::iter::once::<&(dyn ToSql + Sync)>(&buckets.numbers)).collect();
         let made = self.session.prepare(&over.sql).await.map_err(|error| self.failed(&error))?;
         if let Some(meter) = &self.meter {
-            let begun = Box::pin(meter.begin(&self.session, &form.mapping.source)).await;
+            let begun = Box::pin(meter.begin_stream(&self.session, &form.mapping.source)).await;
             begun.map_err(|error| self.failed(&error))?;
         }
         let rows = self.session.query_raw(&made, parameters).await.map_err(|error| self.failed(&error))?;

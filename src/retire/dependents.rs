@@ -1,6 +1,6 @@
 //! Objects of the monolith that name old tables, and would break or silently follow when these go.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
 use serde::Serialize;
 use tokio_postgres::{Client, Error};
@@ -48,6 +48,25 @@ pub struct Dependent {
     pub definition: Option<String>,
 }
 
+/// Old tables and their partitions, each with the old table's name as reports give it.
+pub(super) type Old = BTreeMap<TableName, String>;
+
+/// The tables, and the partitions of each at every depth.
+pub(super) fn with_partitions<'a>(catalog: &Catalog, tables: impl Iterator<Item = &'a TableName>) -> Old {
+    let mut old: Old = tables.map(|table| (table.clone(), table.to_string())).collect();
+    for table in catalog.tables.values() {
+        let mut above = table.partition_of.as_ref();
+        while let Some(name) = above {
+            if let Some(label) = old.get(name).cloned() {
+                old.insert(table.name.clone(), label);
+                break;
+            }
+            above = catalog.table(name).and_then(|table| table.partition_of.as_ref());
+        }
+    }
+    old
+}
+
 /// All of them, of the tables of one slice, in the order of table, kind and name.
 ///
 /// # Errors
@@ -55,7 +74,7 @@ pub struct Dependent {
 pub(super) async fn read(
     monolith: &Client,
     catalog: &Catalog,
-    tables: &BTreeSet<TableName>,
+    tables: &Old,
 ) -> Result<Vec<Dependent>, Error> {
     let mut found = of_catalog(catalog, tables);
     let definitions = definitions(monolith, &found).await?;
@@ -68,9 +87,10 @@ pub(super) async fn read(
     Ok(found)
 }
 
-fn of_catalog(catalog: &Catalog, tables: &BTreeSet<TableName>) -> Vec<Dependent> {
+fn of_catalog(catalog: &Catalog, tables: &Old) -> Vec<Dependent> {
     let mut found = Vec::new();
-    for one in catalog.dependents.iter().filter(|one| tables.contains(&one.table)) {
+    for one in &catalog.dependents {
+        let Some(source_table) = tables.get(&one.table).cloned() else { continue };
         let kind = match one.kind {
             DependentKind::View => Kind::View,
             DependentKind::MaterializedView => Kind::MaterializedView,
@@ -84,15 +104,14 @@ fn of_catalog(catalog: &Catalog, tables: &BTreeSet<TableName>) -> Vec<Dependent>
             | DependentKind::Trigger
             | DependentKind::Subscription => continue,
         };
-        let (source_table, name) = (one.table.to_string(), one.name.clone());
+        let name = one.name.clone();
         found.push(Dependent { source_table, kind, name, definition: None });
     }
     for key in catalog.foreign_keys.iter().filter(|key| !key.cut && !key.inherited) {
-        let (from, to) = (tables.contains(&key.table), tables.contains(&key.references));
-        if from != to {
-            let table = if from { &key.table } else { &key.references };
+        let (from, to) = (tables.get(&key.table), tables.get(&key.references));
+        if let (Some(label), None) | (None, Some(label)) = (from, to) {
             found.push(Dependent {
-                source_table: table.to_string(),
+                source_table: label.clone(),
                 kind: Kind::ForeignKey,
                 name: format!("{} on {}", key.name, key.table),
                 definition: Some(key.definition_sql.clone()),
@@ -103,8 +122,8 @@ fn of_catalog(catalog: &Catalog, tables: &BTreeSet<TableName>) -> Vec<Dependent>
 }
 
 /// Whether a policy, named `policy on table`, stands on a table that is not among these.
-fn on_other_table(name: &str, tables: &BTreeSet<TableName>) -> bool {
-    tables.iter().all(|table| !name.ends_with(&format!(" on {table}")))
+fn on_other_table(name: &str, tables: &Old) -> bool {
+    tables.keys().all(|table| !name.ends_with(&format!(" on {table}")))
 }
 
 async fn definitions(monolith: &Client, found: &[Dependent]) -> Result<BTreeMap<String, String>, Error> {
@@ -137,7 +156,7 @@ const SCHEDULERS: &[(&str, &str)] = &[
 ];
 
 /// Jobs whose text names a table. A scheduler whose table may not be read tells nothing.
-async fn jobs(monolith: &Client, tables: &BTreeSet<TableName>) -> Result<Vec<Dependent>, Error> {
+async fn jobs(monolith: &Client, tables: &Old) -> Result<Vec<Dependent>, Error> {
     let mut found = Vec::new();
     for (table, sql) in SCHEDULERS {
         let readable = "SELECT coalesce(has_table_privilege(to_regclass($1), 'SELECT'), false)";
@@ -147,9 +166,9 @@ async fn jobs(monolith: &Client, tables: &BTreeSet<TableName>) -> Result<Vec<Dep
         for row in monolith.query(*sql, &[]).await? {
             let (name, command): (String, String) = (row.get(0), row.get(1));
             let named = identifiers_in(&command);
-            for table in tables.iter().filter(|table| is_named(table, &named)) {
+            for (_, label) in tables.iter().filter(|(table, _)| is_named(table, &named)) {
                 found.push(Dependent {
-                    source_table: table.to_string(),
+                    source_table: label.clone(),
                     kind: Kind::Job,
                     name: name.clone(),
                     definition: Some(command.clone()),

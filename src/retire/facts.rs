@@ -54,6 +54,10 @@ pub struct SliceFacts {
     pub dependents: Vec<Dependent>,
     /// Why nothing is known of statements.
     pub blind: Option<Blind>,
+    /// Physical standbys of the monolith: what is read there is not counted here.
+    pub standbys: i64,
+    /// Whose reading the server does not count: `the server`, roles, databases.
+    pub uncounted: Vec<String>,
     /// The role that looks may not see what others do, so that sessions have no names.
     pub hidden: bool,
 }

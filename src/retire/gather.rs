@@ -1,6 +1,5 @@
 //! Asks the databases about a slice's old tables.
 
-use std::collections::BTreeSet;
 use std::time::Duration;
 
 use tokio_postgres::Client;
@@ -10,7 +9,6 @@ use super::facts::{Authority, SliceFacts, StrayWrites};
 use crate::catalog::Catalog;
 use crate::journal::{JournalError, alarms, slices, usage};
 use crate::mapping::SliceMapping;
-use crate::name::TableName;
 use crate::postgres::statements_seen;
 use crate::problem::Problem;
 use crate::provision::ProvisionError;
@@ -87,6 +85,12 @@ pub enum RetireError {
     },
 }
 
+/// Where `track_counts` is off: the server, databases and roles.
+const UNCOUNTED: &str = "SELECT 'the server' WHERE current_setting('track_counts') = 'off' \
+    UNION ALL SELECT CASE WHEN s.setrole = 0 THEN 'database ' || current_database() ELSE 'role ' || pg_get_userbyid(s.setrole) END \
+    FROM pg_db_role_setting s, unnest(s.setconfig) AS c WHERE c ~* '^track_counts=(off|false|no|0)' \
+        AND s.setdatabase IN (0, (SELECT oid FROM pg_database WHERE datname = current_database()))";
+
 impl RetireError {
     pub(super) fn database(what: &'static str) -> impl FnOnce(tokio_postgres::Error) -> Self {
         move |source| Self::Database { what, source }
@@ -110,13 +114,16 @@ pub async fn gather(asked: Asked<'_>) -> Result<SliceFacts, RetireError> {
         (_, _) => Authority::Nobody,
     };
     let known = usage::tables(monolith, slice).await?;
-    let names: BTreeSet<TableName> = mapping.tables.iter().map(|table| table.source.clone()).collect();
+    let names = dependents::with_partitions(asked.catalog, mapping.tables.iter().map(|table| &table.source));
     let tables = mapping.tables.iter().map(|table| {
         let label = table.source.to_string();
         let seen = known.iter().find(|(name, seen)| *name == label && seen.epoch == here.epoch);
         (label, seen.map(|(_, seen)| seen.clone()))
     });
-    let asking = "SELECT (extract(epoch FROM clock_timestamp()) * 1000000)::bigint, pg_has_role('pg_read_all_stats', 'USAGE')";
+    let uncounted = monolith.query(UNCOUNTED, &[]).await;
+    let uncounted = uncounted.map_err(RetireError::database("what the monolith does not count"))?;
+    let asking = "SELECT (extract(epoch FROM clock_timestamp()) * 1000000)::bigint, pg_has_role('pg_read_all_stats', 'USAGE'), \
+                  (SELECT count(*) FROM pg_stat_replication r JOIN pg_stat_activity a USING (pid) WHERE a.datid IS NULL)";
     let row = monolith.query_one(asking, &[]).await.map_err(RetireError::database("the monolith's clock"))?;
     let statements = statements_seen::state(monolith).await;
     let dependents = dependents::read(monolith, asked.catalog, &names).await;
@@ -136,6 +143,8 @@ pub async fn gather(asked: Asked<'_>) -> Result<SliceFacts, RetireError> {
             .collect(),
         dependents: dependents.map_err(RetireError::database("what depends on the old tables"))?,
         blind: statements.map_err(RetireError::database("the extensions"))?.err(),
+        standbys: row.get(2),
+        uncounted: uncounted.iter().map(|row| row.get(0)).collect(),
         hidden: !row.get::<_, bool>(1),
     })
 }

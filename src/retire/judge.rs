@@ -7,6 +7,7 @@ use super::dependents::{Dependent, Kind};
 use super::facts::{Authority, SliceFacts, StrayWrites};
 use crate::journal::alarms;
 use crate::journal::usage::{How, SETTLES_US, TableUse, TableUser};
+use crate::name::quote_ident;
 use crate::postgres::statements_seen::Blind;
 use crate::problem::{Problem, Severity};
 use crate::words;
@@ -46,8 +47,10 @@ pub struct TableReport {
     pub watched_since: Option<String>,
     /// When it was last looked at.
     pub looked_at: Option<String>,
-    /// How often others have read it since, by sequential scans and by index.
+    /// How often others have read it since, by sequential scans and by index; of a partitioned table each partition counts.
     pub scans_by_others: i64,
+    /// How many rows others have read since, also without a scan: of a sample, or by their place.
+    pub rows_by_others: i64,
     /// The last of these was after this look…
     pub last_use_after: Option<String>,
     /// … and before this one.
@@ -101,7 +104,7 @@ pub fn judge(facts: &SliceFacts) -> SliceReport {
         let seen = seen.as_ref().filter(|_| facts.authority == Authority::Service);
         let report = table_report(facts, table, seen);
         if facts.authority == Authority::Service {
-            problems.extend(of_table(facts, table, seen, &report));
+            problems.extend(of_table(facts, table, seen));
         }
         problems.extend(report.dependents.iter().map(|one| of_dependent(table, one)));
         tables.push(report);
@@ -126,7 +129,8 @@ fn table_report(facts: &SliceFacts, table: &str, seen: Option<&TableUse>) -> Tab
         table: table.to_owned(),
         watched_since: seen.map(|seen| instant(seen.since_us)),
         looked_at: seen.map(|seen| instant(seen.sampled_us)),
-        scans_by_others: seen.map_or(0, |seen| seen.others),
+        scans_by_others: seen.map_or(0, |seen| seen.others.scans),
+        rows_by_others: seen.map_or(0, |seen| seen.others.rows),
         last_use_after: seen.and_then(|seen| seen.last_us).map(|(after, _)| instant(after)),
         last_use: seen.and_then(|seen| seen.last_us).map(|(_, at)| instant(at)),
         written_past_gate: strays(facts, table).map_or(0, |strays| strays.count),
@@ -158,7 +162,7 @@ fn strays<'a>(facts: &'a SliceFacts, table: &str) -> Option<&'a StrayWrites> {
 /// so statements tell who, and not whether.
 fn quiet_since(facts: &SliceFacts, table: &str, seen: &TableUse) -> i64 {
     let sessions = facts.users.iter().filter(|user| user.source_table == table && user.how == How::Session);
-    let unseen = seen.unseen_us.filter(|(from, until)| until - from > UNSEEN_US);
+    let unseen = lost(seen);
     let times = [seen.last_us.map(|(_, at)| at), unseen.map(|(_, until)| until)];
     let times = times.into_iter().flatten();
     let times = times.chain(sessions.filter_map(|user| user.last_us));
@@ -186,6 +190,7 @@ fn of_slice(facts: &SliceFacts) -> Vec<Problem> {
                 )),
         ),
     }
+    problems.extend(uncounted(facts));
     if facts.hidden {
         problems.push(
             Problem::warning("stats-hidden", "monolith")
@@ -207,7 +212,47 @@ fn of_slice(facts: &SliceFacts) -> Vec<Problem> {
     problems
 }
 
-fn of_table(facts: &SliceFacts, table: &str, seen: Option<&TableUse>, report: &TableReport) -> Vec<Problem> {
+/// Readers that the server's counters never show.
+fn uncounted(facts: &SliceFacts) -> Vec<Problem> {
+    let mut problems = Vec::new();
+    if !facts.uncounted.is_empty() {
+        problems.push(
+            Problem::error("not-counted", "monolith")
+                .fact(format!("track_counts is off for {}", facts.uncounted.join(", ")))
+                .consequence(
+                    "what they read is in no counter, so nobody knows whether they use the old tables",
+                )
+                .next("RESET it there: ALTER SYSTEM, ALTER DATABASE … or ALTER ROLE … RESET track_counts"),
+        );
+    }
+    if facts.standbys > 0 {
+        problems.push(
+            Problem::warning("standby-readers", "monolith")
+                .fact(match facts.standbys {
+                    1 => "1 standby follows it".to_owned(),
+                    count => format!("{count} standbys follow it"),
+                })
+                .consequence("what is read on a standby is counted there and not here")
+                .next("look on each standby: pg_stat_user_tables (from 15 on) and pg_stat_activity"),
+        );
+    }
+    if let Some(Blind::Closed(schema)) = &facts.blind {
+        problems.push(
+            Problem::warning("stats-hidden", "monolith")
+                .fact(format!(
+                    "pg_stat_statements is in schema {schema}, which the mirror's role may not use"
+                ))
+                .consequence("who reads is counted; which statements did it is not known")
+                .next(format!(
+                    "run on the monolith: GRANT USAGE ON SCHEMA {} TO strangler_apply;",
+                    quote_ident(schema)
+                )),
+        );
+    }
+    problems
+}
+
+fn of_table(facts: &SliceFacts, table: &str, seen: Option<&TableUse>) -> Vec<Problem> {
     let mut problems = Vec::new();
     let mirror = format!("strangler mirror PLAN --slice {}", facts.slice);
     let Some(seen) = seen else {
@@ -232,7 +277,7 @@ fn of_table(facts: &SliceFacts, table: &str, seen: Option<&TableUse>, report: &T
     let quiet = quiet_since(facts, table, seen);
     let lacking = quiet + facts.quiet_us - facts.now_us;
     if lacking > 0 {
-        problems.push(in_use(facts, table, (seen, quiet, lacking), report));
+        problems.push(in_use(facts, table, (seen, quiet, lacking)));
     }
     problems
 }
@@ -256,12 +301,7 @@ fn written(facts: &SliceFacts, table: &str, strays: &StrayWrites) -> Problem {
 }
 
 /// A table that was used of late, or that was not watched for long enough to say that it was not.
-fn in_use(
-    facts: &SliceFacts,
-    table: &str,
-    (seen, quiet, lacking): (&TableUse, i64, i64),
-    report: &TableReport,
-) -> Problem {
+fn in_use(facts: &SliceFacts, table: &str, (seen, quiet, lacking): (&TableUse, i64, i64)) -> Problem {
     let until = instant(quiet + facts.quiet_us);
     if quiet == seen.since_us {
         return Problem::error("quiet-period", table)
@@ -274,21 +314,58 @@ fn in_use(
             .next(format!("leave the mirror running, and look again at {until}"));
     }
     let mut what = Vec::new();
-    if seen.others > 0 {
-        let times = if seen.others == 1 { "once".to_owned() } else { format!("{} times", seen.others) };
-        what.push(format!("others have read it {times}"));
+    match (seen.others.scans, seen.others.rows) {
+        (0, 0) => {}
+        (0, rows) => what
+            .push(format!("others have read {rows} rows of it without a scan: a sample, or by their place")),
+        (1, _) => what.push("others have read it once".to_owned()),
+        (scans, _) => what.push(format!("others have read it {scans} times")),
     }
-    if let Some((from, until)) = seen.unseen_us {
+    if let Some((from, until)) = lost(seen) {
         let (from, until) = (instant(from), instant(until));
         what.push(format!(
             "the server lost its counters, so nobody knows what was read between {from} and {until}"
         ));
     }
-    what.extend(report.met.first().map(who));
+    if let Some(strays) = strays(facts, table) {
+        what.push(format!(
+            "{} written past its gate",
+            words::plural(usize::try_from(strays.count).unwrap_or(0), "row")
+        ));
+    }
+    what.push(met_then(facts, table, quiet).unwrap_or_else(|| "nobody was met doing it".to_owned()));
     Problem::error("still-used", table)
         .fact(format!("{}; last at {}", what.join("; "), instant(quiet)))
         .consequence(format!("quiet_period is {}: whoever needs it would fail", period(facts.quiet_us)))
         .next(format!("move its readers to service {}, and look again at {until}", facts.service))
+}
+
+/// Whoever was met about when the table was last used, sessions before statements, which only name it.
+fn met_then(facts: &SliceFacts, table: &str, used_us: i64) -> Option<String> {
+    let then = |user: &&TableUser| {
+        user.source_table == table
+            && user.last_us.is_some_and(|last| (last - used_us).abs() <= slack_us(user.how))
+    };
+    let user = facts.users.iter().filter(then).min_by_key(|user| user.how)?;
+    let met = met_since(user, 0)?;
+    Some(match user.how {
+        How::Session => format!("met: {}", who(&met)),
+        How::Statement => format!("perhaps {}", who(&met)),
+    })
+}
+
+/// How far what was met may lie from what was counted: sessions are looked for every two seconds, counters every four, statements
+/// every minute. Microseconds.
+fn slack_us(how: How) -> i64 {
+    match how {
+        How::Session => 10_000_000,
+        How::Statement => 70_000_000,
+    }
+}
+
+/// Counters that were lost for so long that a reader may be hidden.
+fn lost(seen: &TableUse) -> Option<(i64, i64)> {
+    seen.unseen_us.filter(|(from, until)| until - from > UNSEEN_US)
 }
 
 pub(super) fn who(met: &Met) -> String {
@@ -378,6 +455,7 @@ fn one_line(text: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::journal::usage::Count;
 
     const DAY: i64 = 86_400_000_000;
 
@@ -385,9 +463,8 @@ mod tests {
         TableUse {
             epoch: 2,
             since_us: 100 * DAY,
-            scans: 10,
-            most: 0,
-            others: 0,
+            counted: Count { scans: 10, rows: 10 },
+            others: Count::default(),
             unseen_us: None,
             last_us: None,
             sampled_us: 110 * DAY,
@@ -408,6 +485,8 @@ mod tests {
             dependents: Vec::new(),
             blind: None,
             hidden: false,
+            standbys: 0,
+            uncounted: Vec::new(),
         }
     }
 
@@ -419,14 +498,19 @@ mod tests {
     fn a_table_is_quiet_when_nobody_was_seen_for_long_enough() {
         assert_eq!(codes(&facts(seen())), Vec::<&str>::new());
         assert_eq!(codes(&facts(TableUse { since_us: 104 * DAY, ..seen() })), ["quiet-period"]);
-        let used = |at: i64| TableUse { others: 3, last_us: Some((at - 1, at)), ..seen() };
+        let used =
+            |at: i64| TableUse { others: Count { scans: 3, rows: 3 }, last_us: Some((at - 1, at)), ..seen() };
         assert_eq!(codes(&facts(used(104 * DAY))), ["still-used"]);
         assert_eq!(codes(&facts(used(102 * DAY))), Vec::<&str>::new());
     }
 
     #[test]
     fn a_reader_that_appears_on_the_last_day_is_named_and_stands_in_the_way() {
-        let mut facts = facts(TableUse { others: 1, last_us: Some((109 * DAY, 109 * DAY + 1)), ..seen() });
+        let mut facts = facts(TableUse {
+            others: Count { scans: 1, rows: 1 },
+            last_us: Some((109 * DAY, 109 * DAY + 1)),
+            ..seen()
+        });
         facts.users.push(TableUser {
             source_table: "Orders".into(),
             how: How::Session,

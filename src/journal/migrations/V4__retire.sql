@@ -5,7 +5,8 @@ CREATE TABLE strangler.own_scan (
     id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
     slice text NOT NULL,
     source_table text NOT NULL,
-    scans bigint NOT NULL
+    scans bigint NOT NULL,
+    rows bigint NOT NULL
 );
 CREATE INDEX ON strangler.own_scan (slice);
 COMMENT ON TABLE strangler.own_scan IS
@@ -16,10 +17,12 @@ CREATE TABLE strangler.table_use (
     source_table text NOT NULL,
     epoch bigint NOT NULL,
     since timestamptz NOT NULL,
+    own_scans bigint NOT NULL,
+    own_rows bigint NOT NULL,
     scans bigint NOT NULL,
-    own bigint NOT NULL,
-    most bigint NOT NULL,
-    others bigint NOT NULL DEFAULT 0,
+    rows bigint NOT NULL,
+    scans_by_others bigint NOT NULL DEFAULT 0,
+    rows_by_others bigint NOT NULL DEFAULT 0,
     unseen_from timestamptz,
     unseen_until timestamptz,
     after_at timestamptz,
@@ -29,7 +32,7 @@ CREATE TABLE strangler.table_use (
 );
 COMMENT ON TABLE strangler.table_use IS
     'Scans of old tables as the server counts them, with ours subtracted: what others have read since authority moved';
-COMMENT ON COLUMN strangler.table_use.most IS 'The most that scans exceeded our own by: what goes beyond it is somebody''s';
+COMMENT ON COLUMN strangler.table_use.scans IS 'What the server counted at the last look, without ours; the same for rows';
 COMMENT ON COLUMN strangler.table_use.after_at IS 'The last reading by others lies between this sample and last_at';
 COMMENT ON COLUMN strangler.table_use.unseen_from IS 'The server''s counters were lost: nobody knows what was read between this and unseen_until';
 

@@ -34,10 +34,14 @@ pub fn left(left_out: u64, misplaced: u64) -> Option<String> {
     (!parts.is_empty()).then(|| parts.join(", "))
 }
 
-/// A line for each row that was refused and is listed, and one for the rest.
+/// What is to be done about rows that were refused.
+const NEXT: &str = "next: take away what refuses them on that side, as the reason says, then the same command again";
+
+/// A line for each row that was refused and is listed, one for the rest, and what to do.
 pub(super) fn refused(repaired: &Repaired) -> Vec<String> {
     let row = |row: &RefusedRow| format!("refused   {}  ({})", facts::key(&row.key), visible(&row.reason));
     let more = repaired.refused_count().saturating_sub(repaired.refused_rows.len() as u64);
     let more = (more > 0).then(|| format!("and {} more refused, not listed", words::count(more)));
-    repaired.refused_rows.iter().map(row).chain(more).collect()
+    let next = (repaired.refused_count() > 0).then(|| NEXT.to_owned());
+    repaired.refused_rows.iter().map(row).chain(more).chain(next).collect()
 }
