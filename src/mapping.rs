@@ -15,6 +15,7 @@ mod hash;
 mod identity;
 pub mod input;
 pub mod inverse;
+pub mod narrower;
 pub mod outline;
 pub(crate) mod partitions;
 mod references;

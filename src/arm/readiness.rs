@@ -124,6 +124,21 @@ pub(super) fn same_mapping(survey: &Survey, slice: &SliceMapping) -> Option<Prob
     )
 }
 
+/// The mapping changed since data was mirrored, so that `flip --back` would refuse.
+pub(super) fn changed_mapping(survey: &Survey, slice: &SliceMapping) -> Option<Problem> {
+    let name = &slice.slice;
+    let state = survey.provisioned.service_states.get(&slice.service)?;
+    let row = state.slices.get(name).filter(|_| state.streams.contains(name))?;
+    (!slice.is_pinned_by(&row.plan_hash)).then(|| {
+        Problem::error("mapping-changed", format!("slice {name}"))
+            .fact(format!(
+                "its mapping is another one than when it was provisioned, and data was mirrored since; {COMPARED}"
+            ))
+            .consequence("authority has to come back first, and flip --back refuses another mapping")
+            .next(bring_back(name))
+    })
+}
+
 /// The problem with a slice whose authority does not allow the verb.
 pub(super) fn wrong_authority(slice: &str, facts: &SliceFacts, verb: Verb) -> Problem {
     let (here, there) = (&facts.monolith, &facts.service);

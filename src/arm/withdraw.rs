@@ -21,7 +21,11 @@ pub(super) const DISARM_RECORDED: &str = "disarm-recorded";
 
 pub(super) fn withdraw_slice(draft: &mut Draft<'_>, slice: &SliceMapping, facts: &SliceFacts) {
     if readiness::authority(facts) != Authority::Monolith {
-        draft.problem(readiness::wrong_authority(&slice.slice, facts, Verb::Disarm));
+        // Authority can't be brought back under another mapping, so that comes first.
+        let changed = readiness::changed_mapping(draft.survey, slice);
+        draft.problem(
+            changed.unwrap_or_else(|| readiness::wrong_authority(&slice.slice, facts, Verb::Disarm)),
+        );
         return;
     }
     if facts.armed.recorded {

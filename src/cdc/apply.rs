@@ -56,11 +56,13 @@ pub struct Trouble {
     pub detail: String,
     /// The relation that has no partition for a row, where that is it.
     pub lacks_partition: Option<String>,
+    /// The target's table, a type or a trigger refuses the row whatever other rows there are.
+    pub refuses: bool,
 }
 
 impl From<String> for Trouble {
     fn from(detail: String) -> Self {
-        Self { detail, lacks_partition: None }
+        Self { detail, ..Self::default() }
     }
 }
 
@@ -469,7 +471,8 @@ async fn note(own: Option<&mut OwnScans>, session: &Session) -> Result<(), Journ
 fn refusal(claim: &Claim, error: tokio_postgres::Error) -> Refusal {
     if sqlstate::is_about_the_table(&error) {
         let lacks_partition = sqlstate::lacks_partition(&error);
-        return Refusal::Table(Trouble { detail: sqlstate::words(&error), lacks_partition });
+        let refuses = !sqlstate::is_about_other_rows(&error);
+        return Refusal::Table(Trouble { detail: sqlstate::words(&error), lacks_partition, refuses });
     }
     if Failure::of(&error) == Failure::Privilege {
         return Refusal::Fatal(MirrorError::Denied {

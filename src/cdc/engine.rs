@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
-use super::apply::{Applier, Trouble};
+use super::apply::{Applier, Divergence, Trouble};
 use super::batch::{Batch, BatchLimits, Boundary};
 use super::copying::Copying;
 use super::error::{MirrorError, Refusal};
@@ -372,7 +372,7 @@ impl Engine {
             Ok(diverged) => !diverged.is_empty(),
             Err(error) => error.may_be_of_types(),
         };
-        if hindered && let Some(apart) = self.types_apart().await {
+        if hindered && let Some(apart) = self.types_apart(flushed.as_deref().unwrap_or_default()).await {
             // What the server said is what follows from that, and its cure would be another one.
             return Err(apart.into());
         }
@@ -381,7 +381,9 @@ impl Engine {
             if let Some(table) = self.tables.get_mut(divergence.table) {
                 if self.config.direction == Direction::Reverse {
                     let label = table.label.clone();
-                    return Err(match written.get(&divergence.table) {
+                    // Read again, a row of it was refused: once more would come to the same, for ever.
+                    let keys = written.get(&divergence.table);
+                    return Err(match keys.filter(|_| !self.repairs.in_vain.contains(&label)) {
                         Some(keys) => self.mend(&label, keys).await?,
                         None => self.contradicted(&label, &divergence.trouble).await,
                     });
@@ -406,11 +408,18 @@ impl Engine {
 
     /// Why the types of both sides don't read a value alike, where that is so. Asked over a session of its own: the transaction
     /// of the applier's is lost. A comparison that can't be made explains nothing.
-    async fn types_apart(&self) -> Option<Refusal> {
+    async fn types_apart(&self, diverged: &[Divergence]) -> Option<Refusal> {
         let target = start::open(&self.config.apply, self.slice()).await.ok()?;
         let both = Both::of(self.config.direction, &self.source, &target);
         let sides = (both.monolith, both.service);
-        meanings::find_fault(sides, &self.config.mapping, self.config.direction).await.ok()?
+        let apart = meanings::find_fault(sides, &self.config.mapping, self.config.direction).await.ok()?;
+        let refusing = diverged.iter().filter(|divergence| divergence.trouble.refuses);
+        let refusing = refusing.filter_map(|divergence| self.tables.get(divergence.table));
+        let refusing: Vec<String> = refusing.map(|table| table.label.clone()).collect();
+        if apart.is_some() || refusing.is_empty() || self.config.direction == Direction::Forward {
+            return apart;
+        }
+        meanings::find_refusing(sides, &self.config.mapping, &refusing).await.ok()?
     }
 
     /// Rows of the monolith are not what the service's writes met. The ledger is told once, however often it is met again.
@@ -670,6 +679,19 @@ fn contradicted(config: &SliceConfig, table: &str, trouble: &Trouble) -> MirrorE
             ),
         };
     }
+    if trouble.refuses {
+        return MirrorError::Refused {
+            what: format!(
+                "the monolith refuses a row of {table} that the service took: {detail}; the way back of slice {slice} stands \
+                 still before it"
+            ),
+            next: format!(
+                "change on the monolith what refuses it, a constraint, a trigger or a domain of {table} (the types of its columns \
+                 belong to the mapping and stay); a running mirror goes on within seconds by itself. Or correct the row in the \
+                 service; then strangler mirror PLAN --slice {slice} --retry {table}, which reads it again"
+            ),
+        };
+    }
     MirrorError::Refused {
         what: format!(
             "the monolith's rows of {table} are not those that slice {slice} had before the service's writes: {detail}; \
@@ -677,7 +699,8 @@ fn contradicted(config: &SliceConfig, table: &str, trouble: &Trouble) -> MirrorE
         ),
         next: format!(
             "strangler mirror PLAN --slice {slice} --retry {table}, which reads the rows that contradict from the \
-             service again"
+             service again; where that was in vain, a constraint that the service lacks refuses them and has to be changed on \
+             the monolith"
         ),
     }
 }

@@ -8,6 +8,7 @@ use super::error::{MirrorError, Refusal};
 use super::publication::compare;
 use crate::journal::streams::Direction;
 use crate::mapping::adopted::Misfit;
+use crate::mapping::narrower;
 use crate::mapping::type_tree::{TypeTree, apart};
 use crate::mapping::{ColumnMapping, SliceMapping, TableMapping};
 use crate::postgres::type_trees::{self, Trees};
@@ -45,6 +46,60 @@ pub async fn check(
     direction: Direction,
 ) -> Result<(), MirrorError> {
     find_fault(sides, mapping, direction).await?.map_or(Ok(()), |refusal| Err(refusal.into()))
+}
+
+/// Why the monolith's types refuse what the service's take, in tables of these names: asked of a way back over which a value was
+/// refused, because before that it is no fault.
+///
+/// # Errors
+/// [`MirrorError`].
+pub async fn find_refusing(
+    (monolith, service): (&Client, &Client),
+    mapping: &SliceMapping,
+    refusing: &[String],
+) -> Result<Option<Refusal>, MirrorError> {
+    let reading = || MirrorError::sql("reading what the columns' types ask for");
+    let tables = || mapping.tables.iter().filter(|table| refusing.contains(&table.source.to_string()));
+    let (sources, targets) = (|| tables().map(|table| &table.source), || tables().map(|table| &table.target));
+    let trees = (
+        type_trees::read(monolith, sources()).await.map_err(reading())?,
+        type_trees::read(service, targets()).await.map_err(reading())?,
+    );
+    let domains = (
+        type_trees::domains(monolith, sources()).await.map_err(reading())?,
+        type_trees::domains(service, targets()).await.map_err(reading())?,
+    );
+    let (mut facts, mut statements) = (Vec::new(), Vec::new());
+    for (table, column) in tables().flat_map(|table| table.columns.iter().map(move |column| (table, column)))
+    {
+        let here = (table.source.clone(), column.source.clone());
+        let there = (table.target.clone(), column.target.clone());
+        let labels = trees.0.get(&here).zip(trees.1.get(&there));
+        let labels = labels.and_then(|(monolith, service)| narrower::lacking(monolith, service));
+        let theirs = domains.1.get(&there).map(Vec::as_slice).unwrap_or_default();
+        let asked = domains.0.get(&here).and_then(|monolith| narrower::stricter(monolith, theirs));
+        for misfit in labels.into_iter().chain(asked) {
+            facts.push(format!("{}.{}: {}", table.source, column.source, misfit.fact));
+            if !statements.contains(&misfit.next) {
+                statements.push(misfit.next);
+            }
+        }
+    }
+    if facts.is_empty() {
+        return Ok(None);
+    }
+    let statements = statements.join(" ");
+    Ok(Some(Refusal {
+        what: format!(
+            "the monolith refuses a value that the service took, and the way back stands still before it: {}",
+            facts.join("; ")
+        ),
+        next: format!(
+            "run on the monolith: {}; a running mirror goes on within seconds by itself",
+            statements.trim_end_matches(';')
+        ),
+        anew: false,
+    }))
 }
 
 fn judge(mapping: &SliceMapping, sides: (&Trees, &Trees), direction: Direction) -> Option<Refusal> {

@@ -40,6 +40,8 @@ pub(crate) struct Repairs {
     tried: Option<Instant>,
     /// Requests that were refused in their group, and not answered yet.
     refused: BTreeSet<i64>,
+    /// Tables of which a row was refused for good in this run.
+    pub(crate) in_vain: BTreeSet<String>,
 }
 
 impl Repairs {
@@ -71,7 +73,8 @@ impl Engine {
         }
         let waiting = self.next_requests().await?;
         let Some(label) = waiting.first().map(|pending| pending.source_table.clone()) else {
-            self.repairs = Repairs::default();
+            let in_vain = std::mem::take(&mut self.repairs.in_vain);
+            self.repairs = Repairs { in_vain, ..Repairs::default() };
             return Ok(false);
         };
         let pending: Vec<Pending> =
@@ -189,6 +192,9 @@ impl Engine {
         let ids: Vec<i64> = repaired.iter().flat_map(|(place, _)| asked(*place)).filter_map(id).collect();
         let refusals: Vec<(i64, String)> =
             refused.into_iter().filter_map(|(place, why)| Some((id(place)?, why))).collect();
+        if !refusals.is_empty() {
+            self.repairs.in_vain.insert(table.label.clone());
+        }
         let session = self.applier.open_session().await?;
         let mut pieces = Vec::with_capacity(repaired.len());
         for (_, row) in &repaired {

@@ -1,5 +1,7 @@
 //! `strangler ledger`.
 
+use std::collections::BTreeSet;
+
 use clap::ValueEnum;
 use serde::Serialize;
 use tokio_postgres::Client;
@@ -9,6 +11,7 @@ use super::open::{self, Needs, Opened, PlanFile, Slices};
 use super::report::{CliError, Exit};
 use super::ui::{Format, Ui};
 use crate::journal::ledger::{self, Broken, Entry, Latest, Verified, VerifyError};
+use crate::journal::whereabouts::{self, Astray, Route, Whereabouts};
 use crate::journal::{JournalError, grounds};
 use crate::lsn::Lsn;
 use crate::reconcile::evidence;
@@ -34,8 +37,9 @@ const UNTOUCHED: &str = "ledger changes nothing";
 ///
 /// Reads through the apply links and changes nothing.
 ///
-/// Exit code 0: shown, or everything holds together. 1: a ledger is not what was written. 4: a database could not be
-/// reached. 5: a ledger could not be read.
+/// Exit code 0: shown, or everything holds together. 1: a ledger is not what was written. 3: a slice of this name is another
+/// plan's or another service's, or a link leads elsewhere. 4: a database could not be reached. 5: a ledger could not be
+/// read.
 #[derive(Debug, clap::Args)]
 pub(super) struct Arguments {
     #[command(flatten)]
@@ -223,9 +227,14 @@ async fn read(opened: &Opened, arguments: &Arguments) -> Result<Vec<ServiceLedge
         true => None,
         false => opened.monolith.read.connect(APPLICATION).await.ok(),
     };
+    let here = match monolith.as_ref().or(reader.as_ref()) {
+        Some(session) => Some(whereabouts::read(session).await?),
+        None => None,
+    };
     let mut services = Vec::new();
     for (name, ways) in &opened.services {
         let session = ways.apply.connect(APPLICATION).await?;
+        refuse_others(opened, name, (here.as_ref(), &whereabouts::read(&session).await?))?;
         let failed = |source| CliError::Ledger {
             service: name.clone(),
             provision: opened.typed("strangler provision PLAN"),
@@ -254,6 +263,26 @@ async fn read(opened: &Opened, arguments: &Arguments) -> Result<Vec<ServiceLedge
         services.push(found);
     }
     Ok(services)
+}
+
+/// Entries about slices that are another plan's would be taken for those of this plan's.
+fn refuse_others(
+    opened: &Opened,
+    service: &str,
+    (monolith, there): (Option<&Whereabouts>, &Whereabouts),
+) -> Result<(), CliError> {
+    let of = |slice: &&String| opened.plan.service_of(slice).is_some_and(|(name, _)| name == service);
+    let route = |slice| Route { plan: &opened.plan.name, slice, service };
+    let found: BTreeSet<Astray> = opened
+        .slices
+        .iter()
+        .filter(of)
+        .flat_map(|slice| whereabouts::astray(route(slice), monolith, Some(there)))
+        .collect();
+    if found.is_empty() {
+        return Ok(());
+    }
+    Err(CliError::Astray(opened.typed_all(found.iter().map(Astray::problem).collect())))
 }
 
 /// Marks the last verdict on every row of a slice with what voids it, when it is among the entries.

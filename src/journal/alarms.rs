@@ -192,6 +192,17 @@ pub async fn note_way_back(service: &Client, slice: &str, slot: &str) -> Result<
     done.map(drop).map_err(JournalError::database("noting the slot of the way back"))
 }
 
+/// The slot that the last way back of a slice reads or read; none before the first.
+///
+/// # Errors
+/// [`JournalError::Database`].
+pub async fn noted_way_back(service: &Client, slice: &str) -> Result<Option<String>, JournalError> {
+    let sql = "SELECT detail ->> 'slot' FROM strangler.journal WHERE slice = $1 AND action = $2 ORDER BY id DESC LIMIT 1";
+    let row = service.query_opt(sql, &[&slice, &WAY_BACK_BEGUN]).await;
+    let row = row.map_err(JournalError::database("reading the slot of the way back"))?;
+    Ok(row.and_then(|row| row.get(0)))
+}
+
 /// How often something happened to a slice that no later state shows: writes on a fenced side, and ways back that were
 /// begun anew.
 ///

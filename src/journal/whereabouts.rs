@@ -110,7 +110,8 @@ pub struct Route<'a> {
     pub service: &'a str,
 }
 
-/// What a database says against the plan: it is another one than the plan means, or the slice in it is another plan's.
+/// What a database says against the plan: it is another one than the plan means, or the slice in it is another plan's or another
+/// service's.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Astray {
     /// The monolith's link and a service's lead to the same database.
@@ -145,7 +146,7 @@ pub enum Astray {
         /// Its name.
         database: String,
     },
-    /// The slice of this name was provisioned from another plan: its gate and its streams are that one's.
+    /// The slice of this name was provisioned from another plan, or for another service: its gate and its streams are that one's.
     Taken {
         /// Where, as an operator names it: `monolith` or `service orders`.
         database: String,
@@ -193,7 +194,8 @@ pub fn astray(
     let places = [(monolith, "monolith".to_owned()), (service, format!("service {}", route.service))];
     for (at, database) in places {
         let mut sides = at.iter().flat_map(|at| &at.sides);
-        if let Some(side) = sides.find(|side| side.slice == route.slice && side.plan != route.plan) {
+        let other = |side: &&Side| side.plan != route.plan || side.service != route.service;
+        if let Some(side) = sides.find(|side| side.slice == route.slice && other(side)) {
             found.insert(Astray::Taken { database, side: side.clone() });
         }
     }
@@ -204,7 +206,7 @@ pub fn astray(
 #[must_use]
 pub fn summary(problems: &[Problem]) -> (&'static str, &'static str) {
     if problems.iter().all(|problem| problem.code == SLICE_TAKEN) {
-        ("the databases hold a slice of this name that is another plan's", SLICE_TAKEN)
+        ("the databases hold a slice of this name that is another plan's or another service's", SLICE_TAKEN)
     } else {
         ("links lead to other databases than the plan says", "links-astray")
     }
@@ -265,9 +267,9 @@ impl Astray {
                     ))
                     .consequence("two slices would share one gate")
                     .next(format!(
-                        "take the file of plan {} for that slice; to have one of this plan, give it another name, or undo \
+                        "take the file of plan {} for that slice, with service {}; to have one of this plan, give it another name, or undo \
                          the other one first: {START_ANEW}",
-                        side.plan
+                        side.plan, side.service
                     ))
             }
         }
@@ -355,8 +357,16 @@ mod tests {
     }
 
     #[test]
-    fn a_slice_that_is_there_is_in_the_right_place_whatever_the_service_was_called() {
-        let renamed = at("2", &[("ordering", "old name", true)]);
-        assert_eq!(codes(Some(&monolith()), Some(&renamed)), Vec::<&str>::new());
+    fn a_slice_that_was_provisioned_for_another_service_is_not_the_plans() {
+        let there = at("2", &[("ordering", "inv", true)]);
+        assert_eq!(codes(Some(&monolith()), Some(&there)), ["slice-taken"], "the link is right");
+        let here = at("1", &[("ordering", "inv", false)]);
+        assert_eq!(codes(Some(&here), Some(&at("2", &[]))), ["slice-taken"]);
+        let problem = astray(ROUTE, Some(&here), None).first().unwrap().problem();
+        assert!(
+            problem.fact.contains("by plan retail for service inv as the monolith side"),
+            "{}",
+            problem.fact
+        );
     }
 }

@@ -132,6 +132,13 @@ pub fn is_about_the_table(error: &Error) -> bool {
     }
 }
 
+/// Other rows that are there, or not there, forbid a row: unique and foreign keys, exclusion constraints. Whatever else refuses one
+/// would refuse it in an empty table as well.
+#[must_use]
+pub fn is_about_other_rows(error: &Error) -> bool {
+    matches!(code(error), Some("23503" | "23505" | "23P01"))
+}
+
 /// The error in words that hold no row value: SQLSTATE, object names, and the server's message where that can't
 /// quote data. The detail of an error often does ("Key (id)=(5) already exists."), messages of class 22 do, too
 /// ("invalid input syntax for type integer: …"), and so does whatever a trigger or function raises, under any SQLSTATE.

@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, HashMap};
 
 use tokio_postgres::{Client, Error, Row};
 
+use crate::mapping::narrower::Domain;
 use crate::mapping::type_tree::{Attribute, TypeTree};
 use crate::name::TableName;
 
@@ -16,6 +17,9 @@ const DEPTH_MAX: usize = 64;
 
 /// Tables with the types of the user's in their columns.
 pub type Trees = BTreeMap<(TableName, String), TypeTree>;
+
+/// Tables with the domains that the types of their columns are made of.
+pub type Domains = BTreeMap<(TableName, String), Vec<Domain>>;
 
 /// `WITH RECURSIVE reached (root, oid) AS (…)`: for each root, the types of the user's that its types are made of, at any
 /// depth. `roots` is a SELECT of `root` and `oid`, a type's.
@@ -72,6 +76,40 @@ pub async fn read<'a>(client: &Client, tables: impl Iterator<Item = &'a TableNam
         ((table, row.get(2)), grow(&nodes, row.get(3), row.get(4), 0))
     };
     Ok(columns.iter().map(tree).collect())
+}
+
+/// The domains that the types of these tables' columns are made of, at any depth. Columns without any are left out.
+///
+/// # Errors
+/// What the server said.
+pub async fn domains<'a>(
+    client: &Client,
+    tables: impl Iterator<Item = &'a TableName>,
+) -> Result<Domains, Error> {
+    let (schemas, names): (Vec<&str>, Vec<&str>) =
+        tables.map(|table| (table.schema.as_str(), table.name.as_str())).unzip();
+    let sql = reached(
+        "SELECT concat_ws(' ', a.attrelid, a.attnum), a.atttypid \
+         FROM unnest($1::text[], $2::text[]) AS w (schema, name) JOIN pg_namespace n ON n.nspname = w.schema \
+         JOIN pg_class c ON c.relnamespace = n.oid AND c.relname = w.name \
+         JOIN pg_attribute a ON a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped",
+    ) + "SELECT n.nspname::text, c.relname::text, a.attname::text, format_type(y.oid, -1), y.typnotnull, \
+            ARRAY(SELECT k.conname::text FROM pg_constraint k WHERE k.contypid = y.oid AND k.contype = 'c' \
+                ORDER BY k.conname), \
+            ARRAY(SELECT regexp_replace(pg_get_constraintdef(k.oid), ' NOT VALID$', '') FROM pg_constraint k \
+                WHERE k.contypid = y.oid AND k.contype = 'c' ORDER BY k.conname) \
+        FROM reached r JOIN pg_type y ON y.oid = r.oid AND y.typtype = 'd' \
+        JOIN pg_attribute a ON concat_ws(' ', a.attrelid, a.attnum) = r.root \
+        JOIN pg_class c ON c.oid = a.attrelid JOIN pg_namespace n ON n.oid = c.relnamespace ORDER BY 4";
+    let mut found = Domains::new();
+    for row in client.query(&sql, &[&schemas, &names]).await? {
+        let table = TableName::new(row.get::<_, String>(0), row.get::<_, String>(1));
+        let (checks, says): (Vec<String>, Vec<String>) = (row.get(5), row.get(6));
+        let domain =
+            Domain { name: row.get(3), not_null: row.get(4), checks: checks.into_iter().zip(says).collect() };
+        found.entry((table, row.get(2))).or_default().push(domain);
+    }
+    Ok(found)
 }
 
 async fn nodes(client: &Client, roots: &[u32]) -> Result<HashMap<u32, Node>, Error> {

@@ -150,6 +150,19 @@ fn belongs(draft: &mut Draft<'_>, database: &Database, state: &State, slice: &Sl
     }
 }
 
+/// Whether a slice that is there is another plan's, another service's, or was mirrored through another mapping: [`belongs`] tells it,
+/// and what the slice has is right for that one.
+pub(super) fn is_another(draft: &Draft<'_>, slice: &SliceMapping) -> bool {
+    let service = draft.survey.service_states.get(&slice.service);
+    let rows = [Some(&draft.survey.monolith_state), service].into_iter().flatten();
+    let mirrored = service.is_some_and(|state| state.mirrored(&slice.slice));
+    rows.filter_map(|state| state.slices.get(&slice.slice)).any(|row| {
+        row.plan != draft.plan.name
+            || row.service != slice.service
+            || mirrored && !slice.is_pinned_by(&row.plan_hash)
+    })
+}
+
 /// Tables that belong to another slice already.
 fn claims(draft: &mut Draft<'_>) {
     let begun = begun(draft.survey);

@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 
 use super::draft::Draft;
+use super::preflight::is_another;
 use super::{Database, Publication, Statement};
 use crate::catalog::{Catalog, TableKind};
 use crate::mapping::SliceMapping;
@@ -18,7 +19,7 @@ pub(super) fn name(plan: &str, slice: &str) -> String {
 /// changes of a table that was out for a while would be lost, so it is refused. A publication that is gone altogether is
 /// made again: its entries get other oids, by which the mirror knows that every table has to be copied again.
 pub(super) fn publish(draft: &mut Draft<'_>) {
-    for slice in draft.mappings.values() {
+    for slice in draft.mappings.values().filter(|slice| !is_another(draft, slice)).collect::<Vec<_>>() {
         let publication = name(&draft.plan.name, &slice.slice);
         let statements = statements(draft, slice, &publication);
         let streams = draft.survey.service_states.get(&slice.service);

@@ -33,6 +33,8 @@ pub struct SliceFacts {
     pub astray: BTreeSet<Astray>,
     /// Tables of it that another slice has, as `check` says it.
     pub claimed: Vec<Problem>,
+    /// The plan's mapping is another one than the provisioned one, and data was mirrored since.
+    pub mapping_changed: bool,
     /// An earlier reading of the WAL held, for the rate.
     pub earlier: Option<WalReading>,
 }
@@ -97,6 +99,9 @@ pub struct ServiceFacts {
     /// Writes on a fenced side that nobody has acted upon.
     #[serde(skip)]
     pub strays: Option<Uncleared>,
+    /// The slot that the last way back of the slice read.
+    #[serde(skip)]
+    pub way_back_slot: Option<String>,
     /// What the ledger says, or why it can't be read; absent where the tables have no ledger yet.
     #[serde(skip)]
     pub evidence: Option<Side<EvidenceFacts>>,

@@ -2,7 +2,7 @@
 //! the others.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use futures_util::future::join_all;
 use tokio::time::timeout;
@@ -14,15 +14,19 @@ use super::read::{self, ReadError};
 use crate::cdc::mirror::chain_of;
 use crate::journal::holdings::{self, Holding};
 use crate::journal::whereabouts::{self, Route, Whereabouts};
+use crate::mapping::{self, SliceMapping};
 use crate::name::TableName;
 use crate::plan::Plan;
-use crate::postgres::{Server, Session};
+use crate::postgres::{Server, Session, introspect};
 use crate::problem::Problem;
 use crate::provision::{self, Asking};
 
 /// How long one database may take before the others are shown without it. Longer than the 10 seconds that a link gives
 /// one attempt to connect, so that the reason comes from there.
 const READ_TIMEOUT: Duration = Duration::from_secs(15);
+
+/// A watcher reads each second, and the whole catalog is too much for that.
+const MAPPED_EVERY: Duration = Duration::from_secs(10);
 
 /// Readings of the WAL held that are kept for the rate: a minute's worth for a watcher who reads each second.
 const READINGS_KEPT: usize = 60;
@@ -39,6 +43,7 @@ pub struct Reader {
     services: BTreeMap<String, Database>,
     readings: BTreeMap<String, VecDeque<WalReading>>,
     places: Places,
+    mapped: Option<(Instant, BTreeMap<String, SliceMapping>)>,
 }
 
 /// Where the links led when they were read last: the monolith's, and those of the services that answered.
@@ -89,7 +94,7 @@ impl Reader {
             .collect();
         let monolith = Database { server: monolith, session: None, slices: of(None) };
         let (readings, places) = (BTreeMap::new(), Places::default());
-        Self { plan: plan.clone(), slices: chosen, monolith, services, readings, places }
+        Self { plan: plan.clone(), slices: chosen, monolith, services, readings, places, mapped: None }
     }
 
     /// The facts of every slice, in the order given. Never fails: a database that says nothing is a fact too.
@@ -113,7 +118,16 @@ impl Reader {
         let (monolith, monolith_at) = split(monolith);
         let services: BTreeMap<String, Answer<ServiceFacts>> = services.into_iter().collect();
         let places = services.values().filter_map(|(_, at)| at.as_ref());
-        let begun: BTreeSet<String> = places.flat_map(|at| at.begun.keys().cloned()).collect();
+        let pinned: BTreeMap<String, String> = places.flat_map(|at| at.begun.clone()).collect();
+        let begun: BTreeSet<String> = pinned.keys().cloned().collect();
+        if monolith.is_ok() && self.slices.iter().any(|chosen| begun.contains(&chosen.slice)) {
+            self.map().await;
+        }
+        let mapped = self.mapped.as_ref();
+        let changed = |slice: &str| {
+            let mapping = mapped.and_then(|(_, mapped)| mapped.get(slice));
+            mapping.zip(pinned.get(slice)).is_some_and(|(mapping, hash)| !mapping.is_pinned_by(hash))
+        };
         let mut all = Vec::new();
         for chosen in &self.slices {
             let (service_side, service_at) = match services.get(&chosen.service) {
@@ -139,12 +153,25 @@ impl Reader {
                 monolith_side,
                 astray: whereabouts::astray(route, monolith_at.as_ref(), service_at),
                 claimed: claimed(Asking { plan: &self.plan, slice: &chosen.slice, begun: &begun }, &holdings),
+                mapping_changed: changed(&chosen.slice),
                 earlier,
             });
         }
         let places = services.into_iter().filter_map(|(name, (_, at))| Some((name, at?)));
         self.places = (monolith_at, places.collect());
         all
+    }
+
+    /// Compiles the mappings of the slices that fit the monolith's tables, once in a while. Why others do not is `check`'s to say.
+    async fn map(&mut self) {
+        if self.mapped.as_ref().is_some_and(|(at, _)| at.elapsed() < MAPPED_EVERY) {
+            return;
+        }
+        let read = async |session: &Session, _: &[&str]| Ok(introspect::read(session).await.ok());
+        let Ok(Some(catalog)) = self.monolith.ask(read).await else { return };
+        let (mut mappings, problems) = mapping::compile(&self.plan, &catalog);
+        mappings.retain(|name, _| !problems.iter().any(|problem| problem.stops(std::slice::from_ref(name))));
+        self.mapped = Some((Instant::now(), mappings));
     }
 
     /// Slices that the databases have and the plan lacks, as they were read last; none where only some slices are asked for.

@@ -125,10 +125,16 @@ pub fn judge(facts: &SliceFacts, commands: &Commands) -> SliceStatus {
     let moving = Moving::of(&facts.slice, monolith, service);
     status.alarms.extend(moving.as_ref().map(|moving| moving.alarm(commands)));
     status.alarms.extend(facts.claimed.iter().map(|one| format!("{}: {}", one.object, one.fact)));
+    if facts.mapping_changed {
+        status.alarms.push(format!(
+            "slice {}: its mapping is another one than when it was provisioned, and data was mirrored since [mapping-changed]",
+            facts.slice
+        ));
+    }
     status.alarms.extend(alarms(&status, service, slot));
     status.alarms.extend(back::alarms(&status));
     status.next = next(&status, (moving.as_ref(), service), commands);
-    if !facts.claimed.is_empty() && moving.is_none() {
+    if (!facts.claimed.is_empty() || facts.mapping_changed) && moving.is_none() {
         // No other verb works, or may, before it is settled whose the table is.
         status.next = Some(commands.check());
     }
@@ -357,8 +363,15 @@ fn evidence_of(facts: &SliceFacts) -> Option<EvidenceStatus> {
     else {
         return None;
     };
-    let shapes = facts.monolith_side.facts().map(|monolith| &monolith.shapes);
-    Some(evidence::judge(known, shapes, facts.evidence_max_age))
+    let (service, monolith) = (facts.service_side.facts(), facts.monolith_side.facts());
+    let shapes = monolith.map(|monolith| &monolith.shapes);
+    let mut proof = evidence::judge(known, shapes, facts.evidence_max_age);
+    let back = service.zip(monolith.and_then(|monolith| monolith.back.as_ref()));
+    if let Some(lost) = back.and_then(|(service, back)| back::lost(service, back)) {
+        proof.stands = Some(false);
+        proof.lacks.push(lost);
+    }
+    Some(proof)
 }
 
 /// Nothing before the slice is provisioned: there is no gate to hang.

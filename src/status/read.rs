@@ -77,6 +77,7 @@ pub async fn service(client: &Client, slices: &[&str]) -> Result<BTreeMap<String
         facts.slots.clone_from(&slots);
         if form == Form::Current {
             facts.strays = alarms::uncleared(client, slice).await?;
+            facts.way_back_slot = alarms::noted_way_back(client, slice).await?;
             facts.evidence = Some(evidence_of(client, slice).await?);
             facts.unguarded = unguarded(client, slice, facts).await?;
         }

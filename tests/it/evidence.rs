@@ -389,6 +389,7 @@ async fn shown(scenario: &Scenario, with_monolith: bool) -> SliceStatus {
         monolith_side: if with_monolith { Side::Read(monolith) } else { Side::Silent("gone".to_owned()) },
         astray: std::collections::BTreeSet::new(),
         claimed: Vec::new(),
+        mapping_changed: false,
         earlier: None,
     };
     judge(&facts, &Commands::about("plan.yaml"))

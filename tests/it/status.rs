@@ -56,6 +56,7 @@ async fn status(monolith: &Client, service: &Client) -> SliceStatus {
         monolith_side: Side::Read(read::monolith(monolith, &slices).await.unwrap().remove(take).unwrap()),
         astray: std::collections::BTreeSet::new(),
         claimed: Vec::new(),
+        mapping_changed: false,
         earlier: None,
     };
     judge(&facts, &Commands::about("retail.yaml"))

@@ -235,6 +235,116 @@ async fn stands_still_steadily(stage: &Stage) {
     assert_people(monolith, service).await;
 }
 
+/// Everything that a column of the monolith can ask of a value and that the service may stop asking.
+const NARROW: &str = "CREATE ROLE strangler_apply LOGIN; CREATE TYPE mood AS ENUM ('ok', 'sad');
+    CREATE DOMAIN pos AS int CHECK (VALUE > 0);
+    CREATE TABLE t (id int PRIMARY KEY, m mood, p pos, v varchar(5) CONSTRAINT one_v UNIQUE);
+    INSERT INTO t SELECT i, 'ok', i, 'v' || i FROM generate_series(1, 9) i; ANALYZE";
+
+/// Why the way back stands still; `status` is red then.
+async fn refused(stage: &Stage, word: &str) -> String {
+    let sql = format!(
+        "SELECT detail FROM strangler.mirror_process WHERE dir = 'reverse' AND stopped_at IS NOT NULL \
+         AND detail LIKE '%{word}%'"
+    );
+    let why = until("the way back stands still", SOON, async || {
+        stage.monolith.query_opt(&sql, &[]).await.unwrap().map(|row| row.get::<_, String>(0))
+    })
+    .await;
+    let status = stage.split.run("status", &[]);
+    assert_eq!(status.exit, Some(1), "{}", status.page());
+    assert!(status.stdout.contains("the way back stands still"), "{}", status.page());
+    why
+}
+
+async fn goes_on(stage: &Stage) {
+    stage.arrived(Way::Reverse).await;
+    let query = "SELECT id, m::text, p, v FROM t";
+    assert_same(Side { client: &stage.monolith, query }, Side { client: &stage.service, query }).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_the_monolith_refuses_and_the_service_takes_is_named_and_the_way_back_goes_on_once_it_is_changed()
+ {
+    let split = Split::launch("{ t: {} }", NARROW).await;
+    let stage = Stage::armed_for(split, "t", &[("t", Hinge::Statement)]).await;
+    let mirror = stage.mirror().await;
+    stage.flip(2).await;
+    stage.on_service("ALTER TYPE mood ADD VALUE 'wild'; ALTER DOMAIN pos DROP CONSTRAINT pos_check").await;
+    stage.on_service("INSERT INTO t VALUES (10, 'wild', 10, 'v10'), (11, 'ok', -4, 'v11')").await;
+    let why = refused(&stage, "wild").await;
+    let advice = "ALTER TYPE public.mood ADD VALUE 'wild' AFTER 'sad'; ALTER DOMAIN public.pos DROP CONSTRAINT \"pos_check\"";
+    assert!(why.contains(&format!("run on the monolith: {advice}; a running mirror goes on")), "{why}");
+    stage.on_monolith(advice).await;
+    goes_on(&stage).await;
+
+    stage
+        .on_service(
+            "ALTER TABLE t ALTER v TYPE varchar(20); INSERT INTO t VALUES (12, 'ok', 12, 'longer than five')",
+        )
+        .await;
+    let why = refused(&stage, "22001").await;
+    assert!(why.contains("the monolith refuses a row of t that the service took"), "{why}");
+    assert!(why.contains("next: change on the monolith what refuses it"), "{why}");
+    mirror.stop();
+    let mirror = stage.split.mirror_with(None, &["--retry", "t"]);
+    in_vain(&stage, 1).await;
+    assert_eq!(refused(&stage, "22001").await, why, "reading the row again changes nothing");
+    mirror.stop();
+    stage.on_service("UPDATE t SET v = 'short' WHERE id = 12").await;
+    let mirror = stage.split.mirror_with(None, &["--retry", "t"]);
+    goes_on(&stage).await;
+
+    stage.on_service("ALTER TABLE t DROP CONSTRAINT one_v; INSERT INTO t VALUES (13, 'ok', 13, 'v1')").await;
+    let why = refused(&stage, "one_v").await;
+    assert!(why.contains("--retry t"), "another row of the monolith may be what is wrong: {why}");
+    mirror.stop();
+    let mirror = stage.split.mirror_with(None, &["--retry", "t"]);
+    in_vain(&stage, 2).await;
+    assert_eq!(refused(&stage, "one_v").await, why);
+    mirror.stop();
+    stage.on_monolith("ALTER TABLE t DROP CONSTRAINT one_v").await;
+    let mirror = stage.mirror().await;
+    goes_on(&stage).await;
+    nothing_is_green_that_is_not(&stage, mirror).await;
+}
+
+/// A row that was read again was refused.
+async fn in_vain(stage: &Stage, times: i64) {
+    let sql = "SELECT count(*) FROM strangler.repair WHERE state = 'refused'";
+    until("a row is read again and refused", SOON, async || {
+        (stage.count(&stage.monolith, sql).await == times).then_some(())
+    })
+    .await;
+}
+
+/// A mapping that changed, and a way back that lost its slot.
+async fn nothing_is_green_that_is_not(stage: &Stage, mirror: Mirror) {
+    let split = &stage.split;
+    let proven = split.run("reconcile", &[]);
+    assert_eq!(proven.exit, Some(0), "{}", proven.page());
+    let status = split.run("status", &[]);
+    assert_eq!(status.exit, Some(0), "{}", status.page());
+    assert!(status.stdout.contains("both sides are proven equal"), "{}", status.page());
+
+    split.change_plan("t: {}", "t: { columns: { v: { drop: true } } }");
+    let status = split.run("status", &[]);
+    assert_eq!(status.exit, Some(1), "{}", status.page());
+    assert!(status.stdout.contains("another one than when it was provisioned"), "{}", status.page());
+    assert!(status.stdout.contains("strangler check plan.yaml"), "{}", status.page());
+    let disarm = split.run("disarm", &[]);
+    assert_eq!(disarm.exit, Some(3), "{}", disarm.page());
+    assert!(disarm.stderr.contains("(mapping-changed)"), "{}", disarm.page());
+    assert!(!disarm.stderr.contains("strangler flip"), "which is refused as well: {}", disarm.page());
+    split.change_plan("t: { columns: { v: { drop: true } } }", "t: {}");
+
+    mirror.stop();
+    stage.on_service("SELECT pg_drop_replication_slot('back_one')").await;
+    let status = split.run("status", &[]);
+    assert!(!status.stdout.contains("both sides are proven equal"), "{}", status.page());
+    assert!(status.stdout.contains("the way back lost its slot"), "{}", status.page());
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn labels_that_exchange_their_names_are_brought_in_line_by_what_check_says() {
     let setup =

@@ -3,7 +3,7 @@
 use super::{Commands, DEAD_AFTER_SECONDS, Life, Process, age_seconds, life, process};
 use crate::journal::alarms::{self, Uncleared};
 use crate::journal::process::{TRIED_AGAIN, WAITS_FOR_ARM};
-use crate::status::facts::WayBack;
+use crate::status::facts::{ServiceFacts, WayBack};
 use crate::status::{Authority, SliceStatus, StrayWrites, WayBackStatus};
 use crate::words;
 
@@ -34,6 +34,20 @@ pub(super) fn way_back(found: &WayBack, service_now_us: Option<i64>, commands: &
         applied_lsn: stream.applied_lsn,
         process: doing,
     }
+}
+
+/// Why nothing that was proven stands, where a way back that was read has lost its slot or is made anew: what was written
+/// meanwhile does not come back. Once the new one is read, the ledger's own rule says so.
+pub(super) fn lost(service: &ServiceFacts, back: &WayBack) -> Option<String> {
+    let noted = service.way_back_slot.as_ref().filter(|_| !back.mode.eq_ignore_ascii_case("off"))?;
+    let stream = &back.stream;
+    if *noted != stream.slot {
+        return Some("the way back is begun anew".to_owned());
+    }
+    let slot = service.slots.iter().find(|slot| slot.name == stream.slot);
+    let gone = ["gap", "diverged"].contains(&stream.state.as_str())
+        || slot.is_none_or(|slot| slot.wal_status == "lost");
+    gone.then(|| "the way back lost its slot, and changes with it".to_owned())
 }
 
 pub(super) fn stray_writes(found: &Uncleared) -> StrayWrites {

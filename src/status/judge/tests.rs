@@ -65,6 +65,7 @@ fn streaming() -> SliceFacts {
             form: Form::Current,
             slots: Vec::new(),
             strays: None,
+            way_back_slot: None,
             evidence: None,
         }),
         monolith_side: Side::Read(MonolithFacts {
@@ -87,6 +88,7 @@ fn streaming() -> SliceFacts {
         }),
         astray: BTreeSet::new(),
         claimed: Vec::new(),
+        mapping_changed: false,
         earlier: None,
     }
 }

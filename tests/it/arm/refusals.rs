@@ -105,7 +105,7 @@ async fn provision_and_arm_keep_each_other_away() {
 }
 
 /// What works on a slice, with the arguments that tell its forms apart.
-const VERBS: [(&str, &[&str], i32); 13] = [
+const VERBS: [(&str, &[&str], i32); 14] = [
     ("check", &[], 1),
     ("provision", &[], 3),
     ("mirror", &[], 3),
@@ -119,6 +119,7 @@ const VERBS: [(&str, &[&str], i32); 13] = [
     ("disarm", &[], 3),
     ("disarm", &["--dry-run"], 3),
     ("status", &[], 1),
+    ("ledger", &[], 3),
 ];
 
 #[tokio::test(flavor = "multi_thread")]
@@ -137,6 +138,7 @@ async fn no_verb_obeys_a_plan_whose_slice_is_another_plans() {
             assert_eq!(ended.exit, Some(exit), "{verb} {arguments:?}: {}", ended.page());
             let said = format!("{} {}", ended.stdout, ended.stderr);
             let said = said.split_whitespace().collect::<Vec<_>>().join(" ");
+            assert!(!said.contains("publication-gone"), "it never was: {verb}: {}", ended.page());
             let code = if verb == "status" { ":" } else { " (slice-taken)" };
             for word in
                 [&format!("slice one on monolith{code}"), "provisioned by plan split for service service"]
@@ -148,7 +150,25 @@ async fn no_verb_obeys_a_plan_whose_slice_is_another_plans() {
     assert_eq!((stage.fingerprint().await, rows(&stage.monolith, journal).await), before);
     stage.split.lead("SERVICE", &right);
     stage.split.change_plan("plan: other", "plan: split");
+    no_verb_takes_a_slice_for_another_services(&stage);
     stage.succeed("disarm", &[]);
+}
+
+fn no_verb_takes_a_slice_for_another_services(stage: &Stage) {
+    let plan = stage.split.plan_text();
+    let moved = plan.replace("  service:", "  inv:").replace("services: { service:", "services: { inv:");
+    stage.split.write_plan(
+        &moved.replace("service: service", "service: inv").replace("inv: service", "service: inv"),
+    );
+    for (verb, arguments, exit) in VERBS {
+        let ended = stage.run(verb, arguments);
+        assert_eq!(ended.exit, Some(exit), "{verb} {arguments:?}: {}", ended.page());
+        let said = format!("{} {}", ended.stdout, ended.stderr);
+        let said = said.split_whitespace().collect::<Vec<_>>().join(" ");
+        assert!(said.contains("for service service"), "{verb} {arguments:?}: {}", ended.page());
+        assert!(!said.contains("not-provisioned"), "{verb} {arguments:?}: {}", ended.page());
+    }
+    stage.split.write_plan(&plan);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -168,6 +188,16 @@ async fn a_slice_with_other_tables_than_the_provisioned_ones_is_neither_armed_no
         assert_eq!(ended.exit, Some(3), "{verb}: {}", ended.page());
         assert!(ended.stderr.contains("(mapping-changed)"), "{verb}: {}", ended.page());
         assert!(ended.stderr.contains("bring the old mapping back"), "{verb}: {}", ended.page());
+    }
+    for (verb, exit) in [("check", 1), ("provision", 3), ("status", 1)] {
+        let ended = stage.run(verb, &[]);
+        assert_eq!(ended.exit, Some(exit), "{verb}: {}", ended.page());
+        assert!(ended.page().contains("mapping-changed"), "{verb}: {}", ended.page());
+        assert!(
+            !ended.page().contains("publication-changed"),
+            "its cure would harm the slice: {}",
+            ended.page()
+        );
     }
     let abort = stage.run("flip", &["--slice", "one", "--abort"]);
     assert_eq!(abort.exit, Some(0), "what takes a move back asks no mapping: {}", abort.page());

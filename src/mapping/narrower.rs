@@ -1,0 +1,131 @@
+//! Which values of one database's types those of the other refuse: labels of enums that are lacking, domains that ask
+//! more. That is no fault as long as no such value comes: asked once one was refused.
+
+use std::collections::BTreeMap;
+
+use super::adopted::Misfit;
+use super::type_tree::TypeTree;
+use crate::name::{quote_ident, quote_literal};
+
+/// A domain that a column's type is made of.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Domain {
+    /// Name as SQL.
+    pub name: String,
+    /// It refuses NULL.
+    pub not_null: bool,
+    /// Its checks as SQL, by their names.
+    pub checks: BTreeMap<String, String>,
+}
+
+/// What the monolith's type refuses and the service's takes, with the statement that makes the monolith's take it.
+#[must_use]
+pub fn lacking(monolith: &TypeTree, service: &TypeTree) -> Option<Misfit> {
+    match (monolith, service) {
+        (TypeTree::Array(monolith), TypeTree::Array(service))
+        | (TypeTree::Range(monolith), TypeTree::Range(service)) => lacking(monolith, service),
+        (TypeTree::Composite { attributes, .. }, TypeTree::Composite { attributes: theirs, .. }) => {
+            attributes.iter().zip(theirs).find_map(|(ours, theirs)| lacking(&ours.of, &theirs.of))
+        }
+        (TypeTree::Enum { name, labels }, TypeTree::Enum { labels: theirs, .. }) => {
+            labels_lacking(name, labels, theirs)
+        }
+        _ => None,
+    }
+}
+
+/// Each label gets the place that it has in the service: rows are sorted and compared by it.
+fn labels_lacking(name: &str, ours: &[String], theirs: &[String]) -> Option<Misfit> {
+    let missing: Vec<&String> = theirs.iter().filter(|label| !ours.contains(label)).collect();
+    if missing.is_empty() {
+        return None;
+    }
+    let statement = |(place, label): (usize, &String)| {
+        let before = place.checked_sub(1).and_then(|place| theirs.get(place));
+        let place = match (before, ours.first()) {
+            (Some(before), _) => format!(" AFTER {}", quote_literal(before)),
+            (None, Some(first)) => format!(" BEFORE {}", quote_literal(first)),
+            (None, None) => String::new(),
+        };
+        format!("ALTER TYPE {name} ADD VALUE {}{place};", quote_literal(label))
+    };
+    let added = theirs.iter().enumerate().filter(|(_, label)| missing.contains(label));
+    let listed: Vec<String> = missing.iter().map(|label| quote_literal(label)).collect();
+    Some(Misfit {
+        fact: format!("the monolith's enum {name} lacks what the service's has: {}", listed.join(", ")),
+        next: added.map(statement).collect::<Vec<_>>().join(" "),
+    })
+}
+
+/// What the monolith's domains ask of a value and the service's do not, with the statements that end that. A domain may have
+/// another name in the service, and its checks other ones: what they say is compared.
+#[must_use]
+pub fn stricter(monolith: &[Domain], service: &[Domain]) -> Option<Misfit> {
+    let (mut facts, mut statements) = (Vec::new(), Vec::new());
+    for domain in monolith {
+        let name = &domain.name;
+        let same: Vec<&Domain> = service.iter().filter(|other| other.name == *name).collect();
+        let theirs: Vec<&Domain> = if same.is_empty() { service.iter().collect() } else { same };
+        for (check, says) in &domain.checks {
+            if theirs.iter().any(|other| other.checks.values().any(|other| other == says)) {
+                continue;
+            }
+            facts.push(format!(
+                "the monolith's domain {name} asks for {check}, {says}, and the service's does not"
+            ));
+            statements.push(format!("ALTER DOMAIN {name} DROP CONSTRAINT {};", quote_ident(check)));
+            // Of the same name, it is another check since then.
+            if let Some(now) = theirs.iter().find_map(|other| other.checks.get(check)) {
+                statements.push(format!("ALTER DOMAIN {name} ADD CONSTRAINT {} {now};", quote_ident(check)));
+            }
+        }
+        if domain.not_null && !theirs.iter().any(|other| other.not_null) {
+            facts.push(format!("the monolith's domain {name} is NOT NULL, and the service's is not"));
+            statements.push(format!("ALTER DOMAIN {name} DROP NOT NULL;"));
+        }
+    }
+    (!facts.is_empty()).then(|| Misfit { fact: facts.join("; "), next: statements.join(" ") })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn mood(labels: &[&str]) -> TypeTree {
+        let labels = labels.iter().map(|&label| label.to_owned()).collect();
+        TypeTree::Array(Box::new(TypeTree::Enum { name: "mood".to_owned(), labels }))
+    }
+
+    fn pos(not_null: bool, checks: &[(&str, &str)]) -> Vec<Domain> {
+        let checks = checks.iter().map(|(name, says)| ((*name).to_owned(), (*says).to_owned())).collect();
+        vec![Domain { name: "pos".to_owned(), not_null, checks }]
+    }
+
+    fn next(misfit: Option<Misfit>) -> String {
+        misfit.map(|misfit| misfit.next).unwrap_or_default()
+    }
+
+    #[test]
+    fn labels_that_the_monolith_lacks_are_added_where_the_service_has_them() {
+        assert_eq!(lacking(&mood(&["ok", "sad"]), &mood(&["ok", "sad"])), None);
+        assert_eq!(lacking(&mood(&["ok", "sad"]), &mood(&["ok"])), None, "the service may have fewer");
+        assert_eq!(
+            next(lacking(&mood(&["ok", "sad"]), &mood(&["odd", "ok", "wild", "sad"]))),
+            "ALTER TYPE mood ADD VALUE 'odd' BEFORE 'ok'; ALTER TYPE mood ADD VALUE 'wild' AFTER 'ok';"
+        );
+    }
+
+    #[test]
+    fn what_only_the_monoliths_domain_asks_for_is_taken_from_it() {
+        let check = ("pos_check", "CHECK ((VALUE > 0))");
+        assert_eq!(stricter(&pos(true, &[check]), &pos(true, &[check])), None);
+        assert_eq!(stricter(&pos(false, &[]), &pos(true, &[check])), None, "the service's may ask more");
+        let other_name = pos(false, &[("positive", check.1)]);
+        assert_eq!(stricter(&pos(false, &[check]), &other_name), None);
+        assert_eq!(
+            next(stricter(&pos(true, &[check]), &pos(false, &[("pos_check", "CHECK ((VALUE > '-9'))")]))),
+            "ALTER DOMAIN pos DROP CONSTRAINT \"pos_check\"; \
+             ALTER DOMAIN pos ADD CONSTRAINT \"pos_check\" CHECK ((VALUE > '-9')); ALTER DOMAIN pos DROP NOT NULL;"
+        );
+    }
+}
