@@ -26,6 +26,7 @@ mod settings;
 
 pub use error::ConnectError;
 pub(super) use error::LoginError;
+pub use settings::idle_limit;
 pub(super) use settings::{STARTUP_SETTINGS, WAL_SETTINGS};
 
 /// The role that appliers log in as. Gates let only this `session_user` write on a fenced side.
