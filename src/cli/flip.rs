@@ -271,9 +271,10 @@ fn failed(error: ConductError, opened: &Opened, intent: Intent) -> CliError {
                 if side == Side::Monolith { "monolith".to_owned() } else { format!("service {service}") };
             (false, Some(readiness::sequence_short(&name, margin, &columns)), None)
         }
-        source @ (FlipError::Failed { .. } | FlipError::Full { .. } | FlipError::Unsettled) => {
-            (false, None, Some(source))
-        }
+        source @ (FlipError::Failed { .. }
+        | FlipError::Full { .. }
+        | FlipError::Standbys { .. }
+        | FlipError::Unsettled) => (false, None, Some(source)),
     };
     match (source, left) {
         (None, left) if plain || left == Left::Stayed => CliError::FlipRefused(problem.into_iter().collect()),

@@ -151,6 +151,12 @@ pub enum FlipError {
     /// The driver goes round in circles: a defect of ours.
     #[error("authority did not settle in {STEPS_MAX} steps")]
     Unsettled,
+    /// A side can't be opened, because standbys of the one that was closed do not come to have its fence.
+    #[error("standbys have not flushed what closed the other side: {}", names.join(", "))]
+    Standbys {
+        /// Their application names.
+        names: Vec<String>,
+    },
 }
 
 impl From<UnknownWord> for FlipError {
@@ -191,6 +197,8 @@ pub struct Driver {
     /// What happened when.
     pub timeline: Timeline,
 }
+    /// Standbys that an opening has waited for in vain.
+    late: Vec<String>,
 
 impl Driver {
     /// A driver that has seen nothing yet, of a slice that moves alone.
@@ -215,6 +223,7 @@ impl Driver {
             timeline: Timeline::default(),
         }
     }
+            late: Vec::new(),
 
     /// Goes on until the slice is settled, or something is due that concerns all that move with it.
     ///
@@ -270,8 +279,13 @@ impl Driver {
         news
     }
 
-    fn take(&mut self, event: Event) -> Result<(), Refusal> {
-        let next = step(self.state, event)?;
+    fn take(&mut self, event: Event) -> Result<(), FlipError> {
+        let next = step(self.state, event).map_err(|refusal| match refusal {
+            Refusal::Unfinished { .. } if !self.late.is_empty() => {
+                FlipError::Standbys { names: std::mem::take(&mut self.late) }
+            }
+            other => FlipError::Refused(other),
+        })?;
         (self.state, self.effect) = (next.state, next.effect);
         Ok(())
     }
