@@ -253,9 +253,16 @@ fn failed(error: ConductError, opened: &Opened, intent: Intent) -> CliError {
     // Of these, one speaks against the command wherever the slice stands, and by it nothing was changed.
     let (plain, problem, source) = match source {
         FlipError::Refused(refusal) => {
-            // Whatever is typed about one of several slices is typed about all of them.
             let mut problem = refusal.problem(&plan, &slice);
-            problem.next = problem.next.replace(&format!(" --slice {slice}"), &all_slices(opened));
+            let bound = opened.plan.policy.flip_together.iter().any(|group| group.contains(&slice));
+            if !refusal.is_of_one() {
+                // Whatever is typed about one of several slices is typed about all of them.
+                problem.next = problem.next.replace(&format!(" --slice {slice}"), &all_slices(opened));
+            } else if bound {
+                // The plan lets it go nowhere by itself any more.
+                let abort = format!("strangler flip --abort {plan}{}", all_slices(opened));
+                problem.next = format!("{abort} to give authority back; then the same command again");
+            }
             (refusal.is_plain(), Some(problem), None)
         }
         FlipError::Together { others, from } => {

@@ -178,7 +178,11 @@ impl Command<'_> {
         found: &[Found],
         tell: Tell<'_>,
     ) -> Result<Vec<Moved>, ConductError> {
-        let moved = Box::pin(moves::carry_out(self.members, &order)).await;
+        let mut moved = Box::pin(moves::carry_out(self.members, &order)).await;
+        for one in moved.iter_mut().flatten() {
+            // Another driver may have been quicker, which does not mean that it was there before.
+            one.changed |= course::is_under_way(found, &one.slice);
+        }
         let Some(to) = course::under_way(found) else {
             let to = if order.intent == Intent::FlipBack { Side::Monolith } else { Side::Service };
             return match moved {
