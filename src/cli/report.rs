@@ -138,8 +138,8 @@ pub enum CliError {
     /// Authority stays where it is.
     #[error("authority was not moved")]
     FlipRefused(Vec<Problem>),
-    /// A move could not be finished, and authority is where it was.
-    #[error("the move of slice {slice} could not be finished")]
+    /// A slice was not moved, and authority is where it was.
+    #[error("slice {slice} was not moved; authority is where it was")]
     Flip {
         /// The plan file, as it must be typed.
         plan: String,
