@@ -283,11 +283,12 @@ impl Driver {
     }
 
     fn take(&mut self, event: Event) -> Result<(), FlipError> {
-        let next = step(self.state, event).map_err(|refusal| match refusal {
-            Refusal::Unfinished { .. } if !self.late.is_empty() => {
+        let next = step(self.state, event).map_err(|refusal| {
+            if matches!(refusal, Refusal::Unfinished { .. }) && !self.late.is_empty() {
                 FlipError::Standbys { names: std::mem::take(&mut self.late) }
+            } else {
+                FlipError::Refused(refusal)
             }
-            other => FlipError::Refused(other),
         })?;
         (self.state, self.effect) = (next.state, next.effect);
         Ok(())
