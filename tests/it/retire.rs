@@ -115,6 +115,7 @@ async fn rights_are_taken_away_as_shown_and_given_back_as_they_were() {
     assert_eq!(rights(&monolith).await.lines().collect::<Vec<_>>(), expected);
     assert!(may_read(&split).await);
     assert!(split.run("unretire", &[]).stderr.contains("nothing was taken away"));
+    let before = rights(&monolith).await;
     // A process that is frozen in the middle holds the tables for a second, and takes away nothing.
     let token = token(&revoke(&split, &[]));
     let mut command = split.command(&["retire", "plan.yaml", "--stage", "revoke", "--confirm", &token]);
