@@ -12,6 +12,7 @@ use tokio::time::{Instant, sleep};
 use tokio_postgres::{Client, Error};
 
 use super::locks::Locks;
+use crate::postgres::connect::idle_limit;
 use crate::postgres::sqlstate;
 use crate::words;
 use crate::words::statement;
@@ -40,12 +41,13 @@ pub struct Patience {
 
 /// How a transaction of a step begins. `limit_ms` is for locks that its statements take by themselves.
 #[must_use]
-pub fn begin(limit_ms: u64) -> [String; 3] {
+pub fn begin(limit_ms: u64) -> [String; 4] {
     // Definitions come from the catalogs with qualified names, so no other path must be able to capture them.
     [
         "BEGIN".to_owned(),
         "SET LOCAL search_path = pg_catalog".to_owned(),
         format!("SET LOCAL lock_timeout = {limit_ms}"),
+        idle_limit(),
     ]
 }
 

@@ -178,7 +178,8 @@ fn fenced(task: Task, pair: &Pair, from: Side, epoch: Epoch) -> Result<Decision,
         Intent::Abort | Intent::Resume => None,
     };
     if wanted.is_some_and(|wanted| wanted != from) {
-        return Err(Refusal::OtherWay { from, epoch });
+        let alone = pair.gate(from).group.is_none();
+        return Err(Refusal::OtherWay { from, epoch, alone });
     }
     if let (Some(_), Some(began)) = (wanted, task.began.filter(|began| began.epoch != epoch)) {
         return Err(Refusal::Superseded { owner: from, epoch: began.epoch });

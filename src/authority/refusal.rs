@@ -67,6 +67,8 @@ pub enum Refusal {
         from: Side,
         /// The fence.
         epoch: Epoch,
+        /// For this slice alone, not together with others.
+        alone: bool,
     },
     /// Somebody else ended the move that this command began.
     #[error("the move of epoch {epoch} was ended by somebody else, and the {owner} had authority afterwards")]
@@ -191,6 +193,12 @@ impl Refusal {
         }
     }
 
+    /// It is about a move of this one slice, also where a command names several: what is to be typed names it alone.
+    #[must_use]
+    pub fn is_of_one(&self) -> bool {
+        matches!(self, Self::FencedAlone { .. } | Self::OtherWay { alone: true, .. })
+    }
+
     /// What follows, and what to do.
     fn words(&self, plan: &str, slice: &str) -> (String, String) {
         let command = |verb: &str| format!("strangler {verb} {plan} --slice {slice}");
@@ -297,7 +305,7 @@ mod tests {
 
     #[test]
     fn every_refusal_names_the_fact_and_what_to_do() {
-        let refusal = Refusal::OtherWay { from: Side::Service, epoch: Epoch(7) };
+        let refusal = Refusal::OtherWay { from: Side::Service, epoch: Epoch(7), alone: true };
         let problem = refusal.problem("plans/retail.yaml", "orders");
         assert_eq!(problem.fact, "the service was fenced at epoch 7 to move authority away from it");
         assert!(

@@ -206,7 +206,7 @@ async fn finish(
     while let Ok(said) = words.try_recv() {
         ui.words(&said);
     }
-    moved.map_err(|error| failed(error, opened, intent))
+    moved.map_err(|error| failed(error, (opened, members), intent))
 }
 
 fn hook_words(report: &Report) -> String {
@@ -239,9 +239,9 @@ pub(super) fn members(opened: &Opened, mappings: &Mappings) -> Vec<Member> {
     opened.slices.iter().filter_map(member).collect()
 }
 
-fn failed(error: ConductError, opened: &Opened, intent: Intent) -> CliError {
+fn failed(error: ConductError, (opened, members): (&Opened, &[Member]), intent: Intent) -> CliError {
     let plan = shell_word(&opened.path);
-    let (left, MoveError { slice, source }) = match error {
+    let (left, MoveError { slice, mut source }) = match error {
         ConductError::Refused(problems) => return CliError::FlipRefused(problems),
         ConductError::Stopped => {
             return CliError::Interrupted {
@@ -250,12 +250,25 @@ fn failed(error: ConductError, opened: &Opened, intent: Intent) -> CliError {
         }
         ConductError::Move { left, source } => (left, source),
     };
+    if let FlipError::Failed { words, .. } = &mut source
+        && let Some(said) = members.iter().find_map(|member| member.links.owed_an_answer())
+    {
+        words.push_str("; ");
+        words.push_str(&said);
+    }
     // Of these, one speaks against the command wherever the slice stands, and by it nothing was changed.
     let (plain, problem, source) = match source {
         FlipError::Refused(refusal) => {
-            // Whatever is typed about one of several slices is typed about all of them.
             let mut problem = refusal.problem(&plan, &slice);
-            problem.next = problem.next.replace(&format!(" --slice {slice}"), &all_slices(opened));
+            let bound = opened.plan.policy.flip_together.iter().any(|group| group.contains(&slice));
+            if !refusal.is_of_one() {
+                // Whatever is typed about one of several slices is typed about all of them.
+                problem.next = problem.next.replace(&format!(" --slice {slice}"), &all_slices(opened));
+            } else if bound {
+                // The plan lets it go nowhere by itself any more.
+                let abort = format!("strangler flip --abort {plan}{}", all_slices(opened));
+                problem.next = format!("{abort} to give authority back; then the same command again");
+            }
             (refusal.is_plain(), Some(problem), None)
         }
         FlipError::Together { others, from } => {
@@ -271,12 +284,15 @@ fn failed(error: ConductError, opened: &Opened, intent: Intent) -> CliError {
                 if side == Side::Monolith { "monolith".to_owned() } else { format!("service {service}") };
             (false, Some(readiness::sequence_short(&name, margin, &columns)), None)
         }
-        source @ (FlipError::Failed { .. } | FlipError::Full { .. } | FlipError::Unsettled) => {
-            (false, None, Some(source))
-        }
+        source @ (FlipError::Connect(_)
+        | FlipError::Failed { .. }
+        | FlipError::Full { .. }
+        | FlipError::Standbys { .. }
+        | FlipError::Unsettled) => (false, None, Some(source)),
     };
     match (source, left) {
         (None, left) if plain || left == Left::Stayed => CliError::FlipRefused(problem.into_iter().collect()),
+        (Some(FlipError::Connect(error)), Left::Stayed) => CliError::Connect(*error),
         (Some(source), Left::Stayed) => CliError::Flip { plan, slice, source },
         (source, left) => {
             let all = all_slices(opened);
@@ -354,19 +370,19 @@ async fn rehearse(
 ) -> Result<Exit, CliError> {
     let side = if order.intent == Intent::FlipBack { Side::Service } else { Side::Monolith };
     let there = conduct.there_already(members, order.intent).await;
-    let there = there.map_err(|error| failed(error, opened, order.intent))?;
+    let there = there.map_err(|error| failed(error, (opened, members), order.intent))?;
     if !there.is_empty() {
         return Err(CliError::FlipRefused(there));
     }
     let judged = conduct.judge(members, (order.intent, Purpose::Rehearsal), &conduct::operator(order)).await;
-    let (problems, _) = judged.map_err(|error| failed(error.into(), opened, order.intent))?;
+    let (problems, _) = judged.map_err(|error| failed(error.into(), (opened, members), order.intent))?;
     let drivers = moves::drivers(members, order).await;
-    let mut drivers = drivers.map_err(|error| failed(error.into(), opened, order.intent))?;
+    let mut drivers = drivers.map_err(|error| failed(error.into(), (opened, members), order.intent))?;
     let found = rehearse::rehearse(&mut drivers, side, times).await;
-    let found = found.map_err(|error| failed(error.into(), opened, order.intent))?;
+    let found = found.map_err(|error| failed(error.into(), (opened, members), order.intent))?;
     drop(drivers);
     let told = record::rehearsed(members, order, &found).await;
-    told.map_err(|error| failed(error.into(), opened, order.intent))?;
+    told.map_err(|error| failed(error.into(), (opened, members), order.intent))?;
     let slices: Vec<&str> = members.iter().map(|member| member.mapping.slice.as_str()).collect();
     match format {
         Format::Text => {

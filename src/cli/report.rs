@@ -138,8 +138,8 @@ pub enum CliError {
     /// Authority stays where it is.
     #[error("authority was not moved")]
     FlipRefused(Vec<Problem>),
-    /// A move could not be finished, and authority is where it was.
-    #[error("the move of slice {slice} could not be finished")]
+    /// A slice was not moved, and authority is where it was.
+    #[error("slice {slice} was not moved; authority is where it was")]
     Flip {
         /// The plan file, as it must be typed.
         plan: String,
@@ -360,7 +360,9 @@ fn left_hint(behind: &LeftBehind) -> String {
 /// `provision` is the command that makes and grants what is needed, as it must be typed.
 fn retire_page(error: &RetireError, provision: &str) -> Page {
     let (exit, code, hint) = match error {
-        error if lost_connection(error) => (Exit::Unreachable, "database-unreachable", None),
+        error if lost_connection(error) || ended_as_idle(error) => {
+            (Exit::Unreachable, "database-unreachable", Some(SILENT.to_owned()))
+        }
         RetireError::Changed { .. } => {
             let hint = "the same command without --confirm shows what is to be done now";
             (Exit::Refused, "retire-changed", Some(hint.to_owned()))
@@ -396,7 +398,9 @@ fn arm_page(error: &ArmError) -> Page {
         ArmError::Refused { .. } => page(Exit::Refused, "arm-refused", None),
         ArmError::Waited { next, .. } => page(Exit::Unreachable, "arm-waited", Some(next.clone())),
         ArmError::Connect(error) => page(Exit::Unreachable, "database-unreachable", reach_it(error)),
-        error if lost_connection(error) => page(Exit::Unreachable, "database-unreachable", again()),
+        error if lost_connection(error) || ended_as_idle(error) => {
+            page(Exit::Unreachable, "database-unreachable", Some(SILENT.to_owned()))
+        }
         ArmError::Survey(_)
         | ArmError::Journal { .. }
         | ArmError::Read { .. }
@@ -657,6 +661,17 @@ fn name_hint(option: &str, names: &[String], known: &[String]) -> String {
     } else {
         format!("did you mean {}? The plan has {all}", likely.join(" "))
     }
+}
+
+/// What a verb that takes locks says when its session is gone.
+const SILENT: &str = "see that the server can be reached, then type the same command again: it does the rest. A server ends a \
+                      transaction whose process was silent for a second, so that nobody waits for its locks";
+
+/// The server ended a transaction whose process was silent (25P03).
+fn ended_as_idle(error: &(dyn std::error::Error + 'static)) -> bool {
+    std::iter::successors(Some(error), |error: &&(dyn std::error::Error + 'static)| (*error).source())
+        .filter_map(|error| error.downcast_ref::<tokio_postgres::Error>())
+        .any(|error| sqlstate::code(error) == Some("25P03"))
 }
 
 /// Whether somewhere among the causes a link broke.

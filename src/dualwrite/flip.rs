@@ -38,7 +38,7 @@ use crate::cdc::mirror::chain_of;
 use crate::journal::JournalError;
 use crate::mapping::SliceMapping;
 use crate::plan::{FenceStandbys, Policy};
-use crate::postgres::sqlstate;
+use crate::postgres::{ConnectError, sqlstate};
 
 /// `pg_stat_activity.application_name` of a driver's sessions.
 pub const APPLICATION: &str = "strangler flip";
@@ -98,6 +98,9 @@ pub enum FlipError {
     /// The facts speak against it.
     #[error(transparent)]
     Refused(#[from] Refusal),
+    /// A side can't be reached.
+    #[error(transparent)]
+    Connect(#[from] Box<ConnectError>),
     /// A database said no to something that is no matter of time.
     #[error("{what} failed: {words}")]
     Failed {
@@ -148,6 +151,12 @@ pub enum FlipError {
         /// It was settled that several slices move, so that none of them goes back.
         settled: bool,
     },
+    /// A side can't be opened, because standbys of the one that was closed do not come to have its fence.
+    #[error("standbys have not flushed what closed the other side: {}", names.join(", "))]
+    Standbys {
+        /// Their application names.
+        names: Vec<String>,
+    },
     /// The driver goes round in circles: a defect of ours.
     #[error("authority did not settle in {STEPS_MAX} steps")]
     Unsettled,
@@ -188,6 +197,8 @@ pub struct Driver {
     effect: Option<Effect>,
     /// The sessions have done every statement of a move before.
     warm: bool,
+    /// Standbys that an opening has waited for in vain.
+    late: Vec<String>,
     /// What happened when.
     pub timeline: Timeline,
 }
@@ -212,6 +223,7 @@ impl Driver {
             state: State::begin(intent),
             effect: Some(Effect::Look),
             warm: false,
+            late: Vec::new(),
             timeline: Timeline::default(),
         }
     }
@@ -270,8 +282,14 @@ impl Driver {
         news
     }
 
-    fn take(&mut self, event: Event) -> Result<(), Refusal> {
-        let next = step(self.state, event)?;
+    fn take(&mut self, event: Event) -> Result<(), FlipError> {
+        let next = step(self.state, event).map_err(|refusal| {
+            if matches!(refusal, Refusal::Unfinished { .. }) && !self.late.is_empty() {
+                FlipError::Standbys { names: std::mem::take(&mut self.late) }
+            } else {
+                FlipError::Refused(refusal)
+            }
+        })?;
         (self.state, self.effect) = (next.state, next.effect);
         Ok(())
     }

@@ -8,6 +8,7 @@ use std::fmt;
 use std::io;
 use std::ops::{Deref, DerefMut};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use rustls::ClientConfig;
@@ -26,6 +27,7 @@ mod settings;
 
 pub use error::ConnectError;
 pub(super) use error::LoginError;
+pub use settings::idle_limit;
 pub(super) use settings::{STARTUP_SETTINGS, WAL_SETTINGS};
 
 /// The role that appliers log in as. Gates let only this `session_user` write on a fenced side.
@@ -51,6 +53,8 @@ pub struct Server {
     variables: Arc<dyn Variables>,
     /// The longest that a server may owe an answer.
     answers_within: Option<Duration>,
+    /// A session of this or of a clone was ended for that.
+    silent: Arc<AtomicBool>,
 }
 
 impl Server {
@@ -61,7 +65,7 @@ impl Server {
         role: SessionRole,
         variables: Arc<dyn Variables>,
     ) -> Self {
-        Self { label: label.into(), link, role, variables, answers_within: None }
+        Self { label: label.into(), link, role, variables, answers_within: None, silent: Arc::default() }
     }
 
     /// The same way for sessions whose statements are short: a server that owes an answer for longer than this is taken for
@@ -69,7 +73,15 @@ impl Server {
     #[must_use]
     pub fn answering_within(mut self, limit: Duration) -> Self {
         self.answers_within = Some(limit);
+        self.silent = Arc::default();
         self
+    }
+
+    /// For how long the server owed an answer when a session of this way, or of a clone of it, was ended for that. The statement
+    /// itself is told no more than that its connection is closed. `None` when no session was.
+    #[must_use]
+    pub fn owed_an_answer(&self) -> Option<Duration> {
+        self.answers_within.filter(|_| self.silent.load(Ordering::Acquire))
     }
 
     /// The name given at the start.
@@ -108,9 +120,9 @@ impl Server {
     /// unless a server refused the login itself.
     pub async fn connect(&self, application: &str) -> Result<Session, ConnectError> {
         let link = self.link()?;
-        let (session, at) = self
-            .open(&link, &SqlLogin { link: &link, application, answers_within: self.answers_within })
-            .await?;
+        let (answers_within, silent) = (self.answers_within, &self.silent);
+        let login = SqlLogin { link: &link, application, answers_within, silent };
+        let (session, at) = self.open(&link, &login).await?;
         let prepared = timeout(link.connect_timeout, settings::prepare(&session, self.role, &at)).await;
         match prepared {
             Ok(result) => result.map(|()| session),
@@ -288,6 +300,7 @@ struct SqlLogin<'a> {
     link: &'a Link,
     application: &'a str,
     answers_within: Option<Duration>,
+    silent: &'a Arc<AtomicBool>,
 }
 
 impl Login for SqlLogin<'_> {
@@ -320,9 +333,12 @@ impl Login for SqlLogin<'_> {
         let server_major = connection.parameter("server_version").map_or(0, major);
         let (token, limit) = (client.cancel_token(), self.link.connect_timeout);
         let cancel = CancelToken { token, route: route.clone(), encryption, limit };
+        let silent = Arc::clone(self.silent);
         let driver = AbortOnDropHandle::new(tokio::spawn(async move {
-            // Whoever uses the session gets the same error from the call that it breaks.
-            if let Err(error) = connection.await {
+            // Pinned, so that whoever waits for an answer is told after this is noted.
+            let mut connection = std::pin::pin!(connection);
+            if let Err(error) = connection.as_mut().await {
+                silent.fetch_or(wire::is_silence(&error), Ordering::Release);
                 tracing::debug!(error = %error, "session ended");
             }
         }));

@@ -20,7 +20,7 @@ use super::tls::server_end_point;
 
 mod watched;
 
-pub(super) use watched::Watched;
+pub(super) use watched::{Watched, is_silence};
 
 /// A connected socket.
 #[derive(Debug)]

@@ -19,6 +19,7 @@ use crate::journal::{grounds, verdicts};
 use crate::mapping::{Mappings, SliceMapping};
 use crate::name::TableName;
 use crate::plan::{Approval, Plan, Policy};
+use crate::postgres::connect::idle_limit;
 use crate::problem::{Problem, Severity};
 use crate::provision::{self, Databases};
 use crate::reconcile::evidence;
@@ -273,7 +274,8 @@ async fn locked<T>(
 }
 
 async fn begin(monolith: &Client) -> Result<(), RetireError> {
-    monolith.batch_execute("BEGIN").await.map_err(RetireError::database("whether a transaction began"))
+    let sql = format!("BEGIN; {}", idle_limit());
+    monolith.batch_execute(&sql).await.map_err(RetireError::database("whether a transaction began"))
 }
 
 async fn run_all(monolith: &Client, statements: &[String]) -> Result<(), RetireError> {

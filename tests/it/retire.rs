@@ -115,6 +115,23 @@ async fn rights_are_taken_away_as_shown_and_given_back_as_they_were() {
     assert_eq!(rights(&monolith).await.lines().collect::<Vec<_>>(), expected);
     assert!(may_read(&split).await);
     assert!(split.run("unretire", &[]).stderr.contains("nothing was taken away"));
+    let before = rights(&monolith).await;
+    // A process that is frozen in the middle holds the tables for a second, and takes away nothing.
+    let token = token(&revoke(&split, &[]));
+    let mut command = split.command(&["retire", "plan.yaml", "--stage", "revoke", "--confirm", &token]);
+    command.env("STRANGLER_FREEZE", "retire-before-commit");
+    let mut frozen = split.start_command(command);
+    assert!(frozen.stands_still());
+    let sessions = "SELECT FROM pg_stat_activity WHERE state = 'idle in transaction' AND application_name LIKE 'strangler%'";
+    until("the server has ended it", SOON, async || {
+        monolith.query(sessions, &[]).await.unwrap().is_empty().then_some(())
+    })
+    .await;
+    frozen.signal(rustix::process::Signal::CONT);
+    let ended = frozen.ended();
+    assert_eq!(ended.exit, Some(4), "{}", ended.page());
+    assert!(ended.stderr.contains("type the same command again"), "{}", ended.page());
+    assert_eq!(rights(&monolith).await, before);
     let told = split.run("ledger", &["--kind", "retire", "--format", "json"]);
     let document: serde_json::Value = serde_json::from_str(&told.stdout).unwrap();
     let entries = document["services"][0]["entries"].as_array().unwrap();

@@ -203,6 +203,8 @@ async fn several_hosts_are_tried_in_order_and_a_silent_one_is_given_up() {
     proxy.set(Line::Silent);
     let lost = asked.query_one("SELECT 1", &[]).await.unwrap_err();
     assert!(strangler::postgres::sqlstate::is_connection_lost(&lost), "{lost:?}");
+    assert_eq!(short.clone().owed_an_answer(), Some(Duration::from_millis(400)));
+    assert_eq!(patient.owed_an_answer(), None);
 
     let standby = server(&pg.link("user=postgres target_session_attrs=standby"), SessionRole::Read);
     let wrong = standby.connect("test").await.unwrap_err();

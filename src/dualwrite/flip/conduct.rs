@@ -120,11 +120,13 @@ impl Conduct<'_> {
             Ok(looked) => return looked.map_err(ConductError::Refused),
             Err(source) => source,
         };
-        // What a side that does not answer has come to is not known, unless the other one takes writes still.
+        // What a side that does not answer has come to is not known, unless the other one takes writes: then no move is under way.
         let mut left = Left::Stayed;
         for member in members {
-            let mut links = member.links.take();
-            if !standings::takes_writes(&mut links, &member.mapping.slice, Side::Monolith).await {
+            let (mut links, slice) = (member.links.take(), &member.mapping.slice);
+            if !standings::takes_writes(&mut links, slice, Side::Monolith).await
+                && !standings::takes_writes(&mut links, slice, Side::Service).await
+            {
                 left = Left::Unknown;
             }
         }

@@ -105,12 +105,12 @@ fn in_the_way(found: &Found, to: Side) -> FlipError {
         .iter()
         .flat_map(|group| group.members.iter().filter(|name| **name != found.slice).cloned())
         .collect();
-    if from != to.peer() {
-        FlipError::Refused(Refusal::OtherWay { from, epoch })
-    } else if others.is_empty() {
-        FlipError::Refused(Refusal::FencedAlone { from, epoch })
-    } else {
+    if !others.is_empty() {
         FlipError::Together { others, from }
+    } else if from != to.peer() {
+        FlipError::Refused(Refusal::OtherWay { from, epoch, alone: true })
+    } else {
+        FlipError::Refused(Refusal::FencedAlone { from, epoch })
     }
 }
 
@@ -161,6 +161,14 @@ pub(super) fn under_way(found: &[Found]) -> Option<Side> {
     found.iter().find_map(|one| match one.standing {
         Standing::Fenced { from, .. } | Standing::Aborted { from, .. } => Some(from.peer()),
         Standing::Owned { .. } | Standing::Behind { .. } | Standing::BothOpen | Standing::Broken => None,
+    })
+}
+
+/// The slice itself, or the move of several slices that it belongs to, had not come to its end.
+pub(super) fn is_under_way(found: &[Found], slice: &str) -> bool {
+    found.iter().any(|one| {
+        let together = one.group.as_ref().is_some_and(|group| group.members.iter().any(|name| name == slice));
+        together || one.slice == slice && !matches!(one.standing, Standing::Owned { .. })
     })
 }
 
@@ -218,8 +226,15 @@ mod tests {
         let (_, why) = of(&[alone, second.clone()], Side::Service).unwrap_err();
         assert!(matches!(why, FlipError::Refused(Refusal::FencedAlone { .. })), "{why}");
         let back = fenced("a", Side::Service, None);
-        let (_, why) = of(&[back, second], Side::Service).unwrap_err();
-        assert!(matches!(why, FlipError::Refused(Refusal::OtherWay { .. })), "{why}");
+        let (_, why) = of(&[back, second.clone()], Side::Service).unwrap_err();
+        assert!(matches!(why, FlipError::Refused(Refusal::OtherWay { alone: true, .. })), "{why}");
+        let others = fenced("a", Side::Service, Some((GroupState::Pending, &["a", "d"])));
+        assert!(is_under_way(std::slice::from_ref(&others), "d"));
+        let (_, why) = of(&[others, second], Side::Service).unwrap_err();
+        assert!(
+            matches!(why, FlipError::Together { from: Side::Service, .. }),
+            "the way that it went: {why}"
+        );
     }
 
     #[test]

@@ -252,7 +252,7 @@ impl Driver {
         let (which, limit) = (self.limits.fence_standbys, self.limits.position);
         let of_group = (side == Side::Monolith && group.1.is_some()).then_some(group.0);
         for primary in [Some(there), of_group].into_iter().flatten() {
-            let flushed = standbys::flushed(primary, which, limit).await?;
+            let flushed = standbys::flushed(primary, which, limit, &mut self.late).await?;
             if flushed != Event::Hit {
                 return Ok(flushed);
             }
@@ -316,7 +316,7 @@ impl Driver {
         let (slice, sequences) = (self.slice.clone(), self.sequences.clone());
         let (which, limit) = (self.limits.fence_standbys, self.limits.position);
         let (acting, _, there) = self.links.three(side).await?;
-        standbys::flushed(there, which, limit).await?;
+        standbys::flushed(there, which, limit, &mut self.late).await?;
         lock_both(acting, there, &slice, (side, expects, peer)).await?;
         let modes = (Mode::Apply.as_str(), Mode::Tripwire.as_str());
         let (turned, noted) = tokio::join!(
@@ -387,7 +387,8 @@ impl Driver {
         let (acting, looking, there) = self.links.three(side).await?;
         let group = (if side == Side::Monolith { looking } else { there }, group, "aborted");
         // A bump that a failover could take back would let somebody open that side, too.
-        let flushed = standbys::flushed(there, self.limits.fence_standbys, self.limits.position).await?;
+        let (which, limit) = (self.limits.fence_standbys, self.limits.position);
+        let flushed = standbys::flushed(there, which, limit, &mut self.late).await?;
         if flushed != Event::Hit {
             return Ok(flushed);
         }

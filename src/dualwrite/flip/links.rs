@@ -7,7 +7,6 @@ use tokio_postgres::Client;
 
 use super::{ANSWER_MAX, APPLICATION, FlipError, Limits};
 use crate::authority::Side;
-use crate::cdc::mirror::chain_of;
 use crate::postgres::connect::{Server, Session};
 
 /// The ways to both sides of a slice, and the sessions that are open. A session that broke is opened again when it is next
@@ -156,6 +155,15 @@ impl KeptLinks {
         }
     }
 
+    /// What is to be said of a side that did not answer in time, where one of the two did not.
+    #[must_use]
+    pub fn owed_an_answer(&self) -> Option<String> {
+        [Side::Monolith, Side::Service].into_iter().find_map(|side| {
+            let limit = self.server(side).owed_an_answer()?;
+            Some(format!("the {side} gave no answer within {} s", limit.as_secs()))
+        })
+    }
+
     /// Sessions for one user; whoever does not [`keep`](Self::keep) them closes them, as is right after an error.
     #[must_use]
     pub fn take(&self) -> Links {
@@ -187,8 +195,7 @@ async fn live<'a>(server: &Server, place: &'a mut Option<Session>) -> Result<&'a
         Some(session) => session,
         None => {
             let session = server.connect(APPLICATION).await;
-            session
-                .map_err(|error| FlipError::Failed { what: "opening a session", words: chain_of(&error) })?
+            session.map_err(Box::new)?
         }
     };
     Ok(&*place.insert(session))

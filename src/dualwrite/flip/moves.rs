@@ -54,7 +54,7 @@ pub struct Moved {
     pub owner: Side,
     /// Since which change.
     pub epoch: Epoch,
-    /// Something was changed by this order; without it everything was as wanted already.
+    /// Something was changed by this order, or was under way when it began; without it everything was as wanted already.
     pub changed: bool,
     /// What was done.
     pub timeline: Timeline,
@@ -124,7 +124,9 @@ pub async fn carry_out(members: &[Member], order: &Order) -> Result<Vec<Moved>, 
     let moved = match settle(&mut drivers).await {
         Ok(settled) => settled,
         Err(error) => {
-            if members.len() > 1 && matches!(order.intent, Intent::Flip | Intent::FlipBack) {
+            // A move of one slice alone is not this command's to take back.
+            let of_one = matches!(&error.source, FlipError::Refused(refusal) if refusal.is_of_one());
+            if members.len() > 1 && matches!(order.intent, Intent::Flip | Intent::FlipBack) && !of_one {
                 give_up(members, order, &drivers).await;
             }
             return Err(error);
@@ -201,6 +203,14 @@ async fn give_up(members: &[Member], order: &Order, drivers: &[Driver]) {
     let together = drivers.iter().find_map(|driver| driver.together.clone());
     let back = async {
         let mut aborting = self::drivers(members, &order).await?;
+        if let (Some(driver), Some(together)) = (aborting.first_mut(), &together) {
+            let group = driver.group(together.id).await;
+            let group = group.map_err(|source| MoveError { slice: driver.slice.clone(), source })?;
+            if group.state == GroupState::Absent {
+                // Nobody was fenced for it.
+                return Ok(Vec::new());
+            }
+        }
         aborting.iter_mut().for_each(|driver| driver.together.clone_from(&together));
         settle(&mut aborting).await
     };

@@ -12,7 +12,6 @@ use super::moves::{self, Member, MoveError, Moved, Order};
 use super::timeline::Timeline;
 use super::{APPLICATION, FlipError, approval, record, standings};
 use crate::authority::{Intent, Side, Standing};
-use crate::cdc::mirror::chain_of;
 use crate::dualwrite::exclusion;
 use crate::dualwrite::hooks::{Executor, Moving, Occasion, Outcome, Report};
 use crate::dualwrite::readiness::Purpose;
@@ -178,7 +177,11 @@ impl Command<'_> {
         found: &[Found],
         tell: Tell<'_>,
     ) -> Result<Vec<Moved>, ConductError> {
-        let moved = Box::pin(moves::carry_out(self.members, &order)).await;
+        let mut moved = Box::pin(moves::carry_out(self.members, &order)).await;
+        for one in moved.iter_mut().flatten() {
+            // Another driver may have been quicker, which does not mean that it was there before.
+            one.changed |= course::is_under_way(found, &one.slice);
+        }
         let Some(to) = course::under_way(found) else {
             let to = if order.intent == Intent::FlipBack { Side::Monolith } else { Side::Service };
             return match moved {
@@ -264,14 +267,13 @@ impl Command<'_> {
                     continue;
                 }
                 known.push(name);
-                let failed = |what, words| {
-                    let source = FlipError::Failed { what, words };
-                    ConductError::from(MoveError { slice: slice.clone(), source })
-                };
+                let failed = |source| ConductError::from(MoveError { slice: slice.clone(), source });
                 let session = member.links.server(side).connect(APPLICATION).await;
-                let session = session.map_err(|error| failed("opening a session", chain_of(&error)))?;
+                let session = session.map_err(|error| failed(Box::new(error).into()))?;
                 let shared = exclusion::try_share(&session).await;
-                if !shared.map_err(|error| failed("keeping the gates", sqlstate::words(&error)))? {
+                let what = "keeping the gates";
+                let refused = |error| FlipError::Failed { what, words: sqlstate::words(&error) };
+                if !shared.map_err(|error| failed(refused(error)))? {
                     let problem = self.gates_at_work(slice, name, &session).await;
                     return Err(ConductError::Refused(vec![problem]));
                 }

@@ -12,32 +12,37 @@ use crate::plan::FenceStandbys;
 /// Pause between two looks: a standby in the same rack takes a millisecond.
 const LOOK_EVERY: Duration = Duration::from_millis(1);
 
-/// Where this server's log is flushed, and how many of those that follow it and are waited for are not there; a standby whose
+/// Where this server's log is flushed, and who of those that follow it and are waited for are not there; a standby whose
 /// position this role may not see counts as one that is not. `$1` for all that follow, else those that commits wait for; `$2` is
-/// the position of an earlier look.
+/// the position of an earlier look. A sender that works for one database reads single changes of it, or nothing yet.
 const BEHIND_SQL: &str = "
 WITH here AS MATERIALIZED (SELECT coalesce($2, pg_current_wal_flush_lsn()) AS lsn)
-SELECT here.lsn, (
-    SELECT count(*) FROM pg_stat_replication AS r
+SELECT here.lsn, ARRAY(
+    SELECT coalesce(nullif(r.application_name, ''), 'process ' || r.pid) FROM pg_stat_replication AS r
     WHERE coalesce(r.state, '') <> 'backup' AND ($1 OR coalesce(r.sync_state IN ('sync', 'quorum'), true))
       AND NOT coalesce(r.flush_lsn >= here.lsn, false)
-      AND NOT EXISTS (SELECT FROM pg_replication_slots AS s WHERE s.active_pid = r.pid AND s.slot_type = 'logical'))
+      AND NOT EXISTS (SELECT FROM pg_stat_activity AS a WHERE a.pid = r.pid AND a.datid IS NOT NULL)
+    ORDER BY 1)
 FROM here";
 
-/// One look: the position, and how many have not flushed it.
-async fn look(primary: &Client, all: bool, at: Option<PgLsn>) -> Result<(PgLsn, i64), tokio_postgres::Error> {
+/// One look: the position, and the names of those who have not flushed it.
+async fn look(
+    primary: &Client,
+    all: bool,
+    at: Option<PgLsn>,
+) -> Result<(PgLsn, Vec<String>), tokio_postgres::Error> {
     let parameters: [(&(dyn ToSql + Sync), Type); 2] = [(&all, Type::BOOL), (&at, Type::PG_LSN)];
     let row = primary.query_typed_one(BEHIND_SQL, &parameters).await?;
     Ok((row.get(0), row.get(1)))
 }
 
-/// How many standbys have not flushed what is there now.
-pub(super) async fn behind(primary: &Client, all: bool) -> Result<i64, tokio_postgres::Error> {
+/// The standbys that have not flushed what is there now.
+pub(super) async fn behind(primary: &Client, all: bool) -> Result<Vec<String>, tokio_postgres::Error> {
     look(primary, all, None).await.map(|(_, behind)| behind)
 }
 
 /// Waits until the standbys that the plan names have flushed all that `primary` has: whatever was committed there before this
-/// was called. [`Event::OutOfTime`] when that takes longer than `limit`.
+/// was called. [`Event::OutOfTime`] when that takes longer than `limit`, with those that were waited for at the end in `late`.
 ///
 /// # Errors
 /// [`FlipError`].
@@ -45,6 +50,7 @@ pub(super) async fn flushed(
     primary: &Client,
     which: FenceStandbys,
     limit: Duration,
+    late: &mut Vec<String>,
 ) -> Result<Event, FlipError> {
     let all = match which {
         FenceStandbys::None => return Ok(Event::Hit),
@@ -55,8 +61,14 @@ pub(super) async fn flushed(
     let mut position = None;
     loop {
         match look(primary, all, position).await {
-            Ok((_, 0)) => return Ok(Event::Hit),
-            Ok(_) if Instant::now() >= deadline => return Ok(Event::OutOfTime),
+            Ok((_, names)) if names.is_empty() => {
+                late.clear();
+                return Ok(Event::Hit);
+            }
+            Ok((_, names)) if Instant::now() >= deadline => {
+                *late = names;
+                return Ok(Event::OutOfTime);
+            }
             Ok((at, _)) => position = Some(at),
             Err(error) => return of_database(&error, "asking for standbys", false),
         }

@@ -284,13 +284,13 @@ async fn passing(from: &Client) -> Result<Vec<(i32, String)>, FlipError> {
 const STANDBYS_LIMIT: Duration = Duration::from_millis(500);
 const STANDBYS_EVERY: Duration = Duration::from_millis(5);
 
-/// Whoever follows the whole server: its senders that serve no logical slot, and physical slots that nobody uses.
+/// Whoever follows the whole server: its senders that work for no single database, and physical slots that nobody uses.
 const STANDBYS_SQL: &str = "
 SELECT coalesce(nullif(r.application_name, ''), 'process ' || r.pid), coalesce(r.sync_state, 'hidden'),
     pg_wal_lsn_diff($1, r.flush_lsn)::int8
 FROM pg_stat_replication AS r
 WHERE coalesce(r.state, '') <> 'backup' AND NOT EXISTS (
-    SELECT FROM pg_replication_slots AS s WHERE s.active_pid = r.pid AND s.slot_type = 'logical')
+    SELECT FROM pg_stat_activity AS a WHERE a.pid = r.pid AND a.datid IS NOT NULL)
 UNION ALL SELECT slot_name, 'away', NULL FROM pg_replication_slots
 WHERE slot_type = 'physical' AND active_pid IS NULL AND NOT temporary
 ORDER BY 1";

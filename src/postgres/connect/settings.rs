@@ -54,6 +54,17 @@ const MAY_WRITE: &str = "SELECT pg_catalog.set_config(name, 'off', false) FROM p
      WHERE pg_catalog.current_setting('default_transaction_read_only') = 'on' \
        AND name = 'default_transaction_read_only' AND source IN ('database', 'user', 'database user'); ";
 
+/// How long a transaction that holds locks of the application may be idle, in milliseconds. From one statement to the next takes
+/// us a round trip; a process that was frozen, or whose link went silent, would hold readers and writers for as long as it is.
+const LOCKS_IDLE_MS: u32 = 1_000;
+
+/// The statement behind a `BEGIN` that lets the server end such a transaction, and its session with it. Who calls it: `arm`,
+/// `disarm`, `retire` and `unretire`.
+#[must_use]
+pub fn idle_limit() -> String {
+    format!("SET LOCAL idle_in_transaction_session_timeout = {LOCKS_IDLE_MS}")
+}
+
 const ABOUT_ME: &str = "SELECT session_user,
     (SELECT rolsuper FROM pg_catalog.pg_roles WHERE rolname = session_user),
     EXISTS (SELECT FROM pg_catalog.pg_roles WHERE rolname = 'strangler_apply'),

@@ -155,3 +155,36 @@ async fn a_new_slot_says_whom_it_waits_for_and_leaves_nothing_when_it_gives_up()
     other.batch_execute("COMMIT").await.unwrap();
     stage.succeed("arm", &[]);
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_process_that_is_frozen_under_its_locks_holds_the_application_for_a_second() {
+    let stage = Stage::mirrored().await;
+    let bare = stage.fingerprint().await;
+    let app = stage.app().await;
+    app.batch_execute("SET statement_timeout = '10s'").await.unwrap();
+    for verb in ["arm", "disarm"] {
+        let shown = stage.succeed(verb, &["--dry-run"]);
+        let (before, _) = shown.split_once("aa_strangler_gate").unwrap();
+        // Every transaction of a step begins with it.
+        let number = before.matches("SET LOCAL search_path").count();
+        let mut command = stage.split.command(&[verb, "plan.yaml"]);
+        command.env("STRANGLER_FREEZE", format!("arm-before-commit:{number}"));
+        let mut frozen = stage.split.start_command(command);
+        assert!(frozen.stands_still(), "{verb}: {}", frozen.ended().page());
+        let write = "UPDATE lines SET product = 1; UPDATE \"Orders\" SET note = 'x'; \
+                     UPDATE moves SET product = 1; UPDATE products SET name = 'x'";
+        app.batch_execute(write).await.unwrap_or_else(|error| panic!("{verb} holds writers: {error:?}"));
+        assert!(!frozen.has_ended());
+        frozen.signal(Signal::CONT);
+        let ended = frozen.ended();
+        assert_eq!(ended.exit, Some(4), "{}", ended.page());
+        assert!(ended.stderr.contains("error[database-unreachable]"), "{}", ended.page());
+        assert!(ended.stderr.contains("gate"), "it was frozen under other locks: {}", ended.page());
+        assert!(ended.stderr.contains("type the same command again"), "{}", ended.page());
+        stage.succeed(verb, &[]);
+        if verb == "arm" {
+            assert!(stage.succeed("arm", &[]).contains("nothing was missing"));
+        }
+    }
+    assert_eq!(stage.fingerprint().await, bare);
+}

@@ -200,7 +200,7 @@ async fn a_flip_whose_links_are_cut_at_any_step_is_finished_by_typing_it_again()
 
 #[tokio::test(flavor = "multi_thread")]
 async fn an_operator_whose_links_went_silent_keeps_nobody_waiting() {
-    let (split, _, _, mirror) = armed().await;
+    let (split, monolith, _, mirror) = armed().await;
     let bank = Bank::open(&split, 6);
     bank.advances(Side::Monolith, 20).await;
     let (near, far) = (split.pair.monolith_url(), split.pair.service_url());
@@ -221,6 +221,16 @@ async fn an_operator_whose_links_went_silent_keeps_nobody_waiting() {
         settle(&split, &mirror, to(number));
         bank.advances(to(number), 20).await;
         drop(proxy);
+    }
+    if soak() {
+        // Left alone, it gives the silent side up in half a minute, and names it.
+        let (proxy, through) = Proxy::before(&far).await;
+        let to = if owner(&monolith).await.0 == "OPEN" { Side::Service } else { Side::Monolith };
+        let flip = frozen(&split, "flip-looked", to, &[("SERVICE", &through)]);
+        proxy.set(Line::Silent);
+        flip.signal(Signal::CONT);
+        let ended = flip.ended();
+        assert!(ended.stderr.contains("the service gave no answer within 22 s"), "{}", ended.page());
     }
     close(bank, &split).await;
 }

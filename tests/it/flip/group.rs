@@ -291,3 +291,50 @@ async fn a_slice_that_has_moved_already_does_not_take_the_others_along_unjudged(
     assert_eq!(changed, [("one", true), ("two", false)]);
     stage.assert_with(Side::Service).await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_slice_that_was_fenced_alone_is_finished_alone_the_way_that_it_went() {
+    let stage = Stage::armed().await;
+    stage.split.change_plan(", flip_together: [[one, two]]", "");
+    // Without a mirror nobody finishes it meanwhile.
+    killed(&stage.split, "flip-fenced", &["--slice", "one"]);
+    stage.mirror.signal(rustix::process::Signal::STOP);
+    assert_eq!(
+        stage.owners().await,
+        [(false, false), (true, false)],
+        "the mirror was quicker than two seconds"
+    );
+    let refused = |to: Side, code: &str, next: &str| {
+        let ended = stage.split.run("flip", &[back(to), &BOTH, &UNPROVEN].concat());
+        assert_eq!(ended.exit, Some(3), "{}", ended.page());
+        assert!(ended.stderr.contains(code) && ended.stderr.contains(next), "{}", ended.page());
+    };
+    let next = "strangler flip plan.yaml --slice one to finish it, or strangler flip --abort plan.yaml --slice one to give";
+    refused(Side::Service, "(authority-fenced-alone)", next);
+    refused(Side::Monolith, "(authority-other-way)", next);
+    // A plan that binds it to the other one since refuses what names it alone.
+    stage.split.change_plan("write_pause_budget: 2s", "write_pause_budget: 2s, flip_together: [[one, two]]");
+    let abort = "strangler flip --abort plan.yaml --slice one --slice two to give authority back";
+    refused(Side::Service, "(authority-fenced-alone)", abort);
+    let aborted = stage.split.run("flip", &[&["--abort"] as &[&str], &BOTH].concat());
+    assert_eq!(aborted.exit, Some(0), "{}", aborted.page());
+    assert!(aborted.stdout.contains("one: the monolith has authority"), "{}", aborted.page());
+    stage.assert_with(Side::Monolith).await;
+    stage.mirror.signal(rustix::process::Signal::CONT);
+    stage.quiet().await;
+    // A member that was not fenced yet has its move taken back as well.
+    killed(&stage.split, "flip-fenced", &BOTH);
+    stage.mirror.signal(rustix::process::Signal::STOP);
+    for already in [false, true] {
+        let aborted = stage.split.run("flip", &[&["--abort"] as &[&str], &BOTH].concat());
+        assert_eq!(aborted.exit, Some(0), "{}", aborted.page());
+        assert_eq!(
+            aborted.stdout.matches("has authority already").count(),
+            if already { 2 } else { 0 },
+            "{}",
+            aborted.page()
+        );
+    }
+    stage.assert_with(Side::Monolith).await;
+    stage.mirror.signal(rustix::process::Signal::CONT);
+}

@@ -1,9 +1,12 @@
 //! A side is opened only when the standbys of the one that was closed have its fence.
 
 use rustix::process::Signal;
+use strangler::postgres::SessionRole;
 
 use super::{UNPROVEN, armed, killed, owner};
+use crate::replication::server::server;
 use crate::support::follower::Follower;
+use crate::support::soak;
 use crate::support::wait::{SOON, until};
 
 #[tokio::test(flavor = "multi_thread")]
@@ -14,6 +17,8 @@ async fn nothing_is_opened_before_a_standby_of_the_closed_side_has_flushed_the_f
     mirror.kill();
     assert_eq!(owner(&service).await.0, "FENCED", "the mirror was quicker than two seconds");
     standby.signal(Signal::STOP);
+    // Whoever may decode a database and has not begun to is no standby.
+    let _idle = server(&split.pair.monolith_url(), SessionRole::Read).replicate("idle").await.unwrap();
     let mirror = split.mirror(None);
     let flip = split.start("flip", &UNPROVEN);
     let asks = "SELECT FROM pg_stat_activity WHERE application_name = 'strangler flip' \
@@ -21,6 +26,16 @@ async fn nothing_is_opened_before_a_standby_of_the_closed_side_has_flushed_the_f
     until("the flip waits for the standby", SOON, async || monolith.query_opt(asks, &[]).await.unwrap())
         .await;
     assert_eq!(owner(&service).await.0, "FENCED", "a standby that is promoted now has an open gate");
+    let flip = if soak() {
+        // It waits for close to a minute, and names who keeps it.
+        let ended = flip.ended();
+        assert_eq!(ended.exit, Some(5), "{}", ended.page());
+        let said = "standbys have not flushed what closed the other side: pg_receivewal\n";
+        assert!(ended.stderr.contains(said), "{}", ended.page());
+        split.start("flip", &UNPROVEN)
+    } else {
+        flip
+    };
     standby.signal(Signal::CONT);
     let ended = flip.ended();
     assert_eq!(ended.exit, Some(0), "{}", ended.page());
