@@ -574,12 +574,12 @@ fn next(
             let unproven = status.evidence.as_ref().is_some_and(|proof| proof.stands == Some(false));
             let retry = status.tables.iter().find_map(|table| table.next.clone());
             let broken = back::next(status, commands);
-            let stray = status.stray_writes.as_ref().and_then(|_| of("reconcile", ""));
+            let strict = status.evidence.as_ref().is_some_and(|proof| proof.asks_for_strict);
+            let strict = if strict { " --strict" } else { "" };
+            let stray = status.stray_writes.as_ref().and_then(|_| of("reconcile", strict));
             let half = status.armed.as_ref().filter(|armed| armed.state == ArmedState::PartlyArmed);
             let half =
                 half.and_then(|armed| if armed.disarming { of("disarm", "") } else { arm(status, commands) });
-            let strict = status.evidence.as_ref().is_some_and(|proof| proof.asks_for_strict);
-            let strict = if strict { " --strict" } else { "" };
             let proof = || if unproven { of("reconcile", strict) } else { None };
             retry.or(broken).or(stray).or(half).or_else(proof)
         }

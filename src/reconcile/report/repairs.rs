@@ -35,7 +35,8 @@ pub fn left(left_out: u64, misplaced: u64) -> Option<String> {
 }
 
 /// What is to be done about rows that were refused.
-const NEXT: &str = "next: take away what refuses them on that side, as the reason says, then the same command again";
+const NEXT: &str =
+    "next: take away what refuses them on that side, as the reason says, then the same command again";
 
 /// A line for each row that was refused and is listed, one for the rest, and what to do.
 pub(super) fn refused(repaired: &Repaired) -> Vec<String> {
