@@ -72,15 +72,17 @@ pub async fn run(
 /// One transaction, under the same guard as any write of the mirror. Called before a table is copied again.
 ///
 /// # Errors
-/// [`MirrorError::Refused`] where a foreign key that is not the mirror's leans on such an index.
+/// [`MirrorError::Refused`] where a foreign key that is not the mirror's leans on such an index; 55P03 where a lock is not to
+/// be had in time.
 pub async fn defer_again(
     admin: &Server,
-    slice: &str,
-    nonce: i64,
+    (slice, nonce): (&str, i64),
     mapping: &TableMapping,
+    lock_timeout_ms: u32,
 ) -> Result<(), MirrorError> {
     let session = open(admin, slice).await?;
-    session.batch_execute("BEGIN").await.map_err(MirrorError::sql("opening a transaction"))?;
+    let begin = format!("BEGIN; SET LOCAL lock_timeout = {lock_timeout_ms}");
+    session.batch_execute(&begin).await.map_err(MirrorError::sql("opening a transaction"))?;
     guard(&session, slice, nonce).await?;
     for row in deferred::breakable_done(&session, slice, &mapping.target.to_string()).await? {
         let index = TableName::new(mapping.target.schema.clone(), row.object.clone());

@@ -1,17 +1,22 @@
 //! What keeps tables of the service from taking the monolith's rows. It is asked before rows are emptied to be copied again,
 //! and all of it is told at once.
 
-use std::collections::BTreeSet;
+mod read;
+
+use std::collections::{BTreeMap, BTreeSet};
 
 use tokio_postgres::Client;
 
 use super::error::MirrorError;
+use super::question::{self, Condition};
 use super::rights::{self, Lack};
 use crate::journal::deferred;
 use crate::mapping::adopted::wider;
 use crate::mapping::input::is_users;
+use crate::mapping::type_tree::{TypeTree, lacking_labels};
 use crate::mapping::{ColumnMapping, TableMapping};
-use crate::name::{TableName, quote_ident};
+use crate::name::quote_ident;
+use crate::postgres::type_trees::Trees;
 
 /// Why a table would not take rows, and what to run in the service.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -30,10 +35,32 @@ struct Intake {
     columns: Vec<Column>,
     /// Triggers that fire on mirrored rows: name, and the statement that makes an ordinary one of it.
     triggers: Vec<(String, String)>,
-    /// Checks: name and expression.
-    checks: Vec<(String, String)>,
+    checks: Vec<Check>,
     /// Unique indexes and exclusion constraints.
     uniques: Vec<Unique>,
+    domains: Vec<DomainRule>,
+    /// What the columns' types are made of.
+    types: Trees,
+}
+
+/// A check with its expression, as SQL and as the catalog keeps it.
+#[derive(Debug, Clone)]
+struct Check {
+    name: String,
+    sql: String,
+    tree: String,
+}
+
+/// What a domain that is met in a column's type asks of its values.
+#[derive(Debug, Clone)]
+struct DomainRule {
+    column: String,
+    /// As SQL.
+    domain: String,
+    /// The column's values are of it, and not only parts of them.
+    whole: bool,
+    /// `None` for NOT NULL.
+    check: Option<Check>,
 }
 
 #[derive(Debug, Clone)]
@@ -49,10 +76,17 @@ struct Column {
 #[derive(Debug, Clone)]
 struct Unique {
     name: String,
-    /// The statement that takes it away.
-    drop_sql: String,
-    /// Plain columns whose values must be unique together; none for expressions and exclusions.
-    columns: BTreeSet<String>,
+    /// The statement that takes it away; none for a primary key.
+    drop_sql: Option<String>,
+    /// Plain columns whose values must be unique together, each with what makes values equal there that are not written
+    /// alike; none for expressions and exclusions.
+    columns: BTreeMap<String, String>,
+    /// NULLS NOT DISTINCT.
+    nulls_alike: bool,
+    /// It is unique for rows that meet a condition only.
+    partial: bool,
+    /// All of it but its name and table's.
+    definition: String,
 }
 
 /// What the monolith itself promises of a table's rows.
@@ -60,7 +94,30 @@ struct Unique {
 struct Promises {
     not_null: BTreeSet<String>,
     checks: BTreeSet<String>,
-    uniques: Vec<BTreeSet<String>>,
+    /// With the service's names of columns.
+    uniques: Vec<Unique>,
+    /// Of all its unique indexes and exclusion constraints.
+    definitions: BTreeSet<String>,
+    /// Column of the monolith, and a check of a domain there or `None` for its NOT NULL.
+    domains: BTreeSet<(String, Option<String>)>,
+    types: Trees,
+}
+
+impl Promises {
+    /// Whether the monolith's rows are unique in this way, too.
+    fn keep(&self, unique: &Unique, nullable: impl Fn(&str) -> bool) -> bool {
+        let covered = |promised: &&Unique| {
+            let alike = |(name, equal): (&String, &String)| {
+                unique.columns.get(name).is_some_and(|other| other.is_empty() || other == equal)
+            };
+            !promised.columns.is_empty()
+                && promised.columns.iter().all(alike)
+                && (!unique.nulls_alike
+                    || promised.nulls_alike
+                    || !promised.columns.keys().any(|name| nullable(name)))
+        };
+        self.definitions.contains(&unique.definition) || self.uniques.iter().any(|one| covered(&one))
+    }
 }
 
 /// Everything that would keep a table from taking its rows.
@@ -72,7 +129,7 @@ pub(super) async fn faults(
     slice: &str,
     table: &TableMapping,
 ) -> Result<Vec<Fault>, MirrorError> {
-    let Some(mut intake) = intake(target, table).await? else {
+    let Some(mut intake) = read::intake(target, table).await? else {
         let fact = "it does not exist".to_owned();
         return Ok(vec![Fault {
             fact,
@@ -83,13 +140,15 @@ pub(super) async fn faults(
     let lack = rights::lacking(target, (&table.target, &names), rights::WRITING).await?;
     // What waits for the data, or is taken off right before it is copied, stands in no row's way.
     let ours = deferred::objects(target, slice, &table.target.to_string()).await?;
-    intake.checks.retain(|(name, _)| !ours.contains(name));
+    intake.checks.retain(|check| !ours.contains(&check.name));
     intake.uniques.retain(|unique| !ours.contains(&unique.name));
-    let promises = promises(source, table).await?;
+    let promises = read::promises(source, table).await?;
     let mut found = judge(table, &intake, lack, &promises);
-    for (fact, next, condition) in conditions(table, &intake, &promises) {
-        if is_broken(source, table, &condition).await? {
-            found.push(Fault { fact, next });
+    let types: Vec<(&str, &str)> =
+        intake.columns.iter().map(|one| (one.name.as_str(), one.type_sql.as_str())).collect();
+    for (fault, condition) in conditions(table, &intake, &promises) {
+        if question::is_broken(source, table, (&condition, &types)).await? {
+            found.push(fault);
         }
     }
     Ok(found)
@@ -114,7 +173,10 @@ fn judge(table: &TableMapping, intake: &Intake, lack: Option<Lack>, promises: &P
         });
     }
     for wanted in &table.columns {
-        found.extend(column(table, wanted, intake.columns.iter().find(|one| one.name == wanted.target)));
+        found.extend(column(table, wanted, (intake, promises)));
+    }
+    for rule in intake.domains.iter().filter(|rule| !rule.whole && !is_promised(table, rule, promises)) {
+        found.push(of_domain(rule, "and the monolith's types do not ask that"));
     }
     let mapped = |name: &str| table.columns.iter().any(|column| column.target == name);
     let unfed = intake.columns.iter().filter(|one| one.not_null && !one.filled && !mapped(&one.name));
@@ -126,20 +188,30 @@ fn judge(table: &TableMapping, intake: &Intake, lack: Option<Lack>, promises: &P
         fact: format!("its trigger {name} fires on mirrored rows, and may change or refuse them"),
         next: sql.clone(),
     }));
-    let kept = |unique: &&Unique| promises.uniques.iter().any(|columns| columns.is_subset(&unique.columns));
-    found.extend(intake.uniques.iter().filter(|unique| !kept(unique)).map(|unique| Fault {
-        fact: format!("{} keeps rows out that the monolith may have together", unique.name),
-        next: format!("{}, and make it again once the table is live", unique.drop_sql),
+    let nullable = |name: &str| {
+        !table.columns.iter().any(|one| one.target == name && promises.not_null.contains(&one.source))
+    };
+    let key: BTreeSet<&String> = table.key_columns().map(|column| &column.target).collect();
+    let is_key = |unique: &Unique| unique.columns.keys().collect::<BTreeSet<_>>() == key;
+    found.extend(intake.uniques.iter().filter(|unique| !promises.keep(unique, nullable)).map(|unique| {
+        Fault {
+            fact: format!("{} keeps rows out that the monolith may have together", unique.name),
+            next: match &unique.drop_sql {
+                Some(drop) if !is_key(unique) => format!("{drop}, and make it again once the table is live"),
+                // Without the key nothing could be mirrored.
+                Some(_) | None => format!("make {} as the monolith's is", unique.name),
+            },
+        }
     }));
     found
 }
 
-/// Types of the user are compared by what they are made of, elsewhere.
-fn column(table: &TableMapping, wanted: &ColumnMapping, present: Option<&Column>) -> Option<Fault> {
+fn column(table: &TableMapping, wanted: &ColumnMapping, sides: (&Intake, &Promises)) -> Option<Fault> {
+    let (intake, promises) = sides;
     let (name, target) = (&wanted.target, table.target.sql());
     let (column, of) = (quote_ident(name), &wanted.type_sql);
     let fault = |fact: String, next: String| Some(Fault { fact, next });
-    let Some(present) = present else {
+    let Some(present) = intake.columns.iter().find(|one| one.name == wanted.target) else {
         return fault(
             format!("it has no column {name}"),
             format!("ALTER TABLE {target} ADD COLUMN {column} {of}"),
@@ -149,7 +221,20 @@ fn column(table: &TableMapping, wanted: &ColumnMapping, present: Option<&Column>
         let next = format!("ALTER TABLE {target} DROP COLUMN {column}, ADD COLUMN {column} {of}");
         return fault(format!("its column {name} is generated"), next);
     }
-    if is_users(&wanted.cast_sql) || is_users(&present.type_sql) || wider(of, &present.type_sql) {
+    let there = promises.types.get(&(table.source.clone(), wanted.source.clone()));
+    let here = intake.types.get(&(table.target.clone(), name.clone()));
+    if let Some(misfit) = there.zip(here).and_then(|(there, here)| lacking_labels(there, here)) {
+        return fault(format!("its column {name} can't hold all values: {}", misfit.fact), misfit.next);
+    }
+    // Domains are what they are over, besides their rules. Where both have types of the user's, these were compared elsewhere.
+    let fits = match (there, here) {
+        (None, Some(TypeTree::Plain(base))) => is_users(of) || is_users(base) || wider(of, base),
+        (Some(TypeTree::Plain(base)), None) => is_users(base) || wider(base, &present.type_sql),
+        (None, Some(_)) => is_users(of),
+        (Some(_), _) => true,
+        (None, None) => is_users(of) || wider(of, &present.type_sql),
+    };
+    if fits {
         return None;
     }
     fault(
@@ -158,160 +243,70 @@ fn column(table: &TableMapping, wanted: &ColumnMapping, present: Option<&Column>
     )
 }
 
-/// What rows must meet in the service and need not on the monolith: fact, statement, condition on the service's columns. Pure.
-fn conditions(table: &TableMapping, intake: &Intake, promises: &Promises) -> Vec<(String, String, String)> {
+fn is_promised(table: &TableMapping, rule: &DomainRule, promises: &Promises) -> bool {
+    let Some(mapped) = table.columns.iter().find(|one| one.target == rule.column) else { return true };
+    let check = rule.check.as_ref().map(|check| check.sql.clone());
+    promises.domains.contains(&(mapped.source.clone(), check))
+}
+
+fn of_domain(rule: &DomainRule, why: &str) -> Fault {
+    let DomainRule { column, domain, check, .. } = rule;
+    match check {
+        None => Fault {
+            fact: format!("the domain {domain} of its column {column} is NOT NULL, {why}"),
+            next: format!("ALTER DOMAIN {domain} DROP NOT NULL"),
+        },
+        Some(Check { name, sql, .. }) => Fault {
+            fact: format!(
+                "the domain {domain} of its column {column} has the constraint {name}, {sql}, {why}"
+            ),
+            next: format!("ALTER DOMAIN {domain} DROP CONSTRAINT {}", quote_ident(name)),
+        },
+    }
+}
+
+/// What rows must meet in the service and need not on the monolith. Pure.
+fn conditions(table: &TableMapping, intake: &Intake, promises: &Promises) -> Vec<(Fault, Condition)> {
     let target = table.target.sql();
     let mut found = Vec::new();
+    // Not IS NOT NULL, which is about the parts of a composite value.
+    let present = |column: &str| Condition {
+        sql: format!("{} IS DISTINCT FROM NULL", quote_ident(column)),
+        tree: None,
+        value: None,
+    };
     for wanted in &table.columns {
         let strict = intake.columns.iter().any(|one| one.name == wanted.target && one.not_null);
         if strict && !promises.not_null.contains(&wanted.source) {
+            let fact = format!(
+                "its column {} is NOT NULL, and rows of the monolith hold nothing there",
+                wanted.target
+            );
             let column = quote_ident(&wanted.target);
-            found.push((
-                format!(
-                    "its column {} is NOT NULL, and rows of the monolith hold nothing there",
-                    wanted.target
-                ),
-                format!("ALTER TABLE {target} ALTER COLUMN {column} DROP NOT NULL"),
-                format!("{column} IS NOT NULL"),
-            ));
+            let next = format!("ALTER TABLE {target} ALTER COLUMN {column} DROP NOT NULL");
+            found.push((Fault { fact, next }, present(&wanted.target)));
+        }
+        let rules = intake.domains.iter().filter(|rule| rule.whole && rule.column == wanted.target);
+        for rule in rules.filter(|rule| !is_promised(table, rule, promises)) {
+            let condition = match &rule.check {
+                None if promises.not_null.contains(&wanted.source) => continue,
+                None => present(&wanted.target),
+                Some(check) => Condition {
+                    sql: check.sql.clone(),
+                    tree: Some(check.tree.clone()),
+                    value: Some(wanted.source.clone()),
+                },
+            };
+            found.push((of_domain(rule, "and rows of the monolith do not meet that"), condition));
         }
     }
-    for (name, expression) in intake.checks.iter().filter(|(_, sql)| !promises.checks.contains(sql)) {
-        found.push((
-            format!("its constraint {name} refuses rows that the monolith has"),
-            format!("ALTER TABLE {target} DROP CONSTRAINT {}", quote_ident(name)),
-            expression.clone(),
-        ));
+    for Check { name, sql, tree } in
+        intake.checks.iter().filter(|check| !promises.checks.contains(&check.sql))
+    {
+        let fact = format!("its constraint {name} refuses rows that the monolith has");
+        let next = format!("ALTER TABLE {target} DROP CONSTRAINT {}", quote_ident(name));
+        let condition = Condition { sql: sql.clone(), tree: Some(tree.clone()), value: None };
+        found.push((Fault { fact, next }, condition));
     }
     found
-}
-
-/// Whether a row of the monolith does not meet a condition that was written for the service. One that the monolith can't
-/// work out, because it needs a function or a column of the service's, is left to the rows that are tried.
-async fn is_broken(source: &Client, table: &TableMapping, condition: &str) -> Result<bool, MirrorError> {
-    let columns: Vec<String> = table
-        .columns
-        .iter()
-        .map(|column| format!("{} AS {}", quote_ident(&column.source), quote_ident(&column.target)))
-        .collect();
-    let filter = table.filter_sql().map_or_else(String::new, |sql| format!(" WHERE {sql}"));
-    let only = if table.partitioned { "" } else { "ONLY " };
-    let sql = format!(
-        "SELECT EXISTS (SELECT FROM (SELECT {} FROM {only}{}{filter}) AS t WHERE NOT ({condition}))",
-        columns.join(", "),
-        table.source.sql()
-    );
-    match source.query_one(&sql, &[]).await {
-        Ok(row) => Ok(row.get(0)),
-        Err(error) if error.as_db_error().is_some() && !crate::postgres::sqlstate::is_retryable(&error) => {
-            Ok(false)
-        }
-        Err(error) => {
-            Err(MirrorError::sql("asking the monolith for rows that the service would refuse")(error))
-        }
-    }
-}
-
-async fn intake(target: &Client, table: &TableMapping) -> Result<Option<Intake>, MirrorError> {
-    let failed = || MirrorError::sql("reading what a table of the service takes");
-    let name: [&(dyn tokio_postgres::types::ToSql + Sync); 2] = [&table.target.schema, &table.target.name];
-    let of = "FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace";
-    let is = "n.nspname = $1 AND c.relname = $2 AND c.relkind IN ('r', 'p')";
-    let sql = format!("SELECT row_security_active(c.oid) {of} WHERE {is}");
-    let Some(row) = target.query_opt(&sql, &name).await.map_err(failed())? else { return Ok(None) };
-    let mut found = Intake { filtered: row.get(0), ..Intake::default() };
-    let sql = format!(
-        "SELECT a.attname::text, format_type(a.atttypid, a.atttypmod), a.attnotnull, \
-                a.atthasdef OR a.attidentity <> '', a.attgenerated <> '' \
-         {of} JOIN pg_attribute a ON a.attrelid = c.oid WHERE {is} AND a.attnum > 0 AND NOT a.attisdropped"
-    );
-    let rows = target.query(&sql, &name).await.map_err(failed())?;
-    let column = |row: &tokio_postgres::Row| Column {
-        name: row.get(0),
-        type_sql: row.get(1),
-        not_null: row.get(2),
-        filled: row.get(3),
-        generated: row.get(4),
-    };
-    found.columns = rows.iter().map(column).collect();
-    // Of a partition, too: a row fires what hangs on the one that it goes to. Our gates let the mirror pass.
-    let sql = format!(
-        "SELECT t.tgname::text, p.relname::text, m.nspname::text {of} \
-         JOIN LATERAL (SELECT c.oid UNION SELECT relid FROM pg_partition_tree(c.oid)) AS part (oid) ON true \
-         JOIN pg_class p ON p.oid = part.oid JOIN pg_namespace m ON m.oid = p.relnamespace \
-         JOIN pg_trigger t ON t.tgrelid = p.oid JOIN pg_proc f ON f.oid = t.tgfoid \
-         WHERE {is} AND t.tgenabled IN ('A', 'R') AND NOT t.tgisinternal \
-           AND f.pronamespace <> 'strangler'::regnamespace ORDER BY 1, 2"
-    );
-    for row in target.query(&sql, &name).await.map_err(failed())? {
-        let (trigger, table, schema): (String, String, String) = (row.get(0), row.get(1), row.get(2));
-        let on = TableName::new(schema, table);
-        let sql = format!("ALTER TABLE {} ENABLE TRIGGER {}", on.sql(), quote_ident(&trigger));
-        found.triggers.push((trigger, sql));
-    }
-    let checks =
-        format!("{CHECKS} {of} JOIN pg_constraint k ON k.conrelid = c.oid WHERE {is} AND k.contype = 'c'");
-    let rows = target.query(&checks, &name).await.map_err(failed())?;
-    found.checks = rows.iter().map(|row| (row.get(0), row.get(1))).collect();
-    found.uniques = uniques(target, table).await.map_err(failed())?;
-    Ok(Some(found))
-}
-
-const CHECKS: &str = "SELECT k.conname::text, pg_get_expr(k.conbin, k.conrelid)";
-
-async fn uniques(target: &Client, table: &TableMapping) -> Result<Vec<Unique>, tokio_postgres::Error> {
-    let sql = "SELECT coalesce(k.conname, i.relname)::text, k.conname IS NOT NULL, m.nspname::text, i.relname::text, \
-                      x.indisexclusion OR x.indexprs IS NOT NULL, \
-                      ARRAY(SELECT a.attname::text FROM unnest(x.indkey[0:x.indnkeyatts - 1]) AS key (num) \
-                            JOIN pg_attribute a ON a.attrelid = x.indrelid AND a.attnum = key.num) \
-               FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace \
-               JOIN pg_index x ON x.indrelid = c.oid JOIN pg_class i ON i.oid = x.indexrelid \
-               JOIN pg_namespace m ON m.oid = i.relnamespace \
-               LEFT JOIN pg_constraint k ON k.conindid = i.oid AND k.contype IN ('p', 'u', 'x') \
-               WHERE n.nspname = $1 AND c.relname = $2 AND (x.indisunique OR x.indisexclusion) ORDER BY 1";
-    let rows = target.query(sql, &[&table.target.schema, &table.target.name]).await?;
-    let unique = |row: &tokio_postgres::Row| {
-        let (name, constraint): (String, bool) = (row.get(0), row.get(1));
-        let (schema, index): (String, String) = (row.get(2), row.get(3));
-        let drop_sql = if constraint {
-            format!("ALTER TABLE {} DROP CONSTRAINT {}", table.target.sql(), quote_ident(&name))
-        } else {
-            format!("DROP INDEX {}", TableName::new(schema, index).sql())
-        };
-        let columns = if row.get(4) { Vec::new() } else { row.get::<_, Vec<String>>(5) };
-        Unique { name, drop_sql, columns: columns.into_iter().collect() }
-    };
-    Ok(rows.iter().map(unique).collect())
-}
-
-/// What holds for every row on the monolith, in the service's names of columns where indexes are meant.
-async fn promises(source: &Client, table: &TableMapping) -> Result<Promises, MirrorError> {
-    let failed = || MirrorError::sql("reading what a table of the monolith promises");
-    let name: [&(dyn tokio_postgres::types::ToSql + Sync); 2] = [&table.source.schema, &table.source.name];
-    let of = "FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace";
-    let is = "n.nspname = $1 AND c.relname = $2";
-    let sql = format!(
-        "SELECT a.attname::text {of} JOIN pg_attribute a ON a.attrelid = c.oid WHERE {is} AND a.attnotnull"
-    );
-    let rows = source.query(&sql, &name).await.map_err(failed())?;
-    let not_null = rows.iter().map(|row| row.get(0)).collect();
-    let sql = format!(
-        "{CHECKS} {of} JOIN pg_constraint k ON k.conrelid = c.oid WHERE {is} AND k.contype = 'c' AND k.convalidated"
-    );
-    let rows = source.query(&sql, &name).await.map_err(failed())?;
-    let checks = rows.iter().map(|row| row.get(1)).collect();
-    let sql = format!(
-        "SELECT ARRAY(SELECT a.attname::text FROM unnest(x.indkey[0:x.indnkeyatts - 1]) AS key (num) \
-                      JOIN pg_attribute a ON a.attrelid = x.indrelid AND a.attnum = key.num) \
-         {of} JOIN pg_index x ON x.indrelid = c.oid \
-         WHERE {is} AND x.indisunique AND x.indisvalid AND x.indpred IS NULL AND x.indexprs IS NULL"
-    );
-    let rows = source.query(&sql, &name).await.map_err(failed())?;
-    let there = |row: &tokio_postgres::Row| -> Option<BTreeSet<String>> {
-        let columns: Vec<String> = row.get(0);
-        columns.iter().map(|name| Some(table.column(name)?.target.clone())).collect()
-    };
-    let key = table.key_columns().map(|column| column.target.clone()).collect();
-    let uniques = rows.iter().filter_map(there).chain([key]).collect();
-    Ok(Promises { not_null, checks, uniques })
 }

@@ -10,17 +10,16 @@ use super::back;
 use super::batch::{Batch, Boundary};
 use super::beforehand;
 use super::copying::{Copying, ROWS_PER_RANGE_FIRST};
+use super::emptying;
 use super::engine::{Engine, SliceConfig};
 use super::error::MirrorError;
-use super::finish;
 use super::meanings;
 use super::publication::{self, Named, Published};
 use super::pulse::Vitals;
-use super::record::{Happened, Recorder};
+use super::record::Happened;
 use super::repair::Repairs;
 use super::rights;
 use super::route::Router;
-use super::sample;
 use super::source;
 use super::start::{self, Both, Fault, Memory, ProcessName, Standstill, Starting, open};
 use super::stream::Assembler;
@@ -29,7 +28,7 @@ use super::tripwire::Strays;
 use super::watch;
 use crate::failpoint;
 use crate::failpoint::hooks::Mutant;
-use crate::journal::claims::{Claim, ClaimStatements};
+use crate::journal::claims::Claim;
 use crate::journal::copies::{self, TableRow, TableState};
 use crate::journal::ledger;
 use crate::journal::process;
@@ -44,7 +43,7 @@ use crate::problem::arm_anew;
 pub(super) struct Links {
     pub(super) source: Session,
     pub(super) target: Session,
-    replication: Connection,
+    pub(super) replication: Connection,
     system: SystemIdentity,
 }
 
@@ -61,8 +60,14 @@ pub async fn run_once(
 ) -> Result<(), MirrorError> {
     match start_and_run(config, process, memory, stop).await {
         Ok(()) => Ok(()),
-        Err(error) => Err(rights::explain(config, error).await),
+        Err(error) => Err(rights::explain((config, &order(memory)), error).await),
     }
+}
+
+/// What was typed to have tables copied again and is not done yet.
+fn order(memory: &Memory) -> String {
+    let rebuild = memory.rebuild.then(|| " --rebuild".to_owned());
+    rebuild.into_iter().chain(memory.retry.iter().map(|table| format!(" --retry {table}"))).collect()
 }
 
 async fn start_and_run(
@@ -113,6 +118,7 @@ async fn prepare(
     let both = Both::of(config.direction, &links.source, &links.target);
     start::check_links(both, (starting, &config.mapping.service)).await?;
     if config.direction == Direction::Forward {
+        start::check_version(config, memory).await?;
         let wanted = config.mapping.tables.iter().map(|table| &table.source);
         start::check_tables(&links.target, slice, wanted).await?;
     }
@@ -140,7 +146,7 @@ async fn prepare(
     )
     .await?;
     let row = if memory.rebuild && config.direction == Direction::Forward {
-        let row = rebuild(config, &mut links, starting, row, &identity).await?;
+        let row = emptying::rebuild(config, &mut links, starting, row, &identity).await?;
         memory.rebuild = false;
         row
     } else {
@@ -188,7 +194,7 @@ fn copy_again_only_from_the_authority(
     })
 }
 
-fn claim(config: &SliceConfig, row: &StreamRow, applied: Lsn) -> Claim {
+pub(super) fn claim(config: &SliceConfig, row: &StreamRow, applied: Lsn) -> Claim {
     Claim {
         slice: config.mapping.slice.clone(),
         direction: config.direction,
@@ -223,7 +229,7 @@ async fn copy_anew(
         )
         .await?;
     }
-    retry(config, links, claim, (&again, &order)).await?;
+    emptying::retry(config, links, claim, (&again, &order)).await?;
     memory.retry.clear();
     let site = watch::Site {
         source: &links.source,
@@ -470,104 +476,6 @@ pub(super) async fn check_entry(
             Err(publication::left(&[label.as_str()], named).into())
         }
     }
-}
-
-/// `--retry`: empties tables and lets them be copied again. Their unique indexes besides the key's wait for the data
-/// again, because pieces of different snapshots may break them for a while.
-async fn retry(
-    config: &SliceConfig,
-    links: &Links,
-    claim: &Claim,
-    (tables, order): (&[&TableMapping], &str),
-) -> Result<(), MirrorError> {
-    if tables.is_empty() {
-        return Ok(());
-    }
-    for table in tables {
-        finish::defer_again(&config.admin, &claim.slice, claim.nonce, table).await?;
-    }
-    begin_emptying(links, claim, (tables, order), ("retry", &config.recorder)).await?;
-    links.target.batch_execute("COMMIT").await.map_err(MirrorError::sql("emptying tables"))?;
-    config.recorder.anchor();
-    failpoint::hit("emptied-for-copy");
-    Ok(())
-}
-
-/// Opens a transaction under the claim that empties tables and forgets what was copied of them. Each of them has taken some of
-/// the monolith's rows in it, or the transaction is given up and they keep what they have.
-async fn begin_emptying(
-    links: &Links,
-    claim: &Claim,
-    (tables, order): (&[&TableMapping], &str),
-    (cause, recorder): (&'static str, &Recorder),
-) -> Result<(), MirrorError> {
-    let target = &links.target;
-    let statements = ClaimStatements::prepare(target, claim).await?;
-    let mut samples = Vec::with_capacity(tables.len());
-    for table in tables {
-        samples.push(sample::read(&links.source, table).await?);
-    }
-    target.batch_execute("BEGIN").await.map_err(MirrorError::sql("opening a transaction"))?;
-    if !claim.share(target, &statements).await? {
-        return Err(start::shut_out(target, claim).await);
-    }
-    let (mut emptied, mut refused) = (Vec::with_capacity(tables.len()), Vec::new());
-    for (table, sample) in tables.iter().zip(samples) {
-        let source = table.source.to_string();
-        start::empty_table(target, &table.target.sql()).await?;
-        refused.extend(sample::refused(target, table, sample).await?.map(|why| (*table, why)));
-        copies::delete_parts(target, &claim.slice, &source).await?;
-        let copy =
-            copies::set_without_pieces(target, &claim.slice, &source, TableState::Pending, None).await?;
-        emptied.push((source, copy));
-    }
-    if !refused.is_empty() {
-        target.batch_execute("ROLLBACK").await.map_err(MirrorError::sql("leaving tables as they are"))?;
-        return Err(beforehand::rows_refused(&claim.slice, &refused, order).into());
-    }
-    for (table, copy) in &emptied {
-        let happened = Happened::CopyAgain { table, cause, copy: *copy };
-        recorder.write(target, Some(claim.applied), happened).await?;
-    }
-    Ok(())
-}
-
-/// `--rebuild`: gives the old slot back and starts over under a new one, with every table to be copied again.
-async fn rebuild(
-    config: &SliceConfig,
-    links: &mut Links,
-    starting: Starting<'_>,
-    row: StreamRow,
-    identity: &streams::Source,
-) -> Result<StreamRow, MirrorError> {
-    let slice = starting.slice;
-    let tables: Vec<&TableMapping> = config.mapping.tables.iter().collect();
-    let copied = (tables.as_slice(), "--rebuild");
-    beforehand::check((&links.source, &links.target), &config.mapping, copied).await?;
-    let tell = |text: &str| config.board.phase(config.of(), "waiting", Some(text));
-    start::wait_for_slot(&links.source, &row.slot, &tell).await?;
-    for mapping in &tables {
-        finish::defer_again(&config.admin, slice, row.nonce, mapping).await?;
-    }
-    let claim = claim(config, &row, row.applied);
-    // One transaction: a stream that starts anew over tables that still count as copied would lose every change
-    // between the two slots.
-    begin_emptying(links, &claim, copied, ("rebuild", &config.recorder)).await?;
-    // The old slot goes before the commit: a crash after it leaves a stream in a gap, never a slot that nobody knows of. It goes
-    // when nothing refuses the copy any more: without it nothing but a copy brings the slice on.
-    if source::slot(&links.source, &row.slot).await?.is_some() {
-        links.replication.drop_slot(&row.slot).await?;
-        failpoint::hit("rebuild-slot-dropped");
-    }
-    let slot = start::slot_name(starting.plan, slice);
-    if !streams::reset(&links.target, slice, row.nonce, &slot, identity).await? {
-        return Err(MirrorError::Fenced { slice: slice.to_owned() });
-    }
-    links.target.batch_execute("COMMIT").await.map_err(MirrorError::sql("starting the slice over"))?;
-    config.recorder.anchor();
-    failpoint::hit("rebuild-reset");
-    let fresh = streams::read(&links.target, config.of()).await?;
-    fresh.ok_or_else(|| MirrorError::Unreadable { what: format!("the stream row of slice {slice}") })
 }
 
 /// The publication is there, holds exactly the mapping's tables, and leaves nothing of them out.

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use tokio_postgres::Client;
 
-use super::engine::hit;
+use super::engine::{SliceConfig, hit};
 use super::error::MirrorError;
 use super::record::{Happened, Recorder};
 use super::source::{self, SlotFacts};
@@ -141,6 +141,22 @@ pub async fn check_links(
             next: problem.next,
         }),
     }
+}
+
+/// Checks that no later version has provisioned the service, which the applier's role may not look up.
+///
+/// # Errors
+/// [`MirrorError::Refused`] among others.
+pub(super) async fn check_version(config: &SliceConfig, memory: &Memory) -> Result<(), MirrorError> {
+    let mapping = &config.mapping;
+    if memory.started || !migrate::is_newer(&*open(&config.admin, &mapping.slice).await?).await? {
+        return Ok(());
+    }
+    let problem = whereabouts::Astray::Newer { database: format!("service {}", mapping.service) }.problem();
+    Err(MirrorError::Refused {
+        what: format!("slice {} can't be mirrored: {}: {}", mapping.slice, problem.object, problem.fact),
+        next: problem.next,
+    })
 }
 
 /// What a start found in both databases.

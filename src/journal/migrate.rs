@@ -75,6 +75,26 @@ pub async fn form(client: &Client) -> Result<Form, JournalError> {
     })
 }
 
+/// Whether a later version than this one has provisioned a database; it may mean something else by what stands there. A role
+/// that may not read the history is told no.
+///
+/// # Errors
+/// [`JournalError::Database`].
+pub async fn is_newer(client: &Client) -> Result<bool, JournalError> {
+    let failed = || JournalError::database("looking at the version of the tables");
+    let readable = "SELECT pg_catalog.has_schema_privilege('strangler', 'USAGE') \
+                    AND pg_catalog.has_table_privilege(c.oid, 'SELECT') \
+                    FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace \
+                    WHERE n.nspname = 'strangler' AND c.relname = 'schema_history'";
+    let row = client.query_opt(readable, &[]).await.map_err(failed())?;
+    if !row.is_some_and(|row| row.get(0)) {
+        return Ok(false);
+    }
+    let sql = format!("SELECT count(*) FROM {HISTORY} WHERE version > $1");
+    let known = i32::try_from(VERSIONS.len()).unwrap_or(i32::MAX);
+    Ok(client.query_one(&sql, &[&known]).await.map_err(failed())?.get::<_, i64>(0) > 0)
+}
+
 /// Versions that the database lacks, by name, in order. The connection may be in a transaction.
 ///
 /// # Errors

@@ -5,11 +5,13 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use tokio_postgres::Client;
 
-use super::JournalError;
+use super::{JournalError, migrate};
 use crate::problem::{Problem, START_ANEW};
 
 /// Code of a slice whose name another plan has provisioned; every verb says it.
 const SLICE_TAKEN: &str = "slice-taken";
+/// Code of a database that a later version of this program has provisioned.
+const NEWER: &str = "newer-tables";
 
 /// One side of a slice, as `provision` entered it.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
@@ -35,6 +37,8 @@ pub struct Whereabouts {
     pub sides: Vec<Side>,
     /// Slices whose stream into this database has begun, with the hash of the mapping that they were provisioned for.
     pub begun: BTreeMap<String, String>,
+    /// A later version of this program has provisioned it.
+    pub newer: bool,
 }
 
 /// Tells one running database from any other: start of its server and its oid. The system identifier would not do,
@@ -76,7 +80,8 @@ pub async fn read(client: &Client) -> Result<Whereabouts, JournalError> {
                WHERE n.nspname = 'strangler' AND c.relname IN ('slice', 'stream') \
                  AND has_schema_privilege(n.oid, 'USAGE') AND has_table_privilege(c.oid, 'SELECT')";
     let row = client.query_one(sql, &[]).await.map_err(failed())?;
-    let mut found = Whereabouts { place, database: row.get(0), ..Whereabouts::default() };
+    let newer = migrate::is_newer(client).await?;
+    let mut found = Whereabouts { place, database: row.get(0), newer, ..Whereabouts::default() };
     if row.get(1) {
         let sql = "SELECT slice, plan, service, side = 'service' FROM strangler.slice ORDER BY slice";
         let rows = client.query(sql, &[]).await.map_err(failed())?;
@@ -153,6 +158,11 @@ pub enum Astray {
         /// What was provisioned there.
         side: Side,
     },
+    /// A later version of this program has provisioned the database.
+    Newer {
+        /// Where, as an operator names it.
+        database: String,
+    },
 }
 
 /// What is wrong with the two links of a slice. A side that is not known, because its database did not answer, tells
@@ -196,7 +206,10 @@ pub fn astray(
         let mut sides = at.iter().flat_map(|at| &at.sides);
         let other = |side: &&Side| side.plan != route.plan || side.service != route.service;
         if let Some(side) = sides.find(|side| side.slice == route.slice && other(side)) {
-            found.insert(Astray::Taken { database, side: side.clone() });
+            found.insert(Astray::Taken { database: database.clone(), side: side.clone() });
+        }
+        if at.is_some_and(|at| at.newer) {
+            found.insert(Astray::Newer { database });
         }
     }
     found
@@ -205,7 +218,9 @@ pub fn astray(
 /// What such problems come to, as a heading and the code of an error: of slices that are another plan's, the link is right.
 #[must_use]
 pub fn summary(problems: &[Problem]) -> (&'static str, &'static str) {
-    if problems.iter().all(|problem| problem.code == SLICE_TAKEN) {
+    if problems.iter().all(|problem| problem.code == NEWER) {
+        ("a later version of strangler has provisioned the databases", NEWER)
+    } else if problems.iter().all(|problem| problem.code == SLICE_TAKEN) {
         ("the databases hold a slice of this name that is another plan's or another service's", SLICE_TAKEN)
     } else {
         ("links lead to other databases than the plan says", "links-astray")
@@ -272,6 +287,10 @@ impl Astray {
                         side.plan, side.service
                     ))
             }
+            Self::Newer { database } => Problem::error(NEWER, database)
+                .fact("strangler's own tables there are of a later version than this program knows")
+                .consequence("it could mistake what stands there")
+                .next("use the strangler that provisioned it last, or a later one"),
         }
     }
 }
@@ -294,6 +313,7 @@ mod tests {
             database: format!("db{place}"),
             sides: sides.iter().map(side).collect(),
             begun: BTreeMap::new(),
+            newer: false,
         }
     }
 
@@ -311,6 +331,15 @@ mod tests {
 
     fn codes(monolith: Option<&Whereabouts>, service: Option<&Whereabouts>) -> Vec<&'static str> {
         astray(ROUTE, monolith, service).iter().map(|one| one.problem().code).collect()
+    }
+
+    #[test]
+    fn a_database_that_a_later_version_has_provisioned_is_named() {
+        let newer = Whereabouts { newer: true, ..orders() };
+        let problems: Vec<Problem> =
+            astray(ROUTE, Some(&monolith()), Some(&newer)).iter().map(Astray::problem).collect();
+        assert_eq!(problems.iter().map(|problem| problem.code).collect::<Vec<_>>(), [NEWER]);
+        assert_eq!(summary(&problems).1, NEWER);
     }
 
     #[test]

@@ -68,6 +68,38 @@ pub fn apart(monolith: &TypeTree, service: &TypeTree) -> Option<Misfit> {
     }
 }
 
+/// The labels that an enum of the service lacks, at any depth, with the statements that add them where the monolith has them.
+/// A value with one of them is refused there.
+#[must_use]
+pub fn lacking_labels(monolith: &TypeTree, service: &TypeTree) -> Option<Misfit> {
+    match (monolith, service) {
+        (TypeTree::Array(monolith), TypeTree::Array(service))
+        | (TypeTree::Range(monolith), TypeTree::Range(service)) => lacking_labels(monolith, service),
+        (TypeTree::Composite { attributes, .. }, TypeTree::Composite { attributes: present, .. }) => {
+            attributes
+                .iter()
+                .zip(present)
+                .find_map(|(wanted, present)| lacking_labels(&wanted.of, &present.of))
+        }
+        (TypeTree::Enum { labels, .. }, TypeTree::Enum { name, labels: present }) => {
+            let (mut lacking, mut statements) = (Vec::new(), Vec::new());
+            for (at, label) in labels.iter().enumerate().filter(|(_, label)| !present.contains(label)) {
+                let before = at.checked_sub(1).and_then(|at| labels.get(at));
+                let place = match (before, present.first()) {
+                    (Some(before), _) => format!(" AFTER {}", quote_literal(before)),
+                    (None, Some(first)) => format!(" BEFORE {}", quote_literal(first)),
+                    (None, None) => String::new(),
+                };
+                lacking.push(quote_literal(label));
+                statements.push(format!("ALTER TYPE {name} ADD VALUE {}{place}", quote_literal(label)));
+            }
+            let fact = format!("the enum {name} lacks the labels {}", lacking.join(", "));
+            (!lacking.is_empty()).then(|| Misfit { fact, next: statements.join("; ") })
+        }
+        _ => None,
+    }
+}
+
 /// A label stands where the monolith has another one that the service lacks: it got another name there.
 fn renamed(name: &str, wanted: &[String], present: &[String]) -> Option<Misfit> {
     let pairs = wanted.iter().zip(present);
@@ -235,6 +267,13 @@ mod tests {
         );
         assert_eq!(next(&mood(&["ok", "sad", "new"]), &mood(&["ok", "sad"])), "");
         assert_eq!(next(&mood(&["ok", "sad"]), &mood(&["ok", "sad", "more"])), "");
+        let of = |labels: &[&str]| TypeTree::Array(Box::new(mood(labels)));
+        let lacking = lacking_labels(&of(&["a", "ok", "b"]), &of(&["ok", "more"])).unwrap();
+        assert_eq!(
+            lacking.next,
+            "ALTER TYPE public.mood ADD VALUE 'a' BEFORE 'ok'; ALTER TYPE public.mood ADD VALUE 'b' AFTER 'ok'"
+        );
+        assert_eq!(lacking_labels(&mood(&["ok"]), &mood(&["ok", "more"])), None);
     }
 
     #[test]

@@ -1,0 +1,207 @@
+//! Empties tables of the service that are to be copied again: once they would take their rows, and in nobody's way.
+
+use std::time::Duration;
+
+use tokio_postgres::Client;
+
+use super::engine::SliceConfig;
+use super::error::MirrorError;
+use super::launch::{Links, claim};
+use super::record::Happened;
+use super::sample::{self, Sample};
+use super::start::{self, Starting};
+use super::{beforehand, finish, source};
+use crate::failpoint;
+use crate::journal::claims::{Claim, ClaimStatements};
+use crate::journal::copies::{self, TableState};
+use crate::journal::streams::{self, StreamRow};
+use crate::mapping::TableMapping;
+use crate::postgres::sqlstate;
+
+/// New readers of a table wait behind whoever waits to empty it: no longer than an application bears.
+const LOCK_TIMEOUT_MS: u32 = 300;
+/// They have all gone on by then.
+const PAUSE: Duration = Duration::from_secs(1);
+/// How often it is looked whether older transactions have ended.
+const LOOK: Duration = Duration::from_millis(200);
+
+/// `--retry`: empties tables and lets them be copied again. Their unique indexes besides the key's wait for the data
+/// again, because pieces of different snapshots may break them for a while.
+pub(super) async fn retry(
+    config: &SliceConfig,
+    links: &Links,
+    claim: &Claim,
+    (tables, order): (&[&TableMapping], &str),
+) -> Result<(), MirrorError> {
+    if tables.is_empty() {
+        return Ok(());
+    }
+    defer_again(config, tables, claim.nonce).await?;
+    begin_emptying(config, links, claim, (tables, order), "retry").await?;
+    links.target.batch_execute("COMMIT").await.map_err(MirrorError::sql("emptying tables"))?;
+    config.recorder.anchor();
+    failpoint::hit("emptied-for-copy");
+    Ok(())
+}
+
+/// Lets what rows may break wait for the data again. Nobody waits long behind it.
+async fn defer_again(config: &SliceConfig, tables: &[&TableMapping], nonce: i64) -> Result<(), MirrorError> {
+    let slice = config.mapping.slice.as_str();
+    let mut watcher = None;
+    for table in tables {
+        loop {
+            match finish::defer_again(&config.admin, (slice, nonce), table, LOCK_TIMEOUT_MS).await {
+                Err(error) if is_busy(&error) => {}
+                ended => break ended?,
+            }
+            let client = match &mut watcher {
+                Some(client) => &*client,
+                none => &*none.insert(start::open(&config.admin, slice).await?),
+            };
+            give_way(config, client, &[table]).await?;
+        }
+    }
+    Ok(())
+}
+
+/// Opens a transaction under the claim that empties tables and forgets what was copied of them. Each of them has taken some of
+/// the monolith's rows in it, or the transaction is given up and they keep what they have. Tried as often as it takes: the
+/// service's readers queue behind whoever waits to empty a table.
+async fn begin_emptying(
+    config: &SliceConfig,
+    links: &Links,
+    claim: &Claim,
+    (tables, order): (&[&TableMapping], &str),
+    cause: &'static str,
+) -> Result<(), MirrorError> {
+    let target = &links.target;
+    let statements = ClaimStatements::prepare(target, claim).await?;
+    let mut samples = Vec::with_capacity(tables.len());
+    for table in tables {
+        samples.push((*table, sample::read(&links.source, table).await?));
+    }
+    let emptied = loop {
+        match empty(target, (claim, &statements), (&samples, order)).await {
+            Err(error) if is_busy(&error) => {}
+            ended => break ended?,
+        }
+        target.batch_execute("ROLLBACK").await.map_err(MirrorError::sql("giving way"))?;
+        give_way(config, target, tables).await?;
+    };
+    for (table, copy) in &emptied {
+        let happened = Happened::CopyAgain { table, cause, copy: *copy };
+        config.recorder.write(target, Some(claim.applied), happened).await?;
+    }
+    Ok(())
+}
+
+/// One attempt. Returns the tables with the numbers of their copies.
+async fn empty(
+    target: &Client,
+    (claim, statements): (&Claim, &ClaimStatements),
+    (samples, order): (&[(&TableMapping, Sample)], &str),
+) -> Result<Vec<(String, i32)>, MirrorError> {
+    let begin = format!("BEGIN; SET LOCAL lock_timeout = {LOCK_TIMEOUT_MS}");
+    target.batch_execute(&begin).await.map_err(MirrorError::sql("opening a transaction"))?;
+    if !claim.share(target, statements).await? {
+        return Err(start::shut_out(target, claim).await);
+    }
+    let (mut emptied, mut refused) = (Vec::with_capacity(samples.len()), Vec::new());
+    for (table, sample) in samples {
+        let source = table.source.to_string();
+        start::empty_table(target, &table.target.sql()).await?;
+        refused.extend(sample::refused(target, table, sample.clone()).await?.map(|why| (*table, why)));
+        copies::delete_parts(target, &claim.slice, &source).await?;
+        let copy =
+            copies::set_without_pieces(target, &claim.slice, &source, TableState::Pending, None).await?;
+        emptied.push((source, copy));
+    }
+    if !refused.is_empty() {
+        target.batch_execute("ROLLBACK").await.map_err(MirrorError::sql("leaving tables as they are"))?;
+        return Err(beforehand::rows_refused(&claim.slice, &refused, order).into());
+    }
+    // What comes now is between the mirror's own tables.
+    target.batch_execute("SET LOCAL lock_timeout = 0").await.map_err(MirrorError::sql("emptying tables"))?;
+    Ok(emptied)
+}
+
+/// A lock was not to be had in time.
+fn is_busy(error: &MirrorError) -> bool {
+    if let MirrorError::Sql { source, .. } = error {
+        return sqlstate::is_lock_timeout(source);
+    }
+    let MirrorError::Journal(error) = error else { return false };
+    error.database_error().is_some_and(sqlstate::is_lock_timeout)
+}
+
+/// Says whom emptying waits for, and lets those go first who queued behind it.
+async fn give_way(
+    config: &SliceConfig,
+    client: &Client,
+    tables: &[&TableMapping],
+) -> Result<(), MirrorError> {
+    let names: Vec<String> = tables.iter().map(|table| table.target.sql()).collect();
+    let who = source::lock_holder(client, &names).await?;
+    let text = format!("a table of the service can't be emptied while it is in use: {who}");
+    config.board.phase(config.of(), "waiting", Some(&text));
+    tokio::time::sleep(PAUSE).await;
+    Ok(())
+}
+
+/// A new slot is there once every transaction has ended that runs now, and until then nothing can be copied into tables that
+/// were emptied. So those that are long are waited for while the tables still have their rows.
+async fn wait_for_older_transactions(
+    source: &Client,
+    tell: &(dyn Fn(&str) + Send + Sync),
+) -> Result<(), MirrorError> {
+    let failed = || MirrorError::sql("waiting for transactions of the monolith");
+    let ask = async |sql: &str| source.query_one(sql, &[]).await.map(|row| row.get::<_, i64>(0));
+    // A number of our own is younger than all that run now; a snapshot alone would leave out those after the last that ended.
+    let begun = ask("SELECT pg_current_xact_id()::text::bigint").await.map_err(failed())?;
+    while ask("SELECT pg_snapshot_xmin(pg_current_snapshot())::text::bigint").await.map_err(failed())? < begun
+    {
+        let who = source::oldest_transaction(source).await?;
+        tell(&format!(
+            "no table is emptied before running transactions of the monolith's cluster have ended: {who}"
+        ));
+        tokio::time::sleep(LOOK).await;
+    }
+    Ok(())
+}
+
+/// `--rebuild`: gives the old slot back and starts over under a new one, with every table to be copied again.
+pub(super) async fn rebuild(
+    config: &SliceConfig,
+    links: &mut Links,
+    starting: Starting<'_>,
+    row: StreamRow,
+    identity: &streams::Source,
+) -> Result<StreamRow, MirrorError> {
+    let slice = starting.slice;
+    let tables: Vec<&TableMapping> = config.mapping.tables.iter().collect();
+    let copied = (tables.as_slice(), "--rebuild");
+    beforehand::check((&links.source, &links.target), &config.mapping, copied).await?;
+    let tell = |text: &str| config.board.phase(config.of(), "waiting", Some(text));
+    start::wait_for_slot(&links.source, &row.slot, &tell).await?;
+    wait_for_older_transactions(&links.source, &tell).await?;
+    defer_again(config, &tables, row.nonce).await?;
+    let claim = claim(config, &row, row.applied);
+    // One transaction: a stream that starts anew over tables that still count as copied would lose every change
+    // between the two slots.
+    begin_emptying(config, links, &claim, copied, "rebuild").await?;
+    // The old slot goes before the commit: a crash after it leaves a stream in a gap, never a slot that nobody knows of. It goes
+    // when nothing refuses the copy any more: without it nothing but a copy brings the slice on.
+    if source::slot(&links.source, &row.slot).await?.is_some() {
+        links.replication.drop_slot(&row.slot).await?;
+        failpoint::hit("rebuild-slot-dropped");
+    }
+    let slot = start::slot_name(starting.plan, slice);
+    if !streams::reset(&links.target, slice, row.nonce, &slot, identity).await? {
+        return Err(MirrorError::Fenced { slice: slice.to_owned() });
+    }
+    links.target.batch_execute("COMMIT").await.map_err(MirrorError::sql("starting the slice over"))?;
+    config.recorder.anchor();
+    failpoint::hit("rebuild-reset");
+    let fresh = streams::read(&links.target, config.of()).await?;
+    fresh.ok_or_else(|| MirrorError::Unreadable { what: format!("the stream row of slice {slice}") })
+}
