@@ -142,6 +142,9 @@ async fn statements_that_name_an_old_table_are_shown_once_they_have_run_since_th
     let mirror = stage.mirror().await;
     let ran = "SELECT count(*) = 2 FROM strangler.table_user WHERE how = 'statement' AND last_at IS NOT NULL";
     until("both have run", SOON, async || holds(&stage.monolith, ran).await.then_some(())).await;
+    reader.batch_execute(HAND_OVER).await.unwrap();
+    let read = "SELECT count(*) = 2 FROM strangler.table_use WHERE scans_by_others > 0";
+    until("their reading is counted", SOON, async || holds(&stage.monolith, read).await.then_some(())).await;
     let met = report(&stage, 1);
     let statement = &of(&met, "pairs")["met"][0];
     assert_eq!((&statement["role"], &statement["times"]), (&"teller".into(), &2.into()), "{met:#}");
