@@ -16,7 +16,7 @@ use super::JournalError;
 use crate::name::TableName;
 
 /// Counts the scans of the open transaction and the rows that they brought, table by table: of the whole tree of a partitioned one,
-/// with its indexes. A sample, or a row by its place, is read without a scan; the row is counted. A function of the relation's
+/// with its indexes. A sample, or a range of places, is read without a scan; its rows are counted. A function of the relation's
 /// number is all it takes, so it costs an index look-up per relation.
 const COUNTED: &str = "SELECT t.n, coalesce(sum(pg_stat_get_xact_numscans(r.oid) + coalesce((SELECT \
          sum(pg_stat_get_xact_numscans(i.indexrelid)) FROM pg_index i WHERE i.indrelid = r.oid), 0)), 0)::bigint AS scans, \

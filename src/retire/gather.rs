@@ -52,7 +52,7 @@ pub enum RetireError {
 /// Where `track_counts` is off: the server, databases and roles.
 const UNCOUNTED: &str = "SELECT 'the server' WHERE current_setting('track_counts') = 'off' \
     UNION ALL SELECT CASE WHEN s.setrole = 0 THEN 'database ' || current_database() ELSE 'role ' || pg_get_userbyid(s.setrole) END \
-    FROM pg_db_role_setting s, unnest(s.setconfig) AS c WHERE c ~* '^track_counts=(off|false|no|0)' \
+    FROM pg_db_role_setting s, unnest(s.setconfig) AS c WHERE CASE WHEN c ~* '^track_counts=' THEN NOT split_part(c, '=', 2)::boolean ELSE false END \
         AND s.setdatabase IN (0, (SELECT oid FROM pg_database WHERE datname = current_database()))";
 
 impl RetireError {

@@ -49,7 +49,7 @@ pub struct TableReport {
     pub looked_at: Option<String>,
     /// How often others have read it since, by sequential scans and by index; of a partitioned table each partition counts.
     pub scans_by_others: i64,
-    /// How many rows others have read since, also without a scan: of a sample, or by their place.
+    /// How many rows others have read since, also without a scan: of a sample, or of a range of places (`ctid`).
     pub rows_by_others: i64,
     /// The last of these was after this look…
     pub last_use_after: Option<String>,
@@ -316,8 +316,9 @@ fn in_use(facts: &SliceFacts, table: &str, (seen, quiet, lacking): (&TableUse, i
     let mut what = Vec::new();
     match (seen.others.scans, seen.others.rows) {
         (0, 0) => {}
-        (0, rows) => what
-            .push(format!("others have read {rows} rows of it without a scan: a sample, or by their place")),
+        (0, rows) => what.push(format!(
+            "others have read {rows} rows of it without a scan: a sample, or a range of places"
+        )),
         (1, _) => what.push("others have read it once".to_owned()),
         (scans, _) => what.push(format!("others have read it {scans} times")),
     }

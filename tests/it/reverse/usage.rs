@@ -98,7 +98,7 @@ async fn what_applies_and_compares_is_nobodys_use_and_a_reader_is_named_with_wha
     let used = report(&stage, 1);
     assert_eq!(of(&used, "pairs")["scans_by_others"], 1, "{used:#}");
     assert_eq!(of(&used, "Orders")["scans_by_others"], 0, "{used:#}");
-    // A sample, and a row by its place, are read without a scan.
+    // A sample is read without a scan.
     reader.batch_execute("SELECT count(*) FROM \"Orders\" TABLESAMPLE SYSTEM (100)").await.unwrap();
     reader.batch_execute(HAND_OVER).await.unwrap();
     let sampled = "SELECT rows_by_others >= 400 AND scans_by_others = 0 FROM strangler.table_use WHERE source_table = 'Orders'";
@@ -162,7 +162,7 @@ async fn what_names_an_old_table_and_writes_past_its_gate_stand_in_the_way() {
              CREATE VIEW small AS SELECT a, v FROM pairs WHERE a < 7; \
              CREATE FUNCTION peek() RETURNS bigint LANGUAGE sql AS 'SELECT count(*) FROM events'; \
              CREATE PUBLICATION feed FOR TABLE pairs; CREATE VIEW leaf AS SELECT v FROM events_old; \
-             CREATE ROLE quiet; ALTER ROLE quiet SET track_counts = off",
+             CREATE ROLE quiet; ALTER ROLE quiet SET track_counts = 'n'",
         )
         .await;
     let found = report(&stage, 1);
