@@ -7,6 +7,7 @@ use tokio_postgres::Client;
 use super::found::{Run, Told};
 use crate::reverse::stage::Stage;
 use crate::support::split::Split;
+use crate::support::wait::{SOON, until};
 
 const SETUP: &str = "CREATE ROLE strangler_apply LOGIN; CREATE TABLE things (id int PRIMARY KEY, region text NOT NULL, v text, gone text,
         loud text GENERATED ALWAYS AS (upper(v)) STORED);
@@ -73,12 +74,17 @@ async fn with_the_authority_at_the_service_the_monolith_is_what_is_wrong_and_is_
     assert_eq!(kept.as_deref(), Some("x"), "a repair keeps what the plan left behind");
     let changed = Run::of(split, &["--changed-since", "last"]);
     changed.assert_clean();
-    // As where the way back ended, and the process that has it goes on.
+    // As where the way back ended, and the process that has it goes on. Its next sign of life says otherwise, so this is tried until
+    // a run comes in between.
     let ended = "UPDATE strangler.mirror_process SET stopped_at = now(), detail = NULL WHERE dir = 'reverse'";
-    monolith.batch_execute(ended).await.unwrap();
-    let one_way = split.run("reconcile", &[]);
+    let one_way = until("a run meets a way back that ended", SOON, async || {
+        monolith.batch_execute(ended).await.unwrap();
+        let run = split.run("reconcile", &[]);
+        (run.exit == Some(5)).then_some(run)
+    })
+    .await;
     let way = "for the way back, from the service into the monolith (a mirror runs, for the other direction alone: process";
-    assert!(one_way.exit == Some(5) && one_way.stdout.contains(way), "{}", one_way.page());
+    assert!(one_way.stdout.contains(way), "{}", one_way.page());
     assert!(one_way.stderr.contains("end the mirror that runs"), "{}", one_way.page());
     mirror.stop();
     let stopped = split.run("reconcile", &[]);
