@@ -22,7 +22,6 @@ pub mod process;
 pub mod provisioned;
 pub mod readiness;
 pub mod repairs;
-pub mod retirement;
 pub mod runs;
 pub mod slices;
 pub mod standing;

@@ -21,15 +21,6 @@ pub use evidence::{EvidenceStatus, VerdictStatus};
 pub use facts::{Side, SliceFacts, WalReading};
 pub use judge::judge;
 
-/// How far a slice's old tables were taken away.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-pub struct RetirementStatus {
-    /// `revoked`: nobody but the tool, the owner and superusers may use them.
-    pub stage: &'static str,
-    /// Since when, RFC 3339.
-    pub since: String,
-}
-
 /// Where one slice stands. Serialised as `status --format json` shows it (docs/json-output.md).
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct SliceStatus {
@@ -67,8 +58,6 @@ pub struct SliceStatus {
     pub evidence: Option<EvidenceStatus>,
     /// Whether it is ready for a flip and back. Absent where the monolith can't be read or is not provisioned.
     pub armed: Option<ArmedStatus>,
-    /// How far its old tables were taken away; null while nothing was.
-    pub retirement: Option<RetirementStatus>,
     /// Databases in which our own tables are of an earlier version, `monolith` or the service's name.
     pub outdated: Vec<String>,
     /// Databases that could not be read.

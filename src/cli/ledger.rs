@@ -79,8 +79,6 @@ enum Kind {
     Arm,
     /// What disarm took back
     Disarm,
-    /// Old tables that were taken away or brought back
-    Retire,
     /// What a mirror met that a human must look at
     Alarm,
     /// Another mapping or policy than before
@@ -98,7 +96,6 @@ impl Kind {
             Self::Copy => ledger::COPY,
             Self::Arm => ledger::ARM,
             Self::Disarm => ledger::DISARM,
-            Self::Retire => ledger::RETIRE,
             Self::Alarm => ledger::ALARM,
             Self::Plan => ledger::PLAN,
         }

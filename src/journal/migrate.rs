@@ -17,7 +17,7 @@ pub const VERSIONS: &[(&str, &str)] = &[
     ("V1__schema", include_str!("migrations/V1__schema.sql")),
     ("V2__evidence", include_str!("migrations/V2__evidence.sql")),
     ("V3__authority", include_str!("migrations/V3__authority.sql")),
-    ("V4__retire", include_str!("migrations/V4__retire.sql")),
+    ("V4__use", include_str!("migrations/V4__use.sql")),
 ];
 
 /// A table that each version makes, in their order: who may not read the history sees in the catalog how far it goes.

@@ -6,7 +6,7 @@ use tokio_postgres::Client;
 use super::{Database, Databases, ProvisionError};
 use crate::failpoint;
 use crate::journal::JournalError;
-use crate::journal::ledger::{self, ARM, Author, DISARM, NewEntry, PROVISION, RETIRE, Subject, steps};
+use crate::journal::ledger::{self, ARM, Author, DISARM, NewEntry, PROVISION, Subject, steps};
 use crate::journal::slices;
 use crate::lsn::Lsn;
 use crate::mapping::{Mappings, SliceMapping};
@@ -75,11 +75,7 @@ async fn of_slice(
     let subject = Subject::new(&run.plan.name, slice, policy.hash(), run.author.clone());
     let mut made = subject.note_plan(service, run.verb).await?;
     // Of an `arm` that was cut off the `disarm` after it tells, too.
-    let verbs: &[&str] = match run.verb {
-        PROVISION => &[PROVISION],
-        RETIRE => &[RETIRE],
-        _ => &[ARM, DISARM],
-    };
+    let verbs: &[&str] = if run.verb == PROVISION { &[PROVISION] } else { &[ARM, DISARM] };
     for verb in verbs {
         if steps::untold(service, monolith, verb, Some(name)).await?.is_empty() {
             continue;

@@ -10,8 +10,6 @@ use crate::catalog::Catalog;
 use crate::journal::{JournalError, alarms, slices, usage};
 use crate::mapping::SliceMapping;
 use crate::postgres::statements_seen;
-use crate::problem::Problem;
-use crate::provision::ProvisionError;
 
 /// What is asked, and whom.
 #[derive(Debug, Clone, Copy)]
@@ -40,40 +38,6 @@ pub enum RetireError {
         /// Slice.
         slice: String,
     },
-    /// Something stands in the way.
-    #[error("the old tables stay as they are")]
-    Refused {
-        /// What.
-        problems: Vec<Problem>,
-    },
-    /// What is to be done is not what was shown.
-    #[error(
-        "what is to be done for slice {slice} is not what was shown: something changed since; nothing was done"
-    )]
-    Changed {
-        /// Slice.
-        slice: String,
-    },
-    /// The catalog does not say afterwards what it should.
-    #[error(
-        "the rights on the old tables of slice {slice} are not what they should be after this; nothing was done"
-    )]
-    NotExact {
-        /// Slice.
-        slice: String,
-    },
-    /// A statement of a stage failed.
-    #[error("a statement failed, and nothing was done: {sql}")]
-    Statement {
-        /// The statement.
-        sql: String,
-        /// Why.
-        #[source]
-        source: tokio_postgres::Error,
-    },
-    /// The databases are held by somebody else, or the ledger could not be told.
-    #[error(transparent)]
-    Provision(#[from] ProvisionError),
     /// A statement failed.
     #[error("could not read {what}")]
     Database {
@@ -92,7 +56,7 @@ const UNCOUNTED: &str = "SELECT 'the server' WHERE current_setting('track_counts
         AND s.setdatabase IN (0, (SELECT oid FROM pg_database WHERE datname = current_database()))";
 
 impl RetireError {
-    pub(super) fn database(what: &'static str) -> impl FnOnce(tokio_postgres::Error) -> Self {
+    fn database(what: &'static str) -> impl FnOnce(tokio_postgres::Error) -> Self {
         move |source| Self::Database { what, source }
     }
 }

@@ -9,7 +9,6 @@ use super::facts::{ServiceFacts, Slot};
 use crate::dualwrite::guard::{self, Guard};
 use crate::journal::JournalError;
 use crate::journal::arming::{self, Armed};
-use crate::journal::retirement::{self, Retirement};
 use crate::journal::streams::{StreamRow, StreamState};
 use crate::name::TableName;
 
@@ -22,8 +21,6 @@ pub struct ArmingFacts {
     pub armed: Armed,
     /// The reverse stream's row.
     pub reverse: Option<StreamRow>,
-    /// How far its old tables were taken away.
-    pub retirement: Option<Retirement>,
 }
 
 /// Whether a slice is armed. Serialised as `status --format json` shows it.
@@ -93,7 +90,6 @@ pub async fn read(
         guard: guard::read(client, slice, &tables).await?,
         armed: arming::armed(client, slice).await?,
         reverse: arming::reverse(client, slice).await?,
-        retirement: retirement::read(client, slice).await?,
     })
 }
 
@@ -188,7 +184,6 @@ mod tests {
                 applied: Lsn(1),
                 nonce: 0,
             }),
-            retirement: None,
         }
     }
 

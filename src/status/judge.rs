@@ -8,8 +8,8 @@ use super::arming::{self, ArmedState, ArmedStatus};
 use super::evidence::{self, EvidenceStatus};
 use super::facts::{Gate, MonolithFacts, ProcessRow, ServiceFacts, Side, Slot, Stream, TableRow};
 use super::{
-    Authority, Lag, Phase, Process, RetirementStatus, SliceFacts, SliceStatus, TableStatus, Unreachable, Wal,
-    WalLimit, WalReading,
+    Authority, Lag, Phase, Process, SliceFacts, SliceStatus, TableStatus, Unreachable, Wal, WalLimit,
+    WalReading,
 };
 use crate::journal::migrate::Form;
 use crate::journal::whereabouts::Astray;
@@ -116,7 +116,6 @@ pub fn judge(facts: &SliceFacts, commands: &Commands) -> SliceStatus {
         deferred: service.map(|service| service.deferred.clone()).unwrap_or_default(),
         evidence: evidence_of(facts),
         armed: armed_of(monolith, service),
-        retirement: monolith.and_then(retirement_of),
         outdated: outdated(facts),
         unreachable: unreachable(facts),
         alarms: Vec::new(),
@@ -165,7 +164,6 @@ fn astray(facts: &SliceFacts, commands: &Commands) -> SliceStatus {
         deferred: Vec::new(),
         evidence: None,
         armed: None,
-        retirement: None,
         outdated: Vec::new(),
         unreachable: unreachable(facts),
         alarms: facts.astray.iter().map(alarm).collect(),
@@ -375,11 +373,6 @@ fn evidence_of(facts: &SliceFacts) -> Option<EvidenceStatus> {
 }
 
 /// Nothing before the slice is provisioned: there is no gate to hang.
-fn retirement_of(monolith: &MonolithFacts) -> Option<RetirementStatus> {
-    let done = monolith.arming.as_ref()?.retirement.as_ref()?;
-    Some(RetirementStatus { stage: done.stage.as_str(), since: done.at.clone() })
-}
-
 fn armed_of(monolith: Option<&MonolithFacts>, service: Option<&ServiceFacts>) -> Option<ArmedStatus> {
     let monolith = monolith.filter(|monolith| monolith.gate.is_some())?;
     let closed = monolith.gate.as_ref().is_some_and(Gate::is_closed);

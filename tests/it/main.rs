@@ -44,7 +44,6 @@ mod regression;
 mod repairs;
 mod replication;
 mod retail;
-mod retire;
 mod reverse;
 mod rights;
 mod runbooks;

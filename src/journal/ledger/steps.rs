@@ -20,9 +20,6 @@ pub struct Step {
     pub action: String,
     /// To what: the name of a table, a slot, a slice.
     pub object: Option<String>,
-    /// Who approved it, where somebody was named.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub approved_by: Option<String>,
 }
 
 /// Steps of one verb, in the order of each journal.
@@ -95,15 +92,15 @@ async fn read(
     (verb, slice, after): (&str, Option<&str>, i64),
     steps: &mut Steps,
 ) -> Result<i64, JournalError> {
-    let sql = "SELECT id, action, detail ->> 'object', detail ->> 'approved_by', \
+    let sql = "SELECT id, action, detail ->> 'object', \
                    to_char(at AT TIME ZONE 'UTC', 'YYYY-MM-DD\"T\"HH24:MI:SS.US\"Z\"') FROM strangler.journal \
                WHERE actor = $1 AND slice IS NOT DISTINCT FROM $2 AND id > $3 ORDER BY id";
     let rows = client.query(sql, &[&verb, &slice, &after]).await.map_err(reading())?;
     let mut upto = after;
     for row in rows {
         upto = row.get(0);
-        steps.taken.push(Step { side, action: row.get(1), object: row.get(2), approved_by: row.get(3) });
-        let at: String = row.get(4);
+        steps.taken.push(Step { side, action: row.get(1), object: row.get(2) });
+        let at: String = row.get(3);
         steps.first = steps.first.take().filter(|first| *first <= at).or_else(|| Some(at.clone()));
         steps.last = steps.last.take().filter(|last| *last >= at).or(Some(at));
     }

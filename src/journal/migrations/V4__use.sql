@@ -1,5 +1,4 @@
--- The old tables after authority has moved away from them: who still uses them, and how far they were taken away. All of it is kept
--- on the monolith.
+-- Who still uses the old tables after authority has moved away from them. All of it is kept on the monolith.
 
 CREATE TABLE strangler.own_scan (
     id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
@@ -53,28 +52,3 @@ CREATE TABLE strangler.table_user (
 COMMENT ON TABLE strangler.table_user IS
     'Whoever was met using an old table: sessions that held a lock on it, and statements that name it, without constants';
 COMMENT ON COLUMN strangler.table_user.last_at IS 'Null for a statement that was there before and has not run since';
-
-CREATE TABLE strangler.retirement (
-    slice text PRIMARY KEY,
-    stage text NOT NULL CHECK (stage IN ('revoked')),
-    epoch bigint NOT NULL,
-    at timestamptz NOT NULL DEFAULT now()
-);
-COMMENT ON TABLE strangler.retirement IS 'How far the old tables of a slice have been taken away; no row while nothing was';
-
-CREATE TABLE strangler.revoked_right (
-    id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
-    slice text NOT NULL,
-    relation_schema text NOT NULL,
-    relation text NOT NULL,
-    is_sequence boolean NOT NULL,
-    column_name text,
-    grantee text,
-    grantor text NOT NULL,
-    by_owner boolean NOT NULL,
-    privilege text NOT NULL,
-    grantable boolean NOT NULL,
-    restored_at timestamptz
-);
-COMMENT ON TABLE strangler.revoked_right IS
-    'Rights on old tables that were taken away, each as the catalog had it: written in the transaction that takes them. grantee is null for PUBLIC; by_owner are those that whoever owns the relation gives back';
