@@ -279,7 +279,7 @@ fn hang(draft: &mut Draft<'_>, slice: &SliceMapping, relation: &Relation, lacks:
 fn function(draft: &mut Draft<'_>, slice: &SliceMapping, facts: &SliceFacts) {
     let statements = vec![
         gate::create_function(&slice.slice, facts.lock_key).into(),
-        gate::close_function(&slice.slice).into(),
+        gate::open_function(&slice.slice).into(),
     ];
     draft.journaled(
         (Database::Monolith, &slice.slice),

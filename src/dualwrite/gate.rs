@@ -137,10 +137,11 @@ pub fn require_open(slice: &str, lock_key: i32) -> String {
     format!("DO {quote}{body}{quote}")
 }
 
-/// Takes the right to call the function from everybody; a trigger fires without it.
+/// Lets everybody hang the function on a table. Whoever makes a partition needs that for the trigger that the partition gets from its
+/// root; nobody can call a trigger function, and what it guards is the table that it hangs on.
 #[must_use]
-pub fn close_function(slice: &str) -> String {
-    format!("REVOKE ALL ON FUNCTION {}() FROM PUBLIC", name(slice).sql())
+pub fn open_function(slice: &str) -> String {
+    format!("GRANT EXECUTE ON FUNCTION {}() TO PUBLIC", name(slice).sql())
 }
 
 /// One trigger of a gate.

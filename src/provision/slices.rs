@@ -81,7 +81,7 @@ fn rows(draft: &mut Draft<'_>, database: &Database, state: &State, slices: &[&Sl
         let present = state.gate_functions.get(name).is_some_and(|body| function.contains(body.as_str()));
         if !present {
             statements.push(function.into());
-            statements.push(gate::close_function(name).into());
+            statements.push(gate::open_function(name).into());
         }
         draft.journaled(database.clone(), Some(name), ("set up slice", name), statements);
     }

@@ -45,5 +45,13 @@ async fn a_row_that_no_partition_takes_is_foreseen_and_its_partition_lets_the_wa
     let mirror = stage.split.mirror(None);
     stage.arrived(Way::Reverse).await;
     assert_eq!(stage.count(&stage.monolith, "SELECT count(*) FROM par7").await, 1);
+    // Who owns a table is no superuser, and makes its partitions: that takes the right to hang the gate on them.
+    stage
+        .on_monolith(
+            "CREATE ROLE keeper; GRANT CREATE ON SCHEMA public TO keeper; ALTER TABLE whole OWNER TO keeper; \
+             DROP TABLE whole2; SET ROLE keeper; CREATE TABLE whole3 PARTITION OF whole FOR VALUES FROM (0) TO (10); \
+             CREATE TABLE whole4 PARTITION OF whole FOR VALUES FROM (10) TO (MAXVALUE); RESET ROLE",
+        )
+        .await;
     mirror.stop();
 }

@@ -135,7 +135,7 @@ impl Stage {
     async fn make_gate(&self, tables: &[(&str, Hinge)]) {
         let key = "SELECT lock_key FROM strangler.slice WHERE slice = 'one'";
         let key: i32 = self.monolith.query_one(key, &[]).await.unwrap().get(0);
-        let mut statements = vec![gate::create_function("one", key), gate::close_function("one")];
+        let mut statements = vec![gate::create_function("one", key), gate::open_function("one")];
         for (table, hinge) in tables {
             let table = TableName::new("public", *table);
             statements.extend(gate::create_triggers("one", &table, *hinge));
