@@ -15,15 +15,22 @@ use tokio_postgres::{Client, Error, Statement};
 use super::JournalError;
 use crate::name::TableName;
 
+/// For a FROM clause: the tables `t` whose names are the first parameter, by their places `n`, each with every relation `r` of its
+/// tree: itself and its partitions.
+pub(super) const TREES: &str = "unnest($1::text[]) WITH ORDINALITY AS t (name, n), LATERAL (SELECT to_regclass(t.name)::oid \
+     UNION SELECT relid FROM pg_partition_tree(to_regclass(t.name))) AS r (oid)";
+
 /// Counts the scans of the open transaction and the rows that they brought, table by table: of the whole tree of a partitioned one,
 /// with its indexes. A sample, or a range of places, is read without a scan; its rows are counted. A function of the relation's
 /// number is all it takes, so it costs an index look-up per relation.
-const COUNTED: &str = "SELECT t.n, coalesce(sum(pg_stat_get_xact_numscans(r.oid) + coalesce((SELECT \
-         sum(pg_stat_get_xact_numscans(i.indexrelid)) FROM pg_index i WHERE i.indrelid = r.oid), 0)), 0)::bigint AS scans, \
-         coalesce(sum(pg_stat_get_xact_tuples_returned(r.oid) + pg_stat_get_xact_tuples_fetched(r.oid)), 0)::bigint AS rows \
-     FROM unnest($1::text[]) WITH ORDINALITY AS t (name, n), \
-         LATERAL (SELECT to_regclass(t.name)::oid UNION SELECT relid FROM pg_partition_tree(to_regclass(t.name))) AS r (oid) \
-     GROUP BY t.n ORDER BY t.n";
+fn counted() -> String {
+    format!(
+        "SELECT t.n, coalesce(sum(pg_stat_get_xact_numscans(r.oid) + coalesce((SELECT \
+             sum(pg_stat_get_xact_numscans(i.indexrelid)) FROM pg_index i WHERE i.indrelid = r.oid), 0)), 0)::bigint AS scans, \
+             coalesce(sum(pg_stat_get_xact_tuples_returned(r.oid) + pg_stat_get_xact_tuples_fetched(r.oid)), 0)::bigint AS rows \
+         FROM {TREES} GROUP BY t.n ORDER BY t.n"
+    )
+}
 
 /// A frozen process must not hold a lock on an old table for long: whoever wants to change the table waits for it, and the way back
 /// behind that. Nothing is thought about in between, so seconds mean a frozen process or a link that is gone. Milliseconds.
@@ -57,10 +64,11 @@ impl OwnScans {
     /// [`JournalError::Database`].
     pub async fn prepare(client: &Client, slice: &str) -> Result<Self, JournalError> {
         let failed = || JournalError::database("preparing to count our own scans");
-        let counted = client.prepare(COUNTED).await.map_err(failed())?;
+        let counting = counted();
+        let counted = client.prepare(&counting).await.map_err(failed())?;
         let note = format!(
             "INSERT INTO strangler.own_scan (slice, source_table, scans, rows) \
-             SELECT $2, w.label, c.scans - w.scans, c.rows - w.rows FROM ({COUNTED}) AS c \
+             SELECT $2, w.label, c.scans - w.scans, c.rows - w.rows FROM ({counting}) AS c \
              JOIN unnest($3::text[], $4::bigint[], $5::bigint[]) WITH ORDINALITY AS w (label, scans, rows, n) ON w.n = c.n \
              WHERE c.scans > w.scans OR c.rows > w.rows"
         );

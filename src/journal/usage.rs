@@ -7,16 +7,8 @@ use tokio_postgres::types::{ToSql, Type};
 use tokio_postgres::{Client, Row};
 
 use super::JournalError;
+use super::own_scans::TREES;
 use crate::name::TableName;
-
-/// Scans of a table since the server's counters began, sequential and by index, and rows that were read, with those of its
-/// partitions.
-const READ: &str = "SELECT t.n, coalesce(sum(pg_stat_get_numscans(r.oid) + coalesce((SELECT \
-         sum(pg_stat_get_numscans(i.indexrelid)) FROM pg_index i WHERE i.indrelid = r.oid), 0)), 0)::bigint, \
-         coalesce(sum(pg_stat_get_tuples_returned(r.oid) + pg_stat_get_tuples_fetched(r.oid)), 0)::bigint, NOW \
-     FROM unnest($1::text[]) WITH ORDINALITY AS t (name, n), \
-         LATERAL (SELECT to_regclass(t.name)::oid UNION SELECT relid FROM pg_partition_tree(to_regclass(t.name))) AS r (oid) \
-     GROUP BY t.n ORDER BY t.n";
 
 /// What of it was ours.
 const OWN: &str = "SELECT t.n, \
@@ -173,7 +165,13 @@ pub async fn hands_over(monolith: &Client) -> Result<bool, JournalError> {
 /// [`JournalError::Database`].
 pub async fn count(monolith: &Client, tables: &[TableName]) -> Result<Vec<Option<Counted>>, JournalError> {
     let names: Vec<String> = tables.iter().map(TableName::sql).collect();
-    let sql = READ.replace("NOW", &micros("clock_timestamp()"));
+    let sql = format!(
+        "SELECT t.n, coalesce(sum(pg_stat_get_numscans(r.oid) + coalesce((SELECT \
+             sum(pg_stat_get_numscans(i.indexrelid)) FROM pg_index i WHERE i.indrelid = r.oid), 0)), 0)::bigint, \
+             coalesce(sum(pg_stat_get_tuples_returned(r.oid) + pg_stat_get_tuples_fetched(r.oid)), 0)::bigint, {} \
+         FROM {TREES} GROUP BY t.n ORDER BY t.n",
+        micros("clock_timestamp()")
+    );
     let names: [(&(dyn ToSql + Sync), Type); 1] = [(&names, Type::TEXT_ARRAY)];
     // Sent one behind the other, so that little time lies between them.
     let (before, read, after) =
@@ -274,8 +272,7 @@ pub async fn save(monolith: &Client, slice: &str, rows: &[(String, TableUse)]) -
 pub async fn sessions(monolith: &Client, tables: &[TableName]) -> Result<Vec<TableUser>, JournalError> {
     let names: Vec<String> = tables.iter().map(TableName::sql).collect();
     let sql = format!(
-        "WITH watched AS MATERIALIZED (SELECT t.n, r.oid FROM unnest($1::text[]) WITH ORDINALITY AS t (name, n), \
-             LATERAL (SELECT to_regclass(t.name)::oid UNION SELECT relid FROM pg_partition_tree(to_regclass(t.name))) AS r (oid)) \
+        "WITH watched AS MATERIALIZED (SELECT t.n, r.oid FROM {TREES}) \
          SELECT DISTINCT ON (w.n, a.pid) w.n, coalesce(a.usename, ''), coalesce(a.application_name, ''), \
              coalesce(host(a.client_addr), CASE WHEN a.query = '<insufficient privilege>' THEN '' ELSE 'local' END), \
              CASE WHEN a.query = '<insufficient privilege>' THEN '' ELSE coalesce(a.query, '') END, {} \
