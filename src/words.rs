@@ -47,6 +47,36 @@ pub fn seconds(seconds: f64) -> String {
     }
 }
 
+/// A time in microseconds since 1970 as reports give it: RFC 3339, in UTC, to the second.
+#[must_use]
+pub fn instant(at_us: i64) -> String {
+    written(at_us, "%Y-%m-%dT%H:%M:%SZ")
+}
+
+/// The same to the microsecond, where entries are told apart by it.
+#[must_use]
+pub fn exact_instant(at_us: i64) -> String {
+    written(at_us, "%Y-%m-%dT%H:%M:%S.%6fZ")
+}
+
+fn written(at_us: i64, format: &str) -> String {
+    jiff::Timestamp::from_microsecond(at_us).map(|at| at.strftime(format).to_string()).unwrap_or_default()
+}
+
+/// A text of several lines on one, cut to so many characters.
+#[must_use]
+pub fn one_line(text: &str, chars_max: usize) -> String {
+    cut(&text.split_whitespace().collect::<Vec<_>>().join(" "), chars_max)
+}
+
+/// A text of at most so many characters, which says when it was longer.
+fn cut(text: &str, chars_max: usize) -> String {
+    if text.chars().count() <= chars_max {
+        return text.to_owned();
+    }
+    text.chars().take(chars_max.saturating_sub(1)).chain(['…']).collect()
+}
+
 /// One noun or several: `1 table`, `2 tables`.
 #[must_use]
 pub fn plural(number: usize, noun: &str) -> String {

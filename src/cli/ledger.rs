@@ -15,6 +15,7 @@ use crate::journal::whereabouts::{self, Astray, Route, Whereabouts};
 use crate::journal::{JournalError, grounds};
 use crate::lsn::Lsn;
 use crate::reconcile::evidence;
+use crate::words;
 
 mod kinds;
 mod text;
@@ -146,7 +147,7 @@ impl From<Entry> for Shown {
     fn from(entry: Entry) -> Self {
         Self {
             entry: entry.id,
-            at: instant(entry.at_us),
+            at: words::exact_instant(entry.at_us),
             kind: entry.kind,
             plan: entry.plan,
             slice: entry.slice,
@@ -312,10 +313,4 @@ async fn verify(service: &Client, monolith: &Client) -> Result<Verification, Jou
         Err(VerifyError::Broken(broken)) => Ok(Verification::broken(&broken)),
         Err(VerifyError::Journal(error)) => Err(error),
     }
-}
-
-/// A time as RFC 3339 writes it, in UTC and to the microsecond.
-fn instant(at_us: i64) -> String {
-    let at = jiff::Timestamp::from_microsecond(at_us);
-    at.map(|at| at.strftime("%Y-%m-%dT%H:%M:%S.%6fZ").to_string()).unwrap_or_default()
 }

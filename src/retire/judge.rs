@@ -1,6 +1,5 @@
 //! What stands in the way of retiring a slice's old tables, decided from what was seen of them.
 
-use jiff::Timestamp;
 use serde::Serialize;
 
 use super::dependents::{Dependent, Kind};
@@ -84,12 +83,6 @@ pub struct Met {
     pub last: String,
 }
 
-/// A time as reports give it: RFC 3339, in UTC, to the second.
-fn instant(us: i64) -> String {
-    let at = Timestamp::from_microsecond(us);
-    at.map(|at| at.strftime("%Y-%m-%dT%H:%M:%SZ").to_string()).unwrap_or_default()
-}
-
 #[expect(clippy::cast_precision_loss, reason = "a period in words")]
 fn period(us: i64) -> String {
     words::seconds(us.max(0) as f64 / 1e6)
@@ -127,14 +120,14 @@ fn table_report(facts: &SliceFacts, table: &str, seen: Option<&TableUse>) -> Tab
     let met = met.filter_map(|user| met_since(user, begun?)).collect();
     TableReport {
         table: table.to_owned(),
-        watched_since: seen.map(|seen| instant(seen.since_us)),
-        looked_at: seen.map(|seen| instant(seen.sampled_us)),
+        watched_since: seen.map(|seen| words::instant(seen.since_us)),
+        looked_at: seen.map(|seen| words::instant(seen.sampled_us)),
         scans_by_others: seen.map_or(0, |seen| seen.others.scans),
         rows_by_others: seen.map_or(0, |seen| seen.others.rows),
-        last_use_after: seen.and_then(|seen| seen.last_us).map(|(after, _)| instant(after)),
-        last_use: seen.and_then(|seen| seen.last_us).map(|(_, at)| instant(at)),
+        last_use_after: seen.and_then(|seen| seen.last_us).map(|(after, _)| words::instant(after)),
+        last_use: seen.and_then(|seen| seen.last_us).map(|(_, at)| words::instant(at)),
         written_past_gate: strays(facts, table).map_or(0, |strays| strays.count),
-        quiet_since: seen.map(|seen| instant(quiet_since(facts, table, seen))),
+        quiet_since: seen.map(|seen| words::instant(quiet_since(facts, table, seen))),
         met,
         dependents: facts.dependents.iter().filter(|one| one.source_table == table).cloned().collect(),
     }
@@ -150,7 +143,7 @@ fn met_since(user: &TableUser, begun: i64) -> Option<Met> {
         client: user.client.clone(),
         statement: user.statement.clone(),
         times: user.calls,
-        last: instant(last),
+        last: words::instant(last),
     })
 }
 
@@ -288,7 +281,7 @@ fn written(facts: &SliceFacts, table: &str, strays: &StrayWrites) -> Problem {
         .fact(format!(
             "{} written into it past its gate since the authority moved, last at {}",
             if strays.count == 1 { "1 row was".to_owned() } else { format!("{} rows were", strays.count) },
-            instant(strays.last_us)
+            words::instant(strays.last_us)
         ))
         .consequence(
             "somebody still takes it for the place to write to, with rights that gates don't hold back",
@@ -302,12 +295,12 @@ fn written(facts: &SliceFacts, table: &str, strays: &StrayWrites) -> Problem {
 
 /// A table that was used of late, or that was not watched for long enough to say that it was not.
 fn in_use(facts: &SliceFacts, table: &str, (seen, quiet, lacking): (&TableUse, i64, i64)) -> Problem {
-    let until = instant(quiet + facts.quiet_us);
+    let until = words::instant(quiet + facts.quiet_us);
     if quiet == seen.since_us {
         return Problem::error("quiet-period", table)
             .fact(format!(
                 "nobody was seen to use it since {}, and quiet_period is {}",
-                instant(seen.since_us),
+                words::instant(seen.since_us),
                 period(facts.quiet_us)
             ))
             .consequence(format!("for another {} nobody may use it", period(lacking)))
@@ -323,7 +316,7 @@ fn in_use(facts: &SliceFacts, table: &str, (seen, quiet, lacking): (&TableUse, i
         (scans, _) => what.push(format!("others have read it {scans} times")),
     }
     if let Some((from, until)) = lost(seen) {
-        let (from, until) = (instant(from), instant(until));
+        let (from, until) = (words::instant(from), words::instant(until));
         what.push(format!(
             "the server lost its counters, so nobody knows what was read between {from} and {until}"
         ));
@@ -336,7 +329,7 @@ fn in_use(facts: &SliceFacts, table: &str, (seen, quiet, lacking): (&TableUse, i
     }
     what.push(met_then(facts, table, quiet).unwrap_or_else(|| "nobody was met doing it".to_owned()));
     Problem::error("still-used", table)
-        .fact(format!("{}; last at {}", what.join("; "), instant(quiet)))
+        .fact(format!("{}; last at {}", what.join("; "), words::instant(quiet)))
         .consequence(format!("quiet_period is {}: whoever needs it would fail", period(facts.quiet_us)))
         .next(format!("move its readers to service {}, and look again at {until}", facts.service))
 }
@@ -434,8 +427,11 @@ fn of_dependent(table: &str, one: &Dependent) -> Problem {
             "move it to the service, or unschedule it",
         ),
     };
-    let definition =
-        one.definition.as_deref().map(one_line).map(|text| format!(": {text}")).unwrap_or_default();
+    let definition = one
+        .definition
+        .as_deref()
+        .map(|text| format!(": {}", words::one_line(text, DEFINITION_CHARS)))
+        .unwrap_or_default();
     Problem::new(severity, code, &one.name)
         .fact(format!("the {noun} names {table}{definition}"))
         .consequence(consequence)
@@ -444,14 +440,6 @@ fn of_dependent(table: &str, one: &Dependent) -> Problem {
 
 /// Longest definition in a problem, in characters; the JSON document has all of it.
 const DEFINITION_CHARS: usize = 300;
-
-fn one_line(text: &str) -> String {
-    let line = text.split_whitespace().collect::<Vec<_>>().join(" ");
-    if line.chars().count() <= DEFINITION_CHARS {
-        return line;
-    }
-    line.chars().take(DEFINITION_CHARS - 1).chain(['…']).collect()
-}
 
 #[cfg(test)]
 mod tests {

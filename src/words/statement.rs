@@ -25,11 +25,7 @@ pub fn shown_within(text: &str, chars_max: usize) -> String {
             Seen::Space => shown.push(' '),
         }
     }
-    let shown = shown.trim_end();
-    if shown.chars().count() <= chars_max {
-        return shown.to_owned();
-    }
-    shown.chars().take(chars_max.saturating_sub(1)).chain(['…']).collect()
+    super::cut(shown.trim_end(), chars_max)
 }
 
 enum Seen {
