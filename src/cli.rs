@@ -10,6 +10,7 @@ mod arm;
 mod check;
 mod demo;
 mod disarm;
+mod doctor;
 pub mod environment;
 mod flip;
 mod interrupt;
@@ -63,6 +64,7 @@ enum Verb {
     Flip(flip::Arguments),
     Ledger(ledger::Arguments),
     Retire(retire::Arguments),
+    Doctor(doctor::Arguments),
     Demo(demo::Arguments),
     Schema(schema::Arguments),
 }
@@ -103,6 +105,7 @@ impl Arguments {
                 Verb::Flip(arguments) => Box::pin(flip::run(ui, arguments)).await,
                 Verb::Ledger(arguments) => Box::pin(ledger::run(ui, arguments)).await,
                 Verb::Retire(arguments) => Box::pin(retire::run(ui, arguments)).await,
+                Verb::Doctor(arguments) => Box::pin(doctor::run(ui, arguments)).await,
                 Verb::Demo(arguments) => Box::pin(demo::run(ui, arguments)).await,
                 Verb::Schema(arguments) => schema::run(ui, arguments),
             }

@@ -13,6 +13,7 @@ pub mod copies;
 pub mod deferred;
 pub mod grounds;
 pub mod holdings;
+pub mod inventory;
 pub mod ledger;
 pub mod migrate;
 pub mod moves;

@@ -11,6 +11,7 @@ use crate::arm::ArmError;
 use crate::cdc::error::MirrorError;
 use crate::check;
 use crate::demo::DemoError;
+use crate::doctor::CleanError;
 use crate::dualwrite::flip::{FlipError, Left};
 use crate::journal::{JournalError, whereabouts};
 use crate::plan::PlanProblems;
@@ -116,6 +117,9 @@ pub enum CliError {
         #[source]
         source: RetireError,
     },
+    /// Nothing was removed.
+    #[error(transparent)]
+    Clean(#[from] CleanError),
     /// Provisioning stopped.
     #[error(transparent)]
     Provision(#[from] ProvisionError),
@@ -274,6 +278,8 @@ impl CliError {
                 );
                 page(Exit::Incomplete, "use-unreadable", Some(hint))
             }
+            Self::Clean(CleanError::Busy { .. }) => page(Exit::Refused, "databases-busy", None),
+            Self::Clean(CleanError::Database { .. }) => page(Exit::Unreachable, "database-unreachable", None),
             Self::Provision(ProvisionError::Refused { .. }) => page(Exit::Refused, "provision-refused", None),
             Self::Provision(_) => page(Exit::Incomplete, "provision-failed", None),
             Self::Arm(error) => arm_page(error),
@@ -574,6 +580,7 @@ pub fn finish(ui: &mut Ui, outcome: Result<Exit, CliError>) -> Exit {
         | CliError::Journal(_)
         | CliError::Ledger { .. }
         | CliError::Retire { .. }
+        | CliError::Clean(_)
         | CliError::Demo(_)
         | CliError::Output(_)
         | CliError::Schedule(_)

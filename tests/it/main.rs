@@ -18,6 +18,7 @@ mod cluster;
 mod copied_again;
 mod crash;
 mod demo;
+mod doctor;
 mod evidence;
 mod failpoints;
 mod flip;

@@ -155,6 +155,21 @@ async fn what_the_readme_says_to_type_moves_a_slice_there_and_back_with_roles_of
         }
     }
     assert_eq!(typed.last().unwrap(), &["flip", "plans/shop.yaml", "--back"]);
+    for client in [&source, &target] {
+        let left = "SELECT pg_create_logical_replication_slot('strangler_left_a1b2c3', 'pgoutput')";
+        client.execute(left, &[]).await.unwrap();
+    }
+    type_it(dir.path(), &links, &["doctor", "plans/shop.yaml", "--clean"]).await;
+    for client in [&source, &target] {
+        assert_eq!(
+            count(
+                client,
+                "SELECT count(*) FROM pg_replication_slots WHERE slot_name = 'strangler_left_a1b2c3'"
+            )
+            .await,
+            0
+        );
+    }
     let fresh = target.query(only(&sql, "strangler.freshness"), &[]).await.unwrap();
     assert_eq!(fresh.len(), 1, "the view tells how old the slice is");
     for (left, right) in [
