@@ -12,6 +12,7 @@ use super::sample::{self, Sample};
 use super::start::{self, Starting};
 use super::{beforehand, finish, source};
 use crate::failpoint;
+use crate::journal::authority;
 use crate::journal::claims::{Claim, ClaimStatements};
 use crate::journal::copies::{self, TableState};
 use crate::journal::streams::{self, StreamRow};
@@ -88,11 +89,30 @@ async fn begin_emptying(
         target.batch_execute("ROLLBACK").await.map_err(MirrorError::sql("giving way"))?;
         give_way(config, target, tables).await?;
     };
+    // Asked while the stream's row is held, which an opening needs: one that is under way meets whole copies, or waits and meets
+    // the beginning of new ones.
+    if !authority::is_open(&links.source, &claim.slice).await? {
+        target.batch_execute("ROLLBACK").await.map_err(MirrorError::sql("leaving tables as they are"))?;
+        return Err(under_way(&claim.slice));
+    }
     for (table, copy) in &emptied {
         let happened = Happened::CopyAgain { table, cause, copy: *copy };
         config.recorder.write(target, Some(claim.applied), happened).await?;
     }
     Ok(())
+}
+
+/// Between two sides that are both closed, a copy that is not whole would be opened.
+fn under_way(slice: &str) -> MirrorError {
+    MirrorError::Refused {
+        what: format!(
+            "slice {slice} is closed in the monolith: a move of its authority is under way, and what the service has is all \
+             that it may be opened with"
+        ),
+        next: format!(
+            "strangler flip --abort PLAN --slice {slice}, which gives authority back; then the same command again"
+        ),
+    }
 }
 
 /// One attempt. Returns the tables with the numbers of their copies.

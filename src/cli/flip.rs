@@ -1,5 +1,6 @@
 //! `strangler flip`.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use serde::Serialize;
@@ -126,6 +127,7 @@ pub(super) async fn run(ui: &mut Ui, arguments: &Arguments) -> Result<Exit, CliE
         author: Environment.author(),
         remark: None,
         approved_by: arguments.approved_by.clone(),
+        judged: BTreeMap::new(),
     };
     let path = shell_word(&opened.path);
     let conduct = Conduct {
@@ -278,6 +280,9 @@ fn failed(error: ConductError, (opened, members): (&Opened, &[Member]), intent: 
             (true, Some(readiness::not_provisioned(&plan, &slice, &source.to_string())), None)
         }
         FlipError::Unguarded { places } => (false, Some(readiness::not_armed(&places, &plan, &slice)), None),
+        FlipError::Changed { what } => {
+            (false, Some(readiness::changed_meanwhile(&what, &plan, &slice)), None)
+        }
         FlipError::Short { side, margin, columns } => {
             let service = opened.plan.service_of(&slice).map_or("", |(name, _)| name);
             let name =
@@ -287,6 +292,7 @@ fn failed(error: ConductError, (opened, members): (&Opened, &[Member]), intent: 
         source @ (FlipError::Connect(_)
         | FlipError::Failed { .. }
         | FlipError::Full { .. }
+        | FlipError::NotWhole { .. }
         | FlipError::Standbys { .. }
         | FlipError::Unsettled) => (false, None, Some(source)),
     };

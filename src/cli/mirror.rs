@@ -1,5 +1,6 @@
 //! `strangler mirror`.
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -148,6 +149,7 @@ fn rescuers(members: Vec<Member>, opened: &Opened, stop: &CancellationToken) -> 
         author: Environment.author(),
         remark: Some("finished by the mirror".to_owned()),
         approved_by: None,
+        judged: BTreeMap::new(),
     };
     let mut rescuers = JoinSet::new();
     for member in members {

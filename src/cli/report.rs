@@ -345,6 +345,9 @@ fn left_hint(behind: &LeftBehind) -> String {
             format!("{abort} gives authority back to the side that had it; or {room}")
         };
     }
+    if let (Left::Between, Some(FlipError::NotWhole { .. })) = (left, source) {
+        return format!("{abort} gives authority back to the monolith, which has all rows");
+    }
     match left {
         Left::Moved => format!(
             "a running mirror does the rest by itself, and so does {again}; {status} says where it stands"

@@ -11,6 +11,7 @@ pub mod conduct;
 mod course;
 mod effects;
 mod group;
+mod judged;
 mod links;
 pub mod moves;
 mod ours;
@@ -29,6 +30,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 pub use course::Left;
+pub use judged::Judged;
 pub use links::{KeptLinks, Links};
 use timeline::Timeline;
 
@@ -129,6 +131,18 @@ pub enum FlipError {
         /// Where, in words.
         places: Vec<String>,
     },
+    /// What it was judged by is not so any more, as was seen while the writers were held.
+    #[error("not as it was judged: {}", what.join("; "))]
+    Changed {
+        /// What, in words.
+        what: Vec<String>,
+    },
+    /// A service can't be opened, because its tables are no whole copies any more since the monolith was closed.
+    #[error("the service can't be opened: {}", tables.join("; "))]
+    NotWhole {
+        /// Which and how they stand, in words.
+        tables: Vec<String>,
+    },
     /// A sequence of the side that was to be opened has no room for a margin.
     #[error("no room for sequence_margin {margin} on the {side}: {}", columns.join(", "))]
     Short {
@@ -192,6 +206,8 @@ pub struct Driver {
     links: Links,
     sequences: sequences::Pairs,
     limits: Limits,
+    /// What the move was judged by; a driver that finishes what another one began has nothing.
+    judged: Option<Judged>,
     together: Option<Together>,
     state: State,
     effect: Option<Effect>,
@@ -219,6 +235,7 @@ impl Driver {
             links,
             sequences,
             limits,
+            judged: None,
             together: None,
             state: State::begin(intent),
             effect: Some(Effect::Look),

@@ -16,7 +16,7 @@ mod writers;
 pub use destination::sequence_short;
 pub use facts::{Access, Facts, Findings, Holder, Prepared, Probe, Replica, Slot, Standby};
 pub use gather::{Sessions, gather, unguarded};
-pub use outgoing::not_provisioned;
+pub use outgoing::{changed_meanwhile, not_provisioned};
 pub use way_back::not_armed;
 
 use crate::authority::{Side, Standing};

@@ -2,7 +2,7 @@
 //! were made on, and never hold more of a row than its key.
 
 use tokio_postgres::Client;
-use tokio_postgres::types::PgLsn;
+use tokio_postgres::types::{PgLsn, Type};
 
 use super::JournalError;
 use super::streams::{Direction, StreamOf};
@@ -211,7 +211,7 @@ pub async fn noted_way_back(service: &Client, slice: &str) -> Result<Option<Stri
 pub async fn disturbances(service: &Client, slice: &str) -> Result<i64, JournalError> {
     let sql = "SELECT (SELECT count(*) FROM strangler.alarm WHERE slice = $1) + greatest(0, \
                (SELECT count(*) FROM strangler.journal WHERE slice = $1 AND action = $2) - 1)";
-    let row = service.query_one(sql, &[&slice, &WAY_BACK_BEGUN]).await;
+    let row = service.query_typed_one(sql, &[(&slice, Type::TEXT), (&WAY_BACK_BEGUN, Type::TEXT)]).await;
     Ok(row.map_err(JournalError::database("counting what disturbed the slice"))?.get(0))
 }
 

@@ -255,6 +255,17 @@ pub async fn name_owner(client: &Client, slice: &str, epoch: i64, owner: &str) -
     named.map(drop).map_err(JournalError::database("naming the owner"))
 }
 
+/// Whether this side may be written, asked through the view that everybody may read.
+///
+/// # Errors
+/// [`JournalError::Database`].
+pub async fn is_open(client: &Client, slice: &str) -> Result<bool, JournalError> {
+    let sql = "SELECT state = 'OPEN' FROM strangler.authority WHERE slice = $1";
+    let row = client.query_typed_opt(sql, &[(&slice, Type::TEXT)]).await;
+    let row = row.map_err(JournalError::database("reading who may write"))?;
+    Ok(row.is_some_and(|row| row.get(0)))
+}
+
 /// Sequences as the fence of this side noted them, as JSON. `None` when it noted none.
 ///
 /// # Errors

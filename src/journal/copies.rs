@@ -1,7 +1,7 @@
 //! Copy state: which tables wait, copy or live, and the pieces whose snapshots still decide about events.
 
 use tokio_postgres::Client;
-use tokio_postgres::types::PgLsn;
+use tokio_postgres::types::{PgLsn, Type};
 
 use super::JournalError;
 use crate::lsn::Lsn;
@@ -392,6 +392,17 @@ pub async fn set_published_as(
         .await
         .map(drop)
         .map_err(JournalError::database("recording a table's place in the publication"))
+}
+
+/// The tables whose copy is not over or not right, with their states.
+///
+/// # Errors
+/// [`JournalError::Database`].
+pub async fn not_live(client: &Client, slice: &str) -> Result<Vec<(String, String)>, JournalError> {
+    let sql = "SELECT source_table, state FROM strangler.mirror_table WHERE slice = $1 AND state <> 'live' ORDER BY 1";
+    let rows = client.query_typed(sql, &[(&slice, Type::TEXT)]).await;
+    let rows = rows.map_err(JournalError::database("reading the states of tables"))?;
+    Ok(rows.iter().map(|row| (row.get(0), row.get(1))).collect())
 }
 
 /// Notes that rows of a table changed without an event. `true` when that is news.

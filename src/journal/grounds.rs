@@ -5,6 +5,7 @@
 use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
+use tokio_postgres::types::{ToSql, Type};
 use tokio_postgres::{Client, Row};
 
 use super::JournalError;
@@ -73,6 +74,7 @@ fn shape_sql() -> String {
                     ORDER BY b.attnum) FROM pg_type y JOIN pg_attribute b ON b.attrelid = y.typrelid \
                     WHERE y.oid = r.oid AND y.typrelid <> 0 AND b.attnum > 0 AND NOT b.attisdropped)), \
                 ';' ORDER BY r.oid)) FROM reached r), \
+            CASE WHEN bool_or(c.relpersistence <> 'p') THEN '{UNLOGGED}' END, \
             (SELECT 'children=' || string_agg(i.inhrelid::text, ',' ORDER BY i.inhrelid) FROM pg_inherits i \
                 JOIN pg_class p ON p.oid = i.inhparent WHERE i.inhparent = t.oid AND p.relkind <> 'p'), \
             'described=' || md5(string_agg(a.xmin::text, ',' ORDER BY a.attrelid, a.attnum)), \
@@ -80,6 +82,15 @@ fn shape_sql() -> String {
         FROM (SELECT t.oid AS relid UNION SELECT relid FROM pg_partition_tree(t.oid)) AS r \
         JOIN pg_class c ON c.oid = r.relid JOIN pg_attribute a ON a.attrelid = c.oid AND a.attnum > 0) AS s"
     )
+}
+
+/// A part of the shape of a table that is UNLOGGED, or has a partition that is.
+const UNLOGGED: &str = "unlogged";
+
+/// Whether a shape is of a table that a crash empties.
+#[must_use]
+pub fn is_unlogged(shape: &str) -> bool {
+    shape.split(' ').any(|part| part == UNLOGGED)
 }
 
 /// Begins the part of a shape that a GRANT on a column changes, as any change of its definition does.
@@ -116,6 +127,12 @@ const PARTS: &str = "LATERAL (SELECT md5(string_agg(concat_ws(' ', c.oid, c.relf
         FROM pg_partition_tree(t.oid) AS r JOIN pg_class c ON c.oid = r.relid \
         JOIN pg_inherits i ON i.inhrelid = c.oid WHERE r.level > 0) AS f";
 
+/// The same of a table of the service, whose replica identities and indexes come and go with the mirror and with `arm`.
+const OWN_PARTS: &str = "LATERAL (SELECT md5(string_agg(concat_ws(' ', c.oid, c.relfilenode, c.relpersistence, i.xmin, i.cmin), \
+            ',' ORDER BY c.oid)) AS parts \
+        FROM pg_partition_tree(t.oid) AS r JOIN pg_class c ON c.oid = r.relid \
+        JOIN pg_inherits i ON i.inhrelid = c.oid WHERE r.level > 0) AS f";
+
 /// The service's part of the ground of a slice: `source_shape` is absent in every table. `None` when the slice is not
 /// provisioned here.
 ///
@@ -123,7 +140,8 @@ const PARTS: &str = "LATERAL (SELECT md5(string_agg(concat_ws(' ', c.oid, c.relf
 /// [`JournalError`].
 pub async fn service(client: &Client, slice: &str) -> Result<Option<Ground>, JournalError> {
     let there = "SELECT EXISTS (SELECT FROM strangler.slice WHERE slice = $1)";
-    if !client.query_one(there, &[&slice]).await.map_err(reading())?.get::<_, bool>(0) {
+    let of = [(&slice as &(dyn ToSql + Sync), Type::TEXT)];
+    if !client.query_typed_one(there, &of).await.map_err(reading())?.get::<_, bool>(0) {
         return Ok(None);
     }
     let gate = quote_ident(&format!("gate_{slice}"));
@@ -132,7 +150,7 @@ pub async fn service(client: &Client, slice: &str) -> Result<Option<Ground>, Jou
          LEFT JOIN strangler.stream t ON t.slice = p.slice AND t.dir = 'forward' AND t.lane = 0 \
          WHERE p.slice = $1"
     );
-    let Some(row) = client.query_opt(&sql, &[&slice]).await.map_err(reading())? else { return Ok(None) };
+    let Some(row) = client.query_typed_opt(&sql, &of).await.map_err(reading())? else { return Ok(None) };
     let tables = tables(client, slice).await?;
     let disturbances = super::alarms::disturbances(client, slice).await?;
     Ok(Some(Ground {
@@ -148,7 +166,8 @@ pub async fn service(client: &Client, slice: &str) -> Result<Option<Ground>, Jou
 async fn tables(client: &Client, slice: &str) -> Result<BTreeMap<String, TableGround>, JournalError> {
     let sql = "SELECT source_table, target_table, copy_number, state, coalesce(published_as = $2, false) \
          FROM strangler.mirror_table WHERE slice = $1";
-    let rows = client.query(sql, &[&slice, &UNHEARD]).await.map_err(reading())?;
+    let asked = [(&slice as &(dyn ToSql + Sync), Type::TEXT), (&UNHEARD, Type::OID)];
+    let rows = client.query_typed(sql, &asked).await.map_err(reading())?;
     let targets = rows.iter().map(|row| regclass(row.get(1))).collect::<Result<Vec<String>, _>>()?;
     let shapes = shapes(client, &targets).await?;
     let ground = |(row, shape): (&Row, String)| {
@@ -167,11 +186,12 @@ async fn tables(client: &Client, slice: &str) -> Result<BTreeMap<String, TableGr
 /// The shapes of tables, in the order of their names, which are quoted for SQL.
 async fn shapes(client: &Client, tables: &[String]) -> Result<Vec<String>, JournalError> {
     let sql = format!(
-        "SELECT s.shape FROM unnest($1::text[]) WITH ORDINALITY AS n (name, number) \
-         CROSS JOIN LATERAL (SELECT to_regclass(n.name)::oid AS oid) AS t CROSS JOIN {} ORDER BY n.number",
+        "SELECT nullif(concat_ws(' ', s.shape, f.parts), '') FROM unnest($1::text[]) WITH ORDINALITY AS n (name, number) \
+         CROSS JOIN LATERAL (SELECT to_regclass(n.name)::oid AS oid) AS t CROSS JOIN {} CROSS JOIN {OWN_PARTS} \
+         ORDER BY n.number",
         shape_sql()
     );
-    let rows = client.query(&sql, &[&tables]).await.map_err(reading())?;
+    let rows = client.query_typed(&sql, &[(&tables, Type::TEXT_ARRAY)]).await.map_err(reading())?;
     Ok(rows.iter().map(|row| shape(row.get(0))).collect())
 }
 
@@ -191,7 +211,7 @@ pub async fn monolith(client: &Client, slice: &str) -> Result<BTreeMap<String, S
              WHERE p.slice = $1) AS t CROSS JOIN {shape} CROSS JOIN {PARTS}",
         shape = shape_sql()
     );
-    let rows = client.query(&sql, &[&slice]).await.map_err(reading())?;
+    let rows = client.query_typed(&sql, &[(&slice, Type::TEXT)]).await.map_err(reading())?;
     let named = |row: &Row| {
         let name = TableName::new(row.get::<_, String>(0), row.get::<_, String>(1));
         (name.to_string(), shape(row.get(2)))

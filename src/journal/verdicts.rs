@@ -1,7 +1,7 @@
 //! Verdicts as the ledger has them, without what their bodies mean.
 
 use tokio_postgres::Client;
-use tokio_postgres::types::PgLsn;
+use tokio_postgres::types::{PgLsn, ToSql, Type};
 
 use super::JournalError;
 use super::ledger::VERDICT;
@@ -82,8 +82,20 @@ pub async fn differs_after(client: &Client, slice: &str, entry: i64) -> Result<D
                AND id > greatest($3, (SELECT max(id) FROM strangler.ledger WHERE slice = $1 AND kind = $2 \
                    AND body ->> 'full' = 'true' AND body ->> 'outcome' = 'clean')) \
                AND body ->> 'outcome' = 'differs'";
-    let row = client.query_one(sql, &[&slice, &VERDICT, &entry]).await.map_err(reading())?;
+    let asked: [(&(dyn ToSql + Sync), Type); 3] =
+        [(&slice, Type::TEXT), (&VERDICT, Type::TEXT), (&entry, Type::INT8)];
+    let row = client.query_typed_one(sql, &asked).await.map_err(reading())?;
     Ok(DiffersAfter { any: row.get(0), rows: row.get(1) })
+}
+
+/// The number of the last verdict on a slice, 0 without one.
+///
+/// # Errors
+/// [`JournalError::Database`].
+pub async fn last_number(client: &Client, slice: &str) -> Result<i64, JournalError> {
+    let sql = "SELECT coalesce(max(id), 0) FROM strangler.ledger WHERE slice = $1 AND kind = $2";
+    let row = client.query_one(sql, &[&slice, &VERDICT]).await.map_err(reading())?;
+    Ok(row.get(0))
 }
 
 /// A strict verdict found rows that differ, and no full strict one has taken that back: one by meaning does not see them.

@@ -17,7 +17,7 @@ pub use conclude::{ConcludeError, Concluded, Monolith, conclude};
 use super::finding::FindingKind;
 use super::verdict::{Counts, Coverage, Outcome};
 use crate::journal::JournalError;
-use crate::journal::grounds::{ABSENT, Ground, TableGround, is_same_shape};
+use crate::journal::grounds::{ABSENT, Ground, TableGround, is_same_shape, is_unlogged};
 use crate::journal::ledger::{self, Broken, VerifyError};
 use crate::journal::verdicts::{self, VerdictRow};
 use crate::lsn::Lsn;
@@ -58,6 +58,13 @@ pub enum Void {
         /// Table by the monolith's name.
         table: String,
     },
+    /// It is UNLOGGED, or was when the verdict was given: a crash empties it, and its changes are in no stream.
+    Unlogged {
+        /// Table by the monolith's name.
+        table: String,
+        /// `monolith` or `service`.
+        side: &'static str,
+    },
     /// The definition of a table's columns, partitions or enums changed, or the table was replaced.
     Changed {
         /// Table by the monolith's name.
@@ -85,6 +92,7 @@ impl Void {
             Self::NotLive { table, .. }
             | Self::Copied { table }
             | Self::Unheard { table }
+            | Self::Unlogged { table, .. }
             | Self::Changed { table, .. }
             | Self::Tables { table } => Some(table),
             Self::Mapping
@@ -109,6 +117,12 @@ impl fmt::Display for Void {
             Self::Copied { table } => write!(f, "table {table} was copied again"),
             Self::Unheard { table } => {
                 write!(f, "table {table} changed in a way that is not in the stream")
+            }
+            Self::Unlogged { table, side } => {
+                write!(
+                    f,
+                    "table {table}, or a partition of it, is UNLOGGED on the {side}'s side, and a crash empties it"
+                )
             }
             Self::Changed { table, side } => {
                 write!(f, "the definition of table {table} changed on the {side}'s side")
@@ -164,6 +178,13 @@ fn table_voids(table: &str, then: &TableGround, now: &TableGround) -> Vec<Void> 
     }
     if now.unheard {
         found.push(Void::Unheard { table: table.clone() });
+    }
+    let unlogged = |shape: Option<&str>| shape.is_some_and(is_unlogged);
+    if unlogged(Some(&then.target_shape)) || unlogged(Some(&now.target_shape)) {
+        found.push(Void::Unlogged { table: table.clone(), side: "service" });
+    }
+    if unlogged(now.source_shape.as_deref()) {
+        found.push(Void::Unlogged { table: table.clone(), side: "monolith" });
     }
     if !is_same_shape(&then.target_shape, &now.target_shape) || now.target_shape == ABSENT {
         found.push(Void::Changed { table: table.clone(), side: "service" });

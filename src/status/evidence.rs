@@ -162,6 +162,7 @@ fn copied_anew(voids: &[Void], name: &str) -> bool {
         | Void::StreamAnew
         | Void::Stream { .. }
         | Void::Unheard { .. }
+        | Void::Unlogged { .. }
         | Void::Changed { .. }
         | Void::Disturbed
         | Void::NotProvisioned => false,

@@ -5,6 +5,7 @@ mod crash;
 mod ends;
 mod gates;
 mod group;
+mod judged;
 mod recorded;
 mod sequences;
 mod standby;

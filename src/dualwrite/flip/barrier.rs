@@ -24,6 +24,8 @@ pub(super) struct Held {
     pub(super) short: Vec<String>,
     /// Insert position under the lock.
     pub(super) fence: Lsn,
+    /// What is not as it was judged, seen with the writers held.
+    pub(super) changed: Vec<String>,
     /// Where rows could be written past the gate that is about to close; no trigger comes or goes before the transaction ends.
     pub(super) unguarded: Vec<String>,
 }
@@ -112,6 +114,9 @@ impl Driver {
         let Some(Effect::Fence { side, .. }) = self.effect else { return None };
         if !held.unguarded.is_empty() {
             return Some(FlipError::Unguarded { places: held.unguarded.clone() });
+        }
+        if !held.changed.is_empty() {
+            return Some(FlipError::Changed { what: held.changed.clone() });
         }
         let (margin, columns) = (self.limits.sequence_margin, held.short.clone());
         (!columns.is_empty()).then(|| FlipError::Short { side: side.peer(), margin, columns })

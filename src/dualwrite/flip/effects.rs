@@ -9,7 +9,7 @@ use super::barrier::Held;
 use super::group::group_is;
 use super::sequences::{Pairs, Stands};
 use super::timeline::millis;
-use super::{Driver, FlipError, event_of, of_database, standbys};
+use super::{Driver, FlipError, Judged, event_of, judged, of_database, standbys};
 use crate::authority::{
     Awaited, Effect, Epoch, Event, Facts, Gate, GroupId, GroupState, Mode, Rows, Side, Sight, group_to_read,
 };
@@ -169,7 +169,9 @@ impl Driver {
             Ok(unguarded) => unguarded,
             Err(event) => return Ok(Err(event)),
         };
-        let (acting, looking, peer) = self.links.three_in_transaction(side).await?;
+        let judged = self.judged.clone();
+        let (acting, looking, peer, idle) = self.links.four_in_transaction(side).await?;
+        let (monolith, service) = if side == Side::Monolith { (looking, idle) } else { (idle, looking) };
         let begun = Instant::now();
         let deadline = begun + self.limits.pause_budget;
         self.timeline.writers_wait();
@@ -202,12 +204,25 @@ impl Driver {
         };
         let short = sequences.short(&noted, side.peer(), (self.limits.sequence_margin, 1));
         let sequences = serde_json::to_string(&noted).unwrap_or_else(|_| "{}".to_owned());
-        let drained = reached(peer, &slice, (drain, fence), deadline).await?;
+        // Beside the drain, so that it costs writers nothing as long as it is the quicker one.
+        let (drained, changed) = tokio::join!(
+            reached(peer, &slice, (drain, fence), deadline),
+            still_as_judged(judged.as_ref(), (monolith, service), &slice)
+        );
+        let drained = drained?;
+        let mut changed = match changed {
+            Ok(changed) => changed,
+            Err(error) => return event_of(&error, "asking again what was judged", false).map(Err),
+        };
+        if side == Side::Monolith && changed.is_empty() {
+            let not_whole = judged::not_whole(peer, &slice).await;
+            changed = not_whole.map_err(|error| failed("reading the states of tables", &error))?;
+        }
         self.timeline.note("drain", draining, if drained { "done" } else { "out of time" });
         failpoint::hit("flip-drained");
         let lock_ms = millis(draining.duration_since(begun));
         let drain_ms = millis(draining.elapsed());
-        let held = Held { lock_ms, drain_ms, sequences, short, fence, unguarded };
+        let held = Held { lock_ms, drain_ms, sequences, short, fence, changed, unguarded };
         Ok(if drained { Ok(held) } else { Err(Event::OutOfTime) })
     }
 
@@ -261,14 +276,23 @@ impl Driver {
             return Ok(event);
         }
         let modes = (Mode::Apply.as_str(), Mode::Tripwire.as_str());
-        let (turned, noted) = tokio::join!(
+        // The turn holds the stream's row, without which no copy begins and no table diverges; what is asked behind it stays so.
+        let (turned, not_whole, noted) = tokio::join!(
+            biased;
             authority::turn(acting, &slice, incoming, modes, (epoch.0, at_least)),
+            not_whole(acting, side, &slice),
             authority::noted_sequences(there, &slice)
         );
         match turned {
             Ok(true) => {}
             Ok(false) => return Ok(Event::Missed),
             Err(error) => return event_of(&error, "turning a stream", false),
+        }
+        let tables = not_whole.map_err(|error| failed("reading the states of tables", &error))?;
+        if !tables.is_empty() {
+            let why = FlipError::NotWhole { tables };
+            self.note_blocked(epoch, &why).await;
+            return Err(why);
         }
         let noted = noted.map_err(|error| failed("reading noted sequences", &error))?;
         let noted: Stands = serde_json::from_str(noted.as_deref().unwrap_or("{}"))
@@ -459,6 +483,23 @@ impl Driver {
             }
         }
     }
+}
+
+/// What is not as it was judged; nothing where this driver did not judge it.
+async fn still_as_judged(
+    judged: Option<&Judged>,
+    sides: (&Client, &Client),
+    slice: &str,
+) -> Result<Vec<String>, JournalError> {
+    match judged {
+        Some(judged) => judged.changed(sides, slice).await,
+        None => Ok(Vec::new()),
+    }
+}
+
+/// Tables that keep a service from being opened. Those of the monolith are no copies that are written down.
+async fn not_whole(acting: &Client, side: Side, slice: &str) -> Result<Vec<String>, JournalError> {
+    if side == Side::Service { judged::not_whole(acting, slice).await } else { Ok(Vec::new()) }
 }
 
 /// What every change of a closed gate rests on: both gates as they were observed, see [`lock_both`], and the group row, on the

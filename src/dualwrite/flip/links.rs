@@ -110,6 +110,28 @@ impl Links {
         Ok((acting, looking, live(&peer.server, &mut peer.looking).await?))
     }
 
+    /// The same, and the acting session of the peer, in which nothing is open.
+    ///
+    /// # Errors
+    /// [`FlipError::Failed`] when that session has ended, or the others can't be opened.
+    pub async fn four_in_transaction(
+        &mut self,
+        side: Side,
+    ) -> Result<(&Client, &Client, &Client, &Client), FlipError> {
+        let (own, peer) = match side {
+            Side::Monolith => (&mut self.monolith, &mut self.service),
+            Side::Service => (&mut self.service, &mut self.monolith),
+        };
+        let gone = || FlipError::Failed {
+            what: "going on in a transaction",
+            words: "its session has ended".to_owned(),
+        };
+        let acting = own.acting.as_deref().ok_or_else(gone)?;
+        let looking = live(&own.server, &mut own.looking).await?;
+        let idle = live_acting(&peer.server, &mut peer.acting, &mut peer.used).await?;
+        Ok((acting, looking, live(&peer.server, &mut peer.looking).await?, idle))
+    }
+
     /// Takes back whatever is open on a side.
     ///
     /// # Errors

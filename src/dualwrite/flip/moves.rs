@@ -1,6 +1,6 @@
 //! One move from its beginning to its entry in the ledger: of one slice, or of several at one barrier.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -8,7 +8,7 @@ use futures_util::future::join_all;
 
 use super::sequences::Pairs;
 use super::timeline::Timeline;
-use super::{Driver, FlipError, KeptLinks, Limits, Progress, Together, barrier, record};
+use super::{Driver, FlipError, Judged, KeptLinks, Limits, Progress, Together, barrier, record};
 use crate::authority::{Epoch, GroupId, GroupState, Intent, Side};
 use crate::cdc::mirror::chain_of;
 use crate::journal::ledger::Author;
@@ -43,6 +43,8 @@ pub struct Order {
     pub remark: Option<String>,
     /// Who approved it, where the operator says so.
     pub approved_by: Option<String>,
+    /// What the slices that begin to move were judged by; empty in an order that begins nothing.
+    pub judged: BTreeMap<String, Judged>,
 }
 
 /// A slice whose authority is settled.
@@ -84,7 +86,9 @@ pub async fn drivers(members: &[Member], order: &Order) -> Result<Vec<Driver>, M
         links.open().await.map_err(of)?;
         let (_, monolith, service) = links.three(Side::Monolith).await.map_err(of)?;
         let pairs = Pairs::find(monolith, service, &member.mapping).await.map_err(of)?;
-        drivers.push(Driver::new(Arc::clone(&member.mapping), links, pairs, member.limits, order.intent));
+        let mut driver = Driver::new(Arc::clone(&member.mapping), links, pairs, member.limits, order.intent);
+        driver.judged = order.judged.get(&member.mapping.slice).cloned();
+        drivers.push(driver);
     }
     // A mirror finishes each of its slices by itself.
     if order.intent != Intent::Resume {

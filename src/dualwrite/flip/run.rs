@@ -8,9 +8,10 @@ use tokio_postgres::Client;
 
 use super::conduct::{Conduct, ConductError, Tell, Told};
 use super::course::{self, Course, Found, Left};
+use super::effects::failed;
 use super::moves::{self, Member, MoveError, Moved, Order};
 use super::timeline::Timeline;
-use super::{APPLICATION, FlipError, approval, record, standings};
+use super::{APPLICATION, FlipError, Judged, approval, record, standings};
 use crate::authority::{Intent, Side, Standing};
 use crate::dualwrite::exclusion;
 use crate::dualwrite::hooks::{Executor, Moving, Occasion, Outcome, Report};
@@ -111,7 +112,12 @@ impl Command<'_> {
             () = stopped => return Err(ConductError::Stopped),
         };
         let occasion = self.occasion(&order, to, found, &members);
-        self.before(&occasion, tell).await?;
+        if self.before(&occasion, tell).await? > 0
+            && let Err(error) = self.still_ready((&members, found), &mut order).await
+        {
+            self.after(&occasion, Outcome::NotMoved, tell).await;
+            return Err(error);
+        }
         let moved = Box::pin(moves::carry_out(&members, &order)).await;
         let mut moved = self.over((occasion, to), moved, tell).await?;
         moved.extend(already);
@@ -119,11 +125,16 @@ impl Command<'_> {
         Ok(moved)
     }
 
-    /// Runs `before`. Whatever keeps the move from beginning after that, `after` has let go of what was held back.
-    async fn before(&self, occasion: &Occasion, tell: Tell<'_>) -> Result<(), ConductError> {
+    /// Runs `before`, and returns how many hooks ran. Whatever keeps the move from beginning after that, `after` has let go of what
+    /// was held back.
+    async fn before(&self, occasion: &Occasion, tell: Tell<'_>) -> Result<usize, ConductError> {
         let stopped = self.conduct.stop.cancelled();
+        let mut ran = 0;
         let before = {
-            let mut told = |report: &Report| tell(Told::Hook(report));
+            let mut told = |report: &Report| {
+                ran += 1;
+                tell(Told::Hook(report));
+            };
             tokio::select! {
                 before = self.hooks.before(occasion, &mut told) => Some(before),
                 () = stopped => None,
@@ -132,7 +143,7 @@ impl Command<'_> {
         match before {
             // A hook that fails has had `after` run already.
             Some(Err(problems)) => Err(ConductError::Refused(problems)),
-            Some(Ok(())) if !self.conduct.stop.is_cancelled() => Ok(()),
+            Some(Ok(())) if !self.conduct.stop.is_cancelled() => Ok(ran),
             Some(Ok(())) | None => {
                 self.after(occasion, Outcome::NotMoved, tell).await;
                 Err(ConductError::Stopped)
@@ -148,15 +159,7 @@ impl Command<'_> {
         tell: Tell<'_>,
     ) -> Result<Vec<Session>, ConductError> {
         let kept = self.keep_gates(members).await?;
-        let (mut problems, accepted) =
-            self.conduct.judge(members, (order.intent, Purpose::Move), &self.who).await?;
-        let asked: Vec<&str> = members.iter().map(|member| member.mapping.slice.as_str()).collect();
-        problems.extend(approval::lacking(self.conduct.plan, self.conduct.path, &asked, order));
-        problems.sort();
-        if problems.iter().any(|problem| problem.severity == Severity::Error) {
-            return Err(ConductError::Refused(problems));
-        }
-        order.remark = accepted;
+        let problems = self.judge(members, order).await?;
         for member in members {
             let one = found.iter().find(|one| one.slice == member.mapping.slice);
             let epoch = one.and_then(|one| course::epoch(one.standing)).map_or(0, |epoch| epoch.0 + 1);
@@ -167,6 +170,47 @@ impl Command<'_> {
             tell(Told::Problems(&problems));
         }
         Ok(kept)
+    }
+
+    /// Judges once more what hooks, which may take minutes, left time to change.
+    async fn still_ready(
+        &self,
+        (members, found): (&[Member], &[Found]),
+        order: &mut Order,
+    ) -> Result<(), ConductError> {
+        let now = standings::look(members).await?;
+        let stands = |one: &Found| found.iter().any(|before| before == one);
+        if !now.iter().all(stands) {
+            // Another one was quicker; the driver sees to that.
+            return Ok(());
+        }
+        self.judge(members, order).await.map(drop)
+    }
+
+    /// Everything that speaks against it. What the sides rest on is read before, so that nothing comes between.
+    async fn judge(&self, members: &[Member], order: &mut Order) -> Result<Vec<Problem>, ConductError> {
+        for member in members {
+            let slice = &member.mapping.slice;
+            let of = |source| ConductError::from(MoveError { slice: slice.clone(), source });
+            let mut links = member.links.take();
+            let (_, monolith, service) = links.three(Side::Monolith).await.map_err(of)?;
+            let judged = Judged::read((monolith, service), slice).await;
+            let judged = judged.map_err(|error| of(failed("reading what a move rests on", &error)))?;
+            member.links.keep(links).await;
+            if let Some(judged) = judged {
+                order.judged.insert(slice.clone(), judged);
+            }
+        }
+        let (mut problems, accepted) =
+            self.conduct.judge(members, (order.intent, Purpose::Move), &self.who).await?;
+        let asked: Vec<&str> = members.iter().map(|member| member.mapping.slice.as_str()).collect();
+        problems.extend(approval::lacking(self.conduct.plan, self.conduct.path, &asked, order));
+        problems.sort();
+        if problems.iter().any(|problem| problem.severity == Severity::Error) {
+            return Err(ConductError::Refused(problems));
+        }
+        order.remark = accepted;
+        Ok(problems)
     }
 
     /// Goes on with what is under way, or finds that nothing is left to do. `after` is run where a move has come to its end by

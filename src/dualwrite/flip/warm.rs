@@ -4,13 +4,13 @@
 //! of a pause together.
 
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use tokio_postgres::Client;
 
 use super::effects::NO_EPOCH;
 use super::sequences::Pairs;
-use super::{Driver, standbys};
+use super::{Driver, Judged, standbys};
 use crate::authority::{Mode, Side};
 use crate::cdc::mirror::chain_of;
 use crate::cdc::source::{self, MARKER_PREFIX};
@@ -29,9 +29,15 @@ impl Driver {
         }
         let begun = Instant::now();
         let (slice, sequences) = (self.slice.clone(), self.sequences.clone());
-        let mapping = Arc::clone(&self.mapping);
+        let (mapping, judged) = (Arc::clone(&self.mapping), self.judged.clone());
         for side in [side.peer(), side] {
             let Ok((acting, looking, _)) = self.links.three(side).await else { continue };
+            if let Some(judged) = &judged {
+                let of = (side, self.limits.pause_budget);
+                if let Err(error) = ask_again(judged, (acting, looking), of, &slice).await {
+                    tracing::debug!(slice, error, "a session could not be warmed up");
+                }
+            }
             let (changed, looked) =
                 tokio::join!(change_nothing(acting, &mapping, side, &sequences), look(looking, &slice, side));
             for error in [changed.err(), looked.err()].into_iter().flatten() {
@@ -44,6 +50,21 @@ impl Driver {
         }
         self.timeline.note("prepare", begun, "done");
     }
+}
+
+/// What was judged is asked in sessions that wait for no lock longer than writers may be held.
+async fn ask_again(
+    judged: &Judged,
+    sessions: (&Client, &Client),
+    (side, limit): (Side, Duration),
+    slice: &str,
+) -> Result<(), String> {
+    let limit = format!("SET lock_timeout = {}", limit.as_millis().max(1));
+    for session in [sessions.0, sessions.1] {
+        session.batch_execute(&limit).await.map_err(|error| chain_of(&error))?;
+        judged.warm(session, side, slice).await.map_err(|error| chain_of(&error))?;
+    }
+    Ok(())
 }
 
 async fn change_nothing(

@@ -77,6 +77,15 @@ pub fn not_provisioned(path: &str, slice: &str, fact: &str) -> Problem {
         .next(format!("strangler provision {path}"))
 }
 
+/// What was judged is not so any more, as was seen while the writers were held.
+#[must_use]
+pub fn changed_meanwhile(what: &[String], path: &str, slice: &str) -> Problem {
+    Problem::error("changed-meanwhile", format!("slice {slice}"))
+        .fact(format!("since it was judged: {}", what.join("; ")))
+        .consequence("both sides are not known to be equal any more, so the gate was not closed and nobody saw an error")
+        .next(format!("strangler status {path} --slice {slice}, then the same command again"))
+}
+
 fn stream(facts: &Facts, asked: &Asked<'_>) -> Option<Problem> {
     let fact = match &facts.to.stream {
         None => "was never started".to_owned(),
