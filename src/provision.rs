@@ -40,7 +40,7 @@ use tokio_postgres::Client;
 
 pub use crate::journal::provisioned::{DeferredRow, MirrorRow, SliceRow};
 pub use anatomy::{Anatomy, ForeignKeyShape, IndexKey, IndexShape, Reference, Used};
-pub(crate) use claimed::{Asking, claimed, claimed_in_service, held_by_another};
+pub(crate) use claimed::{Asking, claimed, claimed_in_service, held_by_another, renamed};
 pub use draft::design;
 pub(crate) use encodings::{BYTES, unfit};
 pub use error::ProvisionError;

@@ -6,7 +6,7 @@ use crate::mapping::{ColumnMapping, TableMapping, adopted};
 use crate::name::quote_ident;
 use crate::plan::Ddl;
 use crate::problem::{Problem, bring_back};
-use crate::provision::held_by_another;
+use crate::provision::{held_by_another, renamed};
 
 pub(super) fn rule(facts: &Facts) -> Vec<Problem> {
     let mut problems = Vec::new();
@@ -48,8 +48,14 @@ pub(super) fn rule(facts: &Facts) -> Vec<Problem> {
                     problems.extend(differences(&name, (table, target), &misfit, &remedy));
                     problems.extend(misfits(&name, table, source, (catalog, target)));
                     if !provisioned {
-                        let held = held_by_another(slice, &table.target, &database.holdings);
-                        problems.extend(not_empty(&name, table, server, held));
+                        let holdings = &database.holdings;
+                        // The rows of a slice under another name are its own.
+                        problems.extend(renamed((&facts.plan, slice), &table.target, holdings).or_else(
+                            || {
+                                let held = held_by_another(slice, &table.target, holdings);
+                                not_empty(&name, table, server, held)
+                            },
+                        ));
                     }
                 }
             }

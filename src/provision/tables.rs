@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 
 use super::Statement;
 use super::anatomy::{IndexShape, Used};
-use super::claimed::held_by_another;
+use super::claimed::{held_by_another, renamed};
 use super::columns::definitions;
 use super::comments;
 use super::deferred::{add_constraint, create_index};
@@ -28,7 +28,7 @@ pub(super) fn create(draft: &mut Draft<'_>, site: &Site<'_>) {
         let Some(table) = draft.survey.monolith.table(&mapping.source) else { continue };
         match (site.table(&mapping.target).is_some(), site.known(slice, mapping)) {
             (true, true) => guard(draft, site, slice, &mapping.target),
-            (true, false) => draft.problem(taken(site, slice, &mapping.target)),
+            (true, false) => draft.problem(taken(draft, site, slice, &mapping.target)),
             (false, true) if site.state.mirrored(&slice.slice) => draft.problem(
                 Problem::error("table-lost", in_service(site, format!("table {}", mapping.target)))
                     .fact("provision made it, its slice was mirrored, and it is gone")
@@ -41,7 +41,10 @@ pub(super) fn create(draft: &mut Draft<'_>, site: &Site<'_>) {
 }
 
 /// A table that is there and is none of ours.
-fn taken(site: &Site<'_>, slice: &SliceMapping, table: &TableName) -> Problem {
+fn taken(draft: &Draft<'_>, site: &Site<'_>, slice: &SliceMapping, table: &TableName) -> Problem {
+    if let Some(problem) = renamed((draft.plan, &slice.slice), table, &site.state.holdings) {
+        return problem;
+    }
     let held = held_by_another(&slice.slice, table, &site.state.holdings);
     let (fact, next) = held.map_or_else(
         || {
