@@ -18,6 +18,7 @@ mod draft;
 mod encodings;
 mod error;
 mod expression;
+mod left_out;
 pub(crate) mod monolith_rights;
 mod objects;
 mod preflight;

@@ -162,7 +162,7 @@ fn differences(
     }
     let carried = |name: &str| table.columns.iter().any(|column| column.target == name);
     let needed = target.columns.iter().filter(|there| {
-        there.not_null
+        target.refuses_null(there)
             && there.default_sql.is_none()
             && there.identity.is_none()
             && there.generated_sql.is_none()
@@ -214,6 +214,7 @@ fn bare(type_sql: &str) -> &str {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::catalog::{Constraint, ConstraintKind};
     use crate::check::fixture::{clean, expect};
     use crate::journal::holdings::Holding;
     use crate::mapping::fixture::{column, name, table};
@@ -269,6 +270,18 @@ mod tests {
         expect(&problems, Severity::Error, "target-differs", "Id is integer, not bigint");
         expect(&problems, Severity::Error, "target-differs", "it has no column Region");
         expect(&problems, Severity::Error, "target-differs", "tenant is NOT NULL without a default");
+        let facts = standing(Ddl::Adopt, |orders| {
+            orders.columns.push(column("tenant", &Type::TEXT));
+            orders.constraints.push(Constraint {
+                name: "filled".into(),
+                kind: ConstraintKind::NotNull,
+                definition_sql: "NOT NULL tenant NOT VALID".into(),
+                columns: vec!["tenant".into()],
+                validated: false,
+                comment: None,
+            });
+        });
+        expect(&rule(&facts), Severity::Error, "target-differs", "tenant is NOT NULL without a default");
         let wider = |orders: &mut Table| orders.columns[1].type_sql = "character varying".into();
         assert_eq!(rule(&standing(Ddl::Adopt, wider)), [], "it holds every text");
         expect(&rule(&standing(Ddl::Create, wider)), Severity::Error, "target-differs", "not text");

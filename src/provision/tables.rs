@@ -6,7 +6,7 @@ use std::collections::BTreeSet;
 use super::Statement;
 use super::anatomy::{IndexShape, Used};
 use super::claimed::{held_by_another, renamed};
-use super::columns::definitions;
+use super::columns::{definitions, not_null_comments};
 use super::comments;
 use super::deferred::{add_constraint, create_index};
 use super::draft::{Draft, Site, in_service};
@@ -123,12 +123,16 @@ fn one(
     ];
     statements.extend(key);
     statements.extend(owned_sequences(draft, site, mapping, table));
-    statements.extend(storage::set(mapping, &storage::split(table, majors(draft, site)).taken));
+    statements.extend(storage::set(
+        mapping,
+        &storage::split(&draft.survey.monolith, table, majors(draft, site)).taken,
+    ));
     statements.extend(comments::of_table(draft, site, mapping, table));
     let checks = table.constraints.iter().filter(|one| one.kind == ConstraintKind::Check && one.validated);
     let on_check =
         |check: &Constraint| comments::on_constraint(&mapping.target, &check.name, check.comment.as_deref());
     statements.extend(checks.filter_map(on_check));
+    statements.extend(not_null_comments(site, mapping, table));
     statements.extend(gate::create_triggers(&slice.slice, &mapping.target, Hinge::Statement));
     statements.push(mirror_row(slice, mapping));
     let statements = statements.into_iter().map(Statement::from).collect();
