@@ -364,7 +364,7 @@ pub struct Dependent {
     pub table: TableName,
     /// How to name it to an operator, e.g. `public.order_totals` or `audit_orders on Orders`.
     pub name: String,
-    /// For a trigger: `tgenabled` (O origin, A always, R replica, D disabled). For others empty.
+    /// For a trigger `tgenabled`, for a rule `ev_enabled` (O origin, A always, R replica, D disabled). For others empty.
     pub detail: String,
 }
 

@@ -91,6 +91,8 @@ fn misfits(
     problems.extend(absent);
     let triggers = adopted::loud_triggers(catalog, &target.name);
     problems.extend(triggers.into_iter().map(|misfit| problem("target-trigger", misfit)));
+    let rules = adopted::loud_rules(catalog, &target.name);
+    problems.extend(rules.into_iter().map(|misfit| problem("target-rule", misfit)));
     problems
 }
 
@@ -214,7 +216,7 @@ fn bare(type_sql: &str) -> &str {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::catalog::{Constraint, ConstraintKind};
+    use crate::catalog::{Constraint, ConstraintKind, Dependent, DependentKind};
     use crate::check::fixture::{clean, expect};
     use crate::journal::holdings::Holding;
     use crate::mapping::fixture::{column, name, table};
@@ -255,6 +257,28 @@ mod tests {
         let mut facts = standing(Ddl::Create, |_| ());
         facts.service("ordering").server.as_mut().unwrap().closed.insert(name("Orders"));
         expect(&rule(&facts), Severity::Error, "target-not-readable", "GRANT SELECT");
+    }
+
+    #[test]
+    fn a_rule_that_rewrites_what_the_mirror_applies_is_named_and_no_other() {
+        let found = |rule: &str, enabled: &str| {
+            let mut facts = standing(Ddl::Adopt, |_| ());
+            facts.service_catalog("ordering").dependents.push(Dependent {
+                kind: DependentKind::Rule,
+                table: name("Orders"),
+                name: rule.into(),
+                detail: enabled.into(),
+            });
+            super::rule(&facts)
+        };
+        let advice = "ALTER TABLE \"public\".\"Orders\" ENABLE RULE \"gone\"";
+        for enabled in ["A", "R"] {
+            let problems = found("gone on Orders", enabled);
+            expect(&problems, Severity::Error, "target-rule", "swallowed, doubled");
+            assert!(problems[0].next.ends_with(advice), "{problems:?}");
+        }
+        assert_eq!(found("gone on Orders", "O"), []);
+        assert_eq!(found("gone on Elsewhere", "A"), [], "it only names the table");
     }
 
     #[test]

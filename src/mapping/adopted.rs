@@ -140,6 +140,31 @@ pub fn generated_absent(mapping: &TableMapping, target: &Table) -> Vec<Misfit> {
         .collect()
 }
 
+/// Rules on a service's table that rewrite the mirror's statements too. Ordinary ones don't, because the mirror applies under
+/// `session_replication_role = replica`. Those of a partition are met by statements only that name the partition.
+#[must_use]
+pub fn loud_rules(service: &Catalog, table: &TableName) -> Vec<Misfit> {
+    let on = format!(" on {table}");
+    let rules = service.dependents.iter().filter(|one| {
+        one.kind == DependentKind::Rule && matches!(one.detail.as_str(), "A" | "R") && one.table == *table
+    });
+    // One that only names the table in its action stands on another.
+    let here = rules.filter_map(|rule| Some((rule, rule.name.strip_suffix(&on)?)));
+    here.map(|(rule, name)| Misfit {
+        fact: format!(
+            "its rule {} is enabled {}, so it rewrites what the mirror applies: rows may be swallowed, doubled or changed",
+            rule.name,
+            when(&rule.detail)
+        ),
+        next: format!("run in the service: ALTER TABLE {} ENABLE RULE {}", table.sql(), quote_ident(name)),
+    })
+    .collect()
+}
+
+fn when(enabled: &str) -> &'static str {
+    if enabled == "A" { "ALWAYS" } else { "REPLICA" }
+}
+
 /// Triggers on a service's table, or on a partition of it, that fire on mirrored rows too. Ordinary ones don't, because
 /// the mirror applies under `session_replication_role = replica`.
 #[must_use]
@@ -152,12 +177,12 @@ pub fn loud_triggers(service: &Catalog, table: &TableName) -> Vec<Misfit> {
         one.kind == DependentKind::Trigger && matches!(one.detail.as_str(), "A" | "R") && of_table(&one.table)
     });
     loud.map(|trigger| {
-        let when = if trigger.detail == "A" { "ALWAYS" } else { "REPLICA" };
         let name = trigger.name.rsplit_once(" on ").map_or(trigger.name.as_str(), |(name, _)| name);
         Misfit {
             fact: format!(
-                "its trigger {} is enabled {when}, so it fires on mirrored rows and may change them",
-                trigger.name
+                "its trigger {} is enabled {}, so it fires on mirrored rows and may change them",
+                trigger.name,
+                when(&trigger.detail)
             ),
             next: format!(
                 "run in the service: ALTER TABLE {} ENABLE TRIGGER {}",

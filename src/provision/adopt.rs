@@ -82,7 +82,9 @@ fn verify(draft: &Draft<'_>, site: &Site<'_>, mapping: &TableMapping) -> Vec<Pro
     }
     let source = draft.survey.monolith.table(&mapping.source);
     let generated = source.map(|source| adopted::generated_apart(mapping, source, table)).unwrap_or_default();
-    let misfits = generated.into_iter().chain(adopted::loud_triggers(site.catalog, &table.name));
+    let loud = adopted::loud_triggers(site.catalog, &table.name).into_iter();
+    let loud = loud.chain(adopted::loud_rules(site.catalog, &table.name));
+    let misfits = generated.into_iter().chain(loud);
     problems.extend(misfits.map(|misfit| {
         Problem::error("adopt-mismatch", &object)
             .fact(misfit.fact)

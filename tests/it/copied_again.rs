@@ -36,6 +36,7 @@ async fn a_table_that_would_not_take_its_rows_is_told_with_all_reasons_and_keeps
     run("REVOKE INSERT, TRUNCATE ON t FROM strangler_apply; ALTER TABLE t ENABLE ROW LEVEL SECURITY;
          CREATE FUNCTION no() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RAISE EXCEPTION ''no''; END';
          CREATE TRIGGER no BEFORE INSERT ON t FOR EACH ROW EXECUTE FUNCTION no(); ALTER TABLE t ENABLE ALWAYS TRIGGER no;
+         CREATE RULE gone AS ON DELETE TO t DO INSTEAD NOTHING; ALTER TABLE t ENABLE REPLICA RULE gone;
          ALTER TABLE t ADD extra int NOT NULL DEFAULT 0; ALTER TABLE t ALTER extra DROP DEFAULT;
          ALTER TABLE t ALTER n TYPE smallint; ALTER TABLE t DROP v; CREATE UNIQUE INDEX mine ON t ((n % 2000))")
         .await;
@@ -45,6 +46,7 @@ async fn a_table_that_would_not_take_its_rows_is_told_with_all_reasons_and_keeps
         grant,
         "ALTER ROLE strangler_apply BYPASSRLS",
         loud,
+        "ALTER TABLE \"public\".\"t\" ENABLE RULE \"gone\"",
         "ALTER TABLE \"public\".\"t\" ALTER COLUMN \"extra\" DROP NOT NULL",
         "ALTER TABLE \"public\".\"t\" ADD COLUMN \"v\" text",
         "ALTER TABLE \"public\".\"t\" ALTER COLUMN \"n\" TYPE integer",

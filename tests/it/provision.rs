@@ -555,7 +555,9 @@ async fn every_mismatch_of_an_adopted_table_is_said_at_once() {
     orders
         .batch_execute(
             "CREATE SCHEMA sales; CREATE TABLE sales.order_lines (id int, order_id bigint NOT NULL, \"ProductId\" bigint, \
-             price money, qty int, must text NOT NULL)",
+             price money, qty int, must text NOT NULL);
+             CREATE RULE gone AS ON DELETE TO sales.order_lines DO INSTEAD NOTHING;
+             ALTER TABLE sales.order_lines ENABLE ALWAYS RULE gone; CREATE RULE quiet AS ON DELETE TO sales.order_lines DO ALSO NOTHING",
         )
         .await
         .unwrap();
@@ -565,10 +567,12 @@ async fn every_mismatch_of_an_adopted_table_is_said_at_once() {
         "column id is integer, and the monolith's bigint does not fit into it",
         "column price is money",
         "column must is NOT NULL without a default",
+        "its rule gone on sales.order_lines is enabled ALWAYS",
         "no primary key or unique index over NOT NULL columns covers exactly (id)",
     ] {
         assert!(facts.iter().any(|fact| fact.contains(words)), "{words}: {facts:#?}");
     }
+    assert!(!facts.iter().any(|fact| fact.contains("rule quiet")), "{facts:#?}");
 }
 
 #[tokio::test]
