@@ -39,7 +39,7 @@ pub(super) fn rule(facts: &Facts) -> Vec<Problem> {
                                 });
                         (!fits).then(|| {
                             let labels = monolith.zip(origin).and_then(|(monolith, origin)| {
-                                adopted::labels_apart((monolith, catalog), (origin, present))
+                                adopted::types_apart((monolith, catalog), (origin, present))
                             });
                             labels.map_or_else(String::new, |misfit| format!(": {}", misfit.fact))
                         })

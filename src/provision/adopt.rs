@@ -140,7 +140,7 @@ fn columns(
                 present.type_sql, wanted.type_sql
             );
             let catalogs = (&draft.survey.monolith, service);
-            let labels = origin.and_then(|origin| adopted::labels_apart(catalogs, (origin, present)));
+            let labels = origin.and_then(|origin| adopted::types_apart(catalogs, (origin, present)));
             found.push(match labels {
                 Some(misfit) => (format!("{fact}: {}", misfit.fact), misfit.next),
                 None => (fact, alter(name, &format!("TYPE {}", wanted.type_sql))),

@@ -489,14 +489,22 @@ async fn what_is_wrong_with_one_column_hides_nothing_of_another_and_every_table_
 #[tokio::test(flavor = "multi_thread")]
 async fn a_column_of_an_adopted_table_that_differs_hides_no_mismatch_of_another() {
     let plan = Split::plan("{ t: {} }").replace("${SERVICE}\"", "${SERVICE}\", ddl: adopt");
-    let (split, _monolith, service) =
-        Split::with_plan(&plan, "CREATE TYPE mood AS ENUM ('good', 'bad'); CREATE TABLE t (id int PRIMARY KEY, a text, b text, m mood)").await;
-    let theirs = "CREATE TYPE feeling AS ENUM ('good'); CREATE TABLE t (id int UNIQUE, a int, b text NOT NULL, m feeling)";
+    let (split, _monolith, service) = Split::with_plan(
+        &plan,
+        "CREATE TYPE mood AS ENUM ('good', 'bad'); CREATE TYPE state AS ENUM ('new', 'paid');
+            CREATE DOMAIN mail AS varchar(100);
+            CREATE TABLE t (id int PRIMARY KEY, a text, b text, m mood, s state, e mail)",
+    )
+    .await;
+    let theirs = "CREATE TYPE feeling AS ENUM ('good'); CREATE TYPE state AS ENUM ('new'); CREATE DOMAIN mail AS varchar(50);
+        CREATE TABLE t (id int UNIQUE, a int, b text NOT NULL, m feeling, s state, e mail)";
     service.batch_execute(theirs).await.unwrap();
     let provision = split.run("provision", &[]);
     for words in [
         "column m is public.feeling, and the monolith's public.mood does not fit into it: it lacks the labels 'bad'",
         "ALTER TYPE \"public\".\"feeling\" ADD VALUE 'bad';",
+        "ALTER TYPE \"public\".\"state\" ADD VALUE 'paid';",
+        "make the domain \"public\".\"mail\" anew in the service, over character varying(100)",
         "covers exactly (id); it has t_id_key (id)",
         "ALTER TABLE \"public\".\"t\" ADD PRIMARY KEY (\"id\")",
     ] {
@@ -509,6 +517,15 @@ async fn a_column_of_an_adopted_table_that_differs_hides_no_mismatch_of_another(
         problems,
         [
             pair("adopt-mismatch", "column b is NOT NULL, and the monolith's is not"),
+            pair(
+                "adopt-mismatch",
+                "column e is public.mail, and the monolith's public.mail does not fit into it: the domain mail is over character \
+                 varying(50) there, and over character varying(100) on the monolith"
+            ),
+            pair(
+                "adopt-mismatch",
+                "column s is public.state, and the monolith's public.state does not fit into it: it lacks the labels 'paid'"
+            ),
             pair(
                 "target-differs",
                 "its column a is integer, not text; its column m is public.feeling, not public.mood: it lacks the labels 'bad'"
