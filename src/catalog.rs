@@ -110,7 +110,7 @@ pub struct Table {
     pub columns: Vec<Column>,
     /// Indexes, the primary key's among them.
     pub indexes: Vec<Index>,
-    /// Primary key, unique, check and exclusion constraints; foreign keys are in [`Catalog::foreign_keys`].
+    /// Primary key, unique, check, exclusion and named not null constraints; foreign keys are in [`Catalog::foreign_keys`].
     pub constraints: Vec<Constraint>,
     /// Replica identity as set.
     pub replica_identity: ReplicaIdentity,
@@ -219,6 +219,8 @@ pub enum ConstraintKind {
     Check,
     /// `contype` x.
     Exclusion,
+    /// `contype` n (18 and later).
+    NotNull,
 }
 
 /// A constraint other than a foreign key.
@@ -300,6 +302,8 @@ pub struct UserType {
     pub extension: Option<String>,
     /// `COMMENT ON TYPE`.
     pub comment: Option<String>,
+    /// `COMMENT ON CONSTRAINT … ON DOMAIN`: check and comment.
+    pub check_comments: Vec<(String, String)>,
 }
 
 /// A sequence.
@@ -360,7 +364,7 @@ pub struct Dependent {
     pub table: TableName,
     /// How to name it to an operator, e.g. `public.order_totals` or `audit_orders on Orders`.
     pub name: String,
-    /// For a trigger: `tgenabled` (O origin, A always, R replica, D disabled). For others empty.
+    /// For a trigger `tgenabled`, for a rule `ev_enabled` (O origin, A always, R replica, D disabled). For others empty.
     pub detail: String,
 }
 
@@ -383,6 +387,19 @@ impl Table {
     #[must_use]
     pub fn column(&self, name: &str) -> Option<&Column> {
         self.columns.iter().find(|column| column.name == name)
+    }
+
+    /// The constraint by which a column is NOT NULL, on servers that give it a name (18 and later); it need not be validated.
+    #[must_use]
+    pub fn not_null(&self, column: &str) -> Option<&Constraint> {
+        let of_column = |one: &&Constraint| one.columns.iter().eq([column]);
+        self.constraints.iter().filter(|one| one.kind == ConstraintKind::NotNull).find(of_column)
+    }
+
+    /// Whether new rows must hold something in a column, whatever older ones do.
+    #[must_use]
+    pub fn refuses_null(&self, column: &Column) -> bool {
+        column.not_null || self.not_null(&column.name).is_some()
     }
 
     /// The primary key's index.

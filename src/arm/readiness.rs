@@ -173,6 +173,9 @@ pub(super) fn claimed(plan: &Plan, survey: &Survey, slice: &SliceMapping) -> Vec
         let targets = slice.tables.iter().map(|table| &table.target);
         problems.extend(provision::claimed_in_service(asking, &slice.service, targets, &state.holdings));
     }
+    // Both sides say the same of a slice under another name.
+    problems.sort();
+    problems.dedup();
     problems
 }
 

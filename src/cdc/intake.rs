@@ -35,6 +35,8 @@ struct Intake {
     columns: Vec<Column>,
     /// Triggers that fire on mirrored rows: name, and the statement that makes an ordinary one of it.
     triggers: Vec<(String, String)>,
+    /// Rules that rewrite what the mirror applies: name, and the statement that makes an ordinary one of it.
+    rules: Vec<(String, String)>,
     checks: Vec<Check>,
     /// Unique indexes and exclusion constraints.
     uniques: Vec<Unique>,
@@ -186,6 +188,10 @@ fn judge(table: &TableMapping, intake: &Intake, lack: Option<Lack>, promises: &P
     }));
     found.extend(intake.triggers.iter().map(|(name, sql)| Fault {
         fact: format!("its trigger {name} fires on mirrored rows, and may change or refuse them"),
+        next: sql.clone(),
+    }));
+    found.extend(intake.rules.iter().map(|(name, sql)| Fault {
+        fact: format!("its rule {name} rewrites what is mirrored, and may swallow or double rows"),
         next: sql.clone(),
     }));
     let nullable = |name: &str| {

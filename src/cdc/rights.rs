@@ -117,6 +117,7 @@ async fn of_slice(config: &SliceConfig) -> Result<Vec<String>, MirrorError> {
         there.extend(lacking(&source, read, READING).await?.into_iter().flat_map(|lack| lack.grants));
         there.extend(unfiltered(&source, read.0).await?);
         here.extend(lacking(&target, written, WRITING).await?.into_iter().flat_map(|lack| lack.grants));
+        here.extend(unfiltered(&target, written.0).await?);
     }
     let sides = [(config.direction.source(), there), (config.direction.target(), here)];
     Ok(sides
@@ -135,12 +136,12 @@ async fn standing(source: &Client) -> Result<Vec<String>, MirrorError> {
     Ok(rows.iter().map(|row| format!("ALTER ROLE {} REPLICATION", quote_ident(row.get(0)))).collect())
 }
 
-/// What lets the session's role see all rows of a table, where it does not.
-async fn unfiltered(source: &Client, table: &TableName) -> Result<Option<String>, MirrorError> {
+/// What lets the session's role see and write all rows of a table, where it does not.
+async fn unfiltered(client: &Client, table: &TableName) -> Result<Option<String>, MirrorError> {
     // The session's own setting makes a filtered row an error; the policies are there all the same.
     let sql = "SELECT current_user::text FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace \
                WHERE n.nspname = $1 AND c.relname = $2 AND row_security_active(c.oid)";
-    let row = source.query_opt(sql, &[&table.schema, &table.name]).await;
+    let row = client.query_opt(sql, &[&table.schema, &table.name]).await;
     let row = row.map_err(MirrorError::sql("asking for rights"))?;
     Ok(row.map(|row| format!("ALTER ROLE {} BYPASSRLS", quote_ident(row.get(0)))))
 }

@@ -143,7 +143,8 @@ pub async fn check_links(
     }
 }
 
-/// Checks that no later version has provisioned the service, which the applier's role may not look up.
+/// Checks that no later version has provisioned the service. The administrator's link sees it also where `provision` broke off
+/// before it granted the applier's role to look.
 ///
 /// # Errors
 /// [`MirrorError::Refused`] among others.

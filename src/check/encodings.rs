@@ -2,6 +2,7 @@
 
 use super::facts::Facts;
 use crate::problem::Problem;
+use crate::provision::{BYTES, unfit};
 
 pub(super) fn rule(facts: &Facts) -> Vec<Problem> {
     let Some(monolith) = &facts.monolith.catalog else { return Vec::new() };
@@ -9,19 +10,23 @@ pub(super) fn rule(facts: &Facts) -> Vec<Problem> {
     for (name, database) in &facts.services {
         let Some(catalog) = &database.catalog else { continue };
         let object = format!("service {name}");
-        if catalog.encoding == BYTES || monolith.encoding == BYTES {
-            problems.push(bytes(object, &catalog.encoding, &monolith.encoding));
-        } else if catalog.encoding != monolith.encoding {
+        let (there, here) = (catalog.encoding.as_str(), monolith.encoding.as_str());
+        if let Some(problem) = unfit(name, (there, here)) {
+            problems.push(problem);
+        } else if here == BYTES {
+            problems.push(bytes(object, there));
+        } else if there != here {
             problems.push(
-                Problem::error("encoding", object)
-                    .fact(format!(
-                        "its encoding is {}, the monolith's is {}",
-                        catalog.encoding, monolith.encoding
-                    ))
-                    .consequence("text that one side can hold the other may not, or may read otherwise")
+                Problem::warning("encoding", object)
+                    .fact(format!("its encoding is {there}, the monolith's is {here}"))
+                    .consequence(
+                        "the service takes every text of the monolith; after a flip the way back stops at the first text with a \
+                         character that the monolith's encoding lacks",
+                    )
                     .next(format!(
-                        "create the database anew: CREATE DATABASE … ENCODING {} TEMPLATE template0;",
-                        crate::name::quote_literal(&monolith.encoding)
+                        "nothing, if the service writes no other characters; else create its database anew: CREATE DATABASE … \
+                         ENCODING {} TEMPLATE template0;",
+                        crate::name::quote_literal(here)
                     )),
             );
         } else if catalog.collation != monolith.collation {
@@ -36,11 +41,9 @@ pub(super) fn rule(facts: &Facts) -> Vec<Problem> {
     problems
 }
 
-/// PostgreSQL neither verifies nor converts text in a database of this encoding (documentation, section 24.3.4).
-const BYTES: &str = "SQL_ASCII";
-
-fn bytes(object: String, service: &str, monolith: &str) -> Problem {
-    if service == monolith {
+/// Of a monolith in SQL_ASCII, whose texts may be no texts.
+fn bytes(object: String, service: &str) -> Problem {
+    if service == BYTES {
         return Problem::warning("sql-ascii", object)
             .fact(format!(
                 "its encoding and the monolith's are {BYTES}: neither verifies what bytes a text is made of"
@@ -48,21 +51,15 @@ fn bytes(object: String, service: &str, monolith: &str) -> Problem {
             .consequence("the mirror stops at the first text that is not valid UTF-8")
             .next("look for such rows in the monolith, and correct them, before the table is copied");
     }
-    let next = if monolith == BYTES {
-        format!(
+    Problem::error("sql-ascii", object)
+        .fact(format!("its encoding is {service}, the monolith's is {BYTES}"))
+        .consequence(format!(
+            "{BYTES} takes any bytes and converts none, so a text may be refused, or read otherwise, on the other side"
+        ))
+        .next(format!(
             "convert the monolith to {service} first: dump it, correct what is not valid, and restore it into a database of \
              that encoding"
-        )
-    } else {
-        format!(
-            "create the database anew: CREATE DATABASE … ENCODING {} TEMPLATE template0;",
-            crate::name::quote_literal(monolith)
-        )
-    };
-    Problem::error("sql-ascii", object)
-        .fact(format!("its encoding is {service}, the monolith's is {monolith}"))
-        .consequence(format!("{BYTES} takes any bytes and converts none, so a text may be refused, or read otherwise, on the other side"))
-        .next(next)
+        ))
 }
 
 #[cfg(test)]
@@ -77,6 +74,10 @@ mod tests {
         let mut facts = clean();
         facts.service_catalog("ordering").encoding = "LATIN1".into();
         expect(&rule(&facts), Severity::Error, "encoding", "LATIN1");
+        let mut facts = clean();
+        facts.services.remove("catalog");
+        facts.monolith_catalog().encoding = "LATIN1".into();
+        expect(&rule(&facts), Severity::Warning, "encoding", "the monolith's is LATIN1");
         let ascii = |monolith: bool| {
             let mut facts = clean();
             facts.service_catalog("ordering").encoding = "SQL_ASCII".into();

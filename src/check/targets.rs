@@ -6,7 +6,7 @@ use crate::mapping::{ColumnMapping, TableMapping, adopted};
 use crate::name::quote_ident;
 use crate::plan::Ddl;
 use crate::problem::{Problem, bring_back};
-use crate::provision::held_by_another;
+use crate::provision::{held_by_another, renamed};
 
 pub(super) fn rule(facts: &Facts) -> Vec<Problem> {
     let mut problems = Vec::new();
@@ -39,7 +39,7 @@ pub(super) fn rule(facts: &Facts) -> Vec<Problem> {
                                 });
                         (!fits).then(|| {
                             let labels = monolith.zip(origin).and_then(|(monolith, origin)| {
-                                adopted::labels_apart((monolith, catalog), (origin, present))
+                                adopted::types_apart((monolith, catalog), (origin, present))
                             });
                             labels.map_or_else(String::new, |misfit| format!(": {}", misfit.fact))
                         })
@@ -48,8 +48,14 @@ pub(super) fn rule(facts: &Facts) -> Vec<Problem> {
                     problems.extend(differences(&name, (table, target), &misfit, &remedy));
                     problems.extend(misfits(&name, table, source, (catalog, target)));
                     if !provisioned {
-                        let held = held_by_another(slice, &table.target, &database.holdings);
-                        problems.extend(not_empty(&name, table, server, held));
+                        let holdings = &database.holdings;
+                        // The rows of a slice under another name are its own.
+                        problems.extend(renamed((&facts.plan, slice), &table.target, holdings).or_else(
+                            || {
+                                let held = held_by_another(slice, &table.target, holdings);
+                                not_empty(&name, table, server, held)
+                            },
+                        ));
                     }
                 }
             }
@@ -85,6 +91,8 @@ fn misfits(
     problems.extend(absent);
     let triggers = adopted::loud_triggers(catalog, &target.name);
     problems.extend(triggers.into_iter().map(|misfit| problem("target-trigger", misfit)));
+    let rules = adopted::loud_rules(catalog, &target.name);
+    problems.extend(rules.into_iter().map(|misfit| problem("target-rule", misfit)));
     problems
 }
 
@@ -156,7 +164,7 @@ fn differences(
     }
     let carried = |name: &str| table.columns.iter().any(|column| column.target == name);
     let needed = target.columns.iter().filter(|there| {
-        there.not_null
+        target.refuses_null(there)
             && there.default_sql.is_none()
             && there.identity.is_none()
             && there.generated_sql.is_none()
@@ -208,6 +216,7 @@ fn bare(type_sql: &str) -> &str {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::catalog::{Constraint, ConstraintKind, Dependent, DependentKind};
     use crate::check::fixture::{clean, expect};
     use crate::journal::holdings::Holding;
     use crate::mapping::fixture::{column, name, table};
@@ -251,6 +260,28 @@ mod tests {
     }
 
     #[test]
+    fn a_rule_that_rewrites_what_the_mirror_applies_is_named_and_no_other() {
+        let found = |rule: &str, enabled: &str| {
+            let mut facts = standing(Ddl::Adopt, |_| ());
+            facts.service_catalog("ordering").dependents.push(Dependent {
+                kind: DependentKind::Rule,
+                table: name("Orders"),
+                name: rule.into(),
+                detail: enabled.into(),
+            });
+            super::rule(&facts)
+        };
+        let advice = "ALTER TABLE \"public\".\"Orders\" ENABLE RULE \"gone\"";
+        for enabled in ["A", "R"] {
+            let problems = found("gone on Orders", enabled);
+            expect(&problems, Severity::Error, "target-rule", "swallowed, doubled");
+            assert!(problems[0].next.ends_with(advice), "{problems:?}");
+        }
+        assert_eq!(found("gone on Orders", "O"), []);
+        assert_eq!(found("gone on Elsewhere", "A"), [], "it only names the table");
+    }
+
+    #[test]
     fn differences_are_told_all_at_once() {
         let facts = standing(Ddl::Adopt, |orders| {
             orders.columns[0].type_sql = "integer".into();
@@ -263,6 +294,18 @@ mod tests {
         expect(&problems, Severity::Error, "target-differs", "Id is integer, not bigint");
         expect(&problems, Severity::Error, "target-differs", "it has no column Region");
         expect(&problems, Severity::Error, "target-differs", "tenant is NOT NULL without a default");
+        let facts = standing(Ddl::Adopt, |orders| {
+            orders.columns.push(column("tenant", &Type::TEXT));
+            orders.constraints.push(Constraint {
+                name: "filled".into(),
+                kind: ConstraintKind::NotNull,
+                definition_sql: "NOT NULL tenant NOT VALID".into(),
+                columns: vec!["tenant".into()],
+                validated: false,
+                comment: None,
+            });
+        });
+        expect(&rule(&facts), Severity::Error, "target-differs", "tenant is NOT NULL without a default");
         let wider = |orders: &mut Table| orders.columns[1].type_sql = "character varying".into();
         assert_eq!(rule(&standing(Ddl::Adopt, wider)), [], "it holds every text");
         expect(&rule(&standing(Ddl::Create, wider)), Severity::Error, "target-differs", "not text");

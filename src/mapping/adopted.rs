@@ -1,5 +1,6 @@
 //! What about a table that stands in a service keeps mirrored rows from being the monolith's.
 
+use super::input::is_users;
 use super::{ColumnMapping, TableMapping, expression};
 use crate::catalog::{Catalog, Column, DependentKind, Table, UserTypeKind};
 use crate::name::{TableName, quote_ident, quote_literal};
@@ -26,24 +27,51 @@ pub fn fits(
         let same_name = theirs == Some(name) && present.type_sql == wanted.type_sql;
         let kind = monolith.types.get(name).map(|of| &of.kind);
         let present_kind = theirs.and_then(|name| service.types.get(name)).map(|of| &of.kind);
-        return same_name || (kind.is_some() && kind == present_kind);
+        let takes_all = kind.zip(present_kind).is_none_or(|(from, to)| takes(from, to));
+        return same_name && takes_all || (kind.is_some() && kind == present_kind);
     }
     wider(&wanted.type_sql, &present.type_sql)
 }
 
-/// By which labels two enums differ, and the statements that add what the service's lacks. `None` where the columns are no enums,
-/// or have the same labels.
+/// Whether a type of the service can hold what the monolith's of the same name does. What checks ask of values, rows may meet; and
+/// attributes of composites are compared by the mirror, which knows their depth.
+fn takes(from: &UserTypeKind, to: &UserTypeKind) -> bool {
+    match (from, to) {
+        (UserTypeKind::Enum(from), UserTypeKind::Enum(to)) => from.iter().all(|label| to.contains(label)),
+        (UserTypeKind::Domain { base_sql: from, .. }, UserTypeKind::Domain { base_sql: to, .. }) => {
+            over_as_much(from, to)
+        }
+        _ => true,
+    }
+}
+
+/// Whether what a domain is over takes every value of what another one is over. Types of the user's are compared by the mirror.
+fn over_as_much(from: &str, to: &str) -> bool {
+    is_users(from) || wider(from, to)
+}
+
+/// How an enum or a domain of the service differs from the monolith's, and what brings it in line. `None` where the columns are
+/// neither, or the enums have the same labels and the domain takes every value.
 #[must_use]
-pub fn labels_apart(
+pub fn types_apart(
     (monolith, service): (&Catalog, &Catalog),
     (wanted, present): (&Column, &Column),
 ) -> Option<Misfit> {
-    let labels =
-        |catalog: &Catalog, column: &Column| match &catalog.types.get(column.user_type.as_ref()?)?.kind {
-            UserTypeKind::Enum(labels) => Some(labels.clone()),
-            UserTypeKind::Domain { .. } | UserTypeKind::Composite(_) | UserTypeKind::Other => None,
-        };
-    let (theirs, ours) = (labels(monolith, wanted)?, labels(service, present)?);
+    let name = present.user_type.as_ref()?;
+    let (theirs, ours) = (monolith.types.get(wanted.user_type.as_ref()?)?, service.types.get(name)?);
+    match (&theirs.kind, &ours.kind) {
+        (UserTypeKind::Enum(theirs), UserTypeKind::Enum(ours)) => labels_apart(name, theirs, ours),
+        (UserTypeKind::Domain { base_sql: from, .. }, UserTypeKind::Domain { base_sql: to, .. }) => {
+            (!over_as_much(from, to)).then(|| Misfit {
+                fact: format!("the domain {name} is over {to} there, and over {from} on the monolith"),
+                next: format!("make the domain {} anew in the service, over {from}", name.sql()),
+            })
+        }
+        _ => None,
+    }
+}
+
+fn labels_apart(name: &TableName, theirs: &[String], ours: &[String]) -> Option<Misfit> {
     if theirs == ours {
         return None;
     }
@@ -51,7 +79,7 @@ pub fn labels_apart(
         |labels: &[&String]| labels.iter().map(|label| quote_literal(label)).collect::<Vec<_>>().join(", ");
     let lacking: Vec<&String> = theirs.iter().filter(|label| !ours.contains(label)).collect();
     let extra: Vec<&String> = ours.iter().filter(|label| !theirs.contains(label)).collect();
-    let name = present.user_type.as_ref().map_or_else(|| present.type_sql.clone(), TableName::sql);
+    let name = name.sql();
     let mut facts = Vec::new();
     if !lacking.is_empty() {
         facts.push(format!("it lacks the labels {}", listed(&lacking)));
@@ -63,7 +91,7 @@ pub fn labels_apart(
         facts.push("it has the same labels in another order".to_owned());
     }
     let add = |label: &&String| format!("ALTER TYPE {name} ADD VALUE {};", quote_literal(label));
-    let next = if extra.is_empty() && theirs.starts_with(&ours) {
+    let next = if extra.is_empty() && theirs.starts_with(ours) {
         format!("run in the service: {}", lacking.iter().map(add).collect::<Vec<_>>().join(" "))
     } else {
         format!(
@@ -140,6 +168,31 @@ pub fn generated_absent(mapping: &TableMapping, target: &Table) -> Vec<Misfit> {
         .collect()
 }
 
+/// Rules on a service's table that rewrite the mirror's statements too. Ordinary ones don't, because the mirror applies under
+/// `session_replication_role = replica`. Those of a partition are met by statements only that name the partition.
+#[must_use]
+pub fn loud_rules(service: &Catalog, table: &TableName) -> Vec<Misfit> {
+    let on = format!(" on {table}");
+    let rules = service.dependents.iter().filter(|one| {
+        one.kind == DependentKind::Rule && matches!(one.detail.as_str(), "A" | "R") && one.table == *table
+    });
+    // One that only names the table in its action stands on another.
+    let here = rules.filter_map(|rule| Some((rule, rule.name.strip_suffix(&on)?)));
+    here.map(|(rule, name)| Misfit {
+        fact: format!(
+            "its rule {} is enabled {}, so it rewrites what the mirror applies: rows may be swallowed, doubled or changed",
+            rule.name,
+            when(&rule.detail)
+        ),
+        next: format!("run in the service: ALTER TABLE {} ENABLE RULE {}", table.sql(), quote_ident(name)),
+    })
+    .collect()
+}
+
+fn when(enabled: &str) -> &'static str {
+    if enabled == "A" { "ALWAYS" } else { "REPLICA" }
+}
+
 /// Triggers on a service's table, or on a partition of it, that fire on mirrored rows too. Ordinary ones don't, because
 /// the mirror applies under `session_replication_role = replica`.
 #[must_use]
@@ -152,12 +205,12 @@ pub fn loud_triggers(service: &Catalog, table: &TableName) -> Vec<Misfit> {
         one.kind == DependentKind::Trigger && matches!(one.detail.as_str(), "A" | "R") && of_table(&one.table)
     });
     loud.map(|trigger| {
-        let when = if trigger.detail == "A" { "ALWAYS" } else { "REPLICA" };
         let name = trigger.name.rsplit_once(" on ").map_or(trigger.name.as_str(), |(name, _)| name);
         Misfit {
             fact: format!(
-                "its trigger {} is enabled {when}, so it fires on mirrored rows and may change them",
-                trigger.name
+                "its trigger {} is enabled {}, so it fires on mirrored rows and may change them",
+                trigger.name,
+                when(&trigger.detail)
             ),
             next: format!(
                 "run in the service: ALTER TABLE {} ENABLE TRIGGER {}",

@@ -131,6 +131,7 @@ pub(crate) fn enum_type(text: &str, labels: &[&str]) -> UserType {
         kind: UserTypeKind::Enum(labels.iter().map(|label| (*label).to_owned()).collect()),
         extension: None,
         comment: None,
+        check_comments: Vec::new(),
     }
 }
 

@@ -28,6 +28,10 @@ pub(crate) fn claimed<'t>(
 ) -> Vec<Problem> {
     let mut problems = BTreeSet::new();
     for table in tables {
+        if let Some(problem) = renamed((asking.plan, asking.slice), table, holdings) {
+            problems.insert(problem);
+            continue;
+        }
         let of_table = || holdings.iter().filter(move |holding| holding.table == *table);
         let ours = of_table().any(|holding| holding.slice == asking.slice && holding.gated);
         for holding in of_table().filter(|holding| asking.is_denied_by(holding, ours)) {
@@ -48,6 +52,10 @@ pub(crate) fn claimed_in_service<'t>(
 ) -> Vec<Problem> {
     let mut problems = BTreeSet::new();
     for table in tables {
+        if let Some(problem) = renamed((asking.plan, asking.slice), table, holdings) {
+            problems.insert(problem);
+            continue;
+        }
         let others =
             holdings.iter().filter(|one| one.table == *table && one.gated && one.slice != asking.slice);
         for Holding { slice, plan, .. } in others {
@@ -66,6 +74,36 @@ pub(crate) fn claimed_in_service<'t>(
         }
     }
     problems.into_iter().collect()
+}
+
+/// A slice that nothing was provisioned for, and that takes a table of one which its plan no longer names: the same slice under
+/// another name, as far as anybody can tell. It is one problem, however many tables and whichever side tell of it.
+pub(crate) fn renamed(
+    (plan, slice): (&Plan, &str),
+    table: &TableName,
+    holdings: &[Holding],
+) -> Option<Problem> {
+    let of_plan = |holding: &&Holding| holding.plan.as_ref() == Some(&plan.name);
+    let gone = |holding: &&Holding| holding.table == *table && !plan.slices.contains_key(&holding.slice);
+    let old = &holdings.iter().filter(of_plan).find(gone)?.slice;
+    if holdings.iter().any(|holding| holding.slice == slice) {
+        return None;
+    }
+    let problem = Problem::error("slice-renamed", format!("slice {slice}"))
+        .fact(format!(
+            "it takes tables of slice {old}, which was provisioned from this plan, {}, and is not in it any more",
+            plan.name
+        ))
+        .consequence(format!(
+            "who may write and what was copied stand under the name {old} in the databases, so a second copy and a second gate would be \
+             made beside them"
+        ))
+        .next(format!(
+            "give slice {slice} its old name in the plan: {old}; or, to have it as {slice}, take slice {old} back first: \
+             {START_ANEW}"
+        ))
+        .of_slice(slice);
+    Some(problem)
 }
 
 /// Whose a service's table is, in words, and what to do then, where its gate is another slice's. Whatever that slice has mirrored
@@ -119,7 +157,7 @@ impl Asking<'_> {
         } else if self.plan.slices.contains_key(slice) {
             format!("put it back into slice {slice} in the plan")
         } else {
-            format!("give slice {asking} its old name {slice} in the plan")
+            format!("put slice {slice} back into the plan, with the table")
         };
         Problem::error("table-claimed", format!("table {table}"))
             .fact(format!("slice {asking} takes it, and it belongs to {whose}, {how}"))
@@ -154,7 +192,6 @@ mod tests {
             (holding("a", plan("other"), true), "slice a of plan other, whose gate", "out of slice ordering"),
             (holding("a", plan("other"), false), "slice a of plan other, which is", "out of slice ordering"),
             (holding("a", None, true), "slice a of a plan that is not known", "out of slice ordering"),
-            (holding("old", Some(own.as_str()), true), "slice old of this plan", "its old name old"),
             (
                 holding("catalog", Some(own.as_str()), true),
                 "slice catalog of this plan",
@@ -166,6 +203,39 @@ mod tests {
             assert!(found[0].fact.contains(fact) && found[0].next.contains(next), "{:?}", found[0]);
             assert!(found[0].next.contains(START_ANEW));
         }
+    }
+
+    #[test]
+    fn a_slice_under_another_name_is_one_problem_that_has_both_names() {
+        let own = plan(Vec::new()).name;
+        let of = |slice: &str, table: &str, gated| Holding {
+            table: name(table),
+            slice: slice.to_owned(),
+            plan: Some(own.clone()),
+            gated,
+        };
+        let mut holdings =
+            vec![of("old", "Orders", true), of("old", "Orders", false), of("old", "Lines", true)];
+        let found = told(&holdings, &["old"]);
+        assert_eq!(found.len(), 1, "{found:?}");
+        assert_eq!((found[0].code, found[0].object.as_str()), ("slice-renamed", "slice ordering"));
+        assert!(found[0].fact.contains("tables of slice old"), "{:?}", found[0]);
+        assert!(
+            found[0].next.starts_with("give slice ordering its old name in the plan: old;"),
+            "{:?}",
+            found[0]
+        );
+        assert!(found[0].next.contains(START_ANEW));
+        let plan = plan(vec![("ordering", vec![table_rule("Orders")])]);
+        let begun = BTreeSet::new();
+        let asking = Asking { plan: &plan, slice: "ordering", begun: &begun };
+        let there = claimed_in_service(asking, "orders", [name("Lines")].iter(), &holdings);
+        assert_eq!(there, found, "the other side says the same");
+        // A slice that is there under its own name was not renamed: it takes a table more.
+        holdings.push(of("ordering", "Baskets", false));
+        let found = told(&holdings, &[]);
+        assert_eq!(found.iter().map(|problem| problem.code).collect::<Vec<_>>(), ["table-claimed"; 2]);
+        assert!(found[0].next.starts_with("put slice old back into the plan"), "{:?}", found[0]);
     }
 
     #[test]

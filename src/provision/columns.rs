@@ -1,10 +1,11 @@
 //! Column definitions of a service's table.
 
 use super::anatomy::Used;
+use super::comments::on_constraint;
 use super::draft::{Draft, Site};
 use super::expression::{carry, target_of};
 use super::objects::{options, sequence_target};
-use crate::catalog::{Column, Table};
+use crate::catalog::{Column, Constraint, Table};
 use crate::mapping::TableMapping;
 use crate::name::{TableName, quote_ident, quote_literal};
 use crate::problem::Problem;
@@ -12,6 +13,23 @@ use crate::problem::Problem;
 /// Since when a generated column can be computed when it is read (PostgreSQL 18 release notes). Older servers store
 /// it, with the same values.
 const VIRTUAL_SINCE: u32 = 18;
+
+/// Since when NOT NULL is a constraint with a name (PostgreSQL 18 release notes).
+const NAMED_NOT_NULL_SINCE: u32 = 18;
+
+/// Comments of the constraints that [`definitions`] names after the monolith's.
+pub(super) fn not_null_comments(site: &Site<'_>, mapping: &TableMapping, table: &Table) -> Vec<String> {
+    if site.catalog.major() < NAMED_NOT_NULL_SINCE {
+        return Vec::new();
+    }
+    let carried = table
+        .columns
+        .iter()
+        .filter(|column| column.not_null && target_of(mapping, table, &column.name).is_some());
+    let constraints = carried.filter_map(|column| table.not_null(&column.name));
+    let comment = |one: &Constraint| on_constraint(&mapping.target, &one.name, one.comment.as_deref());
+    constraints.filter_map(comment).collect()
+}
 
 /// Why a column can't be made: fact and advice of a problem.
 type Refusal = (String, String);
@@ -79,6 +97,10 @@ fn definition(
         sql.push_str(&format!(" DEFAULT {}", default_sql(site, column, default)?));
     }
     if column.not_null {
+        let named = table.not_null(&column.name).filter(|_| site.catalog.major() >= NAMED_NOT_NULL_SINCE);
+        if let Some(constraint) = named {
+            sql.push_str(&format!(" CONSTRAINT {}", quote_ident(&constraint.name)));
+        }
         sql.push_str(" NOT NULL");
     }
     Ok(sql)

@@ -2,20 +2,18 @@
 //! break, and foreign keys inside the slice. It is written down in `strangler.deferred` in the order in which the
 //! mirror puts it in place.
 
-use serde_json::json;
-
 use super::Statement;
 use super::anatomy::{ForeignKeyShape, IndexKey, IndexShape, Used};
-use super::draft::{Draft, Site, journal};
+use super::comments;
+use super::draft::{Draft, Site};
 use super::expression::{Stuck, carry, since, target_of};
-use super::objects::{enforced, validated};
-use super::tables::{describe, key_index, majors};
-use super::{comments, storage};
-use crate::catalog::{ConstraintKind, ForeignKey, Index, Table, UserTypeKind};
+use super::left_out::{Note, domains, left_out, not_nulls, parameters, remember};
+use super::objects::enforced;
+use super::tables::{describe, key_index};
+use crate::catalog::{ConstraintKind, ForeignKey, Index, Table};
 use crate::journal::statements as ours;
 use crate::mapping::{SliceMapping, TableMapping};
 use crate::name::{TableName, quote_ident, quote_list};
-use crate::problem::Problem;
 
 /// One statement that waits. The order of the variants of `kind` is the order of execution.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -61,7 +59,8 @@ pub(super) fn record(draft: &mut Draft<'_>, site: &Site<'_>) {
             indexes((draft, major), mapping, table, &mut found, &mut notes);
             checks((draft, major), mapping, table, &mut found, &mut notes);
             domains(draft, mapping, table, &mut notes);
-            parameters((draft, site), table, &mut notes);
+            not_nulls(mapping, table, &mut notes);
+            parameters((draft, site), (mapping, table), &mut notes);
             foreign_keys((draft, major), slice, (mapping, table), &mut found, &mut notes);
         }
         found.sort_by_key(|one| one.rank);
@@ -85,48 +84,6 @@ pub(super) fn insert(site: &Site<'_>, slice: &SliceMapping, found: &[Deferred]) 
         Statement::from(ours::insert_deferred(values))
     };
     found.iter().filter(|one| !known(one)).map(row).collect()
-}
-
-/// Something that does not go along as it was, for the journal.
-pub(super) struct Note {
-    action: &'static str,
-    object: String,
-    detail: String,
-    /// What the operator may type, where that is worth a warning.
-    next: Option<&'static str>,
-}
-
-const BY_HAND: &str = "make it by hand in the service once the slice is live, where it is needed";
-
-fn left_out(what: &str, name: &str, table: &Table, why: String) -> Note {
-    let object = format!("{what} {name} of {}", table.name);
-    Note { action: "left out", object, detail: why, next: Some(BY_HAND) }
-}
-
-/// Journal entries that are not there yet; what was left out is a warning each time.
-fn remember(
-    draft: &mut Draft<'_>,
-    site: &Site<'_>,
-    slice: &SliceMapping,
-    notes: Vec<Note>,
-) -> Vec<Statement> {
-    let mut statements = Vec::new();
-    for note in notes {
-        let key = (slice.slice.clone(), note.action.to_owned(), note.object.clone());
-        if !site.state.notes.contains(&key) {
-            let detail = json!({ "object": note.object, "detail": note.detail });
-            statements.push(journal(Some(&slice.slice), note.action, &detail));
-        }
-        if let Some(next) = note.next {
-            draft.problem(
-                Problem::warning("left-out", &note.object)
-                    .fact(note.detail)
-                    .consequence(format!("service {} goes without it", site.name))
-                    .next(next),
-            );
-        }
-    }
-    statements
 }
 
 fn indexes(
@@ -338,45 +295,6 @@ fn checks(
             });
         }
     }
-}
-
-/// Checks of domains that were never validated are left out. The monolith looks at a value of a domain when it is made,
-/// and never again while other columns of its row change; a service would look at it whenever the row is written, and
-/// refuse rows that the monolith has.
-fn domains(draft: &Draft<'_>, mapping: &TableMapping, table: &Table, notes: &mut Vec<Note>) {
-    for column in table.columns.iter().filter(|one| target_of(mapping, table, &one.name).is_some()) {
-        let mut next = column.user_type.as_ref();
-        while let Some(of) = next.and_then(|name| draft.survey.monolith.types.get(name)) {
-            let UserTypeKind::Domain { checks, base_type, .. } = &of.kind else { break };
-            for (check, _) in checks.iter().filter(|(_, definition)| !validated(definition)) {
-                let object = format!("constraint {check} of domain {}", of.name);
-                if notes.iter().all(|one| one.object != object) {
-                    notes.push(Note {
-                        action: "left out",
-                        object,
-                        detail: "it was never validated, so rows may break it, and the service would not take them"
-                            .to_owned(),
-                        next: Some(
-                            "nothing; to carry it over, validate it on the monolith before provision: ALTER DOMAIN … VALIDATE \
-                             CONSTRAINT …",
-                        ),
-                    });
-                }
-            }
-            next = base_type.as_ref();
-        }
-    }
-}
-
-/// Storage parameters that the service's server may be too old for.
-fn parameters((draft, site): (&Draft<'_>, &Site<'_>), table: &Table, notes: &mut Vec<Note>) {
-    let majors = majors(draft, site);
-    notes.extend(storage::split(table, majors).left.into_iter().map(|parameter| {
-        let name = parameter.split_once('=').map_or(parameter, |(name, _)| name);
-        let why =
-            format!("the service's server, {}, is older than the monolith's and may not know it", majors.1);
-        left_out("storage parameter", name, table, why)
-    }));
 }
 
 fn foreign_keys(

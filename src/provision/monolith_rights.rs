@@ -13,10 +13,10 @@ use crate::mapping::TableMapping;
 use crate::name::{TableName, quote_ident};
 use crate::problem::Problem;
 
-/// What is granted to both links, because both look where they lead what the mapping was before
+/// What is granted to both links, because both look where they lead, which version made it, what the mapping was before
 /// keys were cut, and how the way back is doing.
 pub(crate) const OURS: &[&str] =
-    &["database", "slice", "stream", "mirror_process", "mirror_table", "cut_key"];
+    &["database", "schema_history", "slice", "stream", "mirror_process", "mirror_table", "cut_key"];
 
 /// What the way back does with our own tables here: the same as the way there in a service. `arm` grants it, too, where only it
 /// makes the role.

@@ -288,7 +288,7 @@ fn added_labels(name: &TableName, wanted: &[String], present: &[String]) -> Opti
     Some(statements.join(" "))
 }
 
-/// `None` for kinds that are not made here. Checks of a domain that were never validated are left out: see `deferred`.
+/// `None` for kinds that are not made here. Checks of a domain that were never validated are left out: see `left_out`.
 fn create_type(of: &UserType) -> Option<Vec<String>> {
     let name = of.name.sql();
     let sql = match &of.kind {
@@ -316,7 +316,17 @@ fn create_type(of: &UserType) -> Option<Vec<String>> {
         }
         UserTypeKind::Other => return None,
     };
-    Some(vec![sql])
+    let comments = of.check_comments.iter().filter(|(check, _)| carries(&of.kind, check));
+    let comments = comments.map(|(check, comment)| {
+        format!("COMMENT ON CONSTRAINT {} ON DOMAIN {name} IS {}", quote_ident(check), quote_literal(comment))
+    });
+    Some(std::iter::once(sql).chain(comments).collect())
+}
+
+/// Whether a domain is made with this check.
+fn carries(kind: &UserTypeKind, check: &str) -> bool {
+    let UserTypeKind::Domain { checks, .. } = kind else { return false };
+    checks.iter().any(|(name, definition)| name == check && validated(definition))
 }
 
 /// Whether a constraint's definition, as `pg_get_constraintdef` prints it, holds for every row there is.

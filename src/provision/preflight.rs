@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::draft::{Draft, Site, in_service};
 use super::state::State;
-use super::{Asking, Database, Survey, claimed, claimed_in_service, publication};
+use super::{Asking, Database, Survey, claimed, claimed_in_service, publication, unfit};
 use crate::catalog::{Catalog, Table, TableKind};
 use crate::dualwrite::gate;
 use crate::journal::whereabouts::{self, Astray, Route, Side, Whereabouts};
@@ -50,6 +50,7 @@ pub(super) fn check(draft: &mut Draft<'_>) {
             );
         }
         relation_names(draft, &site);
+        encodings(draft, &site);
     }
     partitions(draft);
 }
@@ -71,6 +72,18 @@ fn names(draft: &mut Draft<'_>) {
         })
         .collect();
     problems.into_iter().for_each(|problem| draft.problem(problem));
+}
+
+/// Text that the service could not hold would be refused row by row, once the tables are there. Where all slices are mirrored
+/// already, their rows fit.
+fn encodings(draft: &mut Draft<'_>, site: &Site<'_>) {
+    if site.slices.iter().all(|slice| site.state.mirrored(&slice.slice)) {
+        return;
+    }
+    let monolith = &draft.survey.monolith.encoding;
+    if let Some(problem) = unfit(site.name, (&site.catalog.encoding, monolith)) {
+        draft.problem(problem);
+    }
 }
 
 /// A copy of a provisioned database must not be taken for the original.

@@ -35,6 +35,7 @@ const APPLY_ON_OURS: &[(&str, &[&str])] = &[
     ("journal", &["SELECT", "INSERT"]),
     ("slice", &["SELECT"]),
     ("database", &["SELECT"]),
+    ("schema_history", &["SELECT"]),
     ("cut_key", &["SELECT"]),
     ("ledger", &["SELECT", "INSERT"]),
     ("reconcile_run", DML),

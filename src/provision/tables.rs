@@ -5,8 +5,8 @@ use std::collections::BTreeSet;
 
 use super::Statement;
 use super::anatomy::{IndexShape, Used};
-use super::claimed::held_by_another;
-use super::columns::definitions;
+use super::claimed::{held_by_another, renamed};
+use super::columns::{definitions, not_null_comments};
 use super::comments;
 use super::deferred::{add_constraint, create_index};
 use super::draft::{Draft, Site, in_service};
@@ -28,7 +28,7 @@ pub(super) fn create(draft: &mut Draft<'_>, site: &Site<'_>) {
         let Some(table) = draft.survey.monolith.table(&mapping.source) else { continue };
         match (site.table(&mapping.target).is_some(), site.known(slice, mapping)) {
             (true, true) => guard(draft, site, slice, &mapping.target),
-            (true, false) => draft.problem(taken(site, slice, &mapping.target)),
+            (true, false) => draft.problem(taken(draft, site, slice, &mapping.target)),
             (false, true) if site.state.mirrored(&slice.slice) => draft.problem(
                 Problem::error("table-lost", in_service(site, format!("table {}", mapping.target)))
                     .fact("provision made it, its slice was mirrored, and it is gone")
@@ -41,7 +41,10 @@ pub(super) fn create(draft: &mut Draft<'_>, site: &Site<'_>) {
 }
 
 /// A table that is there and is none of ours.
-fn taken(site: &Site<'_>, slice: &SliceMapping, table: &TableName) -> Problem {
+fn taken(draft: &Draft<'_>, site: &Site<'_>, slice: &SliceMapping, table: &TableName) -> Problem {
+    if let Some(problem) = renamed((draft.plan, &slice.slice), table, &site.state.holdings) {
+        return problem;
+    }
     let held = held_by_another(&slice.slice, table, &site.state.holdings);
     let (fact, next) = held.map_or_else(
         || {
@@ -120,12 +123,16 @@ fn one(
     ];
     statements.extend(key);
     statements.extend(owned_sequences(draft, site, mapping, table));
-    statements.extend(storage::set(mapping, &storage::split(table, majors(draft, site)).taken));
+    statements.extend(storage::set(
+        mapping,
+        &storage::split(&draft.survey.monolith, table, majors(draft, site)).taken,
+    ));
     statements.extend(comments::of_table(draft, site, mapping, table));
     let checks = table.constraints.iter().filter(|one| one.kind == ConstraintKind::Check && one.validated);
     let on_check =
         |check: &Constraint| comments::on_constraint(&mapping.target, &check.name, check.comment.as_deref());
     statements.extend(checks.filter_map(on_check));
+    statements.extend(not_null_comments(site, mapping, table));
     statements.extend(gate::create_triggers(&slice.slice, &mapping.target, Hinge::Statement));
     statements.push(mirror_row(slice, mapping));
     let statements = statements.into_iter().map(Statement::from).collect();

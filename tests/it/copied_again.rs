@@ -36,6 +36,7 @@ async fn a_table_that_would_not_take_its_rows_is_told_with_all_reasons_and_keeps
     run("REVOKE INSERT, TRUNCATE ON t FROM strangler_apply; ALTER TABLE t ENABLE ROW LEVEL SECURITY;
          CREATE FUNCTION no() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RAISE EXCEPTION ''no''; END';
          CREATE TRIGGER no BEFORE INSERT ON t FOR EACH ROW EXECUTE FUNCTION no(); ALTER TABLE t ENABLE ALWAYS TRIGGER no;
+         CREATE RULE gone AS ON DELETE TO t DO INSTEAD NOTHING; ALTER TABLE t ENABLE REPLICA RULE gone;
          ALTER TABLE t ADD extra int NOT NULL DEFAULT 0; ALTER TABLE t ALTER extra DROP DEFAULT;
          ALTER TABLE t ALTER n TYPE smallint; ALTER TABLE t DROP v; CREATE UNIQUE INDEX mine ON t ((n % 2000))")
         .await;
@@ -45,6 +46,7 @@ async fn a_table_that_would_not_take_its_rows_is_told_with_all_reasons_and_keeps
         grant,
         "ALTER ROLE strangler_apply BYPASSRLS",
         loud,
+        "ALTER TABLE \"public\".\"t\" ENABLE RULE \"gone\"",
         "ALTER TABLE \"public\".\"t\" ALTER COLUMN \"extra\" DROP NOT NULL",
         "ALTER TABLE \"public\".\"t\" ADD COLUMN \"v\" text",
         "ALTER TABLE \"public\".\"t\" ALTER COLUMN \"n\" TYPE integer",
@@ -236,10 +238,21 @@ async fn a_temporal_key_that_both_sides_have_is_in_no_ones_way_and_not_null_for_
     };
     let server = || launch_with(Options { binaries: Some(newest.clone()), ..options() });
     let setup = "CREATE TABLE t (id int4range, at daterange, n int, PRIMARY KEY (id, at WITHOUT OVERLAPS));
-        INSERT INTO t SELECT int4range(g, g + 1), daterange('2026-01-01', '2026-02-01'), g FROM generate_series(1, 1000) g";
+        INSERT INTO t SELECT int4range(g, g + 1), daterange('2026-01-01', '2026-02-01'), g FROM generate_series(1, 1000) g;
+        CREATE TABLE u (id int PRIMARY KEY, w int CONSTRAINT written NOT NULL, z int); INSERT INTO u VALUES (1, 1, NULL);
+        COMMENT ON CONSTRAINT written ON u IS 'always'; ALTER TABLE u ADD CONSTRAINT later NOT NULL z NOT VALID";
     let pair = Pair::of(server(), server(), "").await;
-    let (split, monolith, service) = Split::between(pair, &Split::plan("{ t: {} }"), setup).await;
-    split.provision();
+    let (split, monolith, service) = Split::between(pair, &Split::plan("{ t: {}, u: {} }"), setup).await;
+    for verb in ["check", "provision"] {
+        let said = split.run(verb, &[]).page().split_whitespace().collect::<Vec<_>>().join(" ");
+        for words in ["constraint later of u", "ALTER TABLE \"public\".\"u\" VALIDATE CONSTRAINT \"later\""] {
+            assert!(said.contains(words), "{verb}: {words}: {said}");
+        }
+    }
+    let named = "SELECT string_agg(conname || ' ' || coalesce(obj_description(oid, 'pg_constraint'), ''), ',' ORDER BY conname) \
+                 FROM pg_constraint WHERE conrelid = 'u'::regclass AND contype = 'n'";
+    let named: String = service.query_one(named, &[]).await.unwrap().get(0);
+    assert_eq!(named, "u_id_not_null ,written always");
     let mirror = split.mirror(None);
     mirror.caught_up(&monolith, &service).await;
     mirror.stop();

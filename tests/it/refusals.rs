@@ -392,6 +392,53 @@ async fn a_change_of_shape_that_is_undone_goes_on_with_the_command_that_is_named
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_service_whose_encoding_may_lack_characters_is_refused_before_anything_is_made_and_utf8_takes_every_text()
+ {
+    let (mut split, _, service) = Split::launch("{ t: {} }", "SELECT").await;
+    let server = connect(&split.pair.service.admin_url()).await;
+    for encoding in ["LATIN1", "SQL_ASCII"] {
+        let sql = format!(
+            "CREATE DATABASE {encoding} ENCODING '{encoding}' LC_COLLATE 'C' LC_CTYPE 'C' TEMPLATE template0"
+        );
+        server.batch_execute(&sql).await.unwrap();
+    }
+    let setup =
+        "CREATE TABLE t (id int PRIMARY KEY, v varchar(5)); INSERT INTO t VALUES (1, 'äöüßé'), (2, 'plain')";
+    split.pair.monolith().await.batch_execute(setup).await.unwrap();
+    for (encoding, database) in [("LATIN1", "latin1"), ("SQL_ASCII", "sql_ascii")] {
+        let link = split.pair.service.url(database);
+        split.lead("SERVICE", &link);
+        let fact = format!("its encoding is {encoding}, the monolith's is UTF8");
+        let next = "CREATE DATABASE … ENCODING 'UTF8' TEMPLATE template0";
+        let refused = split.run("provision", &[]);
+        assert_refused(&refused, &["service service"]);
+        // Prose is wrapped.
+        let said = refused.stderr.split_whitespace().collect::<Vec<_>>().join(" ");
+        assert!(said.contains(&fact) && said.contains(next), "{}", refused.page());
+        let made = "SELECT FROM pg_namespace WHERE nspname = 'strangler'";
+        assert!(connect(&link).await.query(made, &[]).await.unwrap().is_empty());
+    }
+
+    let monolith = split.pair.service.url("latin1");
+    split.lead("MONOLITH", &monolith);
+    let monolith = connect(&monolith).await;
+    monolith.batch_execute(setup).await.unwrap();
+    let link = split.pair.service_url();
+    split.lead("SERVICE", &link);
+    let check = split.run("check", &[]);
+    assert!(check.stdout.contains("its encoding is UTF8, the monolith's is LATIN1"), "{}", check.page());
+    split.provision();
+    let mirror = split.mirror(None);
+    mirror.caught_up(&monolith, &service).await;
+    monolith.batch_execute("UPDATE t SET v = 'çà' WHERE id = 2").await.unwrap();
+    mirror.caught_up(&monolith, &service).await;
+    assert_equal(&monolith, &service, "TABLE t").await;
+    let compared = split.run("reconcile", &[]);
+    assert_eq!(compared.exit, Some(0), "{}", compared.page());
+    mirror.stop();
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_slice_that_was_never_provisioned_is_not_flipped_and_says_what_to_type() {
     let plan =
         Split::plan("{ t: {} }").replace("{ one:", "{ two: { service: service, tables: { u: {} } }, one:");
@@ -442,14 +489,22 @@ async fn what_is_wrong_with_one_column_hides_nothing_of_another_and_every_table_
 #[tokio::test(flavor = "multi_thread")]
 async fn a_column_of_an_adopted_table_that_differs_hides_no_mismatch_of_another() {
     let plan = Split::plan("{ t: {} }").replace("${SERVICE}\"", "${SERVICE}\", ddl: adopt");
-    let (split, _monolith, service) =
-        Split::with_plan(&plan, "CREATE TYPE mood AS ENUM ('good', 'bad'); CREATE TABLE t (id int PRIMARY KEY, a text, b text, m mood)").await;
-    let theirs = "CREATE TYPE feeling AS ENUM ('good'); CREATE TABLE t (id int UNIQUE, a int, b text NOT NULL, m feeling)";
+    let (split, _monolith, service) = Split::with_plan(
+        &plan,
+        "CREATE TYPE mood AS ENUM ('good', 'bad'); CREATE TYPE state AS ENUM ('new', 'paid');
+            CREATE DOMAIN mail AS varchar(100);
+            CREATE TABLE t (id int PRIMARY KEY, a text, b text, m mood, s state, e mail)",
+    )
+    .await;
+    let theirs = "CREATE TYPE feeling AS ENUM ('good'); CREATE TYPE state AS ENUM ('new'); CREATE DOMAIN mail AS varchar(50);
+        CREATE TABLE t (id int UNIQUE, a int, b text NOT NULL, m feeling, s state, e mail)";
     service.batch_execute(theirs).await.unwrap();
     let provision = split.run("provision", &[]);
     for words in [
         "column m is public.feeling, and the monolith's public.mood does not fit into it: it lacks the labels 'bad'",
         "ALTER TYPE \"public\".\"feeling\" ADD VALUE 'bad';",
+        "ALTER TYPE \"public\".\"state\" ADD VALUE 'paid';",
+        "make the domain \"public\".\"mail\" anew in the service, over character varying(100)",
         "covers exactly (id); it has t_id_key (id)",
         "ALTER TABLE \"public\".\"t\" ADD PRIMARY KEY (\"id\")",
     ] {
@@ -462,6 +517,15 @@ async fn a_column_of_an_adopted_table_that_differs_hides_no_mismatch_of_another(
         problems,
         [
             pair("adopt-mismatch", "column b is NOT NULL, and the monolith's is not"),
+            pair(
+                "adopt-mismatch",
+                "column e is public.mail, and the monolith's public.mail does not fit into it: the domain mail is over character \
+                 varying(50) there, and over character varying(100) on the monolith"
+            ),
+            pair(
+                "adopt-mismatch",
+                "column s is public.state, and the monolith's public.state does not fit into it: it lacks the labels 'paid'"
+            ),
             pair(
                 "target-differs",
                 "its column a is integer, not text; its column m is public.feeling, not public.mood: it lacks the labels 'bad'"

@@ -103,6 +103,22 @@ async fn denied(client: &Client, statements: &[&str]) {
 
 const LOCK_ORDERS: &str = r#"BEGIN; SELECT "Id" FROM "Orders" WHERE "Id" = 7 FOR SHARE; COMMIT"#;
 
+/// No link of an administrator is needed to see that a later version has provisioned a database.
+async fn assert_later_versions_are_seen(shop: &Shop, on_monolith: [&Client; 2]) {
+    let later = "INSERT INTO strangler.schema_history (version, name) VALUES (999, 'later')";
+    for (place, owner) in [("monolith", &shop.monolith), ("service service", &shop.service)] {
+        allowed(owner, &[later]).await;
+        let told = shop.split.run("reconcile", &[]).page();
+        assert!(told.contains("(newer-tables)") && told.contains(place), "{place}: {told}");
+        let on_service = shop.on_service("strangler_apply").await;
+        let links = if place == "monolith" { on_monolith.to_vec() } else { vec![&on_service] };
+        for client in links {
+            assert!(whereabouts::read(client).await.unwrap().newer, "{place}");
+        }
+        allowed(owner, &["DELETE FROM strangler.schema_history WHERE version = 999"]).await;
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn the_apply_link_may_lock_rows_of_the_authority_and_change_almost_nothing() {
     let shop = Shop::open().await;
@@ -171,6 +187,7 @@ async fn the_apply_link_may_lock_rows_of_the_authority_and_change_almost_nothing
     )
     .await;
     denied(&read, &[LOCK_ORDERS, "SELECT * FROM strangler.journal"]).await;
+    assert_later_versions_are_seen(&shop, [&apply, &read]).await;
     for client in [&apply, &read] {
         assert_eq!(whereabouts::read(client).await.unwrap().sides.len(), 1);
         assert!(slices::gate(client, "one").await.unwrap().is_some());
@@ -285,6 +302,36 @@ async fn a_reconciliation_is_recorded_by_roles_of_least_privilege() {
     assert!(status.stdout.contains("evidence   stands: both sides are proven equal"), "{}", status.page());
 }
 
+/// What the mirror says itself, each with the role that lacks it.
+async fn assert_the_mirror_tells(shop: &Shop) {
+    for (place, spoilt, mended, hint) in [
+        (
+            &shop.monolith,
+            "ALTER ROLE shop_read NOREPLICATION",
+            "ALTER ROLE shop_read REPLICATION",
+            "run on the monolith: ALTER ROLE \"shop_read\" REPLICATION",
+        ),
+        (
+            &shop.monolith,
+            "ALTER ROLE shop_read NOBYPASSRLS",
+            "ALTER ROLE shop_read BYPASSRLS",
+            "run on the monolith: ALTER ROLE \"shop_read\" BYPASSRLS",
+        ),
+        (
+            &shop.service,
+            "ALTER TABLE sales.\"Orders\" ENABLE ROW LEVEL SECURITY",
+            "SELECT",
+            "run on the service: ALTER ROLE \"strangler_apply\" BYPASSRLS",
+        ),
+    ] {
+        allowed(place, &[spoilt]).await;
+        let (_, log) = shop.split.mirror(None).ended();
+        let hint = format!("hint: {hint}; then strangler mirror plan.yaml --slice one");
+        assert!(log.contains(&hint), "{hint}\n{log}");
+        allowed(place, &[mended]).await;
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn rights_that_are_missing_are_told_with_what_to_type() {
     let shop = Shop::open().await;
@@ -336,7 +383,7 @@ async fn rights_that_are_missing_are_told_with_what_to_type() {
     shop.not_found(&codes);
     allowed(&apply, &[LOCK_ORDERS]).await;
 
-    shop.service.batch_execute("ALTER TABLE sales.\"Orders\" ENABLE ROW LEVEL SECURITY").await.unwrap();
+    assert_the_mirror_tells(&shop).await;
     let filtered = shop.found("row-security");
     assert!(filtered.starts_with("error row-security service service"), "{filtered}");
 }

@@ -40,6 +40,7 @@ pub(super) async fn intake(target: &Client, table: &TableMapping) -> Result<Opti
         filtered: row.get(0),
         columns: rows.iter().map(column).collect(),
         triggers: triggers(target, &table.target).await.map_err(failed())?,
+        rules: rules(target, &table.target).await.map_err(failed())?,
         checks: checks(target, &table.target, enforced).await.map_err(failed())?,
         uniques: uniques(target, &table.target)
             .await
@@ -114,6 +115,19 @@ async fn triggers(target: &Client, table: &TableName) -> Result<Vec<(String, Str
         (trigger, sql)
     };
     Ok(target.query(&sql, &names(table)).await?.iter().map(trigger).collect())
+}
+
+/// Of the table that statements name only: those of its partitions are not asked.
+async fn rules(target: &Client, table: &TableName) -> Result<Vec<(String, String)>, Error> {
+    let sql = format!(
+        "SELECT r.rulename::text {OF} JOIN pg_rewrite r ON r.ev_class = c.oid WHERE {IS} AND r.ev_enabled IN ('A', 'R') ORDER BY 1"
+    );
+    let rule = |row: &Row| {
+        let rule: String = row.get(0);
+        let sql = format!("ALTER TABLE {} ENABLE RULE {}", table.sql(), quote_ident(&rule));
+        (rule, sql)
+    };
+    Ok(target.query(&sql, &names(table)).await?.iter().map(rule).collect())
 }
 
 async fn checks(client: &Client, table: &TableName, which: &str) -> Result<Vec<Check>, Error> {

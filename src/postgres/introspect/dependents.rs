@@ -28,7 +28,8 @@ pub(super) async fn read(client: &Client, tables: &Tables) -> Result<Vec<Depende
                 let name = name_at(&row, "of_schema", "of_name")?.to_string();
                 let own_word: Option<String> = row.try_get("own")?;
                 let name = own_word.map_or(name.clone(), |own| format!("{own} on {name}"));
-                let detail = if kind == Some(DependentKind::Trigger) { detail } else { String::new() };
+                let fires = matches!(kind, Some(DependentKind::Trigger | DependentKind::Rule));
+                let detail = if fires { detail } else { String::new() };
                 found.push(Dependent { kind: kind.unwrap_or(view), table, name, detail });
             }
         }
@@ -68,7 +69,7 @@ const TRIGGERS: &str = "SELECT n.nspname::text AS schema, c.relname::text AS tab
 
 /// A rule depends on the table it stands on and on those that its action names.
 const RULES: &str = "SELECT n.nspname::text AS schema, c.relname::text AS table, r.rulename::text AS own, \
-           sn.nspname::text AS of_schema, s.relname::text AS of_name, '' AS detail \
+           sn.nspname::text AS of_schema, s.relname::text AS of_name, r.ev_enabled::text AS detail \
     FROM pg_rewrite r JOIN pg_class s ON s.oid = r.ev_class JOIN pg_namespace sn ON sn.oid = s.relnamespace \
     JOIN LATERAL (SELECT r.ev_class AS oid UNION SELECT d.refobjid FROM pg_depend d \
       WHERE d.classid = 'pg_rewrite'::regclass AND d.objid = r.oid AND d.refclassid = 'pg_class'::regclass) on_ ON true \

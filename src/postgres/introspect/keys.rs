@@ -52,7 +52,7 @@ fn columns_of(relation: &str, numbers: &str) -> String {
     )
 }
 
-/// Reads primary key, unique, check and exclusion constraints of all tables.
+/// Reads primary key, unique, check, exclusion and not null constraints of all tables.
 pub(super) async fn read_constraints(client: &Client, tables: &mut Tables) -> Result<(), Error> {
     let sql = format!(
         "SELECT n.nspname::text AS schema, c.relname::text AS table, o.conname::text AS name, \
@@ -60,7 +60,7 @@ pub(super) async fn read_constraints(client: &Client, tables: &mut Tables) -> Re
                 o.convalidated AS validated, obj_description(o.oid, 'pg_constraint') AS comment \
          FROM pg_constraint o JOIN pg_class c ON c.oid = o.conrelid \
          JOIN pg_namespace n ON n.oid = c.relnamespace AND {USER_SCHEMA} \
-         WHERE o.contype IN ('p', 'u', 'c', 'x') ORDER BY c.oid, o.conname",
+         WHERE o.contype IN ('p', 'u', 'c', 'x', 'n') ORDER BY c.oid, o.conname",
         columns_of("o.conrelid", "o.conkey")
     );
     for row in client.query(&sql, &[]).await? {
@@ -71,6 +71,7 @@ pub(super) async fn read_constraints(client: &Client, tables: &mut Tables) -> Re
                 'p' => ConstraintKind::PrimaryKey,
                 'u' => ConstraintKind::Unique,
                 'x' => ConstraintKind::Exclusion,
+                'n' => ConstraintKind::NotNull,
                 _ => ConstraintKind::Check,
             },
             definition_sql: row.try_get("definition")?,

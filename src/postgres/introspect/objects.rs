@@ -25,6 +25,8 @@ pub(super) async fn read_types(client: &Client) -> Result<BTreeMap<TableName, Us
                       ORDER BY conname) AS check_names, \
                 ARRAY(SELECT pg_get_constraintdef(oid) FROM pg_constraint WHERE contypid = t.oid AND contype = 'c' \
                       ORDER BY conname) AS check_definitions, \
+                ARRAY(SELECT coalesce(obj_description(oid, 'pg_constraint'), '') FROM pg_constraint \
+                      WHERE contypid = t.oid AND contype = 'c' ORDER BY conname) AS check_comments, \
                 ARRAY(SELECT attname::text FROM pg_attribute WHERE attrelid = t.typrelid AND attnum > 0 \
                       AND NOT attisdropped ORDER BY attnum) AS field_names, \
                 ARRAY(SELECT format_type(atttypid, atttypmod) FROM pg_attribute WHERE attrelid = t.typrelid \
@@ -49,6 +51,8 @@ fn type_of(row: &Row) -> Result<UserType, Error> {
         let values: Vec<String> = row.try_get(values)?;
         Ok(names.into_iter().zip(values).collect())
     };
+    let mut check_comments = pairs("check_names", "check_comments")?;
+    check_comments.retain(|(_, comment)| !comment.is_empty());
     Ok(UserType {
         name: name_at(row, "schema", "name")?,
         kind: match char_at(row, "kind")? {
@@ -65,6 +69,7 @@ fn type_of(row: &Row) -> Result<UserType, Error> {
         },
         extension: row.try_get("extension")?,
         comment: row.try_get("comment")?,
+        check_comments,
     })
 }
 
