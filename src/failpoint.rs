@@ -2,7 +2,8 @@
 //!
 //! In a build with the feature `failpoints` the variable `STRANGLER_FAILPOINT=name[:n]` makes the process kill
 //! itself, as SIGKILL would, when it reaches that point for the n-th time (default 1); with `STRANGLER_FREEZE=name[:n]` it stops
-//! there, as SIGSTOP would, and goes on when it gets SIGCONT. Other builds hold none of it.
+//! there, as SIGSTOP would, and goes on when it gets SIGCONT. `STRANGLER_ANSWER_MS` is the longest that any server may owe an
+//! answer, where one may owe it for a time only. Other builds hold none of it.
 
 pub mod hooks;
 
@@ -147,6 +148,22 @@ pub fn hit(name: &'static str) {
     if reached(freeze, &COUNTS[1]) {
         let _ = kill_process(getpid(), Signal::STOP);
     }
+}
+
+/// How long a server may owe an answer: as long as `limit`, or less when the environment asks for it.
+#[cfg(feature = "failpoints")]
+#[must_use]
+pub fn answer_limit(limit: std::time::Duration) -> std::time::Duration {
+    let asked = std::env::var("STRANGLER_ANSWER_MS").ok().and_then(|text| text.parse().ok());
+    asked.map_or(limit, |ms| limit.min(std::time::Duration::from_millis(ms)))
+}
+
+/// How long a server may owe an answer: as long as `limit`, in this build.
+#[cfg(not(feature = "failpoints"))]
+#[inline]
+#[must_use]
+pub fn answer_limit(limit: std::time::Duration) -> std::time::Duration {
+    limit
 }
 
 /// Dies here when the environment asks for it: never, in this build.

@@ -11,6 +11,7 @@ pub mod equality;
 pub mod inheritance;
 pub mod introspect;
 mod link;
+pub(crate) mod partitions;
 pub mod pgoutput;
 pub mod replication;
 pub mod sqlstate;

@@ -10,7 +10,7 @@ mod judge;
 mod text;
 
 pub use dependents::{Dependent, Kind};
-pub use facts::{Authority, SliceFacts, StrayWrites};
+pub use facts::{SliceFacts, StrayWrites};
 pub use gather::{Asked, RetireError, gather};
 pub use judge::{Met, SliceReport, TableReport, judge};
 pub use text::text;

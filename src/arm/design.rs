@@ -5,9 +5,10 @@ use std::collections::{BTreeMap, BTreeSet};
 use serde_json::json;
 
 use super::locks::{LockMode, Locks};
-use super::readiness::{self, Authority};
+use super::readiness;
 use super::survey::{SliceFacts, Survey};
 use super::{Design, Step, Verb, Work, keys, reverse, rights, withdraw};
+use crate::authority::Side;
 use crate::dualwrite::gate::{self, TriggerKind};
 use crate::dualwrite::guard::{Fault, Lack, Relation};
 use crate::journal::streams::Mode;
@@ -166,14 +167,14 @@ fn arm(draft: &mut Draft<'_>, slice: &SliceMapping, facts: &SliceFacts, logins: 
         return;
     }
     let mode = match readiness::authority(facts) {
-        Authority::Nobody => {
+        None => {
             draft.problem(readiness::wrong_authority(&slice.slice, facts, Verb::Arm));
             return;
         }
         // A partition that was attached after the flip must be guarded as well, and a way back that broke since then is
         // made anew; one that works is in use.
-        Authority::Service => Mode::Apply,
-        Authority::Monolith => {
+        Some(Side::Service) => Mode::Apply,
+        Some(Side::Monolith) => {
             let stuck = readiness::same_mapping(survey, slice).into_iter();
             let stuck = stuck.chain(readiness::mirrored(survey, slice));
             let open = readiness::open_partitions(survey, slice);

@@ -13,6 +13,7 @@ use tokio_postgres::{Client, Error};
 
 use super::locks::Locks;
 use crate::postgres::connect::idle_limit;
+use crate::postgres::partitions::TREES;
 use crate::postgres::sqlstate;
 use crate::words;
 use crate::words::statement;
@@ -86,29 +87,30 @@ impl fmt::Display for Holder {
 }
 
 /// Asks for `pg_locks` that conflict with the modes on these relations and everything below them.
-const HOLDERS: &str = "
-WITH wanted AS (SELECT to_regclass(w.name)::oid AS oid FROM unnest($1::text[]) AS w (name)),
-    tree AS (SELECT oid FROM wanted UNION SELECT p.relid FROM wanted w, LATERAL pg_partition_tree(w.oid) AS p)
-SELECT l.pid, coalesce(nullif(a.application_name, ''), 'role ' || a.usename, a.backend_type, 'unknown'),
+fn holders_sql() -> String {
+    format!(
+        "SELECT l.pid, coalesce(nullif(a.application_name, ''), 'role ' || a.usename, a.backend_type, 'unknown'),
     coalesce(a.state, a.backend_type, 'unknown'), coalesce(a.query, ''),
     coalesce(greatest(0, extract(epoch FROM clock_timestamp() - coalesce(a.xact_start, a.query_start))), 0)::float8,
     coalesce(a.backend_type = 'autovacuum worker', false)
         OR EXISTS (SELECT FROM pg_stat_progress_vacuum v WHERE v.pid = l.pid)
         OR EXISTS (SELECT FROM pg_stat_progress_analyze v WHERE v.pid = l.pid),
     n.nspname::text, c.relname::text
-FROM pg_locks l JOIN tree t ON t.oid = l.relation JOIN pg_class c ON c.oid = t.oid
+FROM pg_locks l JOIN pg_class c ON c.oid = l.relation
     JOIN pg_namespace n ON n.oid = c.relnamespace LEFT JOIN pg_stat_activity a ON a.pid = l.pid
-WHERE l.locktype = 'relation' AND l.granted AND l.mode = ANY ($2)
+WHERE l.locktype = 'relation' AND l.granted AND l.mode = ANY ($2) AND l.relation IN (SELECT r.oid FROM {TREES})
     AND l.database = (SELECT oid FROM pg_database WHERE datname = current_database())
     AND l.pid IS DISTINCT FROM pg_backend_pid()
-ORDER BY l.pid IS NULL DESC, 5 DESC";
+ORDER BY l.pid IS NULL DESC, 5 DESC"
+    )
+}
 
 /// Who stands in the way now, the oldest first.
 ///
 /// # Errors
 /// What the server said.
 pub async fn holders(client: &Client, locks: &Locks) -> Result<Vec<Holder>, Error> {
-    let rows = client.query(HOLDERS, &[&locks.names(), &locks.mode.waits_for()]).await?;
+    let rows = client.query(&holders_sql(), &[&locks.names(), &locks.mode.waits_for()]).await?;
     let holder = |row: &tokio_postgres::Row| {
         Ok(Holder {
             pid: row.try_get(0)?,

@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 
 use super::Verb;
 use super::survey::{SliceFacts, Survey};
+use crate::authority::Side;
 use crate::catalog::{Catalog, Table, UserTypeKind};
 use crate::journal::whereabouts::{self, Route};
 use crate::mapping::outline::COMPARED;
@@ -14,20 +15,12 @@ use crate::plan::Plan;
 use crate::problem::{Problem, START_ANEW, bring_back};
 use crate::provision::{self, Asking};
 
-/// Which side has the authority, as far as both gates agree.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Authority {
-    Monolith,
-    Service,
-    /// Moving, or worse.
-    Nobody,
-}
-
-pub(super) fn authority(facts: &SliceFacts) -> Authority {
+/// Which side has the authority, as far as both gates agree; `None` while it moves, or worse.
+pub(super) fn authority(facts: &SliceFacts) -> Option<Side> {
     match (facts.monolith.state.as_str(), facts.service.state.as_str()) {
-        ("OPEN", "FENCED") if facts.service.epoch <= facts.monolith.epoch => Authority::Monolith,
-        ("FENCED", "OPEN") if facts.monolith.epoch <= facts.service.epoch => Authority::Service,
-        _ => Authority::Nobody,
+        ("OPEN", "FENCED") if facts.service.epoch <= facts.monolith.epoch => Some(Side::Monolith),
+        ("FENCED", "OPEN") if facts.monolith.epoch <= facts.service.epoch => Some(Side::Service),
+        _ => None,
     }
 }
 
@@ -153,10 +146,10 @@ pub(super) fn wrong_authority(slice: &str, facts: &SliceFacts, verb: Verb) -> Pr
         ))
         .consequence(consequence)
         .next(match (verb, authority(facts)) {
-            (Verb::Disarm, Authority::Service) => format!(
+            (Verb::Disarm, Some(Side::Service)) => format!(
                 "strangler flip --back PLAN --slice {slice}; then strangler disarm PLAN --slice {slice}"
             ),
-            (Verb::Arm | Verb::Disarm, Authority::Monolith | Authority::Service | Authority::Nobody) => {
+            (Verb::Arm | Verb::Disarm, Some(Side::Monolith | Side::Service) | None) => {
                 format!("strangler status PLAN --slice {slice}")
             }
         })

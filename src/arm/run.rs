@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use tokio_postgres::Client;
 
 use super::design::{ApplyLogins, design};
-use super::patience::{self, Patience, Stopped};
+use super::patience::{self, Patience, Stopped, TOLD_EVERY};
 use super::slot::{self, Made};
 use super::survey::survey;
 use super::withdraw::DISARM_RECORDED;
@@ -29,6 +29,8 @@ pub struct Hands<'a> {
     pub databases: &'a Databases,
     /// The services' admin links, for replication connections.
     pub services: &'a BTreeMap<String, Server>,
+    /// The monolith's admin link for proofs of foreign keys, over which an answer may be owed for as long as one takes.
+    pub proofs: &'a Server,
     /// Roles of the services' apply links.
     pub logins: &'a ApplyLogins,
     /// How long one step may wait.
@@ -149,18 +151,14 @@ async fn take(
         .databases
         .get(&step.database)
         .ok_or_else(|| provision::ProvisionError::NoConnection { database: step.database.clone() })?;
-    let mut unproven = None;
     match &step.work {
         Work::Sql { before, locks, statements } => {
             transact(client, step, (before, locks.as_ref(), statements), hands.patience, report).await?;
         }
         Work::Prove { locks, statements, key } => {
-            match transact(client, step, (&[], Some(locks), statements), hands.patience, report).await {
-                Err(ArmError::Step { source, .. }) if sqlstate::code(&source) == Some("23503") => {
-                    unproven = Some(count(client, step, key).await);
-                    return Ok(unproven);
-                }
-                other => other?,
+            let unproven = prove((hands, client), step, (locks, statements, key), report).await?;
+            if unproven.is_some() {
+                return Ok(unproven);
             }
         }
         Work::CreateSlot { slot, .. } => {
@@ -177,7 +175,45 @@ async fn take(
         Work::Start { slot, entry } => start(client, step, (slot, entry), made).await?,
     }
     failpoint::hit(step.point);
-    Ok(unproven)
+    Ok(None)
+}
+
+/// Proves a foreign key in a session of its own: with large tables that takes hours, and nobody knows how many. That the server
+/// still answers is seen by the other session.
+async fn prove(
+    (hands, watching): (&Hands<'_>, &Client),
+    step: &Step,
+    (locks, statements, key): (&Locks, &[Statement], &KeyNamed),
+    report: &mut (dyn FnMut(Event<'_>) + Send),
+) -> Result<Option<Unproven>, ArmError> {
+    let proving = async {
+        let session = hands.proofs.connect("strangler disarm").await?;
+        match transact(&session, step, (&[], Some(locks), statements), hands.patience, report).await {
+            Err(ArmError::Step { source, .. }) if sqlstate::code(&source) == Some("23503") => {
+                Ok(Some(count(&session, step, key).await))
+            }
+            other => other.map(|()| None),
+        }
+    };
+    tokio::select! {
+        proven = proving => proven,
+        source = silence(watching) => Err(failed(step, source)),
+    }
+}
+
+/// Asks a server from time to time whether it still answers, and ends when it does not.
+async fn silence(client: &Client) -> tokio_postgres::Error {
+    loop {
+        tokio::time::sleep(TOLD_EVERY).await;
+        if let Err(error) = client.batch_execute("").await {
+            return error;
+        }
+    }
+}
+
+fn failed(step: &Step, source: tokio_postgres::Error) -> ArmError {
+    let (database, object) = (step.database.clone(), step.object.clone());
+    ArmError::Step { database, purpose: step.purpose, object, source }
 }
 
 async fn transact(
@@ -193,12 +229,7 @@ async fn transact(
     let outcome = patience::transact(client, (&before, locks, &statements), patience, &mut tell).await;
     let Err(stopped) = outcome else { return Ok(()) };
     Err(match stopped {
-        Stopped::Failed(source) => ArmError::Step {
-            database: step.database.clone(),
-            purpose: step.purpose,
-            object: step.object.clone(),
-            source,
-        },
+        Stopped::Failed(source) => failed(step, source),
         Stopped::Over(holder) => {
             let next = holder.as_ref().map_or_else(String::new, |holder| end_holder(step, holder));
             ArmError::Waited {
@@ -242,8 +273,7 @@ async fn start(
         if let Err(source) = client.batch_execute(sql).await {
             // When the connection broke there is nothing to roll back; the first error tells the story.
             let _ = client.batch_execute("ROLLBACK").await;
-            let (database, object) = (step.database.clone(), step.object.clone());
-            return Err(ArmError::Step { database, purpose: step.purpose, object, source });
+            return Err(failed(step, source));
         }
     }
     Ok(())

@@ -62,22 +62,29 @@ pub(super) async fn create(
     let database = || step.database.clone();
     let mut connection = server.replicate("strangler arm").await?;
     let failed = |source| ArmError::Replication { database: database(), source };
-    let identity = connection.identify_system().await.map_err(failed)?;
     let options = options(connection.server_major());
     let begun = Instant::now();
-    let creating = connection.create_slot(slot, options);
+    let creating = async {
+        let timeline = connection.identify_system().await?.timeline;
+        Ok(Made { start: connection.create_slot(slot, options).await?, timeline })
+    };
     tokio::pin!(creating);
     loop {
         tokio::select! {
             made = &mut creating => {
-                let start = made.map_err(failed)?;
+                let made = made.map_err(failed)?;
                 failpoint::hit("arm-slot-created");
-                return Ok(Made { start, timeline: identity.timeline });
+                return Ok(made);
             }
             () = sleep(TOLD_EVERY.min(patience.total)) => {}
         }
-        let who = source::oldest_transaction(client).await;
-        let who = who.unwrap_or_else(|_| "somebody who could not be looked up".to_owned());
+        let who = match source::oldest_transaction(client).await {
+            Ok(who) => who,
+            Err(source) if client.is_closed() => {
+                return Err(ArmError::Slot { database: database(), source });
+            }
+            Err(_) => "somebody who could not be looked up".to_owned(),
+        };
         if begun.elapsed() >= patience.total {
             // The server would go on waiting and leave a slot behind.
             remove(client, &step.database, slot).await?;

@@ -3,9 +3,10 @@
 
 use super::design::Draft;
 use super::locks::{LockMode, Locks};
-use super::readiness::{self, Authority};
+use super::readiness;
 use super::survey::SliceFacts;
 use super::{Step, Verb, Work, keys, reverse};
+use crate::authority::Side;
 use crate::dualwrite::gate::{self, TriggerKind};
 use crate::dualwrite::guard::{FoundTrigger, Relation, expected};
 use crate::journal::arming;
@@ -20,7 +21,7 @@ const DROP_SLOT: &str = "drop the reverse slot";
 pub(super) const DISARM_RECORDED: &str = "disarm-recorded";
 
 pub(super) fn withdraw_slice(draft: &mut Draft<'_>, slice: &SliceMapping, facts: &SliceFacts) {
-    if readiness::authority(facts) != Authority::Monolith {
+    if readiness::authority(facts) != Some(Side::Monolith) {
         // Authority can't be brought back under another mapping, so that comes first.
         let changed = readiness::changed_mapping(draft.survey, slice);
         draft.problem(

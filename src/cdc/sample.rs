@@ -9,6 +9,7 @@ use super::error::MirrorError;
 use super::statements::{copy_in_text, copy_out};
 use crate::mapping::TableMapping;
 use crate::name::TableName;
+use crate::postgres::partitions::TREE_OF_C;
 use crate::postgres::sqlstate;
 
 /// Of each end of a table. Enough to meet what stands in the way of every row or of the latest ones, and little to read.
@@ -32,14 +33,16 @@ pub(super) struct Sample(Bytes);
 pub(super) async fn read(source: &Client, table: &TableMapping) -> Result<Sample, MirrorError> {
     let failed = || MirrorError::sql("reading rows to try");
     let filter = table.filter_sql();
-    let sql = "SELECT p.relname::text, m.nspname::text, \
+    let sql = format!(
+        "SELECT p.relname::text, m.nspname::text, \
                    pg_relation_size(p.oid) / current_setting('block_size')::int \
                FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace \
-               JOIN LATERAL (SELECT c.oid UNION SELECT relid FROM pg_partition_tree(c.oid)) AS part (oid) ON true \
+               JOIN {TREE_OF_C} ON true \
                JOIN pg_class p ON p.oid = part.oid JOIN pg_namespace m ON m.oid = p.relnamespace \
                WHERE n.nspname = $1 AND c.relname = $2 AND p.relkind = 'r' AND has_schema_privilege(m.oid, 'USAGE') \
-                   AND has_table_privilege(p.oid, 'SELECT') ORDER BY p.oid DESC";
-    let heaps = source.query(sql, &[&table.source.schema, &table.source.name]).await.map_err(failed())?;
+                   AND has_table_privilege(p.oid, 'SELECT') ORDER BY p.oid DESC"
+    );
+    let heaps = source.query(&sql, &[&table.source.schema, &table.source.name]).await.map_err(failed())?;
     let heaps = heaps.iter().take(PARTS_MAX).map(|row| {
         let (name, schema, blocks): (String, String, Option<i64>) = (row.get(0), row.get(1), row.get(2));
         (TableName::new(schema, name), blocks.unwrap_or_default())

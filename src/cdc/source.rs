@@ -7,6 +7,7 @@ use tokio_postgres::types::{PgLsn, ToSql, Type};
 
 use super::error::MirrorError;
 use crate::lsn::Lsn;
+use crate::postgres::partitions::TREES;
 use crate::snapshot::{FullXid, Snapshot};
 
 /// Prefix of the logical messages that measure the way from a commit to its application.
@@ -226,18 +227,19 @@ pub async fn oldest_transaction(source: &Client) -> Result<String, MirrorError> 
 /// # Errors
 /// [`MirrorError::Sql`].
 pub async fn lock_holder(client: &Client, tables: &[String]) -> Result<String, MirrorError> {
-    let sql = "WITH wanted AS (SELECT to_regclass(w.name)::oid AS oid FROM unnest($1::text[]) AS w (name)), \
-            tree AS (SELECT oid FROM wanted UNION SELECT p.relid FROM wanted w, LATERAL pg_partition_tree(w.oid) AS p) \
-        SELECT coalesce(format('process %s (%s)%s', l.pid, \
+    let sql = format!(
+        "SELECT coalesce(format('process %s (%s)%s', l.pid, \
             coalesce(nullif(a.application_name, ''), 'role ' || a.usename, 'no application name'), \
             ', open for ' || round(extract(epoch FROM clock_timestamp() - a.xact_start)) || ' s'), 'a prepared transaction') \
             || ' holds ' || l.relation::regclass \
-        FROM pg_locks l JOIN tree t ON t.oid = l.relation LEFT JOIN pg_stat_activity a ON a.pid = l.pid \
+        FROM pg_locks l LEFT JOIN pg_stat_activity a ON a.pid = l.pid \
         WHERE l.locktype = 'relation' AND l.granted AND l.pid IS DISTINCT FROM pg_backend_pid() \
+            AND l.relation IN (SELECT r.oid FROM {TREES}) \
             AND l.database = (SELECT oid FROM pg_database WHERE datname = current_database()) \
-        ORDER BY a.xact_start LIMIT 1";
+        ORDER BY a.xact_start LIMIT 1"
+    );
     let row =
-        client.query_opt(sql, &[&tables]).await.map_err(MirrorError::sql("looking for who holds a lock"))?;
+        client.query_opt(&sql, &[&tables]).await.map_err(MirrorError::sql("looking for who holds a lock"))?;
     Ok(row.map_or_else(|| "a session that has just ended".to_owned(), |row| row.get(0)))
 }
 

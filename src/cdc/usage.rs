@@ -16,10 +16,13 @@ use crate::words::statement;
 const COUNT_EVERY: u64 = 2;
 /// A busy mirror reads a table some twenty times a second, and a look takes a millisecond.
 const COUNT_TRIES: usize = 5;
-/// Every how many looks the statements are read: a server keeps thousands of them in a file.
-const STATEMENTS_EVERY: u64 = 30;
+/// Every how many looks at the counters the statements are read: a server keeps thousands of them in a file.
+const STATEMENTS_EVERY: u64 = 15;
 /// Longest statement that is kept, in characters: enough to find it in the application's code.
 const STATEMENT_CHARS: usize = 200;
+
+/// What is known of the tables, by the monolith's names.
+type Known = HashMap<String, TableUse>;
 
 /// Table, role and `queryid`.
 type StatementKey = (String, String, i64);
@@ -61,26 +64,26 @@ impl UseWatch {
         let met: Vec<TableUser> = met.into_iter().map(shown).collect();
         usage::met(monolith, &self.slice, &met).await?;
         if self.looks.is_multiple_of(COUNT_EVERY) {
-            self.count(monolith, gate.epoch).await?;
-        }
-        if self.looks.is_multiple_of(STATEMENTS_EVERY) {
-            self.look_at_statements(monolith).await?;
+            let known = self.count(monolith, gate.epoch).await?;
+            if self.looks.is_multiple_of(COUNT_EVERY * STATEMENTS_EVERY) {
+                self.look_at_statements(monolith, has_settled(&known)).await?;
+            }
         }
         self.looks += 1;
         Ok(())
     }
 
-    /// A table that the mirror itself reads right now is looked at again, and left for the next look in the end.
-    async fn count(&mut self, monolith: &Client, epoch: i64) -> Result<(), JournalError> {
-        let known: HashMap<String, TableUse> =
-            usage::tables(monolith, &self.slice).await?.into_iter().collect();
+    /// Returns what is known of the tables after it. A table that the mirror itself reads right now is looked at again, and left
+    /// for the next look in the end.
+    async fn count(&mut self, monolith: &Client, epoch: i64) -> Result<Known, JournalError> {
+        let mut known: Known = usage::tables(monolith, &self.slice).await?.into_iter().collect();
         let mut left = self.tables.clone();
         if !self.hands_over(monolith).await? {
             let own = usage::own(monolith, &self.tables).await?;
             let still = self.own_before.as_ref().is_some_and(|before| *before == own);
             self.own_before = Some(own);
             if !still {
-                return Ok(());
+                return Ok(known);
             }
         }
         for _ in 0..COUNT_TRIES {
@@ -94,12 +97,13 @@ impl UseWatch {
                 }
             }
             usage::save(monolith, &self.slice, &rows).await?;
+            known.extend(rows);
             if again.is_empty() {
-                return Ok(());
+                break;
             }
             left = again;
         }
-        Ok(())
+        Ok(known)
     }
 
     /// Whether sessions hand their counts over at the end of a transaction (from PostgreSQL 15 on). Where they don't, only what was
@@ -115,10 +119,9 @@ impl UseWatch {
 
     /// Statements that name a table and have run since the last look. Before the watch has settled they are noted as having been
     /// there before.
-    async fn look_at_statements(&mut self, monolith: &Client) -> Result<(), MirrorError> {
+    async fn look_at_statements(&mut self, monolith: &Client, settled: bool) -> Result<(), MirrorError> {
         let seen = statements_seen::naming(monolith, &self.tables).await;
         let Ok(seen) = seen.map_err(MirrorError::sql("reading pg_stat_statements"))? else { return Ok(()) };
-        let settled = self.settled(monolith).await?;
         let before = match self.ran.take() {
             Some(ran) => ran,
             None => self.noted(monolith).await?,
@@ -151,18 +154,17 @@ impl UseWatch {
         Ok(())
     }
 
-    /// Whether the watch over the tables has begun to count.
-    async fn settled(&self, monolith: &Client) -> Result<bool, JournalError> {
-        let known = usage::tables(monolith, &self.slice).await?;
-        Ok(known.iter().all(|(_, table)| table.since_us <= table.sampled_us))
-    }
-
     /// How often the statements had run that an earlier mirror has noted.
     async fn noted(&self, monolith: &Client) -> Result<HashMap<StatementKey, i64>, JournalError> {
         let users = usage::users(monolith, &self.slice).await?;
         let statements = users.into_iter().filter(|user| user.how == How::Statement);
         Ok(statements.map(|user| ((user.source_table, user.role, user.statement_id), user.calls)).collect())
     }
+}
+
+/// Whether the watch over the tables has begun to count.
+fn has_settled(known: &Known) -> bool {
+    known.values().all(|table| table.since_us <= table.sampled_us)
 }
 
 /// What is known of a table after another look at its counters. What others have read never gets less: where it does, the server has

@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::error::Error;
 use std::fmt;
+use std::time::Duration;
 
 use crate::catalog::Catalog;
 use crate::journal::holdings::Holding;
@@ -53,6 +54,8 @@ pub struct Database {
     pub holdings: Vec<Holding>,
     /// Which version made the tables of our own there.
     pub form: Form,
+    /// How long it owed an answer, when it was given up for that.
+    pub silent: Option<Duration>,
     /// What a reachable database did not tell, in words.
     pub unread: Vec<String>,
 }

@@ -91,6 +91,7 @@ fn database(mut catalog: Catalog, instance: &str) -> Database {
         whereabouts: Some(Whereabouts { place: instance.into(), ..Whereabouts::default() }),
         holdings: Vec::new(),
         form: Form::Absent,
+        silent: None,
         unread: Vec::new(),
     }
 }

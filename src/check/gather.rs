@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
+use futures_util::future::join_all;
 use tokio::time::Instant;
 use tokio_postgres::{Client, Error};
 
@@ -105,22 +106,18 @@ async fn look(links: &Links, roles: &[String]) -> Database {
         (LinkName::Read, links.read.as_ref()),
         (LinkName::Apply, Some(&links.apply)),
     ];
-    for (name, opened) in named {
-        match opened {
-            None => {}
-            Some(Err(failure)) => {
-                database.links.insert(name, Link::Failed(failure.clone()));
-            }
-            Some(Ok(client)) => match read_link(client, name).await {
-                Ok(role) => {
-                    database.links.insert(name, Link::Open(role));
-                }
-                Err(error) => {
-                    database.links.insert(name, Link::Failed(LinkFailure::new(&error)));
-                }
+    // All at once, so that a server that is silent is waited for once.
+    let read = named.map(async |(name, opened): (LinkName, Option<&Opened>)| {
+        let link = match opened? {
+            Err(failure) => Link::Failed(failure.clone()),
+            Ok(client) => match read_link(client, name).await {
+                Ok(role) => Link::Open(role),
+                Err(error) => Link::Failed(LinkFailure::new(&error)),
             },
-        }
-    }
+        };
+        Some((name, link))
+    });
+    database.links = join_all(read).await.into_iter().flatten().collect();
     let open = [Some(&links.admin), links.read.as_ref(), Some(&links.apply)];
     let Some(client) = open.into_iter().flatten().find_map(|opened| opened.as_ref().ok()) else {
         return database;

@@ -1,7 +1,10 @@
 //! Databases that could not be reached or read.
 
+use std::time::Duration;
+
 use super::facts::{APPLY_ROLE, Facts, Link, LinkFailure, LinkName, Named};
 use crate::problem::Problem;
+use crate::words;
 
 /// The code that makes the exit code say that a database could not be reached.
 pub(super) const UNREACHABLE: &str = "database-unreachable";
@@ -11,12 +14,20 @@ pub(super) fn rule(facts: &Facts) -> Vec<Problem> {
     for Named { name, database, .. } in facts.databases() {
         for (link, state) in &database.links {
             let Link::Failed(failure) = state else { continue };
+            if database.silent.is_some() && !failure.login_refused {
+                continue;
+            }
             // Before `provision` the role is not there yet, and whether it will get a password is not known here.
             let absent = *link == LinkName::Apply
                 && failure.login_refused
                 && database.server.is_some()
                 && !database.roles.contains_key(APPLY_ROLE);
             problems.push(if absent { not_yet(&name) } else { failed(&name, *link, failure) });
+        }
+        if let Some(limit) = database.silent {
+            // Whatever else is known of it is that its sessions ended.
+            problems.push(silent(&name, limit));
+            continue;
         }
         problems.extend(database.unread.iter().map(|words| {
             Problem::error("not-read", &name)
@@ -33,6 +44,16 @@ fn not_yet(database: &str) -> Problem {
         .fact(format!("the role {APPLY_ROLE} does not exist there yet, so the apply link cannot log in"))
         .consequence("nothing can be applied there before it exists")
         .next("strangler provision creates it; the password comes from the apply link")
+}
+
+fn silent(database: &str, limit: Duration) -> Problem {
+    Problem::error(UNREACHABLE, database)
+        .fact(format!("it took the login, and then gave no answer within {}", words::seconds(limit.as_secs_f64())))
+        .consequence("what depends on it was not checked")
+        .next(
+            "see that its processes are not frozen or starved, and that a proxy between lets their answers through; then run \
+             check again",
+        )
 }
 
 fn failed(database: &str, link: LinkName, failure: &LinkFailure) -> Problem {
@@ -76,6 +97,15 @@ mod tests {
         let mut unread = clean();
         unread.monolith.unread.push("a table stays locked".into());
         expect(&rule(&unread), Severity::Error, "not-read", "stays locked");
+    }
+
+    #[test]
+    fn a_server_that_fell_silent_is_one_problem_whatever_broke_with_its_sessions() {
+        let mut facts = failing(false);
+        let service = facts.service("catalog");
+        service.silent = Some(Duration::from_secs(60));
+        service.unread.push("connection closed".into());
+        expect(&rule(&facts), Severity::Error, "database-unreachable", "no answer within 1 min 0 s");
     }
 
     #[test]

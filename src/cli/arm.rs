@@ -57,6 +57,8 @@ pub(super) async fn run(ui: &mut Ui, arguments: &Arguments) -> Result<Exit, CliE
 /// Both verbs.
 pub(super) async fn go(ui: &mut Ui, verb: Verb, arguments: &Shared) -> Result<Exit, CliError> {
     let opened = open::open(ui, &arguments.plan, &arguments.slices.slices, Needs::All)?;
+    let proofs = opened.monolith.admin.clone();
+    let opened = opened.answering();
     let other = match verb {
         Verb::Arm => "disarm",
         Verb::Disarm => "arm",
@@ -65,10 +67,15 @@ pub(super) async fn go(ui: &mut Ui, verb: Verb, arguments: &Shared) -> Result<Ex
         "steps that were finished stay, the one at work is undone; type it again to go on, or strangler {other} PLAN to \
          go back"
     ));
-    interrupt::unless(&state, Box::pin(work(ui, verb, arguments, &opened))).await
+    opened.heard(interrupt::unless(&state, Box::pin(work(ui, verb, arguments, (&opened, &proofs)))).await)
 }
 
-async fn work(ui: &mut Ui, verb: Verb, arguments: &Shared, opened: &Opened) -> Result<Exit, CliError> {
+async fn work(
+    ui: &mut Ui,
+    verb: Verb,
+    arguments: &Shared,
+    (opened, proofs): (&Opened, &Server),
+) -> Result<Exit, CliError> {
     let databases = connect(verb, opened).await?;
     let services: BTreeMap<String, Server> =
         opened.services.iter().map(|(name, ways)| (name.clone(), ways.admin.clone())).collect();
@@ -77,6 +84,7 @@ async fn work(ui: &mut Ui, verb: Verb, arguments: &Shared, opened: &Opened) -> R
     let hands = Hands {
         databases: &databases,
         services: &services,
+        proofs,
         logins: &logins,
         patience: Patience { total: arguments.wait },
         author: &author,

@@ -2,12 +2,13 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::Duration;
 
 use futures_util::future::join_all;
 
 use super::environment::Environment;
 use super::interrupt;
-use super::open::{self, Needs, Opened, PlanFile};
+use super::open::{self, ANSWER_MAX, Needs, Opened, PlanFile};
 use super::report::{CliError, Exit};
 use super::ui::{Format, Ui};
 use crate::cdc::mirror::chain_of;
@@ -50,26 +51,44 @@ pub(super) async fn run(ui: &mut Ui, arguments: &Arguments) -> Result<Exit, CliE
 }
 
 async fn look(opened: &Opened) -> Report {
-    let monolith = links("monolith", &opened.plan.monolith.links, true).await;
-    let services = opened.services.keys().filter_map(|name| opened.plan.services.get_key_value(name));
-    let services = join_all(services.map(async |(name, service)| {
-        (name.clone(), links(&format!("service {name}"), &service.links, false).await)
-    }));
-    let services: BTreeMap<String, Links> = services.await.into_iter().collect();
-    let report = check::report(&check::gather(&opened.plan, monolith, services).await);
+    let monolith = ways("monolith", &opened.plan.monolith.links);
+    let planned = opened.services.keys().filter_map(|name| opened.plan.services.get_key_value(name));
+    let services: BTreeMap<&String, [Server; 3]> =
+        planned.map(|(name, service)| (name, ways(&format!("service {name}"), &service.links))).collect();
+    let there = links(&monolith, true).await;
+    let here = services.iter().map(async |(name, ways)| ((*name).clone(), links(ways, false).await));
+    let here = join_all(here).await.into_iter().collect();
+    let mut facts = check::gather(&opened.plan, there, here).await;
+    facts.monolith.silent = silent(&monolith);
+    for (name, database) in &mut facts.services {
+        database.silent = services.get(name).and_then(silent);
+    }
+    let report = check::report(&facts);
     Report { problems: opened.typed_all(report.problems), ..report }
 }
 
-async fn links(label: &str, links: &plan::Links, with_read: bool) -> Links {
-    let read = async { if with_read { Some(connect(label, &links.read).await) } else { None } };
-    let (admin, read, apply) = tokio::join!(connect(label, &links.admin), read, connect(label, &links.apply));
+/// The admin, the read and the apply link. Every one is opened as a reader, the apply link too: whether its role can apply is
+/// one of the things to find out.
+fn ways(label: &str, links: &plan::Links) -> [Server; 3] {
+    let variables: Arc<dyn Variables> = Arc::new(Environment);
+    [&links.admin, &links.read, &links.apply].map(|link: &LinkTemplate| {
+        let server = Server::new(label, link.clone(), SessionRole::Read, Arc::clone(&variables));
+        server.answering_within(ANSWER_MAX)
+    })
+}
+
+/// How long one of them owed an answer.
+fn silent(ways: &[Server; 3]) -> Option<Duration> {
+    ways.iter().find_map(Server::owed_an_answer)
+}
+
+async fn links([admin, read, apply]: &[Server; 3], with_read: bool) -> Links {
+    let read = async { if with_read { Some(connect(read).await) } else { None } };
+    let (admin, read, apply) = tokio::join!(connect(admin), read, connect(apply));
     Links { admin, read, apply }
 }
 
-/// Every link is opened as a reader, the apply link too: whether its role can apply is one of the things to find out.
-async fn connect(label: &str, link: &LinkTemplate) -> check::Opened {
-    let variables: Arc<dyn Variables> = Arc::new(Environment);
-    let server = Server::new(label, link.clone(), SessionRole::Read, variables);
+async fn connect(server: &Server) -> check::Opened {
     let session = server.connect(APPLICATION).await;
     session.map(crate::postgres::Session::into_client).map_err(|error| LinkFailure {
         words: chain_of(&error),

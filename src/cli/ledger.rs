@@ -201,8 +201,8 @@ impl Verification {
 }
 
 pub(super) async fn run(ui: &mut Ui, arguments: &Arguments) -> Result<Exit, CliError> {
-    let opened = open::open(ui, &arguments.plan, &arguments.slices.slices, Needs::Rows)?;
-    let services = interrupt::unless(UNTOUCHED, Box::pin(read(&opened, arguments))).await?;
+    let opened = open::open(ui, &arguments.plan, &arguments.slices.slices, Needs::Rows)?.answering();
+    let services = opened.heard(interrupt::unless(UNTOUCHED, Box::pin(read(&opened, arguments))).await)?;
     let broken = |of: &ServiceLedger| of.verification.as_ref().is_some_and(|found| !found.whole);
     let exit = if services.iter().any(broken) { Exit::Problems } else { Exit::Clean };
     match arguments.format {
@@ -226,7 +226,11 @@ async fn read(opened: &Opened, arguments: &Arguments) -> Result<Vec<ServiceLedge
         false => opened.monolith.read.connect(APPLICATION).await.ok(),
     };
     let here = match monolith.as_ref().or(reader.as_ref()) {
-        Some(session) => Some(whereabouts::read(session).await?),
+        Some(session) => match whereabouts::read(session).await {
+            Ok(here) => Some(here),
+            Err(_) if reader.is_some() && session.is_closed() => None,
+            Err(error) => return Err(error.into()),
+        },
         None => None,
     };
     let mut services = Vec::new();

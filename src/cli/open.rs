@@ -8,6 +8,7 @@ use std::time::Duration;
 use super::environment::Environment;
 use super::report::CliError;
 use super::ui::{Paint, Ui};
+use crate::catalog::Catalog;
 use crate::cdc::mirror::chain_of;
 use crate::check;
 use crate::journal::whereabouts::{self, Route, Whereabouts};
@@ -18,9 +19,9 @@ use crate::postgres::{ConnectError, Server, SessionRole};
 use crate::problem::{Problem, Severity};
 use crate::status::judge::{Commands, shell_word};
 
-/// How long one question to the monolith's catalogs may take: seconds where there are very many tables. What does not answer by
-/// then would hold the command for ever.
-const CATALOGS_MAX: Duration = Duration::from_secs(60);
+/// How long a server may owe an answer to a statement that reads catalogs or changes a definition: seconds where there are very
+/// many tables. What does not answer by then would hold the command for ever.
+pub(super) const ANSWER_MAX: Duration = Duration::from_secs(60);
 
 /// The plan that a command is about.
 #[derive(Debug, clap::Args)]
@@ -94,7 +95,30 @@ pub(super) struct Ways {
     pub(super) apply: Server,
 }
 
+impl Ways {
+    /// Everywhere within [`ANSWER_MAX`].
+    fn answering(self) -> Self {
+        let within = |server: Server| server.answering_within(ANSWER_MAX);
+        Self { admin: within(self.admin), read: within(self.read), apply: within(self.apply) }
+    }
+}
+
 impl Opened {
+    /// For a command whose statements are all short: it gives a server up that owes an answer for longer than [`ANSWER_MAX`].
+    pub(super) fn answering(mut self) -> Self {
+        let within = |(name, ways): (String, Ways)| (name, ways.answering());
+        self.monolith = self.monolith.answering();
+        self.services = self.services.into_iter().map(within).collect();
+        self
+    }
+
+    /// How such a command ended, with the server that was given up where that ended it.
+    pub(super) fn heard<T>(&self, outcome: Result<T, CliError>) -> Result<T, CliError> {
+        let ways = std::iter::once(&self.monolith).chain(self.services.values());
+        let servers = ways.flat_map(|ways| [&ways.admin, &ways.read, &ways.apply]);
+        outcome.map_err(|error| error.over_silence(servers))
+    }
+
     /// What to type about this plan.
     pub(super) fn commands(&self) -> Commands {
         Commands::about(&self.path)
@@ -158,11 +182,15 @@ impl Opened {
     }
 
     async fn compile(&self) -> Result<(Mappings, Vec<Problem>), CliError> {
-        let read = self.monolith.read.clone().answering_within(CATALOGS_MAX);
-        let session = read.connect("strangler mirror").await?;
-        self.stay_away(&whereabouts::read(&session).await?).await?;
-        let catalog = introspect::read(&session).await?;
+        let read = self.monolith.read.clone().answering_within(ANSWER_MAX);
+        let catalog = self.catalog(&read).await.map_err(|error| error.over_silence([&read]))?;
         Ok(mapping::compile(&self.plan, &catalog))
+    }
+
+    async fn catalog(&self, monolith: &Server) -> Result<Catalog, CliError> {
+        let session = monolith.connect("strangler mirror").await?;
+        self.stay_away(&whereabouts::read(&session).await?).await?;
+        Ok(introspect::read(&session).await?)
     }
 
     /// Refuses a monolith's link that leads to a service's database, before its tables are taken for the monolith's. The
@@ -179,7 +207,7 @@ impl Opened {
         let mut found = BTreeSet::new();
         for route in routes {
             let there = match self.services.get(route.service) {
-                Some(ways) => match ways.apply.connect("strangler mirror").await {
+                Some(ways) => match ways.clone().answering().apply.connect("strangler mirror").await {
                     Ok(session) => Some(whereabouts::read(&session).await?),
                     Err(_) => None,
                 },

@@ -37,9 +37,9 @@ pub(super) struct Arguments {
 }
 
 pub(super) async fn run(ui: &mut Ui, arguments: &Arguments) -> Result<Exit, CliError> {
-    let opened = open::open(ui, &arguments.plan, &arguments.slices.slices, Needs::All)?;
+    let opened = open::open(ui, &arguments.plan, &arguments.slices.slices, Needs::All)?.answering();
     let state = "steps that were finished stay, the one at work is undone; type it again to go on";
-    interrupt::unless(state, async {
+    let ended = interrupt::unless(state, async {
         let mut databases = connect(&opened).await?;
         let logins = logins(&opened)?;
         if arguments.dry_run {
@@ -57,8 +57,8 @@ pub(super) async fn run(ui: &mut Ui, arguments: &Arguments) -> Result<Exit, CliE
         let design = provision::run(&opened.plan, only, &mut databases, (&logins, &author), &mut tell).await;
         finish(ui, design.map_err(|error| typed(error, &opened))?, &opened);
         Ok(Exit::Clean)
-    })
-    .await
+    });
+    opened.heard(ended.await)
 }
 
 /// The dry run: SQL on stdout, problems on stderr.

@@ -157,7 +157,7 @@ fn since(text: &str) -> Result<Since, String> {
 }
 
 pub(super) async fn run(ui: &mut Ui, arguments: &Arguments) -> Result<Exit, CliError> {
-    let opened = open::open(ui, &arguments.plan, &arguments.slices.slices, Needs::Rows)?;
+    let opened = open::open(ui, &arguments.plan, &arguments.slices.slices, Needs::Rows)?.answering();
     arguments.output.as_deref().map_or(Ok(()), can_write)?;
     let mut interrupts = Interrupts::listen().map_err(CliError::Start)?;
     let stop = CancellationToken::new();
@@ -169,7 +169,7 @@ pub(super) async fn run(ui: &mut Ui, arguments: &Arguments) -> Result<Exit, CliE
     let jobs = jobs(&opened, mappings, &options);
     let pass = Pass { arguments, options: &options, plan: shell_word(&opened.path) };
     let ended = pass.compare(ui, &jobs, &mut interrupts, &stop).await;
-    pass.finish(ui, &jobs, ended, &mut interrupts, &stop).await
+    opened.heard(pass.finish(ui, &jobs, ended, &mut interrupts, &stop).await)
 }
 
 /// Makes sure that a report can be written to a file before hours of work go into it. What is there stays as it is.

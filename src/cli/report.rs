@@ -4,6 +4,7 @@
 use std::error::Error;
 use std::io;
 use std::process::ExitCode;
+use std::time::Duration;
 
 use super::logging::WORDS;
 use super::ui::{Ink, Paint, Ui};
@@ -15,9 +16,9 @@ use crate::doctor::CleanError;
 use crate::dualwrite::flip::{FlipError, Left};
 use crate::journal::{JournalError, whereabouts};
 use crate::plan::PlanProblems;
-use crate::postgres::ConnectError;
 use crate::postgres::introspect::IntrospectError;
 use crate::postgres::sqlstate;
+use crate::postgres::{ConnectError, Server};
 use crate::problem::Problem;
 use crate::provision::ProvisionError;
 use crate::reconcile::repair::RepairError;
@@ -25,6 +26,7 @@ use crate::reconcile::run::RunError;
 use crate::reconcile::schedule::ScheduleError;
 use crate::retire::RetireError;
 use crate::status::judge::shell_word;
+use crate::words;
 
 /// What a command's end means to the shell. The numbers are a contract.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -83,6 +85,17 @@ pub enum CliError {
     /// A database could not be reached.
     #[error(transparent)]
     Connect(#[from] ConnectError),
+    /// A database was reached, and then owed an answer for too long.
+    #[error("{database}: no answer within {}", words::seconds(.limit.as_secs_f64()))]
+    Silent {
+        /// `monolith` or `service NAME`.
+        database: String,
+        /// How long it owed the answer.
+        limit: Duration,
+        /// What that ended.
+        #[source]
+        ended: Box<CliError>,
+    },
     /// A database could be reached, but not read.
     #[error("the catalogs of the monolith could not be read")]
     Catalog(#[from] IntrospectError),
@@ -244,6 +257,28 @@ impl From<ArmError> for CliError {
 }
 
 impl CliError {
+    /// The same error under the name of the server that was given up because it owed an answer, where one of these was. What a
+    /// statement itself is told is no more than that its connection is closed.
+    pub(super) fn over_silence<'a>(self, servers: impl IntoIterator<Item = &'a Server>) -> Self {
+        let silent = |server: &'a Server| Some((server.label().to_owned(), server.owed_an_answer()?));
+        let Some((database, limit)) = servers.into_iter().find_map(silent) else { return self };
+        if let Self::Reconcile { plan, ends } = self {
+            let named = |error: RunError| {
+                if matches!(error, RunError::Journal(_)) && lost_connection(&error) {
+                    RunError::Silent { database: database.clone(), limit, ended: Box::new(error) }
+                } else {
+                    error
+                }
+            };
+            let ends = ends.into_iter().map(|(slice, error)| (slice, named(error))).collect();
+            return Self::Reconcile { plan, ends };
+        }
+        match self.page().exit {
+            Exit::Unreachable | Exit::Incomplete => Self::Silent { database, limit, ended: Box::new(self) },
+            Exit::Clean | Exit::Problems | Exit::Usage | Exit::Refused | Exit::Interrupted => self,
+        }
+    }
+
     /// The table of all errors.
     fn page(&self) -> Page {
         let page = |exit, code, hint| Page { exit, code, hint };
@@ -254,6 +289,7 @@ impl CliError {
             }
             Self::Plan(_) => page(Exit::Usage, "plan", None),
             Self::Connect(error) => page(Exit::Unreachable, "database-unreachable", reach_it(error)),
+            Self::Silent { .. } => page(Exit::Unreachable, "database-unreachable", Some(FROZEN.to_owned())),
             Self::Catalog(error) if lost_connection(error) => {
                 page(Exit::Unreachable, "database-unreachable", None)
             }
@@ -427,6 +463,7 @@ fn run_page(error: &RunError, plan: &str) -> Page {
             let hint = error.is_retryable().then_some("type the same command again: it goes on");
             (Exit::Unreachable, "database-unreachable", hint)
         }
+        RunError::Silent { .. } => (Exit::Unreachable, "database-unreachable", Some(FROZEN)),
         RunError::Journal(error) if lost_connection(error) => {
             (Exit::Unreachable, "database-unreachable", Some("type the same command again: it goes on"))
         }
@@ -479,6 +516,7 @@ fn goes_on(fresh: bool) -> &'static str {
 fn run_heading(slice: &str, error: &RunError) -> String {
     match error {
         RunError::Connect(_)
+        | RunError::Silent { .. }
         | RunError::Journal(_)
         | RunError::Redact(_)
         | RunError::Position(_)
@@ -579,6 +617,7 @@ pub fn finish(ui: &mut Ui, outcome: Result<Exit, CliError>) -> Exit {
         | CliError::Flip { .. }
         | CliError::Provision(_)
         | CliError::Connect(_)
+        | CliError::Silent { .. }
         | CliError::Catalog(_)
         | CliError::Journal(_)
         | CliError::Ledger { .. }
@@ -643,6 +682,10 @@ fn name_hint(option: &str, names: &[String], known: &[String]) -> String {
         format!("did you mean {}? The plan has {all}", likely.join(" "))
     }
 }
+
+/// What is to be done about a server that took the login and then owed an answer.
+const FROZEN: &str = "see that its processes are not frozen or starved, and that a proxy between lets their answers through; then \
+                      type the same command again";
 
 /// What a verb that takes locks says when its session is gone.
 const SILENT: &str = "see that the server can be reached, then type the same command again: it does the rest. A server ends a \

@@ -54,9 +54,9 @@ struct Document<'a> {
 }
 
 pub(super) async fn run(ui: &mut Ui, arguments: &Arguments) -> Result<Exit, CliError> {
-    let opened = open::open(ui, &arguments.plan, &arguments.slices.slices, Needs::Rows)?;
+    let opened = open::open(ui, &arguments.plan, &arguments.slices.slices, Needs::Rows)?.answering();
     let mut slices = Vec::new();
-    for slice in interrupt::unless(UNTOUCHED, Box::pin(look(ui, &opened))).await? {
+    for slice in opened.heard(interrupt::unless(UNTOUCHED, Box::pin(look(ui, &opened))).await)? {
         let problems = opened.typed_all(slice.problems);
         slices.push(SliceReport { problems, ..slice });
     }

@@ -26,6 +26,9 @@ const MARKS: &[&str] = &["slice", "ledger", "cut_key", "table_use"];
 /// Advisory lock under which versions are applied. Gates use the same class with keys from 1.
 const LOCK: (i32, i32) = (1_398_035_026, -1);
 
+/// How long one lock is waited for, in milliseconds: whoever comes after waits behind the one who asks.
+const LOCK_TIMEOUT_MS: u32 = 10_000;
+
 /// The schema could not be brought to the present version.
 #[derive(Debug, thiserror::Error)]
 pub enum MigrateError {
@@ -137,11 +140,22 @@ pub fn text(missing: &[String]) -> String {
     text + "COMMIT;\n"
 }
 
-/// Applies the versions that are missing, all in one transaction, one process at a time. Safe to repeat.
+/// Applies the versions that are missing, all in one transaction, one process at a time. Safe to repeat. No limit on locks is
+/// left in the session.
 ///
 /// # Errors
 /// [`MigrateError`]; the database is then as before.
 pub async fn run(client: &mut Client) -> Result<(), MigrateError> {
+    let failed = |what| move |source| MigrateError::Query { what, source };
+    let limit = format!("SET lock_timeout = {LOCK_TIMEOUT_MS}");
+    client.batch_execute(&limit).await.map_err(failed("lock"))?;
+    let outcome = locked_run(client).await;
+    let unlimited = client.batch_execute("SET lock_timeout = 0").await;
+    outcome?;
+    unlimited.map_err(failed("unlock"))
+}
+
+async fn locked_run(client: &mut Client) -> Result<(), MigrateError> {
     let failed = |what| move |source| MigrateError::Query { what, source };
     let (class, key) = LOCK;
     client.execute("SELECT pg_advisory_lock($1, $2)", &[&class, &key]).await.map_err(failed("lock"))?;

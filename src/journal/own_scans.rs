@@ -14,11 +14,7 @@ use tokio_postgres::{Client, Error, Statement};
 
 use super::JournalError;
 use crate::name::TableName;
-
-/// For a FROM clause: the tables `t` whose names are the first parameter, by their places `n`, each with every relation `r` of its
-/// tree: itself and its partitions.
-pub(super) const TREES: &str = "unnest($1::text[]) WITH ORDINALITY AS t (name, n), LATERAL (SELECT to_regclass(t.name)::oid \
-     UNION SELECT relid FROM pg_partition_tree(to_regclass(t.name))) AS r (oid)";
+use crate::postgres::partitions::TREES;
 
 /// Counts the scans of the open transaction and the rows that they brought, table by table: of the whole tree of a partitioned one,
 /// with its indexes. A sample, or a range of places, is read without a scan; its rows are counted. A function of the relation's

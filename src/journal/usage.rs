@@ -7,8 +7,8 @@ use tokio_postgres::types::{ToSql, Type};
 use tokio_postgres::{Client, Row};
 
 use super::JournalError;
-use super::own_scans::TREES;
 use crate::name::TableName;
+use crate::postgres::partitions::TREES;
 
 /// What of it was ours.
 const OWN: &str = "SELECT t.n, \

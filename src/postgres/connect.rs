@@ -20,6 +20,7 @@ use tokio_util::task::AbortOnDropHandle;
 use super::link::{self, Endpoint, Keepalive, Link, Place, SslMode};
 use super::wire::{self, Address, AlreadyEncrypted, DialError, Encryption, Wire};
 use super::{replication, tls};
+use crate::failpoint;
 use crate::plan::{LinkTemplate, Variables};
 
 mod error;
@@ -72,7 +73,7 @@ impl Server {
     /// gone, and the statement fails as over a broken connection. Without it a statement may take hours.
     #[must_use]
     pub fn answering_within(mut self, limit: Duration) -> Self {
-        self.answers_within = Some(limit);
+        self.answers_within = Some(failpoint::answer_limit(limit));
         self.silent = Arc::default();
         self
     }
@@ -308,8 +309,9 @@ impl Login for SqlLogin<'_> {
 
     async fn login(&self, wire: Wire, route: &Route) -> Result<(Session, Reported), LoginError> {
         let encryption = if wire.is_encrypted() { Encryption::Always } else { Encryption::Never };
+        let unhurried = Arc::new(AtomicBool::new(false));
         let wire = match self.answers_within {
-            Some(limit) => wire.watched(limit),
+            Some(limit) => wire.watched(limit, Arc::clone(&unhurried)),
             None => wire,
         };
         let mut config = tokio_postgres::Config::new();
@@ -342,7 +344,7 @@ impl Login for SqlLogin<'_> {
                 tracing::debug!(error = %error, "session ended");
             }
         }));
-        Ok((Session { client, cancel, server_major, _driver: driver }, reported))
+        Ok((Session { client, cancel, server_major, unhurried, _driver: driver }, reported))
     }
 }
 
@@ -357,6 +359,7 @@ pub struct Session {
     client: tokio_postgres::Client,
     cancel: CancelToken,
     server_major: u32,
+    unhurried: Arc<AtomicBool>,
     _driver: AbortOnDropHandle<()>,
 }
 
@@ -371,6 +374,12 @@ impl Session {
     #[must_use]
     pub fn is_closed(&self) -> bool {
         self.client.is_closed()
+    }
+
+    /// Whether the answers to statements that are sent from now on may take any time, also over a way that has a limit
+    /// ([`Server::answering_within`]).
+    pub fn set_unhurried(&self, unhurried: bool) {
+        self.unhurried.store(unhurried, Ordering::Release);
     }
 
     /// Major version of the server, e.g. 15.

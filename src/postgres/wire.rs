@@ -5,6 +5,7 @@ use std::net::IpAddr;
 use std::path::PathBuf;
 use std::pin::Pin;
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 use std::task::{Context, Poll};
 
 use bytes::BytesMut;
@@ -176,8 +177,8 @@ impl Wire {
     }
 
     /// The same, on which a silence of the server within an answer is an error after so long.
-    pub(super) fn watched(self, limit: std::time::Duration) -> Self {
-        Self::Watched(Box::new(Watched::new(self, limit)))
+    pub(super) fn watched(self, limit: std::time::Duration, unhurried: Arc<AtomicBool>) -> Self {
+        Self::Watched(Box::new(Watched::new(self, limit, unhurried)))
     }
 
     /// `tls-server-end-point` of the session, when there is one.

@@ -123,6 +123,7 @@ pub async fn orphans(
         return Ok(found);
     }
     let session = sides.reader(sides.authority).await?;
+    session.set_unhurried(true);
     let service =
         neighbours.iter().find(|other| other.mapping.slice == slice).map(|own| &own.mapping.service);
     for reference in &form.mapping.soft_references {

@@ -173,6 +173,9 @@ impl Prover {
         stop: CancellationToken,
     ) -> Result<Self, ProveError> {
         let (authority, copy) = tokio::try_join!(sides.reader(sides.authority), sides.reader(sides.copy()))?;
+        // Without an index each look at keys reads a whole table.
+        authority.set_unhurried(true);
+        copy.set_unhurried(true);
         let set = tokio::try_join!(authority.batch_execute(SETTINGS), copy.batch_execute(SETTINGS));
         set.map_err(ProveError::database("setting up a session that proves differences"))?;
         let meter = reader::meter((sides, sides.copy()), &copy, slice).await?;

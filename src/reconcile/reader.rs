@@ -128,6 +128,7 @@ impl Reader {
             Walk::Ranges(_) => ("off", RANGE_TIMEOUT.as_millis()),
             Walk::Buckets(_) => ("on", 0),
         };
+        self.session.set_unhurried(timeout_ms == 0);
         let sql = format!(
             "SET default_transaction_read_only = on; SET max_parallel_workers_per_gather = 0; \
              SET enable_seqscan = {scans}; SET enable_sort = {scans}; SET statement_timeout = {timeout_ms}"

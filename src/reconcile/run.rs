@@ -29,6 +29,7 @@ use crate::mapping::SliceMapping;
 use crate::name::TableName;
 use crate::postgres::connect::{ConnectError, Server, Session};
 use crate::problem::Problem;
+use crate::words;
 
 /// A run says that it is alive this often while nothing settles.
 const BEAT_EVERY: Duration = Duration::from_secs(5);
@@ -118,6 +119,17 @@ pub enum RunError {
     /// A database could not be reached.
     #[error(transparent)]
     Connect(#[from] ConnectError),
+    /// A database was reached, and then owed an answer for too long.
+    #[error("{database}: no answer within {}", words::seconds(.limit.as_secs_f64()))]
+    Silent {
+        /// `monolith` or `service NAME`.
+        database: String,
+        /// How long it owed the answer.
+        limit: Duration,
+        /// What that ended.
+        #[source]
+        ended: Box<RunError>,
+    },
     /// Our own tables could not be read or written.
     #[error(transparent)]
     Journal(#[from] JournalError),

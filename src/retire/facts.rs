@@ -1,22 +1,9 @@
 //! What the databases say about a slice's old tables.
 
-use serde::Serialize;
-
 use super::dependents::Dependent;
+use crate::authority::Side;
 use crate::journal::usage::{TableUse, TableUser};
 use crate::postgres::statements_seen::Blind;
-
-/// Who holds the authority over a slice.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Authority {
-    /// Writes go to the monolith.
-    Monolith,
-    /// Writes go to the service.
-    Service,
-    /// Nobody may write: a move of authority is under way.
-    Nobody,
-}
 
 /// Writes into an old table that got past its gate.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -36,8 +23,8 @@ pub struct SliceFacts {
     pub slice: String,
     /// Its service.
     pub service: String,
-    /// Who may write.
-    pub authority: Authority,
+    /// Who may write; nobody while authority moves.
+    pub authority: Option<Side>,
     /// Epoch of the monolith's gate.
     pub epoch: i64,
     /// The monolith's clock, in microseconds since 1970, as all times here.

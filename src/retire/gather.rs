@@ -5,7 +5,8 @@ use std::time::Duration;
 use tokio_postgres::Client;
 
 use super::dependents;
-use super::facts::{Authority, SliceFacts, StrayWrites};
+use super::facts::{SliceFacts, StrayWrites};
+use crate::authority::Side;
 use crate::catalog::Catalog;
 use crate::journal::{JournalError, alarms, slices, usage};
 use crate::mapping::SliceMapping;
@@ -73,9 +74,9 @@ pub async fn gather(asked: Asked<'_>) -> Result<SliceFacts, RetireError> {
         return Err(RetireError::NotProvisioned { slice: slice.to_owned() });
     };
     let authority = match (here.state.as_str(), there.state.as_str()) {
-        ("OPEN", _) => Authority::Monolith,
-        (_, "OPEN") => Authority::Service,
-        (_, _) => Authority::Nobody,
+        ("OPEN", _) => Some(Side::Monolith),
+        (_, "OPEN") => Some(Side::Service),
+        (_, _) => None,
     };
     let known = usage::tables(monolith, slice).await?;
     let names = dependents::with_partitions(asked.catalog, mapping.tables.iter().map(|table| &table.source));

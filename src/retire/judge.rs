@@ -1,9 +1,10 @@
 //! What stands in the way of retiring a slice's old tables, decided from what was seen of them.
 
-use serde::Serialize;
+use serde::{Serialize, Serializer};
 
 use super::dependents::{Dependent, Kind};
-use super::facts::{Authority, SliceFacts, StrayWrites};
+use super::facts::{SliceFacts, StrayWrites};
+use crate::authority::Side;
 use crate::journal::alarms;
 use crate::journal::usage::{How, SETTLES_US, TableUse, TableUser};
 use crate::name::quote_ident;
@@ -26,7 +27,8 @@ pub struct SliceReport {
     /// Its service.
     pub service: String,
     /// Who may write.
-    pub authority: Authority,
+    #[serde(serialize_with = "owner")]
+    pub authority: Option<Side>,
     /// Since which epoch.
     pub epoch: i64,
     /// How long nobody may have used the tables, in seconds.
@@ -94,9 +96,9 @@ pub fn judge(facts: &SliceFacts) -> SliceReport {
     let mut problems: Vec<Problem> = of_slice(facts);
     let mut tables = Vec::with_capacity(facts.tables.len());
     for (table, seen) in &facts.tables {
-        let seen = seen.as_ref().filter(|_| facts.authority == Authority::Service);
+        let seen = seen.as_ref().filter(|_| facts.authority == Some(Side::Service));
         let report = table_report(facts, table, seen);
-        if facts.authority == Authority::Service {
+        if facts.authority == Some(Side::Service) {
             problems.extend(of_table(facts, table, seen));
         }
         problems.extend(report.dependents.iter().map(|one| of_dependent(table, one)));
@@ -163,18 +165,26 @@ fn quiet_since(facts: &SliceFacts, table: &str, seen: &TableUse) -> i64 {
     times.fold(seen.since_us, i64::max)
 }
 
+/// `monolith`, `service` or `nobody`.
+fn owner<S: Serializer>(owner: &Option<Side>, serializer: S) -> Result<S::Ok, S::Error> {
+    match owner {
+        Some(side) => serializer.collect_str(side),
+        None => serializer.serialize_str("nobody"),
+    }
+}
+
 fn of_slice(facts: &SliceFacts) -> Vec<Problem> {
     let slice = &facts.slice;
     let mut problems = Vec::new();
     match facts.authority {
-        Authority::Service => {}
-        Authority::Monolith => problems.push(
+        Some(Side::Service) => {}
+        Some(Side::Monolith) => problems.push(
             Problem::error("not-flipped", format!("slice {slice}"))
                 .fact("the monolith has the authority: its tables are no old ones")
                 .consequence("nobody watches who uses them before a flip")
                 .next(format!("strangler flip PLAN --slice {slice}")),
         ),
-        Authority::Nobody => problems.push(
+        None => problems.push(
             Problem::error("not-flipped", format!("slice {slice}"))
                 .fact("nobody has the authority: a move is under way, or was cut off")
                 .consequence("neither side may be written until it is finished")
@@ -464,7 +474,7 @@ mod tests {
         SliceFacts {
             slice: "ordering".into(),
             service: "orders".into(),
-            authority: Authority::Service,
+            authority: Some(Side::Service),
             epoch: 2,
             now_us: 110 * DAY,
             quiet_us: 7 * DAY,
@@ -559,7 +569,7 @@ mod tests {
     #[test]
     fn before_a_flip_nothing_is_said_about_use() {
         let mut facts = facts(seen());
-        facts.authority = Authority::Monolith;
+        facts.authority = Some(Side::Monolith);
         assert_eq!(codes(&facts), ["not-flipped"]);
         assert_eq!(judge(&facts).tables[0].watched_since, None);
     }

@@ -2,8 +2,8 @@
 
 use std::fmt::Write as _;
 
-use super::facts::Authority;
 use super::judge::{SliceReport, TableReport, who};
+use crate::authority::Side;
 
 /// Whoever was met at one table, that many are shown; the JSON document has all.
 const MET_SHOWN: usize = 10;
@@ -14,9 +14,9 @@ pub fn text(slices: &[SliceReport], problems: impl Fn(&SliceReport) -> String) -
     let mut text = String::new();
     for slice in slices {
         let has = match slice.authority {
-            Authority::Monolith => "the monolith has the authority".to_owned(),
-            Authority::Service => format!("service {} has the authority", slice.service),
-            Authority::Nobody => "nobody has the authority".to_owned(),
+            Some(Side::Monolith) => "the monolith has the authority".to_owned(),
+            Some(Side::Service) => format!("service {} has the authority", slice.service),
+            None => "nobody has the authority".to_owned(),
         };
         let _ = writeln!(text, "slice {}: {has}, epoch {}\n", slice.slice, slice.epoch);
         for table in &slice.tables {

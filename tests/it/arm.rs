@@ -4,6 +4,7 @@ mod crashes;
 mod detector;
 mod dry_run;
 mod refusals;
+mod silence;
 mod stage;
 mod unfit;
 mod waits;

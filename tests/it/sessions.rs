@@ -200,6 +200,12 @@ async fn several_hosts_are_tried_in_order_and_a_silent_one_is_given_up() {
     for session in [&asked, &idle] {
         session.query_one("SELECT 1", &[]).await.unwrap();
     }
+    // Nor does the answer to a statement that was sent before it end the wait for one that is owed.
+    let piped = short.connect("test").await.unwrap();
+    let (first, second) =
+        tokio::join!(piped.batch_execute("SELECT 1"), piped.batch_execute("SELECT pg_sleep(600)"));
+    first.unwrap();
+    assert!(strangler::postgres::sqlstate::is_connection_lost(&second.unwrap_err()));
     proxy.set(Line::Silent);
     let lost = asked.query_one("SELECT 1", &[]).await.unwrap_err();
     assert!(strangler::postgres::sqlstate::is_connection_lost(&lost), "{lost:?}");

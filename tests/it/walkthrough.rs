@@ -97,6 +97,19 @@ async fn count(client: &Client, sql: &str) -> i64 {
     client.query_one(sql, &[]).await.unwrap().get(0)
 }
 
+/// A slot that is left behind on each side goes, with the links' rights.
+async fn what_nobody_needs_is_removed((dir, links): (&Path, &[(&str, &str)]), sides: [&Client; 2]) {
+    for client in sides {
+        let left = "SELECT pg_create_logical_replication_slot('strangler_left_a1b2c3', 'pgoutput')";
+        client.execute(left, &[]).await.unwrap();
+    }
+    type_it(dir, links, &["doctor", "plans/shop.yaml", "--clean"]).await;
+    for client in sides {
+        let left = "SELECT count(*) FROM pg_replication_slots WHERE slot_name = 'strangler_left_a1b2c3'";
+        assert_eq!(count(client, left).await, 0);
+    }
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_the_readme_says_to_type_moves_a_slice_there_and_back_with_roles_of_least_privilege() {
     let readme = fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("README.md")).unwrap();
@@ -155,21 +168,7 @@ async fn what_the_readme_says_to_type_moves_a_slice_there_and_back_with_roles_of
         }
     }
     assert_eq!(typed.last().unwrap(), &["flip", "plans/shop.yaml", "--back"]);
-    for client in [&source, &target] {
-        let left = "SELECT pg_create_logical_replication_slot('strangler_left_a1b2c3', 'pgoutput')";
-        client.execute(left, &[]).await.unwrap();
-    }
-    type_it(dir.path(), &links, &["doctor", "plans/shop.yaml", "--clean"]).await;
-    for client in [&source, &target] {
-        assert_eq!(
-            count(
-                client,
-                "SELECT count(*) FROM pg_replication_slots WHERE slot_name = 'strangler_left_a1b2c3'"
-            )
-            .await,
-            0
-        );
-    }
+    what_nobody_needs_is_removed((dir.path(), &links), [&source, &target]).await;
     let fresh = target.query(only(&sql, "strangler.freshness"), &[]).await.unwrap();
     assert_eq!(fresh.len(), 1, "the view tells how old the slice is");
     for (left, right) in [

@@ -9,6 +9,7 @@ use super::{Check, Column, DomainRule, Intake, Promises, Unique};
 use crate::cdc::error::MirrorError;
 use crate::mapping::TableMapping;
 use crate::name::{TableName, quote_ident};
+use crate::postgres::partitions::TREE_OF_C;
 use crate::postgres::type_trees;
 
 /// A table by its schema and name.
@@ -102,7 +103,7 @@ fn names(table: &TableName) -> [&(dyn ToSql + Sync); 2] {
 async fn triggers(target: &Client, table: &TableName) -> Result<Vec<(String, String)>, Error> {
     let sql = format!(
         "SELECT t.tgname::text, p.relname::text, m.nspname::text {OF} \
-         JOIN LATERAL (SELECT c.oid UNION SELECT relid FROM pg_partition_tree(c.oid)) AS part (oid) ON true \
+         JOIN {TREE_OF_C} ON true \
          JOIN pg_class p ON p.oid = part.oid JOIN pg_namespace m ON m.oid = p.relnamespace \
          JOIN pg_trigger t ON t.tgrelid = p.oid JOIN pg_proc f ON f.oid = t.tgfoid \
          WHERE {IS} AND t.tgenabled IN ('A', 'R') AND NOT t.tgisinternal \

@@ -8,6 +8,7 @@ use tokio_postgres::Client;
 use tokio_util::sync::CancellationToken;
 
 use super::course::Left;
+use super::links::owed_an_answer;
 use super::moves::{Member, MoveError, Moved, Order};
 use super::run::Command;
 use super::standings::standing;
@@ -316,5 +317,7 @@ async fn way_back(member: &Member, to: Side, (monolith, service): (&Client, &Cli
         Ok(session) => session,
         Err(error) => return Some(chain_of(&error)),
     };
-    way::prove_statements(&apply, service, &member.mapping).await.err().map(|error| chain_of(&error))
+    let refused = way::prove_statements(&apply, service, &member.mapping).await.err()?;
+    let owed = owed_an_answer(&server, Side::Monolith).or_else(|| member.links.owed_an_answer());
+    Some(std::iter::once(chain_of(&refused)).chain(owed).collect::<Vec<_>>().join("; "))
 }

@@ -8,6 +8,7 @@ use tokio_postgres::Client;
 use super::{ANSWER_MAX, APPLICATION, FlipError, Limits};
 use crate::authority::Side;
 use crate::postgres::connect::{Server, Session};
+use crate::words;
 
 /// The ways to both sides of a slice, and the sessions that are open. A session that broke is opened again when it is next
 /// asked for.
@@ -180,10 +181,7 @@ impl KeptLinks {
     /// What is to be said of a side that did not answer in time, where one of the two did not.
     #[must_use]
     pub fn owed_an_answer(&self) -> Option<String> {
-        [Side::Monolith, Side::Service].into_iter().find_map(|side| {
-            let limit = self.server(side).owed_an_answer()?;
-            Some(format!("the {side} gave no answer within {} s", limit.as_secs()))
-        })
+        [Side::Monolith, Side::Service].into_iter().find_map(|side| owed_an_answer(self.server(side), side))
     }
 
     /// Sessions for one user; whoever does not [`keep`](Self::keep) them closes them, as is right after an error.
@@ -210,6 +208,12 @@ impl KeptLinks {
     pub fn close(&self) {
         self.idle.lock().unwrap_or_else(PoisonError::into_inner).clear();
     }
+}
+
+/// What is to be said of a side that did not answer over this way in time.
+pub(super) fn owed_an_answer(server: &Server, side: Side) -> Option<String> {
+    let limit = server.owed_an_answer()?;
+    Some(format!("the {side} gave no answer within {}", words::seconds(limit.as_secs_f64())))
 }
 
 async fn live<'a>(server: &Server, place: &'a mut Option<Session>) -> Result<&'a Client, FlipError> {

@@ -116,6 +116,7 @@ pub(super) async fn owners(
         let tables = &neighbour.mapping.tables;
         let Some(table) = tables.iter().find(|table| table.source == reference.references) else { continue };
         let session = neighbour.server.connect(APPLICATION).await?;
+        session.set_unhurried(true);
         let gate = slices::gate(&session, &neighbour.mapping.slice).await.map_err(OrphanError::journal)?;
         if gate.is_none_or(|gate| gate.state != "OPEN") {
             continue;
@@ -128,6 +129,7 @@ pub(super) async fn owners(
     if !taken_whole {
         let (table, columns) = (reference.references.clone(), reference.referenced_columns.clone());
         let session = sides.monolith_read.connect(APPLICATION).await?;
+        session.set_unhurried(true);
         owners.push(Owner::new(("monolith".to_owned(), None), table, columns, session).await?);
     }
     Ok(owners)

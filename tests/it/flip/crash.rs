@@ -230,7 +230,7 @@ async fn an_operator_whose_links_went_silent_keeps_nobody_waiting() {
         proxy.set(Line::Silent);
         flip.signal(Signal::CONT);
         let ended = flip.ended();
-        assert!(ended.stderr.contains("the service gave no answer within 22 s"), "{}", ended.page());
+        assert!(ended.stderr.contains("the service gave no answer within 22.0 s"), "{}", ended.page());
     }
     close(bank, &split).await;
 }

@@ -258,5 +258,18 @@ async fn a_side_that_takes_connections_and_never_says_a_word_ends_every_verb_wit
         }
         split.lead(variable, &link);
     }
+    // The way back is tried over a link of its own; that it did not answer is said there.
+    monolith.batch_execute("BEGIN; LOCK TABLE accounts IN SHARE MODE").await.unwrap();
+    let ended = until_blocking("the way back is tried", SOON, || {
+        let mut command = split.command(&[&["flip", "plan.yaml"], &UNPROVEN as &[&str]].concat());
+        command.env("STRANGLER_ANSWER_MS", "1500");
+        let ended = split.start_command(command).ended();
+        assert_ne!(ended.exit, Some(0), "{}", ended.page());
+        let said = ended.stderr.split_whitespace().collect::<Vec<_>>().join(" ");
+        said.contains("the monolith gave no answer within 1.5 s").then_some(ended)
+    });
+    assert_eq!(ended.exit, Some(3), "{}", ended.page());
+    assert!(ended.stderr.contains("(way-back-unproven)"), "{}", ended.page());
+    monolith.batch_execute("ROLLBACK").await.unwrap();
     assert_eq!((owner(&monolith).await.0, owner(&service).await.0), ("OPEN".to_owned(), "FENCED".to_owned()));
 }
