@@ -90,7 +90,7 @@ pub struct Unheard {
     pub table: TableName,
     /// In words.
     pub what: String,
-    /// What to run on the monolith before the table is copied again.
+    /// What to run before the table is copied again, and where: `on the monolith: ALTER TABLE …`.
     pub first: Option<String>,
 }
 
@@ -409,7 +409,7 @@ pub fn refusal_over(slice: &str, unheard: &[Unheard]) -> Option<Refusal> {
     }
     let statements: Vec<&str> = unheard.iter().filter_map(|one| one.first.as_deref()).collect();
     if !statements.is_empty() {
-        refusal.next = format!("run on the monolith: {}; then {}", statements.join("; "), refusal.next);
+        refusal.next = format!("run {}; then {}", statements.join("; "), refusal.next);
     }
     Some(refusal)
 }

@@ -159,7 +159,7 @@ impl<'a> Needed<'a> {
                 heap.name,
                 columns.join(", ")
             ),
-            first: Some(self.remedy(identity)),
+            first: Some(format!("on the monolith: {}", self.remedy(identity))),
         })
     }
 

@@ -2,6 +2,7 @@
 //! and whatever changed since without an event marks its table, before anything else is done.
 
 use tokio_postgres::Client;
+use tokio_postgres::types::Type;
 
 use super::contents::{self, Contents, Heard, Judgement, TableContents, Unheard};
 use super::error::{MirrorError, Refusal};
@@ -17,6 +18,7 @@ use crate::journal::streams::{self, Direction, StreamOf, StreamState};
 use crate::lsn::Lsn;
 use crate::mapping::SliceMapping;
 use crate::name::TableName;
+use crate::postgres::partitions::TREES;
 
 /// Where a watch looks, and for whom.
 #[derive(Debug, Clone, Copy)]
@@ -91,6 +93,7 @@ impl Watch {
             }
         }
         self.judge_all(site, now, (&rows, false), &mut found).await?;
+        found.unheard.extend(unlogged(site).await?);
         if self.held.is_none() && !found.open.is_empty() {
             self.held = Some((std::mem::take(&mut found.open), position));
         }
@@ -218,10 +221,33 @@ pub async fn at_start(site: Site<'_>) -> Result<(), MirrorError> {
             found.unheard.push(Unheard { table, what, first: None });
         }
     }
+    found.unheard.extend(unlogged(site).await?);
     match found.note(site).await? {
         Some(refusal) => Err(refusal.into()),
         None => Ok(()),
     }
+}
+
+/// Tables of the service that a crash empties, which no event tells.
+async fn unlogged(site: Site<'_>) -> Result<Vec<Unheard>, MirrorError> {
+    let tables = &site.mapping.tables;
+    let names: Vec<String> = tables.iter().map(|table| table.target.sql()).collect();
+    let sql = format!(
+        "SELECT t.n, r.oid::regclass::text FROM {TREES} JOIN pg_class c ON c.oid = r.oid \
+         WHERE c.relpersistence <> 'p' AND c.relkind = 'r' ORDER BY 1, 2"
+    );
+    let rows = site.target.query_typed(&sql, &[(&names, Type::TEXT_ARRAY)]).await;
+    let rows = rows.map_err(MirrorError::sql("looking for unlogged tables of the service"))?;
+    let found = rows.iter().filter_map(|row| {
+        let number = usize::try_from(row.get::<_, i64>(0)).ok()?.checked_sub(1)?;
+        let (table, there): (_, String) = (tables.get(number)?, row.get(1));
+        Some(Unheard {
+            table: table.source.clone(),
+            what: format!("{there} of the service is UNLOGGED, and a crash of its server empties it"),
+            first: Some(format!("in the service: ALTER TABLE {there} SET LOGGED")),
+        })
+    });
+    Ok(found.collect())
 }
 
 /// Writes down that the publication leaves kinds of change out: once it carries them again, nothing else would tell.

@@ -10,7 +10,7 @@ use super::draft::{Draft, Site, in_service, journal};
 use super::objects::validated;
 use super::slices::new_hash;
 use super::tables::{guard, mirror_row, refuse_rows};
-use crate::catalog::{Catalog, Index, Table, TableKind};
+use crate::catalog::{Catalog, Index, Persistence, Table, TableKind};
 use crate::journal::statements as ours;
 use crate::mapping::{SliceMapping, TableMapping, adopted};
 use crate::name::{TableName, quote_ident, quote_list};
@@ -66,6 +66,12 @@ fn verify(draft: &Draft<'_>, site: &Site<'_>, mapping: &TableMapping) -> Vec<Pro
             format!("run in the service: ALTER TABLE {} NO INHERIT {}", heir.name.sql(), table.name.sql()),
         )
     }));
+    problems.extend(unlogged(site.catalog, &table.name).map(|name| {
+        Problem::error("adopt-mismatch", &object)
+            .fact(format!("{name} is UNLOGGED"))
+            .consequence("a crash of the service empties it, and its changes are in no stream: the way back would lack them")
+            .next(format!("run in the service: ALTER TABLE {} SET LOGGED", name.sql()))
+    }));
     if !table.can_own {
         let next = format!(
             "run in the service: GRANT {} TO {}",
@@ -103,6 +109,15 @@ fn verify(draft: &Draft<'_>, site: &Site<'_>, mapping: &TableMapping) -> Vec<Pro
         ));
     }
     problems
+}
+
+/// The table itself and its partitions, as far as they are not in the WAL.
+fn unlogged<'a>(service: &'a Catalog, table: &'a TableName) -> impl Iterator<Item = &'a TableName> {
+    let up = |one: &TableName| service.table(one).and_then(|table| table.partition_of.clone());
+    let of_table =
+        move |name: &TableName| std::iter::successors(Some(name.clone()), up).any(|one| one == *table);
+    let unlogged = service.tables.values().filter(|one| one.persistence != Persistence::Permanent);
+    unlogged.map(|one| &one.name).filter(move |name| of_table(name))
 }
 
 /// Fact and advice of each column that does not fit.

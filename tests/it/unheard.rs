@@ -267,3 +267,47 @@ async fn a_column_that_is_dropped_and_added_under_its_name_is_no_other_mapping_a
     assert_same(Side { client: &monolith, query: &here }, Side { client: &service, query: &there }).await;
     mirror.stop();
 }
+
+const ADOPTED: &str = "CREATE TABLE ev (id int, d int, v text, PRIMARY KEY (id, d)) PARTITION BY LIST (d);
+    CREATE UNLOGGED TABLE ev1 PARTITION OF ev FOR VALUES IN (1);
+    CREATE TABLE ev2 PARTITION OF ev FOR VALUES IN (2); CREATE TABLE ev3 PARTITION OF ev FOR VALUES IN (3);";
+
+#[tokio::test(flavor = "multi_thread")]
+async fn tables_of_the_service_that_lose_rows_without_an_event_stop_the_mirror_or_void_evidence() {
+    let plan = Split::plan("{ ev: {} }").replace("\"${SERVICE}\"", "\"${SERVICE}\", ddl: adopt");
+    let (split, monolith, service) = Split::with_plan(&plan, EVENTS).await;
+    service.batch_execute(ADOPTED).await.unwrap();
+    let refused = split.run("provision", &[]);
+    assert_eq!(refused.exit, Some(3), "{}", refused.page());
+    for words in ["ev1 is UNLOGGED", "run in the service: ALTER TABLE \"public\".\"ev1\" SET LOGGED"] {
+        assert!(refused.stderr.contains(words), "{}", refused.page());
+    }
+    service.batch_execute("ALTER TABLE ev1 SET LOGGED").await.unwrap();
+    split.provision();
+    let mirror = split.mirror(None);
+    mirror.caught_up(&monolith, &service).await;
+    let proven = |wanted: bool| {
+        let status = split.run("status", &[]);
+        assert_eq!(status.stdout.contains("both sides are proven equal"), wanted, "{}", status.page());
+    };
+    let compared = split.run("reconcile", &[]);
+    assert_eq!(compared.exit, Some(0), "{}", compared.page());
+    proven(true);
+
+    service.batch_execute("ALTER TABLE ev2 SET UNLOGGED").await.unwrap();
+    assert_stopped(
+        &mirror,
+        &["public.ev2 of the service is UNLOGGED", "in the service: ALTER TABLE public.ev2 SET LOGGED"],
+    );
+    proven(false);
+    // Whether a crash came in between, nobody can tell.
+    service.batch_execute("ALTER TABLE ev2 SET LOGGED").await.unwrap();
+    assert_stopped(&split.mirror(None), &["not in the stream", "--retry ev"]);
+    proven(false);
+    let _mirror = copied_again(&split, &monolith, &service).await;
+    let compared = split.run("reconcile", &[]);
+    assert_eq!(compared.exit, Some(0), "{}", compared.page());
+    proven(true);
+    service.batch_execute("ALTER TABLE ev3 DISABLE TRIGGER ALL; TRUNCATE ev3").await.unwrap();
+    proven(false);
+}
