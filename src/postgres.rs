@@ -14,6 +14,7 @@ mod link;
 pub mod pgoutput;
 pub mod replication;
 pub mod sqlstate;
+pub mod stand_ins;
 pub mod statements_seen;
 mod tls;
 pub mod type_trees;

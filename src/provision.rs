@@ -42,6 +42,7 @@ pub use anatomy::{Anatomy, ForeignKeyShape, IndexKey, IndexShape, Reference, Use
 pub(crate) use claimed::{Asking, claimed, claimed_in_service, held_by_another};
 pub use draft::design;
 pub use error::ProvisionError;
+pub(crate) use preflight::not_a_table;
 pub(crate) use publication::exact as exact_publication;
 pub(crate) use record::{Run, record};
 pub(crate) use rights::DML_AND_TRUNCATE;
