@@ -287,6 +287,8 @@ struct Begun {
     since: Option<Lsn>,
     begun_at: Instant,
 }
+    /// The entry that the monolith's journal remembers and the ledger does not have: nothing that is appended now is evidence.
+    contradicted: Option<i64>,
 
 impl Begun {
     async fn new(job: &SliceJob, options: &Options) -> Result<Self, RunError> {
@@ -321,7 +323,12 @@ impl Begun {
                 "earlier repairs could not be recorded; the next run does it"
             );
         }
-        report_anchor(slice, &ledger::anchor(&service, anchor.as_deref(), &job.mapping.service).await);
+        let anchored = ledger::anchor(&service, anchor.as_deref(), &job.mapping.service).await;
+        report_anchor(slice, &anchored);
+        let contradicted = match anchored {
+            Anchored::Contradicted { recorded, .. } => Some(recorded),
+            Anchored::Empty | Anchored::Recorded(_) | Anchored::Owed { .. } => None,
+        };
         let wanted = Wanted {
             slice,
             options: &options.text(),
@@ -337,7 +344,7 @@ impl Begun {
             monolith_apply: job.monolith_apply.clone(),
             service_apply: job.service_apply.clone(),
         };
-        Ok(Self { sides, run, monolith, journal: Mutex::new(service), anchor, since, begun_at })
+        Ok(Self { sides, run, monolith, journal: Mutex::new(service), anchor, contradicted, since, begun_at })
     }
 
     /// Gives signs of life; returns only when another process has taken the run over.
@@ -365,7 +372,14 @@ impl Begun {
         (worked, redactor): (Worked, Arc<Redactor>),
     ) -> Result<Done, RunError> {
         let slice = &job.mapping.slice;
-        let Worked { tables, listed, keys, reasons, lsn, from, .. } = worked;
+        let Worked { tables, listed, keys, mut reasons, lsn, from, .. } = worked;
+        reasons.extend(self.contradicted.map(|entry| {
+            format!(
+                "the ledger of service {} is not what was written: the monolith's journal remembers another entry {entry}; \
+                 strangler ledger --verify says more, and until a human accepts it no verdict is evidence",
+                job.mapping.service
+            )
+        }));
         let outcomes = tables.iter().map(|table: &TableVerdict| table.outcome);
         let whole = if reasons.is_empty() { None } else { Some(Outcome::Incomplete) };
         let mut verdict = Verdict {
