@@ -22,6 +22,7 @@ use crate::cdc::source;
 use crate::journal::grounds::{self, Ground};
 use crate::journal::ledger::{self, Anchored, Author, Subject};
 use crate::journal::runs::{self, Holder, Lock, Run, Wanted};
+use crate::journal::verdicts::{self, DifferedBefore};
 use crate::journal::whereabouts::{self, Route};
 use crate::journal::{JournalError, slices};
 use crate::lsn::Lsn;
@@ -108,6 +109,9 @@ pub struct Done {
     pub keys: Vec<(TableName, RawKey, FindingKind)>,
     /// The sides that were compared.
     pub sides: Sides,
+    /// What was known to differ before the authority moved, where this run found rows to differ too: a repair would write what
+    /// was the wrong row then over the right one.
+    pub before: Option<DifferedBefore>,
     /// What hides classified values of this run: a value has one digest in its report, its repairs and their record.
     pub redactor: Arc<Redactor>,
 }
@@ -283,12 +287,12 @@ struct Begun {
     journal: Mutex<Session>,
     /// Writes the ledger's head into the monolith's journal, when that can be reached.
     anchor: Option<Session>,
+    /// The entry that the monolith's journal remembers and the ledger does not have: nothing that is appended now is evidence.
+    contradicted: Option<i64>,
     /// Only rows that the stream touched after this position.
     since: Option<Lsn>,
     begun_at: Instant,
 }
-    /// The entry that the monolith's journal remembers and the ledger does not have: nothing that is appended now is evidence.
-    contradicted: Option<i64>,
 
 impl Begun {
     async fn new(job: &SliceJob, options: &Options) -> Result<Self, RunError> {
@@ -414,7 +418,13 @@ impl Begun {
         report_anchor(slice, &concluded.anchored);
         let _ = runs::unlock(&journal, slice).await;
         tracing::debug!(slice, took = ?self.begun_at.elapsed(), "a reconciliation ended");
-        Ok(Done { verdict, concluded, keys, sides: self.sides, redactor })
+        let before = match verdict.outcome {
+            Outcome::Differs => {
+                verdicts::differed_before(&journal, slice, (verdict.epoch, verdict.authority)).await?
+            }
+            Outcome::Clean | Outcome::Incomplete => None,
+        };
+        Ok(Done { verdict, concluded, keys, sides: self.sides, before, redactor })
     }
 }
 
