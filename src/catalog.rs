@@ -173,6 +173,8 @@ pub struct Column {
     pub collation_sql: Option<String>,
     /// The collation is deterministic and bytewise (`C`), so both sides order text alike.
     pub collation_is_c: bool,
+    /// Texts that are written differently are never equal: `collisdeterministic`, and of everything without a collation.
+    pub deterministic: bool,
     /// `COMMENT ON COLUMN`.
     pub comment: Option<String>,
     /// `pg_stats.correlation` of physical and logical order, -1 to 1.

@@ -38,6 +38,7 @@ mod sample;
 pub mod source;
 pub mod spill;
 mod stamp;
+pub mod stand_ins;
 pub mod start;
 pub mod statements;
 pub mod stream;

@@ -87,8 +87,9 @@ pub const DISARM: &[&str] = &[
 ];
 
 /// Kill points around entries of the ledger that are made right after what they tell: the steps of `provision`, `arm` and
-/// `disarm`, and what a mirror meets that is not in the service's database.
-pub const LEDGER: &[&str] = &["steps-taken", "steps-recorded", "alarm-told"];
+/// `disarm`, and what a mirror meets that is not in the service's database; and behind the entry by which a broken ledger is
+/// accepted.
+pub const LEDGER: &[&str] = &["steps-taken", "steps-recorded", "alarm-told", "ledger-accepted"];
 
 /// Kill points of who has rows repaired: the mirror has answered, and the ledger has an entry of it.
 pub const RECORD: &[&str] = &["repairs-answered", "repairs-recorded"];

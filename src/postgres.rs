@@ -15,6 +15,7 @@ pub(crate) mod partitions;
 pub mod pgoutput;
 pub mod replication;
 pub mod sqlstate;
+pub mod stand_ins;
 pub mod statements_seen;
 mod tls;
 pub mod type_trees;

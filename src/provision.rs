@@ -45,6 +45,7 @@ pub(crate) use claimed::{Asking, claimed, claimed_in_service, held_by_another, r
 pub use draft::design;
 pub(crate) use encodings::{BYTES, unfit};
 pub use error::ProvisionError;
+pub(crate) use preflight::not_a_table;
 pub(crate) use publication::exact as exact_publication;
 pub(crate) use record::{Run, record};
 pub(crate) use rights::DML_AND_TRUNCATE;

@@ -160,9 +160,10 @@ fn arm(draft: &mut Draft<'_>, slice: &SliceMapping, facts: &SliceFacts, logins: 
     let survey = draft.survey;
     let before = draft.steps();
     let elsewhere = readiness::claimed(draft.plan, survey, slice).into_iter();
-    let elsewhere: Vec<Problem> = elsewhere.chain(readiness::shared(draft.plan, slice)).collect();
+    let elsewhere = elsewhere.chain(readiness::shared(draft.plan, slice));
+    let elsewhere: Vec<Problem> = elsewhere.chain(readiness::stand_ins(survey, slice)).collect();
     if !elsewhere.is_empty() {
-        // Nothing may be hung, and above all nothing replaced, before it is settled whose the table is.
+        // Nothing may be hung, and above all nothing replaced, before it is settled whose the table is, and that it is one.
         elsewhere.into_iter().for_each(|problem| draft.problem(problem));
         return;
     }

@@ -12,6 +12,7 @@ use crate::mapping::partitions::OPEN_PARTITIONS;
 use crate::mapping::{SliceMapping, TableMapping};
 use crate::name::{TableName, quote_ident};
 use crate::plan::Plan;
+use crate::postgres::stand_ins;
 use crate::problem::{Problem, START_ANEW, bring_back};
 use crate::provision::{self, Asking};
 
@@ -338,6 +339,18 @@ fn fills_itself(catalog: &Catalog, table: &Table, name: &str) -> bool {
         || column.identity.is_some()
         || column.generated_sql.is_some()
         || domain_default
+}
+
+/// Views in place of tables, on either side: what is armed must be what holds the rows.
+pub(super) fn stand_ins(survey: &Survey, slice: &SliceMapping) -> Vec<Problem> {
+    let survey = &survey.provisioned;
+    let sources = slice.tables.iter().map(|table| &table.source);
+    let here = stand_ins::in_catalog(&survey.monolith, sources);
+    let targets = slice.tables.iter().map(|table| &table.target);
+    let there = survey.services.get(&slice.service).map(|catalog| stand_ins::in_catalog(catalog, targets));
+    let service = format!("service {}", slice.service);
+    let here = here.iter().map(|one| provision::not_a_table("monolith", one));
+    here.chain(there.iter().flatten().map(|one| provision::not_a_table(&service, one))).collect()
 }
 
 /// What the admin links must own: triggers, publications and constraints are the owner's to change.

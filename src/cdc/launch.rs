@@ -21,6 +21,7 @@ use super::repair::Repairs;
 use super::rights;
 use super::route::Router;
 use super::source;
+use super::stand_ins;
 use super::start::{self, Both, Fault, Memory, ProcessName, Standstill, Starting, open};
 use super::stream::Assembler;
 use super::table::{TableRun, Target, choose_ranges};
@@ -127,7 +128,7 @@ async fn prepare(
         (Direction::Reverse, Some(row)) => row.publication.clone(),
         (Direction::Forward | Direction::Reverse, _) => provisioned.publication.clone(),
     };
-    copy_again_only_from_the_authority(config, memory, provisioned.row.as_ref())?;
+    check_tables(config, memory, (&links.target, provisioned.row.as_ref())).await?;
     let published = check_published(config, &links, (&publication, provisioned.row.as_ref())).await?;
     if !memory.started {
         start::check_alone(&links.target, starting, config.options.take_over).await?;
@@ -172,6 +173,19 @@ async fn prepare(
     }
     engine.standstill = standstill.map(|standstill| (standstill, applied));
     Ok((engine, row.slot))
+}
+
+/// What the stream would write into are tables, and none that it must not empty.
+async fn check_tables(
+    config: &SliceConfig,
+    memory: &Memory,
+    (target, row): (&Session, Option<&StreamRow>),
+) -> Result<(), MirrorError> {
+    copy_again_only_from_the_authority(config, memory, row)?;
+    if row.is_none_or(|row| row.mode == Mode::Apply) {
+        stand_ins::check(target, &config.mapping, config.direction).await?;
+    }
+    Ok(())
 }
 
 /// `--rebuild` empties the tables of the service, which only copies may be. `--retry` is the way back's then.

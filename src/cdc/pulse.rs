@@ -15,6 +15,7 @@ use super::publication::{self, Named, Published};
 use super::record::Recorder;
 use super::source::{self, HEARTBEAT_PREFIX};
 use super::stamp::{self, WayBack};
+use super::stand_ins;
 use super::start::open;
 use super::usage::UseWatch;
 use super::watch::{self, Watch};
@@ -323,6 +324,11 @@ impl Pulse {
             mapping: &self.mapping,
             recorder: &self.recorder,
         };
+        if self.mode == Mode::Apply
+            && let Some(stands_in) = stand_ins::find_fault(target, &self.mapping, self.direction).await?
+        {
+            return Ok(Some(stands_in));
+        }
         if self.direction == Direction::Reverse {
             let (slice, slot, publication) = (&*self.slice, &*self.slot, &*self.publication);
             let way = WayBack { slice, slot, publication, nonce: self.nonce };

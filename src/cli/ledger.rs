@@ -4,13 +4,15 @@ use std::collections::BTreeSet;
 
 use clap::ValueEnum;
 use serde::Serialize;
+use serde_json::json;
 use tokio_postgres::Client;
 
+use super::environment::Environment;
 use super::interrupt;
 use super::open::{self, Needs, Opened, PlanFile, Slices};
 use super::report::{CliError, Exit};
 use super::ui::{Format, Ui};
-use crate::journal::ledger::{self, Broken, Entry, Latest, Verified, VerifyError};
+use crate::journal::ledger::{self, Broken, Entry, Latest, NewEntry, Verified, VerifyError};
 use crate::journal::whereabouts::{self, Astray, Route, Whereabouts};
 use crate::journal::{JournalError, grounds};
 use crate::lsn::Lsn;
@@ -34,9 +36,12 @@ const UNTOUCHED: &str = "ledger changes nothing";
 /// does not know of; the monolith is asked for that, and where it does not answer its part is left out.
 ///
 /// --verify recomputes the whole chain instead and compares it with what the monolith's journal remembers of it: an entry
-/// that was changed, removed or cut off at the end is named.
+/// that was changed, removed or cut off at the end is named. Over a ledger that is broken no verdict is evidence, and no flip
+/// begins without. --accept-broken goes on after a human has looked: it appends an entry with the reason to each ledger that
+/// is broken. What is before that entry stays as it is and proves nothing any more, and the next full comparison is evidence
+/// again.
 ///
-/// Reads through the apply links and changes nothing.
+/// Reads through the apply links, and without --accept-broken changes nothing.
 ///
 /// Exit code 0: shown, or everything holds together. 1: a ledger is not what was written. 3: a slice of this name is another
 /// plan's or another service's, or a link leads elsewhere. 4: a database could not be reached. 5: a ledger could not be
@@ -56,6 +61,9 @@ pub(super) struct Arguments {
     /// Prove that nobody changed, removed or cut off an entry
     #[arg(long, conflicts_with_all = ["kind", "last", "slices"])]
     verify: bool,
+    /// Verify, and go on from here where a ledger is broken; the reason goes into it
+    #[arg(long, value_name = "REASON", conflicts_with_all = ["kind", "last", "slices", "verify"])]
+    accept_broken: Option<String>,
     /// How to report
     #[arg(long, value_enum, default_value_t)]
     format: Format,
@@ -84,6 +92,8 @@ enum Kind {
     Alarm,
     /// Another mapping or policy than before
     Plan,
+    /// That earlier entries are not what was written, and that a human accepted it
+    Accepted,
 }
 
 impl Kind {
@@ -99,6 +109,7 @@ impl Kind {
             Self::Disarm => ledger::DISARM,
             Self::Alarm => ledger::ALARM,
             Self::Plan => ledger::PLAN,
+            Self::Accepted => ledger::ACCEPTED,
         }
     }
 }
@@ -172,6 +183,7 @@ struct Verification {
     entries: Option<i64>,
     head: Option<String>,
     confirmed: Option<i64>,
+    accepted: Option<i64>,
     broken_entry: Option<i64>,
     fault: Option<String>,
 }
@@ -183,6 +195,7 @@ impl Verification {
             entries: Some(verified.head.map_or(0, |head| head.id)),
             head: verified.head.map(|head| head.hash.to_string()),
             confirmed: verified.confirmed,
+            accepted: verified.accepted,
             broken_entry: None,
             fault: None,
         }
@@ -194,6 +207,7 @@ impl Verification {
             entries: None,
             head: None,
             confirmed: None,
+            accepted: None,
             broken_entry: Some(broken.id),
             fault: Some(broken.fault.to_string()),
         }
@@ -216,12 +230,13 @@ pub(super) async fn run(ui: &mut Ui, arguments: &Arguments) -> Result<Exit, CliE
 }
 
 async fn read(opened: &Opened, arguments: &Arguments) -> Result<Vec<ServiceLedger>, CliError> {
-    let monolith = match arguments.verify {
+    let verifies = arguments.verify || arguments.accept_broken.is_some();
+    let monolith = match verifies {
         true => Some(opened.monolith.apply.connect(APPLICATION).await?),
         false => None,
     };
     // Whether a verdict still stands is a courtesy beside the entries: without the monolith its part is left out.
-    let reader = match arguments.verify {
+    let reader = match verifies {
         true => None,
         false => opened.monolith.read.connect(APPLICATION).await.ok(),
     };
@@ -244,7 +259,11 @@ async fn read(opened: &Opened, arguments: &Arguments) -> Result<Vec<ServiceLedge
         };
         let mut found = ServiceLedger { service: name.clone(), entries: None, verification: None };
         match &monolith {
-            Some(monolith) => found.verification = Some(verify(&session, monolith).await.map_err(failed)?),
+            Some(monolith) => {
+                let reason = arguments.accept_broken.as_deref();
+                let verified = verify((&opened.plan.name, name), (&session, monolith), reason).await;
+                found.verification = Some(verified.map_err(failed)?);
+            }
             None => {
                 let latest = Latest {
                     slices: &arguments.slices.slices,
@@ -311,10 +330,28 @@ async fn mark(
     Ok(())
 }
 
-async fn verify(service: &Client, monolith: &Client) -> Result<Verification, JournalError> {
-    match ledger::verify(service, Some(monolith)).await {
-        Ok(verified) => Ok(Verification::of(verified)),
-        Err(VerifyError::Broken(broken)) => Ok(Verification::broken(&broken)),
-        Err(VerifyError::Journal(error)) => Err(error),
-    }
+/// Recomputes a chain; one that is broken is accepted first where there is a reason to.
+async fn verify(
+    (plan, name): (&str, &str),
+    (service, monolith): (&Client, &Client),
+    reason: Option<&str>,
+) -> Result<Verification, JournalError> {
+    let found = match ledger::verify(service, Some(monolith)).await {
+        Ok(verified) => return Ok(Verification::of(verified)),
+        Err(VerifyError::Broken(broken)) => broken,
+        Err(VerifyError::Journal(error)) => return Err(error),
+    };
+    let Some(reason) = reason else { return Ok(Verification::broken(&found)) };
+    let entry = NewEntry {
+        kind: ledger::ACCEPTED,
+        plan,
+        slice: None,
+        author: &Environment.author(),
+        epoch: None,
+        lsn: None,
+        plan_hash: None,
+        body: &json!({ "reason": reason, "broken_entry": found.id, "fault": found.fault.to_string() }),
+    };
+    ledger::accept(service, monolith, (name, &entry)).await?;
+    Box::pin(verify((plan, name), (service, monolith), None)).await
 }

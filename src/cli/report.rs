@@ -670,7 +670,9 @@ fn quoted_list(names: &[String]) -> String {
 
 fn name_hint(option: &str, names: &[String], known: &[String]) -> String {
     let likely = names.iter().filter_map(|name| {
-        let distance = |known: &&String| strsim::damerau_levenshtein(name, known);
+        // Another case is the least of slips, in a name of one letter too.
+        let distance =
+            |known: &&String| strsim::damerau_levenshtein(&name.to_lowercase(), &known.to_lowercase());
         // Up to a third of the letters wrong is a slip; more is another word.
         known.iter().min_by_key(distance).filter(|known| distance(known) * 3 <= name.chars().count().max(3))
     });
@@ -715,6 +717,9 @@ mod tests {
         let hint = |name: &str| name_hint("--slice", &[name.to_owned()], &known);
         assert!(hint("orderng").starts_with("did you mean --slice ordering?"));
         assert_eq!(hint("payments"), "it has catalog, ordering");
+        let letters = ["c", "o", "t"].map(str::to_owned);
+        let hint = name_hint("--table", &["T".to_owned()], &letters);
+        assert!(hint.starts_with("did you mean --table t?"), "{hint}");
     }
 
     #[test]

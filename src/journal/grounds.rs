@@ -51,7 +51,7 @@ pub struct TableGround {
 /// Shape of a table that is not there, or of one that left the slice's publication.
 pub const ABSENT: &str = "absent";
 
-/// A table's shape, in four parts: what its columns and partitions are; what their types are made of, at any depth; marked
+/// A table's shape, in four parts: what its columns and partitions are, and what it is where it is no table; what their types are made of, at any depth; marked
 /// [`DESCRIBED`], the transactions that described the columns; and marked [`FILES`], the files of its rows.
 /// [`is_same_shape`] compares two of them.
 ///
@@ -77,6 +77,7 @@ fn shape_sql() -> String {
             CASE WHEN bool_or(c.relpersistence <> 'p') THEN '{UNLOGGED}' END, \
             (SELECT 'children=' || string_agg(i.inhrelid::text, ',' ORDER BY i.inhrelid) FROM pg_inherits i \
                 JOIN pg_class p ON p.oid = i.inhparent WHERE i.inhparent = t.oid AND p.relkind <> 'p'), \
+            (SELECT 'kind=' || k.relkind::text FROM pg_class k WHERE k.oid = t.oid AND k.relkind NOT IN ('r', 'p')), \
             'described=' || md5(string_agg(a.xmin::text, ',' ORDER BY a.attrelid, a.attnum)), \
             'files=' || md5(string_agg(c.relfilenode::text, ',' ORDER BY a.attrelid, a.attnum))), '') AS shape \
         FROM (SELECT t.oid AS relid UNION SELECT relid FROM pg_partition_tree(t.oid)) AS r \

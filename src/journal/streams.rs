@@ -216,6 +216,8 @@ pub struct Position {
     pub state: String,
     /// `APPLY`, `TRIPWIRE` or `OFF`.
     pub mode: String,
+    /// Epoch of the authority that the stream was last turned for.
+    pub epoch: i64,
     /// Everything up to here is durably applied.
     pub applied: Lsn,
 }
@@ -230,8 +232,8 @@ pub async fn position(
     slice: &str,
     direction: Direction,
 ) -> Result<Option<Position>, JournalError> {
-    let sql =
-        "SELECT state, mode, applied_lsn FROM strangler.stream WHERE slice = $1 AND dir = $2 AND lane = 0";
+    let sql = "SELECT state, mode, applied_lsn, epoch FROM strangler.stream \
+               WHERE slice = $1 AND dir = $2 AND lane = 0";
     let row = client
         .query_opt(sql, &[&slice, &direction.as_str()])
         .await
@@ -239,6 +241,7 @@ pub async fn position(
     Ok(row.map(|row| Position {
         state: row.get(0),
         mode: row.get(1),
+        epoch: row.get(3),
         applied: row.get::<_, PgLsn>(2).into(),
     }))
 }

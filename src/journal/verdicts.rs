@@ -98,6 +98,39 @@ pub async fn last_number(client: &Client, slice: &str) -> Result<i64, JournalErr
     Ok(row.get(0))
 }
 
+/// A verdict of an earlier epoch, when the other side had the authority, that found rows to differ.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct DifferedBefore {
+    /// Number of its entry.
+    pub entry: i64,
+    /// When it was given, by the service's clock, as RFC 3339.
+    pub at: String,
+    /// The tables that differed, by the monolith's names.
+    pub tables: Vec<String>,
+}
+
+/// The last verdict before the authority moved to `authority` that found rows to differ, where no full clean one has taken
+/// that back.
+///
+/// # Errors
+/// [`JournalError::Database`].
+pub async fn differed_before(
+    client: &Client,
+    slice: &str,
+    (epoch, authority): (i64, &str),
+) -> Result<Option<DifferedBefore>, JournalError> {
+    let sql = "SELECT id, to_char(at AT TIME ZONE 'UTC', 'YYYY-MM-DD\"T\"HH24:MI:SS\"Z\"'), \
+                   ARRAY(SELECT t ->> 'source_table' FROM json_array_elements(body -> 'tables') AS t \
+                       WHERE t ->> 'outcome' = 'differs') \
+               FROM strangler.ledger WHERE slice = $1 AND kind = $2 AND epoch < $3 AND body ->> 'authority' <> $4 \
+                   AND EXISTS (SELECT FROM json_each_text(body -> 'counts') AS c WHERE c.key <> 'orphan' AND c.value <> '0') \
+                   AND id > coalesce((SELECT max(id) FROM strangler.ledger WHERE slice = $1 AND kind = $2 \
+                       AND body ->> 'full' = 'true' AND body ->> 'outcome' = 'clean'), 0) \
+               ORDER BY id DESC LIMIT 1";
+    let row = client.query_opt(sql, &[&slice, &VERDICT, &epoch, &authority]).await.map_err(reading())?;
+    Ok(row.map(|row| DifferedBefore { entry: row.get(0), at: row.get(1), tables: row.get(2) }))
+}
+
 /// A strict verdict found rows that differ, and no full strict one has taken that back: one by meaning does not see them.
 /// Each verdict carries the answer on; entries of an earlier version lack it, and all of them are looked at.
 ///

@@ -43,6 +43,7 @@ pub(crate) fn column(name: &str, of: &Type) -> Column {
         generated_virtual: false,
         collation_sql: None,
         collation_is_c: false,
+        deterministic: true,
         comment: None,
         correlation: None,
     }

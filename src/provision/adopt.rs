@@ -10,9 +10,9 @@ use super::draft::{Draft, Site, in_service, journal};
 use super::objects::validated;
 use super::slices::new_hash;
 use super::tables::{guard, mirror_row, refuse_rows};
-use crate::catalog::{Catalog, Index, Persistence, Table, TableKind};
+use crate::catalog::{Catalog, Column, Index, Persistence, Table, TableKind};
 use crate::journal::statements as ours;
-use crate::mapping::{SliceMapping, TableMapping, adopted};
+use crate::mapping::{ColumnMapping, SliceMapping, TableMapping, adopted};
 use crate::name::{TableName, quote_ident, quote_list};
 use crate::problem::Problem;
 
@@ -161,6 +161,9 @@ fn columns(
                 None => (fact, alter(name, &format!("TYPE {}", wanted.type_sql))),
             });
         }
+        let otherwise =
+            origin.and_then(|origin| collated_otherwise(mapping, table, (wanted, origin, present)));
+        found.extend(otherwise.map(|(fact, what)| (fact, alter(name, &what))));
         if present.generated_sql.is_some() {
             // A virtual one has no values to keep (ALTER TABLE).
             let advice = if present.generated_virtual {
@@ -186,18 +189,49 @@ fn columns(
             ));
         }
     }
+    found.extend(unfilled(mapping, table).map(|name| {
+        let fact = format!("column {name} is NOT NULL without a default, and nothing is mapped to it");
+        (fact, alter(name, "DROP NOT NULL"))
+    }));
+    found
+}
+
+/// Columns that the mirror leaves out of its rows, and that have no value of their own then.
+fn unfilled<'a>(mapping: &TableMapping, table: &'a Table) -> impl Iterator<Item = &'a str> {
     let extra =
         table.columns.iter().filter(|column| mapping.columns.iter().all(|one| one.target != column.name));
-    for column in extra {
-        let filled =
-            column.default_sql.is_some() || column.identity.is_some() || column.generated_sql.is_some();
-        if table.refuses_null(column) && !filled {
-            let fact =
-                format!("column {} is NOT NULL without a default, and nothing is mapped to it", column.name);
-            found.push((fact, alter(&column.name, "DROP NOT NULL")));
-        }
+    let filled = |column: &Column| {
+        column.default_sql.is_some() || column.identity.is_some() || column.generated_sql.is_some()
+    };
+    extra
+        .filter(move |column| table.refuses_null(column) && !filled(column))
+        .map(|column| column.name.as_str())
+}
+
+/// A column by which one of two texts that the sides have both as keys is a row of its own on one side alone: fact, and type to
+/// give it. Another unique column may be so only where the service tells less apart.
+fn collated_otherwise(
+    mapping: &TableMapping,
+    table: &Table,
+    (wanted, origin, present): (&ColumnMapping, &Column, &Column),
+) -> Option<(String, String)> {
+    let in_key = mapping.key_columns().any(|column| column.target == wanted.target);
+    let unique = table.indexes.iter().filter(|index| index.unique);
+    let mut unique = unique.flat_map(|index| &index.columns).flatten();
+    let in_unique = !present.deterministic && unique.any(|column| *column == wanted.target);
+    if origin.deterministic == present.deterministic || !(in_key || in_unique) {
+        return None;
     }
-    found
+    let how = if present.deterministic {
+        "deterministic, and the monolith's is not"
+    } else {
+        "not deterministic, and the monolith's is"
+    };
+    let collation = origin.collation_sql.as_deref().unwrap_or("pg_catalog.\"default\"");
+    Some((
+        format!("column {} tells rows apart by a collation that is {how}", wanted.target),
+        format!("TYPE {} COLLATE {collation}", present.type_sql),
+    ))
 }
 
 /// The index that tells rows apart in the service.

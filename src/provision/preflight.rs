@@ -13,6 +13,7 @@ use crate::mapping::SliceMapping;
 use crate::mapping::outline::COMPARED;
 use crate::name::{TableName, quote_ident};
 use crate::plan::{Ddl, Plan};
+use crate::postgres::stand_ins::{self, StandIn};
 use crate::problem::{Problem, bring_back};
 
 /// PostgreSQL cuts longer names (documentation, section 4.1.1).
@@ -51,6 +52,12 @@ pub(super) fn check(draft: &mut Draft<'_>) {
         }
         relation_names(draft, &site);
         encodings(draft, &site);
+        // Of tables to be adopted it is one of several things that may not fit.
+        if site.service.ddl == Ddl::Create {
+            let tables = site.tables().map(|(_, table)| &table.target);
+            let found = stand_ins::in_catalog(site.catalog, tables);
+            found.iter().for_each(|one| draft.problem(not_a_table(&site.database().to_string(), one)));
+        }
     }
     partitions(draft);
 }
@@ -217,6 +224,14 @@ fn ownership(draft: &mut Draft<'_>) {
                 )),
         );
     }
+}
+
+/// A relation that has a table's name and is none. `database` is where it is, in words.
+pub(crate) fn not_a_table(database: &str, found: &StandIn) -> Problem {
+    Problem::error("not-a-table", format!("{database}, table {}", found.table))
+        .fact(found.to_string())
+        .consequence("it may leave rows out, and neither a gate nor a publication can be put on it")
+        .next(format!("run there: {}", found.undo()))
 }
 
 /// Tables, indexes and sequences of a schema share one space of names.

@@ -18,7 +18,7 @@ use super::finding::FindingKind;
 use super::verdict::{Counts, Coverage, Outcome};
 use crate::journal::JournalError;
 use crate::journal::grounds::{ABSENT, Ground, TableGround, is_same_shape, is_unlogged};
-use crate::journal::ledger::{self, Broken, VerifyError};
+use crate::journal::ledger::{self, Broken, Remembered, VerifyError};
 use crate::journal::verdicts::{self, VerdictRow};
 use crate::lsn::Lsn;
 
@@ -424,6 +424,12 @@ fn period(period: Duration) -> String {
 }
 
 impl Evidence {
+    /// Adds what the monolith remembers of the ledger, where nothing else is wrong with it.
+    pub fn hold_against(&mut self, remembered: &Remembered) {
+        let entry = self.last_full.as_ref().map_or(i64::MAX, |full| full.entry);
+        self.broken = self.broken.take().or_else(|| remembered.broken(entry));
+    }
+
     /// How many orphans are known, where all differences that are known are orphans: rows that both sides hold alike, and that
     /// refer to nothing on the authority too. `None` where a row differs, or nothing does.
     #[must_use]

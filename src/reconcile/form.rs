@@ -60,9 +60,9 @@ const FOLDED: &[&str] = &[
     "timestamp without time zone",
 ];
 
-/// Columns of a table up to which a `bigint` is hashed with its upper half beside it: a row of SQL has at most 1,664
-/// entries.
-const HALVES_COLUMNS_MAX: usize = 800;
+/// Columns that are hashed as one record, at most: a `bigint` among them takes two entries, and a row of SQL has at most
+/// 1,664.
+const RECORD_COLUMNS_MAX: usize = 800;
 
 /// Columns of a table up to which they are hashed one by one. That spares the record around them, a third of the time of a
 /// row with four columns; with forty, hashing the key anew for each of them costs as much.
@@ -75,6 +75,17 @@ pub enum Side {
     Source,
     /// The table in the service.
     Target,
+}
+
+impl Side {
+    /// The side that it is compared with.
+    #[must_use]
+    pub fn other(self) -> Self {
+        match self {
+            Self::Source => Self::Target,
+            Self::Target => Self::Source,
+        }
+    }
 }
 
 impl std::fmt::Display for Side {
@@ -236,14 +247,13 @@ impl TableForm {
     }
 
     /// What each column is hashed as, in mapping order, on table alias `t`. A `bigint` comes with its upper half, which
-    /// its own hash folds into the lower one; in a table too wide for that, strict comparisons tell them apart.
+    /// its own hash folds into the lower one.
     pub fn values(&self, side: Side) -> impl Iterator<Item = String> + '_ {
-        let halves = self.mapping.columns.len() <= HALVES_COLUMNS_MAX;
         let pairs = self.mapping.columns.iter().zip(&self.forms);
         pairs.map(move |(column, form)| {
             let value = Self::column(column, side);
             let hashed = form.sql(&column.cast_sql, &value);
-            match upper_half(*form, &column.cast_sql, &value).filter(|_| halves) {
+            match upper_half(*form, &column.cast_sql, &value) {
                 Some(upper) => format!("{hashed}, {upper}"),
                 None => hashed,
             }
@@ -259,8 +269,12 @@ impl TableForm {
             return self.column_hashes(side, &key, if second { 1_000 } else { 100 });
         }
         let values: Vec<String> = self.values(side).collect();
-        let seed = self.key_hash(side, if second { 2 } else { 1 });
-        format!("hash_record_extended(ROW({}), {seed})", values.join(", "))
+        let first = if second { 2 } else { 1 };
+        let seeds = (first..=u8::MAX).step_by(10);
+        let record = |(values, seed): (&[String], u8)| {
+            format!("hash_record_extended(ROW({}), {})", values.join(", "), self.key_hash(side, seed))
+        };
+        values.chunks(RECORD_COLUMNS_MAX).zip(seeds).map(record).collect::<Vec<_>>().join(" # ")
     }
 
     /// The hashes of all columns, each under a seed that is a hash of the key and of the column's place, joined by
@@ -436,6 +450,15 @@ mod tests {
         let wide: Vec<(&str, &Type)> = names.iter().map(|name| (name.as_str(), &Type::INT4)).collect();
         assert!(record(&form(&wide, false)), "by the width");
         assert!(!record(&form(wide.get(..SINGLE_COLUMNS_MAX).unwrap(), false)));
+        let names: Vec<String> = (0..=RECORD_COLUMNS_MAX).map(|number| format!("c{number}")).collect();
+        let widest: Vec<(&str, &Type)> = names.iter().map(|name| (name.as_str(), &Type::INT8)).collect();
+        let hash = form(&widest, false).row_hash(Side::Target, false);
+        let (first, second) = hash.split_once(") # hash_record_extended(ROW(").unwrap();
+        assert!(first.ends_with(", hashint8extended(t.\"c0\", 1)"), "{first}");
+        assert_eq!(
+            second, "t.\"c800\", (t.\"c800\"::int8 >> 32)::int4), hashint8extended(t.\"c0\", 11))",
+            "each under a seed of its own"
+        );
     }
 
     #[test]

@@ -24,7 +24,7 @@ use crate::mapping::{ColumnMapping, TableMapping, type_tree};
 use crate::name::TableName;
 use crate::postgres::connect::ConnectError;
 use crate::postgres::inheritance::{self, Inherited};
-use crate::postgres::{sqlstate, type_trees};
+use crate::postgres::{sqlstate, stand_ins, type_trees};
 
 /// The sessions of one slice.
 #[derive(Debug)]
@@ -198,8 +198,29 @@ impl Hands {
         for (table, why) in inherited(forms, (here, there), authority).await? {
             distrusted.tables.entry(table).or_insert(why);
         }
+        for (table, why) in standing_in(forms, (here, there), authority).await? {
+            distrusted.tables.insert(table, why);
+        }
         Ok(distrusted)
     }
+}
+
+/// Tables of either side whose name another relation has, which may show only some of the rows.
+async fn standing_in(
+    forms: &[TableForm],
+    (here, there): (&Client, &Client),
+    authority: Side,
+) -> Result<Vec<(TableName, String)>, String> {
+    let mut found = Vec::new();
+    for (side, client) in [(authority, here), (authority.other(), there)] {
+        let names: Vec<TableName> = forms.iter().map(|form| form.name(side).clone()).collect();
+        for one in stand_ins::read(client, &names).await.map_err(|error| sqlstate::words(&error))? {
+            let of = forms.iter().find(|form| *form.name(side) == one.table);
+            let why = format!("{one} on the {}; run there: {}", Sides::word(side), one.undo());
+            found.extend(of.map(|form| (form.mapping.source.clone(), why)));
+        }
+    }
+    Ok(found)
 }
 
 /// Tables of either side that others inherit from, with why that keeps them from being compared: whoever reads the table reads

@@ -3,6 +3,7 @@
 //! Nothing can be said about two sides that move before one of them is known to have everything that the other had at
 //! some moment. A marker in the authority's log makes the running mirror note at once how far it is.
 
+use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
 use tokio::sync::Mutex;
@@ -71,6 +72,8 @@ pub struct Meeting {
     authority: Session,
     /// On the copy: reads the mirror's position.
     copy: Session,
+    /// The authority's epoch at the first look at the stream: nothing that is met in another one belongs together with it.
+    epoch: OnceLock<i64>,
     /// The last position that the mirror is known to have reached.
     reached: Mutex<Lsn>,
     /// Where the mirror was given up: whoever waits next need not wait as long, unless it has moved since.
@@ -98,13 +101,16 @@ impl Meeting {
             direction,
             authority,
             copy,
+            epoch: OnceLock::new(),
             reached: Mutex::new(Lsn::ZERO),
             stands: Mutex::new(None),
             met: Mutex::new(None),
         })
     }
 
-    /// Where the mirror is.
+    /// Where the mirror is. While there is an answer, the stream writes the copy and its application does not: who opens the
+    /// copy's gate turns the stream in the same transaction. So a row of the copy that was read before this was asked is
+    /// the mirror's work.
     ///
     /// # Errors
     /// [`MeetError`].
@@ -113,10 +119,16 @@ impl Meeting {
         let found = found.map_err(|error| MeetError::Database(chain_of(&error)))?;
         let none = || MeetError::NoStream { why: format!("{} never ran", way(self.direction)) };
         let position = found.ok_or_else(none)?;
-        if position.state == "running" && position.mode == "APPLY" {
+        let stream = way(self.direction);
+        if position.state != "running" || position.mode != "APPLY" {
+            let why = format!("{stream} is {}, mode {}", position.state, position.mode);
+            return Err(MeetError::NoStream { why });
+        }
+        let (now, then) = (position.epoch, *self.epoch.get_or_init(|| position.epoch));
+        if now == then {
             return Ok(position);
         }
-        let why = format!("{} is {}, mode {}", way(self.direction), position.state, position.mode);
+        let why = format!("{stream} was turned meanwhile: epoch {then} then, {now} now");
         Err(MeetError::NoStream { why })
     }
 

@@ -142,33 +142,50 @@ pub async fn orphans(
         }
         let referrer =
             Referrer { slice, form, side: sides.authority, reference, columns, session: &session, redactor };
-        let owners = owners(sides, reference, neighbours).await?;
-        let here = match (sides.authority, owners.as_slice()) {
+        let asked = owners(sides, (slice, reference), neighbours).await?;
+        let owners = asked.places.as_slice();
+        let here = match (sides.authority, owners) {
             (Side::Source, [only]) => only.service.is_none(),
             (Side::Target, [only]) => only.service.is_some() && only.service.as_ref() == service,
             (_, _) => false,
         };
-        match Box::pin(referrer.search(&owners, here, list, &mut found)).await {
-            Ok(()) => {}
+        let mut of_reference = found.clone();
+        match Box::pin(referrer.search(owners, here, list, &mut of_reference)).await {
+            Ok(()) => match asked.moved((slice, sides.authority)).await? {
+                None => found = of_reference,
+                Some(why) => found.reasons.push(format!(
+                    "references of {} to {} could not be looked at: {why}",
+                    form.mapping.source, reference.references
+                )),
+            },
             Err(error) if Failure::of(&error) == Failure::Privilege => {
-                let places: Vec<&str> = owners.iter().map(|owner| owner.place.as_str()).collect();
-                let words = sqlstate::words(&error);
-                let right = if words.contains("row-level security") {
-                    "give the role of that link BYPASSRLS: rows that are hidden from it would look like orphans"
-                } else {
-                    "grant SELECT on it to the role of that link"
-                };
-                found.reasons.push(format!(
-                    "references of {} to {} could not be looked at ({}): {words}; {right}",
-                    form.mapping.source,
-                    reference.references,
-                    places.join(", "),
-                ));
+                found.reasons.push(unreadable(form, reference, (owners, &error)));
             }
             Err(error) => return Err(error.into()),
         }
     }
     Ok(found)
+}
+
+/// Why references could not be looked at where a role may not read one of their ends.
+fn unreadable(
+    form: &TableForm,
+    reference: &SoftReference,
+    (owners, error): (&[Owner], &tokio_postgres::Error),
+) -> String {
+    let places: Vec<&str> = owners.iter().map(|owner| owner.place.as_str()).collect();
+    let words = sqlstate::words(error);
+    let right = if words.contains("row-level security") {
+        "give the role of that link BYPASSRLS: rows that are hidden from it would look like orphans"
+    } else {
+        "grant SELECT on it to the role of that link"
+    };
+    format!(
+        "references of {} to {} could not be looked at ({}): {words}; {right}",
+        form.mapping.source,
+        reference.references,
+        places.join(", "),
+    )
 }
 
 impl Referrer<'_> {

@@ -149,6 +149,22 @@ impl CopyReader {
             None => reading.await,
         }
     }
+
+    /// The same once the mirror has passed everything that the authority had, as the mirror wrote it.
+    async fn there_met(
+        &self,
+        meeting: &Meeting,
+        task: &Task<'_>,
+        keys: &[RawKey],
+        values: bool,
+    ) -> Result<Vec<Vec<Held>>, ProveError> {
+        meeting.meet().await?;
+        let rows = self.there(task, keys, values).await;
+        let rows = rows.map_err(ProveError::database(task.reading(task.authority.other())))?;
+        // A lock on the authority holds back no opening of the copy, whose application then writes what was read.
+        meeting.position().await?;
+        Ok(rows)
+    }
 }
 
 /// What came of a locking transaction.
@@ -341,11 +357,7 @@ impl Prover {
             tokio::join!(locker.batch_execute(&begin), task.lookup.here(locker, keys, lock, values));
         let there = match (&opened, &here) {
             (Ok(()), Ok(_)) => {
-                let read = async {
-                    self.meeting.meet().await?;
-                    let rows = self.copy.there(task, keys, values).await;
-                    rows.map_err(ProveError::database(task.reading(self.sides.copy())))
-                };
+                let read = self.copy.there_met(&self.meeting, task, keys, values);
                 timeout(limits.held.saturating_sub(began.elapsed()), read).await.ok()
             }
             _ => None,

@@ -372,7 +372,7 @@ impl Reader {
         key.map(Option::flatten).map_err(|error| self.failed(&error))
     }
 
-    /// Rows whose key has a null in it: no range and no look-up meets them.
+    /// Rows of the slice whose key has a null in it: no range and no look-up meets them.
     ///
     /// # Errors
     /// [`ReadError`].
@@ -382,7 +382,10 @@ impl Reader {
             .key_columns()
             .map(|column| format!("{} IS NULL", TableForm::column(column, self.side)))
             .collect();
-        let sql = format!("SELECT count(*) FROM {} AS t WHERE {}", form.from(self.side), nulls.join(" OR "));
+        let of_slice = form.filter().filter(|_| self.side == Side::Source);
+        let of_slice = of_slice.map_or_else(String::new, |filter| format!(" AND {filter}"));
+        let (from, nulls) = (form.from(self.side), nulls.join(" OR "));
+        let sql = format!("SELECT count(*) FROM {from} AS t WHERE ({nulls}){of_slice}");
         let rows = self.query(form, sql, &[]).await?;
         let count = rows.first().map(|row| row.try_get(0)).transpose();
         count.map(Option::unwrap_or_default).map_err(|error| self.failed(&error))

@@ -22,6 +22,7 @@ use crate::cdc::source;
 use crate::journal::grounds::{self, Ground};
 use crate::journal::ledger::{self, Anchored, Author, Subject};
 use crate::journal::runs::{self, Holder, Lock, Run, Wanted};
+use crate::journal::verdicts::{self, DifferedBefore};
 use crate::journal::whereabouts::{self, Route};
 use crate::journal::{JournalError, slices};
 use crate::lsn::Lsn;
@@ -109,6 +110,9 @@ pub struct Done {
     pub keys: Vec<(TableName, RawKey, FindingKind)>,
     /// The sides that were compared.
     pub sides: Sides,
+    /// What was known to differ before the authority moved, where this run found rows to differ too: a repair would write what
+    /// was the wrong row then over the right one.
+    pub before: Option<DifferedBefore>,
     /// What hides classified values of this run: a value has one digest in its report, its repairs and their record.
     pub redactor: Arc<Redactor>,
 }
@@ -295,6 +299,8 @@ struct Begun {
     journal: Mutex<Session>,
     /// Writes the ledger's head into the monolith's journal, when that can be reached.
     anchor: Option<Session>,
+    /// The entry that the monolith's journal remembers and the ledger does not have: nothing that is appended now is evidence.
+    contradicted: Option<i64>,
     /// Only rows that the stream touched after this position.
     since: Option<Lsn>,
     begun_at: Instant,
@@ -333,7 +339,12 @@ impl Begun {
                 "earlier repairs could not be recorded; the next run does it"
             );
         }
-        report_anchor(slice, &ledger::anchor(&service, anchor.as_deref(), &job.mapping.service).await);
+        let anchored = ledger::anchor(&service, anchor.as_deref(), &job.mapping.service).await;
+        report_anchor(slice, &anchored);
+        let contradicted = match anchored {
+            Anchored::Contradicted { recorded, .. } => Some(recorded),
+            Anchored::Empty | Anchored::Recorded(_) | Anchored::Owed { .. } => None,
+        };
         let wanted = Wanted {
             slice,
             options: &options.text(),
@@ -349,7 +360,7 @@ impl Begun {
             monolith_apply: job.monolith_apply.clone(),
             service_apply: job.service_apply.clone(),
         };
-        Ok(Self { sides, run, monolith, journal: Mutex::new(service), anchor, since, begun_at })
+        Ok(Self { sides, run, monolith, journal: Mutex::new(service), anchor, contradicted, since, begun_at })
     }
 
     /// Gives signs of life; returns only when another process has taken the run over.
@@ -377,7 +388,14 @@ impl Begun {
         (worked, redactor): (Worked, Arc<Redactor>),
     ) -> Result<Done, RunError> {
         let slice = &job.mapping.slice;
-        let Worked { tables, listed, keys, reasons, lsn, from, .. } = worked;
+        let Worked { tables, listed, keys, mut reasons, lsn, from, .. } = worked;
+        reasons.extend(self.contradicted.map(|entry| {
+            format!(
+                "the ledger of service {} is not what was written: the monolith's journal remembers another entry {entry}; \
+                 strangler ledger --verify says more, and until a human accepts it no verdict is evidence",
+                job.mapping.service
+            )
+        }));
         let outcomes = tables.iter().map(|table: &TableVerdict| table.outcome);
         let whole = if reasons.is_empty() { None } else { Some(Outcome::Incomplete) };
         let mut verdict = Verdict {
@@ -412,7 +430,13 @@ impl Begun {
         report_anchor(slice, &concluded.anchored);
         let _ = runs::unlock(&journal, slice).await;
         tracing::debug!(slice, took = ?self.begun_at.elapsed(), "a reconciliation ended");
-        Ok(Done { verdict, concluded, keys, sides: self.sides, redactor })
+        let before = match verdict.outcome {
+            Outcome::Differs => {
+                verdicts::differed_before(&journal, slice, (verdict.epoch, verdict.authority)).await?
+            }
+            Outcome::Clean | Outcome::Incomplete => None,
+        };
+        Ok(Done { verdict, concluded, keys, sides: self.sides, before, redactor })
     }
 }
 

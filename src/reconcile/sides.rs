@@ -25,10 +25,7 @@ impl Sides {
     /// The side that is compared with the authority.
     #[must_use]
     pub fn copy(&self) -> Side {
-        match self.authority {
-            Side::Source => Side::Target,
-            Side::Target => Side::Source,
-        }
+        self.authority.other()
     }
 
     /// The stream that keeps the copy current.

@@ -406,9 +406,20 @@ impl Tables<'_> {
         }
         let walk = walk::choose(form, &table.authority, &table.copy);
         scan.table(form, &walk, pairs, border, compared).await?;
-        if !table.copy.not_null
-            && let Some(pair) = pairs.first_mut()
-        {
+        let Some(pair) = pairs.first_mut() else { return Ok(()) };
+        if !table.authority.not_null {
+            let rows = pair.authority.rows_without_key(form).await.map_err(ScanError::Read)?;
+            if rows > 0 {
+                let side = Sides::word(self.sides.authority);
+                let name = form.name(self.sides.authority);
+                compared.proof.unsettled.push(format!(
+                    "rows of {name} on the {side} have a null in their key and could not be compared: {rows}; give them \
+                     one, or delete them"
+                ));
+                return Ok(());
+            }
+        }
+        if !table.copy.not_null {
             let rows = pair.copy.rows_without_key(form).await.map_err(ScanError::Read)?;
             if let Ok(rows @ 1..) = u64::try_from(rows) {
                 *compared.proof.counts.entry(FindingKind::Extra).or_default() += rows;

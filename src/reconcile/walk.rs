@@ -22,11 +22,11 @@ const BUCKETS_MAX: u64 = 16_384;
 /// Bytes that a row is taken to have where the catalog has no estimate of their number.
 const ROW_BYTES: u64 = 64;
 
-/// Built-in types that every server of every version orders alike.
+/// Built-in types that every server of every version orders alike. Not `"char"`: from 18 on the server fails to look up its
+/// collation when it compares it in a row or between two borders.
 const ORDERED: &[&str] = &[
     "bool",
     "bytea",
-    "char",
     "date",
     "int2",
     "int4",
@@ -57,7 +57,7 @@ pub struct KeyFacts {
     pub types: Vec<String>,
     /// All of them are ordered alike by every server.
     pub ordered: bool,
-    /// None of them can be null.
+    /// None of them can be null: NOT NULL, and validated.
     pub not_null: bool,
     /// A B-tree index begins with these columns in this order, and gives them in it: all upwards or all downwards, by the order
     /// of their types. One of `(a, b DESC)` gives each border only after a sort.
@@ -95,7 +95,9 @@ fn buckets(form: &TableForm) -> u32 {
 /// for ASC NULLS LAST and 3 for DESC NULLS FIRST, which is the same read backwards.
 const SQL: &str = "
 WITH k AS (
-    SELECT w.number, w.place, r.oid AS rel, a.attnum, a.attname, a.attnotnull, a.attcollation, y.typname::text AS type,
+    SELECT w.number, w.place, r.oid AS rel, a.attnum, a.attname, a.attcollation, y.typname::text AS type,
+        a.attnotnull AND NOT EXISTS (SELECT FROM pg_constraint o WHERE o.conrelid = a.attrelid
+            AND o.contype = 'n' AND o.conkey = ARRAY[a.attnum] AND NOT o.convalidated) AS not_null,
         y.oid < 16384 AND (y.typname = ANY ($5) OR y.typname = ANY ($6) AND CASE a.attcollation
             WHEN 0 THEN false
             WHEN 100 THEN coalesce(to_jsonb(d) ->> 'datlocprovider', 'c') IN ('c', 'b') AND
@@ -120,7 +122,7 @@ SELECT g.number, g.types, g.ordered, g.not_null,
         JOIN pg_stats s ON (s.schemaname, s.tablename) = (n.nspname, x.relname)
         WHERE x.oid = g.rel AND s.attname = g.first ORDER BY s.inherited LIMIT 1)
 FROM (SELECT k.number, k.rel, array_agg(k.type ORDER BY k.place) AS types, bool_and(k.ordered) AS ordered,
-        bool_and(k.attnotnull) AS not_null, array_agg(k.attnum ORDER BY k.place) AS numbers,
+        bool_and(k.not_null) AS not_null, array_agg(k.attnum ORDER BY k.place) AS numbers,
         array_agg(k.attcollation ORDER BY k.place) AS collations,
         (array_agg(k.attname ORDER BY k.place))[1] AS first
     FROM k GROUP BY k.number, k.rel) AS g ORDER BY g.number";

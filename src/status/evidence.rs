@@ -7,6 +7,7 @@ use serde::Serialize;
 
 use super::as_text;
 use crate::journal::grounds::Ground;
+use crate::journal::ledger::{Broken, Fault};
 use crate::lsn::Lsn;
 use crate::reconcile::evidence::{Evidence, LastVerdict, Void, voids};
 use crate::reconcile::verdict::{Counts, Coverage, Outcome};
@@ -37,6 +38,9 @@ pub struct EvidenceStatus {
     /// See [`Evidence::asks_for_strict`].
     #[serde(skip)]
     pub(super) asks_for_strict: bool,
+    /// The ledger is not what was written, and nobody has accepted that.
+    #[serde(skip)]
+    pub(super) broken: bool,
 }
 
 /// One verdict of the ledger.
@@ -95,6 +99,7 @@ pub fn judge(
         last_full: facts.evidence.last_full.as_ref().map(status),
         alarm: alarm(&facts.evidence, ground.as_ref()),
         asks_for_strict: facts.evidence.asks_for_strict(),
+        broken: unaccepted(&facts.evidence).is_some(),
     }
 }
 
@@ -118,11 +123,17 @@ fn status(verdict: &LastVerdict) -> VerdictStatus {
     }
 }
 
+fn unaccepted(evidence: &Evidence) -> Option<&Broken> {
+    evidence.broken.as_ref().filter(|broken| broken.fault != Fault::Accepted)
+}
+
 /// Proven differences are an alarm until a verdict that covers everything says otherwise, or until all the rows that
 /// differed were copied anew. That evidence is old, void or absent is none: nothing is known to be wrong.
 fn alarm(evidence: &Evidence, ground: Option<&Ground>) -> Option<String> {
-    if let Some(broken) = &evidence.broken {
-        return Some(format!("{broken}; `strangler ledger` with --verify looks at all of it"));
+    if let Some(broken) = unaccepted(evidence) {
+        return Some(format!(
+            "{broken}; `strangler ledger` with --verify looks at all of it, and with --accept-broken REASON goes on from here"
+        ));
     }
     let differs = |verdict: &&LastVerdict| verdict.outcome == Outcome::Differs;
     let found = evidence.last.iter().chain(&evidence.last_full).find(differs);

@@ -13,6 +13,7 @@ use super::orphans::{self, Orphan};
 use super::read::{self, ReadError};
 use crate::cdc::mirror::chain_of;
 use crate::journal::holdings::{self, Holding};
+use crate::journal::ledger::{self, Anchor};
 use crate::journal::whereabouts::{self, Route, Whereabouts};
 use crate::mapping::{self, SliceMapping};
 use crate::name::TableName;
@@ -108,15 +109,16 @@ impl Reader {
         }));
         let monolith = self.monolith.ask(async |session: &Session, slices: &[&str]| {
             let (facts, at) = (read::monolith(session, slices).await?, whereabouts::read(session).await?);
-            Ok(((facts, at), holdings::read(session).await?))
+            Ok(((facts, at), (holdings::read(session).await?, read::anchors(session).await?)))
         });
         let (monolith, services) = tokio::join!(monolith, services);
-        let (monolith, holdings) = match monolith {
-            Ok((monolith, holdings)) => (Ok(monolith), holdings),
-            Err(reason) => (Err(reason), Vec::new()),
+        let (monolith, (holdings, anchors)) = match monolith {
+            Ok((monolith, others)) => (Ok(monolith), others),
+            Err(reason) => (Err(reason), (Vec::new(), BTreeMap::new())),
         };
         let (monolith, monolith_at) = split(monolith);
-        let services: BTreeMap<String, Answer<ServiceFacts>> = services.into_iter().collect();
+        let mut services: BTreeMap<String, Answer<ServiceFacts>> = services.into_iter().collect();
+        self.hold_against(&anchors, &mut services).await;
         let places = services.values().filter_map(|(_, at)| at.as_ref());
         let pinned: BTreeMap<String, String> = places.flat_map(|at| at.begun.clone()).collect();
         let begun: BTreeSet<String> = pinned.keys().cloned().collect();
@@ -160,6 +162,30 @@ impl Reader {
         let places = services.into_iter().filter_map(|(name, (_, at))| Some((name, at?)));
         self.places = (monolith_at, places.collect());
         all
+    }
+
+    /// Holds the ledgers against what the monolith remembers of them: that the end of one was cut off shows nowhere else. The
+    /// ledgers are asked after the monolith, which never remembers what is not there yet.
+    async fn hold_against(
+        &mut self,
+        anchors: &BTreeMap<String, Anchor>,
+        services: &mut BTreeMap<String, Answer<ServiceFacts>>,
+    ) {
+        let asked = join_all(self.services.iter_mut().map(async |(name, database)| {
+            let ask = async |session: &Session, _: &[&str]| Ok(ledger::remembered(session, anchors).await?);
+            (name, database.ask(ask).await)
+        }));
+        let held = if anchors.is_empty() { Vec::new() } else { asked.await };
+        for (name, remembered) in held {
+            let Some((Ok(slices), _)) = services.get_mut(name) else { continue };
+            for facts in slices.values_mut().filter_map(|facts| facts.evidence.as_mut()) {
+                match (&remembered, facts) {
+                    (Ok(remembered), Side::Read(known)) => known.evidence.hold_against(remembered),
+                    (Ok(_), Side::Silent(_)) => {}
+                    (Err(reason), facts) => *facts = Side::Silent(reason.clone()),
+                }
+            }
+        }
     }
 
     /// Compiles the mappings of the slices that fit the monolith's tables, once in a while. Why others do not is `check`'s to say.

@@ -573,7 +573,12 @@ fn next(
             let half = status.armed.as_ref().filter(|armed| armed.state == ArmedState::PartlyArmed);
             let half =
                 half.and_then(|armed| if armed.disarming { of("disarm", "") } else { arm(status, commands) });
-            let proof = || if unproven { of("reconcile", strict) } else { None };
+            let proof = || match &status.evidence {
+                // No verdict is evidence before that.
+                Some(proof) if proof.broken => Some(commands.of_all("ledger", &[], " --verify")),
+                _ if unproven => of("reconcile", strict),
+                _ => None,
+            };
             retry.or(broken).or(stray).or(half).or_else(proof)
         }
     }

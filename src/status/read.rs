@@ -9,6 +9,7 @@ use super::arming;
 use super::evidence::EvidenceFacts;
 use super::facts::{Gate, MonolithFacts, MoveGroup, ServiceFacts, Side, Slot, WayBack};
 use crate::dualwrite::guard;
+use crate::journal::ledger::{self, Anchor};
 use crate::journal::migrate::{self, Form};
 use crate::journal::{JournalError, alarms, authority, grounds, moves, standing};
 use crate::name::{TableName, quote_ident, quote_literal};
@@ -113,6 +114,17 @@ async fn evidence_of(client: &Client, slice: &str) -> Result<Side<EvidenceFacts>
         Ok(facts) => Ok(Side::Read(facts)),
         Err(error @ JournalError::Unreadable { .. }) => Ok(Side::Silent(error.to_string())),
         Err(error) => Err(error.into()),
+    }
+}
+
+/// What the monolith remembers of the services' ledgers.
+///
+/// # Errors
+/// [`ReadError`].
+pub async fn anchors(client: &Client) -> Result<BTreeMap<String, Anchor>, ReadError> {
+    match migrate::form(client).await? {
+        Form::Current => Ok(ledger::anchors(client, None).await?),
+        Form::Absent | Form::Older => Ok(BTreeMap::new()),
     }
 }
 

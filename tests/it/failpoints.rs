@@ -42,7 +42,14 @@ const FAR_LINES: usize = 45;
 
 fn sources() -> BTreeMap<String, Vec<String>> {
     let mut files = BTreeMap::new();
-    for room in ["cdc", "arm", "provision/record.rs", "reconcile/repair", "reconcile/repair.rs"] {
+    for room in [
+        "cdc",
+        "arm",
+        "provision/record.rs",
+        "reconcile/repair",
+        "reconcile/repair.rs",
+        "journal/ledger/anchor.rs",
+    ] {
         let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("src").join(room);
         if folder.is_file() {
             let text = std::fs::read_to_string(&folder).unwrap();

@@ -44,7 +44,28 @@ async fn a_child_that_comes_later_stops_the_mirror_and_nothing_is_proven_armed_o
     mirror.caught_up(&monolith, &service).await;
     let proven = split.run("reconcile", &[]);
     assert_eq!(proven.exit, Some(0), "{}", proven.page());
-    mirror.stop();
+
+    // A view in the place of the service's table takes every row and shows only some.
+    let view = "ALTER TABLE inh RENAME TO inh_v2; CREATE VIEW inh AS SELECT * FROM inh_v2 WHERE id > 1; \
+                GRANT ALL ON inh TO strangler_apply";
+    service.batch_execute(view).await.unwrap();
+    let (fact, undo) = (
+        "inh is a view in place of the table",
+        "ALTER VIEW \"public\".\"inh\" RENAME TO …; ALTER TABLE … RENAME TO \"inh\"",
+    );
+    let compared = split.run("reconcile", &["--fresh"]);
+    assert_eq!(compared.exit, Some(5), "{}", compared.page());
+    assert!(compared.stdout.contains(fact), "{}", compared.page());
+    let (status, log) = mirror.ended();
+    assert!(status.code() == Some(3) && log.contains(fact) && log.contains(undo), "{log}");
+    let (_, again) = split.mirror(None).ended();
+    assert!(again.contains(undo), "{again}");
+    for verb in ["arm", "provision"] {
+        let refused = split.run(verb, &[]);
+        assert_eq!(refused.exit, Some(3), "{}", refused.page());
+        let page = refused.page();
+        assert!(page.contains("(not-a-table)") && page.contains(fact) && page.contains(undo), "{page}");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

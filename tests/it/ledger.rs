@@ -5,8 +5,8 @@ pub mod told;
 use serde_json::{Value, json};
 use strangler::cluster::Cluster;
 use strangler::journal::ledger::{
-    Anchored, Author, Broken, Entry, Fault, Filter, Head, NewEntry, VERDICT, Verified, VerifyError, anchor,
-    append, entries, head, verify,
+    self, Anchored, Author, Broken, Entry, Fault, Filter, Head, NewEntry, VERDICT, Verified, VerifyError,
+    anchor, append, entries, head, verify, verify_from,
 };
 use strangler::journal::migrate;
 use strangler::lsn::Lsn;
@@ -126,7 +126,7 @@ async fn entries_of_many_that_append_at_once_make_one_chain_without_gaps() {
     let head = head(&scenario.target).await.unwrap().unwrap();
     assert_eq!((head.id, head.hash), (60, found[59].hash));
     let verified = verify(&scenario.target, None).await.unwrap();
-    assert_eq!(verified, Verified { head: Some(head), confirmed: None });
+    assert_eq!(verified, Verified { head: Some(head), confirmed: None, accepted: None });
     let bodies: Vec<Value> = found.iter().map(|entry| serde_json::from_str(&entry.body).unwrap()).collect();
     for writer in 0..6 {
         let own: Vec<&Value> =
@@ -298,6 +298,42 @@ async fn entries_that_are_gone_or_in_another_order_are_found() {
     let anchored = tampered(service, cut, async || anchor(service, Some(monolith), "other").await).await;
     assert!(matches!(anchored, Anchored::Contradicted { recorded: 40, .. }), "{anchored:?}");
     verify(service, Some(monolith)).await.unwrap();
+
+    tampered(service, cut, async || go_on_over_a_cut(service, monolith).await).await;
+}
+
+/// Entries that get the numbers of those cut off are no evidence, and no head is written for them, until a human accepts it.
+async fn go_on_over_a_cut(service: &Client, monolith: &Client) {
+    fill(service, 5).await;
+    let anchored = anchor(service, Some(monolith), "other").await;
+    assert!(matches!(anchored, Anchored::Contradicted { recorded: 40, .. }), "{anchored:?}");
+    let behind = async |entry| match verify_from(service, Some(monolith), entry).await {
+        Err(VerifyError::Broken(broken)) => Some(broken),
+        other => panic!("{other:?}"),
+    };
+    assert_eq!(behind(42).await, Some(Broken { id: 40, fault: Fault::Replaced }));
+    let (author, body) = (author(), json!({}));
+    let entry = NewEntry {
+        kind: ledger::ACCEPTED,
+        plan: "retail",
+        slice: None,
+        author: &author,
+        epoch: None,
+        lsn: None,
+        plan_hash: None,
+        body: &body,
+    };
+    ledger::accept(service, monolith, ("other", &entry)).await.unwrap();
+    let verified = verify(service, Some(monolith)).await.unwrap();
+    assert_eq!((verified.head.unwrap().id, verified.confirmed, verified.accepted), (44, Some(44), Some(44)));
+    assert_eq!(behind(43).await, Some(Broken { id: 44, fault: Fault::Accepted }));
+    let head = one(service, None, &json!({})).await;
+    let anchored = anchor(service, Some(monolith), "other").await;
+    assert!(matches!(anchored, Anchored::Recorded(recorded) if recorded == head), "{anchored:?}");
+    verify_from(service, Some(monolith), head.id).await.unwrap();
+    let later = "DELETE FROM strangler.ledger WHERE id = 45";
+    service.batch_execute(later).await.unwrap();
+    assert_eq!(fault(service, Some(monolith)).await, Broken { id: 45, fault: Fault::CutOff });
 }
 
 #[tokio::test]

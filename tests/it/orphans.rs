@@ -40,6 +40,10 @@ impl Bench {
         let running = scenario.start(&Run::new(&[]));
         scenario.settled().await;
         running.stop().await;
+        if authority == Side::Target {
+            let admin = scenario.pair.service().await;
+            admin.batch_execute("UPDATE strangler.gate_things SET state = 'OPEN'").await.unwrap();
+        }
         scenario.target.batch_execute("SET SESSION AUTHORIZATION strangler_apply").await.unwrap();
         let sides = Sides { authority, ..scenario.sides() };
         Self { scenario, sides }
@@ -112,6 +116,7 @@ async fn rows_of_a_slice_that_was_flipped_are_looked_for_in_its_service() {
              GRANT SELECT ON clients TO strangler_apply;
              CREATE TABLE strangler.gate_people (LIKE strangler.gate_things);
              INSERT INTO strangler.gate_people SELECT * FROM strangler.gate_things;
+             UPDATE strangler.gate_people SET state = 'FENCED';
              GRANT SELECT ON strangler.gate_people TO strangler_apply",
         )
         .await
@@ -125,9 +130,30 @@ async fn rows_of_a_slice_that_was_flipped_are_looked_for_in_its_service() {
     people.tables = vec![table];
     let found = bench.look_among(&[people.clone()], 100).await;
     assert_eq!(found, Orphans::default(), "while its gate is fenced, the monolith is asked");
-    admin.batch_execute("UPDATE strangler.gate_people SET state = 'OPEN'").await.unwrap();
-    let found = bench.look_among(&[people], 100).await;
+    // It is flipped during the search: what the monolith lacks since then proves nothing.
+    let writer = bench.scenario.writer().await;
+    writer.batch_execute(r#"BEGIN; LOCK TABLE "Customers""#).await.unwrap();
+    let among = [people];
+    let (found, ()) = tokio::join!(bench.look_among(&among, 100), async {
+        let waits =
+            r#"SELECT count(*) > 0 FROM pg_locks WHERE NOT granted AND relation = '"Customers"'::regclass"#;
+        bench.scenario.until_source(waits).await;
+        admin
+            .batch_execute("UPDATE strangler.gate_people SET state = 'OPEN', epoch = epoch + 1")
+            .await
+            .unwrap();
+        let lags =
+            r#"SET session_replication_role = replica; DELETE FROM "Customers" WHERE "Id" = 50; COMMIT"#;
+        writer.batch_execute(lags).await.unwrap();
+    });
+    let moved = "references of Orders to Customers could not be looked at: the authority of slice people moved meanwhile";
+    assert_eq!((found.count, found.reasons), (0, vec![moved.to_owned()]));
+    let found = bench.look_among(&among, 100).await;
     assert_eq!(keys(&found), ["199", "299", "99"], "customer 100 is not there");
+    // A run that began before its own slice was flipped reads the referring rows of a copy.
+    admin.batch_execute("UPDATE strangler.gate_things SET state = 'FENCED'").await.unwrap();
+    let found = bench.look().await;
+    assert!(found.reasons[0].ends_with("the authority of slice things moved meanwhile"), "{found:?}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

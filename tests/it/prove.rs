@@ -278,6 +278,41 @@ async fn open_transactions_elsewhere_do_not_keep_extra_rows_from_being_proven() 
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn what_a_copy_holds_that_was_opened_after_the_meeting_proves_nothing() {
+    let mut bench = Bench::new().await;
+    bench.damage(r#"UPDATE "Orders" SET "Amount" = -1 WHERE "Id" = 1"#).await;
+    let (first, second) = (bench.scenario.pair.service().await, bench.scenario.pair.service().await);
+    let lock = r#"BEGIN; LOCK TABLE "Orders""#;
+    let waits = |count: u32| {
+        format!(
+            r#"SELECT count(*) = {count} FROM pg_locks WHERE NOT granted AND relation = '"Orders"'::regclass"#
+        )
+    };
+    first.batch_execute(lock).await.unwrap();
+    let (form, scenario) = (bench.form("Orders"), &bench.scenario);
+    let (proof, ()) = tokio::join!(bench.prover.prove("things", &form, keys([1]), 10), async {
+        // The opening gets its lock right behind the look without locks, and so stands between the meeting under the
+        // lock and the look that follows it.
+        scenario.until_target(&waits(1)).await;
+        let queued = tokio::spawn(async move {
+            second.batch_execute(lock).await.unwrap();
+            second
+        });
+        scenario.until_target(&waits(2)).await;
+        first.batch_execute("ROLLBACK").await.unwrap();
+        let second = queued.await.unwrap();
+        scenario.until_target(&waits(1)).await;
+        let open = r#"SET SESSION AUTHORIZATION strangler_apply;
+            UPDATE strangler.stream SET mode = 'TRIPWIRE', epoch = epoch + 1;
+            UPDATE "Orders" SET "Amount" = 8 WHERE "Id" = 1; COMMIT"#;
+        second.batch_execute(open).await.unwrap();
+    });
+    let error = proof.expect_err("the copy is the authority now").to_string();
+    assert!(error.starts_with("no mirror writes this side: "), "{error}");
+    bench.running.crash().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_row_that_somebody_holds_is_unsettled_and_the_others_are_proven() {
     let mut bench = Bench::new().await;
     bench.damage(r#"UPDATE "Orders" SET "Amount" = -1 WHERE "Id" IN (1, 2)"#).await;

@@ -533,3 +533,19 @@ async fn a_column_of_an_adopted_table_that_differs_hides_no_mismatch_of_another(
         ]
     );
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_adopted_key_tells_the_rows_apart_that_the_monolith_s_does() {
+    let plan = Split::plan("{ t: {} }").replace("${SERVICE}\"", "${SERVICE}\", ddl: adopt");
+    let (split, _monolith, service) =
+        Split::with_plan(&plan, "CREATE TABLE t (word text PRIMARY KEY, note text)").await;
+    let theirs = "CREATE COLLATION nocase (provider = icu, locale = 'und-u-ks-level2', deterministic = false); \
+                  CREATE TABLE t (word text COLLATE nocase PRIMARY KEY, note text COLLATE nocase)";
+    service.batch_execute(theirs).await.unwrap();
+    let provision = split.run("provision", &[]);
+    assert_eq!(provision.exit, Some(3), "{}", provision.page());
+    let said = provision.stderr.split_whitespace().collect::<Vec<_>>().join(" ");
+    let fact = "column word tells rows apart by a collation that is not deterministic, and the monolith's is";
+    let next = "ALTER TABLE \"public\".\"t\" ALTER COLUMN \"word\" TYPE text COLLATE pg_catalog.\"default\"";
+    assert!(said.contains(fact) && said.contains(next) && !said.contains("column note"), "{said}");
+}

@@ -96,3 +96,9 @@ pub(super) fn plan(body: &Value) -> Option<String> {
     let changes: Vec<String> = ["mapping", "policy"].into_iter().filter_map(change).collect();
     if changes.is_empty() { None } else { Some(format!("{verb} with {}", changes.join(", "))) }
 }
+
+/// `entry 20 was changed: its content does not have its hash; accepted: restored from a backup`.
+pub(super) fn accepted(body: &Value) -> Option<String> {
+    let entry = body.get("broken_entry")?.as_i64()?;
+    Some(format!("entry {entry} {}; accepted: {}", text(body, "fault")?, text(body, "reason")?))
+}

@@ -52,7 +52,10 @@ fn verified(found: &Verification, paint: Paint) -> String {
     match (found.broken_entry, &found.fault) {
         (Some(entry), Some(fault)) => {
             let broken = paint.ink(Ink::Alarm, "broken");
-            format!("{broken}: entry {entry} {fault}. What it and later entries say proves nothing")
+            format!(
+                "{broken}: entry {entry} {fault}. What it and later entries say proves nothing, until --accept-broken REASON goes on \
+                 from here"
+            )
         }
         _ => {
             let entries = found.entries.unwrap_or(0);
@@ -67,7 +70,11 @@ fn verified(found: &Verification, paint: Paint) -> String {
             };
             let whole = paint.ink(Ink::Good, "whole");
             let entries = words::count(u64::try_from(entries).unwrap_or(0));
-            format!("{whole}: {entries} entries{}{confirmed}", last.unwrap_or_default())
+            let accepted = found.accepted.map(|entry| {
+                format!("; from entry {entry} on, by which a human accepted that earlier ones were broken")
+            });
+            let (last, accepted) = (last.unwrap_or_default(), accepted.unwrap_or_default());
+            format!("{whole}: {entries} entries{last}{confirmed}{accepted}")
         }
     }
 }
@@ -84,6 +91,7 @@ fn summary(entry: &Shown) -> String {
         "copy" => kinds::copy(body),
         "alarm" => kinds::alarm(body),
         "plan" => kinds::plan(body),
+        "accepted" => kinds::accepted(body),
         _ => None,
     };
     known.unwrap_or_else(|| {
@@ -231,6 +239,7 @@ mod tests {
             entries,
             head: entries.filter(|entries| *entries > 0).map(|_| "0a1b".to_owned()),
             confirmed,
+            accepted: None,
             broken_entry: (!whole).then_some(3),
             fault: (!whole).then(|| "was changed: its content does not have its hash".to_owned()),
         };
@@ -240,6 +249,7 @@ mod tests {
             verification(true, Some(12), None),
             verification(true, Some(0), None),
             verification(false, None, None),
+            Verification { accepted: Some(9), ..verification(true, Some(12), Some(12)) },
         ];
         insta::assert_snapshot!(all.map(|one| verified(&one, Paint::Plain)).join("\n"));
     }

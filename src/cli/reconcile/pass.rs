@@ -11,6 +11,7 @@ use crate::cdc::mirror::chain_of;
 use crate::cli::interrupt::Interrupts;
 use crate::cli::report::{CliError, Exit};
 use crate::cli::ui::{Paint, Ui};
+use crate::journal::verdicts::DifferedBefore;
 use crate::reconcile::form::Side;
 use crate::reconcile::progress::Board;
 use crate::reconcile::repair;
@@ -86,6 +87,11 @@ impl Pass<'_> {
         }
         let mut verdicts: Vec<Verdict> = done.iter().map(|one| one.verdict.clone()).collect();
         let mut exit = exit(&verdicts);
+        for one in &done {
+            if let Some(before) = &one.before {
+                ui.words(&differed_before(&self.plan, one, before));
+            }
+        }
         let repairs = self.arguments.repair && !self.arguments.dry_run && exit == Exit::Problems;
         // A document is one, and says what became of the repair too. What people read comes before it, and a file may as well.
         let early = self.arguments.output.is_some() || matches!(self.arguments.format, Form::Text);
@@ -277,6 +283,21 @@ fn advice(plan: &str, verdicts: &[Verdict], repairs: bool, options: &str) -> Opt
             ))
         }
     }
+}
+
+/// What to know before a repair, where the side that has the authority now was the one that was wrong.
+fn differed_before(plan: &str, done: &Done, before: &DifferedBefore) -> String {
+    let Verdict { slice, epoch, authority, .. } = &done.verdict;
+    format!(
+        "warning: slice {slice}: before its authority moved (epoch {epoch} now), the verdict of {} (ledger entry {}) found that \
+         rows of {} differ, and the {authority} was the copy then. A repair makes the {} what the {authority} has, also where \
+         that was the wrong row: look at these rows first; strangler ledger {plan} --slice {} shows it",
+        before.at,
+        before.entry,
+        before.tables.join(", "),
+        Sides::word(done.sides.copy()),
+        shell_word(slice),
+    )
 }
 
 /// What a repair would ask the mirror for.

@@ -3,7 +3,9 @@
 use super::verdict;
 use crate::cli::ui::{Ink, Paint};
 use crate::status::orphans::Orphan;
-use crate::status::{ArmedState, ArmedStatus, Lag, Phase, SliceStatus, TableStatus, Wal, WayBackStatus};
+use crate::status::{
+    ArmedState, ArmedStatus, Authority, Lag, Phase, SliceStatus, TableStatus, Wal, WayBackStatus,
+};
 use crate::words;
 
 /// Growth that takes longer than a month to meet its limit is nobody's worry today.
@@ -15,7 +17,7 @@ pub(super) fn page(status: &SliceStatus, paint: Paint) -> String {
         "{}  {}  {}",
         paint.ink(Ink::Strong, &status.slice),
         paint.ink(phase_ink(status.phase), status.phase.words()),
-        paint.ink(Ink::Faint, &format!("monolith -> {}", status.service)),
+        paint.ink(Ink::Faint, &way(status)),
     )];
     let mut fact = |name: &str, value: String| lines.push(format!("  {name:<10} {value}"));
     if let Some(epoch) = status.epoch {
@@ -65,6 +67,16 @@ pub(super) fn page(status: &SliceStatus, paint: Paint) -> String {
         fact("next", paint.ink(Ink::Strong, &next));
     }
     lines.join("\n") + "\n"
+}
+
+/// From the side that has the authority to the one that follows it.
+fn way(status: &SliceStatus) -> String {
+    match status.authority {
+        Authority::Service => format!("{} -> monolith", status.service),
+        Authority::Monolith | Authority::Nobody | Authority::Both | Authority::Unknown => {
+            format!("monolith -> {}", status.service)
+        }
+    }
 }
 
 /// What is shown of a slice that the plan lacks.
@@ -260,7 +272,7 @@ fn next_commands(status: &SliceStatus) -> Vec<String> {
 mod tests {
     use super::*;
     use crate::lsn::Lsn;
-    use crate::status::{Authority, Process, Unreachable, WalLimit};
+    use crate::status::{Process, Unreachable, WalLimit};
 
     fn status() -> SliceStatus {
         let table = |name: &str, state: &str| TableStatus {
@@ -330,6 +342,12 @@ mod tests {
           alarm      table Lines diverged: update hit 0 rows
           next       strangler mirror p.yaml --slice ordering --retry Lines
         ");
+    }
+
+    #[test]
+    fn a_page_points_from_the_authority_to_the_copy() {
+        let status = SliceStatus { authority: Authority::Service, ..status() };
+        assert!(page(&status, Paint::Plain).starts_with("ordering  copying  orders -> monolith\n"));
     }
 
     #[test]

@@ -1,9 +1,12 @@
 //! The ledger's head in the monolith's journal: a second place that remembers how long the ledger was.
 
-use serde_json::json;
+use std::collections::BTreeMap;
+
+use serde_json::{Value, json};
 use tokio_postgres::{Client, Row};
 
-use super::{Head, JournalError, head};
+use super::{Head, JournalError, NewEntry, append, head, transaction};
+use crate::failpoint;
 use crate::journal::{record, slices};
 
 /// Action of the journal's entries that hold a head.
@@ -57,28 +60,21 @@ async fn write(
 ) -> Result<Anchored, JournalError> {
     let database = database(service).await?;
     let latest = latest(monolith, &database).await?;
-    if let Some(known) = &latest
+    if let Some(Anchor { head: known, .. }) = &latest
         && hash_at(service, known.id).await?.as_ref() != Some(&known.hash)
     {
         return Ok(Anchored::Contradicted { head, recorded: known.id });
     }
     let Some(head) = head else { return Ok(Anchored::Empty) };
     // Another run may have written a head that is further on than the one that was read here.
-    if latest.is_none_or(|known| known.id < head.id) {
-        let detail = json!({
-            "service": service_name,
-            "database": database,
-            "id": head.id,
-            "hash": head.hash.to_string(),
-            "at_us": head.at_us,
-        });
-        record(monolith, None, ACTION, &detail).await?;
+    if latest.is_none_or(|known| known.head.id < head.id) {
+        record(monolith, None, ACTION, &detail((service_name, &database), head, false)).await?;
     }
     Ok(Anchored::Recorded(head))
 }
 
 /// The hash of an entry of the ledger, if there is one of that number.
-async fn hash_at(service: &Client, id: i64) -> Result<Option<String>, JournalError> {
+pub(super) async fn hash_at(service: &Client, id: i64) -> Result<Option<String>, JournalError> {
     let sql = "SELECT encode(hash, 'hex') FROM strangler.ledger WHERE id = $1";
     let row = service.query_opt(sql, &[&id]).await.map_err(reading())?;
     Ok(row.map(|row| row.get(0)))
@@ -101,16 +97,45 @@ pub(super) async fn database(service: &Client) -> Result<String, JournalError> {
     uuid.ok_or_else(|| JournalError::Unreadable { what: "database.uuid", found: "nothing".to_owned() })
 }
 
-/// The furthest head that the journal holds of the ledger in this database.
-pub(super) async fn latest(monolith: &Client, database: &str) -> Result<Option<Known>, JournalError> {
-    let sql = "SELECT (detail ->> 'id')::bigint, detail ->> 'hash' FROM strangler.journal \
-               WHERE action = 'ledger-head' AND detail ->> 'database' = $1 \
-               ORDER BY (detail ->> 'id')::bigint DESC LIMIT 1";
-    let row = monolith.query_opt(sql, &[&database]).await.map_err(reading())?;
-    Ok(row.as_ref().map(known))
+/// What the monolith's journal remembers of one ledger.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Anchor {
+    /// The furthest head that it holds, of those since the last acceptance.
+    pub(super) head: Known,
+    /// The entry by which a human accepted that earlier ones were broken.
+    pub(super) accepted: Option<i64>,
 }
 
-/// The heads that the journal holds of entries in (after, upto].
+/// Heads since the last acceptance: those before it are of a ledger that was broken. A number that is higher than the journal's
+/// furthest may be one that was cut off and given anew.
+const ANCHORS: &str = "WITH heads AS (SELECT id AS place, detail ->> 'database' AS database, \
+        (detail ->> 'id')::bigint AS entry, detail ->> 'hash' AS hash, \
+        coalesce(detail ->> 'accepted' = 'true', false) AS accepted FROM strangler.journal \
+        WHERE action = 'ledger-head' AND ($1::text IS NULL OR detail ->> 'database' = $1)), \
+    since AS (SELECT DISTINCT ON (database) database, place, entry FROM heads WHERE accepted \
+        ORDER BY database, place DESC) \
+    SELECT DISTINCT ON (h.database) h.database, h.entry, h.hash, s.entry FROM heads h LEFT JOIN since s USING (database) \
+        WHERE s.place IS NULL OR h.place >= s.place ORDER BY h.database, h.entry DESC, h.place DESC";
+
+/// What the monolith's journal remembers of every ledger, or of that in one database, by the uuids of their databases.
+///
+/// # Errors
+/// [`JournalError::Database`].
+pub async fn anchors(
+    monolith: &Client,
+    database: Option<&str>,
+) -> Result<BTreeMap<String, Anchor>, JournalError> {
+    let rows = monolith.query(ANCHORS, &[&database]).await.map_err(reading())?;
+    let anchor =
+        |row: &Row| Anchor { head: Known { id: row.get(1), hash: row.get(2) }, accepted: row.get(3) };
+    Ok(rows.iter().map(|row| (row.get(0), anchor(row))).collect())
+}
+
+pub(super) async fn latest(monolith: &Client, database: &str) -> Result<Option<Anchor>, JournalError> {
+    Ok(anchors(monolith, Some(database)).await?.remove(database))
+}
+
+/// The heads that the journal holds of entries in (after, upto], since the last acceptance.
 pub(super) async fn between(
     monolith: &Client,
     database: &str,
@@ -118,9 +143,42 @@ pub(super) async fn between(
 ) -> Result<Vec<Known>, JournalError> {
     let sql = "SELECT DISTINCT (detail ->> 'id')::bigint, detail ->> 'hash' FROM strangler.journal \
                WHERE action = 'ledger-head' AND detail ->> 'database' = $1 \
-                 AND (detail ->> 'id')::bigint > $2 AND (detail ->> 'id')::bigint <= $3 ORDER BY 1";
+                 AND (detail ->> 'id')::bigint > $2 AND (detail ->> 'id')::bigint <= $3 \
+                 AND id >= coalesce((SELECT max(id) FROM strangler.journal WHERE action = 'ledger-head' \
+                     AND detail ->> 'database' = $1 AND detail ->> 'accepted' = 'true'), 0) ORDER BY 1";
     let rows = monolith.query(sql, &[&database, &after, &upto]).await.map_err(reading())?;
     Ok(rows.iter().map(known).collect())
+}
+
+/// Appends an entry by which a human accepts that the ledger is not what was written, and has the monolith's journal measure it
+/// from there on. What is before it proves nothing any more. Sessions outside any transaction; `service_name` as for
+/// [`anchor`]. Who calls it: `strangler ledger --accept-broken`.
+///
+/// # Errors
+/// [`JournalError`]. Where the monolith did not take its part nothing is accepted, and the next call does it.
+pub async fn accept(
+    service: &Client,
+    monolith: &Client,
+    (service_name, entry): (&str, &NewEntry<'_>),
+) -> Result<(), JournalError> {
+    let head = transaction(service, async || append(service, entry).await).await?;
+    failpoint::hit("ledger-accepted");
+    let detail = detail((service_name, &database(service).await?), head, true);
+    record(monolith, None, ACTION, &detail).await
+}
+
+fn detail((service_name, database): (&str, &str), head: Head, accepted: bool) -> Value {
+    let mut detail = json!({
+        "service": service_name,
+        "database": database,
+        "id": head.id,
+        "hash": head.hash.to_string(),
+        "at_us": head.at_us,
+    });
+    if let (true, Value::Object(fields)) = (accepted, &mut detail) {
+        fields.insert("accepted".to_owned(), true.into());
+    }
+    detail
 }
 
 fn reading() -> impl FnOnce(tokio_postgres::Error) -> JournalError {

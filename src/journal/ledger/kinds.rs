@@ -29,3 +29,6 @@ pub const ALARM: &str = "alarm";
 
 /// The hash of a slice's mapping, or of its policy, is another one than the ledger named last.
 pub const PLAN: &str = "plan";
+
+/// A human accepted that earlier entries are not what was written.
+pub const ACCEPTED: &str = "accepted";

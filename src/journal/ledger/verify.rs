@@ -1,12 +1,13 @@
 //! Recomputes the chain.
 
+use std::collections::BTreeMap;
 use std::fmt;
 
 use tokio_postgres::Client;
 
-use super::anchor::{self, Known};
-use super::chain::{self, Hash};
-use super::{Entry, Filter, Head, JournalError, entries};
+use super::anchor::{self, Anchor, Known};
+use super::chain::{Hash, hash_of};
+use super::{Entry, Filter, Head, JournalError, entries, head};
 
 /// A ledger that holds together.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -16,6 +17,8 @@ pub struct Verified {
     /// The furthest entry that the monolith's journal confirms. Later ones could be cut off unseen. `None` too when
     /// the monolith was not asked.
     pub confirmed: Option<i64>,
+    /// The entry by which a human accepted that earlier ones were broken: they are not looked at.
+    pub accepted: Option<i64>,
 }
 
 /// An entry that is not as it was written.
@@ -41,6 +44,8 @@ pub enum Fault {
     CutOff,
     /// The monolith's journal remembers another hash of it: the chain was written anew.
     Replaced,
+    /// By it a human accepted that earlier ones, which somebody relies on, were broken.
+    Accepted,
 }
 
 impl fmt::Display for Fault {
@@ -51,6 +56,7 @@ impl fmt::Display for Fault {
             Self::Unchained => "does not follow the one before it: it holds another hash than that one's",
             Self::CutOff => "is missing at the end: the monolith's journal remembers it",
             Self::Replaced => "was replaced: the monolith's journal remembers another hash of it",
+            Self::Accepted => "accepts that earlier ones were broken, so they prove nothing",
         })
     }
 }
@@ -72,10 +78,14 @@ pub enum VerifyError {
 /// # Errors
 /// [`VerifyError`]; the first fault in the order of the entries.
 pub async fn verify(service: &Client, monolith: Option<&Client>) -> Result<Verified, VerifyError> {
-    verify_from(service, monolith, 1).await
+    let anchors = read(service, monolith).await?;
+    let begun = anchors.as_ref().and_then(Anchors::accepted).unwrap_or(1);
+    chain(service, anchors, begun).await
 }
 
-/// As [`verify`], from this entry on: that it and what follows are as they were written, for whoever relies on it.
+/// As [`verify`], from this entry on: that it and what follows are as they were written, for whoever relies on it. With the
+/// monolith also that the furthest head that it remembers is the ledger's: where it is not, no later head is written, and
+/// what is cut off from then on shows nowhere.
 ///
 /// # Errors
 /// [`VerifyError`].
@@ -84,10 +94,31 @@ pub async fn verify_from(
     monolith: Option<&Client>,
     entry: i64,
 ) -> Result<Verified, VerifyError> {
-    let anchors = match monolith {
-        Some(monolith) => Some(Anchors::read(service, monolith).await?),
-        None => None,
-    };
+    let anchors = read(service, monolith).await?;
+    if let Some(anchor) = anchors.as_ref().and_then(|anchors| anchors.latest.as_ref()) {
+        let remembered = against(service, anchor).await?;
+        // What is wrong further on is found in its place.
+        let behind = remembered.contradicted.as_ref().is_some_and(|broken| broken.id < entry);
+        if let Some(broken) =
+            remembered.broken(entry).filter(|broken| behind || broken.fault == Fault::Accepted)
+        {
+            return Err(broken.into());
+        }
+    }
+    chain(service, anchors, entry).await
+}
+
+async fn read<'a>(
+    service: &Client,
+    monolith: Option<&'a Client>,
+) -> Result<Option<Anchors<'a>>, JournalError> {
+    match monolith {
+        Some(monolith) => Ok(Some(Anchors::read(service, monolith).await?)),
+        None => Ok(None),
+    }
+}
+
+async fn chain(service: &Client, anchors: Option<Anchors<'_>>, entry: i64) -> Result<Verified, VerifyError> {
     let (mut head, mut filter) = (None::<Head>, Filter { after: entry - 1, ..Filter::default() });
     loop {
         let page = entries(service, &filter).await?;
@@ -107,19 +138,65 @@ pub async fn verify_from(
         }
         filter.after = upto;
     }
-    let confirmed = anchors.and_then(|anchors| anchors.latest);
+    let accepted = anchors.as_ref().and_then(Anchors::accepted);
+    let confirmed = anchors.and_then(|anchors| anchors.latest).map(|anchor| anchor.head.id);
     let end = head.map_or(0, |head| head.id);
     match confirmed {
         Some(confirmed) if confirmed > end => Err(Broken { id: end + 1, fault: Fault::CutOff }.into()),
-        Some(_) | None => Ok(Verified { head, confirmed }),
+        Some(_) | None => Ok(Verified { head, confirmed, accepted }),
     }
+}
+
+/// What the monolith remembers of a ledger, held against what the ledger has in that place.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Remembered {
+    accepted: Option<i64>,
+    contradicted: Option<Broken>,
+}
+
+impl Remembered {
+    /// Why an entry is not to be relied on, as far as the monolith tells it.
+    #[must_use]
+    pub fn broken(&self, entry: i64) -> Option<Broken> {
+        let accepted = self.accepted.filter(|accepted| entry < *accepted);
+        let accepted = accepted.map(|id| Broken { id, fault: Fault::Accepted });
+        self.contradicted.clone().or(accepted)
+    }
+}
+
+/// Holds what the monolith remembers of all ledgers against the one in this database. The anchors are to be read before.
+///
+/// # Errors
+/// [`JournalError`].
+pub async fn remembered(
+    service: &Client,
+    anchors: &BTreeMap<String, Anchor>,
+) -> Result<Remembered, JournalError> {
+    match anchors.get(&anchor::database(service).await?) {
+        Some(anchor) => against(service, anchor).await,
+        None => Ok(Remembered::default()),
+    }
+}
+
+async fn against(service: &Client, anchor: &Anchor) -> Result<Remembered, JournalError> {
+    let (accepted, known) = (anchor.accepted, &anchor.head);
+    if anchor::hash_at(service, known.id).await?.as_ref() == Some(&known.hash) {
+        return Ok(Remembered { accepted, contradicted: None });
+    }
+    let end = head(service).await?.map_or(0, |head| head.id);
+    let contradicted = if end < known.id {
+        Broken { id: end + 1, fault: Fault::CutOff }
+    } else {
+        Broken { id: known.id, fault: Fault::Replaced }
+    };
+    Ok(Remembered { accepted, contradicted: Some(contradicted) })
 }
 
 fn check(entry: &Entry, before: Option<Head>, known: &[Known]) -> Result<(), Broken> {
     let (id, previous) = before.map_or((1, Hash::NONE), |head| (head.id + 1, head.hash));
     let fault = if entry.id != id {
         Some(Fault::Missing)
-    } else if chain::hash_of(entry) != entry.hash {
+    } else if hash_of(entry) != entry.hash {
         Some(Fault::Changed)
     } else if entry.previous != previous {
         Some(Fault::Unchained)
@@ -135,15 +212,19 @@ fn check(entry: &Entry, before: Option<Head>, known: &[Known]) -> Result<(), Bro
 struct Anchors<'a> {
     monolith: &'a Client,
     database: String,
-    latest: Option<i64>,
+    latest: Option<Anchor>,
 }
 
 impl<'a> Anchors<'a> {
     /// Read before the ledger: what the journal remembers by then, the ledger holds by then.
     async fn read(service: &Client, monolith: &'a Client) -> Result<Self, JournalError> {
         let database = anchor::database(service).await?;
-        let latest = anchor::latest(monolith, &database).await?.map(|known| known.id);
+        let latest = anchor::latest(monolith, &database).await?;
         Ok(Self { monolith, database, latest })
+    }
+
+    fn accepted(&self) -> Option<i64> {
+        self.latest.as_ref()?.accepted
     }
 
     async fn of(&self, range: (i64, i64)) -> Result<Vec<Known>, JournalError> {

@@ -178,7 +178,8 @@ fn columns_sql() -> String {
                 sn.nspname::text AS sequence_schema, sc.relname::text AS sequence_name, \
                 CASE WHEN a.attcollation <> t.typcollation \
                   THEN quote_ident(cn.nspname) || '.' || quote_ident(co.collname) END AS collation_sql, \
-                {COLLATION_IS_C} AS collation_is_c, col_description(c.oid, a.attnum) AS comment \
+                {COLLATION_IS_C} AS collation_is_c, coalesce(co.collisdeterministic, true) AS deterministic, \
+                col_description(c.oid, a.attnum) AS comment \
          FROM {} \
          JOIN pg_attribute a ON a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped \
          JOIN pg_type t ON t.oid = a.atttypid \
@@ -233,6 +234,7 @@ fn column_of(row: &Row) -> Result<Column, Error> {
         generated_virtual: kind == "v",
         collation_sql: row.try_get("collation_sql")?,
         collation_is_c: row.try_get("collation_is_c")?,
+        deterministic: row.try_get("deterministic")?,
         comment: row.try_get("comment")?,
         correlation: None,
     })

@@ -3,9 +3,10 @@
 use tokio_postgres::Client;
 use tokio_postgres::types::{ToSql, Type};
 
+use super::super::form::Side;
 use super::super::sides::{APPLICATION, Sides};
 use super::{Neighbour, OrphanError};
-use crate::journal::slices;
+use crate::journal::slices::{self, GateRow};
 use crate::mapping::input::value_sql;
 use crate::mapping::{SoftReference, TableMapping};
 use crate::name::{TableName, quote_ident};
@@ -103,36 +104,67 @@ pub(super) async fn ask(
     client.query_typed(sql, &parameters).await
 }
 
-/// Everybody who may hold rows that the reference names. A table that open slices took in part is held by several; where
-/// one took all of it, the monolith's rows are only a copy.
+/// Who holds the rows of both ends of a reference, as the gates say.
+pub(super) struct Owners {
+    /// Everybody who may hold referenced rows.
+    pub(super) places: Vec<Owner>,
+    /// Gates by which these are known, and by which the referring rows are the authority's: those of the services.
+    gates: Vec<(Session, String, Option<GateRow>)>,
+}
+
+impl Owners {
+    /// In words, the slice whose authority has moved since they were asked: what was not found then may be with somebody
+    /// else. The referring slice is `own`, with the side that its rows were read on.
+    pub(super) async fn moved(&self, own: (&str, Side)) -> Result<Option<String>, OrphanError> {
+        for (session, slice, then) in &self.gates {
+            let now = slices::gate(session, slice).await.map_err(OrphanError::journal)?;
+            let side = if is_open(now.as_ref()) { Side::Target } else { Side::Source };
+            if now != *then || own.0 == slice && own.1 != side {
+                return Ok(Some(format!("the authority of slice {slice} moved meanwhile")));
+            }
+        }
+        Ok(None)
+    }
+}
+
+/// Asks who holds the rows that a reference of `slice` names. A table that open slices took in part is held by several;
+/// where one took all of it, the monolith's rows are only a copy.
 pub(super) async fn owners(
     sides: &Sides,
-    reference: &SoftReference,
+    (slice, reference): (&str, &SoftReference),
     neighbours: &[Neighbour<'_>],
-) -> Result<Vec<Owner>, OrphanError> {
-    let mut owners = Vec::new();
+) -> Result<Owners, OrphanError> {
+    let (mut places, mut gates) = (Vec::new(), Vec::new());
     let mut taken_whole = false;
-    for neighbour in neighbours {
-        let tables = &neighbour.mapping.tables;
-        let Some(table) = tables.iter().find(|table| table.source == reference.references) else { continue };
-        let session = neighbour.server.connect(APPLICATION).await?;
-        session.set_unhurried(true);
-        let gate = slices::gate(&session, &neighbour.mapping.slice).await.map_err(OrphanError::journal)?;
-        if gate.is_none_or(|gate| gate.state != "OPEN") {
+    for Neighbour { mapping, server } in neighbours {
+        let table = mapping.tables.iter().find(|table| table.source == reference.references);
+        if table.is_none() && mapping.slice != slice {
             continue;
         }
-        taken_whole |= table.filter.is_empty();
-        let service = neighbour.mapping.service.clone();
-        let at = (format!("service {service}"), Some(service));
-        owners.push(Owner::new(at, table.target.clone(), targets(table, reference)?, session).await?);
+        let session = server.connect(APPLICATION).await?;
+        let gate = slices::gate(&session, &mapping.slice).await.map_err(OrphanError::journal)?;
+        let open = is_open(gate.as_ref());
+        gates.push((session, mapping.slice.clone(), gate));
+        if let Some(table) = table.filter(|_| open) {
+            taken_whole |= table.filter.is_empty();
+            let service = mapping.service.clone();
+            let at = (format!("service {service}"), Some(service));
+            let session = server.connect(APPLICATION).await?;
+            session.set_unhurried(true);
+            places.push(Owner::new(at, table.target.clone(), targets(table, reference)?, session).await?);
+        }
     }
     if !taken_whole {
         let (table, columns) = (reference.references.clone(), reference.referenced_columns.clone());
         let session = sides.monolith_read.connect(APPLICATION).await?;
         session.set_unhurried(true);
-        owners.push(Owner::new(("monolith".to_owned(), None), table, columns, session).await?);
+        places.push(Owner::new(("monolith".to_owned(), None), table, columns, session).await?);
     }
-    Ok(owners)
+    Ok(Owners { places, gates })
+}
+
+fn is_open(gate: Option<&GateRow>) -> bool {
+    gate.is_some_and(|gate| gate.state == "OPEN")
 }
 
 /// The referenced columns by their names in the service.

@@ -83,11 +83,7 @@ impl<'a> Lookup<'a> {
         keys: &[RawKey],
         values: bool,
     ) -> Result<Vec<Vec<Held>>, tokio_postgres::Error> {
-        let copy = match self.authority {
-            Side::Source => Side::Target,
-            Side::Target => Side::Source,
-        };
-        self.fetch(client, &self.select(copy, values), keys).await
+        self.fetch(client, &self.select(self.authority.other(), values), keys).await
     }
 
     /// A version is that of one row: a partitioned table has its rows in several places.

@@ -261,10 +261,7 @@ impl<'a> Task<'a> {
 
     /// Which of these columns no mirror writes, in words.
     fn generated(&self, columns: &[ColumnDiff]) -> Option<String> {
-        let copy = Sides::word(match self.authority {
-            Side::Source => Side::Target,
-            Side::Target => Side::Source,
-        });
+        let copy = Sides::word(self.authority.other());
         let words = columns.iter().filter_map(|diff| match self.form.generated.get(&diff.column)? {
             true => Some(format!("{} is generated: the {copy} computes it by itself", diff.column)),
             false => {

@@ -113,6 +113,12 @@ pub(super) fn parts(verdict: &Verdict) -> Option<String> {
     (!parts.is_empty()).then(|| parts.join(", "))
 }
 
+/// The side that is right, and the one that follows it.
+pub(super) fn way(verdict: &Verdict) -> (String, String) {
+    let (monolith, service) = ("monolith".to_owned(), visible(&verdict.service));
+    if verdict.authority == "service" { (service, monolith) } else { (monolith, service) }
+}
+
 /// Rows on both sides: one number where they are the same.
 pub(super) fn rows(table: &TableVerdict) -> String {
     let (authority, copy) = (words::count(table.rows_authority), words::count(table.rows_copy));

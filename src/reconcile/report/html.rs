@@ -73,10 +73,11 @@ fn slice(at: usize, verdict: &Verdict) -> Markup {
     let reasons = facts::reasons(verdict);
     let open = verdict.listed.len() <= OPEN_MAX;
     let diffs = groups.iter().any(|group| facts::has_diff(&group.listed));
+    let (from, to) = facts::way(verdict);
     html! {
         section id=(format!("slice-{at}")) {
             h2 { (visible(&verdict.slice)) " " (badge(verdict.outcome))
-                " " span.way { "monolith → " (visible(&verdict.service)) } }
+                " " span.way { (from) " → " (to) } }
             p { (capital(&facts::summary(verdict))) ". " (capital(&facts::meaning(verdict))) "." }
             @if !reasons.is_empty() {
                 div.reasons {
@@ -238,6 +239,12 @@ mod tests {
         // An element per line, to be read by people; the page itself is one line, where spaces would show.
         let lines = page.replace(STYLE, "").replace("><", ">\n<");
         insta::assert_snapshot!(lines);
+    }
+
+    #[test]
+    fn a_page_points_from_the_authority_to_the_copy() {
+        let page = page(&[Verdict { authority: "service", ..fixture::clean() }]);
+        assert!(page.contains("<span class=\"way\">catalog → monolith</span>"), "{page}");
     }
 
     #[test]

@@ -94,13 +94,9 @@ pub fn refused(verdicts: &[Verdict], paint: Paint) -> String {
     lines.map(|line| line + "\n").collect()
 }
 
-/// From the side that is right to the one that follows it.
 fn direction(verdict: &Verdict) -> String {
-    let service = visible(&verdict.service);
-    match verdict.authority {
-        "service" => format!("{service} -> monolith"),
-        _ => format!("monolith -> {service}"),
-    }
+    let (from, to) = facts::way(verdict);
+    format!("{from} -> {to}")
 }
 
 /// The verdict, and what it rests on.

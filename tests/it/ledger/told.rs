@@ -261,6 +261,44 @@ async fn a_verdict_that_something_voids_is_marked_with_the_reason() {
     assert_eq!(verdicts().await, [Value::Null, json!([reason])]);
     let text = succeed(&split, "ledger", &["--kind", "verdict", "--last", "1"]);
     assert!(text.stdout.contains(&format!("void: {reason}")), "{}", text.page());
+
+    // Whoever has all rights takes the last verdict away: nothing but the monolith remembers it.
+    succeed(&split, "reconcile", &[]);
+    succeed(&split, "status", &[]);
+    let cut = "BEGIN; ALTER TABLE strangler.ledger DISABLE TRIGGER USER; DELETE FROM strangler.ledger \
+               WHERE id = (SELECT max(id) FROM strangler.ledger WHERE kind = 'verdict'); \
+               ALTER TABLE strangler.ledger ENABLE ALWAYS TRIGGER append_only; COMMIT";
+    service.batch_execute(cut).await.unwrap();
+    let red = split.run("status", &[]);
+    assert_eq!(red.exit, Some(1), "{}", red.page());
+    assert!(
+        red.stdout.contains("is missing at the end: the monolith's journal remembers it"),
+        "{}",
+        red.page()
+    );
+    assert!(red.stdout.contains("next       strangler ledger plan.yaml --verify"), "{}", red.page());
+    // The next verdict takes its number, and is no evidence either.
+    let compared = split.run("reconcile", &[]);
+    assert_eq!(compared.exit, Some(5), "{}", compared.page());
+    assert!(
+        compared.stdout.contains("until a human accepts it no verdict is evidence"),
+        "{}",
+        compared.page()
+    );
+    assert_eq!(split.run("status", &[]).exit, Some(1));
+    let accept = ["--accept-broken", "a test"];
+    let mut command = split.command(&["ledger", "plan.yaml", "--accept-broken", "a test"]);
+    let ended = Ended::of(command.env("STRANGLER_FAILPOINT", "ledger-accepted").output().unwrap());
+    assert_eq!(ended.exit, None, "{}", ended.page());
+    assert_eq!(split.run("ledger", &["--verify"]).exit, Some(1), "nothing is accepted without the monolith");
+    let accepted = succeed(&split, "ledger", &accept);
+    assert!(accepted.stdout.contains("whole: ") && accepted.stdout.contains("by which a human accepted"));
+    let status = split.run("status", &[]);
+    assert!(!status.stdout.contains("both sides are proven equal"), "{}", status.page());
+    succeed(&split, "reconcile", &[]);
+    let proven = succeed(&split, "status", &[]);
+    assert!(proven.stdout.contains("both sides are proven equal"), "{}", proven.page());
+    assert_eq!(count(&service, "accepted").await, 2);
     mirror.stop();
 }
 

@@ -5,6 +5,7 @@ use strangler::reconcile::finding::FindingKind::{Differs, Extra, Missing};
 use tokio_postgres::Client;
 
 use super::found::{Run, Told};
+use super::stage::corrupt;
 use crate::reverse::stage::Stage;
 use crate::support::split::Split;
 use crate::support::wait::{SOON, until};
@@ -107,8 +108,13 @@ async fn unique_values_that_rows_of_the_monolith_hold_from_each_other_are_repair
     let stage =
         Stage::armed_for(Split::launch(tables, setup).await, "coded", &[("coded", Hinge::Statement)]).await;
     let mirror = stage.mirror().await;
-    stage.flip(2).await;
     let (split, monolith, service) = (&stage.split, &stage.monolith, &stage.service);
+    // A row of the service that differed and that nobody has proven right before it became the truth.
+    corrupt(service, "UPDATE coded SET code = 'wrong' WHERE id = 599").await;
+    let differs = split.run("reconcile", &[]);
+    assert!(differs.exit == Some(1) && !differs.stderr.contains("warning: "), "{}", differs.page());
+    corrupt(service, "UPDATE coded SET code = 'c599' WHERE id = 599").await;
+    stage.flip(2).await;
     // A swap, a circle that is longer than the groups in which rows are repaired, a value that a deleted row holds, and
     // rows that the service itself should not have.
     damage(
@@ -123,6 +129,8 @@ async fn unique_values_that_rows_of_the_monolith_hold_from_each_other_are_repair
     for words in [
         "would repair 252 rows of coded in the monolith: the mirror sets them there as the service has them",
         "1 row misplaced in the service, which has the authority: the application has to change or delete them",
+        "warning: slice one: before its authority moved (epoch 2 now), the verdict of",
+        "found that rows of coded differ, and the service was the copy then",
     ] {
         assert!(preview.stderr.contains(words), "{words}: {}", preview.page());
     }

@@ -13,7 +13,7 @@ const PLAN: &str = "version: 1
 plan: split
 monolith: { url: '${MONOLITH}' }
 services: { service: { url: '${SERVICE}' } }
-slices: { one: { service: service, tables: { words: {}, facts: {} } } }
+slices: { one: { service: service, tables: { words: {}, facts: {}, letters: {} } } }
 ";
 
 /// A type for each way that a value is hashed, and keys whose order the two sides may not share.
@@ -21,6 +21,8 @@ const SETUP: &str = r#"
 CREATE TYPE filler AS ENUM ('only', 'to', 'shift', 'oids'); CREATE TYPE mood AS ENUM ('sad', 'fine');
 CREATE TABLE words (word text PRIMARY KEY, n int);
 INSERT INTO words SELECT (ARRAY['a-', 'A ', 'ä', 'é', 'Z', 'z', 'ß', '_'])[1 + i % 8] || i, i FROM generate_series(1, 4000) i;
+CREATE TABLE letters (letter "char" PRIMARY KEY, n int);
+INSERT INTO letters SELECT chr(64 + i)::"char", i FROM generate_series(1, 26) i;
 CREATE TABLE facts (id bigint PRIMARY KEY, price numeric, ratio float8, small real, span interval, seen timestamptz,
     at timestamp, day date, doc jsonb, raw json, addr inet, mac macaddr, bits bytea, tags text[], nums numeric[],
     mood mood, moods mood[], range int4range, place point, uid uuid, ok bool, code char(4), three bit(3));
@@ -35,6 +37,7 @@ fn server(binaries: &Binaries) -> strangler::cluster::LocalCluster {
 }
 
 async fn told(monolith: &Binaries, service: &Binaries, database: &str) {
+    let major = service.version.major;
     let pair = Pair::of(server(monolith), server(service), database).await;
     let (split, monolith, service) = Split::between(pair, PLAN, SETUP).await;
     split.provision();
@@ -57,6 +60,19 @@ async fn told(monolith: &Binaries, service: &Binaries, database: &str) {
         let columns: Vec<String> = run.told().into_iter().flat_map(|(.., columns)| columns).collect();
         assert_eq!(columns, ["mood", "raw", "doc", "n"]);
     }
+    if major < 18 {
+        return;
+    }
+    // NOT NULL for new rows only: rows without a key lie in no bucket.
+    let loosen =
+        "ALTER TABLE letters DROP CONSTRAINT letters_pkey; ALTER TABLE letters ALTER letter DROP NOT NULL";
+    service.batch_execute(loosen).await.unwrap();
+    corrupt(&service, "INSERT INTO letters VALUES (NULL, 0)").await;
+    service
+        .batch_execute("ALTER TABLE letters ADD CONSTRAINT filled NOT NULL letter NOT VALID")
+        .await
+        .unwrap();
+    assert_eq!(Run::of(&split, &["--table", "letters"]).counts(), [(Extra, 1)].into());
 }
 
 #[tokio::test(flavor = "multi_thread")]
