@@ -39,6 +39,9 @@ pub struct Facts {
     pub evidence: Evidence,
     /// What they would have to rest on now; absent when the slice is not provisioned.
     pub ground: Option<Ground>,
+    /// The slot of a way back that has lost writes of the service, as far as anything proves: see
+    /// [`crate::journal::alarms::lost_writes`].
+    pub lost_writes: Option<String>,
     /// The slot of the way back, which is on the side that opens; absent when there is none of the stream's name.
     pub slot: Option<Slot>,
     /// Prepared transactions on the side that would be fenced that hold the gate or write moved tables.

@@ -17,7 +17,7 @@ use crate::dualwrite::gate::{APPLY_ROLE, LOCK_CLASS};
 use crate::dualwrite::guard;
 use crate::journal::operators::{self, Operator};
 use crate::journal::readiness::Told;
-use crate::journal::{JournalError, authority, grounds, ledger, readiness};
+use crate::journal::{JournalError, alarms, authority, grounds, ledger, readiness};
 use crate::mapping::SliceMapping;
 use crate::name::TableName;
 use crate::postgres::sqlstate;
@@ -87,7 +87,10 @@ pub async fn gather(
         let (service, monolith) = (sessions.service, Some(sessions.monolith));
         evidence.broken = evidence::broken(service, monolith, full).await.map_err(journal)?;
     }
+    // Behind the probe: a marker that arrived came through a way back that was noted before.
+    let lost_writes = alarms::lost_writes(sessions.service, slice).await.map_err(journal)?;
     Ok(Facts {
+        lost_writes,
         probe,
         evidence,
         ground,

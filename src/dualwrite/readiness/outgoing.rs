@@ -47,6 +47,7 @@ pub(super) fn judge(facts: &Facts, asked: &Asked<'_>) -> Vec<Problem> {
         problems.extend(slow(facts, asked));
     }
     problems.extend(down.into_iter().chain(away));
+    problems.extend(lost_writes(facts, asked));
     problems.extend(unfinished(facts, asked));
     problems.extend(too_early(facts, asked));
     problems
@@ -147,6 +148,23 @@ fn slow(facts: &Facts, asked: &Asked<'_>) -> Option<Problem> {
             .fact(format!("{fact}; {CALM_IN_A_ROW} in a row have to stay below {:.0} ms", calm_ms(asked)))
             .consequence("writers would wait that long, or in vain")
             .next(format!("wait until {} shows a small lag, then {}", asked.command("status"), asked.flip())),
+    )
+}
+
+/// The way back that would have to drain was begun anew over a hole. Not a question of evidence, so no reason excuses it.
+fn lost_writes(facts: &Facts, asked: &Asked<'_>) -> Option<Problem> {
+    let slot = facts.lost_writes.as_ref().filter(|_| asked.to == Side::Monolith)?;
+    let reconcile = asked.command("reconcile");
+    Some(
+        Problem::error("writes-not-back", asked.object())
+            .fact(format!(
+                "the way back was begun anew under the slot {slot} while the service had authority, and no full comparison \
+                 since has found both sides equal"
+            ))
+            .consequence(
+                "what the service accepted before that would be missing on the monolith, and no reason excuses that",
+            )
+            .next(format!("{reconcile} --repair, then {reconcile}")),
     )
 }
 

@@ -103,9 +103,17 @@ async fn while_the_service_has_the_authority_a_way_back_is_made_anew_and_a_compa
     taken_up(&stage, &mirror).await;
     stage.on_service("UPDATE pairs SET v = -v WHERE a = 3").await;
     stage.arrived(Way::Reverse).await;
+    // No reason excuses what did not come back, until a comparison of everything has found that all is there.
+    let accepted = ["--back", "--accept-no-evidence", "a reason"];
+    let refused = stage.split.run("flip", &accepted);
+    assert_eq!(refused.exit, Some(3), "{}", refused.page());
+    assert!(refused.stderr.contains("(writes-not-back)"), "{}", refused.page());
     let repaired = stage.split.run("reconcile", &["--repair"]);
     assert_eq!(repaired.exit, Some(0), "{}", repaired.page());
     stage.assert_equal().await;
+    succeed(&stage, "reconcile", &[]);
+    let rehearsed = stage.split.run("flip", &[&accepted[..], &["--rehearse", "1"]].concat());
+    assert!(!rehearsed.page().contains("writes-not-back"), "{}", rehearsed.page());
     // The publication's end stops the stream for good; `arm` makes both.
     stage.on_service("DROP PUBLICATION strangler_split_one; UPDATE pairs SET v = -v WHERE a = 4").await;
     let slice = stands_still(&stage).await;
