@@ -9,12 +9,16 @@
 mod destination;
 mod facts;
 mod gather;
+pub mod left_behind;
+pub mod locks;
 mod outgoing;
 mod way_back;
 mod writers;
 
 pub use destination::sequence_short;
-pub use facts::{Access, Facts, Findings, Holder, Prepared, Probe, Replica, Slot, Standby};
+pub use facts::{
+    Access, Behind, Facts, Findings, Holder, Prepared, Probe, Replica, Slot, Standby, TableLock,
+};
 pub use gather::{Sessions, gather, unguarded};
 pub use outgoing::not_provisioned;
 pub use way_back::not_armed;
@@ -129,7 +133,9 @@ pub fn judge(facts: &Facts, asked: &Asked<'_>) -> Judgement {
     let mut problems = evidence;
     problems.extend(outgoing::judge(facts, asked));
     problems.extend(way_back::judge(facts, asked));
+    problems.extend(left_behind::judge(facts, asked));
     problems.extend(writers::judge(facts, asked));
+    problems.extend(locks::judge(facts, asked));
     problems.extend(destination::judge(facts, asked));
     problems.extend(facts.other.as_ref().map(|other| at_work(other, asked)));
     problems.sort();

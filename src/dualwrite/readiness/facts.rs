@@ -48,6 +48,12 @@ pub struct Facts {
     pub prepared: Vec<Prepared>,
     /// Transactions there that passed the gate.
     pub holders: Vec<Holder>,
+    /// Locks there that keep writers out of moved tables, and with them the fence.
+    pub locked_from: Vec<TableLock>,
+    /// Such locks on the other side, for which the mirror waits.
+    pub locked_to: Vec<TableLock>,
+    /// Tables of the monolith with rows that no filter takes; asked only of a flip to the service.
+    pub behind: Vec<Behind>,
     /// Sessions there that the gate lets pass and that are not ours: process and application.
     pub passing: Vec<(i32, String)>,
     /// Servers that follow the side that would be fenced.
@@ -110,6 +116,30 @@ pub struct Holder {
     pub state: String,
     /// The last statement, shortened and without constants.
     pub query: String,
+}
+
+/// A lock on a moved table that whoever writes it waits for.
+#[derive(Debug, Clone, PartialEq)]
+pub struct TableLock {
+    /// Whose transaction it is.
+    pub holder: Holder,
+    /// As `pg_locks` calls it.
+    pub mode: String,
+    /// The table or partition.
+    pub table: String,
+}
+
+/// A table of the monolith of which the slice takes some rows only.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Behind {
+    /// The table.
+    pub table: String,
+    /// The same, quoted for SQL.
+    pub sql: String,
+    /// The filter as a condition.
+    pub filter: String,
+    /// Others were found; else they could not be looked for in time.
+    pub known: bool,
 }
 
 /// How a standby follows.
