@@ -74,6 +74,11 @@ async fn a_plan_that_asks_for_an_approval_refuses_a_move_without_a_name_and_the_
     // Nor does what is taken back, and nobody approved that.
     killed_approved(&split, &["--back"]);
     mirror.kill();
+    // Nobody holds writers up to rehearse what is under way, and the dead operator is not what is in the way.
+    let rehearsed = split.run("flip", &["--back", "--rehearse", "1"]);
+    assert_eq!(rehearsed.exit, Some(3), "{}", rehearsed.page());
+    assert!(rehearsed.stderr.contains("(authority-fenced-alone)"), "{}", rehearsed.page());
+    assert!(!rehearsed.stderr.contains("(operator-at-work)"), "{}", rehearsed.page());
     let aborted = split.run("flip", &["--abort"]);
     assert_eq!(aborted.exit, Some(0), "{}", aborted.page());
     let last = &told(&service, "flip").await[3].body;
@@ -104,4 +109,10 @@ async fn a_rehearsal_is_told_with_its_quantiles_and_needs_no_approval() {
     let tried = body["attempts"].as_u64().unwrap() + body["out_of_time"].as_u64().unwrap();
     assert_eq!((tried, &body["budget_ms"], &body["slices"]), (2, &json!(2000.0), &json!(["one"])));
     mirror.stop();
+    let in_vain = split.run("flip", &["--rehearse", "2", "--format", "json"]);
+    assert_eq!(in_vain.exit, Some(3), "{}", in_vain.page());
+    let document: serde_json::Value = serde_json::from_str(&in_vain.stdout).unwrap();
+    assert_eq!((&document["attempts"], &document["out_of_time"]), (&json!([]), &json!(0)), "no writer waits");
+    assert!(document["problems"].to_string().contains("mirror-away"), "{document:#}");
+    assert_eq!(told(&service, "rehearsal").await.len(), 1, "nothing was rehearsed");
 }
