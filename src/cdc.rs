@@ -31,6 +31,7 @@ mod question;
 pub mod record;
 pub mod refetch;
 pub(crate) mod repair;
+mod rewatch;
 mod rights;
 pub mod round;
 pub mod route;

@@ -21,6 +21,7 @@ mod foresee;
 mod gather;
 mod identities;
 mod inheritance;
+mod left_behind;
 mod leftovers;
 mod lock_rights;
 mod logins;
@@ -85,6 +86,7 @@ const RULES: &[Rule] = &[
     targets::rule,
     changed_mappings::rule,
     claimed_tables::rule,
+    left_behind::rule,
     leftovers::rule,
     older_tables::rule,
 ];

@@ -47,6 +47,8 @@ pub const REVERSE: &[&str] = &[
     "reverse-stopped",
     "tripwire-alarmed",
     "turned",
+    "rewatch-slot-dropped",
+    "rewatch-recorded",
 ];
 
 /// Kill points of starts that find something wrong, of the end that follows, and of starts that find a source that went

@@ -232,6 +232,9 @@ pub struct WayBackStatus {
     pub applied_lsn: Lsn,
     /// The process that runs it, as it described itself.
     pub process: Option<Process>,
+    /// Who keeps it out of a table of the monolith.
+    #[serde(skip)]
+    pub blocker: Option<String>,
 }
 
 /// Writes on a fenced side. Keys are in the service's database ([`crate::journal::alarms::TABLE`]).

@@ -178,8 +178,9 @@ fn fenced(task: Task, pair: &Pair, from: Side, epoch: Epoch) -> Result<Decision,
         Intent::Abort | Intent::Resume => None,
     };
     if wanted.is_some_and(|wanted| wanted != from) {
-        let alone = pair.gate(from).group.is_none();
-        return Err(Refusal::OtherWay { from, epoch, alone });
+        let group = pair.gate(from).group;
+        let settled = pair.group.is_some_and(|row| Some(row.id) == group && row.state == GroupState::Open);
+        return Err(Refusal::OtherWay { from, epoch, alone: group.is_none(), settled });
     }
     if let (Some(_), Some(began)) = (wanted, task.began.filter(|began| began.epoch != epoch)) {
         return Err(Refusal::Superseded { owner: from, epoch: began.epoch });

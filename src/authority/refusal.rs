@@ -69,6 +69,8 @@ pub enum Refusal {
         epoch: Epoch,
         /// For this slice alone, not together with others.
         alone: bool,
+        /// Together with others, and it was settled that all of them move.
+        settled: bool,
     },
     /// Somebody else ended the move that this command began.
     #[error("the move of epoch {epoch} was ended by somebody else, and the {owner} had authority afterwards")]
@@ -233,10 +235,8 @@ impl Refusal {
                 "what it has passed proves nothing about what was applied, so nothing is opened",
                 format!("report it, with the output of {}", command("status")),
             ),
-            Self::OtherWay { from, .. } | Self::FencedAlone { from, .. } => owned(
-                "nobody has authority until that move is finished or aborted",
-                format!("{} to finish it, or {} to give authority back", Self::command(from, plan, slice), command("flip --abort")),
-            ),
+            Self::OtherWay { from, settled, .. } => Self::under_way(from, settled, (plan, slice)),
+            Self::FencedAlone { from, .. } => Self::under_way(from, false, (plan, slice)),
             Self::Superseded { .. } => owned(
                 "this command changed nothing more",
                 format!("{} shows where it stands; type the same command again for a new attempt", command("status")),
@@ -285,9 +285,27 @@ impl Refusal {
         (consequence, format!("bring the {side} back, then {status}"))
     }
 
+    /// Another move has to end first; one that was settled can't be taken back.
+    fn under_way(from: Side, settled: bool, (plan, slice): (&str, &str)) -> (String, String) {
+        let finish = Self::command(from, plan, slice);
+        if settled {
+            (
+                "nobody has authority until that move is finished, and it can't be taken back".to_owned(),
+                format!("{finish} to finish it; then move all of its slices back"),
+            )
+        } else {
+            (
+                "nobody has authority until that move is finished or aborted".to_owned(),
+                format!(
+                    "{finish} to finish it, or strangler flip --abort {plan} --slice {slice} to give authority back"
+                ),
+            )
+        }
+    }
+
     fn rehearsal(from: Side, plan: &str, slice: &str) -> String {
         let command = Self::command(from, plan, slice);
-        format!("{command} --rehearse lists who holds the gate; try again when they are gone")
+        format!("{command} --rehearse lists who holds the gate or locks tables; try again when they are gone")
     }
 
     /// The command that moves authority away from `from`.
@@ -305,7 +323,7 @@ mod tests {
 
     #[test]
     fn every_refusal_names_the_fact_and_what_to_do() {
-        let refusal = Refusal::OtherWay { from: Side::Service, epoch: Epoch(7), alone: true };
+        let refusal = Refusal::OtherWay { from: Side::Service, epoch: Epoch(7), alone: true, settled: false };
         let problem = refusal.problem("plans/retail.yaml", "orders");
         assert_eq!(problem.fact, "the service was fenced at epoch 7 to move authority away from it");
         assert!(
@@ -314,6 +332,9 @@ mod tests {
             problem.next
         );
         assert!(problem.next.contains("flip --abort"), "{}", problem.next);
+        let settled = Refusal::OtherWay { from: Side::Service, epoch: Epoch(7), alone: false, settled: true };
+        let next = settled.problem("plans/retail.yaml", "orders").next;
+        assert!(!next.contains("--abort"), "what was settled can't be taken back: {next}");
     }
 
     #[test]

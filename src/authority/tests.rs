@@ -236,7 +236,10 @@ fn flip_needs_both_streams_running_in_their_modes() {
 #[test]
 fn command_for_the_other_way_touches_nothing() {
     let refused = decide(Intent::FlipBack, flip_fenced());
-    assert_eq!(refused, Err(Refusal::OtherWay { from: Side::Monolith, epoch: Epoch(2), alone: true }));
+    assert_eq!(
+        refused,
+        Err(Refusal::OtherWay { from: Side::Monolith, epoch: Epoch(2), alone: true, settled: false })
+    );
 }
 
 #[test]

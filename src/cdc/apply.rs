@@ -101,9 +101,7 @@ impl Applier {
     /// [`MirrorError`].
     pub async fn new(session: Session, claim: Claim) -> Result<Self, MirrorError> {
         session
-            .batch_execute("SET enable_seqscan = off; SET enable_hashjoin = off; SET enable_mergejoin = off; SET jit = off; \
-             SELECT set_config('synchronous_commit', 'on', false) \
-                 WHERE current_setting('synchronous_commit') = 'off'")
+            .batch_execute("SET enable_seqscan = off; SET enable_hashjoin = off; SET enable_mergejoin = off; SET jit = off")
             .await
             .map_err(MirrorError::sql("setting up the apply session"))?;
         let claim_statements = ClaimStatements::prepare(&session, &claim).await?;

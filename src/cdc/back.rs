@@ -67,7 +67,7 @@ pub(super) async fn restore_tables(
     let mappings = mappings(&links.source, slice).await?;
     let labels: Vec<(String, String)> =
         mappings.iter().map(|table| (table.label().to_string(), table.source.to_string())).collect();
-    alarms::note_way_back(&links.source, &claim.slice, slot).await?;
+    alarms::note_way_back(&links.source, &claim.slice, (slot, claim.mode)).await?;
     copies::register_way_back(&links.target, &claim.slice, claim.applied, &labels).await?;
     failpoint::hit("reverse-registered");
     let way = WayBack { slice: &claim.slice, slot, publication: named.publication, nonce: claim.nonce };

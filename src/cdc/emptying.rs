@@ -222,6 +222,12 @@ pub(super) async fn rebuild(
     links.target.batch_execute("COMMIT").await.map_err(MirrorError::sql("starting the slice over"))?;
     config.recorder.anchor();
     failpoint::hit("rebuild-reset");
-    let fresh = streams::read(&links.target, config.of()).await?;
+    reread(config, &links.target).await
+}
+
+/// The stream's row as it was just written.
+pub(super) async fn reread(config: &SliceConfig, target: &Client) -> Result<StreamRow, MirrorError> {
+    let fresh = streams::read(target, config.of()).await?;
+    let slice = &config.mapping.slice;
     fresh.ok_or_else(|| MirrorError::Unreadable { what: format!("the stream row of slice {slice}") })
 }

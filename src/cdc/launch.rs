@@ -18,6 +18,7 @@ use super::publication::{self, Named, Published};
 use super::pulse::Vitals;
 use super::record::Happened;
 use super::repair::Repairs;
+use super::rewatch;
 use super::rights;
 use super::route::Router;
 use super::source;
@@ -128,7 +129,8 @@ async fn prepare(
         (Direction::Reverse, Some(row)) => row.publication.clone(),
         (Direction::Forward | Direction::Reverse, _) => provisioned.publication.clone(),
     };
-    check_tables(config, memory, (&links.target, provisioned.row.as_ref())).await?;
+    let rebuild = memory.rebuild && config.direction == Direction::Forward;
+    check_tables(config, (&links.target, provisioned.row.as_ref())).await?;
     let published = check_published(config, &links, (&publication, provisioned.row.as_ref())).await?;
     if !memory.started {
         start::check_alone(&links.target, starting, config.options.take_over).await?;
@@ -146,13 +148,12 @@ async fn prepare(
         (memory, &config.admin),
     )
     .await?;
-    let row = if memory.rebuild && config.direction == Direction::Forward {
-        let row = emptying::rebuild(config, &mut links, starting, row, &identity).await?;
-        memory.rebuild = false;
-        row
-    } else {
-        row
+    let row = match row.mode {
+        Mode::Apply if rebuild => emptying::rebuild(config, &mut links, starting, row, &identity).await?,
+        Mode::Tripwire if rebuild => rewatch::begin(config, &mut links, starting, row, &identity).await?,
+        Mode::Apply | Mode::Tripwire | Mode::Off => row,
     };
+    memory.rebuild &= !rebuild;
     let applied = prepare_slot(config, &mut links, &row, (identity.database_oid, &identity.uuid)).await?;
     let claim = claim(config, &row, applied);
     if claim.direction == Direction::Forward && claim.mode == Mode::Tripwire {
@@ -175,37 +176,15 @@ async fn prepare(
     Ok((engine, row.slot))
 }
 
-/// What the stream would write into are tables, and none that it must not empty.
+/// What the stream would write into are tables.
 async fn check_tables(
     config: &SliceConfig,
-    memory: &Memory,
     (target, row): (&Session, Option<&StreamRow>),
 ) -> Result<(), MirrorError> {
-    copy_again_only_from_the_authority(config, memory, row)?;
     if row.is_none_or(|row| row.mode == Mode::Apply) {
         stand_ins::check(target, &config.mapping, config.direction).await?;
     }
     Ok(())
-}
-
-/// `--rebuild` empties the tables of the service, which only copies may be. `--retry` is the way back's then.
-fn copy_again_only_from_the_authority(
-    config: &SliceConfig,
-    memory: &Memory,
-    row: Option<&StreamRow>,
-) -> Result<(), MirrorError> {
-    let asked = config.direction == Direction::Forward && memory.rebuild;
-    if !asked || row.is_none_or(|row| row.mode == Mode::Apply) {
-        return Ok(());
-    }
-    let slice = &config.mapping.slice;
-    Err(MirrorError::Refused {
-        what: format!(
-            "slice {slice} belongs to its service: its tables there are the truth, and copying them again from the \
-             monolith would empty them"
-        ),
-        next: format!("strangler mirror PLAN --slice {slice}, without --rebuild"),
-    })
 }
 
 pub(super) fn claim(config: &SliceConfig, row: &StreamRow, applied: Lsn) -> Claim {
@@ -282,8 +261,12 @@ async fn prepare_slot(
         StreamState::Creating => {
             tell("the new replication slot waits for running transactions of the monolith's cluster");
             start::wait_for_slot(&links.source, &row.slot, &tell).await?;
-            start::create_slot(&links.source, &mut links.replication, &links.target, (slice, row), &tell)
-                .await
+            let Links { source, replication, target, .. } = links;
+            let begun = start::create_slot(source, replication, target, (slice, row), &tell).await?;
+            match begun {
+                Some(start) => Ok(start),
+                None => Err(rewatch::not_begun(config, target, row).await),
+            }
         }
         StreamState::Gap | StreamState::Diverged => {
             // Whoever noted it may have died before the ledger of the other database was told.
@@ -292,7 +275,7 @@ async fn prepare_slot(
             let happened = broken(config, row.state, detail, row);
             config.recorder.explained();
             config.recorder.write_if_possible(both.service, Some(row.applied), happened).await;
-            Err(refuse(config, row.detail.as_deref()))
+            Err(refuse(config, row.mode, row.detail.as_deref()))
         }
         StreamState::Running => {
             start::wait_for_slot(&links.source, &row.slot, &tell).await?;
@@ -310,7 +293,7 @@ async fn prepare_slot(
             let fault = start::find_fault(stream, &links.system, (database, uuid), slot.as_ref(), &history);
             if let Some(fault) = fault {
                 note_fault(config, links, row, &fault).await?;
-                return Err(refuse(config, Some(&fault.detail)));
+                return Err(refuse(config, row.mode, Some(&fault.detail)));
             }
             if moved {
                 let timeline = i32::try_from(links.system.timeline).unwrap_or(i32::MAX);
@@ -358,10 +341,17 @@ fn broken<'a>(config: &SliceConfig, state: StreamState, detail: &'a str, row: &'
 
 /// A way back that is broken can't be made whole from the monolith: `arm` makes it anew, and a comparison finds what
 /// was lost.
-fn refuse(config: &SliceConfig, detail: Option<&str>) -> MirrorError {
+fn refuse(config: &SliceConfig, mode: Mode, detail: Option<&str>) -> MirrorError {
     let slice = &config.mapping.slice;
     let detail = detail.unwrap_or("its stream is marked as broken, without a reason");
     match config.direction {
+        Direction::Forward if mode == Mode::Tripwire => MirrorError::Refused {
+            what: format!("the watch over the closed monolith of slice {slice} can't go on: {detail}"),
+            next: format!(
+                "strangler mirror PLAN --slice {slice} --rebuild, which begins it anew and copies nothing; then strangler \
+                 reconcile PLAN --slice {slice}"
+            ),
+        },
         Direction::Forward => MirrorError::Refused {
             what: format!("slice {slice} can't go on: {detail}"),
             next: format!("strangler mirror PLAN --slice {slice} --rebuild, which copies the slice again"),

@@ -18,7 +18,7 @@ use super::start::{Memory, ProcessName, Standstill, is_armed, open};
 use super::table::{TableRun, expected_rows};
 use crate::failpoint;
 use crate::journal::process::{self, Sighting};
-use crate::journal::streams::{self, Direction, StreamOf};
+use crate::journal::streams::{self, Direction, Mode, StreamOf};
 use crate::postgres::connect::Server;
 use crate::postgres::sqlstate;
 
@@ -112,7 +112,11 @@ async fn run_back(
             biased;
             slot = armed(&config, this, passed) => slot,
             () = stop.cancelled() => return refused.map(|refused| Err(refused.error)),
-            () = over.cancelled() => return refused.map(|refused| Err(refused.error)),
+            // The other stream's end is none of one that brings the service's writes home.
+            () = over.cancelled() => match carries(&config, refused.as_ref()).await {
+                Some(slot) => slot,
+                None => return refused.map(|refused| Err(refused.error)),
+            },
         };
         let again = refused.as_ref().filter(|refused| refused.slot == slot);
         if again.is_some() {
@@ -164,6 +168,16 @@ fn standstill(error: &MirrorError) -> Standstill {
     let anew = matches!(error, MirrorError::Anew { .. });
     let phase = if anew { process::WAITS_FOR_ARM } else { process::TRIED_AGAIN };
     Standstill { phase, why: why(error) }
+}
+
+/// The slot of a way back that applies and was not tried yet.
+async fn carries(config: &SliceConfig, refused: Option<&Refused>) -> Option<String> {
+    if refused.is_some() {
+        return None;
+    }
+    let target = open(&config.apply, &config.mapping.slice).await.ok()?;
+    let row = streams::read(&target, config.of()).await.ok()??;
+    (is_armed(&row) && row.mode == Mode::Apply).then_some(row.slot)
 }
 
 /// Waits until the monolith has a stream row for the way back: with another slot than the one that was `passed`, or with that

@@ -104,6 +104,15 @@ pub enum Happened<'a> {
         /// How far it is applied.
         applied: Lsn,
     },
+    /// The watch over a fenced monolith begins anew: what was written there meanwhile nobody looked at.
+    Unwatched {
+        /// The slot that it read from.
+        slot: &'a str,
+        /// How far it had looked.
+        since: Lsn,
+        /// The slot that it reads from now.
+        anew: &'a str,
+    },
     /// Somebody wrote on a fenced side.
     Stray {
         /// The side.
@@ -155,6 +164,11 @@ impl Happened<'_> {
             Self::Stopped { direction, detail, applied } => {
                 let body = json!({ "direction": direction.as_str(), "detail": detail });
                 alarm("stopped", body, Some(format!("{} stopped at {applied}", direction.as_str())))
+            }
+            Self::Unwatched { slot, since, anew } => {
+                let detail =
+                    format!("writes past its gate since {since} were not seen; the slot is {anew} now");
+                alarm("unwatched", json!({ "side": "monolith", "detail": detail, "slot": slot }), None)
             }
             Self::Stray { side, xid, rows, tables } => alarm(
                 "stray-write",

@@ -465,7 +465,8 @@ pub fn slot_name(plan: &str, slice: &str) -> String {
 
 /// Makes the slot of a stream in state `creating`. A slot of that name can only be a former attempt of ours, from
 /// which nothing was read, so it is dropped first. No transaction of ours is open meanwhile: slot creation waits for
-/// every transaction of the monolith's whole cluster.
+/// every transaction of the monolith's whole cluster. `None` when the stream may not begin: another process took over, or
+/// it is a tripwire and the service does not take writes.
 ///
 /// # Errors
 /// [`MirrorError`].
@@ -475,7 +476,7 @@ pub async fn create_slot(
     target: &Client,
     (slice, row): (&str, &StreamRow),
     waiting: &(dyn Fn(&str) + Send + Sync),
-) -> Result<Lsn, MirrorError> {
+) -> Result<Option<Lsn>, MirrorError> {
     if source::slot(source, &row.slot).await?.is_some() {
         replication.drop_slot(&row.slot).await?;
     }
@@ -484,11 +485,9 @@ pub async fn create_slot(
     let telling = tell_who_is_waited_for(source, target, (slice, row.nonce), waiting);
     let start = beside(telling, replication.create_slot(&row.slot, options)).await?;
     failpoint::hit("slot-created");
-    if !streams::set_running(target, slice, row.nonce, start).await? {
-        return Err(MirrorError::Fenced { slice: slice.to_owned() });
-    }
+    let begun = streams::set_running(target, slice, row.nonce, start).await?;
     failpoint::hit("stream-row-running");
-    Ok(start)
+    Ok(begun.then_some(start))
 }
 
 /// A new slot waits for every transaction that runs (PostgreSQL documentation, CREATE_REPLICATION_SLOT). Says who holds

@@ -29,6 +29,8 @@ pub struct Facts {
     pub mapping_problems: Vec<Problem>,
     /// Tables that move, with the slices that take them; those with a mapping error too.
     pub moved: BTreeMap<TableName, Vec<String>>,
+    /// Tables with rows that none of the plan's filters takes, with those filters, as far as that is known quickly.
+    pub left_behind: BTreeMap<TableName, Vec<String>>,
     /// What `provision` would say, where all of its links are open.
     pub foreseen: Vec<Problem>,
     /// The monolith.

@@ -49,6 +49,7 @@ pub(super) fn with(plan: Plan, monolith: Catalog) -> Facts {
         mappings,
         mapping_problems,
         moved,
+        left_behind: BTreeMap::new(),
         foreseen: Vec::new(),
     }
 }

@@ -10,6 +10,7 @@ use tokio_postgres::{Client, Error};
 use super::facts::{APPLY_ROLE, Database, Facts, Link, LinkFailure, LinkName, LinkRole, Role, Server, Slot};
 use super::foresee;
 use crate::catalog::Catalog;
+use crate::dualwrite::readiness::left_behind;
 use crate::journal::{JournalError, holdings, migrate, whereabouts};
 use crate::lsn::Lsn;
 use crate::mapping::{Mappings, compile, expand};
@@ -17,6 +18,9 @@ use crate::name::TableName;
 use crate::plan::Plan;
 use crate::postgres::introspect;
 use crate::provision;
+
+/// Longest that one filtered table is looked through for rows that no filter takes, in milliseconds.
+const LEFT_BEHIND_MS: u32 = 1_000;
 
 /// How far apart the two readings of the WAL position are at least. Shorter ones catch no more than noise; a longer
 /// wait would be felt.
@@ -49,6 +53,7 @@ pub async fn gather(plan: &Plan, monolith: Links, services: BTreeMap<String, Lin
     let (mappings, mapping_problems, moved) = joined.unwrap_or_default();
     let mut facts = Facts {
         plan: plan.clone(),
+        left_behind: look_for_left_behind(&monolith, &mappings).await,
         mappings,
         mapping_problems,
         moved,
@@ -357,6 +362,25 @@ async fn read_server(client: &Client, sample: WalSample) -> Result<Server, Error
         closed: BTreeSet::new(),
         provisioned: BTreeSet::new(),
     })
+}
+
+/// Filtered tables with rows that no slice takes. A table that is not looked through in time is the flip's to ask about.
+async fn look_for_left_behind(links: &Links, mappings: &Mappings) -> BTreeMap<TableName, Vec<String>> {
+    let open = [Some(&links.admin), links.read.as_ref()].into_iter().flatten();
+    let Some(client) = open.filter_map(|opened| opened.as_ref().ok()).next() else { return BTreeMap::new() };
+    let mut filtered: BTreeMap<TableName, Vec<String>> = BTreeMap::new();
+    for table in mappings.values().flat_map(|slice| &slice.tables) {
+        if let Some(filter) = table.filter_sql() {
+            filtered.entry(table.source.clone()).or_default().push(filter);
+        }
+    }
+    let mut found = BTreeMap::new();
+    for (table, filters) in filtered {
+        if let Ok(true) = left_behind::is_any(client, (&table.sql(), &filters), LEFT_BEHIND_MS).await {
+            found.insert(table, filters);
+        }
+    }
+    found
 }
 
 /// What stands where the plan wants to put its tables.

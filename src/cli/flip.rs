@@ -273,8 +273,8 @@ fn failed(error: ConductError, (opened, members): (&Opened, &[Member]), intent: 
             }
             (refusal.is_plain(), Some(problem), None)
         }
-        FlipError::Together { others, from } => {
-            (true, Some(together::unfinished(&plan, &slice, (&others, from))), None)
+        FlipError::Together { others, from, settled } => {
+            (true, Some(together::unfinished(&plan, &slice, (&others, from, settled))), None)
         }
         source @ FlipError::NotProvisioned { .. } => {
             (true, Some(readiness::not_provisioned(&plan, &slice, &source.to_string())), None)
@@ -375,21 +375,24 @@ async fn rehearse(
     format: Format,
 ) -> Result<Exit, CliError> {
     let side = if order.intent == Intent::FlipBack { Side::Service } else { Side::Monolith };
-    let there = conduct.there_already(members, order.intent).await;
-    let there = there.map_err(|error| failed(error, (opened, members), order.intent))?;
-    if !there.is_empty() {
-        return Err(CliError::FlipRefused(there));
+    let fail = |error: ConductError| failed(error, (opened, members), order.intent);
+    let nothing = conduct.nothing_to_rehearse(members, order.intent).await.map_err(fail)?;
+    if !nothing.is_empty() {
+        return Err(CliError::FlipRefused(nothing));
     }
     let judged = conduct.judge(members, (order.intent, Purpose::Rehearsal), &conduct::operator(order)).await;
-    let (problems, _) = judged.map_err(|error| failed(error.into(), (opened, members), order.intent))?;
-    let drivers = moves::drivers(members, order).await;
-    let mut drivers = drivers.map_err(|error| failed(error.into(), (opened, members), order.intent))?;
-    let found = rehearse::rehearse(&mut drivers, side, times).await;
-    let found = found.map_err(|error| failed(error.into(), (opened, members), order.intent))?;
-    drop(drivers);
-    let told = record::rehearsed(members, order, &found).await;
-    told.map_err(|error| failed(error.into(), (opened, members), order.intent))?;
+    let (mut problems, _) = judged.map_err(|error| fail(error.into()))?;
+    let mut found = Rehearsal::default();
     let slices: Vec<&str> = members.iter().map(|member| member.mapping.slice.as_str()).collect();
+    if !readiness::is_in_vain(&problems) {
+        let mut drivers = moves::drivers(members, order).await.map_err(|error| fail(error.into()))?;
+        let tried = rehearse::rehearse(&mut drivers, side, times).await;
+        found = tried.map_err(|error| fail(error.into()))?;
+        drop(drivers);
+        let told = record::rehearsed(members, order, &found).await;
+        told.map_err(|error| fail(error.into()))?;
+        problems.extend(none_came_through(&found, (opened, order.intent, &slices)));
+    }
     match format {
         Format::Text => {
             ui.data(&prediction(&slices.join(", "), &found))?;
@@ -401,6 +404,24 @@ async fn rehearse(
     }
     let forbids = problems.iter().any(|problem| problem.severity == Severity::Error);
     if forbids { Ok(Exit::Refused) } else { Ok(Exit::Clean) }
+}
+
+/// A rehearsal whose attempts all ran out of time has shown that a flip would, too.
+fn none_came_through(
+    found: &Rehearsal,
+    (opened, intent, slices): (&Opened, Intent, &[&str]),
+) -> Option<Problem> {
+    let (plan, all) = (shell_word(&opened.path), all_slices(opened));
+    (found.samples.is_empty() && found.out_of_time > 0).then(|| {
+        Problem::error("authority-out-of-time", format!("slice {}", slices.join(", ")))
+            .fact(format!("{} attempts ran out of time, and none came through", found.out_of_time))
+            .consequence("a flip would end in the same way; writers were only slowed down")
+            .next(format!(
+                "strangler {} {plan}{all} --rehearse once more lists who holds the gate or locks tables for long; strangler \
+                 status {plan}{all}",
+                verb(intent)
+            ))
+    })
 }
 
 fn rehearsed<'a>(
@@ -423,6 +444,9 @@ fn rehearsed<'a>(
 
 fn prediction(slices: &str, found: &Rehearsal) -> String {
     let of = |share| found.quantile_ms(share).unwrap_or_default();
+    if found.samples.is_empty() && found.out_of_time == 0 {
+        return format!("{slices}: nothing was tried, since no attempt could come through\n");
+    }
     let mut lines = vec![format!(
         "{slices}: {} attempts came through, {} ran out of time and would have been tried again; nothing was changed",
         found.samples.len(),

@@ -59,6 +59,9 @@ pub(super) struct Arguments {
     #[arg(long, value_name = "TABLE")]
     retry: Vec<String>,
     /// Start the slices over: new replication slots, every table copied again
+    ///
+    /// While a slice's service has authority nothing is copied: the slot by which the monolith is watched is made anew where it is
+    /// lost.
     #[arg(long)]
     rebuild: bool,
     /// Take over from a mirror that seems to be alive

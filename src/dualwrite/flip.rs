@@ -118,6 +118,8 @@ pub enum FlipError {
         others: Vec<String>,
         /// Away from whom.
         from: Side,
+        /// It was settled that all of them move.
+        settled: bool,
     },
     /// A side has no gate of the slice: `provision` never came there, or not to its end.
     #[error("it is not provisioned in the {side}")]

@@ -9,12 +9,16 @@
 mod destination;
 mod facts;
 mod gather;
+pub mod left_behind;
+pub mod locks;
 mod outgoing;
 mod way_back;
 mod writers;
 
 pub use destination::sequence_short;
-pub use facts::{Access, Facts, Findings, Holder, Prepared, Probe, Replica, Slot, Standby};
+pub use facts::{
+    Access, Behind, Facts, Findings, Holder, Prepared, Probe, Replica, Slot, Standby, TableLock,
+};
 pub use gather::{Sessions, gather, unguarded};
 pub use outgoing::{changed_meanwhile, not_provisioned};
 pub use way_back::not_armed;
@@ -22,7 +26,7 @@ pub use way_back::not_armed;
 use crate::authority::{Side, Standing};
 use crate::journal::operators::OperatorRow;
 use crate::plan::{Plan, Policy, Service};
-use crate::problem::Problem;
+use crate::problem::{Problem, Severity};
 
 /// What the answer is for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -65,7 +69,7 @@ impl Judgement {
     /// Nothing forbids the flip.
     #[must_use]
     pub fn is_go(&self) -> bool {
-        self.problems.iter().all(|problem| problem.severity != crate::problem::Severity::Error)
+        self.problems.iter().all(|problem| problem.severity != Severity::Error)
     }
 }
 
@@ -129,11 +133,36 @@ pub fn judge(facts: &Facts, asked: &Asked<'_>) -> Judgement {
     let mut problems = evidence;
     problems.extend(outgoing::judge(facts, asked));
     problems.extend(way_back::judge(facts, asked));
+    problems.extend(left_behind::judge(facts, asked));
     problems.extend(writers::judge(facts, asked));
+    problems.extend(locks::judge(facts, asked));
     problems.extend(destination::judge(facts, asked));
     problems.extend(facts.other.as_ref().map(|other| at_work(other, asked)));
     problems.sort();
     Judgement { problems, without_evidence }
+}
+
+/// Errors by which no attempt can come through: a rehearsal would only hold writers up. The rest speaks against a move, and
+/// what it would take can be found out all the same.
+const IN_VAIN: &[&str] = &[
+    "not-provisioned",
+    "mirror-away",
+    "mirror-lags",
+    "stream-not-applying",
+    "tables-not-live",
+    "way-back-missing",
+    "way-back-idle",
+    "gate-held",
+    "table-locked",
+    "prepared-in-the-way",
+    "authority-moved",
+];
+
+/// Whether one of these problems lets no attempt of a rehearsal come through.
+#[must_use]
+pub fn is_in_vain(problems: &[Problem]) -> bool {
+    let error = |problem: &&Problem| problem.severity == Severity::Error;
+    problems.iter().filter(error).any(|problem| IN_VAIN.contains(&problem.code))
 }
 
 /// The answer where somebody else moved authority while the facts were gathered. `now` is where it stands since.

@@ -80,19 +80,23 @@ fn torn(wanted: &BTreeSet<&str>, (with, without): (&[&str], &[&str]), (verb, res
         .next(format!("strangler {verb} PLAN{slices}{rest}"))
 }
 
-/// A slice was named without the others that it is in the middle of a move with, away from `from`. `plan` is the plan's path
-/// as typed.
+/// A slice was named without the others that it is in the middle of a move with, away from `from`. When it was `settled` that all
+/// of them move, none can be taken back. `plan` is the plan's path as typed.
 #[must_use]
-pub fn unfinished(plan: &str, slice: &str, (others, from): (&[String], Side)) -> Problem {
+pub fn unfinished(plan: &str, slice: &str, (others, from, settled): (&[String], Side, bool)) -> Problem {
     let all: BTreeSet<&str> = others.iter().map(String::as_str).chain([slice]).collect();
     let slices: String = all.iter().map(|name| format!(" --slice {name}")).collect();
     let back = if from == Side::Service { " --back" } else { "" };
     Problem::error("flip-group-unfinished", format!("slice {slice}"))
         .fact(format!("it is in the middle of a move together with {}", others.join(", ")))
         .consequence("all of them move or none does, so nothing was changed for this one alone")
-        .next(format!(
-            "strangler flip{back} {plan}{slices} to finish the move, or strangler flip --abort {plan}{slices} to take it back"
-        ))
+        .next(if settled {
+            format!("strangler flip{back} {plan}{slices} to finish the move, which was settled and can't be taken back")
+        } else {
+            format!(
+                "strangler flip{back} {plan}{slices} to finish the move, or strangler flip --abort {plan}{slices} to take it back"
+            )
+        })
 }
 
 #[cfg(test)]

@@ -5,7 +5,8 @@ use tokio_postgres::Client;
 use tokio_postgres::types::{PgLsn, Type};
 
 use super::JournalError;
-use super::streams::{Direction, StreamOf};
+use super::ledger::VERDICT;
+use super::streams::{Direction, Mode, StreamOf};
 use crate::lsn::Lsn;
 
 /// What a stray transaction did to one row, or to a whole table. No `Debug`: the key is a row value.
@@ -178,17 +179,21 @@ pub async fn on_monolith(
 /// Action of the entry in the service's journal that says which slot a way back reads.
 const WAY_BACK_BEGUN: &str = "way-back-begun";
 
-/// Notes in the service that a way back reads from this slot. Another slot than the last one means that changes in
-/// between did not come back, which voids what was proven before.
+/// Notes in the service that a way back reads from this slot, and in which mode it began. Another slot than the last one
+/// means that changes in between did not come back, which voids what was proven before; see [`lost_writes`].
 ///
 /// # Errors
 /// [`JournalError::Database`].
-pub async fn note_way_back(service: &Client, slice: &str, slot: &str) -> Result<(), JournalError> {
+pub async fn note_way_back(
+    service: &Client,
+    slice: &str,
+    (slot, mode): (&str, Mode),
+) -> Result<(), JournalError> {
     let sql = "INSERT INTO strangler.journal (slice, actor, action, detail) \
-        SELECT $1, session_user, $2, jsonb_build_object('slot', $3::text) WHERE $3 IS DISTINCT FROM \
+        SELECT $1, session_user, $2, jsonb_build_object('slot', $3::text, 'mode', $4::text) WHERE $3 IS DISTINCT FROM \
             (SELECT detail ->> 'slot' FROM strangler.journal WHERE slice = $1 AND action = $2 \
              ORDER BY id DESC LIMIT 1)";
-    let done = service.execute(sql, &[&slice, &WAY_BACK_BEGUN, &slot]).await;
+    let done = service.execute(sql, &[&slice, &WAY_BACK_BEGUN, &slot, &mode.as_str()]).await;
     done.map(drop).map_err(JournalError::database("noting the slot of the way back"))
 }
 
@@ -200,6 +205,27 @@ pub async fn noted_way_back(service: &Client, slice: &str) -> Result<Option<Stri
     let sql = "SELECT detail ->> 'slot' FROM strangler.journal WHERE slice = $1 AND action = $2 ORDER BY id DESC LIMIT 1";
     let row = service.query_opt(sql, &[&slice, &WAY_BACK_BEGUN]).await;
     let row = row.map_err(JournalError::database("reading the slot of the way back"))?;
+    Ok(row.and_then(|row| row.get(0)))
+}
+
+/// The slot of a way back that was begun while the service had the authority, where no full verdict since says that no row
+/// differs: what the service wrote before that slot was made did not come back. Before a flip begins it is a tripwire, and
+/// one that is begun anew then has lost nothing. What an earlier version noted lacks the mode; of that, all but a slice's
+/// first way back counts.
+///
+/// # Errors
+/// [`JournalError::Database`].
+pub async fn lost_writes(service: &Client, slice: &str) -> Result<Option<String>, JournalError> {
+    let sql = "WITH begun AS (SELECT id, detail ->> 'slot' AS slot, detail ->> 'mode' AS mode, \
+                row_number() OVER (ORDER BY id) AS number FROM strangler.journal WHERE slice = $1 AND action = $2), \
+            anew AS (SELECT id, slot FROM begun WHERE mode = $3 OR mode IS NULL AND number > 1 ORDER BY id DESC LIMIT 1) \
+        SELECT a.slot FROM anew a WHERE NOT EXISTS (SELECT FROM strangler.ledger l \
+            WHERE l.slice = $1 AND l.kind = $4 AND l.body ->> 'full' = 'true' \
+              AND (l.body ->> 'outcome' = 'clean' OR l.body ->> 'outcome' = 'differs' AND NOT EXISTS ( \
+                  SELECT FROM json_each_text(l.body -> 'counts') AS c WHERE c.key <> 'orphan' AND c.value <> '0')) \
+              AND l.body -> 'ground' ->> 'way_back' IN (SELECT b.slot FROM begun b WHERE b.id >= a.id))";
+    let row = service.query_opt(sql, &[&slice, &WAY_BACK_BEGUN, &Mode::Apply.as_str(), &VERDICT]).await;
+    let row = row.map_err(JournalError::database("reading whether the way back lost writes"))?;
     Ok(row.and_then(|row| row.get(0)))
 }
 

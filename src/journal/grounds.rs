@@ -28,6 +28,9 @@ pub struct Ground {
     /// How often something happened that no state shows: see [`super::alarms::disturbances`].
     #[serde(default)]
     pub disturbances: i64,
+    /// Slot of the way back that is read, or was read last. Absent before the first, and in what earlier versions wrote.
+    #[serde(default)]
+    pub way_back: Option<String>,
     /// The tables by the monolith's names, as a plan writes them.
     pub tables: BTreeMap<String, TableGround>,
 }
@@ -154,12 +157,14 @@ pub async fn service(client: &Client, slice: &str) -> Result<Option<Ground>, Jou
     let Some(row) = client.query_typed_opt(&sql, &of).await.map_err(reading())? else { return Ok(None) };
     let tables = tables(client, slice).await?;
     let disturbances = super::alarms::disturbances(client, slice).await?;
+    let way_back = super::alarms::noted_way_back(client, slice).await?;
     Ok(Some(Ground {
         plan_hash: row.get(0),
         epoch: row.get(1),
         slot: row.get(2),
         stream: row.get(3),
         disturbances,
+        way_back,
         tables,
     }))
 }

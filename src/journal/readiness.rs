@@ -67,6 +67,17 @@ pub struct Mirror {
     pub detail: Option<String>,
 }
 
+/// A mirror that was not seen for this long, in seconds, is away. It writes its row every other second.
+const AWAY_AFTER_S: f64 = 5.0;
+
+impl Mirror {
+    /// It gave a sign of life lately and did not end.
+    #[must_use]
+    pub fn is_alive(&self) -> bool {
+        !self.stopped && self.seen_s < AWAY_AFTER_S
+    }
+}
+
 /// A table of the slice.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 pub struct Table {

@@ -5,6 +5,7 @@ use tokio_postgres::{Client, Row};
 
 use super::JournalError;
 use crate::lsn::Lsn;
+use crate::name::quote_ident;
 
 /// Which way a stream goes.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -319,17 +320,28 @@ pub async fn take_nonce(
     row.as_ref().map(from_row).transpose()
 }
 
-/// The slot exists: the stream starts at `start`. `false` when another process took over meanwhile.
+/// What a stream that carries no row needs to begin anywhere but at its start: its own side has the authority. Seen behind the
+/// position where it begins, that position is before every write of the other side that a later move lets in.
+fn watches_or_applies(slice: &str) -> String {
+    let gate = quote_ident(&format!("gate_{slice}"));
+    format!(
+        "(mode = 'APPLY' OR mode = 'TRIPWIRE' AND EXISTS (SELECT FROM strangler.{gate} WHERE state = 'OPEN'))"
+    )
+}
+
+/// The slot exists: the stream starts at `start`. `false` when another process took over meanwhile, or when it is a tripwire
+/// and its service does not take writes any more.
 ///
 /// # Errors
 /// [`JournalError::Database`].
 pub async fn set_running(client: &Client, slice: &str, nonce: i64, start: Lsn) -> Result<bool, JournalError> {
+    let sql = format!(
+        "UPDATE strangler.stream SET state = 'running', detail = NULL, applied_lsn = $3, applied_at = now() \
+         WHERE slice = $1 AND dir = 'forward' AND lane = 0 AND nonce = $2 AND state = 'creating' AND {}",
+        watches_or_applies(slice)
+    );
     client
-        .execute(
-            "UPDATE strangler.stream SET state = 'running', detail = NULL, applied_lsn = $3, applied_at = now() \
-             WHERE slice = $1 AND dir = 'forward' AND lane = 0 AND nonce = $2 AND state = 'creating'",
-            &[&slice, &nonce, &PgLsn::from(start)],
-        )
+        .execute(&sql, &[&slice, &nonce, &PgLsn::from(start)])
         .await
         .map(|rows| rows == 1)
         .map_err(JournalError::database("recording the new slot"))
@@ -386,6 +398,32 @@ pub async fn reset(
         .await
         .map(|rows| rows == 1)
         .map_err(JournalError::database("starting the stream over"))
+}
+
+/// Begins a tripwire anew in the open transaction: a new slot name and source, nothing looked at. `false` when another process
+/// took over, or when the service that it watches for does not take writes.
+///
+/// # Errors
+/// [`JournalError::Database`].
+pub async fn rewatch(
+    client: &Client,
+    slice: &str,
+    nonce: i64,
+    slot: &str,
+    source: &Source,
+) -> Result<bool, JournalError> {
+    let sql = format!(
+        "UPDATE strangler.stream SET state = 'creating', detail = NULL, slot = $3, applied_lsn = '0/0', \
+             src_system_identifier = $4, src_database_oid = $5, src_uuid = $6::text::uuid, src_timeline = $7 \
+         WHERE slice = $1 AND dir = 'forward' AND lane = 0 AND nonce = $2 AND mode = 'TRIPWIRE' AND {}",
+        watches_or_applies(slice)
+    );
+    let Source { system_identifier, database_oid, uuid, timeline } = source;
+    client
+        .execute(&sql, &[&slice, &nonce, &slot, system_identifier, database_oid, uuid, timeline])
+        .await
+        .map(|rows| rows == 1)
+        .map_err(JournalError::database("beginning the watch anew"))
 }
 
 /// Records that the source went on under a new timeline that holds everything applied so far.

@@ -202,6 +202,7 @@ mod tests {
             slot: Some("slot".to_owned()),
             stream: Some("running".to_owned()),
             disturbances: 0,
+            way_back: None,
             tables: [("Orders".to_owned(), table()), ("Lines".to_owned(), table())].into(),
         }
     }

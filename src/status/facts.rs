@@ -149,6 +149,9 @@ pub struct WayBack {
     pub stream: Stream,
     /// The process that last ran it.
     pub process: Option<ProcessRow>,
+    /// Who keeps it out of a table of the monolith; asked while it applies.
+    #[serde(skip)]
+    pub blocker: Option<String>,
 }
 
 /// A gate row.

@@ -402,43 +402,7 @@ fn alarms(status: &SliceStatus, service: Option<&ServiceFacts>, slot: SlotFacts<
     if status.authority == Authority::Both {
         alarms.push("both gates are open: stop the application's writes before anything else".to_owned());
     }
-    let detail =
-        service.and_then(|service| service.stream.as_ref()).and_then(|stream| stream.detail.as_deref());
-    match (status.phase, slot) {
-        (Phase::Gap, SlotFacts::Missing) => {
-            alarms.push(
-                "the replication slot is gone from the monolith, and the changes since with it".to_owned(),
-            );
-        }
-        (Phase::Gap, SlotFacts::Present(slot)) if slot.wal_status == "lost" => {
-            alarms.push(
-                "the monolith dropped WAL that the slot still needed (max_slot_wal_keep_size)".to_owned(),
-            );
-        }
-        (Phase::Gap, SlotFacts::None | SlotFacts::Present(_)) => {
-            alarms.push(format!("changes are missing: {}", detail.unwrap_or("no reason recorded")));
-        }
-        (Phase::Diverged, _) => {
-            alarms.push(format!("the service differs: {}", detail.unwrap_or("no reason recorded")));
-        }
-        (Phase::Dead, _) => alarms.extend(status.process.as_ref().map(|process| {
-            let (pid, host) = (process.pid, &process.host);
-            let seconds = process.seen_seconds_ago;
-            format!(
-                "the mirror (process {pid} on {host}) gave its last sign of life {seconds:.0} seconds ago"
-            )
-        })),
-        (
-            Phase::Unknown
-            | Phase::NotProvisioned
-            | Phase::Provisioned
-            | Phase::Copying
-            | Phase::CatchingUp
-            | Phase::Streaming
-            | Phase::Stopped,
-            _,
-        ) => {}
-    }
+    alarms.extend(of_stream(status, service, slot));
     alarms.extend(status.tables.iter().filter(|table| table.state == "diverged").map(|table| {
         format!("table {} diverged: {}", table.table, table.detail.as_deref().unwrap_or("no reason recorded"))
     }));
@@ -468,6 +432,48 @@ fn alarms(status: &SliceStatus, service: Option<&ServiceFacts>, slot: SlotFacts<
         alarms.extend(service.unguarded.iter().map(|lack| format!("the service is {why}, and {lack}")));
     }
     alarms
+}
+
+/// What is wrong with the stream from the monolith.
+fn of_stream(status: &SliceStatus, service: Option<&ServiceFacts>, slot: SlotFacts<'_>) -> Option<String> {
+    let detail =
+        service.and_then(|service| service.stream.as_ref()).and_then(|stream| stream.detail.as_deref());
+    match (status.phase, slot) {
+        (Phase::Gap | Phase::Diverged, _) if status.authority == Authority::Service => Some(format!(
+            "nobody watches the closed monolith: {}. Writes past its gate are not seen, and authority can't come back, until \
+             the watch is begun anew; nothing is copied for that",
+            detail.unwrap_or("the slot of the stream from there is gone")
+        )),
+        (Phase::Gap, SlotFacts::Missing) => {
+            Some("the replication slot is gone from the monolith, and the changes since with it".to_owned())
+        }
+        (Phase::Gap, SlotFacts::Present(slot)) if slot.wal_status == "lost" => {
+            Some("the monolith dropped WAL that the slot still needed (max_slot_wal_keep_size)".to_owned())
+        }
+        (Phase::Gap, SlotFacts::None | SlotFacts::Present(_)) => {
+            Some(format!("changes are missing: {}", detail.unwrap_or("no reason recorded")))
+        }
+        (Phase::Diverged, _) => {
+            Some(format!("the service differs: {}", detail.unwrap_or("no reason recorded")))
+        }
+        (Phase::Dead, _) => status.process.as_ref().map(|process| {
+            let (pid, host) = (process.pid, &process.host);
+            let seconds = process.seen_seconds_ago;
+            format!(
+                "the mirror (process {pid} on {host}) gave its last sign of life {seconds:.0} seconds ago"
+            )
+        }),
+        (
+            Phase::Unknown
+            | Phase::NotProvisioned
+            | Phase::Provisioned
+            | Phase::Copying
+            | Phase::CatchingUp
+            | Phase::Streaming
+            | Phase::Stopped,
+            _,
+        ) => None,
+    }
 }
 
 /// What was whole once and is not any more.

@@ -9,6 +9,7 @@ use super::arming;
 use super::evidence::EvidenceFacts;
 use super::facts::{Gate, MonolithFacts, MoveGroup, ServiceFacts, Side, Slot, WayBack};
 use crate::dualwrite::guard;
+use crate::dualwrite::readiness::{TableLock, locks};
 use crate::journal::ledger::{self, Anchor};
 use crate::journal::migrate::{self, Form};
 use crate::journal::{JournalError, alarms, authority, grounds, moves, standing};
@@ -161,7 +162,10 @@ pub async fn monolith(
             if form == Form::Absent { BTreeMap::new() } else { grounds::monolith(client, slice).await? };
         let arming =
             if form == Form::Current { Some(arming::read(client, slice, &shapes).await?) } else { None };
-        let back = backs.remove(*slice);
+        let mut back = backs.remove(*slice);
+        if let Some(back) = back.as_mut().filter(|back| back.mode == "apply") {
+            back.blocker = blocker(client, &shapes).await?;
+        }
         let mut facts_here = MonolithFacts { gate, form, arming, shapes, back, ..shared.clone() };
         // Only a move that is under way asks for these, and the monolith's gate may be the one that was not closed last.
         if form == Form::Current && facts_here.gate.as_ref().is_some_and(Gate::is_closed) {
@@ -171,6 +175,15 @@ pub async fn monolith(
         facts.insert((*slice).to_owned(), facts_here);
     }
     Ok(facts)
+}
+
+/// Whoever has for longest kept writers out of one of these tables, which go by their names in the plan.
+async fn blocker(client: &Client, shapes: &BTreeMap<String, String>) -> Result<Option<String>, ReadError> {
+    let what = "locks on the monolith's tables";
+    let names = shapes.keys().filter_map(|name| TableName::parse(name, "public").ok());
+    let tables: Vec<String> = names.map(|name| name.sql()).collect();
+    let found = locks::find(client, &tables).await.map_err(|source| ReadError::Query { what, source })?;
+    Ok(found.first().map(TableLock::brief))
 }
 
 async fn groups(client: &Client, slice: &str) -> Result<Vec<MoveGroup>, ReadError> {

@@ -128,6 +128,11 @@ const FAULTS: &[Fault] = &[
     ),
     fault(
         ON_MONOLITH,
+        ("rows-stay-behind", "it has rows that the slice's filter does not take: (\"At\""),
+        ("INSERT INTO \"Days\" VALUES ('2026-03-05')", "DELETE FROM \"Days\" WHERE \"At\" = '2026-03-05'"),
+    ),
+    fault(
+        ON_MONOLITH,
         ("prepared-in-the-way", "1 prepared transaction with locks of moved tables: \"left over\" of"),
         (
             "BEGIN; UPDATE \"Things\" SET \"Name\" = 'p' WHERE \"Id\" = 7; PREPARE TRANSACTION 'left over'",
@@ -214,6 +219,16 @@ async fn a_transaction_that_holds_the_gate_is_listed_without_the_values_in_its_q
     assert!(found.fact.contains("(till 4, idle in transaction)"), "{}", found.fact);
     assert!(found.fact.ends_with("INSERT INTO \"Things\" (\"Name\") VALUES (?)"), "{}", found.fact);
     run(&writer, "ROLLBACK").await;
+    // As CREATE INDEX does: writers wait, and the gate does not know.
+    let there = connect(&stage.split.pair.service_url()).await;
+    for (client, waits) in [(&writer, "the fence waits"), (&there, "the mirror waits")] {
+        run(client, "SET application_name = 'till 5'; BEGIN; LOCK TABLE \"Things\" IN SHARE MODE").await;
+        let found = stage.until_told("table-locked").await;
+        assert!(found.fact.contains("ShareLock on \"Things\", by process"), "{}", found.fact);
+        assert!(found.fact.contains("(till 5, idle in transaction)"), "{}", found.fact);
+        assert!(found.consequence.starts_with(waits), "{}", found.consequence);
+        run(client, "ROLLBACK").await;
+    }
     // Whoever only reads, or writes another slice's tables, is not in the way.
     let key: i32 =
         stage.monolith.query_one("SELECT lock_key + 1 FROM strangler.slice", &[]).await.unwrap().get(0);

@@ -202,6 +202,10 @@ mod tests {
             entry("alarm", json!({ "alarm": "gap", "direction": "forward", "detail": "the slot is gone" })),
             entry(
                 "alarm",
+                json!({ "alarm": "unwatched", "side": "monolith", "detail": "writes past its gate were not seen" }),
+            ),
+            entry(
+                "alarm",
                 json!({ "alarm": "stray-write", "side": "monolith", "rows": 3, "tables": ["Orders"] }),
             ),
             entry(

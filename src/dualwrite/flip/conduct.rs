@@ -140,11 +140,11 @@ impl Conduct<'_> {
         hooks.map_err(|problem| ConductError::Refused(vec![*problem]))
     }
 
-    /// The members that are where they are wanted already, so that there is nothing to rehearse.
+    /// Why there is nothing to rehearse: members that are where they are wanted already, or that nobody has authority over.
     ///
     /// # Errors
     /// [`ConductError`] when a side can't be asked, or the members are not the plan's.
-    pub async fn there_already(
+    pub async fn nothing_to_rehearse(
         &self,
         members: &[Member],
         intent: Intent,
@@ -154,6 +154,9 @@ impl Conduct<'_> {
             Intent::Flip | Intent::Abort | Intent::Resume => (Side::Service, " --back"),
         };
         let found = self.first_look(members, intent).await?;
+        if let Some(problem) = found.iter().find_map(|one| course::without_owner(one, to, self.path)) {
+            return Ok(vec![problem]);
+        }
         let is_there =
             |one: &&course::Found| matches!(one.standing, Standing::Owned { owner, .. } if owner == to);
         let there: Vec<&course::Found> = found.iter().filter(is_there).collect();

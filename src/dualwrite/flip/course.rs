@@ -6,6 +6,8 @@
 
 use super::FlipError;
 use crate::authority::{Epoch, GroupId, GroupState, Refusal, Side, Standing};
+use crate::dualwrite::together;
+use crate::problem::Problem;
 
 /// A slice as it was found.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -100,18 +102,42 @@ fn in_the_way(found: &Found, to: Side) -> FlipError {
         Standing::Owned { epoch, .. } | Standing::Behind { epoch, .. } => (to.peer(), epoch),
         Standing::BothOpen | Standing::Broken => (to.peer(), Epoch(0)),
     };
-    let others: Vec<String> = found
-        .group
-        .iter()
-        .flat_map(|group| group.members.iter().filter(|name| **name != found.slice).cloned())
-        .collect();
-    if !others.is_empty() {
-        FlipError::Together { others, from }
-    } else if from != to.peer() {
-        FlipError::Refused(Refusal::OtherWay { from, epoch, alone: true })
+    if let Some((others, settled)) = others(found) {
+        FlipError::Together { others, from, settled }
     } else {
-        FlipError::Refused(Refusal::FencedAlone { from, epoch })
+        FlipError::Refused(alone((from, epoch), to))
     }
+}
+
+/// The slices that it moves together with, and whether it was settled that they do.
+fn others(found: &Found) -> Option<(Vec<String>, bool)> {
+    let group = found.group.as_ref()?;
+    let others: Vec<String> = group.members.iter().filter(|name| **name != found.slice).cloned().collect();
+    (!others.is_empty()).then_some((others, group.state == GroupState::Open))
+}
+
+/// A slice is in a move of its own.
+fn alone((from, epoch): (Side, Epoch), to: Side) -> Refusal {
+    if from != to.peer() {
+        Refusal::OtherWay { from, epoch, alone: true, settled: false }
+    } else {
+        Refusal::FencedAlone { from, epoch }
+    }
+}
+
+/// What is to be done about a slice that nobody has authority over, before anything else is asked of it. `plan` is the plan's path
+/// as typed.
+pub(super) fn without_owner(found: &Found, to: Side, plan: &str) -> Option<Problem> {
+    let (from, epoch) = match found.standing {
+        Standing::Fenced { from, epoch } | Standing::Aborted { from, epoch } => (from, epoch),
+        Standing::Owned { .. } | Standing::Behind { .. } | Standing::BothOpen | Standing::Broken => {
+            return None;
+        }
+    };
+    Some(match others(found) {
+        Some((others, settled)) => together::unfinished(plan, &found.slice, (&others, from, settled)),
+        None => alone((from, epoch), to).problem(plan, &found.slice),
+    })
 }
 
 /// Where all of the slices of a command stand when it is over.
@@ -230,6 +256,9 @@ mod tests {
         assert!(matches!(why, FlipError::Refused(Refusal::OtherWay { alone: true, .. })), "{why}");
         let others = fenced("a", Side::Service, Some((GroupState::Pending, &["a", "d"])));
         assert!(is_under_way(std::slice::from_ref(&others), "d"));
+        let settled = fenced("a", Side::Monolith, Some((GroupState::Open, &["a", "d"])));
+        let next = without_owner(&settled, Side::Service, "p").unwrap().next;
+        assert!(next.contains("--slice a --slice d") && !next.contains("--abort"), "{next}");
         let (_, why) = of(&[others, second], Side::Service).unwrap_err();
         assert!(
             matches!(why, FlipError::Together { from: Side::Service, .. }),

@@ -111,7 +111,7 @@ async fn gather(drivers: &mut [Driver]) -> Result<Option<Together>, MoveError> {
             id = begun.id;
         } else if begun.state == GroupState::Pending {
             let others = known.into_iter().filter(|name| **name != driver.slice).cloned().collect();
-            let source = FlipError::Together { others, from: begun.from };
+            let source = FlipError::Together { others, from: begun.from, settled: false };
             return Err(MoveError { slice: driver.slice.clone(), source });
         }
     }

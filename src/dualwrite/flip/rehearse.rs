@@ -15,6 +15,9 @@ use crate::cdc::source::{self, MARKER_PREFIX};
 /// Pause between two attempts, so that writers catch up.
 const PAUSE: Duration = Duration::from_millis(200);
 
+/// When none of so many has come through, the others would not either, and would hold writers up for nothing.
+const IN_VAIN: usize = 3;
+
 /// What one attempt took, in milliseconds.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
 pub struct Sample {
@@ -64,7 +67,7 @@ impl Rehearsal {
 }
 
 /// Rehearses taking authority over all these slices from `side` at one barrier, so many times. Nothing is changed; writers wait
-/// for as long as each attempt takes, at most the budget.
+/// for as long as each attempt takes, at most the budget. When the first ones all run out of time it ends.
 ///
 /// # Errors
 /// [`MoveError`].
@@ -95,6 +98,9 @@ pub async fn rehearse(drivers: &mut [Driver], side: Side, times: usize) -> Resul
             }
             Err(Event::OutOfTime | Event::Unclear) => found.out_of_time += 1,
             Err(Event::Missed | Event::Hit | Event::Observed(_)) => {}
+        }
+        if found.samples.is_empty() && found.out_of_time >= IN_VAIN {
+            break;
         }
         tokio::time::sleep(PAUSE.mul_f64(0.5 + fastrand::f64())).await;
     }

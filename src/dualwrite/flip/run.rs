@@ -4,6 +4,8 @@
 //! were done when it began. What came of it is read off the gates at the end, whatever the driver met: it may have died in the
 //! middle of what another one then finished.
 
+use std::time::Duration;
+
 use tokio_postgres::Client;
 
 use super::conduct::{Conduct, ConductError, Tell, Told};
@@ -17,9 +19,13 @@ use crate::dualwrite::exclusion;
 use crate::dualwrite::hooks::{Executor, Moving, Occasion, Outcome, Report};
 use crate::dualwrite::readiness::Purpose;
 use crate::journal::operators::Operator;
+use crate::journal::readiness::{self, Mirror};
 use crate::postgres::connect::Session;
 use crate::postgres::sqlstate;
 use crate::problem::{Problem, Severity};
+
+/// How long one attempt waits for a mirror that gives no sign of life; one that comes back then is soon enough.
+const WITHOUT_MIRROR: Duration = Duration::from_secs(4);
 
 /// One command at work.
 pub(super) struct Command<'a> {
@@ -221,7 +227,15 @@ impl Command<'_> {
         found: &[Found],
         tell: Tell<'_>,
     ) -> Result<Vec<Moved>, ConductError> {
-        let mut moved = Box::pin(moves::carry_out(self.members, &order)).await;
+        let mut members = self.members.to_vec();
+        if let Some(to) = course::under_way(found).filter(|_| order.intent != Intent::Abort) {
+            let away = self.without_mirror(found, to).await;
+            if !away.is_empty() {
+                tell(Told::Problems(&away));
+                members.iter_mut().for_each(|member| member.limits.position = WITHOUT_MIRROR);
+            }
+        }
+        let mut moved = Box::pin(moves::carry_out(&members, &order)).await;
         for one in moved.iter_mut().flatten() {
             // Another driver may have been quicker, which does not mean that it was there before.
             one.changed |= course::is_under_way(found, &one.slice);
@@ -240,6 +254,35 @@ impl Command<'_> {
             return moved.map_err(|source| ConductError::Move { left, source });
         }
         self.over((occasion, to), moved, tell).await
+    }
+
+    /// Slices under way to a side whose mirror gives no sign of life: what they still wait for, nobody brings.
+    async fn without_mirror(&self, found: &[Found], to: Side) -> Vec<Problem> {
+        let mut away = Vec::new();
+        for member in self.members {
+            let slice = member.mapping.slice.as_str();
+            if !course::is_under_way(found, slice) {
+                continue;
+            }
+            let mut links = member.links.take();
+            // A side that does not answer is the move's to tell.
+            let Ok(client) = links.looking(to).await else { continue };
+            let Ok(told) = readiness::read(client, slice, to.incoming()).await else { continue };
+            member.links.keep(links).await;
+            if !told.mirror.as_ref().is_some_and(Mirror::is_alive) {
+                away.push(self.waits_in_vain(slice, to));
+            }
+        }
+        away
+    }
+
+    fn waits_in_vain(&self, slice: &str, to: Side) -> Problem {
+        Problem::warning("mirror-away", format!("slice {slice}"))
+            .fact(format!(
+                "no mirror of it gives a sign of life, and whatever the {to} still lacks only a mirror brings"
+            ))
+            .consequence("it is waited for, less than a minute; meanwhile nobody has authority")
+            .next(format!("strangler mirror {} --slice {slice}, beside this command", self.conduct.path))
     }
 
     /// Finds out what came of a move, and runs `after`.

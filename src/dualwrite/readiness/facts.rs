@@ -39,12 +39,21 @@ pub struct Facts {
     pub evidence: Evidence,
     /// What they would have to rest on now; absent when the slice is not provisioned.
     pub ground: Option<Ground>,
+    /// The slot of a way back that has lost writes of the service, as far as anything proves: see
+    /// [`crate::journal::alarms::lost_writes`].
+    pub lost_writes: Option<String>,
     /// The slot of the way back, which is on the side that opens; absent when there is none of the stream's name.
     pub slot: Option<Slot>,
     /// Prepared transactions on the side that would be fenced that hold the gate or write moved tables.
     pub prepared: Vec<Prepared>,
     /// Transactions there that passed the gate.
     pub holders: Vec<Holder>,
+    /// Locks there that keep writers out of moved tables, and with them the fence.
+    pub locked_from: Vec<TableLock>,
+    /// Such locks on the other side, for which the mirror waits.
+    pub locked_to: Vec<TableLock>,
+    /// Tables of the monolith with rows that no filter takes; asked only of a flip to the service.
+    pub behind: Vec<Behind>,
     /// Sessions there that the gate lets pass and that are not ours: process and application.
     pub passing: Vec<(i32, String)>,
     /// Servers that follow the side that would be fenced.
@@ -107,6 +116,30 @@ pub struct Holder {
     pub state: String,
     /// The last statement, shortened and without constants.
     pub query: String,
+}
+
+/// A lock on a moved table that whoever writes it waits for.
+#[derive(Debug, Clone, PartialEq)]
+pub struct TableLock {
+    /// Whose transaction it is.
+    pub holder: Holder,
+    /// As `pg_locks` calls it.
+    pub mode: String,
+    /// The table or partition.
+    pub table: String,
+}
+
+/// A table of the monolith of which the slice takes some rows only.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Behind {
+    /// The table.
+    pub table: String,
+    /// The same, quoted for SQL.
+    pub sql: String,
+    /// The filter as a condition.
+    pub filter: String,
+    /// Others were found; else they could not be looked for in time.
+    pub known: bool,
 }
 
 /// How a standby follows.

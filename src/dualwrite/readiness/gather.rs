@@ -7,7 +7,7 @@ use tokio_postgres::{Client, Row};
 
 use super::Asked;
 use super::facts::{Access, Facts, Findings, Holder, Prepared, Probe, Replica, Slot, Standby};
-use super::{outgoing, writers};
+use super::{left_behind, locks, outgoing, writers};
 use crate::authority::Side;
 use crate::cdc::mirror::chain_of;
 use crate::cdc::source::{self, MARKER_PREFIX};
@@ -16,8 +16,8 @@ use crate::dualwrite::flip::sequences::Pairs;
 use crate::dualwrite::gate::{APPLY_ROLE, LOCK_CLASS};
 use crate::dualwrite::guard;
 use crate::journal::operators::{self, Operator};
-use crate::journal::readiness::Told;
-use crate::journal::{JournalError, authority, grounds, ledger, readiness};
+use crate::journal::readiness::{Mirror, Told};
+use crate::journal::{JournalError, alarms, authority, grounds, ledger, readiness};
 use crate::mapping::SliceMapping;
 use crate::name::TableName;
 use crate::postgres::sqlstate;
@@ -77,7 +77,14 @@ pub async fn gather(
         }
         None => None,
     };
-    let tables: Vec<String> = mapping.tables.iter().map(|table| named(table, asked.from())).collect();
+    let tables = |side| -> Vec<String> { mapping.tables.iter().map(|table| named(table, side)).collect() };
+    let locked = async |client, side| {
+        locks::find(client, &tables(side)).await.map_err(failed("looking for locks on moved tables"))
+    };
+    let behind = match asked.to {
+        Side::Service => left_behind::find(from, mapping).await?,
+        Side::Monolith => Vec::new(),
+    };
     let (probe, slot) = (probe(from, to, asked, &here).await?, slot(to, &there).await?);
     // Read again behind the slot: a stream's position is never behind what its slot was told.
     let there = readiness::read(from, slice, asked.from().incoming()).await.map_err(journal)?;
@@ -87,13 +94,19 @@ pub async fn gather(
         let (service, monolith) = (sessions.service, Some(sessions.monolith));
         evidence.broken = evidence::broken(service, monolith, full).await.map_err(journal)?;
     }
+    // Behind the probe: a marker that arrived came through a way back that was noted before.
+    let lost_writes = alarms::lost_writes(sessions.service, slice).await.map_err(journal)?;
     Ok(Facts {
+        lost_writes,
         probe,
         evidence,
         ground,
         slot,
-        prepared: prepared(from, lock_key, &tables).await?,
+        prepared: prepared(from, lock_key, &tables(asked.from())).await?,
         holders: holders(from, lock_key).await?,
+        locked_from: locked(from, asked.from()).await?,
+        locked_to: locked(to, asked.to).await?,
+        behind,
         passing: passing(from).await?,
         standbys: standbys(from).await?,
         sequences,
@@ -157,7 +170,7 @@ fn named(table: &crate::mapping::TableMapping, side: Side) -> String {
 async fn probe(from: &Client, to: &Client, asked: &Asked<'_>, told: &Told) -> Result<Probe, FlipError> {
     let mut probe = Probe::default();
     // Without anybody who reads the stream there is nothing to measure, and the reason has its own words.
-    if !told.mirror.as_ref().is_some_and(outgoing::is_alive) {
+    if !told.mirror.as_ref().is_some_and(Mirror::is_alive) {
         return Ok(probe);
     }
     let begun = Instant::now();

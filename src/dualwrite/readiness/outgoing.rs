@@ -6,10 +6,9 @@ use crate::authority::Side;
 use crate::journal::readiness::Mirror;
 use crate::problem::{Problem, bring_back};
 use crate::reconcile::evidence::Lack;
+use crate::reconcile::finding::FindingKind;
+use crate::reconcile::verdict::Outcome;
 use crate::words;
-
-/// A mirror that was not seen for this long is away. It writes its row every other second.
-const AWAY_AFTER_S: f64 = 5.0;
 
 /// Round trip of a marker below which a drain ends within the pause that users don't notice: what it may be at least, whatever
 /// the plan's budget.
@@ -21,11 +20,6 @@ const CALM_SHARE: f64 = 0.06;
 
 /// How many round trips in a row have to be below that.
 const CALM_IN_A_ROW: usize = 5;
-
-/// The mirror gave a sign of life lately and did not end.
-pub(super) fn is_alive(mirror: &Mirror) -> bool {
-    !mirror.stopped && mirror.seen_s < AWAY_AFTER_S
-}
 
 /// The last round trips were quick enough.
 pub(super) fn is_calm(probe: &Probe, asked: &Asked<'_>) -> bool {
@@ -47,6 +41,7 @@ pub(super) fn judge(facts: &Facts, asked: &Asked<'_>) -> Vec<Problem> {
         problems.extend(slow(facts, asked));
     }
     problems.extend(down.into_iter().chain(away));
+    problems.extend(lost_writes(facts, asked));
     problems.extend(unfinished(facts, asked));
     problems.extend(too_early(facts, asked));
     problems
@@ -107,7 +102,7 @@ fn stream(facts: &Facts, asked: &Asked<'_>) -> Option<Problem> {
 fn away(facts: &Facts, asked: &Asked<'_>) -> Option<Problem> {
     let mut next = asked.command("mirror");
     let fact = match &facts.to.mirror {
-        Some(mirror) if is_alive(mirror) => return None,
+        Some(mirror) if mirror.is_alive() => return None,
         // One that ended by itself left word, and mostly what to type.
         Some(Mirror { stopped: true, detail: Some(detail), .. }) => {
             let (why, asks) = detail
@@ -156,6 +151,23 @@ fn slow(facts: &Facts, asked: &Asked<'_>) -> Option<Problem> {
             .fact(format!("{fact}; {CALM_IN_A_ROW} in a row have to stay below {:.0} ms", calm_ms(asked)))
             .consequence("writers would wait that long, or in vain")
             .next(format!("wait until {} shows a small lag, then {}", asked.command("status"), asked.flip())),
+    )
+}
+
+/// The way back that would have to drain was begun anew over a hole. Not a question of evidence, so no reason excuses it.
+fn lost_writes(facts: &Facts, asked: &Asked<'_>) -> Option<Problem> {
+    let slot = facts.lost_writes.as_ref().filter(|_| asked.to == Side::Monolith)?;
+    let reconcile = asked.command("reconcile");
+    Some(
+        Problem::error("writes-not-back", asked.object())
+            .fact(format!(
+                "the way back was begun anew under the slot {slot} while the service had authority, and no full comparison \
+                 since has found both sides equal"
+            ))
+            .consequence(
+                "what the service accepted before that would be missing on the monolith, and no reason excuses that",
+            )
+            .next(format!("{reconcile} --repair, then {reconcile}")),
     )
 }
 
@@ -242,7 +254,14 @@ pub(super) fn evidence(facts: &Facts, asked: &Asked<'_>) -> (Vec<Problem>, Optio
         let problem = Problem::error("sides-differ", asked.object())
             .fact(words.join("; "))
             .consequence("the new side would go on with wrong rows, and no reason excuses that")
-            .next(format!("{reconcile} --repair, then {reconcile}"));
+            .next(if only_misplaced(facts, asked) {
+                format!(
+                    "no repair takes away rows of the service that the slice's filter does not take: DELETE them there, or give \
+                     them a value that it takes; then {reconcile}"
+                )
+            } else {
+                format!("{reconcile} --repair, then {reconcile}")
+            });
         return (vec![problem], None);
     }
     if lacks.contains(&Lack::DiffersStrictly) {
@@ -267,6 +286,13 @@ pub(super) fn evidence(facts: &Facts, asked: &Asked<'_>) -> (Vec<Problem>, Optio
             (vec![problem], None)
         }
     }
+}
+
+/// The last verdict that found differences found none but rows that the service's application wrote and the filter forbids.
+fn only_misplaced(facts: &Facts, asked: &Asked<'_>) -> bool {
+    let full = facts.evidence.last_full.as_ref().filter(|verdict| verdict.outcome == Outcome::Differs);
+    let other = |(kind, count): (&FindingKind, &u64)| *kind != FindingKind::Misplaced && *count > 0;
+    asked.to == Side::Monolith && full.is_some_and(|verdict| !verdict.counts.iter().any(other))
 }
 
 /// A strict comparison found rows that differ, and nothing else is known to. Where the copy's types write the same value in

@@ -196,6 +196,7 @@ fn evidence(outcome: Outcome, counts: &[(FindingKind, u64)]) -> Evidence {
             slot: None,
             stream: None,
             disturbances: 0,
+            way_back: None,
             tables: BTreeMap::new(),
         },
     };

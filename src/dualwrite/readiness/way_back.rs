@@ -1,10 +1,10 @@
 //! Whether authority could come back, and whether the gates are there at all.
 
 use super::facts::Facts;
-use super::outgoing::is_alive;
 use super::{Asked, until_turned};
 use crate::authority::Side;
 use crate::dualwrite::guard;
+use crate::journal::readiness::Mirror;
 use crate::name::TableName;
 use crate::problem::Problem;
 
@@ -123,7 +123,7 @@ fn slot(facts: &Facts, asked: &Asked<'_>) -> Option<Problem> {
 }
 
 fn idle(facts: &Facts, asked: &Asked<'_>) -> Option<Problem> {
-    if facts.from.mirror.as_ref().is_some_and(is_alive) {
+    if facts.from.mirror.as_ref().is_some_and(Mirror::is_alive) {
         return None;
     }
     Some(

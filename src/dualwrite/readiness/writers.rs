@@ -8,13 +8,13 @@ use crate::problem::Problem;
 use crate::words;
 
 /// A transaction that is older holds the gate for longer than a lock attempt is patient.
-const LONG_S: f64 = 0.2;
+pub(super) const LONG_S: f64 = 0.2;
 
 /// One that is older does not end within the attempts of a flip, which would all hold writers up for nothing.
 pub(super) const HOPELESS_S: f64 = 5.0;
 
 /// Transactions that are listed: more have one cause.
-const LISTED_MAX: usize = 5;
+pub(super) const LISTED_MAX: usize = 5;
 
 pub(super) fn judge(facts: &Facts, asked: &Asked<'_>) -> Vec<Problem> {
     let mut problems = Vec::new();
@@ -75,7 +75,7 @@ fn holders(facts: &Facts, asked: &Asked<'_>) -> Option<Problem> {
     )
 }
 
-fn described(holder: &Holder) -> String {
+pub(super) fn described(holder: &Holder) -> String {
     let age = if holder.hidden {
         format!("seen for {:.1} s, of hidden age (grant pg_read_all_stats)", holder.age_s)
     } else {

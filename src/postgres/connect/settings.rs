@@ -54,6 +54,12 @@ const MAY_WRITE: &str = "SELECT pg_catalog.set_config(name, 'off', false) FROM p
      WHERE pg_catalog.current_setting('default_transaction_read_only') = 'on' \
        AND name = 'default_transaction_read_only' AND source IN ('database', 'user', 'database user'); ";
 
+/// With `synchronous_commit = off`, which a role, a database or a server may have, a commit is acknowledged up to 0.6 s before it
+/// is in the WAL: a stream learns of it as late, and a position is confirmed that a crash takes back. Other values say who else
+/// is waited for, and stay. What may be lost says so where it is written.
+const FLUSHED: &str = "SELECT pg_catalog.set_config('synchronous_commit', 'on', false) \
+     WHERE pg_catalog.current_setting('synchronous_commit') = 'off'; ";
+
 /// How long a transaction that holds locks of the application may be idle, in milliseconds. From one statement to the next takes
 /// us a round trip; a process that was frozen, or whose link went silent, would hold readers and writers for as long as it is.
 const LOCKS_IDLE_MS: u32 = 1_000;
@@ -104,7 +110,7 @@ fn statements(server_major: u32) -> String {
         "DateStyle" | "search_path" => format!("SET {name} = {value}; "),
         _ => format!("SET {name} = '{value}'; "),
     })
-    .chain(std::iter::once(MAY_WRITE.to_owned()))
+    .chain([MAY_WRITE, FLUSHED].map(str::to_owned))
     .collect()
 }
 

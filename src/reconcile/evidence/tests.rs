@@ -16,6 +16,7 @@ fn ground() -> Ground {
         slot: Some("strangler_retail_ordering_abcdef".to_owned()),
         stream: Some("running".to_owned()),
         disturbances: 0,
+        way_back: None,
         tables: [("Orders".to_owned(), table()), ("OrderLines".to_owned(), table())].into(),
     }
 }

@@ -7,6 +7,9 @@ use crate::status::facts::{ServiceFacts, WayBack};
 use crate::status::{Authority, SliceStatus, StrayWrites, WayBackStatus};
 use crate::words;
 
+/// A way back that is later than this is an alarm. One that keeps up is some milliseconds late.
+const LATE_SECONDS: f64 = 5.0;
+
 /// `service_now_us` is the service's time, in microseconds since 1970, when it could be asked.
 pub(super) fn way_back(found: &WayBack, service_now_us: Option<i64>, commands: &Commands) -> WayBackStatus {
     let stream = &found.stream;
@@ -33,6 +36,7 @@ pub(super) fn way_back(found: &WayBack, service_now_us: Option<i64>, commands: &
         lag_seconds: service_now_us.and_then(|now_us| age_seconds(stream, found.process.as_ref(), now_us)),
         applied_lsn: stream.applied_lsn,
         process: doing,
+        blocker: found.blocker.clone(),
     }
 }
 
@@ -86,7 +90,7 @@ pub(super) fn alarms(status: &SliceStatus) -> Vec<String> {
         match back.state.as_str() {
             "gap" => alarms.push(format!("changes of the service are missing on the way back: {detail}")),
             "diverged" => alarms.push(format!("the way back leads elsewhere: {detail}")),
-            _ => alarms.extend(halted(status, back)),
+            _ => alarms.extend(halted(status, back).or_else(|| late(status, back))),
         }
     }
     alarms
@@ -129,6 +133,17 @@ fn halted(status: &SliceStatus, back: &WayBackStatus) -> Option<String> {
         )),
         _ => None,
     }
+}
+
+/// Readers of the monolith's old tables see what the service wrote that much later, and a flip back waits for it. How much it is
+/// changes all the time, and a watcher is told of an alarm once.
+fn late(status: &SliceStatus, back: &WayBackStatus) -> Option<String> {
+    let applies = status.authority == Authority::Service && back.mode == "apply";
+    back.lag_seconds.filter(|lag| applies && *lag > LATE_SECONDS)?;
+    let why = back.blocker.as_ref().map(|blocker| format!("; on the monolith {blocker}")).unwrap_or_default();
+    Some(format!(
+        "the way back is more than {LATE_SECONDS:.0} s behind, and so are the monolith's tables{why}"
+    ))
 }
 
 /// What brings a way back that does not work to work again.

@@ -414,7 +414,7 @@ fn way_back(mode: &str, state: &str, phase: &str) -> WayBack {
         stopped: phase == "stopped",
         ..process
     });
-    WayBack { mode: mode.to_owned(), stream, process }
+    WayBack { mode: mode.to_owned(), stream, process, blocker: None }
 }
 
 /// As after a flip, with this way back.
@@ -437,6 +437,19 @@ fn after_a_flip_the_way_back_is_shown_and_the_way_there_watches_in_good_health()
     let back = shown.way_back.unwrap();
     assert_eq!((back.mode.as_str(), back.slot.as_str(), back.lag_seconds), ("apply", "back", Some(1.0)));
     assert_eq!((shown.alarms, shown.next), (Vec::<String>::new(), None));
+}
+
+#[test]
+fn a_way_back_that_is_late_is_an_alarm_that_names_who_keeps_it_out_of_a_table() {
+    let mut late = way_back("apply", "running", "streaming");
+    late.stream.source_time_us = Some(400 * SECOND_US);
+    late.blocker = Some("process 7 (till, active) holds AccessExclusiveLock on orders".to_owned());
+    let alarms = status(&flipped(late.clone())).alarms;
+    let alarm = "the way back is more than 5 s behind, and so are the monolith's tables; on the monolith process 7 (till, \
+        active) holds AccessExclusiveLock on orders";
+    assert_eq!(alarms, [alarm]);
+    late.mode = "tripwire".to_owned();
+    assert!(status(&flipped(late)).alarms.is_empty(), "a watch brings nothing to anybody");
 }
 
 #[test]

@@ -3,8 +3,8 @@
 use serde_json::json;
 use tokio_postgres::Client;
 
-use super::bank::Side;
-use super::{UNPROVEN, armed, complete, flip, killed};
+use super::bank::{ON_SERVICE, SETUP, Side, TABLES};
+use super::{UNPROVEN, armed, armed_with, complete, flip, killed};
 use crate::ledger::told::told;
 use crate::support::split::Split;
 use crate::support::wait::{SOON, until, until_blocking};
@@ -74,6 +74,11 @@ async fn a_plan_that_asks_for_an_approval_refuses_a_move_without_a_name_and_the_
     // Nor does what is taken back, and nobody approved that.
     killed_approved(&split, &["--back"]);
     mirror.kill();
+    // Nobody holds writers up to rehearse what is under way, and the dead operator is not what is in the way.
+    let rehearsed = split.run("flip", &["--back", "--rehearse", "1"]);
+    assert_eq!(rehearsed.exit, Some(3), "{}", rehearsed.page());
+    assert!(rehearsed.stderr.contains("(authority-fenced-alone)"), "{}", rehearsed.page());
+    assert!(!rehearsed.stderr.contains("(operator-at-work)"), "{}", rehearsed.page());
     let aborted = split.run("flip", &["--abort"]);
     assert_eq!(aborted.exit, Some(0), "{}", aborted.page());
     let last = &told(&service, "flip").await[3].body;
@@ -92,7 +97,9 @@ fn killed_approved(split: &Split, to: &[&str]) {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_rehearsal_is_told_with_its_quantiles_and_needs_no_approval() {
-    let (split, _monolith, service, mirror) = armed().await;
+    // Markers are flushed at once, whatever the database says of its application's commits.
+    let late = "DO $$ BEGIN EXECUTE format('ALTER DATABASE %I SET synchronous_commit = off', current_database()); END $$;";
+    let (split, _monolith, service, mirror) = armed_with(TABLES, &format!("{late}{SETUP}"), ON_SERVICE).await;
     split.change_plan("min_mirror_time: 0s", "min_mirror_time: 0s, approval: required");
     let ended = split.run("flip", &[&["--rehearse", "2"][..], &UNPROVEN].concat());
     assert_eq!(ended.exit, Some(0), "{}", ended.page());
@@ -102,4 +109,10 @@ async fn a_rehearsal_is_told_with_its_quantiles_and_needs_no_approval() {
     let tried = body["attempts"].as_u64().unwrap() + body["out_of_time"].as_u64().unwrap();
     assert_eq!((tried, &body["budget_ms"], &body["slices"]), (2, &json!(2000.0), &json!(["one"])));
     mirror.stop();
+    let in_vain = split.run("flip", &["--rehearse", "2", "--format", "json"]);
+    assert_eq!(in_vain.exit, Some(3), "{}", in_vain.page());
+    let document: serde_json::Value = serde_json::from_str(&in_vain.stdout).unwrap();
+    assert_eq!((&document["attempts"], &document["out_of_time"]), (&json!([]), &json!(0)), "no writer waits");
+    assert!(document["problems"].to_string().contains("mirror-away"), "{document:#}");
+    assert_eq!(told(&service, "rehearsal").await.len(), 1, "nothing was rehearsed");
 }

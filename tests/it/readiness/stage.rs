@@ -40,7 +40,7 @@ fn text(policy: &str) -> String {
     format!(
         "version: 1\nplan: split\nmonolith: {{ url: \"${{MONOLITH}}\" }}\n\
          services: {{ service: {{ url: \"${{SERVICE}}\" }} }}\n\
-         slices: {{ one: {{ service: service, tables: {{ Things: {{}}, Days: {{}} }} }} }}\npolicy: {{ {policy} }}\n"
+         slices: {{ one: {{ service: service, tables: {{ Things: {{}}, Days: {{ where: {{ At: ['2026-01-05', '2026-02-05'] }} }} }} }} }}\npolicy: {{ {policy} }}\n"
     )
 }
 

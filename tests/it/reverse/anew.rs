@@ -3,6 +3,7 @@
 use std::time::Instant;
 
 use super::stage::{self, Stage, Way, holds};
+use crate::ledger::told::told;
 use crate::support::soak;
 use crate::support::split::{Mirror, Split};
 use crate::support::wait::{LONG, SOON, until, until_blocking};
@@ -103,9 +104,17 @@ async fn while_the_service_has_the_authority_a_way_back_is_made_anew_and_a_compa
     taken_up(&stage, &mirror).await;
     stage.on_service("UPDATE pairs SET v = -v WHERE a = 3").await;
     stage.arrived(Way::Reverse).await;
+    // No reason excuses what did not come back, until a comparison of everything has found that all is there.
+    let accepted = ["--back", "--accept-no-evidence", "a reason"];
+    let refused = stage.split.run("flip", &accepted);
+    assert_eq!(refused.exit, Some(3), "{}", refused.page());
+    assert!(refused.stderr.contains("(writes-not-back)"), "{}", refused.page());
     let repaired = stage.split.run("reconcile", &["--repair"]);
     assert_eq!(repaired.exit, Some(0), "{}", repaired.page());
     stage.assert_equal().await;
+    succeed(&stage, "reconcile", &[]);
+    let rehearsed = stage.split.run("flip", &[&accepted[..], &["--rehearse", "1"]].concat());
+    assert!(!rehearsed.page().contains("writes-not-back"), "{}", rehearsed.page());
     // The publication's end stops the stream for good; `arm` makes both.
     stage.on_service("DROP PUBLICATION strangler_split_one; UPDATE pairs SET v = -v WHERE a = 4").await;
     let slice = stands_still(&stage).await;
@@ -118,6 +127,60 @@ async fn while_the_service_has_the_authority_a_way_back_is_made_anew_and_a_compa
     stage.assert_equal().await;
     stage.flip_back(3).await;
     stage.on_monolith("UPDATE pairs SET v = -v WHERE a = 5").await;
+    stage.arrived(Way::Forward).await;
+    stage.assert_equal().await;
+    mirror.stop();
+}
+
+const FORWARD_SLOT_GONE: &str = "SELECT pg_terminate_backend(active_pid, 5000) FROM pg_replication_slots WHERE active; \
+    SELECT pg_drop_replication_slot(slot_name) FROM pg_replication_slots";
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_watch_over_a_closed_monolith_that_lost_its_slot_is_begun_anew_and_the_way_back_goes_on_meanwhile()
+ {
+    let (stage, mirror) = armed_by_its_verb().await;
+    stage.flip(2).await;
+    stage.arrived(Way::Reverse).await;
+    succeed(&stage, "reconcile", &[]);
+    mirror.kill();
+    let mirror = stage.split.mirror_with(None, &["--rebuild"]);
+    stage.watched(Way::Forward).await;
+    assert!(mirror.log().contains("--rebuild copies nothing"), "{}", mirror.log());
+    stage.on_monolith(FORWARD_SLOT_GONE).await;
+    let gap = "SELECT bool_or(state = 'gap') FROM strangler.stream WHERE dir = 'forward'";
+    until("the gap is noted", SOON, async || holds(&stage.service, gap).await.then_some(())).await;
+    // What the service writes comes home all the same, under this mirror and under the next.
+    stage.on_service("UPDATE pairs SET v = -v WHERE a = 6").await;
+    stage.arrived(Way::Reverse).await;
+    mirror.kill();
+    let mirror = stage.split.mirror(None);
+    stage.on_service("UPDATE pairs SET v = -v WHERE a = 7").await;
+    stage.arrived(Way::Reverse).await;
+    let status = stage.split.run("status", &["--format", "json"]);
+    let document: serde_json::Value = serde_json::from_str(&status.stdout).unwrap();
+    let slice = &document["slices"][0];
+    assert!(slice["alarms"].to_string().contains("nobody watches the closed monolith"), "{slice:#}");
+    assert_eq!(slice["next"], "strangler mirror plan.yaml --slice one --rebuild", "{slice:#}");
+    mirror.kill();
+    // One of the same name that somebody made is as little use as none.
+    let row = "SELECT slot FROM strangler.stream WHERE dir = 'forward'";
+    let slot: String = stage.service.query_one(row, &[]).await.unwrap().get(0);
+    stage.on_monolith(&format!("SELECT pg_create_logical_replication_slot('{slot}', 'pgoutput')")).await;
+    for point in ["rewatch-slot-dropped", "rewatch-recorded"] {
+        let killed = stage.split.mirror_with(Some(point), &["--slice", "one", "--rebuild"]);
+        until_blocking(point, SOON, || killed.exited());
+    }
+    let mirror = stage.split.mirror_with(None, &["--slice", "one", "--rebuild"]);
+    stage.watched(Way::Forward).await;
+    let status = stage.split.run("status", &["--format", "json"]);
+    let document: serde_json::Value = serde_json::from_str(&status.stdout).unwrap();
+    assert_eq!(document["slices"][0]["evidence"]["stands"], false, "{document:#}");
+    let alarms = told(&stage.service, "alarm").await;
+    assert!(alarms.iter().any(|one| one.body["alarm"] == "unwatched"), "the ledger tells of it");
+    succeed(&stage, "reconcile", &[]);
+    stage.assert_equal().await;
+    stage.flip_back(3).await;
+    stage.on_monolith("UPDATE pairs SET v = -v WHERE a = 8").await;
     stage.arrived(Way::Forward).await;
     stage.assert_equal().await;
     mirror.stop();

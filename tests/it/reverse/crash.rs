@@ -27,7 +27,13 @@ async fn nothing_is_lost_when_the_way_back_is_killed_at_every_durable_step() {
     left.retain(|name| {
         !matches!(
             *name,
-            "tripwire-alarmed" | "turned" | "reverse-mended" | "reverse-persisted" | "reverse-stopped"
+            "tripwire-alarmed"
+                | "turned"
+                | "reverse-mended"
+                | "reverse-persisted"
+                | "reverse-stopped"
+                | "rewatch-slot-dropped"
+                | "rewatch-recorded"
         )
     });
     assert_eq!(left.len(), 5, "{left:?}");

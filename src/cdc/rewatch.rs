@@ -1,0 +1,95 @@
+//! The watch over a fenced monolith, begun anew when its slot is lost. While the service has the authority the stream from
+//! the monolith is a tripwire and carries no row, so no table is copied or touched for it. What was written on the monolith
+//! between the old position and the new slot nobody looked at, past the gate as it would have been; another slot voids
+//! every verdict, and the comparison that is asked for then finds what such a write left behind.
+
+use super::emptying;
+use super::engine::SliceConfig;
+use super::error::MirrorError;
+use super::launch::Links;
+use super::record::Happened;
+use super::source;
+use super::start::{self, Starting};
+use crate::failpoint;
+use crate::journal::streams::{self, StreamRow, StreamState};
+
+/// Whether what a running tripwire has looked through and what its slot still has belong together.
+async fn is_whole(links: &Links, row: &StreamRow) -> Result<bool, MirrorError> {
+    if row.state != StreamState::Running {
+        return Ok(false);
+    }
+    let slot = source::slot(&links.source, &row.slot).await?;
+    Ok(slot.is_some_and(|slot| {
+        slot.wal_status.as_deref() != Some("lost")
+            && slot.confirmed.is_some_and(|confirmed| confirmed <= row.applied)
+    }))
+}
+
+/// `--rebuild` while the service has the authority: its tables are the truth, so of all that it means elsewhere only a lost watch
+/// is left. Gives the old slot back, and the stream another one to make. One that is about to be made already stays, and so does
+/// a watch that lost nothing.
+///
+/// # Errors
+/// [`MirrorError`]; [`MirrorError::Refused`] where the service has not, or not any more, the authority.
+pub(super) async fn begin(
+    config: &SliceConfig,
+    links: &mut Links,
+    starting: Starting<'_>,
+    row: StreamRow,
+    identity: &streams::Source,
+) -> Result<StreamRow, MirrorError> {
+    if row.state == StreamState::Creating {
+        return Ok(row);
+    }
+    let (slice, target) = (starting.slice, &links.target);
+    if is_whole(links, &row).await? {
+        tracing::warn!(
+            slice,
+            "--rebuild copies nothing: the slice belongs to its service, and the watch over the monolith is whole"
+        );
+        return Ok(row);
+    }
+    let tell = |text: &str| config.board.phase(config.of(), "waiting", Some(text));
+    start::wait_for_slot(&links.source, &row.slot, &tell).await?;
+    target.batch_execute("BEGIN").await.map_err(MirrorError::sql("opening a transaction"))?;
+    let slot = start::slot_name(starting.plan, slice);
+    if !streams::rewatch(target, slice, row.nonce, &slot, identity).await? {
+        return Err(not_begun(config, target, &row).await);
+    }
+    let happened = Happened::Unwatched { slot: &row.slot, since: row.applied, anew: &slot };
+    config.recorder.write(target, Some(row.applied), happened).await?;
+    // As for a copy from the beginning: a crash behind this leaves a stream without its slot, never a slot that nobody knows of.
+    if source::slot(&links.source, &row.slot).await?.is_some() {
+        links.replication.drop_slot(&row.slot).await?;
+        failpoint::hit("rewatch-slot-dropped");
+    }
+    target.batch_execute("COMMIT").await.map_err(MirrorError::sql("beginning the watch anew"))?;
+    config.recorder.anchor();
+    failpoint::hit("rewatch-recorded");
+    tracing::warn!(
+        slice,
+        since = %row.applied,
+        "the watch over the closed monolith begins anew: writes past its gate since then were not seen, and a full \
+         comparison finds what they left"
+    );
+    emptying::reread(config, target).await
+}
+
+/// Why the watch could not be begun: another process took over, or the authority is about to move.
+pub(super) async fn not_begun(
+    config: &SliceConfig,
+    target: &tokio_postgres::Client,
+    row: &StreamRow,
+) -> MirrorError {
+    let slice = &config.mapping.slice;
+    match streams::current_nonce(target, config.of()).await {
+        Err(error) => error.into(),
+        Ok(nonce) if nonce != Some(row.nonce) => MirrorError::Fenced { slice: slice.clone() },
+        Ok(_) => MirrorError::Refused {
+            what: format!(
+                "the watch over the monolith of slice {slice} is begun anew only while its service takes writes, and it does not"
+            ),
+            next: format!("strangler status PLAN --slice {slice}"),
+        },
+    }
+}
