@@ -45,6 +45,7 @@ pub(crate) fn column(name: &str, of: &Type) -> Column {
         collation_is_c: false,
         comment: None,
         correlation: None,
+        default_calls: Vec::new(),
     }
 }
 
