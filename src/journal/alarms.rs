@@ -203,15 +203,28 @@ pub async fn noted_way_back(service: &Client, slice: &str) -> Result<Option<Stri
     Ok(row.and_then(|row| row.get(0)))
 }
 
-/// How often something happened to a slice that no later state shows: writes on a fenced side, and ways back that were
-/// begun anew.
+/// Action of the entry in the service's journal that says what fired on rows that the mirror wrote.
+const FIRED: &str = "fired-on-mirrored-rows";
+
+/// Notes in the service that triggers or rules may have changed rows which the mirror wrote, on either side: that voids what
+/// was proven before, also when they are gone again. `what` names them.
+///
+/// # Errors
+/// [`JournalError::Database`].
+pub async fn note_fired(service: &Client, slice: &str, what: &str) -> Result<(), JournalError> {
+    super::record(service, Some(slice), FIRED, &serde_json::json!({ "what": what })).await
+}
+
+/// How often something happened to a slice that no later state shows: writes on a fenced side, ways back that were
+/// begun anew, and triggers that were found firing on mirrored rows.
 ///
 /// # Errors
 /// [`JournalError::Database`].
 pub async fn disturbances(service: &Client, slice: &str) -> Result<i64, JournalError> {
     let sql = "SELECT (SELECT count(*) FROM strangler.alarm WHERE slice = $1) + greatest(0, \
-               (SELECT count(*) FROM strangler.journal WHERE slice = $1 AND action = $2) - 1)";
-    let row = service.query_one(sql, &[&slice, &WAY_BACK_BEGUN]).await;
+               (SELECT count(*) FROM strangler.journal WHERE slice = $1 AND action = $2) - 1) + \
+               (SELECT count(*) FROM strangler.journal WHERE slice = $1 AND action = $3)";
+    let row = service.query_one(sql, &[&slice, &WAY_BACK_BEGUN, &FIRED]).await;
     Ok(row.map_err(JournalError::database("counting what disturbed the slice"))?.get(0))
 }
 
