@@ -33,6 +33,7 @@ pub use design::{ApplyLogins, design};
 pub use error::ArmError;
 pub use locks::{LockMode, Locks};
 pub use patience::Patience;
+pub use reverse::unidentified;
 pub use run::{Hands, prepare, run};
 pub use survey::{ServerFacts, SliceFacts, Survey, survey};
 

@@ -161,8 +161,10 @@ pub struct Column {
     pub not_null: bool,
     /// Default expression, as `pg_get_expr` prints it.
     pub default_sql: Option<String>,
-    /// Sequence that the default or identity draws from.
+    /// Sequence that the default or identity draws from; without a default the one that the column owns.
     pub sequence: Option<TableName>,
+    /// Functions that the default calls and that may do anything: volatile, neither built in nor an extension's. As SQL.
+    pub default_calls: Vec<String>,
     /// `a` always, `d` by default.
     pub identity: Option<char>,
     /// Generation expression of a stored (or virtual) generated column.

@@ -11,6 +11,7 @@ mod claimed_tables;
 mod columns;
 mod copy_rights;
 mod cut_keys;
+mod defaults;
 mod dependents;
 mod encodings;
 mod extensions;
@@ -80,6 +81,7 @@ const RULES: &[Rule] = &[
     cut_keys::rule,
     dependents::rule,
     sequences::rule,
+    defaults::rule,
     inheritance::rule,
     columns::rule,
     extensions::rule,

@@ -5,5 +5,6 @@ pub mod flip;
 pub mod gate;
 pub mod guard;
 pub mod hooks;
+pub mod identified;
 pub mod readiness;
 pub mod together;

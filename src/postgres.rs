@@ -8,6 +8,7 @@
 pub mod column_types;
 pub mod connect;
 pub mod equality;
+pub mod firing;
 pub mod inheritance;
 pub mod introspect;
 mod link;

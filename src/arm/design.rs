@@ -192,10 +192,12 @@ fn arm(draft: &mut Draft<'_>, slice: &SliceMapping, facts: &SliceFacts, logins: 
     if draft.new_slots.contains(&slice.service) {
         readiness::service(survey, slice, login).into_iter().for_each(|problem| draft.problem(problem));
     }
-    // A subscription is somebody's own, and so is what inherits: neither is ended without being asked.
+    // A subscription is somebody's own, and so is what inherits or fires: none is ended without being asked.
     let service = format!("service {}", slice.service);
     let here = facts.guard.problems("monolith").into_iter();
-    here.chain(facts.subscribed.iter().map(|one| one.problem(&service))).for_each(|one| draft.problem(one));
+    let there = facts.subscribed.iter().map(|one| one.problem(&service));
+    let there = there.chain(facts.firing.iter().map(|one| one.problem(&service)));
+    here.chain(there).for_each(|one| draft.problem(one));
     gates(draft, slice, facts);
     keys::cut(draft, slice);
     if draft.steps() > before {

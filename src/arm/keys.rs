@@ -91,8 +91,8 @@ fn both(catalog: &Catalog, mode: LockMode, (child, parent): (&TableName, &TableN
     Locks { mode, tables: locked.collect() }
 }
 
-/// Brings back what was dropped for the slice, unless another armed slice needs it gone as well: then that one answers
-/// for it from now on.
+/// Brings back what was dropped for the slice, unless another armed slice, of whatever plan, needs it gone as well: then that
+/// one answers for it from now on.
 pub(super) fn restore(draft: &mut Draft<'_>, slice: &SliceMapping) {
     let survey = draft.survey;
     for key in survey.cut_keys.iter().filter(|key| key.slice == slice.slice) {
@@ -101,11 +101,24 @@ pub(super) fn restore(draft: &mut Draft<'_>, slice: &SliceMapping) {
                 && survey.reversed.contains(&other.slice)
                 && crosses(&survey.provisioned.monolith, other, (&key.child, &key.parent))
         });
-        match heir {
-            Some(heir) => hand_over(draft, slice, (key, &heir.slice)),
+        match heir.map(|heir| heir.slice.as_str()).or_else(|| of_another_plan(survey, slice, key)) {
+            Some(heir) => hand_over(draft, slice, (key, heir)),
             None => bring_back(draft, slice, key),
         }
     }
+}
+
+/// The slice of another plan whose gate hangs on one end of the key: while that side may be closed, what the key does and
+/// asks there would be past its gate.
+fn of_another_plan<'a>(survey: &'a Survey, slice: &SliceMapping, key: &CutKey) -> Option<&'a str> {
+    let holdings = &survey.provisioned.monolith_state.holdings;
+    let theirs = holdings.iter().find(|one| {
+        one.gated
+            && one.slice != slice.slice
+            && !survey.mappings.contains_key(&one.slice)
+            && (one.table == key.child || one.table == key.parent)
+    });
+    theirs.map(|one| one.slice.as_str())
 }
 
 fn hand_over(draft: &mut Draft<'_>, slice: &SliceMapping, (key, heir): (&CutKey, &str)) {

@@ -128,10 +128,7 @@ fn identities(draft: &mut Draft<'_>, slice: &SliceMapping) {
     let survey = draft.survey;
     let Some(catalog) = survey.provisioned.services.get(&slice.service) else { return };
     for mapping in &slice.tables {
-        for table in written(catalog, &mapping.target) {
-            if identifies(table, mapping) {
-                continue;
-            }
+        for table in unidentified(catalog, mapping) {
             let statement =
                 format!("ALTER TABLE {} REPLICA IDENTITY {}", table.name.sql(), enough(table, mapping));
             draft.journaled(
@@ -146,6 +143,12 @@ fn identities(draft: &mut Draft<'_>, slice: &SliceMapping) {
             );
         }
     }
+}
+
+/// The relations that hold a table's rows in the service and whose replica identity lacks its key. Called by `check`, too.
+#[must_use]
+pub fn unidentified<'a>(catalog: &'a Catalog, mapping: &TableMapping) -> Vec<&'a Table> {
+    written(catalog, &mapping.target).into_iter().filter(|table| !identifies(table, mapping)).collect()
 }
 
 /// The relations that hold a table's rows: its leaves where it is partitioned, as a service's own migrations may make it.

@@ -16,6 +16,7 @@ use crate::journal::streams::StreamRow;
 use crate::mapping::{Mappings, SliceMapping, TableMapping, compile};
 use crate::name::TableName;
 use crate::plan::Plan;
+use crate::postgres::firing::{self, Firing};
 use crate::problem::{Problem, arm_anew};
 use crate::provision::{self, Database, Databases};
 
@@ -55,6 +56,8 @@ pub struct SliceFacts {
     pub slot: Option<SlotFacts>,
     /// Subscriptions of the service that write into its moved tables.
     pub subscribed: Vec<Subscribed>,
+    /// Triggers and rules of the service that fire on what the mirror writes into its moved tables.
+    pub firing: Vec<Firing>,
     /// The service's tables that left the publication of the way back since it began, and came back: what changed in
     /// between is not in the stream.
     pub left: Vec<TableName>,
@@ -147,6 +150,8 @@ async fn read_slice(
     let tables: Vec<TableName> = slice.tables.iter().map(|table| table.source.clone()).collect();
     let targets: Vec<TableName> = slice.tables.iter().map(|table| table.target.clone()).collect();
     let reverse = arming::reverse(monolith, name).await.map_err(here)?;
+    let failed = JournalError::database("looking for triggers");
+    let failed = |source| there(failed(source));
     let (slot, left) = match &reverse {
         Some(row) => (
             read_slot(service, &slice.service, &row.slot).await?,
@@ -162,6 +167,7 @@ async fn read_slice(
         reverse,
         slot,
         subscribed: guard::subscribed(service, &targets).await.map_err(there)?,
+        firing: firing::read(service, &targets).await.map_err(failed)?,
         left,
         asked_anew: asked_anew(monolith, name).await.map_err(here)?,
         armed: arming::armed(monolith, name).await.map_err(here)?,

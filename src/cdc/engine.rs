@@ -157,6 +157,8 @@ pub(crate) struct Engine {
     pub(crate) marked: bool,
     /// The transaction whose events arrive is the mirror's own, of the other direction.
     pub(crate) tagged: bool,
+    /// What the tag of such a transaction ends with: the source's uuid.
+    pub(crate) tag_secret: String,
     /// What it did, when it is not and nobody should write where it was made.
     pub(crate) strays: Strays,
     /// It brought a canary of this stream.
@@ -321,7 +323,7 @@ impl Engine {
             }
             // A tag stands before the first row; one that comes later is somebody's attempt to hide.
             TAG_PREFIX if self.current.is_some() && !self.changes && !hooks.mutant(Mutant::NoTag) => {
-                self.tagged |= tag_is_of(content, self.slice());
+                self.tagged |= tag_is_of(content, self.slice(), &self.tag_secret);
             }
             _ => {}
         }
@@ -695,12 +697,9 @@ fn contradicted(config: &SliceConfig, table: &str, trouble: &Trouble) -> MirrorE
     MirrorError::Refused {
         what: format!(
             "the monolith's rows of {table} are not those that slice {slice} had before the service's writes: {detail}; \
-             the way back stands still before them"
+             the way back stands still before them. --retry reads the rows that contradict from the service again; where that \
+             was in vain, a constraint that the service lacks refuses them and has to be changed on the monolith"
         ),
-        next: format!(
-            "strangler mirror PLAN --slice {slice} --retry {table}, which reads the rows that contradict from the \
-             service again; where that was in vain, a constraint that the service lacks refuses them and has to be changed on \
-             the monolith"
-        ),
+        next: format!("strangler mirror PLAN --slice {slice} --retry {table}"),
     }
 }

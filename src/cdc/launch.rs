@@ -168,7 +168,7 @@ async fn prepare(
         copy_anew(config, (&links, &publication), &claim, memory).await?;
     }
     let names = (row.slot.as_str(), publication.as_str());
-    let mut engine = bring_up(config, links, names, (claim, published)).await?;
+    let mut engine = bring_up(config, links, names, (claim, published, identity.uuid)).await?;
     if let Some(Standstill { phase, why }) = &standstill {
         engine.vitals.set_phase(phase, Some(why));
     }
@@ -367,7 +367,7 @@ async fn bring_up(
     config: &SliceConfig,
     links: Links,
     (slot, publication): (&str, &str),
-    (claim, published): (Claim, Published),
+    (claim, published, tag_secret): (Claim, Published, String),
 ) -> Result<Engine, MirrorError> {
     let slice = config.mapping.slice.as_str();
     let tables = match claim.direction {
@@ -412,6 +412,7 @@ async fn bring_up(
         heartbeat: None,
         marked: false,
         tagged: false,
+        tag_secret,
         strays: Strays::default(),
         canary: None,
         looked_at: Instant::now(),

@@ -20,12 +20,13 @@ use super::start::open;
 use super::usage::UseWatch;
 use super::watch::{self, Watch};
 use crate::journal::process::{self, Sighting};
-use crate::journal::repairs;
 use crate::journal::streams::{Direction, Mode, StreamOf};
+use crate::journal::{alarms, repairs};
 use crate::lsn::Lsn;
-use crate::mapping::SliceMapping;
+use crate::mapping::{SliceMapping, TableMapping};
 use crate::name::TableName;
 use crate::postgres::connect::{Server, Session};
+use crate::postgres::firing::{self, Firing};
 use crate::words;
 
 /// A heartbeat each second: often enough for a lag that people read, one transaction id a second on the monolith.
@@ -255,6 +256,7 @@ impl Pulse {
             if fault.is_some() {
                 self.vitals.with(|inner| inner.fault = fault);
             }
+            self.watch_firing(source, target, seen).await?;
             let sighting = self.vitals.with(|inner| inner.sighting.clone());
             process::beat(target, self.of(), self.nonce, &sighting).await?;
         }
@@ -270,6 +272,38 @@ impl Pulse {
                 *sessions = None;
             }
         }
+        Ok(())
+    }
+
+    /// What fires on the rows that this stream applies. It stops nothing, because only a comparison could find the rows; it is
+    /// noted, so that what was proven before does not stand when the trigger is gone again.
+    async fn watch_firing(
+        &self,
+        source: &Session,
+        target: &Session,
+        seen: &mut Seen,
+    ) -> Result<(), MirrorError> {
+        if self.mode != Mode::Apply {
+            return Ok(());
+        }
+        let (service, name): (_, fn(&TableMapping) -> TableName) = match self.direction {
+            Direction::Forward => (target, |table| table.target.clone()),
+            Direction::Reverse => (source, |table| table.source.clone()),
+        };
+        let tables: Vec<TableName> = self.mapping.tables.iter().map(name).collect();
+        let found = firing::read(target, &tables).await.map_err(MirrorError::sql("looking for triggers"))?;
+        if !found.is_empty() && found != seen.firing {
+            let what: Vec<String> = found.iter().map(ToString::to_string).collect();
+            let what = what.join("; ");
+            tracing::error!(
+                slice = self.slice,
+                direction = self.direction.as_str(),
+                what,
+                "rows may be changed on their way; compare the slice with `strangler reconcile PLAN`"
+            );
+            alarms::note_fired(service, &self.slice, &what).await?;
+        }
+        seen.firing = found;
         Ok(())
     }
 
@@ -379,6 +413,8 @@ struct Seen {
     meter: WalMeter,
     watch: Option<Watch>,
     lookout: Option<Lookout>,
+    /// What fired on the target at the last look.
+    firing: Vec<Firing>,
     /// The publication that the way back began with.
     stamp: Option<String>,
     usage: Option<UseWatch>,

@@ -89,8 +89,8 @@ fn trigger_words(detail: &str) -> Words {
             Severity::Warning,
             "trigger",
             "trigger, enabled ALWAYS or REPLICA,",
-            "it stays behind; after the flip it fires for every row that the reverse mirror applies, on top of what the service does",
-            "ALTER TABLE … ENABLE TRIGGER …, unless that is what you want",
+            "it stays behind; after the flip it would fire for every row that the reverse mirror applies, so arm refuses it",
+            "ALTER TABLE … ENABLE TRIGGER …",
         ),
         "D" => (
             Severity::Note,

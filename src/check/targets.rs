@@ -47,6 +47,13 @@ pub(super) fn rule(facts: &Facts) -> Vec<Problem> {
                     let remedy = remedy(ddl, begun.then_some(slice));
                     problems.extend(differences(&name, (table, target), &misfit, &remedy));
                     problems.extend(misfits(&name, table, source, (catalog, target)));
+                    let published = database
+                        .holdings
+                        .iter()
+                        .any(|one| !one.gated && one.slice == *slice && one.table == table.target);
+                    if published {
+                        problems.extend(unidentified((catalog, table), &mapping.service, slice));
+                    }
                     if !provisioned {
                         let holdings = &database.holdings;
                         // The rows of a slice under another name are its own.
@@ -62,6 +69,21 @@ pub(super) fn rule(facts: &Facts) -> Vec<Problem> {
         }
     }
     problems
+}
+
+/// What the way back publishes and can't identify rows of, the table or partitions of it.
+fn unidentified((catalog, table): (&Catalog, &TableMapping), service: &str, slice: &str) -> Option<Problem> {
+    let lacking = crate::arm::unidentified(catalog, table);
+    let names: Vec<String> = lacking.iter().map(|table| table.name.to_string()).collect();
+    (!names.is_empty()).then(|| {
+        Problem::error("no-replica-identity", format!("service {service}"))
+            .fact(format!(
+                "published and without a replica identity that holds the key: {}",
+                names.join(", ")
+            ))
+            .consequence("every UPDATE and DELETE of the application would fail there, or not come back")
+            .next(format!("strangler arm PLAN --slice {slice}"))
+    })
 }
 
 /// What makes mirrored rows others than the monolith's, though each column takes its value.

@@ -15,6 +15,7 @@ use crate::authority::Side;
 use crate::journal::{JournalError, arming};
 use crate::mapping::{SliceMapping, TableMapping};
 use crate::name::{TableName, quote_ident};
+use crate::postgres::firing::{self, Firing};
 use crate::postgres::inheritance::{self, Inherited};
 use crate::problem::Problem;
 
@@ -113,6 +114,8 @@ pub struct Guard {
     pub subscribed: Vec<Subscribed>,
     /// Where one of them inherits or is inherited from: a write through the parent asks no gate of the child.
     pub inherited: Vec<Inherited>,
+    /// Triggers and rules that fire on what the mirror writes there. Gates hold all the same.
+    pub firing: Vec<Firing>,
 }
 
 /// A foreign key across the cut, declared rather than made for a partition.
@@ -171,7 +174,8 @@ impl Guard {
     /// What keeps it from being whole, in words.
     #[must_use]
     pub fn lacks(&self) -> Vec<String> {
-        self.holes().into_iter().chain(self.ways_past()).collect()
+        let firing = self.firing.iter().map(ToString::to_string);
+        self.holes().into_iter().chain(self.ways_past()).chain(firing).collect()
     }
 
     /// Ways to write past gates that are all there, in words.
@@ -184,7 +188,8 @@ impl Guard {
     #[must_use]
     pub fn problems(&self, database: &str) -> Vec<Problem> {
         let subscribed = self.subscribed.iter().map(|one| one.problem(database));
-        subscribed.chain(self.inherited.iter().map(|one| inherits(one, database))).collect()
+        let inherited = self.inherited.iter().map(|one| inherits(one, database));
+        subscribed.chain(inherited).chain(self.firing.iter().map(|one| one.problem(database))).collect()
     }
 
     /// Tables that ask another slice's gate, with that slice.
@@ -331,14 +336,19 @@ pub async fn read(client: &Client, slice: &str, tables: &[TableName]) -> Result<
         name: row.get(2),
     });
     let crossing = crossing.collect();
-    let (subscribed, inherited) =
-        tokio::join!(biased; subscribed(client, tables), inheritance::read(client, tables));
+    let (subscribed, inherited, firing) = tokio::join!(
+        biased;
+        subscribed(client, tables),
+        inheritance::read(client, tables),
+        firing::read(client, tables)
+    );
     Ok(Guard {
         relations,
         faults,
         crossing,
         subscribed: subscribed?,
         inherited: inherited.map_err(failed())?,
+        firing: firing.map_err(failed())?,
     })
 }
 
@@ -369,7 +379,7 @@ pub async fn unguarded(
 ) -> Result<Vec<String>, JournalError> {
     let guard = read(client, &mapping.slice, &tables(mapping, side)).await?;
     Ok(match side {
-        Side::Monolith => guard.lacks(),
+        Side::Monolith => guard.holes().into_iter().chain(guard.ways_past()).collect(),
         Side::Service => {
             let faults = guard.faults.iter().map(ToString::to_string);
             faults.chain(guard.ways_past()).map(|place| format!("{IN_SERVICE}{place}")).collect()

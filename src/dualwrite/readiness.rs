@@ -6,6 +6,7 @@
 //! here keeps the data safe, which is the business of the conditions in each step of the flip: it keeps a flip from
 //! beginning that would fail, hold writers up for nothing, or could not be taken back.
 
+pub mod defaults;
 mod destination;
 mod facts;
 mod gather;

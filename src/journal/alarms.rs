@@ -2,7 +2,7 @@
 //! were made on, and never hold more of a row than its key.
 
 use tokio_postgres::Client;
-use tokio_postgres::types::{PgLsn, Type};
+use tokio_postgres::types::{PgLsn, ToSql, Type};
 
 use super::JournalError;
 use super::ledger::VERDICT;
@@ -229,15 +229,30 @@ pub async fn lost_writes(service: &Client, slice: &str) -> Result<Option<String>
     Ok(row.and_then(|row| row.get(0)))
 }
 
-/// How often something happened to a slice that no later state shows: writes on a fenced side, and ways back that were
-/// begun anew.
+/// Action of the entry in the service's journal that says what fired on rows that the mirror wrote.
+const FIRED: &str = "fired-on-mirrored-rows";
+
+/// Notes in the service that triggers or rules may have changed rows which the mirror wrote, on either side: that voids what
+/// was proven before, also when they are gone again. `what` names them.
+///
+/// # Errors
+/// [`JournalError::Database`].
+pub async fn note_fired(service: &Client, slice: &str, what: &str) -> Result<(), JournalError> {
+    super::record(service, Some(slice), FIRED, &serde_json::json!({ "what": what })).await
+}
+
+/// How often something happened to a slice that no later state shows: writes on a fenced side, ways back that were
+/// begun anew, and triggers that were found firing on mirrored rows.
 ///
 /// # Errors
 /// [`JournalError::Database`].
 pub async fn disturbances(service: &Client, slice: &str) -> Result<i64, JournalError> {
     let sql = "SELECT (SELECT count(*) FROM strangler.alarm WHERE slice = $1) + greatest(0, \
-               (SELECT count(*) FROM strangler.journal WHERE slice = $1 AND action = $2) - 1)";
-    let row = service.query_typed_one(sql, &[(&slice, Type::TEXT), (&WAY_BACK_BEGUN, Type::TEXT)]).await;
+               (SELECT count(*) FROM strangler.journal WHERE slice = $1 AND action = $2) - 1) + \
+               (SELECT count(*) FROM strangler.journal WHERE slice = $1 AND action = $3)";
+    let asked: [(&(dyn ToSql + Sync), Type); 3] =
+        [(&slice, Type::TEXT), (&WAY_BACK_BEGUN, Type::TEXT), (&FIRED, Type::TEXT)];
+    let row = service.query_typed_one(sql, &asked).await;
     Ok(row.map_err(JournalError::database("counting what disturbed the slice"))?.get(0))
 }
 

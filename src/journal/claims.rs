@@ -6,6 +6,7 @@ use tokio_postgres::types::{PgLsn, ToSql};
 use tokio_postgres::{Client, Statement};
 
 use super::JournalError;
+use super::slices;
 use super::streams::{Direction, Mode, StreamOf};
 use crate::lsn::Lsn;
 use crate::name::quote_ident;
@@ -34,6 +35,7 @@ pub struct ClaimStatements {
     share: Statement,
     advance: Statement,
     tag: Statement,
+    secret: String,
 }
 
 impl ClaimStatements {
@@ -73,19 +75,27 @@ impl ClaimStatements {
             share: prepare(&check("FOR SHARE OF stream")).await?,
             advance: prepare(&advance).await?,
             tag: prepare("SELECT pg_logical_emit_message(true, $1, $2)").await?,
+            secret: slices::database_uuid(client).await?.unwrap_or_default(),
         })
     }
 }
 
 /// Prefix of the logical message that every transaction of a mirror begins with, in both directions: by it the stream
-/// of the other direction knows what it must not send back.
+/// of the other direction knows what it must not send back. Everybody may send a message, so its content ends with the uuid
+/// of the database that it is sent in, which no role of an application may read.
 pub const TAG_PREFIX: &str = "strangler";
 
-/// Whether a tag is one of this slice's mirror, of whatever epoch. A slice's name holds no colon.
+/// Whether a tag is one of this slice's mirror, of whatever epoch. `secret` is the uuid of the database that it was sent in. A
+/// slice's name holds no colon.
 #[must_use]
-pub fn tag_is_of(content: &[u8], slice: &str) -> bool {
-    let end = content.iter().position(|byte| *byte == b':');
-    !slice.is_empty() && end.and_then(|end| content.get(..end)) == Some(slice.as_bytes())
+pub fn tag_is_of(content: &[u8], slice: &str, secret: &str) -> bool {
+    let mut parts = content.splitn(3, |byte| *byte == b':');
+    let (of, epoch, knows) = (parts.next(), parts.next(), parts.next());
+    !slice.is_empty()
+        && !secret.is_empty()
+        && of == Some(slice.as_bytes())
+        && epoch.is_some()
+        && knows == Some(secret.as_bytes())
 }
 
 impl Claim {
@@ -120,7 +130,7 @@ impl Claim {
     ) -> Result<bool, JournalError> {
         let applied = PgLsn::from(self.applied);
         let params: [&(dyn ToSql + Sync); 4] = [&self.slice, &self.nonce, &self.epoch, &applied];
-        let content = format!("{}:{}", self.slice, self.epoch);
+        let content = format!("{}:{}:{}", self.slice, self.epoch, statements.secret);
         let tag: [&(dyn ToSql + Sync); 2] = [&TAG_PREFIX, &content];
         // Sent in one go, so the tag costs no round trip of its own.
         let (checked, tagged) =
@@ -165,11 +175,18 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_tag_is_of_the_slice_that_its_content_begins_with() {
-        assert!(tag_is_of(b"orders:7", "orders") && tag_is_of(b"orders:", "orders"));
+    fn a_tag_is_of_the_slice_that_its_content_begins_with_where_it_knows_the_secret() {
+        assert!(
+            tag_is_of(b"orders:7:uuid", "orders", "uuid") && tag_is_of(b"orders::uuid", "orders", "uuid")
+        );
         for other in ["order", "orders2", "", "orders:7"] {
-            assert!(!tag_is_of(b"orders:7", other), "{other}");
+            assert!(!tag_is_of(b"orders:7:uuid", other, "uuid"), "{other}");
         }
-        assert!(!tag_is_of(b"orders", "orders") && !tag_is_of(b"", ""));
+        for forged in
+            ["orders:7", "orders:7:", "orders:7:other", "orders:7:uuid:", "orders:uuid", "orders", ""]
+        {
+            assert!(!tag_is_of(forged.as_bytes(), "orders", "uuid"), "{forged}");
+            assert!(!tag_is_of(forged.as_bytes(), "orders", ""), "{forged}");
+        }
     }
 }

@@ -46,6 +46,7 @@ pub(crate) fn column(name: &str, of: &Type) -> Column {
         deterministic: true,
         comment: None,
         correlation: None,
+        default_calls: Vec::new(),
     }
 }
 

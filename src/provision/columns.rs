@@ -6,9 +6,10 @@ use super::draft::{Draft, Site};
 use super::expression::{carry, target_of};
 use super::objects::{options, sequence_target};
 use crate::catalog::{Column, Constraint, Table};
+use crate::dualwrite::readiness::defaults::ColumnDefault;
 use crate::mapping::TableMapping;
 use crate::name::{TableName, quote_ident, quote_literal};
-use crate::problem::Problem;
+use crate::problem::{Problem, Severity};
 
 /// Since when a generated column can be computed when it is read (PostgreSQL 18 release notes). Older servers store
 /// it, with the same values.
@@ -46,6 +47,8 @@ pub(super) fn definitions(
     let mut problems = Vec::new();
     for column in &table.columns {
         let Some(name) = target_of(mapping, table, &column.name) else { continue };
+        let default = ColumnDefault::of(&table.name, column).and_then(|default| default.problem("monolith"));
+        problems.extend(default.filter(|problem| problem.severity == Severity::Error));
         match definition(draft, site, mapping, (table, column), name) {
             Ok(sql) => definitions.push(sql),
             Err((fact, next)) => problems.push(

@@ -77,7 +77,7 @@ pub enum Void {
         /// Table by the monolith's name.
         table: String,
     },
-    /// Somebody wrote on a fenced side, or the way back was begun anew: see
+    /// Somebody wrote on a fenced side, the way back was begun anew, or triggers fired on mirrored rows: see
     /// [`crate::journal::alarms::disturbances`].
     Disturbed,
     /// The slice is not provisioned any more.
@@ -129,7 +129,7 @@ impl fmt::Display for Void {
             }
             Self::Tables { table } => write!(f, "table {table} came to the slice or left it"),
             Self::Disturbed => {
-                f.write_str("somebody wrote on the fenced side, or the way back was begun anew")
+                f.write_str("somebody wrote on the fenced side, a trigger fired on mirrored rows, or the way back was begun anew")
             }
             Self::NotProvisioned => f.write_str("the slice is not provisioned"),
         }

@@ -96,6 +96,9 @@ pub struct ServiceFacts {
     /// Where rows of the service can be written without asking its gate.
     #[serde(skip)]
     pub unguarded: Vec<String>,
+    /// What else about its tables keeps rows from being right there, or from being written.
+    #[serde(skip)]
+    pub unfit: Vec<Unfit>,
     /// Writes on a fenced side that nobody has acted upon.
     #[serde(skip)]
     pub strays: Option<Uncleared>,
@@ -105,6 +108,15 @@ pub struct ServiceFacts {
     /// What the ledger says, or why it can't be read; absent where the tables have no ledger yet.
     #[serde(skip)]
     pub evidence: Option<Side<EvidenceFacts>>,
+}
+
+/// Something about the service's tables that somebody has to end.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Unfit {
+    /// What it is, a clause.
+    pub words: String,
+    /// What to type or run; none where `arm` ends it.
+    pub next: Option<String>,
 }
 
 /// What the monolith says about a slice.

@@ -426,11 +426,7 @@ fn alarms(status: &SliceStatus, service: Option<&ServiceFacts>, slot: SlotFacts<
         let why = if armed.closed { "the monolith is closed" } else { "the slice is armed" };
         alarms.extend(armed.holes.iter().map(|lack| format!("{why}, and {lack}")));
     }
-    if let Some((service, gate)) = service.and_then(|service| Some((service, service.gate.as_ref()?))) {
-        // An open one is closed one day, and nobody can be sure to be asked then.
-        let why = if gate.is_closed() { "closed" } else { "open" };
-        alarms.extend(service.unguarded.iter().map(|lack| format!("the service is {why}, and {lack}")));
-    }
+    alarms.extend(service.map(of_service).unwrap_or_default());
     alarms
 }
 
@@ -474,6 +470,16 @@ fn of_stream(status: &SliceStatus, service: Option<&ServiceFacts>, slot: SlotFac
             _,
         ) => None,
     }
+}
+
+/// What the service's gate does not guard, and what else is wrong with its tables.
+fn of_service(service: &ServiceFacts) -> Vec<String> {
+    let Some(gate) = &service.gate else { return Vec::new() };
+    // An open one is closed one day, and nobody can be sure to be asked then.
+    let why = if gate.is_closed() { "closed" } else { "open" };
+    let unfit = service.unfit.iter().map(|one| &one.words);
+    let lacks = service.unguarded.iter().chain(unfit);
+    lacks.map(|lack| format!("the service is {why}, and {lack}")).collect()
 }
 
 /// What was whole once and is not any more.
@@ -547,6 +553,9 @@ fn next(
     }
     if service.is_some_and(|service| !service.unguarded.is_empty()) {
         return of("provision", "");
+    }
+    if let Some(unfit) = service.and_then(|service| service.unfit.first()) {
+        return unfit.next.clone().or_else(|| arm(status, commands));
     }
     match status.phase {
         Phase::Unknown => None,

@@ -7,9 +7,9 @@ use tokio_postgres::Client;
 
 use super::arming;
 use super::evidence::EvidenceFacts;
-use super::facts::{Gate, MonolithFacts, MoveGroup, ServiceFacts, Side, Slot, WayBack};
-use crate::dualwrite::guard;
+use super::facts::{Gate, MonolithFacts, MoveGroup, ServiceFacts, Side, Slot, Unfit, WayBack};
 use crate::dualwrite::readiness::{TableLock, locks};
+use crate::dualwrite::{guard, identified};
 use crate::journal::ledger::{self, Anchor};
 use crate::journal::migrate::{self, Form};
 use crate::journal::{JournalError, alarms, authority, grounds, moves, standing};
@@ -81,21 +81,30 @@ pub async fn service(client: &Client, slices: &[&str]) -> Result<BTreeMap<String
             facts.strays = alarms::uncleared(client, slice).await?;
             facts.way_back_slot = alarms::noted_way_back(client, slice).await?;
             facts.evidence = Some(evidence_of(client, slice).await?);
-            facts.unguarded = unguarded(client, slice, facts).await?;
+            (facts.unguarded, facts.unfit) = unguarded(client, slice, facts).await?;
         }
     }
     Ok(facts)
 }
 
-/// What the service's gate does not guard: nothing is asked before there is one.
-async fn unguarded(client: &Client, slice: &str, facts: &ServiceFacts) -> Result<Vec<String>, ReadError> {
+/// What the service's gate does not guard, and what else is wrong with its tables: nothing is asked before there is one.
+async fn unguarded(
+    client: &Client,
+    slice: &str,
+    facts: &ServiceFacts,
+) -> Result<(Vec<String>, Vec<Unfit>), ReadError> {
     if facts.gate.is_none() {
-        return Ok(Vec::new());
+        return Ok((Vec::new(), Vec::new()));
     }
     let names = facts.tables.iter().map(|table| TableName::parse(&table.target_table, "public"));
     let tables: Vec<TableName> = names.filter_map(Result::ok).collect();
     let guard = guard::read(client, slice, &tables).await?;
-    Ok(guard.faults.iter().map(ToString::to_string).collect())
+    let subscribed = guard.subscribed.iter().map(|one| (one.to_string(), one.problem("service")));
+    let firing = guard.firing.iter().map(|one| (one.to_string(), one.problem("service")));
+    let named = subscribed.chain(firing).map(|(words, problem)| Unfit { words, next: Some(problem.next) });
+    let lacking = identified::lacking(client, &tables).await?;
+    let lacking = lacking.iter().map(|table| Unfit { words: identified::words(table), next: None });
+    Ok((guard.faults.iter().map(ToString::to_string).collect(), named.chain(lacking).collect()))
 }
 
 /// Logical slots of a database.

@@ -200,3 +200,30 @@ slices: { two: { service: service, tables: { u: { to: t } } } }\n",
     let again = split.run("provision", &[]);
     assert_told(&again, 0, &["nothing was missing"]);
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_key_into_a_table_of_another_plan_stays_cut_until_the_last_of_both_is_disarmed() {
+    let setup = "CREATE TABLE t (id int PRIMARY KEY); \
+                 CREATE TABLE c (id int PRIMARY KEY, t int CONSTRAINT fk REFERENCES t)";
+    let (mut split, monolith, service) = Split::launch("{ c: {} }", setup).await;
+    create_database(&split.pair.service, "second").await;
+    let url = split.pair.service.url("second");
+    split.lead("SECOND", &url);
+    let first = split.plan_text();
+    mirrored(&split, (&monolith, &service)).await;
+    assert_told(&split.run("arm", &[]), 0, &[]);
+    split.write_plan(SECOND);
+    mirrored(&split, (&monolith, &connect(&url).await)).await;
+    assert_told(&split.run("arm", &[]), 0, &[]);
+    let keys = async || -> i64 {
+        let sql = "SELECT count(*) FROM pg_constraint WHERE conrelid = 'c'::regclass AND contype = 'f' AND convalidated";
+        monolith.query_one(sql, &[]).await.unwrap().get(0)
+    };
+    split.write_plan(&first);
+    let told = ["leave cut, for another slice that is armed, foreign key"];
+    assert_told(&split.run("disarm", &[]), 0, &told);
+    assert_eq!(keys().await, 0, "the other end may be closed");
+    split.write_plan(SECOND);
+    assert_told(&split.run("disarm", &[]), 0, &["bring back foreign key"]);
+    assert_eq!(keys().await, 1);
+}

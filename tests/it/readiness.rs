@@ -172,6 +172,39 @@ const FAULTS: &[Fault] = &[
     ),
     fault(
         ON_SERVICE,
+        ("application-kept-out", "the role service_app may not USAGE on SEQUENCE public.extra"),
+        (
+            "CREATE SEQUENCE extra; ALTER TABLE \"Things\" ALTER \"Name\" SET DEFAULT 'n' || nextval('extra')",
+            "ALTER TABLE \"Things\" ALTER \"Name\" DROP DEFAULT; DROP SEQUENCE extra",
+        ),
+    ),
+    fault(
+        ON_SERVICE,
+        ("late-sequence", "looks its sequence up by name for each row"),
+        (
+            "ALTER TABLE \"Things\" ALTER \"Name\" SET DEFAULT 'n' || nextval('extra'::text)",
+            "ALTER TABLE \"Things\" ALTER \"Name\" DROP DEFAULT",
+        ),
+    ),
+    fault(
+        (Side::Service, Severity::Warning),
+        ("default-function", "its default calls public.next_name"),
+        (
+            "CREATE FUNCTION next_name() RETURNS text LANGUAGE sql AS 'SELECT 1::text'; \
+             ALTER TABLE \"Things\" ALTER \"Name\" SET DEFAULT next_name()",
+            "ALTER TABLE \"Things\" ALTER \"Name\" DROP DEFAULT; DROP FUNCTION next_name()",
+        ),
+    ),
+    fault(
+        ON_SERVICE,
+        ("no-replica-identity", "published and without a replica identity: Things"),
+        (
+            "CREATE PUBLICATION feed FOR TABLE \"Things\"; ALTER TABLE \"Things\" REPLICA IDENTITY NOTHING",
+            "ALTER TABLE \"Things\" REPLICA IDENTITY DEFAULT; DROP PUBLICATION feed",
+        ),
+    ),
+    fault(
+        ON_SERVICE,
         ("application-kept-out", "neither the role service_app nor a member of it can log in"),
         ("ALTER ROLE service_app NOLOGIN", "ALTER ROLE service_app LOGIN"),
     ),

@@ -70,6 +70,23 @@ async fn a_trigger_that_fires_on_mirrored_rows_is_refused_beforehand() {
     split.provision();
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn a_sequence_that_a_default_names_as_text_is_made_known_before_the_service_gets_the_column() {
+    let setup = "CREATE SEQUENCE ids; CREATE TABLE t (id int PRIMARY KEY DEFAULT nextval('ids'::text))";
+    let (split, monolith, service) = Split::launch("{ t: {} }", setup).await;
+    let cure = "ALTER TABLE \"public\".\"t\" ALTER COLUMN \"id\" SET DEFAULT nextval('ids'::regclass);";
+    for (verb, exit) in [("check", 1), ("provision", 3)] {
+        let refused = split.run(verb, &[]);
+        assert_eq!(refused.exit, Some(exit), "{}", refused.page());
+        assert_eq!(refused.page().matches("(late-sequence)").count(), 1, "{}", refused.page());
+        let said = refused.page().split_whitespace().collect::<Vec<_>>().join(" ");
+        assert!(said.contains(cure), "{}", refused.page());
+    }
+    monolith.batch_execute(cure).await.unwrap();
+    split.provision();
+    service.batch_execute("SELECT nextval('ids')").await.unwrap();
+}
+
 /// Waits until table `t` stands still and `u` is live, and returns why.
 async fn stands_still(mirror: &Mirror, service: &Client) -> String {
     let sql = "SELECT detail FROM strangler.mirror_table WHERE source_table = 't' AND state = 'diverged' \

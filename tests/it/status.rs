@@ -47,6 +47,7 @@ async fn status(monolith: &Client, service: &Client) -> SliceStatus {
     let mut on_service = read::service(service, &slices).await.unwrap().remove(take).unwrap();
     // The service has rows of ours and nothing else: neither tables nor the gate's function.
     on_service.unguarded.clear();
+    on_service.unfit.clear();
     let facts = SliceFacts {
         slice: take.to_owned(),
         service: "orders".to_owned(),

@@ -56,14 +56,16 @@ pub struct Stand {
 /// Values by label.
 pub type Stands = BTreeMap<String, Stand>;
 
-/// The sequences that a column's default or identity draws from.
+/// The sequences that a column's default or identity draws from; where it has neither, the one that it owns, from which the
+/// application draws by itself.
 const SQL: &str = "
 SELECT w.place, n.nspname::text, c.relname::text, s.seqincrement, s.seqmin, s.seqmax, s.seqcycle
 FROM unnest($1::text[], $2::text[]) WITH ORDINALITY AS w (rel, col, place)
 JOIN pg_attribute a ON a.attrelid = to_regclass(w.rel) AND a.attname = w.col AND NOT a.attisdropped
 JOIN LATERAL (
     SELECT d.objid AS oid FROM pg_depend d WHERE d.classid = 'pg_class'::regclass AND d.refclassid = 'pg_class'::regclass
-        AND d.refobjid = a.attrelid AND d.refobjsubid = a.attnum AND d.deptype = 'i'
+        AND d.refobjid = a.attrelid AND d.refobjsubid = a.attnum AND (d.deptype = 'i' OR d.deptype = 'a' AND NOT EXISTS (
+            SELECT FROM pg_attrdef f WHERE f.adrelid = a.attrelid AND f.adnum = a.attnum))
     UNION SELECT d.refobjid FROM pg_attrdef f JOIN pg_depend d ON d.classid = 'pg_attrdef'::regclass AND d.objid = f.oid
         AND d.refclassid = 'pg_class'::regclass WHERE f.adrelid = a.attrelid AND f.adnum = a.attnum
 ) AS q ON true

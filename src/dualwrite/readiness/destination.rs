@@ -1,6 +1,6 @@
 //! The side that opens: whether it has numbers to give out, and whether the application may write there.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use super::Asked;
 use super::facts::{Access, Facts};
@@ -14,6 +14,8 @@ const MOVES_WANTED: i64 = 20;
 pub(super) fn judge(facts: &Facts, asked: &Asked<'_>) -> Vec<Problem> {
     let mut problems = sequences(facts, asked);
     problems.extend(roles(facts, asked));
+    problems.extend(unidentified(facts, asked));
+    problems.extend(facts.defaults.iter().filter_map(|one| one.problem(&asked.name(asked.to))));
     problems
 }
 
@@ -74,6 +76,22 @@ pub fn sequence_short(database: &str, margin: u32, columns: &[String]) -> Proble
     no_room(Problem::error("sequence-short", database), (1, margin), columns)
 }
 
+/// What is published there and has no replica identity: it shows only when the application writes.
+fn unidentified(facts: &Facts, asked: &Asked<'_>) -> Option<Problem> {
+    let listed: Vec<String> = facts.unidentified.iter().map(ToString::to_string).collect();
+    // Each verb sees to the publication of one side.
+    let verb = match asked.to {
+        Side::Service => "arm",
+        Side::Monolith => "provision",
+    };
+    (!listed.is_empty()).then(|| {
+        Problem::error("no-replica-identity", asked.name(asked.to))
+            .fact(format!("published and without a replica identity: {}", listed.join(", ")))
+            .consequence("every UPDATE and DELETE of the application would fail there")
+            .next(asked.command(verb))
+    })
+}
+
 fn no_room(problem: Problem, (moves, margin): (i64, u32), columns: &[String]) -> Problem {
     let plural = if moves == 1 { "move" } else { "moves" };
     problem
@@ -97,10 +115,13 @@ fn roles(facts: &Facts, asked: &Asked<'_>) -> Vec<Problem> {
 fn kept_out(role: &str, tables: &[&Access], asked: &Asked<'_>) -> Option<Problem> {
     let first = tables.first()?;
     let quoted = quote_ident(role);
-    let lacking: Vec<&&Access> = tables.iter().filter(|access| !access.missing.is_empty()).collect();
+    let lacks = |access: &&&Access| !access.missing.is_empty() || !access.sequences.is_empty();
+    let lacking: Vec<&&Access> = tables.iter().filter(lacks).collect();
     let shut = |access: &&&Access| {
         let missing = |right: &str| access.missing.iter().any(|found| found == right);
-        missing("SELECT") || ["INSERT", "UPDATE", "DELETE"].into_iter().all(missing)
+        !access.sequences.is_empty()
+            || missing("SELECT")
+            || ["INSERT", "UPDATE", "DELETE"].into_iter().all(missing)
     };
     let (fact, next, grave) = if !first.exists {
         (format!("the role {role} does not exist"), format!("strangler provision {}", asked.path), true)
@@ -110,11 +131,13 @@ fn kept_out(role: &str, tables: &[&Access], asked: &Asked<'_>) -> Option<Problem
     } else if lacking.is_empty() {
         return None;
     } else {
-        let listed: Vec<String> = lacking
-            .iter()
-            .map(|access| format!("{} on {}", access.missing.join(", "), access.table))
-            .collect();
-        let next = format!("grant it there: GRANT {} TO {quoted};", listed.join("; GRANT "));
+        let of_tables = lacking.iter().filter(|access| !access.missing.is_empty());
+        let of_tables = of_tables.map(|access| format!("{} on {}", access.missing.join(", "), access.table));
+        let drawn: BTreeSet<&String> = lacking.iter().flat_map(|access| &access.sequences).collect();
+        let drawn = drawn.into_iter().map(|sequence| format!("USAGE on SEQUENCE {sequence}"));
+        let listed: Vec<String> = of_tables.chain(drawn).collect();
+        let next =
+            format!("grant it there: GRANT {} TO {quoted};", listed.join(&format!(" TO {quoted}; GRANT ")));
         (format!("the role {role} may not {}", listed.join("; ")), next, lacking.iter().any(shut))
     };
     let (code, object) = ("application-kept-out", asked.name(asked.to));

@@ -1,5 +1,6 @@
 //! What is found out before anything is judged.
 
+use super::defaults::ColumnDefault;
 use crate::dualwrite::flip::sequences::{Pairs, Stands};
 use crate::journal::grounds::Ground;
 use crate::journal::operators::OperatorRow;
@@ -66,6 +67,10 @@ pub struct Facts {
     pub stands_to: Stands,
     /// The application's roles on the side that opens.
     pub access: Vec<Access>,
+    /// Published tables of the side that opens that have no replica identity.
+    pub unidentified: Vec<TableName>,
+    /// Defaults on the side that opens.
+    pub defaults: Vec<ColumnDefault>,
     /// Who else is at work.
     pub other: Option<OperatorRow>,
     /// What other rooms found.
@@ -191,4 +196,6 @@ pub struct Access {
     pub table: String,
     /// Of SELECT, INSERT, UPDATE and DELETE those that it may not.
     pub missing: Vec<String>,
+    /// Sequences of the table that it may insert into and may not draw from, as SQL.
+    pub sequences: Vec<String>,
 }

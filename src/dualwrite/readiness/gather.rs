@@ -7,14 +7,14 @@ use tokio_postgres::{Client, Row};
 
 use super::Asked;
 use super::facts::{Access, Facts, Findings, Holder, Prepared, Probe, Replica, Slot, Standby};
-use super::{left_behind, locks, outgoing, writers};
+use super::{defaults, left_behind, locks, outgoing, writers};
 use crate::authority::Side;
 use crate::cdc::mirror::chain_of;
 use crate::cdc::source::{self, MARKER_PREFIX};
 use crate::dualwrite::flip::FlipError;
 use crate::dualwrite::flip::sequences::Pairs;
 use crate::dualwrite::gate::{APPLY_ROLE, LOCK_CLASS};
-use crate::dualwrite::guard;
+use crate::dualwrite::{guard, identified};
 use crate::journal::operators::{self, Operator};
 use crate::journal::readiness::{Mirror, Told};
 use crate::journal::{JournalError, alarms, authority, grounds, ledger, readiness};
@@ -113,6 +113,8 @@ pub async fn gather(
         stands_from,
         stands_to,
         access: access(to, asked, mapping).await?,
+        unidentified: identified::lacking(to, &guard::tables(mapping, asked.to)).await.map_err(journal)?,
+        defaults: defaults::read(to, mapping, asked.to).await.map_err(failed("reading defaults"))?,
         other: operators::other(sessions.monolith, slice, own).await.map_err(journal)?,
         changed: changed(sessions.service, mapping, [&there, &here]).await?,
         mapping: pinned(mapping, &there),
@@ -332,13 +334,23 @@ async fn standbys(from: &Client) -> Result<Vec<Standby>, FlipError> {
     }
 }
 
+/// An identity draws without being asked for a right, and other relations than sequences can't be asked about it; a default, and whoever calls nextval, needs USAGE or UPDATE.
 const ACCESS_SQL: &str = "
 SELECT w.role, r.oid IS NOT NULL, coalesce(r.rolcanlogin OR EXISTS (
         SELECT FROM pg_auth_members AS m JOIN pg_roles AS u ON u.oid = m.member
         WHERE m.roleid = r.oid AND u.rolcanlogin), false),
     t.name, ARRAY(SELECT p FROM unnest(ARRAY['SELECT', 'INSERT', 'UPDATE', 'DELETE']) AS p
         WHERE r.oid IS NOT NULL AND NOT coalesce(has_schema_privilege(r.oid, c.relnamespace, 'USAGE')
-            AND has_table_privilege(r.oid, c.oid, p), false))
+            AND has_table_privilege(r.oid, c.oid, p), false)),
+    ARRAY(SELECT DISTINCT format('%I.%I', n.nspname, s.relname) FROM (
+            SELECT d.refobjid AS oid FROM pg_attrdef AS f JOIN pg_depend AS d ON d.classid = 'pg_attrdef'::regclass
+                AND d.objid = f.oid AND d.refclassid = 'pg_class'::regclass WHERE f.adrelid = c.oid
+            UNION SELECT d.objid FROM pg_depend AS d WHERE d.classid = 'pg_class'::regclass AND d.deptype = 'a'
+                AND d.refclassid = 'pg_class'::regclass AND d.refobjid = c.oid AND d.refobjsubid > 0) AS q
+        JOIN pg_class AS s ON s.oid = q.oid JOIN pg_namespace AS n ON n.oid = s.relnamespace
+        WHERE r.oid IS NOT NULL AND has_table_privilege(r.oid, c.oid, 'INSERT')
+            AND CASE WHEN s.relkind = 'S' THEN NOT has_sequence_privilege(r.oid, s.oid, 'USAGE, UPDATE') ELSE false END
+        ORDER BY 1)
 FROM unnest($1::text[]) AS w (role) CROSS JOIN unnest($2::text[], $3::text[]) AS t (name, sql)
 LEFT JOIN pg_roles AS r ON r.rolname = w.role LEFT JOIN pg_class AS c ON c.oid = to_regclass(t.sql)
 ORDER BY 1, 4";
@@ -363,6 +375,7 @@ async fn access(to: &Client, asked: &Asked<'_>, mapping: &SliceMapping) -> Resul
         login: row.get(2),
         table: row.get(3),
         missing: row.get(4),
+        sequences: row.get(5),
     };
     Ok(rows.iter().map(of).collect())
 }

@@ -110,14 +110,15 @@ fn sequence_of(row: &Row) -> Result<Sequence, Error> {
 }
 
 /// `pg_depend` knows three links: OWNED BY (a) and identity (i) from the sequence to the column, and a default's
-/// `nextval('...'::regclass)` from the default to the sequence.
+/// `nextval('...'::regclass)` from the default to the sequence. Where the owner has no default, the application draws for it.
 async fn read_sequence_columns(
     client: &Client,
     sequences: &mut BTreeMap<TableName, Sequence>,
 ) -> Result<(), Error> {
     let sql = "WITH link AS ( \
                  SELECT objid AS sequence, refobjid AS relation, refobjsubid AS number, true AS owns, \
-                        deptype = 'i' AS uses \
+                        deptype = 'i' OR NOT EXISTS (SELECT FROM pg_attrdef f \
+                          WHERE f.adrelid = refobjid AND f.adnum = refobjsubid) AS uses \
                  FROM pg_depend WHERE classid = 'pg_class'::regclass AND refclassid = 'pg_class'::regclass \
                    AND deptype IN ('a', 'i') AND refobjsubid > 0 \
                  UNION ALL \

@@ -154,7 +154,8 @@ fn type_layers() -> String {
     )
 }
 
-/// `draws` has for each column the sequence that it draws from. Of all tables at once: looked up for each column anew, a
+/// `draws` has for each column the sequence that it draws from, or that it owns where it has no default and the application
+/// calls nextval; `calls` has the functions of its default. Of all tables at once: looked up for each column anew, a
 /// table of 800 columns took twenty seconds.
 fn columns_sql() -> String {
     format!(
@@ -166,8 +167,18 @@ fn columns_sql() -> String {
            UNION \
            SELECT p.refobjid, p.refobjsubid, s.oid FROM pg_depend p \
            JOIN pg_class s ON s.oid = p.objid AND s.relkind = 'S' \
-           WHERE p.classid = 'pg_class'::regclass AND p.refclassid = 'pg_class'::regclass AND p.deptype = 'i' \
-           ) AS d (relation, number, sequence) ORDER BY relation, number, sequence) \
+           WHERE p.classid = 'pg_class'::regclass AND p.refclassid = 'pg_class'::regclass AND (p.deptype = 'i' \
+             OR p.deptype = 'a' AND p.refobjsubid > 0 AND NOT EXISTS ( \
+               SELECT FROM pg_attrdef d WHERE d.adrelid = p.refobjid AND d.adnum = p.refobjsubid)) \
+           ) AS d (relation, number, sequence) ORDER BY relation, number, sequence), \
+         calls AS MATERIALIZED (SELECT d.adrelid AS relation, d.adnum AS number, \
+             array_agg(DISTINCT format('%I.%I', n.nspname, f.proname)) AS names \
+           FROM pg_attrdef d JOIN pg_depend p ON p.classid = 'pg_attrdef'::regclass AND p.objid = d.oid \
+             AND p.refclassid = 'pg_proc'::regclass \
+           JOIN pg_proc f ON f.oid = p.refobjid AND f.provolatile = 'v' \
+           JOIN pg_namespace n ON n.oid = f.pronamespace AND n.nspname <> 'pg_catalog' \
+           WHERE NOT EXISTS (SELECT FROM pg_depend e WHERE e.classid = 'pg_proc'::regclass AND e.objid = f.oid \
+             AND e.deptype = 'e') GROUP BY 1, 2) \
          SELECT n.nspname::text AS schema, c.relname::text AS table, a.attnum AS number, a.attname::text AS name, \
                 format_type(a.atttypid, a.atttypmod) AS type_sql, format_type(a.atttypid, -1) AS cast_sql, \
                 a.atttypid AS type_oid, \
@@ -176,6 +187,7 @@ fn columns_sql() -> String {
                 {NOT_NULL} AS not_null, {EXPRESSION} AS expression, \
                 a.attgenerated::text AS generated, a.attidentity::text AS identity, \
                 sn.nspname::text AS sequence_schema, sc.relname::text AS sequence_name, \
+                coalesce(k.names, '{{}}') AS default_calls, \
                 CASE WHEN a.attcollation <> t.typcollation \
                   THEN quote_ident(cn.nspname) || '.' || quote_ident(co.collname) END AS collation_sql, \
                 {COLLATION_IS_C} AS collation_is_c, coalesce(co.collisdeterministic, true) AS deterministic, \
@@ -189,6 +201,7 @@ fn columns_sql() -> String {
          LEFT JOIN pg_collation co ON co.oid = a.attcollation \
          LEFT JOIN pg_namespace cn ON cn.oid = co.collnamespace \
          LEFT JOIN draws AS s ON s.relation = c.oid AND s.number = a.attnum \
+         LEFT JOIN calls AS k ON k.relation = c.oid AND k.number = a.attnum \
          LEFT JOIN pg_class sc ON sc.oid = s.sequence LEFT JOIN pg_namespace sn ON sn.oid = sc.relnamespace \
          ORDER BY c.oid, a.attnum",
         type_layers(),
@@ -237,6 +250,7 @@ fn column_of(row: &Row) -> Result<Column, Error> {
         deterministic: row.try_get("deterministic")?,
         comment: row.try_get("comment")?,
         correlation: None,
+        default_calls: row.try_get("default_calls")?,
     })
 }
 

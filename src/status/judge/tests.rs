@@ -38,6 +38,7 @@ fn streaming() -> SliceFacts {
         evidence_max_age: Duration::from_secs(86_400),
         service_side: Side::Read(ServiceFacts {
             unguarded: Vec::new(),
+            unfit: Vec::new(),
             now_us: 500 * SECOND_US,
             provisioned: true,
             gate: gate("FENCED"),

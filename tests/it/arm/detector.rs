@@ -4,6 +4,7 @@ use strangler::dualwrite::guard;
 use strangler::name::TableName;
 
 use super::stage::Stage;
+use crate::support::wait::{SOON, until};
 
 fn armed_field(stage: &Stage, slice: &str) -> serde_json::Value {
     let ended = stage.run("status", &["--format", "json", "--slice", slice]);
@@ -164,5 +165,72 @@ async fn a_subscription_into_moved_tables_is_told_by_status_arm_and_flip_until_i
         stage.succeed("arm", &["--slice", "one"]);
     }
     assert_eq!(state(&stage, "one"), "armed");
+    fires_on_mirrored_rows(&stage).await;
+    published_without_identity(&stage).await;
     mirror.stop();
+}
+
+/// A trigger or a rule that was made after the verdict changes rows on their way, on either side.
+async fn fires_on_mirrored_rows(stage: &Stage) {
+    stage.succeed("reconcile", &["--slice", "one"]);
+    let shout = "CREATE FUNCTION shout() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RETURN NEW; END'; \
+        CREATE TRIGGER shout BEFORE UPDATE ON lines FOR EACH ROW EXECUTE FUNCTION shout(); \
+        ALTER TABLE lines ENABLE REPLICA TRIGGER shout";
+    let hush =
+        "CREATE RULE hush AS ON DELETE TO lines DO ALSO NOTHING; ALTER TABLE lines ENABLE ALWAYS RULE hush";
+    for (client, database, make, (kind, name, when)) in [
+        (&stage.monolith, "monolith", hush, ("rule", "hush", "ALWAYS")),
+        (&stage.service, "service", shout, ("trigger", "shout", "REPLICA")),
+    ] {
+        client.batch_execute(make).await.unwrap();
+        let fact = format!("its {kind} {name} is enabled {when}");
+        let cure = format!(": ALTER TABLE \"public\".\"lines\" ENABLE {} \"{name}\";", kind.to_uppercase());
+        for verb in ["arm", "flip"] {
+            let refused = stage.run(verb, &["--slice", "one"]);
+            assert_eq!(refused.exit, Some(3), "{}", refused.page());
+            let said = refused.stderr.split_whitespace().collect::<Vec<_>>().join(" ");
+            assert!(said.contains("(target-trigger)") && said.contains(&fact), "{}", refused.page());
+            assert!(
+                said.contains(&format!("run on the {database}")) && said.contains(&cure),
+                "{}",
+                refused.page()
+            );
+        }
+        let slice = armed_field(stage, "one");
+        let words = format!(
+            "the {kind} {name} of table lines is enabled {when}, so it fires on rows that the mirror writes"
+        );
+        assert!(slice["alarms"].to_string().contains(&words), "{slice:#}");
+        assert_eq!(slice["next"], format!("run on the {database}{cure}"), "{slice:#}");
+        if database == "service" {
+            // What was proven before does not stand when it is gone again.
+            let noted =
+                "SELECT EXISTS (SELECT FROM strangler.journal WHERE action = 'fired-on-mirrored-rows')";
+            until("the mirror has noted it", SOON, async || {
+                client.query_one(noted, &[]).await.unwrap().get::<_, bool>(0).then_some(())
+            })
+            .await;
+        }
+        client.batch_execute(&format!("DROP {kind} {name} ON lines")).await.unwrap();
+    }
+    let slice = armed_field(stage, "one");
+    assert_eq!(slice["evidence"]["stands"], false, "{slice:#}");
+    assert_eq!(slice["next"], "strangler reconcile plan.yaml --slice one", "{slice:#}");
+}
+
+/// A published table without a replica identity takes no UPDATE and no DELETE: nobody but the application would notice.
+async fn published_without_identity(stage: &Stage) {
+    stage.service.batch_execute("ALTER TABLE lines REPLICA IDENTITY NOTHING").await.unwrap();
+    let flip = stage.run("flip", &["--slice", "one"]);
+    assert!(flip.stderr.contains("(no-replica-identity)"), "{}", flip.page());
+    assert!(flip.stderr.contains("published and without a replica identity: lines"), "{}", flip.page());
+    let check = stage.run("check", &[]);
+    assert!(check.stdout.contains("(no-replica-identity)"), "{}", check.page());
+    let slice = armed_field(stage, "one");
+    let words = "the service is closed, and table lines is published and has no replica identity";
+    assert!(slice["alarms"].to_string().contains(words), "{slice:#}");
+    assert_eq!(slice["next"], "strangler arm plan.yaml --slice one");
+    stage.succeed("arm", &["--slice", "one"]);
+    let slice = armed_field(stage, "one");
+    assert!(!slice["alarms"].to_string().contains("replica identity"), "{slice:#}");
 }

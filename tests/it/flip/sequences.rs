@@ -9,8 +9,10 @@ use super::{UNPROVEN, armed_with, complete, killed, owner};
 use crate::support::split::Split;
 use crate::support::wait::{SOON, until};
 
-const TABLES: &str = "{ others: {}, things: {} }";
+const TABLES: &str = "{ drawn: {}, others: {}, things: {} }";
 const SETUP: &str = "CREATE TABLE things (id smallserial PRIMARY KEY, v text); \
+    CREATE TABLE drawn (id bigint PRIMARY KEY); CREATE SEQUENCE drawn_seq INCREMENT 50 OWNED BY drawn.id; \
+    INSERT INTO drawn VALUES (nextval('drawn_seq')), (nextval('drawn_seq')); \
     CREATE TABLE others (id bigserial PRIMARY KEY, v text); INSERT INTO things (v) VALUES ('a'); INSERT INTO others (v) VALUES ('a')";
 
 async fn last(client: &Client, sequence: &str) -> i64 {
@@ -48,6 +50,11 @@ async fn a_sequence_that_writers_use_up_while_a_flip_waits_is_a_refusal_and_no_o
     }
     complete(&split, &mirror, &UNPROVEN);
     assert_eq!(last(&service, "things_id_seq").await, 32_676 + 100 - 32_767, "it began anew");
+    // The application calls nextval by itself, and the column has no default.
+    assert_eq!(last(&service, "drawn_seq").await, 51 + 100 * 50);
+    let may = "SELECT has_sequence_privilege('service_app', 'drawn_seq', 'USAGE') \
+               AND pg_get_serial_sequence('drawn', 'id') = 'public.drawn_seq'";
+    assert!(service.query_one(may, &[]).await.unwrap().get::<_, bool>(0));
 }
 
 #[tokio::test(flavor = "multi_thread")]

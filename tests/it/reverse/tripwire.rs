@@ -12,13 +12,24 @@ use crate::support::wait::{SOON, until};
 async fn a_stray_write_on_the_fenced_side_is_an_alarm_with_its_table_and_key() {
     let stage = Stage::armed().await;
     let mirror = stage.mirror().await;
+    // Everybody may send a message like the mirror's tag, and nobody else knows how it ends.
+    stage
+        .on_monolith(
+            "BEGIN; SELECT pg_logical_emit_message(true, 'strangler', 'one:1'), \
+                 pg_logical_emit_message(true, 'strangler', 'one:1:' || gen_random_uuid()); \
+             UPDATE \"Orders\" SET \"Note\" = 'forged' WHERE \"Id\" = 1; COMMIT",
+        )
+        .await;
+    stage.arrived(Way::Forward).await;
+    assert!(holds(&stage.service, "SELECT note = 'forged' FROM orders WHERE id = 1").await);
     stage.flip(2).await;
     stage.on_service("UPDATE orders SET note = 'the service may' WHERE id = 1").await;
     stage.arrived(Way::Reverse).await;
     stage
         .write_stray(
             "\"Orders\"",
-            "UPDATE \"Orders\" SET \"Note\" = 'stray' WHERE \"Id\" = 7; DELETE FROM \"Orders\" WHERE \"Id\" = 8; \
+            "SELECT pg_logical_emit_message(true, 'strangler', 'one:2:'); \
+             UPDATE \"Orders\" SET \"Note\" = 'stray' WHERE \"Id\" = 7; DELETE FROM \"Orders\" WHERE \"Id\" = 8; \
              INSERT INTO \"Orders\" (\"Id\", \"Region\") VALUES (8000, 'EU'), (8001, 'US'); \
              UPDATE \"Orders\" SET \"Note\" = 'not the slice''s' WHERE \"Id\" = 5",
         )

@@ -24,7 +24,7 @@ const TABLES: &str =
 async fn damage(client: &Client, sql: &str) {
     let sql = format!(
         "SET SESSION AUTHORIZATION strangler_apply; BEGIN; \
-         SELECT pg_logical_emit_message(true, 'strangler', 'one:2'); {sql}; COMMIT; RESET SESSION AUTHORIZATION"
+         SELECT pg_logical_emit_message(true, 'strangler', 'one:2:' || uuid) FROM strangler.database; {sql}; COMMIT; RESET SESSION AUTHORIZATION"
     );
     client.batch_execute(&sql).await.unwrap_or_else(|error| panic!("{sql}: {error:?}"));
 }
