@@ -254,7 +254,10 @@ impl Pulse {
             if fault.is_some() {
                 self.vitals.with(|inner| inner.fault = fault);
             }
-            let sighting = self.vitals.with(|inner| inner.sighting.clone());
+            let mut sighting = self.vitals.with(|inner| inner.sighting.clone());
+            if let Some(who) = source::in_the_way(target).await? {
+                (sighting.phase, sighting.detail) = ("waiting".to_owned(), Some(who));
+            }
             process::beat(target, self.of(), self.nonce, &sighting).await?;
         }
         self.vitals.with(|inner| inner.sent = Some((number, Instant::now())));
