@@ -33,6 +33,7 @@ pub mod refetch;
 pub(crate) mod repair;
 mod rights;
 pub mod round;
+mod rounding;
 pub mod route;
 mod sample;
 pub mod source;
