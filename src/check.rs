@@ -34,6 +34,7 @@ mod reverse;
 mod schema_rights;
 mod sequences;
 mod server_limits;
+mod service_references;
 mod slots;
 mod targets;
 mod text;
@@ -73,6 +74,7 @@ const RULES: &[Rule] = &[
     copy_rights::rule,
     marker_rights::rule,
     reference_rights::rule,
+    service_references::rule,
     reverse::rule,
     logins::rule,
     application_roles::rule,
