@@ -210,6 +210,19 @@ pub struct Index {
     pub replica_identity: bool,
     /// `COMMENT ON INDEX`.
     pub comment: Option<String>,
+    /// What is set beside its definition.
+    pub settings: IndexSettings,
+}
+
+/// What an index has that the definition of its constraint does not say.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct IndexSettings {
+    /// `WITH`, as `name=value, …`.
+    pub storage_sql: Option<String>,
+    /// `ALTER TABLE … CLUSTER ON`.
+    pub clustered: bool,
+    /// `ALTER INDEX … ALTER COLUMN … SET STATISTICS`: number of the key from 1, and the target.
+    pub statistics: Vec<(i32, i32)>,
 }
 
 /// What a constraint is.

@@ -34,6 +34,7 @@ pub(crate) mod repair;
 mod rewatch;
 mod rights;
 pub mod round;
+mod rounding;
 pub mod route;
 mod sample;
 pub mod source;

@@ -36,6 +36,7 @@ mod reverse;
 mod schema_rights;
 mod sequences;
 mod server_limits;
+mod service_references;
 mod slots;
 mod targets;
 mod text;
@@ -75,6 +76,7 @@ const RULES: &[Rule] = &[
     copy_rights::rule,
     marker_rights::rule,
     reference_rights::rule,
+    service_references::rule,
     reverse::rule,
     logins::rule,
     application_roles::rule,

@@ -152,7 +152,11 @@ async fn land(
     let condition = job_condition(round, mapping, job);
     let (rows, bytes) = match pipe(sessions, (job.table, table), condition, reports).await {
         Err(MirrorError::Sql { action: LANDING, source }) if sqlstate::is_about_the_table(&source) => {
-            return Err(stand_still(sessions, round, label, &sqlstate::words(&source)).await?);
+            let partition = sqlstate::lacks_partition(&source).map_or_else(String::new, |relation| {
+                format!("; make it in the service: CREATE TABLE … PARTITION OF {relation} FOR VALUES …, or DEFAULT")
+            });
+            let why = sqlstate::words(&source) + &partition;
+            return Err(stand_still(sessions, round, label, &why).await?);
         }
         piped => piped?,
     };

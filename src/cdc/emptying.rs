@@ -20,7 +20,7 @@ use crate::mapping::TableMapping;
 use crate::postgres::sqlstate;
 
 /// New readers of a table wait behind whoever waits to empty it: no longer than an application bears.
-const LOCK_TIMEOUT_MS: u32 = 300;
+pub(super) const LOCK_TIMEOUT_MS: u32 = 300;
 /// They have all gone on by then.
 const PAUSE: Duration = Duration::from_secs(1);
 /// How often it is looked whether older transactions have ended.
@@ -146,7 +146,7 @@ async fn empty(
 }
 
 /// A lock was not to be had in time.
-fn is_busy(error: &MirrorError) -> bool {
+pub(super) fn is_busy(error: &MirrorError) -> bool {
     if let MirrorError::Sql { source, .. } = error {
         return sqlstate::is_lock_timeout(source);
     }

@@ -271,12 +271,12 @@ impl Engine {
             Event::Row { relation, change } if is_canary(&relation) => self.canary_row(&relation, &change),
             Event::Row { relation, change } if self.is_tripwire() => {
                 self.changes = true;
-                self.stray(&relation, &change)?;
+                self.stray(&relation, &change).await?;
             }
             Event::Truncate(relations) if self.is_tripwire() => {
                 self.changes = true;
                 self.heard_truncate(&relations).await?;
-                self.stray_truncate(&relations)?;
+                self.stray_truncate(&relations).await?;
             }
             Event::Row { relation, change } => {
                 let Some(origin) = self.current else { return Ok(()) };
@@ -482,7 +482,9 @@ impl Engine {
         let Some(origin) = self.current else { return Ok(()) };
         self.changes = true;
         for relation in relations.iter().filter(|relation| !is_canary(relation)) {
-            let Some(number) = self.router.table_of(relation, &self.tables)? else { continue };
+            let Some(number) = self.router.table_of(relation, &self.tables, &self.source).await? else {
+                continue;
+            };
             self.flush().await?;
             if let Some(table) = self.tables.get(number)
                 && table.state != TableState::Diverged

@@ -87,6 +87,12 @@ pub enum MirrorError {
         /// Which.
         what: String,
     },
+    /// Somebody uses a table of the target that has to be emptied. Nobody is made to wait behind that: it is tried again.
+    #[error("{what}")]
+    InUse {
+        /// The table, and who uses it.
+        what: String,
+    },
     /// The engine lets go of everything and starts over at once.
     #[error("starting over: {why}")]
     Restart {
@@ -137,7 +143,7 @@ impl MirrorError {
             Self::Journal(error) => error.database_error().is_some_and(passes),
             Self::Replication(error) => error.is_retryable(),
             Self::Stream(StreamError::Replication(error)) => error.is_retryable(),
-            Self::Restart { .. } | Self::Turned { .. } => true,
+            Self::Restart { .. } | Self::Turned { .. } | Self::InUse { .. } => true,
             Self::Stream(StreamError::Decode(_) | StreamError::Spill { .. } | StreamError::Order { .. })
             | Self::Link(_)
             | Self::Fenced { .. }
@@ -164,6 +170,9 @@ impl MirrorError {
         match self {
             Self::Refused { next, .. } | Self::Anew { next, .. } | Self::Denied { next, .. } => Some(next),
             Self::Fenced { .. } => Some("strangler status PLAN"),
+            Self::Stream(StreamError::Spill { .. }) => Some(
+                "make room there, or name another folder with --spill-folder; then strangler mirror PLAN",
+            ),
             Self::Connect(_)
             | Self::Link(_)
             | Self::Sql { .. }
@@ -171,6 +180,7 @@ impl MirrorError {
             | Self::Replication(_)
             | Self::Stream(_)
             | Self::Unreadable { .. }
+            | Self::InUse { .. }
             | Self::Restart { .. }
             | Self::Turned { .. }
             | Self::NotArmed { .. }

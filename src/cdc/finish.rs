@@ -95,12 +95,31 @@ pub async fn defer_again(
             ),
         };
         release(&session, slice, mapping, &index).await?;
+        keep_identity(&session, mapping, &index).await?;
         session.batch_execute(&sql).await.map_err(MirrorError::sql("taking a constraint away"))?;
         deferred::set_waiting(&session, row.id).await?;
     }
     session.batch_execute("COMMIT").await.map_err(MirrorError::sql("taking constraints away"))?;
     failpoint::hit("unique-deferred-again");
     Ok(())
+}
+
+/// Where the index is the table's replica identity, whole rows are that until it is there again: a publication in the service would
+/// refuse the mirror's changes of a table that has none.
+async fn keep_identity(
+    session: &Session,
+    mapping: &TableMapping,
+    index: &TableName,
+) -> Result<(), MirrorError> {
+    let sql = "SELECT FROM pg_catalog.pg_index x JOIN pg_catalog.pg_class i ON i.oid = x.indexrelid \
+               JOIN pg_catalog.pg_namespace n ON n.oid = i.relnamespace \
+               WHERE x.indisreplident AND n.nspname = $1 AND i.relname = $2";
+    let found = session.query_opt(sql, &[&index.schema, &index.name]).await;
+    if found.map_err(MirrorError::sql("looking for the replica identity"))?.is_none() {
+        return Ok(());
+    }
+    let full = format!("ALTER TABLE {} REPLICA IDENTITY FULL", mapping.target.sql());
+    session.batch_execute(&full).await.map_err(MirrorError::sql("changing the replica identity"))
 }
 
 /// Takes the foreign keys away that lean on an index, which could not be dropped under them.

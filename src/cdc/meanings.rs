@@ -1,4 +1,4 @@
-//! Types of the user's: the stream carries values as text, which both sides' types have to read alike.
+//! What types of both sides make of a value: the stream carries it as text, which they have to read alike.
 
 use std::collections::BTreeMap;
 
@@ -6,6 +6,7 @@ use tokio_postgres::Client;
 
 use super::error::{MirrorError, Refusal};
 use super::publication::compare;
+use super::rounding;
 use crate::journal::streams::Direction;
 use crate::mapping::adopted::Misfit;
 use crate::mapping::narrower;
@@ -29,11 +30,18 @@ pub async fn find_fault(
     let reading = || MirrorError::sql("reading what the columns' types are made of");
     let there = type_trees::read(monolith, mapping.tables.iter().map(|table| &table.source));
     let there = there.await.map_err(reading())?;
-    if there.is_empty() {
-        return Ok(None);
+    if !there.is_empty() {
+        let here = type_trees::read(service, mapping.tables.iter().map(|table| &table.target));
+        let fault = judge(mapping, (&there, &here.await.map_err(reading())?), direction);
+        if fault.is_some() {
+            return Ok(fault);
+        }
     }
-    let here = type_trees::read(service, mapping.tables.iter().map(|table| &table.target));
-    Ok(judge(mapping, (&there, &here.await.map_err(reading())?), direction))
+    match direction {
+        Direction::Forward => rounding::find_fault((monolith, service), mapping).await,
+        // An adopted column may be wider than the monolith's.
+        Direction::Reverse => Ok(None),
+    }
 }
 
 /// The same as a refusal to start.

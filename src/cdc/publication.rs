@@ -96,8 +96,10 @@ impl Publication {
             |names: Vec<&TableName>| names.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
         let wanted: BTreeSet<&TableName> = wanted.collect();
         let missing = list(wanted.iter().filter(|name| !self.tables.contains_key(**name)).copied().collect());
-        let strange =
-            list(self.tables.keys().filter(|name| !wanted.contains(name) && !is_canary(name)).collect());
+        let others: Vec<&TableName> =
+            self.tables.keys().filter(|name| !wanted.contains(name) && !is_canary(name)).collect();
+        let superfluous = others.iter().map(|name| name.sql()).collect::<Vec<_>>().join(", ");
+        let strange = list(others);
         let what = match (missing.is_empty(), strange.is_empty()) {
             (true, true) => return None,
             (false, true) => format!("it lacks {missing}"),
@@ -109,6 +111,10 @@ impl Publication {
                 "publication {publication} of the {side} is not what was made for slice {slice}: {what}"
             ),
             next: match direction {
+                Direction::Forward if missing.is_empty() => format!(
+                    "run on the {side}: ALTER PUBLICATION {} DROP TABLE {superfluous}; then strangler mirror PLAN --slice {slice}",
+                    quote_ident(publication),
+                ),
                 Direction::Forward => format!(
                     "put back on the {side} what it lacks, with ALTER PUBLICATION {} ADD TABLE or RENAME; then \
                      strangler mirror PLAN --slice {slice} --retry TABLE, which copies that table again",
@@ -287,6 +293,10 @@ mod tests {
         };
         says(&holding(&["a"]), "it lacks b;");
         says(&holding(&["a", "b", "c"]), "it also holds c;");
+        says(
+            &holding(&["a", "b", "c"]),
+            "ALTER PUBLICATION \"pub\" DROP TABLE \"public\".\"c\"; then strangler mirror",
+        );
         let mut canary = holding(&["a", "b"]);
         canary.tables.insert(TableName::new("strangler", "canary"), 9);
         assert_eq!(fault(&canary), None, "the canary travels with the slice's tables");

@@ -257,7 +257,10 @@ impl Pulse {
                 self.vitals.with(|inner| inner.fault = fault);
             }
             self.watch_firing(source, target, seen).await?;
-            let sighting = self.vitals.with(|inner| inner.sighting.clone());
+            let mut sighting = self.vitals.with(|inner| inner.sighting.clone());
+            if let Some(who) = source::in_the_way(target).await? {
+                (sighting.phase, sighting.detail) = ("waiting".to_owned(), Some(who));
+            }
             process::beat(target, self.of(), self.nonce, &sighting).await?;
         }
         self.vitals.with(|inner| inner.sent = Some((number, Instant::now())));

@@ -3,6 +3,8 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
+use tokio_postgres::Client;
+
 use super::batch::Batch;
 use super::error::MirrorError;
 use super::refetch::{RefetchSessions, refetch};
@@ -15,6 +17,7 @@ use crate::landing::pieces::{EventOrigin, Standing};
 use crate::landing::row::{RowReader, ShapeDrift};
 use crate::landing::rule::{UpdateVerdict, decide_update};
 use crate::landing::sets::RowOperation;
+use crate::mapping::TableMapping;
 use crate::name::TableName;
 use crate::problem::{START_ANEW, arm_anew};
 
@@ -68,12 +71,13 @@ impl Router {
     ///
     /// # Errors
     /// [`MirrorError::Refused`] when the table changed its shape.
-    pub fn table_of(
+    pub async fn table_of(
         &mut self,
         relation: &Arc<Relation>,
         tables: &[TableRun],
+        source: &Client,
     ) -> Result<Option<usize>, MirrorError> {
-        self.bind(relation, tables)?;
+        self.bind(relation, tables, source).await?;
         Ok(self
             .bindings
             .get(&relation.oid)
@@ -81,7 +85,12 @@ impl Router {
             .map(|(table, _)| *table))
     }
 
-    fn bind(&mut self, relation: &Arc<Relation>, tables: &[TableRun]) -> Result<(), MirrorError> {
+    async fn bind(
+        &mut self,
+        relation: &Arc<Relation>,
+        tables: &[TableRun],
+        source: &Client,
+    ) -> Result<(), MirrorError> {
         if self.bindings.get(&relation.oid).is_some_and(|known| Arc::ptr_eq(&known.relation, relation)) {
             return Ok(());
         }
@@ -101,9 +110,16 @@ impl Router {
                 });
             }
             Some((number, table)) => {
-                let reader = RowReader::new(relation, &table.mapping)
-                    .map_err(|drift| drifted((&self.slice, table.mapping.reversed), &drift))?;
-                Some((number, reader))
+                let reader = match RowReader::new(relation, &table.mapping) {
+                    Err(drift) if !drift.only_new.is_empty() => {
+                        let mut mapping = TableMapping::clone(&table.mapping);
+                        mapping.dropped.extend(gone(source, relation, drift.only_new).await?);
+                        RowReader::new(relation, &mapping)
+                    }
+                    bound => bound,
+                };
+                let named = (self.slice.as_str(), table.mapping.reversed);
+                Some((number, reader.map_err(|drift| drifted(named, &drift))?))
             }
         };
         self.bindings.insert(relation.oid, Binding { relation: Arc::clone(relation), table });
@@ -115,12 +131,13 @@ impl Router {
     ///
     /// # Errors
     /// [`MirrorError`].
-    pub(crate) fn stray(
+    pub(crate) async fn stray(
         &mut self,
         (relation, change): (&Arc<Relation>, &RowChange),
         tables: &[TableRun],
+        source: &Client,
     ) -> Result<Option<StrayChange>, MirrorError> {
-        self.bind(relation, tables)?;
+        self.bind(relation, tables, source).await?;
         check_width(relation, change)?;
         let Some(Binding { table: Some((number, reader)), .. }) = self.bindings.get(&relation.oid) else {
             return Ok(None);
@@ -154,7 +171,7 @@ impl Router {
         batch: &mut Batch,
         sessions: RefetchSessions<'_>,
     ) -> Result<(), MirrorError> {
-        self.bind(relation, tables)?;
+        self.bind(relation, tables, sessions.position).await?;
         check_width(relation, change)?;
         let Some(Binding { table: Some((number, reader)), .. }) = self.bindings.get(&relation.oid) else {
             return Ok(());
@@ -213,6 +230,22 @@ impl Router {
         }
         Ok(())
     }
+}
+
+/// Which of a relation's columns the source has no longer. What they held is lost there as well, so nothing of them can be carried,
+/// and no plan can name them.
+async fn gone(
+    source: &Client,
+    relation: &Relation,
+    mut columns: Vec<String>,
+) -> Result<Vec<String>, MirrorError> {
+    let sql =
+        "SELECT attname::text FROM pg_attribute WHERE attrelid = $1 AND attnum > 0 AND NOT attisdropped";
+    let rows = source.query(sql, &[&relation.oid]).await;
+    let there: Vec<String> =
+        rows.map_err(MirrorError::sql("looking for columns"))?.iter().map(|row| row.get(0)).collect();
+    columns.retain(|column| !there.contains(column));
+    Ok(columns)
 }
 
 /// Why the slice stops, and its way on: columns that were only added can be left behind, where the stream stands. Any

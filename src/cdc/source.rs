@@ -243,6 +243,26 @@ pub async fn lock_holder(client: &Client, tables: &[String]) -> Result<String, M
     Ok(row.map_or_else(|| "a session that has just ended".to_owned(), |row| row.get(0)))
 }
 
+/// Whom the mirror has waited for in this database for more than some seconds, in words: a lock on a row, mostly. Asked over a
+/// session under the mirror's own name, whose other sessions it means. Waiting is seen in the locks, which every role may read.
+///
+/// # Errors
+/// [`MirrorError::Sql`].
+pub async fn in_the_way(client: &Client) -> Result<Option<String>, MirrorError> {
+    let sql = "SELECT CASE WHEN b.pid IS NULL THEN 'a prepared transaction' ELSE format('process %s (%s)', b.pid, \
+            coalesce(nullif(b.application_name, ''), 'role ' || b.usename, 'no application name')) END \
+            || ' holds a lock that the mirror has waited for, for ' \
+            || round(extract(epoch FROM clock_timestamp() - l.waitstart)) || ' s' \
+        FROM pg_locks l JOIN pg_stat_activity a ON a.pid = l.pid \
+            CROSS JOIN LATERAL unnest(pg_blocking_pids(l.pid)) AS w (pid) \
+            LEFT JOIN pg_stat_activity b ON b.pid = w.pid \
+        WHERE NOT l.granted AND l.waitstart < clock_timestamp() - interval '3 s' \
+            AND a.datname = current_database() AND a.application_name = current_setting('application_name') \
+            AND b.application_name IS DISTINCT FROM a.application_name LIMIT 1";
+    let row = client.query_opt(sql, &[]).await.map_err(MirrorError::sql("looking for who is in the way"))?;
+    Ok(row.map(|row| row.get(0)))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

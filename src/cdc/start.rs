@@ -454,12 +454,15 @@ pub fn application_name(slice: &str) -> String {
     format!("strangler mirror {slice}")
 }
 
+/// Bytes of a slot's name before its random end.
+pub const SLOT_STEM_BYTES: usize = 56;
+
 /// A slot name with a random end, so that a slot that somebody makes again under "the" name is noticed.
 #[must_use]
 pub fn slot_name(plan: &str, slice: &str) -> String {
     let suffix: String = std::iter::repeat_with(fastrand::lowercase).take(6).collect();
     let mut stem = format!("strangler_{plan}_{slice}");
-    stem.truncate(56);
+    stem.truncate(SLOT_STEM_BYTES);
     format!("{stem}_{suffix}")
 }
 

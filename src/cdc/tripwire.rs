@@ -92,8 +92,13 @@ impl Engine {
     }
 
     /// An untagged change met by the tripwire.
-    pub(crate) fn stray(&mut self, relation: &Arc<Relation>, change: &RowChange) -> Result<(), MirrorError> {
-        if let Some((number, operation, key)) = self.router.stray((relation, change), &self.tables)?
+    pub(crate) async fn stray(
+        &mut self,
+        relation: &Arc<Relation>,
+        change: &RowChange,
+    ) -> Result<(), MirrorError> {
+        if let Some((number, operation, key)) =
+            self.router.stray((relation, change), &self.tables, &self.source).await?
             && let Some(table) = self.tables.get(number)
         {
             self.strays.add(Stray { source_table: table.label.clone(), operation, key });
@@ -102,9 +107,9 @@ impl Engine {
     }
 
     /// An untagged TRUNCATE met by the tripwire.
-    pub(crate) fn stray_truncate(&mut self, relations: &[Arc<Relation>]) -> Result<(), MirrorError> {
+    pub(crate) async fn stray_truncate(&mut self, relations: &[Arc<Relation>]) -> Result<(), MirrorError> {
         for relation in relations.iter().filter(|relation| !is_canary(relation)) {
-            if let Some(number) = self.router.table_of(relation, &self.tables)?
+            if let Some(number) = self.router.table_of(relation, &self.tables, &self.source).await?
                 && let Some(table) = self.tables.get(number)
             {
                 let operation = Operation::Truncate;

@@ -1,16 +1,22 @@
 //! TRUNCATE: every copied row that it concerns goes, in its place in the stream.
 
+use tokio_postgres::Client;
+
 use super::apply::Applier;
 use super::borders::target_range_condition;
+use super::emptying::{LOCK_TIMEOUT_MS, is_busy};
 use super::error::MirrorError;
+use super::source;
 use super::start::empty_table;
 use super::table::TableRun;
 use crate::journal::baselines;
 use crate::journal::copies::TableState;
 use crate::landing::key::Key;
 use crate::landing::pieces::{EventOrigin, Truncation};
-use crate::mapping::TableMapping;
+use crate::mapping::input::key_value_sql;
+use crate::mapping::{ColumnMapping, TableMapping};
 use crate::name::{quote_ident, quote_literal};
+use crate::postgres::equality::BUILT_IN;
 
 /// Applies a TRUNCATE of one table inside the open target transaction. The batch must have been flushed before.
 ///
@@ -35,13 +41,13 @@ pub async fn apply(applier: &mut Applier, table: &TableRun, event: EventOrigin) 
             let sql = delete(mapping, mapping.target_filter_sql().as_deref(), None);
             session.batch_execute(&sql).await.map_err(MirrorError::sql("applying a TRUNCATE"))
         }
-        Truncation::All => empty_table(session, &mapping.target.sql()).await,
+        Truncation::All => empty(session, mapping).await,
         Truncation::Some { whole, ranges, keys_gone, keys_kept } => {
             let mut statements = Vec::new();
             let kept = if keys_kept.is_empty() {
                 None
             } else {
-                Some(format!("NOT {}", keys_condition(&table.written, &keys_kept)))
+                Some(format!("NOT {}", keys_condition(table, &keys_kept)))
             };
             if whole {
                 statements.push(delete(mapping, None, kept.as_deref()));
@@ -54,7 +60,7 @@ pub async fn apply(applier: &mut Applier, table: &TableRun, event: EventOrigin) 
                 ));
             }
             if !keys_gone.is_empty() {
-                statements.push(delete(mapping, Some(&keys_condition(&table.written, &keys_gone)), None));
+                statements.push(delete(mapping, Some(&keys_condition(table, &keys_gone)), None));
             }
             for sql in statements {
                 session.batch_execute(&sql).await.map_err(MirrorError::sql("applying a TRUNCATE"))?;
@@ -64,26 +70,42 @@ pub async fn apply(applier: &mut Applier, table: &TableRun, event: EventOrigin) 
     }
 }
 
+/// Empties the target's table, unless somebody uses it: the application's readers would queue behind whoever waits for that. The
+/// transaction is given up then, and comes again with the stream, for its position goes with it.
+async fn empty(session: &Client, mapping: &TableMapping) -> Result<(), MirrorError> {
+    let failed = || MirrorError::sql("applying a TRUNCATE");
+    let patience = format!("SET LOCAL lock_timeout = {LOCK_TIMEOUT_MS}");
+    session.batch_execute(&patience).await.map_err(failed())?;
+    let target = mapping.target.sql();
+    match empty_table(session, &target).await {
+        Err(error) if is_busy(&error) => {
+            session.batch_execute("ROLLBACK").await.map_err(failed())?;
+            let who = source::lock_holder(session, &[target]).await?;
+            Err(MirrorError::InUse {
+                what: format!("a TRUNCATE waits while table {} is in use: {who}", mapping.target),
+            })
+        }
+        Err(error) => Err(error),
+        Ok(()) => session.batch_execute("SET LOCAL lock_timeout = 0").await.map_err(failed()),
+    }
+}
+
 fn delete(mapping: &TableMapping, first: Option<&str>, second: Option<&str>) -> String {
     let terms: Vec<&str> = first.into_iter().chain(second).collect();
     let condition = if terms.is_empty() { String::new() } else { format!(" WHERE {}", terms.join(" AND ")) };
     format!("DELETE FROM {}{condition}", mapping.target.sql())
 }
 
-fn keys_condition(mapping: &TableMapping, keys: &[Key]) -> String {
-    let columns: Vec<_> = mapping.key_columns().collect();
-    let names: Vec<String> = columns.iter().map(|column| quote_ident(&column.target)).collect();
-    let rows: Vec<String> = keys
-        .iter()
-        .map(|key| {
-            let values: Vec<String> = key
-                .to_strings()
-                .iter()
-                .zip(&columns)
-                .map(|(value, column)| format!("{}::{}", quote_literal(value), column.cast_sql))
-                .collect();
-            format!("({})", values.join(", "))
-        })
-        .collect();
-    format!("(({}) IN ({}))", names.join(", "), rows.join(", "))
+/// Rows of these keys. What the target's index calls equal is, as everywhere else: see [`equality`](crate::postgres::equality).
+fn keys_condition(table: &TableRun, keys: &[Key]) -> String {
+    let terms = |key: &Key| {
+        let columns = table.written.key_columns().zip(key.to_strings()).enumerate();
+        let term = |(number, (column, value)): (usize, (&ColumnMapping, String))| {
+            let equals = table.equality.get(number).map_or(BUILT_IN, String::as_str);
+            let value = key_value_sql(&column.cast_sql, &quote_literal(&value));
+            format!("{} {equals} {value}", quote_ident(&column.target))
+        };
+        format!("({})", columns.map(term).collect::<Vec<_>>().join(" AND "))
+    };
+    format!("({})", keys.iter().map(terms).collect::<Vec<_>>().join(" OR "))
 }

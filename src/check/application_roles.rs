@@ -5,7 +5,9 @@ use std::collections::BTreeSet;
 
 use super::facts::{APPLY_ROLE, Database, Facts, LinkName, Role};
 use super::read_rights::shown;
+use crate::catalog::Table;
 use crate::name::{TableName, quote_ident, quote_list};
+use crate::plan::Service;
 use crate::problem::Problem;
 
 pub(super) fn rule(facts: &Facts) -> Vec<Problem> {
@@ -42,6 +44,7 @@ pub(super) fn rule(facts: &Facts) -> Vec<Problem> {
                     )),
             );
         }
+        problems.extend(owns_in_service(facts, name, (service, database)));
         problems.extend(reaches(facts, name, &service.app));
     }
     problems
@@ -56,7 +59,7 @@ fn powerful(facts: &Facts, name: &str, role: &Role) -> Option<Problem> {
             .next(format!("run: ALTER ROLE {quoted} NOSUPERUSER; and grant it what it needs"));
         return Some(problem);
     }
-    let owned: Vec<&crate::catalog::Table> = facts
+    let owned: Vec<&Table> = facts
         .moved_tables()
         .filter(|table| table.owner == name || role.member_of.contains(&table.owner))
         .collect();
@@ -69,6 +72,37 @@ fn powerful(facts: &Facts, name: &str, role: &Role) -> Option<Problem> {
         .consequence("an owner can disable a gate, and migrations run under it can change tables while they are mirrored")
         .next(format!(
             "give the tables to a role without login: ALTER TABLE … OWNER TO …; GRANT SELECT, INSERT, UPDATE, DELETE ON … TO {quoted};"
+        ));
+    Some(problem)
+}
+
+/// Tables that are there already may belong to another role than the plan's owner.
+fn owns_in_service(facts: &Facts, name: &str, (service, database): (&Service, &Database)) -> Option<Problem> {
+    let role = database.roles.get(&service.app).filter(|role| !role.superuser)?;
+    let catalog = database.catalog.as_ref()?;
+    let slices = facts.mappings.values().filter(|slice| slice.service == name);
+    let there = slices.flat_map(|slice| &slice.tables).filter_map(|table| catalog.table(&table.target));
+    let owned = |table: &&Table| {
+        table.owner == service.app || table.owner != service.owner && role.member_of.contains(&table.owner)
+    };
+    let names: Vec<TableName> = there.filter(owned).map(|table| table.name.clone()).collect();
+    if names.is_empty() {
+        return None;
+    }
+    let alter = names
+        .iter()
+        .map(|table| format!("ALTER TABLE {} OWNER TO {};", table.sql(), quote_ident(&service.owner)));
+    let problem = Problem::warning("app-role-owns", format!("service {name}"))
+        .fact(format!(
+            "the application role {} owns, or is a member of the owner of, {}",
+            service.app,
+            shown(&names)
+        ))
+        .consequence("an owner can disable the gate that fences it, and triggers and columns can change under the mirror")
+        .next(format!(
+            "give the tables to the plan's owner, by which the application keeps the rights that provision grants: run in that \
+             database as a superuser: {}",
+            alter.collect::<Vec<_>>().join(" ")
         ));
     Some(problem)
 }
@@ -152,6 +186,12 @@ mod tests {
             "app-role-powerful",
             "REVOKE \"catalog_owner\" FROM \"catalog_app\";",
         );
+        let mut facts = clean();
+        let mut adopted = facts.monolith_catalog().table(&name("Orders")).unwrap().clone();
+        adopted.owner = "ordering_app".into();
+        facts.service_catalog("ordering").tables.insert(name("Orders"), adopted);
+        let given = "ALTER TABLE \"public\".\"Orders\" OWNER TO \"ordering_owner\";";
+        expect(&rule(&facts), Severity::Warning, "app-role-owns", given);
         let mut facts = clean();
         facts.monolith.roles.clear();
         expect(&rule(&facts), Severity::Warning, "app-role-absent", "retail_app");

@@ -2,9 +2,10 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::facts::Facts;
+use super::facts::{Facts, LinkName};
 use crate::catalog::{Catalog, UserTypeKind};
 use crate::name::{TableName, quote_ident};
+use crate::plan::Ddl;
 use crate::problem::Problem;
 
 pub(super) fn rule(facts: &Facts) -> Vec<Problem> {
@@ -12,53 +13,74 @@ pub(super) fn rule(facts: &Facts) -> Vec<Problem> {
     let mut problems = Vec::new();
     for (name, database) in &facts.services {
         let (Some(catalog), Some(server)) = (&database.catalog, &database.server) else { continue };
-        for (extension, users) in needed(facts, monolith, name) {
+        let creates = facts.plan.services.get(name).is_some_and(|service| service.ddl == Ddl::Create);
+        let superuser = database.role(LinkName::Admin).is_some_and(|role| role.superuser);
+        for (extension, need) in needed(facts, monolith, name) {
             if catalog.extensions.contains_key(&extension) {
                 continue;
             }
-            let users = users.into_iter().collect::<Vec<_>>().join(", ");
-            let problem = Problem::error("extension-missing", format!("service {name}"))
-                .fact(format!("the database lacks the extension {extension}, whose types {users} use"))
-                .consequence("those tables can't be created there");
-            problems.push(if server.available_extensions.contains(&extension) {
-                problem.next(format!(
-                    "run in the service's database: CREATE EXTENSION {};",
-                    quote_ident(&extension)
-                ))
-            } else {
-                problem.next(format!(
-                    "install {extension} on the service's server, then: CREATE EXTENSION {};",
-                    quote_ident(&extension)
-                ))
-            });
+            let (ident, schema) = (quote_ident(&extension), quote_ident(&need.schema));
+            let users = need.users.into_iter().collect::<Vec<_>>().join(", ");
+            let object = format!("service {name}");
+            let fact = format!("the database lacks the extension {extension}, whose types {users} use");
+            let available = server.available_extensions.contains(&extension);
+            if creates && available && (superuser || server.trusted_extensions.contains(&extension)) {
+                problems.push(Problem::note("extension-missing", object).fact(fact).consequence(format!(
+                    "provision makes it in the schema {}, where the monolith has it",
+                    need.schema
+                )));
+                continue;
+            }
+            let mut create = format!("CREATE EXTENSION {ident} SCHEMA {schema};");
+            if need.schema != "public" {
+                create.insert_str(0, &format!("CREATE SCHEMA IF NOT EXISTS {schema}; "));
+            }
+            problems.push(Problem::error("extension-missing", object).fact(fact).consequence("those tables can't be created there").next(
+                if available {
+                    format!("run in the service's database as a superuser: {create}")
+                } else {
+                    format!("install {extension} on the service's server, then run in the service's database: {create}")
+                },
+            ));
         }
     }
     problems
 }
 
-/// Extensions that the columns of one service need, each with those columns.
-fn needed(facts: &Facts, monolith: &Catalog, service: &str) -> BTreeMap<String, BTreeSet<String>> {
-    let mut needed: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();
+/// What a service needs of an extension.
+#[derive(Default)]
+struct Need {
+    /// Its schema in the monolith.
+    schema: String,
+    /// Columns that are of its types.
+    users: BTreeSet<String>,
+}
+
+/// Extensions that the columns of one service need.
+fn needed(facts: &Facts, monolith: &Catalog, service: &str) -> BTreeMap<String, Need> {
+    let mut needed: BTreeMap<String, Need> = BTreeMap::new();
     let slices = facts.mappings.values().filter(|slice| slice.service == service);
     for mapping in slices.flat_map(|slice| &slice.tables) {
         let Some(table) = monolith.table(&mapping.source) else { continue };
         for column in &mapping.columns {
             let of = table.column(&column.source).and_then(|column| column.user_type.as_ref());
-            if let Some(extension) = of.and_then(|of| extension_of(monolith, of)) {
-                needed.entry(extension).or_default().insert(format!("{}.{}", table.name, column.source));
+            if let Some((extension, of)) = of.and_then(|of| extension_of(monolith, of)) {
+                let need = needed.entry(extension).or_default();
+                need.schema.clone_from(&of.schema);
+                need.users.insert(format!("{}.{}", table.name, column.source));
             }
         }
     }
     needed
 }
 
-/// The extension behind a type, looking through domains.
-fn extension_of(monolith: &Catalog, name: &TableName) -> Option<String> {
+/// The extension behind a type, and its own type, looking through domains.
+fn extension_of<'a>(monolith: &'a Catalog, name: &'a TableName) -> Option<(String, &'a TableName)> {
     let mut name = name;
     for _ in 0..32 {
         let found = monolith.types.get(name)?;
         match (&found.extension, &found.kind) {
-            (Some(extension), _) => return Some(extension.clone()),
+            (Some(extension), _) => return Some((extension.clone(), name)),
             (None, UserTypeKind::Domain { base_type: Some(base), .. }) => name = base,
             (None, _) => return None,
         }
@@ -93,7 +115,12 @@ mod tests {
         expect(&rule(&facts), Severity::Error, "extension-missing", "install citext on the service's server");
         let server = facts.service("ordering").server.as_mut().unwrap();
         server.available_extensions.insert("citext".into());
-        expect(&rule(&facts), Severity::Error, "extension-missing", "Orders.mail");
+        let made = r#"as a superuser: CREATE EXTENSION "citext" SCHEMA "public";"#;
+        expect(&rule(&facts), Severity::Error, "extension-missing", made);
+        let server = facts.service("ordering").server.as_mut().unwrap();
+        server.trusted_extensions.insert("citext".into());
+        let problems = rule(&facts);
+        assert_eq!((problems.len(), problems[0].severity), (1, Severity::Note), "provision makes it");
         facts.service_catalog("ordering").extensions.insert("citext".into(), "1.6".into());
         assert_eq!(rule(&facts), []);
     }

@@ -192,6 +192,8 @@ pub struct Server {
     pub wal_bytes_per_second: Option<f64>,
     /// Extensions that could be created.
     pub available_extensions: BTreeSet<String>,
+    /// Those of them for which the right to create in the database is enough.
+    pub trusted_extensions: BTreeSet<String>,
     /// Publications of this database.
     pub publications: BTreeSet<String>,
     /// Tables that already hold rows, out of those that the plan would fill.

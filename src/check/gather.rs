@@ -338,7 +338,10 @@ async fn read_server(client: &Client, sample: WalSample) -> Result<Server, Error
                       (SELECT (wal_bytes / greatest(extract(epoch FROM now() - stats_reset), 60))::float8 \
                          FROM pg_catalog.pg_stat_wal), \
                       ARRAY(SELECT name::text FROM pg_catalog.pg_available_extensions), \
-                      ARRAY(SELECT pubname::text FROM pg_catalog.pg_publication)";
+                      ARRAY(SELECT pubname::text FROM pg_catalog.pg_publication), \
+                      ARRAY(SELECT v.name::text FROM pg_catalog.pg_available_extension_versions v \
+                            JOIN pg_catalog.pg_available_extensions e \
+                              ON e.name = v.name AND e.default_version = v.version WHERE v.trusted OR NOT v.superuser)";
     let row = client.query_one(sql, &[]).await?;
     let count =
         |index: usize| row.try_get::<_, i64>(index).map(|count| u32::try_from(count).unwrap_or(u32::MAX));
@@ -358,6 +361,7 @@ async fn read_server(client: &Client, sample: WalSample) -> Result<Server, Error
         wal_bytes_per_second: mean.into_iter().chain(seen).reduce(f64::max),
         available_extensions: row.try_get::<_, Vec<String>>(4)?.into_iter().collect(),
         publications: row.try_get::<_, Vec<String>>(5)?.into_iter().collect(),
+        trusted_extensions: row.try_get::<_, Vec<String>>(6)?.into_iter().collect(),
         filled: BTreeSet::new(),
         closed: BTreeSet::new(),
         provisioned: BTreeSet::new(),

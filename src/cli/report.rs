@@ -448,6 +448,7 @@ fn mirror_page(error: &MirrorError, plan: &str) -> Page {
         | MirrorError::Replication(_)
         | MirrorError::Stream(_)
         | MirrorError::Unreadable { .. }
+        | MirrorError::InUse { .. }
         | MirrorError::Restart { .. }
         | MirrorError::Turned { .. }
         | MirrorError::NotArmed { .. }

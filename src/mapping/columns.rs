@@ -140,7 +140,19 @@ pub(super) fn unknown(one: &Listed<'_>, column: &str) -> Problem {
 
 fn unknown_columns(one: &Listed<'_>, problems: &mut Vec<Problem>) {
     let ruled = one.rule.columns.keys().filter(|name| one.table.column(name).is_none());
-    problems.extend(ruled.map(|name| unknown(one, name)));
+    problems.extend(ruled.map(|name| {
+        let problem = unknown(one, name);
+        match one.rule.columns.get(name) {
+            // It may have been dropped, as a column that nobody needed is in the end.
+            Some(ColumnRule::Drop) => {
+                let otherwise = problem.next.clone();
+                problem.next(format!(
+                    "if the column was dropped, take its `drop: true` out of the plan; else: {otherwise}"
+                ))
+            }
+            Some(ColumnRule::Keep { .. }) | None => problem,
+        }
+    }));
 }
 
 fn generated_renamed(one: &Listed<'_>, column: &Column) -> Problem {

@@ -5,8 +5,8 @@ use std::collections::BTreeMap;
 use tokio_postgres::types::Type;
 
 use crate::catalog::{
-    Catalog, Column, ForeignKey, Identity, Index, Persistence, ReplicaIdentity, Table, TableKind, UserType,
-    UserTypeKind,
+    Catalog, Column, ForeignKey, Identity, Index, IndexSettings, Persistence, ReplicaIdentity, Table,
+    TableKind, UserType, UserTypeKind,
 };
 use crate::name::TableName;
 use crate::plan::{
@@ -76,6 +76,7 @@ pub(crate) fn index(name: &str, columns: &[&str], primary: bool) -> Index {
         constraint: None,
         replica_identity: false,
         comment: None,
+        settings: IndexSettings::default(),
     }
 }
 

@@ -1,5 +1,5 @@
 //! Which values of one database's types those of the other refuse: labels of enums that are lacking, domains that ask
-//! more. That is no fault as long as no such value comes: asked once one was refused.
+//! more. That is no fault as long as no such value comes: asked once one was refused. And which types take every value and round it.
 
 use std::collections::BTreeMap;
 
@@ -87,6 +87,41 @@ pub fn stricter(monolith: &[Domain], service: &[Domain]) -> Option<Misfit> {
     (!facts.is_empty()).then(|| Misfit { fact: facts.join("; "), next: statements.join(" ") })
 }
 
+/// Whether a column of the type `to` takes values of `from`, both as `format_type` writes them, and keeps less of them without an
+/// error: an assignment rounds.
+#[must_use]
+pub fn rounds(from: &str, to: &str) -> bool {
+    let ((from, kept), (to, keeps)) = match (from.strip_suffix("[]"), to.strip_suffix("[]")) {
+        (Some(from), Some(to)) => (split(from), split(to)),
+        (None, None) => (split(from), split(to)),
+        _ => return false,
+    };
+    if from == to {
+        // The last number of a modifier is that of the digits behind the point; without one, all are kept. Of a time that is six.
+        let keeps = keeps.filter(|digits| from == "numeric" || *digits < 6);
+        return keeps.is_some_and(|keeps| kept.is_none_or(|kept| keeps < kept));
+    }
+    let is_whole = |name: &str| ["smallint", "integer", "bigint"].contains(&name);
+    match from.as_str() {
+        "numeric" => is_whole(&to) || to == "real" || to == "double precision",
+        "double precision" => is_whole(&to) || to == "real" || to == "numeric",
+        "real" => is_whole(&to),
+        _ if from.starts_with("timestamp") => to == "date" || to.starts_with("time"),
+        _ if from.starts_with("time") => to.starts_with("time"),
+        _ => from.starts_with("interval") && (to.starts_with("interval ") || to.starts_with("time")),
+    }
+}
+
+/// A type's name without its modifier, and the modifier's last number.
+fn split(of: &str) -> (String, Option<i32>) {
+    let parts = of.split_once('(').and_then(|(before, rest)| {
+        let (modifier, after) = rest.split_once(')')?;
+        let number = modifier.rsplit(',').next()?.trim().parse().ok()?;
+        Some((format!("{before}{after}"), Some(number)))
+    });
+    parts.unwrap_or_else(|| (of.to_owned(), None))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -103,6 +138,38 @@ mod tests {
 
     fn next(misfit: Option<Misfit>) -> String {
         misfit.map(|misfit| misfit.next).unwrap_or_default()
+    }
+
+    #[test]
+    fn a_type_that_keeps_less_of_a_value_rounds_it_and_a_wider_one_does_not() {
+        for (from, to) in [
+            ("numeric(10,2)", "numeric(10,1)"),
+            ("numeric", "numeric(30,10)"),
+            ("numeric(10,2)[]", "numeric(10,1)[]"),
+            ("numeric(10,2)", "bigint"),
+            ("double precision", "real"),
+            ("timestamp with time zone", "timestamp(0) with time zone"),
+            ("timestamp(3) without time zone", "timestamp(0) without time zone"),
+            ("timestamp without time zone", "date"),
+            ("interval", "interval(0)"),
+            ("interval", "interval day to minute"),
+        ] {
+            assert!(rounds(from, to), "{from} into {to}");
+        }
+        for (from, to) in [
+            ("numeric(10,2)", "numeric(12,2)"),
+            ("numeric(10,2)", "numeric(8,4)"),
+            ("numeric(10,2)", "numeric"),
+            ("numeric(10,2)", "text"),
+            ("real", "double precision"),
+            ("timestamp(3) with time zone", "timestamp with time zone"),
+            ("timestamp(3) with time zone", "timestamp(6) with time zone"),
+            ("interval(0)", "interval"),
+            ("timestamp without time zone", "timestamp(6) without time zone"),
+            ("numeric(10,2)[]", "text"),
+        ] {
+            assert!(!rounds(from, to), "{from} into {to}");
+        }
     }
 
     #[test]

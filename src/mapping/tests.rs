@@ -237,7 +237,9 @@ fn names_that_do_not_exist_are_problems_with_advice() {
         })
     };
     expect(&plan_of("Regoin"), &retail(), "unknown-column", "did you mean Region?");
-    expect(&plan_of("Whatever"), &retail(), "unknown-column", "its columns are Id, Region");
+    let gone =
+        "if the column was dropped, take its `drop: true` out of the plan; else: its columns are Id, Region";
+    expect(&plan_of("Whatever"), &retail(), "unknown-column", gone);
     let schema = plan(vec![("s", vec![rule(TableSelector::Schema("Public".into()))])]);
     expect(&schema, &retail(), "empty-schema", "did you mean public.*?");
     let rest = || rule(TableSelector::Schema("public".into()));

@@ -98,7 +98,9 @@ impl Node {
             Kind::Scalar { text, plain: true } if matches!(text.as_str(), "true" | "false") => {
                 "true or false"
             }
-            Kind::Scalar { text, plain: true } if text.parse::<f64>().is_ok() => "a number",
+            Kind::Scalar { text, plain: true } if text.parse::<u64>().is_ok() => "a number",
+            Kind::Scalar { text, plain: true } if text.parse::<i64>().is_ok() => "a number below 0",
+            Kind::Scalar { text, plain: true } if text.parse::<f64>().is_ok() => "a number that is not whole",
             Kind::Scalar { .. } => "text",
             Kind::List(_) => "a list",
             Kind::Map(_) => "a mapping",

@@ -400,12 +400,41 @@ fn unique_indexes<'a>(draft: &mut Draft<'_>, site: &Site<'a>) -> Vec<Aside<'a>> 
                     format!("DROP INDEX {}", TableName::new(&table.name.schema, &index.name).sql()),
                 ),
             };
+            let sql = comments::with(sql, settings(table, index, constraint.is_some()));
             let sql = comments::with(sql, comments::on_index(&mapping.target, table, index));
             let what = vec![Deferred { rank, table: mapping.target.clone(), object, sql }];
+            let drop_sql = if index.replica_identity {
+                // Without its index it would be none, and a publication in the service would refuse the mirror's changes.
+                format!("ALTER TABLE {target} REPLICA IDENTITY FULL; {drop_sql}")
+            } else {
+                drop_sql
+            };
             asides.push(Aside { slice, table: &mapping.target, what, note: None, drop_sql });
         }
     }
     asides
+}
+
+/// The statements that give an index back what its definition does not say. One without a constraint is defined with its storage.
+fn settings(table: &Table, index: &Index, of_constraint: bool) -> Vec<String> {
+    let (target, name) = (table.name.sql(), quote_ident(&index.name));
+    let full_name = TableName::new(&table.name.schema, &index.name).sql();
+    let set = &index.settings;
+    let storage = set.storage_sql.as_ref().filter(|_| of_constraint);
+    let mut statements: Vec<String> =
+        storage.map(|storage| format!("ALTER INDEX {full_name} SET ({storage})")).into_iter().collect();
+    statements.extend(
+        set.statistics.iter().map(|(key, target)| {
+            format!("ALTER INDEX {full_name} ALTER COLUMN {key} SET STATISTICS {target}")
+        }),
+    );
+    if set.clustered {
+        statements.push(format!("ALTER TABLE {target} CLUSTER ON {name}"));
+    }
+    if index.replica_identity {
+        statements.push(format!("ALTER TABLE {target} REPLICA IDENTITY USING INDEX {name}"));
+    }
+    statements
 }
 
 /// Foreign keys of tables that are not adopted would keep an index from being dropped.

@@ -10,7 +10,7 @@ use super::expression::target_of;
 use super::schema_rights::{Closed, no_create_in_schema};
 use super::state::{Grant, GrantOn};
 use crate::catalog::{Sequence, UserType, UserTypeKind};
-use crate::mapping::TableMapping;
+use crate::mapping::{SliceMapping, TableMapping};
 use crate::name::{TableName, quote_ident, quote_literal};
 use crate::plan::Ddl;
 use crate::problem::{Problem, START_ANEW};
@@ -102,8 +102,23 @@ fn label(used: &Used) -> String {
 }
 
 fn extensions(draft: &mut Draft<'_>, site: &Site<'_>, needed: &BTreeSet<String>) {
-    for extension in needed.iter().filter(|name| !site.catalog.extensions.contains_key(*name)) {
+    for extension in needed {
         let name = quote_ident(extension);
+        let wanted = draft.survey.anatomy.extension_schemas.get(extension).map_or("public", String::as_str);
+        if let Some(present) = site.state.extension_schemas.get(extension) {
+            if present != wanted {
+                draft.problem(
+                    Problem::error("extension-elsewhere", in_service(site, format!("extension {extension}")))
+                        .fact(format!("it is in the schema {present}, and the monolith has it in {wanted}"))
+                        .consequence("its types and functions would not be found under the monolith's names")
+                        .next(format!(
+                            "run in the service's database as the extension's owner: ALTER EXTENSION {name} SET SCHEMA {};",
+                            quote_ident(wanted)
+                        )),
+                );
+            }
+            continue;
+        }
         if !site.state.available_extensions.contains(extension) {
             draft.problem(
                 Problem::error("extension-missing", in_service(site, format!("extension {extension}")))
@@ -113,10 +128,10 @@ fn extensions(draft: &mut Draft<'_>, site: &Site<'_>, needed: &BTreeSet<String>)
             );
             continue;
         }
-        let schema = draft.survey.anatomy.extension_schemas.get(extension).map_or("public", String::as_str);
+        let schema = quote_ident(wanted);
         let statements = vec![
-            Statement::from(format!("CREATE SCHEMA IF NOT EXISTS {}", quote_ident(schema))),
-            Statement::from(format!("CREATE EXTENSION IF NOT EXISTS {name} SCHEMA {}", quote_ident(schema))),
+            Statement::from(format!("CREATE SCHEMA IF NOT EXISTS {schema}")),
+            Statement::from(format!("CREATE EXTENSION IF NOT EXISTS {name} SCHEMA {schema}")),
         ];
         draft.journaled(site.database(), None, ("create extension", extension), statements);
     }
@@ -145,6 +160,10 @@ fn schemas(draft: &mut Draft<'_>, site: &Site<'_>, needed: &Needed) {
     let mut wanted: BTreeMap<String, String> = BTreeMap::new();
     for (schema, needs) in tables.chain(types) {
         wanted.entry(schema.clone()).or_insert(needs);
+    }
+    for (_, sequence) in drawn_from(draft, site) {
+        let target = sequence_target(site, &sequence.name);
+        wanted.entry(target.schema.clone()).or_insert_with(|| format!("the sequence {target}"));
     }
     let owner = &site.service.owner;
     for (schema, needs) in wanted {
@@ -365,35 +384,41 @@ pub(super) fn sequence_target(site: &Site<'_>, sequence: &TableName) -> TableNam
     TableName::new(site.service.into.as_ref().unwrap_or(&sequence.schema), &sequence.name)
 }
 
+/// Sequences of the monolith that defaults of moved columns draw from, each with the slice of such a column.
+fn drawn_from<'a>(draft: &Draft<'a>, site: &Site<'a>) -> Vec<(&'a SliceMapping, &'a Sequence)> {
+    let monolith = &draft.survey.monolith;
+    let mut found = Vec::new();
+    for (slice, mapping) in site.tables() {
+        let columns = monolith.table(&mapping.source).map_or(&[][..], |table| table.columns.as_slice());
+        let drawn = columns
+            .iter()
+            .filter(|column| column.identity.is_none() && mapping.column(&column.name).is_some());
+        let sequences = drawn.filter_map(|column| monolith.sequences.get(column.sequence.as_ref()?));
+        found.extend(sequences.map(|sequence| (slice, sequence)));
+    }
+    found
+}
+
 fn sequences(draft: &mut Draft<'_>, site: &Site<'_>) {
     let mut done = BTreeSet::new();
-    for (slice, mapping) in site.tables() {
-        let Some(table) = draft.survey.monolith.table(&mapping.source) else { continue };
-        let drawn = table
-            .columns
-            .iter()
-            .filter(|column| column.identity.is_none() && mapping.column(&column.name).is_some())
-            .filter_map(|column| column.sequence.as_ref());
-        for name in drawn {
-            let target = sequence_target(site, name);
-            let Some(sequence) = draft.survey.monolith.sequences.get(name) else { continue };
-            let remade = site.remade.contains(slice.slice.as_str());
-            if !done.insert(target.clone()) || (!remade && present(draft, site, &target)) {
-                continue;
-            }
-            let sql = target.sql();
-            let mut statements = vec![
-                Statement::from(format!(
-                    "CREATE SEQUENCE IF NOT EXISTS {sql} AS {} {}",
-                    sequence.type_sql,
-                    options(sequence)
-                )),
-                format!("ALTER SEQUENCE {sql} OWNER TO {}", quote_ident(&site.service.owner)).into(),
-            ];
-            statements.extend(on_sequence(&target, sequence.comment.as_deref()).map(Statement::from));
-            let what = ("create sequence", &*target.to_string());
-            draft.journaled(site.database(), Some(&slice.slice), what, statements);
+    for (slice, sequence) in drawn_from(draft, site) {
+        let target = sequence_target(site, &sequence.name);
+        let remade = site.remade.contains(slice.slice.as_str());
+        if !done.insert(target.clone()) || (!remade && present(draft, site, &target)) {
+            continue;
         }
+        let sql = target.sql();
+        let mut statements = vec![
+            Statement::from(format!(
+                "CREATE SEQUENCE IF NOT EXISTS {sql} AS {} {}",
+                sequence.type_sql,
+                options(sequence)
+            )),
+            format!("ALTER SEQUENCE {sql} OWNER TO {}", quote_ident(&site.service.owner)).into(),
+        ];
+        statements.extend(on_sequence(&target, sequence.comment.as_deref()).map(Statement::from));
+        let what = ("create sequence", &*target.to_string());
+        draft.journaled(site.database(), Some(&slice.slice), what, statements);
     }
 }
 

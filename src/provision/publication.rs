@@ -21,6 +21,10 @@ pub(super) fn name(plan: &str, slice: &str) -> String {
 pub(super) fn publish(draft: &mut Draft<'_>) {
     for slice in draft.mappings.values().filter(|slice| !is_another(draft, slice)).collect::<Vec<_>>() {
         let publication = name(&draft.plan.name, &slice.slice);
+        if let Some(taken) = taken(draft, slice, &publication) {
+            draft.problem(taken);
+            continue;
+        }
         let statements = statements(draft, slice, &publication);
         let streams = draft.survey.service_states.get(&slice.service);
         let begun = streams.is_some_and(|state| state.streams.contains(&slice.slice));
@@ -53,6 +57,41 @@ pub(super) fn publish(draft: &mut Draft<'_>) {
         let what = ("publish", publication.as_str());
         draft.journaled(Database::Monolith, Some(&slice.slice), what, statements);
     }
+}
+
+/// Whether a publication of this name is somebody else's. Names of plan and slice run together in it, so that another plan's slice
+/// may have it; and where no slice has it, it has only tables of this one, as after a run of ours that was cut off.
+fn taken(draft: &Draft<'_>, slice: &SliceMapping, publication: &str) -> Option<Problem> {
+    let state = &draft.survey.monolith_state;
+    let holder =
+        state.slices.iter().find(|(name, row)| **name != slice.slice && row.publication == publication);
+    let known = state.slices.contains_key(&slice.slice);
+    let foreign = || {
+        let present = state.publications.get(publication)?;
+        let ours = |name: &&TableName| slice.tables.iter().any(|table| table.source == **name);
+        let foreign = present.tables.iter().find(|name| !ours(name)).filter(|_| !known)?;
+        Some(format!("it holds the table {foreign}, and no slice that is provisioned has it"))
+    };
+    let (fact, next) = match holder {
+        Some((name, row)) => (
+            format!("slice {name} of the plan {} has it", row.plan),
+            format!("give slice {} or the plan another name in the plan file", slice.slice),
+        ),
+        None => (
+            foreign()?,
+            format!(
+                "if nobody needs it, run on the monolith: DROP PUBLICATION {}; else give slice {} another name",
+                quote_ident(publication),
+                slice.slice
+            ),
+        ),
+    };
+    Some(
+        Problem::error("publication-taken", format!("publication {publication}"))
+            .fact(fact)
+            .consequence("whoever reads it would lose its tables to this slice's")
+            .next(next),
+    )
 }
 
 fn statements(draft: &mut Draft<'_>, slice: &SliceMapping, name: &str) -> Vec<Statement> {

@@ -121,6 +121,8 @@ pub struct State {
     pub sequence_owners: BTreeMap<TableName, String>,
     /// Extensions that could be created.
     pub available_extensions: BTreeSet<String>,
+    /// Extensions that are there, with their schemas.
+    pub extension_schemas: BTreeMap<String, String>,
     /// Functions, operators and operator classes of users, as kind and identity of `pg_identify_object`.
     pub routines: BTreeSet<(String, String)>,
     /// Collations, qualified and quoted where needed.
@@ -281,6 +283,10 @@ async fn read_objects(client: &Client, state: &mut State) -> Result<(), Error> {
     }
     for row in client.query("SELECT name::text FROM pg_available_extensions", &[]).await? {
         state.available_extensions.insert(row.try_get(0)?);
+    }
+    let sql = "SELECT e.extname::text, n.nspname::text FROM pg_extension e JOIN pg_namespace n ON n.oid = e.extnamespace";
+    for row in client.query(sql, &[]).await? {
+        state.extension_schemas.insert(row.try_get(0)?, row.try_get(1)?);
     }
     let sql = "SELECT i.type, i.identity FROM ( \
                  SELECT 'pg_proc'::regclass AS class, oid FROM pg_proc WHERE oid >= 16384 \

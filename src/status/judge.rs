@@ -114,7 +114,7 @@ pub fn judge(facts: &SliceFacts, commands: &Commands) -> SliceStatus {
         stray_writes: service.and_then(|service| service.strays.as_ref()).map(back::stray_writes),
         tables,
         deferred: service.map(|service| service.deferred.clone()).unwrap_or_default(),
-        evidence: evidence_of(facts),
+        evidence: evidence_of(facts, slot),
         armed: armed_of(monolith, service),
         outdated: outdated(facts),
         unreachable: unreachable(facts),
@@ -182,6 +182,17 @@ enum SlotFacts<'a> {
     Present(&'a Slot),
 }
 
+impl SlotFacts<'_> {
+    /// The server does not keep any more what the stream has to read next.
+    fn is_lost(self) -> bool {
+        match self {
+            Self::Missing => true,
+            Self::Present(slot) => slot.wal_status == "lost",
+            Self::None => false,
+        }
+    }
+}
+
 fn slot_of<'a>(service: Option<&ServiceFacts>, monolith: Option<&'a MonolithFacts>) -> SlotFacts<'a> {
     let (Some(stream), Some(monolith)) = (service.and_then(|service| service.stream.as_ref()), monolith)
     else {
@@ -199,15 +210,10 @@ fn phase(service: &ServiceFacts, slot: SlotFacts<'_>) -> Phase {
     if !service.provisioned {
         return Phase::NotProvisioned;
     }
-    let lost = match slot {
-        SlotFacts::Missing => true,
-        SlotFacts::Present(slot) => slot.wal_status == "lost",
-        SlotFacts::None => false,
-    };
     match service.stream.as_ref().map(|stream| stream.state.as_str()) {
         Some("gap") => return Phase::Gap,
         Some("diverged") => return Phase::Diverged,
-        Some(_) if lost => return Phase::Gap,
+        Some(_) if slot.is_lost() => return Phase::Gap,
         Some(_) | None => {}
     }
     let Some(process) = &service.process else {
@@ -355,7 +361,7 @@ fn table(row: &TableRow, slice: &str, commands: &Commands) -> TableStatus {
 }
 
 /// Nothing before the slice is provisioned: there is nothing to compare yet.
-fn evidence_of(facts: &SliceFacts) -> Option<EvidenceStatus> {
+fn evidence_of(facts: &SliceFacts, slot: SlotFacts<'_>) -> Option<EvidenceStatus> {
     let Side::Read(known) =
         facts.service_side.facts().filter(|service| service.provisioned)?.evidence.as_ref()?
     else {
@@ -364,6 +370,13 @@ fn evidence_of(facts: &SliceFacts) -> Option<EvidenceStatus> {
     let (service, monolith) = (facts.service_side.facts(), facts.monolith_side.facts());
     let shapes = monolith.map(|monolith| &monolith.shapes);
     let mut proof = evidence::judge(known, shapes, facts.evidence_max_age);
+    let running =
+        service.and_then(|service| service.stream.as_ref()).is_some_and(|row| row.state == "running");
+    // Only a mirror writes the gap down, and none may have run since.
+    if running && slot.is_lost() {
+        proof.stands = Some(false);
+        proof.lacks.push("the stream lost its slot, and changes with it".to_owned());
+    }
     let back = service.zip(monolith.and_then(|monolith| monolith.back.as_ref()));
     if let Some(lost) = back.and_then(|(service, back)| back::lost(service, back)) {
         proof.stands = Some(false);

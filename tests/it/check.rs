@@ -212,10 +212,8 @@ const EXPECTED: &str = "
     error service events (service-is-monolith)
     error service lost (database-unreachable)
     error service ordering (encoding)
-    error service ordering (extension-missing)
     error service ordering (login-refused)
     error service ordering (no-login)
-    error service people (extension-missing)
     error service people: Customers (target-differs)
     error service people: Customers (target-not-empty)
     warning Events (open-partitions)
@@ -242,6 +240,8 @@ const EXPECTED: &str = "
     note Orders (identity-full)
     note Totals (view)
     note monolith (decoding-memory)
+    note service ordering (extension-missing)
+    note service people (extension-missing)
 ";
 
 #[tokio::test]

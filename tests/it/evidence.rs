@@ -442,4 +442,14 @@ async fn status_shows_the_last_verdict_and_what_it_is_still_worth() {
 
     mirror(&scenario, &Run { retry: vec![TableName::new("public", "Things")], ..Run::new(&[]) }).await;
     assert_eq!(shown(&scenario, true).await.alarms, Vec::<String>::new(), "its rows were copied anew");
+
+    prove(&scenario).await;
+    assert_eq!(shown(&scenario, true).await.evidence.unwrap().stands, Some(true));
+    scenario
+        .write("SELECT pg_drop_replication_slot(slot_name) FROM pg_replication_slots WHERE NOT active")
+        .await;
+    let lost = shown(&scenario, true).await;
+    let proof = lost.evidence.unwrap();
+    assert_eq!((lost.phase, proof.stands), (Phase::Gap, Some(false)), "no mirror has written the gap down");
+    assert_eq!(proof.lacks, ["the stream lost its slot, and changes with it"]);
 }

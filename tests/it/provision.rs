@@ -491,11 +491,21 @@ async fn adopted_tables_lose_what_refuses_rows_and_get_it_back_word_for_word() {
     let remarked = "COMMENT ON INDEX sales.by_order IS 'by order'; COMMENT ON CONSTRAINT fk ON sales.order_lines IS 'parent';
         COMMENT ON CONSTRAINT \"Orders_Number_key\" ON sales.\"Orders\" IS 'one each'";
     orders.batch_execute(remarked).await.unwrap();
+    let set = "ALTER INDEX sales.\"Orders_Number_key\" SET (fillfactor = 70);
+        ALTER TABLE sales.\"Orders\" CLUSTER ON \"Orders_Number_key\";
+        ALTER TABLE sales.\"Orders\" REPLICA IDENTITY USING INDEX \"Orders_Number_key\";
+        ALTER INDEX sales.by_order ALTER COLUMN 2 SET STATISTICS 500";
+    orders.batch_execute(set).await.unwrap();
     let told = rows(&orders, &remarks("sales")).await;
     assert_eq!(told.len(), 3, "{told:?}");
     let definitions = "SELECT conname::text, pg_get_constraintdef(oid) FROM pg_constraint \
                        WHERE connamespace = 'sales'::regnamespace \
-                       UNION ALL SELECT indexname::text, indexdef FROM pg_indexes WHERE schemaname = 'sales' ORDER BY 1, 2";
+                       UNION ALL SELECT indexname::text, indexdef FROM pg_indexes WHERE schemaname = 'sales' \
+                       UNION ALL SELECT relname::text, concat_ws(' ', relreplident, reloptions, indisclustered, indisreplident, \
+                           ARRAY(SELECT to_jsonb(a) ->> 'attstattarget' FROM pg_attribute a WHERE attrelid = c.oid \
+                               AND relkind = 'i' ORDER BY attnum)) \
+                       FROM pg_class c LEFT JOIN pg_index ON indexrelid = c.oid \
+                       WHERE relnamespace = 'sales'::regnamespace ORDER BY 1, 2";
     let before = rows(&orders, definitions).await;
     setup.provision().await.unwrap();
     assert_eq!(setup.provision().await.unwrap().steps, [], "a second run changes nothing");
@@ -506,6 +516,9 @@ async fn adopted_tables_lose_what_refuses_rows_and_get_it_back_word_for_word() {
     )
     .await;
     assert_eq!(left, ["Orders_pkey", "order_lines_pkey"]);
+    let identity =
+        "SELECT 'identity ' || relreplident::text FROM pg_class WHERE oid = 'sales.\"Orders\"'::regclass";
+    assert_eq!(rows(&orders, identity).await, ["identity f"], "one without its index would be none");
     let app = setup.connect_as("orders", "orders_app_a").await;
     let error = error_of(&app, "DELETE FROM sales.order_lines").await;
     assert_eq!(*error.code(), SqlState::READ_ONLY_SQL_TRANSACTION);

@@ -549,3 +549,47 @@ async fn an_adopted_key_tells_the_rows_apart_that_the_monolith_s_does() {
     let next = "ALTER TABLE \"public\".\"t\" ALTER COLUMN \"word\" TYPE text COLLATE pg_catalog.\"default\"";
     assert!(said.contains(fact) && said.contains(next) && !said.contains("column note"), "{said}");
 }
+
+const BESIDE: &str = "CREATE SCHEMA seqs; CREATE SEQUENCE seqs.ids; CREATE SCHEMA ext; CREATE EXTENSION hstore SCHEMA ext;
+    CREATE TABLE t (id int PRIMARY KEY DEFAULT nextval('seqs.ids'), h ext.hstore); CREATE TABLE u (id int PRIMARY KEY)";
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_table_stands_on_goes_where_the_monolith_has_it_and_another_plans_publication_stays() {
+    let plan = Split::plan("{ t: {} }").replace("one:", "a_b:");
+    let (mut split, monolith, service) = Split::with_plan(&plan, BESIDE).await;
+    let told = |split: &Split, verb: &str, exit: i32, words: &[&str]| {
+        let ended = split.run(verb, &[]);
+        let said = ended.page().split_whitespace().collect::<Vec<_>>().join(" ");
+        assert_eq!(ended.exit, Some(exit), "{}", ended.page());
+        words.iter().for_each(|word| assert!(said.contains(word), "{word} is not in {}", ended.page()));
+    };
+    told(&split, "check", 0, &["(extension-missing)", "provision makes it in the schema ext"]);
+    service.batch_execute("CREATE EXTENSION hstore").await.unwrap();
+    let remedy = "ALTER EXTENSION \"hstore\" SET SCHEMA \"ext\"";
+    told(&split, "check", 1, &["(extension-elsewhere)", remedy]);
+    told(&split, "provision", 3, &["extension-elsewhere", remedy]);
+    service.batch_execute(&format!("CREATE SCHEMA ext; {remedy}")).await.unwrap();
+    let dry = split.run("provision", &["--dry-run"]);
+    assert!(dry.stdout.contains("CREATE SCHEMA \"seqs\" AUTHORIZATION"), "{}", dry.page());
+    split.provision();
+    service.batch_execute("SELECT 'seqs.ids'::regclass").await.unwrap();
+
+    create_database(&split.pair.service, "second").await;
+    let url = split.pair.service.url("second");
+    split.lead("SERVICE", &url);
+    let run_together = Split::plan("{ u: {} }").replace("plan: split", "plan: split_a").replace("one:", "b:");
+    split.write_plan(&run_together);
+    let words =
+        ["publication-taken", "publication strangler_split_a_b", "slice a_b of the plan split has it"];
+    told(&split, "check", 1, &words);
+    told(&split, "provision", 3, &words);
+    monolith.batch_execute("CREATE PUBLICATION strangler_split_a_c FOR TABLE t").await.unwrap();
+    split.write_plan(&run_together.replace(" b:", " c:"));
+    told(&split, "provision", 3, &["it holds the table t, and no slice that is provisioned has it"]);
+    let held =
+        "SELECT string_agg(pubname || ' ' || tablename, ', ' ORDER BY pubname) FROM pg_publication_tables";
+    let held: String = monolith.query_one(held, &[]).await.unwrap().get(0);
+    assert_eq!(held, "strangler_split_a_b t, strangler_split_a_c t");
+    split.write_plan(&run_together.replace(" b:", " d:"));
+    split.provision();
+}

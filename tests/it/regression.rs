@@ -15,9 +15,23 @@ async fn assert_equal(monolith: &Client, left: &str, service: &Client, right: &s
 async fn a_row_that_was_read_again_when_it_entered_the_filter_of_a_live_table_takes_no_event_twice() {
     let setup = "CREATE TABLE t (id int, kind text, big text, PRIMARY KEY (id, kind));
         ALTER TABLE t ALTER big SET STORAGE EXTERNAL;
-        INSERT INTO t SELECT n, 'out', repeat(n::text, 4000) FROM generate_series(1, 9) n";
-    let (split, monolith, service) = Split::launch("{ t: { where: { kind: in } } }", setup).await;
+        INSERT INTO t SELECT n, 'out', repeat(n::text, 4000) FROM generate_series(1, 9) n;
+        CREATE EXTENSION ltree; CREATE TABLE u (place ltree, kind text, big text, PRIMARY KEY (place, kind));
+        ALTER TABLE u ALTER big SET STORAGE EXTERNAL; INSERT INTO u VALUES ('a.b', 'out', repeat('u', 4000))";
+    let tables = "{ t: { where: { kind: in } }, u: { where: { kind: in } } }";
+    let (split, monolith, service) = Split::launch(tables, setup).await;
+    for client in [&monolith, &service] {
+        // As change data capture makes it: our own tables are published with all others.
+        client.batch_execute("CREATE PUBLICATION capture FOR ALL TABLES").await.unwrap();
+    }
     split.provision();
+    for client in [&monolith, &service] {
+        let bare = "SELECT coalesce(string_agg(c.oid::regclass::text, ' '), '') FROM pg_class c
+            WHERE relnamespace = 'strangler'::regnamespace AND relkind = 'r' AND relreplident <> 'f'
+            AND NOT EXISTS (SELECT FROM pg_index WHERE indrelid = c.oid AND indisprimary)";
+        let bare: String = client.query_one(bare, &[]).await.unwrap().get(0);
+        assert_eq!(bare, "", "nothing identifies the rows of these");
+    }
     let mirror = split.mirror(None);
     mirror.caught_up(&monolith, &service).await;
     mirror.stop();
@@ -33,6 +47,9 @@ async fn a_row_that_was_read_again_when_it_entered_the_filter_of_a_live_table_ta
         "UPDATE t SET id = 40 WHERE id = 4",
         "INSERT INTO t VALUES (4, 'in', repeat('another', 4000))",
         "UPDATE t SET kind = 'in' WHERE id = 5",
+        "UPDATE u SET kind = 'in'",
+        "TRUNCATE u",
+        "INSERT INTO u VALUES ('a.c', 'in', 'new')",
     ] {
         monolith.batch_execute(sql).await.unwrap();
     }
@@ -50,6 +67,44 @@ async fn a_row_that_was_read_again_when_it_entered_the_filter_of_a_live_table_ta
         (row.get::<_, i64>(0) == 0).then_some(())
     })
     .await;
+    assert_equal(&monolith, "TABLE u", &service, "TABLE u").await;
+    let armed = split.run("arm", &[]);
+    assert_eq!(armed.exit, Some(0), "{}", armed.page());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_the_mirror_waits_for_in_the_service_is_told_and_no_reader_waits_behind_its_truncate() {
+    let setup = "CREATE TABLE t (id int PRIMARY KEY, v text); INSERT INTO t VALUES (1, 'a'), (2, 'b')";
+    let (split, monolith, service) = Split::launch("{ t: {} }", setup).await;
+    split.provision();
+    let mirror = split.mirror(None);
+    mirror.caught_up(&monolith, &service).await;
+    let told = async |words: &str| {
+        until(words, SOON, async || {
+            let sql = "SELECT phase || ' ' || coalesce(detail, '') FROM strangler.mirror_process";
+            let said: String = service.query_one(sql, &[]).await.unwrap().get(0);
+            (said.starts_with("waiting") && said.contains(words)).then_some(())
+        })
+        .await;
+    };
+    let holder = split.pair.service().await;
+    holder.batch_execute("SET application_name = 'a report'; BEGIN; SELECT FROM t FOR UPDATE").await.unwrap();
+    monolith.batch_execute("UPDATE t SET v = 'c' WHERE id = 1").await.unwrap();
+    told("(a report) holds a lock that the mirror has waited for").await;
+    holder.batch_execute("COMMIT").await.unwrap();
+    mirror.caught_up(&monolith, &service).await;
+
+    holder.batch_execute("BEGIN; SELECT FROM t").await.unwrap();
+    monolith
+        .batch_execute("INSERT INTO t VALUES (3, 'd'); TRUNCATE t; INSERT INTO t VALUES (4, 'e')")
+        .await
+        .unwrap();
+    told("a TRUNCATE waits while table t is in use: process").await;
+    service.batch_execute("SET lock_timeout = '5s'; SELECT FROM t").await.expect("no reader waits behind it");
+    holder.batch_execute("COMMIT").await.unwrap();
+    mirror.caught_up(&monolith, &service).await;
+    assert_equal(&monolith, "TABLE t", &service, "TABLE t").await;
+    mirror.stop();
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -324,4 +379,40 @@ async fn a_mirror_whose_table_lost_a_column_says_what_compares_the_sides() {
     );
     let checked = split.run("check", &[]);
     assert!(checked.page().contains("(target-differs)"), "{}", checked.page());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_column_that_came_and_went_is_no_obstacle_and_one_that_the_service_rounds_stops_the_mirror() {
+    let setup = "CREATE TABLE t (id int PRIMARY KEY, n numeric(10,2), at timestamptz);
+        INSERT INTO t VALUES (1, 1.25, '2026-01-01 00:00:00.5Z')";
+    let (split, monolith, service) = Split::launch("{ t: {} }", setup).await;
+    split.provision();
+    let mirror = split.mirror(None);
+    mirror.caught_up(&monolith, &service).await;
+    mirror.stop();
+    let came = "ALTER TABLE t ADD x int; INSERT INTO t (id, n, x) VALUES (2, 2.25, 7)";
+    monolith.batch_execute(came).await.unwrap();
+    monolith.batch_execute("UPDATE t SET x = 8, n = 3.25 WHERE id = 1").await.unwrap();
+    monolith.batch_execute("ALTER TABLE t DROP x; INSERT INTO t VALUES (3, 4.25)").await.unwrap();
+    let mirror = split.mirror(None);
+    mirror.caught_up(&monolith, &service).await;
+    assert_equal(&monolith, "TABLE t", &service, "TABLE t").await;
+
+    let coarser = "ALTER TABLE t ALTER n TYPE numeric(10,1), ALTER at TYPE timestamptz(0)";
+    service.batch_execute(coarser).await.unwrap();
+    let remedy = "ALTER TABLE \"public\".\"t\" ALTER COLUMN \"n\" TYPE numeric(10,2); \
+                  ALTER TABLE \"public\".\"t\" ALTER COLUMN \"at\" TYPE timestamp with time zone";
+    let assert_refused = |(status, log): (std::process::ExitStatus, String)| {
+        assert_eq!(status.code(), Some(3), "{log}");
+        assert!(log.contains("t.n is numeric(10,1), and numeric(10,2) on the monolith"), "{log}");
+        assert!(log.contains(&format!("run in the service: {remedy}; then strangler mirror")), "{log}");
+    };
+    assert_refused(mirror.ended());
+    assert_refused(split.mirror(None).ended());
+    service.batch_execute(remedy).await.unwrap();
+    monolith.batch_execute("INSERT INTO t VALUES (4, 5.25)").await.unwrap();
+    let mirror = split.mirror_with(None, &["--retry", "t"]);
+    mirror.caught_up(&monolith, &service).await;
+    assert_equal(&monolith, "TABLE t", &service, "TABLE t").await;
+    mirror.stop();
 }

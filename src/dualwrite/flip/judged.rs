@@ -108,6 +108,7 @@ mod tests {
             slot: Some("s".to_owned()),
             stream: Some("running".to_owned()),
             disturbances: 0,
+            way_back: None,
             tables: BTreeMap::from([("t".to_owned(), table)]),
         }
     }

@@ -4,8 +4,11 @@ use tokio_postgres::{Client, Error};
 
 use super::tables::Tables;
 use super::{USER_SCHEMA, char_at, name_at};
-use crate::catalog::{Constraint, ConstraintKind, ForeignKey, Index};
+use crate::catalog::{Constraint, ConstraintKind, ForeignKey, Index, IndexSettings};
 use crate::name::TableName;
+
+/// Keys of an index `x` that have a target for statistics of their own: -1 says that they have none, and NULL from PostgreSQL 17 on.
+const STATISTICS: &str = "a.attrelid = x.indexrelid AND (to_jsonb(a) ->> 'attstattarget')::int >= 0";
 
 /// Reads the indexes of all tables.
 pub(super) async fn read_indexes(client: &Client, tables: &mut Tables) -> Result<(), Error> {
@@ -19,6 +22,10 @@ pub(super) async fn read_indexes(client: &Client, tables: &mut Tables) -> Result
                 x.indimmediate AS immediate, x.indisvalid AND x.indisready AS valid, \
                 x.indpred IS NOT NULL AS partial, x.indisreplident AS replica_identity, \
                 obj_description(x.indexrelid, 'pg_class') AS comment, \
+                array_to_string(i.reloptions, ', ') AS storage, x.indisclustered AS clustered, \
+                ARRAY(SELECT a.attnum::int FROM pg_attribute a WHERE {STATISTICS} ORDER BY a.attnum) AS measured, \
+                ARRAY(SELECT (to_jsonb(a) ->> 'attstattarget')::int FROM pg_attribute a WHERE {STATISTICS} \
+                      ORDER BY a.attnum) AS statistics, \
                 (SELECT o.conname::text FROM pg_constraint o WHERE o.conindid = x.indexrelid \
                   AND o.conrelid = x.indrelid AND o.contype IN ('p', 'u', 'x')) AS constraint \
          FROM pg_index x JOIN pg_class i ON i.oid = x.indexrelid JOIN pg_class c ON c.oid = x.indrelid \
@@ -39,6 +46,15 @@ pub(super) async fn read_indexes(client: &Client, tables: &mut Tables) -> Result
             constraint: row.try_get("constraint")?,
             replica_identity: row.try_get("replica_identity")?,
             comment: row.try_get("comment")?,
+            settings: IndexSettings {
+                storage_sql: row.try_get("storage")?,
+                clustered: row.try_get("clustered")?,
+                statistics: row
+                    .try_get::<_, Vec<i32>>("measured")?
+                    .into_iter()
+                    .zip(row.try_get::<_, Vec<i32>>("statistics")?)
+                    .collect(),
+            },
         });
     }
     Ok(())
