@@ -8,6 +8,7 @@ use tokio_postgres::Client;
 use super::{ANSWER_MAX, APPLICATION, FlipError, Limits};
 use crate::authority::Side;
 use crate::postgres::connect::{Server, Session};
+use crate::postgres::sqlstate;
 use crate::words;
 
 /// The ways to both sides of a slice, and the sessions that are open. A session that broke is opened again when it is next
@@ -233,13 +234,17 @@ async fn live_acting<'a>(
     place: &'a mut Option<Session>,
     used: &mut bool,
 ) -> Result<&'a Client, FlipError> {
-    let client = live(server, place).await?;
-    if std::mem::replace(used, true) {
-        let clean = client.batch_execute("ROLLBACK").await;
-        clean.map_err(|error| FlipError::Failed {
-            what: "opening a session",
-            words: crate::postgres::sqlstate::words(&error),
-        })?;
+    let clean = match std::mem::replace(used, true) {
+        true => live(server, place).await?.batch_execute("ROLLBACK").await,
+        false => Ok(()),
+    };
+    if let Err(error) = clean {
+        // The server has ended it, as one that was idle for too long while another slice's writers were waited for.
+        if !sqlstate::is_connection_lost(&error) && sqlstate::code(&error) != Some("25P03") {
+            let (what, words) = ("opening a session", sqlstate::words(&error));
+            return Err(FlipError::Failed { what, words });
+        }
+        *place = None;
     }
-    Ok(client)
+    live(server, place).await
 }
