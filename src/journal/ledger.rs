@@ -22,7 +22,9 @@ use crate::lsn::Lsn;
 
 pub use anchor::{Anchored, anchor};
 pub use chain::Hash;
-pub use kinds::{ALARM, ARM, COPY, DISARM, FLIP, PLAN, PROVISION, REHEARSAL, REPAIR, VERDICT};
+pub use kinds::{
+    ALARM, ARM, COPY, DISARM, FLIP, PLAN, PROVISION, REHEARSAL, REPAIR, RETIRE, UNRETIRE, VERDICT,
+};
 pub use subject::{Subject, transaction, what_changed};
 pub use verify::{Broken, Fault, Verified, VerifyError, verify, verify_from};
 

@@ -18,10 +18,11 @@ pub const VERSIONS: &[(&str, &str)] = &[
     ("V2__evidence", include_str!("migrations/V2__evidence.sql")),
     ("V3__authority", include_str!("migrations/V3__authority.sql")),
     ("V4__use", include_str!("migrations/V4__use.sql")),
+    ("V5__retirement", include_str!("migrations/V5__retirement.sql")),
 ];
 
 /// A table that each version makes, in their order: who may not read the history sees in the catalog how far it goes.
-const MARKS: &[&str] = &["slice", "ledger", "cut_key", "table_use"];
+const MARKS: &[&str] = &["slice", "ledger", "cut_key", "table_use", "retirement"];
 
 /// Advisory lock under which versions are applied. Gates use the same class with keys from 1.
 const LOCK: (i32, i32) = (1_398_035_026, -1);

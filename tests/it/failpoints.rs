@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use strangler::failpoint::{ARM, COPY_AGAIN, DISARM, LEDGER, MIRROR, RECORD, REPAIR, REVERSE, START};
+use strangler::failpoint::{ARM, COPY_AGAIN, DISARM, LEDGER, MIRROR, RECORD, REPAIR, RETIRE, REVERSE, START};
 
 /// Calls and statements that make something durable. What is written inside a transaction becomes so at its COMMIT.
 const DURABLE: &[&str] = &[
@@ -42,7 +42,7 @@ const FAR_LINES: usize = 45;
 
 fn sources() -> BTreeMap<String, Vec<String>> {
     let mut files = BTreeMap::new();
-    for room in ["cdc", "arm", "provision/record.rs", "reconcile/repair", "reconcile/repair.rs"] {
+    for room in ["cdc", "arm", "retire", "provision/record.rs", "reconcile/repair", "reconcile/repair.rs"] {
         let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("src").join(room);
         if folder.is_file() {
             let text = std::fs::read_to_string(&folder).unwrap();
@@ -91,7 +91,7 @@ fn every_durable_write_is_followed_by_a_kill_point() {
 fn every_kill_point_is_met_by_the_code_and_listed_once() {
     let code: String = sources().into_values().flatten().collect::<Vec<_>>().join("\n");
     let mut names: Vec<&str> =
-        [MIRROR, COPY_AGAIN, START, REPAIR, REVERSE, ARM, DISARM, LEDGER, RECORD].concat();
+        [MIRROR, COPY_AGAIN, START, REPAIR, REVERSE, ARM, DISARM, RETIRE, LEDGER, RECORD].concat();
     for name in &names {
         assert!(code.contains(&format!("\"{name}\"")), "{name} is never met");
     }

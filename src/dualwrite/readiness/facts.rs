@@ -4,6 +4,7 @@ use crate::dualwrite::flip::sequences::{Pairs, Stands};
 use crate::journal::grounds::Ground;
 use crate::journal::operators::OperatorRow;
 use crate::journal::readiness::Told;
+use crate::journal::retirement::Retirement;
 use crate::lsn::Lsn;
 use crate::name::TableName;
 use crate::problem::Problem;
@@ -57,6 +58,8 @@ pub struct Facts {
     pub stands_to: Stands,
     /// The application's roles on the side that opens.
     pub access: Vec<Access>,
+    /// The monolith's old tables were taken away from the application.
+    pub retired: Option<Retirement>,
     /// Who else is at work.
     pub other: Option<OperatorRow>,
     /// What other rooms found.

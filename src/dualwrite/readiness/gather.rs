@@ -17,7 +17,7 @@ use crate::dualwrite::gate::{APPLY_ROLE, LOCK_CLASS};
 use crate::dualwrite::guard;
 use crate::journal::operators::{self, Operator};
 use crate::journal::readiness::Told;
-use crate::journal::{JournalError, authority, grounds, ledger, readiness};
+use crate::journal::{JournalError, authority, grounds, ledger, readiness, retirement};
 use crate::mapping::SliceMapping;
 use crate::name::TableName;
 use crate::postgres::sqlstate;
@@ -100,6 +100,7 @@ pub async fn gather(
         stands_from,
         stands_to,
         access: access(to, asked, mapping).await?,
+        retired: retirement::read(sessions.monolith, slice).await.map_err(journal)?,
         other: operators::other(sessions.monolith, slice, own).await.map_err(journal)?,
         changed: changed(sessions.service, mapping, [&there, &here]).await?,
         mapping: pinned(mapping, &there),
