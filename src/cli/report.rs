@@ -337,6 +337,9 @@ fn left_hint(behind: &LeftBehind) -> String {
             format!("{abort} gives authority back to the side that had it; or {room}")
         };
     }
+    if let (Left::Between, Some(FlipError::Retired { undo, .. })) = (left, source) {
+        return format!("{undo}; then {again} finishes it, or {abort} takes it back");
+    }
     match left {
         Left::Moved => format!(
             "a running mirror does the rest by itself, and so does {again}; {status} says where it stands"

@@ -20,7 +20,7 @@ use crate::failpoint;
 use crate::journal::authority::{self, SliceRows};
 use crate::journal::moves::{self, Blocked};
 use crate::journal::streams::Direction;
-use crate::journal::{JournalError, whereabouts};
+use crate::journal::{JournalError, retirement, whereabouts};
 use crate::lsn::Lsn;
 
 /// Pause between two looks at the position that a mirror has reached.
@@ -261,14 +261,20 @@ impl Driver {
             return Ok(event);
         }
         let modes = (Mode::Apply.as_str(), Mode::Tripwire.as_str());
-        let (turned, noted) = tokio::join!(
+        let (turned, retired, noted) = tokio::join!(
+            biased;
             authority::turn(acting, &slice, incoming, modes, (epoch.0, at_least)),
+            retired(acting, side, &slice),
             authority::noted_sequences(there, &slice)
         );
         match turned {
             Ok(true) => {}
             Ok(false) => return Ok(Event::Missed),
             Err(error) => return event_of(&error, "turning a stream", false),
+        }
+        if let Some(why) = retired? {
+            self.note_blocked(epoch, &why).await;
+            return Err(why);
         }
         let noted = noted.map_err(|error| failed("reading noted sequences", &error))?;
         let noted: Stands = serde_json::from_str(noted.as_deref().unwrap_or("{}"))
@@ -395,6 +401,10 @@ impl Driver {
         if let Some(event) = conditions(acting, there, &slice, (side, expects, peer), group).await? {
             return Ok(event);
         }
+        if let Some(why) = retired(acting, side, &slice).await? {
+            self.note_blocked(epoch, &why).await;
+            return Err(why);
+        }
         let owner = side.to_string();
         match authority::reopen(acting, &slice, (expects.epoch.0, epoch.0), &owner).await {
             Ok(true) => {}
@@ -459,6 +469,20 @@ impl Driver {
             }
         }
     }
+}
+
+/// Keeps a monolith from being opened whose old tables nobody may use. Asked behind the lock on the gate's row, which a stage of
+/// retirement holds as well: either it is seen here, or the stage sees an open gate.
+async fn retired(acting: &Client, side: Side, slice: &str) -> Result<Option<FlipError>, FlipError> {
+    if side == Side::Service {
+        return Ok(None);
+    }
+    let done = retirement::read(acting, slice).await;
+    let done = done.map_err(|error| failed("reading how far a slice is retired", &error))?;
+    Ok(done.map(|done| FlipError::Retired {
+        since: done.at,
+        undo: format!("strangler unretire PLAN --slice {slice}"),
+    }))
 }
 
 /// What every change of a closed gate rests on: both gates as they were observed, see [`lock_both`], and the group row, on the
