@@ -380,24 +380,28 @@ pub async fn reset(
     slot: &str,
     source: &Source,
 ) -> Result<bool, JournalError> {
-    client
-        .execute(
-            "UPDATE strangler.stream SET state = 'creating', detail = NULL, slot = $3, applied_lsn = '0/0', \
-                 src_system_identifier = $4, src_database_oid = $5, src_uuid = $6::text::uuid, src_timeline = $7 \
-             WHERE slice = $1 AND dir = 'forward' AND lane = 0 AND nonce = $2",
-            &[
-                &slice,
-                &nonce,
-                &slot,
-                &source.system_identifier,
-                &source.database_oid,
-                &source.uuid,
-                &source.timeline,
-            ],
-        )
+    start_over(client, (slice, nonce), (slot, source), "true")
         .await
-        .map(|rows| rows == 1)
         .map_err(JournalError::database("starting the stream over"))
+}
+
+/// A new slot name and source for the forward stream, where this condition holds too.
+async fn start_over(
+    client: &Client,
+    (slice, nonce): (&str, i64),
+    (slot, source): (&str, &Source),
+    condition: &str,
+) -> Result<bool, tokio_postgres::Error> {
+    let sql = format!(
+        "UPDATE strangler.stream SET state = 'creating', detail = NULL, slot = $3, applied_lsn = '0/0', \
+             src_system_identifier = $4, src_database_oid = $5, src_uuid = $6::text::uuid, src_timeline = $7 \
+         WHERE slice = $1 AND dir = 'forward' AND lane = 0 AND nonce = $2 AND {condition}"
+    );
+    let Source { system_identifier, database_oid, uuid, timeline } = source;
+    let rows = client
+        .execute(&sql, &[&slice, &nonce, &slot, system_identifier, database_oid, uuid, timeline])
+        .await?;
+    Ok(rows == 1)
 }
 
 /// Begins a tripwire anew in the open transaction: a new slot name and source, nothing looked at. `false` when another process
@@ -412,17 +416,9 @@ pub async fn rewatch(
     slot: &str,
     source: &Source,
 ) -> Result<bool, JournalError> {
-    let sql = format!(
-        "UPDATE strangler.stream SET state = 'creating', detail = NULL, slot = $3, applied_lsn = '0/0', \
-             src_system_identifier = $4, src_database_oid = $5, src_uuid = $6::text::uuid, src_timeline = $7 \
-         WHERE slice = $1 AND dir = 'forward' AND lane = 0 AND nonce = $2 AND mode = 'TRIPWIRE' AND {}",
-        watches_or_applies(slice)
-    );
-    let Source { system_identifier, database_oid, uuid, timeline } = source;
-    client
-        .execute(&sql, &[&slice, &nonce, &slot, system_identifier, database_oid, uuid, timeline])
+    let condition = format!("mode = 'TRIPWIRE' AND {}", watches_or_applies(slice));
+    start_over(client, (slice, nonce), (slot, source), &condition)
         .await
-        .map(|rows| rows == 1)
         .map_err(JournalError::database("beginning the watch anew"))
 }
 
