@@ -6,11 +6,12 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 use tokio_postgres::types::{ToSql, Type};
-use tokio_postgres::{Client, Row};
+use tokio_postgres::{Client, Row, Statement};
 
 use super::JournalError;
 use super::copies::UNHEARD;
 use crate::name::{TableName, quote_ident};
+use crate::postgres::connect::Session;
 use crate::postgres::type_trees::reached;
 
 /// Everything that evidence about a slice rests on.
@@ -58,7 +59,8 @@ pub const ABSENT: &str = "absent";
 /// [`DESCRIBED`], the transactions that described the columns; and marked [`FILES`], the files of its rows.
 /// [`is_same_shape`] compares two of them.
 ///
-/// To be joined to a relation `t` whose `oid` is the table's.
+/// To be joined to a relation `t` whose `oid` is the table's. A planner takes `pg_partition_tree` for a thousand rows, and would read
+/// whole catalogs for each table; `OFFSET 0` keeps what is read of them behind the index, here and in [`PARTS`].
 fn shape_sql() -> String {
     let types = reached(
         "SELECT DISTINCT 0, b.atttypid FROM pg_attribute b \
@@ -77,14 +79,16 @@ fn shape_sql() -> String {
                     ORDER BY b.attnum) FROM pg_type y JOIN pg_attribute b ON b.attrelid = y.typrelid \
                     WHERE y.oid = r.oid AND y.typrelid <> 0 AND b.attnum > 0 AND NOT b.attisdropped)), \
                 ';' ORDER BY r.oid)) FROM reached r), \
-            CASE WHEN bool_or(c.relpersistence <> 'p') THEN '{UNLOGGED}' END, \
+            CASE WHEN bool_or(a.relpersistence <> 'p') THEN '{UNLOGGED}' END, \
             (SELECT 'children=' || string_agg(i.inhrelid::text, ',' ORDER BY i.inhrelid) FROM pg_inherits i \
                 JOIN pg_class p ON p.oid = i.inhparent WHERE i.inhparent = t.oid AND p.relkind <> 'p'), \
             (SELECT 'kind=' || k.relkind::text FROM pg_class k WHERE k.oid = t.oid AND k.relkind NOT IN ('r', 'p')), \
-            'described=' || md5(string_agg(a.xmin::text, ',' ORDER BY a.attrelid, a.attnum)), \
-            'files=' || md5(string_agg(c.relfilenode::text, ',' ORDER BY a.attrelid, a.attnum))), '') AS shape \
+            'described=' || md5(string_agg(a.described::text, ',' ORDER BY a.attrelid, a.attnum)), \
+            'files=' || md5(string_agg(a.relfilenode::text, ',' ORDER BY a.attrelid, a.attnum))), '') AS shape \
         FROM (SELECT t.oid AS relid UNION SELECT relid FROM pg_partition_tree(t.oid)) AS r \
-        JOIN pg_class c ON c.oid = r.relid JOIN pg_attribute a ON a.attrelid = c.oid AND a.attnum > 0) AS s"
+        CROSS JOIN LATERAL (SELECT c.relpersistence, c.relfilenode, b.*, b.xmin AS described FROM pg_class c \
+            JOIN pg_attribute b ON b.attrelid = c.oid \
+            WHERE c.oid = r.relid AND b.attrelid = r.relid AND b.attnum > 0 OFFSET 0) AS a) AS s"
     )
 }
 
@@ -124,18 +128,20 @@ pub fn is_same_shape(then: &str, now: &str) -> bool {
 /// Files of a table's partitions, and how they belong to it: TRUNCATE of one, or DETACH and ATTACH, is not in the stream
 /// and changes no description; nor is another replica identity, which each choice of an index, and against it, leaves in the
 /// index's row. None where a table has no partitions. To be joined like [`shape_sql`].
-const PARTS: &str = "LATERAL (SELECT md5(string_agg(concat_ws(' ', c.oid, c.relfilenode, c.relpersistence, i.xmin, i.cmin, \
-            c.relreplident, (SELECT string_agg(concat_ws(' ', x.indexrelid, x.xmin, x.indisreplident), ',' \
-                ORDER BY x.indexrelid) FROM pg_index x WHERE x.indrelid = c.oid AND x.indisunique)), \
-            ',' ORDER BY c.oid)) AS parts \
-        FROM pg_partition_tree(t.oid) AS r JOIN pg_class c ON c.oid = r.relid \
-        JOIN pg_inherits i ON i.inhrelid = c.oid WHERE r.level > 0) AS f";
+const PARTS: &str = "LATERAL (SELECT md5(string_agg(concat_ws(' ', p.oid, p.relfilenode, p.relpersistence, p.xmin, p.cmin, \
+            p.relreplident, (SELECT string_agg(concat_ws(' ', x.indexrelid, x.xmin, x.indisreplident), ',' \
+                ORDER BY x.indexrelid) FROM pg_index x WHERE x.indrelid = p.oid AND x.indisunique)), \
+            ',' ORDER BY p.oid)) AS parts \
+        FROM pg_partition_tree(t.oid) AS r CROSS JOIN LATERAL (SELECT c.oid, c.relfilenode, c.relpersistence, c.relreplident, \
+            i.xmin, i.cmin FROM pg_class c JOIN pg_inherits i ON i.inhrelid = c.oid \
+            WHERE c.oid = r.relid AND i.inhrelid = r.relid OFFSET 0) AS p WHERE r.level > 0) AS f";
 
 /// The same of a table of the service, whose replica identities and indexes come and go with the mirror and with `arm`.
-const OWN_PARTS: &str = "LATERAL (SELECT md5(string_agg(concat_ws(' ', c.oid, c.relfilenode, c.relpersistence, i.xmin, i.cmin), \
-            ',' ORDER BY c.oid)) AS parts \
-        FROM pg_partition_tree(t.oid) AS r JOIN pg_class c ON c.oid = r.relid \
-        JOIN pg_inherits i ON i.inhrelid = c.oid WHERE r.level > 0) AS f";
+const OWN_PARTS: &str = "LATERAL (SELECT md5(string_agg(concat_ws(' ', p.oid, p.relfilenode, p.relpersistence, p.xmin, p.cmin), \
+            ',' ORDER BY p.oid)) AS parts \
+        FROM pg_partition_tree(t.oid) AS r CROSS JOIN LATERAL (SELECT c.oid, c.relfilenode, c.relpersistence, i.xmin, i.cmin \
+            FROM pg_class c JOIN pg_inherits i ON i.inhrelid = c.oid \
+            WHERE c.oid = r.relid AND i.inhrelid = r.relid OFFSET 0) AS p WHERE r.level > 0) AS f";
 
 /// The service's part of the ground of a slice: `source_shape` is absent in every table. `None` when the slice is not
 /// provisioned here.
@@ -143,6 +149,23 @@ const OWN_PARTS: &str = "LATERAL (SELECT md5(string_agg(concat_ws(' ', c.oid, c.
 /// # Errors
 /// [`JournalError`].
 pub async fn service(client: &Client, slice: &str) -> Result<Option<Ground>, JournalError> {
+    of_service(client, slice, None).await
+}
+
+/// The same, over a session that plans the question about shapes once: for a flip, which asks while writers wait.
+///
+/// # Errors
+/// [`JournalError`].
+pub async fn service_again(session: &Session, slice: &str) -> Result<Option<Ground>, JournalError> {
+    let shapes = session.planned(&shapes_sql()).await.map_err(reading())?;
+    of_service(session, slice, Some(&shapes)).await
+}
+
+async fn of_service(
+    client: &Client,
+    slice: &str,
+    planned: Option<&Statement>,
+) -> Result<Option<Ground>, JournalError> {
     let there = "SELECT EXISTS (SELECT FROM strangler.slice WHERE slice = $1)";
     let of = [(&slice as &(dyn ToSql + Sync), Type::TEXT)];
     if !client.query_typed_one(there, &of).await.map_err(reading())?.get::<_, bool>(0) {
@@ -154,10 +177,15 @@ pub async fn service(client: &Client, slice: &str) -> Result<Option<Ground>, Jou
          LEFT JOIN strangler.stream t ON t.slice = p.slice AND t.dir = 'forward' AND t.lane = 0 \
          WHERE p.slice = $1"
     );
-    let Some(row) = client.query_typed_opt(&sql, &of).await.map_err(reading())? else { return Ok(None) };
-    let tables = tables(client, slice).await?;
-    let disturbances = super::alarms::disturbances(client, slice).await?;
-    let way_back = super::alarms::noted_way_back(client, slice).await?;
+    // Sent together and answered in this order.
+    let (row, tables, disturbances, way_back) = tokio::try_join!(
+        biased;
+        async { client.query_typed_opt(&sql, &of).await.map_err(reading()) },
+        tables(client, slice, planned),
+        super::alarms::disturbances(client, slice),
+        super::alarms::noted_way_back(client, slice)
+    )?;
+    let Some(row) = row else { return Ok(None) };
     Ok(Some(Ground {
         plan_hash: row.get(0),
         epoch: row.get(1),
@@ -169,13 +197,17 @@ pub async fn service(client: &Client, slice: &str) -> Result<Option<Ground>, Jou
     }))
 }
 
-async fn tables(client: &Client, slice: &str) -> Result<BTreeMap<String, TableGround>, JournalError> {
+async fn tables(
+    client: &Client,
+    slice: &str,
+    planned: Option<&Statement>,
+) -> Result<BTreeMap<String, TableGround>, JournalError> {
     let sql = "SELECT source_table, target_table, copy_number, state, coalesce(published_as = $2, false) \
          FROM strangler.mirror_table WHERE slice = $1";
     let asked = [(&slice as &(dyn ToSql + Sync), Type::TEXT), (&UNHEARD, Type::OID)];
     let rows = client.query_typed(sql, &asked).await.map_err(reading())?;
     let targets = rows.iter().map(|row| regclass(row.get(1))).collect::<Result<Vec<String>, _>>()?;
-    let shapes = shapes(client, &targets).await?;
+    let shapes = shapes(client, &targets, planned).await?;
     let ground = |(row, shape): (&Row, String)| {
         let ground = TableGround {
             copy: row.get(2),
@@ -190,15 +222,25 @@ async fn tables(client: &Client, slice: &str) -> Result<BTreeMap<String, TableGr
 }
 
 /// The shapes of tables, in the order of their names, which are quoted for SQL.
-async fn shapes(client: &Client, tables: &[String]) -> Result<Vec<String>, JournalError> {
-    let sql = format!(
+async fn shapes(
+    client: &Client,
+    tables: &[String],
+    planned: Option<&Statement>,
+) -> Result<Vec<String>, JournalError> {
+    let rows = match planned {
+        Some(planned) => client.query(planned, &[&tables]).await,
+        None => client.query_typed(&shapes_sql(), &[(&tables, Type::TEXT_ARRAY)]).await,
+    };
+    Ok(rows.map_err(reading())?.iter().map(|row| shape(row.get(0))).collect())
+}
+
+fn shapes_sql() -> String {
+    format!(
         "SELECT nullif(concat_ws(' ', s.shape, f.parts), '') FROM unnest($1::text[]) WITH ORDINALITY AS n (name, number) \
          CROSS JOIN LATERAL (SELECT to_regclass(n.name)::oid AS oid) AS t CROSS JOIN {} CROSS JOIN {OWN_PARTS} \
          ORDER BY n.number",
         shape_sql()
-    );
-    let rows = client.query_typed(&sql, &[(&tables, Type::TEXT_ARRAY)]).await.map_err(reading())?;
-    Ok(rows.iter().map(|row| shape(row.get(0))).collect())
+    )
 }
 
 /// The shapes of a slice's tables on the monolith, by their names as a plan writes them. A table that is not in the
@@ -208,21 +250,38 @@ async fn shapes(client: &Client, tables: &[String]) -> Result<Vec<String>, Journ
 /// # Errors
 /// [`JournalError::Database`]. The session needs SELECT on `strangler.slice`.
 pub async fn monolith(client: &Client, slice: &str) -> Result<BTreeMap<String, String>, JournalError> {
-    let sql = format!(
+    let rows = client.query_typed(&monolith_sql(), &[(&slice, Type::TEXT)]).await.map_err(reading())?;
+    Ok(rows.iter().map(named).collect())
+}
+
+/// The same, over a session that plans it once: see [`service_again`].
+///
+/// # Errors
+/// [`JournalError::Database`].
+pub async fn monolith_again(
+    session: &Session,
+    slice: &str,
+) -> Result<BTreeMap<String, String>, JournalError> {
+    let planned = session.planned(&monolith_sql()).await.map_err(reading())?;
+    let rows = session.query(&planned, &[&slice]).await.map_err(reading())?;
+    Ok(rows.iter().map(named).collect())
+}
+
+fn monolith_sql() -> String {
+    format!(
         "SELECT t.schema, t.name, concat_ws(' ', t.entry, s.shape, f.parts) \
              FROM (SELECT c.oid, n.nspname::text AS schema, \
                 c.relname::text AS name, concat_ws(' ', u.oid, u.xmin, r.oid) AS entry FROM strangler.slice p \
              JOIN pg_publication u ON u.pubname = p.publication JOIN pg_publication_rel r ON r.prpubid = u.oid \
              JOIN pg_class c ON c.oid = r.prrelid JOIN pg_namespace n ON n.oid = c.relnamespace \
-             WHERE p.slice = $1) AS t CROSS JOIN {shape} CROSS JOIN {PARTS}",
+             WHERE p.slice = $1::text) AS t CROSS JOIN {shape} CROSS JOIN {PARTS}",
         shape = shape_sql()
-    );
-    let rows = client.query_typed(&sql, &[(&slice, Type::TEXT)]).await.map_err(reading())?;
-    let named = |row: &Row| {
-        let name = TableName::new(row.get::<_, String>(0), row.get::<_, String>(1));
-        (name.to_string(), shape(row.get(2)))
-    };
-    Ok(rows.iter().map(named).collect())
+    )
+}
+
+fn named(row: &Row) -> (String, String) {
+    let name = TableName::new(row.get::<_, String>(0), row.get::<_, String>(1));
+    (name.to_string(), shape(row.get(2)))
 }
 
 impl Ground {

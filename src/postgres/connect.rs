@@ -4,16 +4,18 @@
 //! that a rotated secret is picked up, and gives every session the same settings, so that text printed by one
 //! database means the same in another (`settings`).
 
+use std::collections::HashMap;
 use std::fmt;
 use std::io;
 use std::ops::{Deref, DerefMut};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use rustls::ClientConfig;
 use secrecy::{ExposeSecret, SecretString};
 use tokio::time::timeout;
+use tokio_postgres::Statement;
 use tokio_postgres::config::{SslMode as ConfigSslMode, SslNegotiation};
 use tokio_util::task::AbortOnDropHandle;
 
@@ -344,7 +346,8 @@ impl Login for SqlLogin<'_> {
                 tracing::debug!(error = %error, "session ended");
             }
         }));
-        Ok((Session { client, cancel, server_major, unhurried, _driver: driver }, reported))
+        let planned = Mutex::default();
+        Ok((Session { client, cancel, server_major, unhurried, planned, _driver: driver }, reported))
     }
 }
 
@@ -360,6 +363,8 @@ pub struct Session {
     cancel: CancelToken,
     server_major: u32,
     unhurried: Arc<AtomicBool>,
+    /// By their text.
+    planned: Mutex<HashMap<String, Statement>>,
     _driver: AbortOnDropHandle<()>,
 }
 
@@ -380,6 +385,22 @@ impl Session {
     /// ([`Server::answering_within`]).
     pub fn set_unhurried(&self, unhurried: bool) {
         self.unhurried.store(unhurried, Ordering::Release);
+    }
+
+    /// A statement that the server parses once in this session, and plans once where `plan_cache_mode` is
+    /// `force_generic_plan` (PostgreSQL documentation, PREPARE). For statements that are sent again while somebody waits; they
+    /// are kept as long as the session, so their texts must be few.
+    ///
+    /// # Errors
+    /// What the server said to `sql`.
+    pub async fn planned(&self, sql: &str) -> Result<Statement, tokio_postgres::Error> {
+        let kept = || self.planned.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(statement) = kept().get(sql) {
+            return Ok(statement.clone());
+        }
+        let statement = self.client.prepare(sql).await?;
+        kept().insert(sql.to_owned(), statement.clone());
+        Ok(statement)
     }
 
     /// Major version of the server, e.g. 15.

@@ -140,6 +140,23 @@ fn changed(table: &str, side: &'static str) -> Lack {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn what_shapes_are_made_of_is_found_through_indexes_however_many_other_tables_there_are() {
+    let scenario = mirrored().await;
+    for client in [&scenario.source, &scenario.target] {
+        client.batch_execute("BEGIN").await.unwrap();
+    }
+    assert_eq!(ground(&scenario).await.tables.len(), 2);
+    let whole = "SELECT relname::text FROM pg_stat_xact_sys_tables \
+        WHERE relname IN ('pg_attribute', 'pg_class') AND seq_scan > 0";
+    for client in [&scenario.source, &scenario.target] {
+        let read = client.query(whole, &[]).await.unwrap();
+        let read: Vec<String> = read.iter().map(|row| row.get(0)).collect();
+        assert_eq!(read, [""; 0], "read from end to end, for each table");
+        client.batch_execute("ROLLBACK").await.unwrap();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn ddl_on_either_side_voids_a_verdict_and_housekeeping_does_not() {
     let scenario = mirrored().await;
     assert_eq!(lacks(&scenario).await, [Lack::NoVerdict]);

@@ -22,6 +22,7 @@ use crate::journal::moves::{self, Blocked};
 use crate::journal::streams::Direction;
 use crate::journal::{JournalError, whereabouts};
 use crate::lsn::Lsn;
+use crate::postgres::connect::Session;
 
 /// Pause between two looks at the position that a mirror has reached.
 const LOOK_EVERY: Duration = Duration::from_millis(1);
@@ -488,7 +489,7 @@ impl Driver {
 /// What is not as it was judged; nothing where this driver did not judge it.
 async fn still_as_judged(
     judged: Option<&Judged>,
-    sides: (&Client, &Client),
+    sides: (&Session, &Session),
     slice: &str,
 ) -> Result<Vec<String>, JournalError> {
     match judged {
@@ -509,7 +510,7 @@ async fn conditions(
     peer: &Client,
     slice: &str,
     gates: (Side, &Gate, &Gate),
-    (monolith, group, state): (&Client, Option<GroupId>, &str),
+    (monolith, group, state): (&Session, Option<GroupId>, &str),
 ) -> Result<Option<Event>, FlipError> {
     if let Some(event) = lock_both(acting, peer, slice, gates).await? {
         return Ok(Some(event));

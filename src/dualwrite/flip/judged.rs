@@ -8,6 +8,7 @@ use tokio_postgres::Client;
 use crate::authority::Side;
 use crate::journal::grounds::{self, Ground};
 use crate::journal::{JournalError, copies, verdicts};
+use crate::postgres::connect::Session;
 use crate::reconcile::evidence::{Void, voids};
 
 /// What both sides' tables rested on, and the last verdict about them.
@@ -37,13 +38,13 @@ impl Judged {
     ///
     /// # Errors
     /// [`JournalError`].
-    pub(super) async fn warm(&self, client: &Client, side: Side, slice: &str) -> Result<(), JournalError> {
+    pub(super) async fn warm(&self, session: &Session, side: Side, slice: &str) -> Result<(), JournalError> {
         match side {
-            Side::Monolith => grounds::monolith(client, slice).await.map(drop),
+            Side::Monolith => grounds::monolith_again(session, slice).await.map(drop),
             Side::Service => {
-                grounds::service(client, slice).await?;
-                copies::not_live(client, slice).await?;
-                verdicts::differs_after(client, slice, self.verdict).await.map(drop)
+                grounds::service_again(session, slice).await?;
+                copies::not_live(session, slice).await?;
+                verdicts::differs_after(session, slice, self.verdict).await.map(drop)
             }
         }
     }
@@ -54,12 +55,12 @@ impl Judged {
     /// [`JournalError`].
     pub async fn changed(
         &self,
-        (monolith, service): (&Client, &Client),
+        (monolith, service): (&Session, &Session),
         slice: &str,
     ) -> Result<Vec<String>, JournalError> {
         let (ground, shapes, differs) = tokio::try_join!(
-            grounds::service(service, slice),
-            grounds::monolith(monolith, slice),
+            grounds::service_again(service, slice),
+            grounds::monolith_again(monolith, slice),
             verdicts::differs_after(service, slice, self.verdict)
         )?;
         let now = ground.map(|ground| ground.with_monolith(&shapes));

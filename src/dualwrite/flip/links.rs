@@ -3,8 +3,6 @@
 
 use std::sync::{Arc, Mutex, PoisonError};
 
-use tokio_postgres::Client;
-
 use super::{ANSWER_MAX, APPLICATION, FlipError, Limits};
 use crate::authority::Side;
 use crate::postgres::connect::{Server, Session};
@@ -61,7 +59,7 @@ impl Links {
     ///
     /// # Errors
     /// [`FlipError::Failed`] when the side can't be reached.
-    pub async fn acting(&mut self, side: Side) -> Result<&Client, FlipError> {
+    pub async fn acting(&mut self, side: Side) -> Result<&Session, FlipError> {
         let Way { server, acting, used, .. } = self.way(side);
         live_acting(server, acting, used).await
     }
@@ -70,7 +68,7 @@ impl Links {
     ///
     /// # Errors
     /// [`FlipError::Failed`] when the side can't be reached.
-    pub async fn looking(&mut self, side: Side) -> Result<&Client, FlipError> {
+    pub async fn looking(&mut self, side: Side) -> Result<&Session, FlipError> {
         let Way { server, looking, .. } = self.way(side);
         live(server, looking).await
     }
@@ -79,7 +77,7 @@ impl Links {
     ///
     /// # Errors
     /// [`FlipError::Failed`] when a side can't be reached.
-    pub async fn three(&mut self, side: Side) -> Result<(&Client, &Client, &Client), FlipError> {
+    pub async fn three(&mut self, side: Side) -> Result<(&Session, &Session, &Session), FlipError> {
         let (own, peer) = match side {
             Side::Monolith => (&mut self.monolith, &mut self.service),
             Side::Service => (&mut self.service, &mut self.monolith),
@@ -97,7 +95,7 @@ impl Links {
     pub async fn three_in_transaction(
         &mut self,
         side: Side,
-    ) -> Result<(&Client, &Client, &Client), FlipError> {
+    ) -> Result<(&Session, &Session, &Session), FlipError> {
         let (own, peer) = match side {
             Side::Monolith => (&mut self.monolith, &mut self.service),
             Side::Service => (&mut self.service, &mut self.monolith),
@@ -107,7 +105,7 @@ impl Links {
             what: "going on in a transaction",
             words: "its session has ended".to_owned(),
         };
-        let acting = acting.as_deref().ok_or_else(gone)?;
+        let acting = acting.as_ref().ok_or_else(gone)?;
         let looking = live(server, looking).await?;
         Ok((acting, looking, live(&peer.server, &mut peer.looking).await?))
     }
@@ -119,7 +117,7 @@ impl Links {
     pub async fn four_in_transaction(
         &mut self,
         side: Side,
-    ) -> Result<(&Client, &Client, &Client, &Client), FlipError> {
+    ) -> Result<(&Session, &Session, &Session, &Session), FlipError> {
         let (own, peer) = match side {
             Side::Monolith => (&mut self.monolith, &mut self.service),
             Side::Service => (&mut self.service, &mut self.monolith),
@@ -128,7 +126,7 @@ impl Links {
             what: "going on in a transaction",
             words: "its session has ended".to_owned(),
         };
-        let acting = own.acting.as_deref().ok_or_else(gone)?;
+        let acting = own.acting.as_ref().ok_or_else(gone)?;
         let looking = live(&own.server, &mut own.looking).await?;
         let idle = live_acting(&peer.server, &mut peer.acting, &mut peer.used).await?;
         Ok((acting, looking, live(&peer.server, &mut peer.looking).await?, idle))
@@ -217,7 +215,7 @@ pub(super) fn owed_an_answer(server: &Server, side: Side) -> Option<String> {
     Some(format!("the {side} gave no answer within {}", words::seconds(limit.as_secs_f64())))
 }
 
-async fn live<'a>(server: &Server, place: &'a mut Option<Session>) -> Result<&'a Client, FlipError> {
+async fn live<'a>(server: &Server, place: &'a mut Option<Session>) -> Result<&'a Session, FlipError> {
     let session = match place.take().filter(|session| !session.is_closed()) {
         Some(session) => session,
         None => {
@@ -233,7 +231,7 @@ async fn live_acting<'a>(
     server: &Server,
     place: &'a mut Option<Session>,
     used: &mut bool,
-) -> Result<&'a Client, FlipError> {
+) -> Result<&'a Session, FlipError> {
     let clean = match std::mem::replace(used, true) {
         true => live(server, place).await?.batch_execute("ROLLBACK").await,
         false => Ok(()),

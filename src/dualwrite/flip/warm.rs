@@ -19,6 +19,7 @@ use crate::journal::authority::{self, Fence};
 use crate::journal::{JournalError, whereabouts};
 use crate::lsn::Lsn;
 use crate::mapping::SliceMapping;
+use crate::postgres::connect::Session;
 
 impl Driver {
     /// Does everything that taking authority from `side` takes, in transactions that are rolled back and with conditions that
@@ -52,14 +53,16 @@ impl Driver {
     }
 }
 
-/// What was judged is asked in sessions that wait for no lock longer than writers may be held.
+/// What was judged is asked in sessions that wait for no lock longer than writers may be held, and plan nothing twice: the
+/// plans take several times as long as the answers.
 async fn ask_again(
     judged: &Judged,
-    sessions: (&Client, &Client),
+    sessions: (&Session, &Session),
     (side, limit): (Side, Duration),
     slice: &str,
 ) -> Result<(), String> {
-    let limit = format!("SET lock_timeout = {}", limit.as_millis().max(1));
+    let limit =
+        format!("SET lock_timeout = {}; SET plan_cache_mode = force_generic_plan", limit.as_millis().max(1));
     for session in [sessions.0, sessions.1] {
         session.batch_execute(&limit).await.map_err(|error| chain_of(&error))?;
         judged.warm(session, side, slice).await.map_err(|error| chain_of(&error))?;
