@@ -66,7 +66,7 @@ pub(super) struct Arguments {
 }
 
 /// Somebody's name: one line, and not empty.
-fn name(text: &str) -> Result<String, String> {
+pub(super) fn name(text: &str) -> Result<String, String> {
     match text.trim() {
         "" => Err("that is nobody".to_owned()),
         name if name.chars().any(char::is_control) => Err("a name is one line".to_owned()),

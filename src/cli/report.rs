@@ -119,17 +119,22 @@ pub enum CliError {
         #[source]
         source: JournalError,
     },
-    /// Who uses a slice's old tables could not be found out.
-    #[error("the old tables of slice {slice} could not be looked at")]
+    /// Nothing came of what was to be done about a slice's old tables.
+    #[error("the old tables of slice {slice} could not be {done}")]
     Retire {
         /// The slice.
         slice: String,
+        /// What was to be done, as `looked at`.
+        done: &'static str,
         /// The command that makes and grants what is needed, as it must be typed.
         provision: String,
         /// Why.
         #[source]
-        source: RetireError,
+        source: Box<RetireError>,
     },
+    /// A stage of retirement is not allowed.
+    #[error("the old tables stay as they are")]
+    RetireRefused(Vec<Problem>),
     /// Nothing was removed.
     #[error(transparent)]
     Clean(#[from] CleanError),
@@ -305,15 +310,8 @@ impl CliError {
                     format!("{provision} makes it, and grants strangler_apply what it needs to read it");
                 page(Exit::Incomplete, "ledger-unreadable", Some(hint))
             }
-            Self::Retire { source, .. } if lost_connection(source) => {
-                page(Exit::Unreachable, "database-unreachable", None)
-            }
-            Self::Retire { provision, .. } => {
-                let hint = format!(
-                    "{provision} makes our tables, and grants strangler_apply what it needs to read them"
-                );
-                page(Exit::Incomplete, "use-unreadable", Some(hint))
-            }
+            Self::RetireRefused(_) => page(Exit::Refused, "retire-refused", None),
+            Self::Retire { provision, source, .. } => retire_page(source, provision),
             Self::Clean(CleanError::Busy { .. }) => page(Exit::Refused, "databases-busy", None),
             Self::Clean(CleanError::Database { .. }) => page(Exit::Unreachable, "database-unreachable", None),
             Self::Provision(ProvisionError::Refused { .. }) => page(Exit::Refused, "provision-refused", None),
@@ -404,6 +402,39 @@ fn left_hint(behind: &LeftBehind) -> String {
             "bring that side back; then {status}, and {again} to finish it or {abort} to take it back"
         ),
     }
+}
+
+/// `provision` is the command that makes and grants what is needed, as it must be typed.
+fn retire_page(error: &RetireError, provision: &str) -> Page {
+    let (exit, code, hint) = match error {
+        error if lost_connection(error) || ended_as_idle(error) => {
+            (Exit::Unreachable, "database-unreachable", Some(SILENT.to_owned()))
+        }
+        RetireError::Changed { .. } => {
+            let hint = "the same command without --confirm shows what is to be done now";
+            (Exit::Refused, "retire-changed", Some(hint.to_owned()))
+        }
+        RetireError::Raced | RetireError::Waited { .. } => (
+            Exit::Unreachable,
+            "retire-waited",
+            Some("once that has ended, type the same command again".to_owned()),
+        ),
+        RetireError::Statement { .. } | RetireError::NotExact { .. } => {
+            (Exit::Incomplete, "retire-failed", Some("nothing was done; type it again".to_owned()))
+        }
+        RetireError::Provision(_) => (Exit::Incomplete, "retire-failed", None),
+        RetireError::Journal(_)
+        | RetireError::NotProvisioned { .. }
+        | RetireError::Outdated
+        | RetireError::Refused { .. }
+        | RetireError::Database { .. } => {
+            let hint = format!(
+                "{provision} makes our tables, and grants strangler_apply what it needs to read them"
+            );
+            (Exit::Incomplete, "use-unreadable", Some(hint))
+        }
+    };
+    Page { exit, code, hint }
 }
 
 /// Why arming or disarming stopped.
@@ -603,6 +634,7 @@ pub fn finish(ui: &mut Ui, outcome: Result<Exit, CliError>) -> Exit {
         CliError::Unfit(problems)
         | CliError::Astray(problems)
         | CliError::FlipRefused(problems)
+        | CliError::RetireRefused(problems)
         | CliError::Provision(ProvisionError::Refused { problems }) => {
             ui.words(check::list(problems).trim_end());
             show(ui, &error.to_string(), &error, &page);

@@ -11,6 +11,8 @@ use crate::catalog::Catalog;
 use crate::journal::{JournalError, alarms, slices, usage};
 use crate::mapping::SliceMapping;
 use crate::postgres::statements_seen;
+use crate::problem::Problem;
+use crate::provision::ProvisionError;
 
 /// What is asked, and whom.
 #[derive(Debug, Clone, Copy)]
@@ -39,6 +41,50 @@ pub enum RetireError {
         /// Slice.
         slice: String,
     },
+    /// An earlier version provisioned the monolith.
+    #[error("strangler's tables in the monolith are of an earlier version")]
+    Outdated,
+    /// Something stands in the way.
+    #[error("the old tables stay as they are")]
+    Refused {
+        /// What.
+        problems: Vec<Problem>,
+    },
+    /// What is to be done is not what was shown.
+    #[error(
+        "what is to be done for slice {slice} is not what was shown: something changed since; nothing was done"
+    )]
+    Changed {
+        /// Slice.
+        slice: String,
+    },
+    /// The catalog does not have afterwards what was given back.
+    #[error("the server did not give back {missing}; nothing was done")]
+    NotExact {
+        /// Which rights.
+        missing: String,
+    },
+    /// Somebody else changed rights at the same moment.
+    #[error("somebody else changes rights on the old tables at the same time, so nothing was done")]
+    Raced,
+    /// Somebody holds what is needed.
+    #[error("waited too long for somebody else's transaction{}; nothing was done", .who.as_ref().map(|who| format!(": {who}")).unwrap_or_default())]
+    Waited {
+        /// Who it is, as far as that is to be seen.
+        who: Option<String>,
+    },
+    /// A statement of a stage failed.
+    #[error("a statement failed, and nothing was done: {sql}")]
+    Statement {
+        /// The statement.
+        sql: String,
+        /// Why.
+        #[source]
+        source: tokio_postgres::Error,
+    },
+    /// The databases are held by somebody else, or the ledger could not be told.
+    #[error(transparent)]
+    Provision(#[from] ProvisionError),
     /// A statement failed.
     #[error("could not read {what}")]
     Database {
@@ -57,7 +103,7 @@ const UNCOUNTED: &str = "SELECT 'the server' WHERE current_setting('track_counts
         AND s.setdatabase IN (0, (SELECT oid FROM pg_database WHERE datname = current_database()))";
 
 impl RetireError {
-    fn database(what: &'static str) -> impl FnOnce(tokio_postgres::Error) -> Self {
+    pub(super) fn database(what: &'static str) -> impl FnOnce(tokio_postgres::Error) -> Self {
         move |source| Self::Database { what, source }
     }
 }

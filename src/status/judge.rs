@@ -8,8 +8,8 @@ use super::arming::{self, ArmedState, ArmedStatus};
 use super::evidence::{self, EvidenceStatus};
 use super::facts::{Gate, MonolithFacts, ProcessRow, ServiceFacts, Side, Slot, Stream, TableRow};
 use super::{
-    Authority, Lag, Phase, Process, SliceFacts, SliceStatus, TableStatus, Unreachable, Wal, WalLimit,
-    WalReading,
+    Authority, Lag, Phase, Process, RetirementStatus, SliceFacts, SliceStatus, TableStatus, Unreachable, Wal,
+    WalLimit, WalReading,
 };
 use crate::journal::migrate::Form;
 use crate::journal::whereabouts::Astray;
@@ -116,6 +116,8 @@ pub fn judge(facts: &SliceFacts, commands: &Commands) -> SliceStatus {
         deferred: service.map(|service| service.deferred.clone()).unwrap_or_default(),
         evidence: evidence_of(facts, slot),
         armed: armed_of(monolith, service),
+        retirement: monolith
+            .and_then(|monolith| retirement_of(monolith, commands.of("unretire", &facts.slice, ""))),
         outdated: outdated(facts),
         unreachable: unreachable(facts),
         alarms: Vec::new(),
@@ -164,6 +166,7 @@ fn astray(facts: &SliceFacts, commands: &Commands) -> SliceStatus {
         deferred: Vec::new(),
         evidence: None,
         armed: None,
+        retirement: None,
         outdated: Vec::new(),
         unreachable: unreachable(facts),
         alarms: facts.astray.iter().map(alarm).collect(),
@@ -383,6 +386,11 @@ fn evidence_of(facts: &SliceFacts, slot: SlotFacts<'_>) -> Option<EvidenceStatus
         proof.lacks.push(lost);
     }
     Some(proof)
+}
+
+fn retirement_of(monolith: &MonolithFacts, undo: String) -> Option<RetirementStatus> {
+    let done = monolith.arming.as_ref()?.retirement.as_ref()?;
+    Some(RetirementStatus { stage: done.stage.as_str(), since: done.at.clone(), undo })
 }
 
 /// Nothing before the slice is provisioned: there is no gate to hang.
