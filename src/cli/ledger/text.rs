@@ -192,7 +192,7 @@ mod tests {
                 "provision",
                 json!({ "steps": 3, "taken": [{ "side": "service", "action": "create table", "object": "Orders" },
                     { "side": "service", "action": "create table", "object": "Lines" },
-                    { "side": "monolith", "action": "set up slice", "object": "ordering" }] }),
+                    { "side": "monolith", "action": "set up slice", "object": "ordering", "approved_by": "Ada" }] }),
             ),
             entry(
                 "copy",
