@@ -289,6 +289,9 @@ fn failed(error: ConductError, (opened, members): (&Opened, &[Member]), intent: 
                 if side == Side::Monolith { "monolith".to_owned() } else { format!("service {service}") };
             (false, Some(readiness::sequence_short(&name, margin, &columns)), None)
         }
+        FlipError::Retired { since, undo } => {
+            (false, None, Some(FlipError::Retired { since, undo: opened.typed(&undo) }))
+        }
         source @ (FlipError::Connect(_)
         | FlipError::Failed { .. }
         | FlipError::Full { .. }

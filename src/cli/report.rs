@@ -382,6 +382,9 @@ fn left_hint(behind: &LeftBehind) -> String {
     if let (Left::Between, Some(FlipError::NotWhole { .. })) = (left, source) {
         return format!("{abort} gives authority back to the monolith, which has all rows");
     }
+    if let (Left::Between, Some(FlipError::Retired { undo, .. })) = (left, source) {
+        return format!("{undo}; then {again} finishes it, or {abort} takes it back");
+    }
     match left {
         Left::Moved => format!(
             "a running mirror does the rest by itself, and so does {again}; {status} says where it stands"

@@ -20,7 +20,7 @@ use crate::failpoint;
 use crate::journal::authority::{self, SliceRows};
 use crate::journal::moves::{self, Blocked};
 use crate::journal::streams::Direction;
-use crate::journal::{JournalError, whereabouts};
+use crate::journal::{JournalError, retirement, whereabouts};
 use crate::lsn::Lsn;
 
 /// Pause between two looks at the position that a mirror has reached.
@@ -276,11 +276,12 @@ impl Driver {
             return Ok(event);
         }
         let modes = (Mode::Apply.as_str(), Mode::Tripwire.as_str());
-        // The turn holds the stream's row, without which no copy begins and no table diverges; what is asked behind it stays so.
-        let (turned, not_whole, noted) = tokio::join!(
+        // The turn holds the stream's row, without which no copy begins and no table diverges, and the conditions hold the gate's,
+        // without which no stage of retirement is taken; what is asked behind them stays so.
+        let (turned, in_the_way, noted) = tokio::join!(
             biased;
             authority::turn(acting, &slice, incoming, modes, (epoch.0, at_least)),
-            not_whole(acting, side, &slice),
+            in_the_way(acting, side, &slice),
             authority::noted_sequences(there, &slice)
         );
         match turned {
@@ -288,9 +289,7 @@ impl Driver {
             Ok(false) => return Ok(Event::Missed),
             Err(error) => return event_of(&error, "turning a stream", false),
         }
-        let tables = not_whole.map_err(|error| failed("reading the states of tables", &error))?;
-        if !tables.is_empty() {
-            let why = FlipError::NotWhole { tables };
+        if let Some(why) = in_the_way? {
             self.note_blocked(epoch, &why).await;
             return Err(why);
         }
@@ -419,6 +418,10 @@ impl Driver {
         if let Some(event) = conditions(acting, there, &slice, (side, expects, peer), group).await? {
             return Ok(event);
         }
+        if let Some(why) = retired(acting, side, &slice).await? {
+            self.note_blocked(epoch, &why).await;
+            return Err(why);
+        }
         let owner = side.to_string();
         match authority::reopen(acting, &slice, (expects.epoch.0, epoch.0), &owner).await {
             Ok(true) => {}
@@ -497,9 +500,21 @@ async fn still_as_judged(
     }
 }
 
-/// Tables that keep a service from being opened. Those of the monolith are no copies that are written down.
-async fn not_whole(acting: &Client, side: Side, slice: &str) -> Result<Vec<String>, JournalError> {
-    if side == Side::Service { judged::not_whole(acting, slice).await } else { Ok(Vec::new()) }
+/// What keeps a side from being opened: tables of a service that are no whole copies; old tables of a monolith that nobody may use.
+async fn in_the_way(acting: &Client, side: Side, slice: &str) -> Result<Option<FlipError>, FlipError> {
+    match side {
+        Side::Service => {
+            let tables = judged::not_whole(acting, slice).await;
+            let tables = tables.map_err(|error| failed("reading the states of tables", &error))?;
+            Ok((!tables.is_empty()).then_some(FlipError::NotWhole { tables }))
+        }
+        Side::Monolith => {
+            let done = retirement::read(acting, slice).await;
+            let done = done.map_err(|error| failed("reading how far a slice is retired", &error))?;
+            let undo = format!("strangler unretire PLAN --slice {slice}");
+            Ok(done.map(|done| FlipError::Retired { since: done.at, undo }))
+        }
+    }
 }
 
 /// What every change of a closed gate rests on: both gates as they were observed, see [`lock_both`], and the group row, on the
