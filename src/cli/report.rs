@@ -120,7 +120,7 @@ pub enum CliError {
         source: JournalError,
     },
     /// Nothing came of what was to be done about a slice's old tables.
-    #[error("the old tables of slice {slice} could not be {done}")]
+    #[error("{}", retire_heading(slice, done, source))]
     Retire {
         /// The slice.
         slice: String,
@@ -407,9 +407,28 @@ fn left_hint(behind: &LeftBehind) -> String {
     }
 }
 
+fn retire_heading(slice: &str, done: &str, source: &RetireError) -> String {
+    if matches!(source, RetireError::Untold { .. }) {
+        return format!("it is done for slice {slice}, and the service's ledger does not know of it");
+    }
+    if matches!(source, RetireError::Unknown { .. }) {
+        return format!("it is not known whether it is done for slice {slice}");
+    }
+    format!("the old tables of slice {slice} could not be {done}")
+}
+
 /// `provision` is the command that makes and grants what is needed, as it must be typed.
 fn retire_page(error: &RetireError, provision: &str) -> Page {
     let (exit, code, hint) = match error {
+        // Before what a lost connection means elsewhere: here something was done.
+        RetireError::Untold { .. } => {
+            let hint = "the next retire or unretire that is typed writes it";
+            (Exit::Incomplete, "retire-untold", Some(hint.to_owned()))
+        }
+        RetireError::Unknown { .. } => {
+            let hint = "all of it was done or nothing: strangler status says whether the rights are away";
+            (Exit::Incomplete, "retire-unknown", Some(hint.to_owned()))
+        }
         error if lost_connection(error) || ended_as_idle(error) => {
             (Exit::Unreachable, "database-unreachable", Some(SILENT.to_owned()))
         }
@@ -422,8 +441,12 @@ fn retire_page(error: &RetireError, provision: &str) -> Page {
             "retire-waited",
             Some("once that has ended, type the same command again".to_owned()),
         ),
-        RetireError::Statement { .. } | RetireError::NotExact { .. } => {
+        RetireError::Statement { source, .. } if sqlstate::is_retryable(source) => {
             (Exit::Incomplete, "retire-failed", Some("nothing was done; type it again".to_owned()))
+        }
+        RetireError::Statement { .. } | RetireError::NotExact { .. } => {
+            let hint = "nothing was done: solve the cause, then type it again";
+            (Exit::Incomplete, "retire-failed", Some(hint.to_owned()))
         }
         RetireError::Provision(_) => (Exit::Incomplete, "retire-failed", None),
         RetireError::Journal(_)

@@ -45,7 +45,8 @@ const UNTOUCHED: &str = "retire --report changes nothing";
 /// and disarm are refused until the rights are back.
 ///
 /// Exit code of --report 0: nothing stands in the way. 1: something does. Of --stage 0: done, or shown and allowed. 3: refused. 4:
-/// a database could not be reached, or others held the tables' rights.
+/// a database could not be reached, or others held the tables' rights. 5: nothing was done, or all of it and only the ledger's entry is
+/// missing; the message says which.
 #[derive(Debug, clap::Args)]
 #[command(group = clap::ArgGroup::new("what").required(true).args(["report", "stage"]))]
 pub(super) struct Arguments {

@@ -12,6 +12,7 @@ use crate::mapping::Mappings;
 use crate::postgres::Session;
 use crate::provision::Databases;
 use crate::retire::{self, Work};
+use crate::status::judge::shell_word;
 use crate::words;
 
 /// `pg_stat_activity.application_name` of its sessions.
@@ -20,12 +21,13 @@ const APPLICATION: &str = "strangler unretire";
 /// Give back what retire has taken away from a slice's old tables
 ///
 /// Every right that retire --stage revoke took away is given back as it was, with its grant option, by whoever owns the table now: all of
-/// them in one transaction, or none. What somebody has granted meanwhile stays. A right whose role, table or column is gone meanwhile
-/// is named and left out. --dry-run does it, rolls it back and prints the statements. The service is asked for its ledger only: where
+/// them in one transaction, or none. What somebody has granted meanwhile stays. A role, table or column that was renamed gets its rights
+/// under its new name; where it is gone, or another one has its name, the right is named, left out and stays written down, until
+/// --give-up forgets it. --dry-run does it, rolls it back and prints the statements. The service is asked for its ledger only: where
 /// it can't be reached, the next command tells it.
 ///
 /// Exit code 0: everything is as it was. 1: but for what is gone. 3: refused. 4: the monolith could not be reached, or others held
-/// the tables' rights. 5: nothing was done.
+/// the tables' rights; nothing was done. 5: nothing was done, or only the ledger's entry is missing; the message says which.
 #[derive(Debug, clap::Args)]
 pub(super) struct Arguments {
     #[command(flatten)]
@@ -35,6 +37,9 @@ pub(super) struct Arguments {
     /// Print the SQL and change nothing
     #[arg(long)]
     dry_run: bool,
+    /// Forget the rights that can't be given back, because their role, table or column is gone
+    #[arg(long)]
+    give_up: bool,
 }
 
 pub(super) async fn run(ui: &mut Ui, arguments: &Arguments) -> Result<Exit, CliError> {
@@ -66,7 +71,7 @@ async fn work(ui: &mut Ui, arguments: &Arguments, opened: &Opened) -> Result<Exi
         user: &admin.login()?.0,
         author: &Environment.author(),
     };
-    let restored = retire::restore(work, !arguments.dry_run).await;
+    let restored = retire::restore(work, (!arguments.dry_run, arguments.give_up)).await;
     let Some(restored) = restored.map_err(|error| failed(opened, "brought back", error))? else {
         ui.words("nothing is retired: no rights were taken away");
         return Ok(Exit::Clean);
@@ -81,10 +86,18 @@ async fn work(ui: &mut Ui, arguments: &Arguments, opened: &Opened) -> Result<Exi
             "{table} belongs to {now} now, not to {before}: the rights on it are given by {now}"
         ));
     }
-    for (right, what) in &restored.gone {
-        ui.words(&format!("not given back: {}: {what} is not there any more", retire::words(right)));
+    let verb = if arguments.give_up { "given up" } else { "not given back" };
+    for (right, why) in &restored.gone {
+        ui.words(&format!("{verb}: {}: {why}", retire::words(right)));
     }
-    Ok(if restored.gone.is_empty() { Exit::Clean } else { Exit::Problems })
+    if restored.gone.is_empty() || arguments.give_up {
+        return Ok(Exit::Clean);
+    }
+    let slice = shell_word(work.slice);
+    ui.words(&opened.typed(&format!(
+        "they stay written down; to forget them: strangler unretire PLAN --slice {slice} --give-up"
+    )));
+    Ok(Exit::Problems)
 }
 
 /// The monolith has all that is needed; the service only its ledger.

@@ -10,7 +10,7 @@ use crate::authority::Side;
 use crate::catalog::Catalog;
 use crate::journal::{JournalError, alarms, slices, usage};
 use crate::mapping::SliceMapping;
-use crate::postgres::statements_seen;
+use crate::postgres::{sqlstate, statements_seen};
 use crate::problem::Problem;
 use crate::provision::ProvisionError;
 
@@ -74,17 +74,37 @@ pub enum RetireError {
         who: Option<String>,
     },
     /// A statement of a stage failed.
-    #[error("a statement failed, and nothing was done: {sql}")]
+    #[error("{}, and nothing was done: {sql}", failure(.owner.as_deref(), .source))]
     Statement {
         /// The statement.
         sql: String,
+        /// As whom it was made, where that is not the administrator.
+        owner: Option<String>,
         /// Why.
         #[source]
         source: tokio_postgres::Error,
     },
-    /// The databases are held by somebody else, or the ledger could not be told.
+    /// The databases are held by somebody else.
     #[error(transparent)]
     Provision(#[from] ProvisionError),
+    /// It was done and committed, and the service's ledger could not be told.
+    #[error("the rights are {done}; only the ledger's entry is missing")]
+    Untold {
+        /// `taken away`, `given back`.
+        done: &'static str,
+        /// Why.
+        #[source]
+        source: ProvisionError,
+    },
+    /// The link was lost at the COMMIT, and what came of it could not be asked.
+    #[error("it is not known whether the rights are {done}: the link was lost at the COMMIT")]
+    Unknown {
+        /// `taken away`, `given back`.
+        done: &'static str,
+        /// Why.
+        #[source]
+        source: tokio_postgres::Error,
+    },
     /// A statement failed.
     #[error("could not read {what}")]
     Database {
@@ -101,6 +121,20 @@ const UNCOUNTED: &str = "SELECT 'the server' WHERE current_setting('track_counts
     UNION ALL SELECT CASE WHEN s.setrole = 0 THEN 'database ' || current_database() ELSE 'role ' || pg_get_userbyid(s.setrole) END \
     FROM pg_db_role_setting s, unnest(s.setconfig) AS c WHERE CASE WHEN c ~* '^track_counts=' THEN NOT split_part(c, '=', 2)::boolean ELSE false END \
         AND s.setdatabase IN (0, (SELECT oid FROM pg_database WHERE datname = current_database()))";
+
+/// As whom a statement failed, and the server's own words: GRANT and REVOKE meet no rows, so that these can't quote any, also where a
+/// trigger said them.
+fn failure(owner: Option<&str>, source: &tokio_postgres::Error) -> String {
+    let owner = owner.map(|owner| format!(" as {owner}")).unwrap_or_default();
+    let said = raised(source).map(|said| format!(" ({said})")).unwrap_or_default();
+    format!("a statement failed{owner}{said}")
+}
+
+/// The words of a trigger or function, which are left out elsewhere.
+fn raised(source: &tokio_postgres::Error) -> Option<&str> {
+    let said = source.as_db_error()?.message();
+    (!sqlstate::words(source).contains(said)).then_some(said)
+}
 
 impl RetireError {
     pub(super) fn database(what: &'static str) -> impl FnOnce(tokio_postgres::Error) -> Self {

@@ -8,9 +8,8 @@ use tokio_postgres::Client;
 use super::gather::RetireError;
 use super::rights::{self, Relation, privilege, privilege_sql, role_sql, role_words};
 use crate::journal::ledger::{RETIRE, UNRETIRE};
-use crate::journal::retirement::{self, Retirement, Right, Stage};
+use crate::journal::retirement::{self, Noted, Right, Stage};
 use crate::name::{TableName, quote_ident};
-use crate::problem::Problem;
 
 /// An open transaction on the monolith, and what was done in it.
 #[derive(Debug)]
@@ -21,15 +20,21 @@ pub(super) struct Transaction<'a> {
 
 impl Transaction<'_> {
     pub(super) async fn run(&mut self, sql: String) -> Result<(), RetireError> {
+        self.run_as(None, sql).await
+    }
+
+    /// `owner` is as whom, where that is not the administrator.
+    async fn run_as(&mut self, owner: Option<&str>, sql: String) -> Result<(), RetireError> {
         let done = self.monolith.batch_execute(&sql).await;
-        done.map_err(|source| RetireError::Statement { sql: sql.clone(), source })?;
+        let owner = owner.map(str::to_owned);
+        done.map_err(|source| RetireError::Statement { sql: sql.clone(), owner, source })?;
         self.statements.push(sql);
         Ok(())
     }
 
     async fn rows(&mut self, sql: String) -> Result<usize, RetireError> {
         let rows = self.monolith.query(&sql, &[]).await;
-        let rows = rows.map_err(|source| RetireError::Statement { sql: sql.clone(), source })?;
+        let rows = rows.map_err(|source| RetireError::Statement { sql: sql.clone(), owner: None, source })?;
         self.statements.push(sql);
         Ok(rows.len())
     }
@@ -41,7 +46,7 @@ impl Transaction<'_> {
         }
         self.run(format!("SET LOCAL ROLE {}", quote_ident(&relation.owner))).await?;
         for sql in sql {
-            self.run(sql).await?;
+            self.run_as(Some(&relation.owner), sql).await?;
         }
         self.run("SET LOCAL ROLE NONE".to_owned()).await
     }
@@ -87,8 +92,9 @@ pub(super) async fn take(
     if !problems.is_empty() {
         return Err(RetireError::Refused { problems });
     }
-    let failed = || RetireError::database("what the roles of the links may do");
-    let could = rights::of_links(transaction.monolith, tables, own).await.map_err(failed())?;
+    let failed = || RetireError::database("what links and owners may do");
+    let asked = (relations.as_slice(), tables);
+    let before = rights::allowed(transaction.monolith, asked, own).await.map_err(failed())?;
     let mut taken = Vec::new();
     let mut told = Vec::new();
     for relation in &relations {
@@ -109,10 +115,10 @@ pub(super) async fn take(
     }
     let after = transaction.read(tables).await?;
     exact(&relations, &after, own)?;
-    let can = rights::of_links(transaction.monolith, tables, own).await.map_err(failed())?;
-    let lost: Vec<Problem> = could.difference(&can).map(lost_by_a_link).collect();
-    if !lost.is_empty() {
-        return Err(RetireError::Refused { problems: lost });
+    let problems =
+        rights::lost(&before, &rights::allowed(transaction.monolith, asked, own).await.map_err(failed())?);
+    if !problems.is_empty() {
+        return Err(RetireError::Refused { problems });
     }
     if taken.is_empty() && taking.again {
         return Ok(taken);
@@ -155,13 +161,6 @@ fn exact(before: &[Relation], after: &[Relation], own: &BTreeSet<String>) -> Res
     if found.eq(expected) { Ok(()) } else { Err(RetireError::Raced) }
 }
 
-fn lost_by_a_link((role, privilege, table): &(String, String, String)) -> Problem {
-    Problem::error("link-loses-right", format!("role {role}"))
-        .fact(format!("a link of the plan logs in as it, and it may {privilege} {table} only by way of a right that goes"))
-        .consequence("the mirror or a comparison would fail")
-        .next(format!("GRANT {privilege} ON TABLE {table} TO {};", quote_ident(role)))
-}
-
 fn by_grantee<'a>(rights: &[&'a Right]) -> BTreeMap<Option<&'a str>, Vec<&'a Right>> {
     let mut by: BTreeMap<Option<&str>, Vec<&Right>> = BTreeMap::new();
     for right in rights {
@@ -181,93 +180,109 @@ pub struct Restored {
     pub statements: Vec<String>,
     /// How many rights were given back.
     pub rights: usize,
-    /// Those that can't come back, with what of them is not there any more.
-    pub gone: Vec<(Right, &'static str)>,
+    /// Those that can't come back, by the names that they had, with what became of their table, column or role.
+    pub gone: Vec<(Right, String)>,
     /// Relations that belong to somebody else than who gave the rights: relation, who gave them, whose it is.
     pub moved: BTreeSet<(TableName, String, String)>,
 }
 
-/// Gives back every right that was taken away, with its grant option, by whoever owns the relation, and forgets them.
+/// Whose rights come back.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Giving<'a> {
+    pub(super) slice: &'a str,
+    /// Whom the administrator's link logs in as.
+    pub(super) user: &'a str,
+    /// The stage that is undone; `None` where only what an earlier run had to leave is tried again.
+    pub(super) stage: Option<Stage>,
+    /// Rights that can't come back are forgotten.
+    pub(super) give_up: bool,
+}
+
+/// Gives every right that was taken away back to the role that had it, with its grant option, by whoever owns the relation, and forgets
+/// them. What leads to another object than it did, or to none, stays written down.
 ///
 /// # Errors
 /// [`RetireError`]; the transaction is to be rolled back then.
 pub(super) async fn give(
     transaction: &mut Transaction<'_>,
-    (slice, user): (&str, &str),
-    done: &Retirement,
+    giving: Giving<'_>,
 ) -> Result<Restored, RetireError> {
-    let rights = retirement::rights(transaction.monolith, slice).await?;
-    let names: BTreeSet<TableName> = rights.iter().map(|right| right.relation.clone()).collect();
-    let names: Vec<TableName> = names.into_iter().collect();
-    let relations = transaction.read(&names).await?;
+    let Giving { slice, user, .. } = giving;
+    let noted = retirement::rights(transaction.monolith, slice).await?;
     let mut restored = Restored::default();
+    let mut rights = Vec::new();
+    for Noted { right, now } in noted {
+        match now {
+            Ok(now) => rights.push(now),
+            Err(why) => restored.gone.push((right, why)),
+        }
+    }
+    let oids: BTreeSet<u32> = rights.iter().map(|right| right.ids.relation).collect();
+    let oids: Vec<u32> = oids.into_iter().collect();
+    let relations = of_oids(transaction, &oids).await?;
     let mut told = Vec::new();
-    for name in &names {
-        let of: Vec<&Right> = rights.iter().filter(|right| right.relation == *name).collect();
-        let Some(relation) = relations.iter().find(|relation| relation.name == *name) else {
-            restored.gone.extend(of.into_iter().map(|right| (right.clone(), "the table")));
-            continue;
-        };
+    for relation in relations.iter().filter(|relation| oids.contains(&relation.oid)) {
         let problems = rights::not_owner(std::slice::from_ref(relation), user);
         if !problems.is_empty() {
             return Err(RetireError::Refused { problems });
         }
-        let mut giving: BTreeMap<(Option<&str>, bool), Vec<&Right>> = BTreeMap::new();
-        for right in of {
-            if let Some(what) = gone(transaction.monolith, right).await? {
-                restored.gone.push((right.clone(), what));
-                continue;
-            }
-            restored.rights += 1;
-            if right.grantor != relation.owner {
-                restored.moved.insert((name.clone(), right.grantor.clone(), relation.owner.clone()));
-            }
-            if right.grantee.as_ref() != Some(&relation.owner) {
-                giving.entry((right.grantee.as_deref(), right.grantable)).or_default().push(right);
-            }
-        }
-        let mut sql = Vec::new();
-        for ((whose, grantable), rights) in giving {
-            let (what, who) = (list(&rights, privilege_sql), role_sql(whose));
-            let option = if grantable { " WITH GRANT OPTION" } else { "" };
-            sql.push(format!("GRANT {what} ON TABLE {} TO {who}{option}", name.sql()));
-            let action = format!("give {}{option} back to {}", list(&rights, privilege), role_words(whose));
-            told.push((action, name.to_string()));
-        }
+        let of: Vec<&Right> = rights.iter().filter(|right| right.ids.relation == relation.oid).collect();
+        restored.rights += of.len();
+        let others = of.iter().filter(|right| right.grantor != relation.owner);
+        let moved = |right: &&Right| (relation.name.clone(), right.grantor.clone(), relation.owner.clone());
+        restored.moved.extend(others.map(moved));
+        let sql = given(relation, &of, &mut told);
         transaction.as_owner(relation, sql).await?;
     }
-    let now = transaction.read(&names).await?;
-    let promised = rights.iter().filter(|right| restored.gone.iter().all(|(gone, _)| gone != *right));
+    let now = of_oids(transaction, &oids).await?;
     let there =
-        |right: &&Right| now.iter().any(|relation| relation.name == right.relation && relation.has(right));
-    let missing: Vec<String> = promised.filter(|right| !there(right)).map(rights::words).collect();
+        |right: &&Right| now.iter().any(|relation| relation.oid == right.ids.relation && relation.has(right));
+    let missing: Vec<String> = rights.iter().filter(|right| !there(right)).map(rights::words).collect();
     if !missing.is_empty() {
         return Err(RetireError::NotExact { missing: missing.join(", ") });
     }
-    for sql in retirement::forget(slice) {
+    let left = restored.gone.iter().filter(|_| !giving.give_up).map(|(right, _)| right);
+    for sql in retirement::forget(slice, left) {
         transaction.run(sql).await?;
     }
-    told.push((format!("undo stage {}", done.stage.as_str()), slice.to_owned()));
+    told.extend(ending(giving, &restored));
     for (action, object) in &told {
         transaction.run(retirement::tell(UNRETIRE, slice, (action, object), None)).await?;
     }
     Ok(restored)
 }
 
-/// What of a right is not there any more.
-async fn gone(monolith: &Client, right: &Right) -> Result<Option<&'static str>, RetireError> {
-    let sql = "SELECT $2 IS NOT NULL AND NOT EXISTS (SELECT FROM pg_attribute WHERE attrelid = to_regclass($1) AND attname = $2 \
-                   AND NOT attisdropped), \
-               $3 IS NOT NULL AND NOT EXISTS (SELECT FROM pg_roles WHERE rolname = $3)";
-    let text = tokio_postgres::types::Type::TEXT;
-    let relation = right.relation.sql();
-    let rows = monolith
-        .query_typed(sql, &[(&relation, text.clone()), (&right.column, text.clone()), (&right.grantee, text)])
-        .await;
-    let rows = rows.map_err(RetireError::database("what became of the rights"))?;
-    Ok(match rows.first().map(|row| (row.get(0), row.get(1))) {
-        Some((true, _)) => Some("the column"),
-        Some((_, true)) => Some("the role"),
-        Some((false, false)) | None => None,
-    })
+async fn of_oids(transaction: &Transaction<'_>, oids: &[u32]) -> Result<Vec<Relation>, RetireError> {
+    let read = rights::read_oids(transaction.monolith, oids).await;
+    read.map_err(RetireError::database("the rights on old tables"))
+}
+
+/// The statements that give rights on one relation back, and what is told of them. An owner has all rights by himself.
+fn given(relation: &Relation, rights: &[&Right], told: &mut Vec<(String, String)>) -> Vec<String> {
+    let mut giving: BTreeMap<(Option<&str>, bool), Vec<&Right>> = BTreeMap::new();
+    for right in rights.iter().filter(|right| right.grantee.as_ref() != Some(&relation.owner)) {
+        giving.entry((right.grantee.as_deref(), right.grantable)).or_default().push(right);
+    }
+    let mut sql = Vec::new();
+    for ((whose, grantable), rights) in giving {
+        let (what, who) = (list(&rights, privilege_sql), role_sql(whose));
+        let option = if grantable { " WITH GRANT OPTION" } else { "" };
+        sql.push(format!("GRANT {what} ON TABLE {} TO {who}{option}", relation.name.sql()));
+        let action = format!("give {}{option} back to {}", list(&rights, privilege), role_words(whose));
+        told.push((action, relation.name.to_string()));
+    }
+    sql
+}
+
+/// What is told behind the rights that were given: what was left out, once, and the stage that is undone.
+fn ending(giving: Giving<'_>, restored: &Restored) -> Vec<(String, String)> {
+    let verb = if giving.give_up { "give up" } else { "leave out" };
+    let tells = giving.give_up || giving.stage.is_some();
+    let gone = restored.gone.iter().filter(|_| tells).map(|(right, why)| {
+        let of = role_words(right.grantee.as_deref());
+        (format!("{verb} {} of {of}: {why}", privilege(right)), right.relation.to_string())
+    });
+    let undone =
+        giving.stage.map(|stage| (format!("undo stage {}", stage.as_str()), giving.slice.to_owned()));
+    gone.chain(undone).collect()
 }

@@ -12,7 +12,7 @@ use tokio_postgres::Client;
 
 use super::gather::{self, Asked, RetireError};
 use super::judge::{self, SliceReport};
-use super::revoke::{self, Restored, Taking, Transaction};
+use super::revoke::{self, Giving, Restored, Taking, Transaction};
 use super::rights;
 use super::stage::{self, Grounds};
 use super::unstoppable;
@@ -41,6 +41,31 @@ const LOOK: Duration = Duration::from_millis(500);
 
 /// How often a transaction is tried that somebody else's change of rights came in between of.
 const ATTEMPTS: usize = 5;
+
+/// How often a server is asked what came of a transaction whose session is lost, [`LOOK`] apart: it may not have noticed yet.
+const ENDING_LOOKS: usize = 10;
+
+/// What is committed.
+#[derive(Debug, Clone, Copy)]
+struct Commit {
+    verb: &'static str,
+    /// What the rights are then.
+    done: &'static str,
+    /// Kill point before it.
+    before: &'static str,
+    /// Kill point behind it.
+    behind: &'static str,
+}
+
+const TAKING: Commit =
+    Commit { verb: RETIRE, done: "taken away", before: "retire-before-commit", behind: "retire-committed" };
+
+const GIVING: Commit = Commit {
+    verb: UNRETIRE,
+    done: "given back",
+    before: "unretire-before-commit",
+    behind: "unretire-committed",
+};
 
 /// What taking and taking back work with.
 #[derive(Debug, Clone, Copy)]
@@ -110,13 +135,13 @@ impl Job<'_> {
 ///
 /// # Errors
 /// [`RetireError::Refused`] where something stands in the way, [`RetireError::Changed`] where something else goes than `confirm` names.
-/// [`RetireError`]; nothing was changed then.
+/// [`RetireError`]; but for [`RetireError::Untold`] and [`RetireError::Unknown`] nothing was changed then.
 pub async fn revoke(job: &Job<'_>, confirm: Option<&str>) -> Result<Done, RetireError> {
     let slice = job.work.slice;
     locked(job.work.databases, async || {
         // Of a run that was cut off behind its COMMIT, also where something stands in the way by now.
         if confirm.is_some() && retirement::read(&job.work.databases.monolith, slice).await?.is_some() {
-            tell(job.work, RETIRE).await?;
+            tell(job.work, TAKING).await?;
         }
         let look = look(job).await?;
         if look.problems.iter().any(|problem| problem.severity == Severity::Error) {
@@ -132,7 +157,7 @@ pub async fn revoke(job: &Job<'_>, confirm: Option<&str>) -> Result<Done, Retire
             approved_by: job.approved_by,
             again: look.again,
         };
-        let points = confirm.map(|_| ("retire-before-commit", "retire-committed"));
+        let commit = confirm.map(|_| TAKING);
         let take = async |transaction: &mut Transaction<'_>| {
             let taken = revoke::take(transaction, taking).await?;
             let token = token(look.epoch, &taken);
@@ -142,9 +167,9 @@ pub async fn revoke(job: &Job<'_>, confirm: Option<&str>) -> Result<Done, Retire
             }
             Ok((token, before))
         };
-        let ((token, before), statements) = within(job.work, points, take).await?;
+        let ((token, before), statements) = within(job.work, commit, take).await?;
         if confirm.is_some() {
-            tell(job.work, RETIRE).await?;
+            tell(job.work, TAKING).await?;
         }
         Ok(Done { statements, token, problems: look.problems, before })
     })
@@ -152,23 +177,27 @@ pub async fn revoke(job: &Job<'_>, confirm: Option<&str>) -> Result<Done, Retire
 }
 
 /// Gives back every right that was taken away, as it was, and tells the ledger; what is gone meanwhile (a role, a table, a column) is
-/// left out. Without `commit` all of it is done and rolled back. `None` when nothing was taken.
+/// left out and stays written down, unless it is given up. Without `commit` all of it is done and rolled back. `None` when nothing was
+/// taken, and nothing was left.
 ///
 /// # Errors
-/// [`RetireError`]; everything is as it was then.
-pub async fn restore(work: Work<'_>, commit: bool) -> Result<Option<Restored>, RetireError> {
+/// [`RetireError`]; but for [`RetireError::Untold`] and [`RetireError::Unknown`] everything is as it was then.
+pub async fn restore(
+    work: Work<'_>,
+    (commit, give_up): (bool, bool),
+) -> Result<Option<Restored>, RetireError> {
     locked(work.databases, async || {
-        let Some(done) = retirement::read(&work.databases.monolith, work.slice).await? else {
-            tell(work, UNRETIRE).await?;
+        let (monolith, slice) = (&work.databases.monolith, work.slice);
+        let stage = retirement::read(monolith, slice).await?.map(|done| done.stage);
+        if stage.is_none() && retirement::rights(monolith, slice).await?.is_empty() {
+            tell(work, GIVING).await?;
             return Ok(None);
-        };
-        let points = commit.then_some(("unretire-before-commit", "unretire-committed"));
-        let give = async |transaction: &mut Transaction<'_>| {
-            revoke::give(transaction, (work.slice, work.user), &done).await
-        };
-        let (restored, statements) = within(work, points, give).await?;
+        }
+        let giving = Giving { slice, user: work.user, stage, give_up };
+        let give = async |transaction: &mut Transaction<'_>| revoke::give(transaction, giving).await;
+        let (restored, statements) = within(work, commit.then_some(GIVING), give).await?;
         if commit {
-            tell(work, UNRETIRE).await?;
+            tell(work, GIVING).await?;
         }
         Ok(Some(Restored { statements, ..restored }))
     })
@@ -242,10 +271,10 @@ async fn locked<T>(
 }
 
 /// Does something in a transaction on the monolith, and returns the statements that were run: once more where somebody else changed
-/// rights at the same moment. `points` are the kill points before and behind its COMMIT; without them it is rolled back.
+/// rights at the same moment. Without a `commit` it is rolled back.
 async fn within<T>(
     work: Work<'_>,
-    points: Option<(&'static str, &'static str)>,
+    commit: Option<Commit>,
     doing: impl AsyncFn(&mut Transaction<'_>) -> Result<T, RetireError>,
 ) -> Result<(T, Vec<String>), RetireError> {
     let monolith = &work.databases.monolith;
@@ -256,33 +285,67 @@ async fn within<T>(
         monolith.batch_execute(&begin).await.map_err(failed())?;
         let mut transaction = Transaction { monolith, statements: Vec::new() };
         let (done, who) = watched((work.watch, process), doing(&mut transaction)).await;
-        match (done, points) {
-            (Ok(done), Some((before, behind))) => {
-                failpoint::hit(before);
-                let committed = monolith.batch_execute("COMMIT").await;
-                committed.map_err(RetireError::database("whether it was committed"))?;
-                failpoint::hit(behind);
+        let error = match (done, commit) {
+            (Ok(done), Some(commit)) => {
+                committed(work, commit).await?;
                 return Ok((done, transaction.statements));
             }
             (Ok(done), None) => {
                 rolled_back(monolith).await;
                 return Ok((done, transaction.statements));
             }
-            (Err(error), _) => {
-                rolled_back(monolith).await;
-                let source =
-                    if let RetireError::Statement { source, .. } = &error { Some(source) } else { None };
-                if source.is_some_and(sqlstate::is_lock_timeout) {
-                    return Err(RetireError::Waited { who });
-                }
-                let raced = matches!(error, RetireError::Raced);
-                if !raced && !source.is_some_and(sqlstate::is_concurrent_change) {
-                    return Err(error);
-                }
-            }
+            (Err(error), _) => error,
+        };
+        rolled_back(monolith).await;
+        let source = if let RetireError::Statement { source, .. } = &error { Some(source) } else { None };
+        if source.is_some_and(sqlstate::is_lock_timeout) {
+            return Err(RetireError::Waited { who });
+        }
+        let raced = matches!(error, RetireError::Raced);
+        if !raced && !source.is_some_and(sqlstate::is_concurrent_change) {
+            return Err(error);
         }
     }
     Err(RetireError::Raced)
+}
+
+/// Commits. Where the link is lost meanwhile, the server is asked through another one what came of it.
+async fn committed(work: Work<'_>, commit: Commit) -> Result<(), RetireError> {
+    let monolith = &work.databases.monolith;
+    let number = monolith.query_one("SELECT pg_current_xact_id()::text", &[]).await;
+    let number: String = number.map_err(RetireError::database("the number of a transaction"))?.get(0);
+    failpoint::hit(commit.before);
+    if let Err(source) = monolith.batch_execute("COMMIT").await {
+        came_to(work, commit, (&number, source)).await?;
+    }
+    failpoint::hit(commit.behind);
+    Ok(())
+}
+
+/// Looks what came of a COMMIT that failed here; `Ok` where it was committed all the same.
+async fn came_to(
+    work: Work<'_>,
+    commit: Commit,
+    (number, source): (&str, tokio_postgres::Error),
+) -> Result<(), RetireError> {
+    let lost = sqlstate::is_connection_lost(&source);
+    match if lost { outcome(work.watch, number).await } else { Some(false) } {
+        Some(true) => Ok(()),
+        Some(false) => Err(RetireError::Statement { sql: "the COMMIT".to_owned(), owner: None, source }),
+        None => Err(RetireError::Unknown { done: commit.done, source }),
+    }
+}
+
+/// Whether a transaction was committed; `None` where the server does not tell, or not yet.
+async fn outcome(watch: &Client, number: &str) -> Option<bool> {
+    for _ in 0..ENDING_LOOKS {
+        let sql = "SELECT pg_xact_status($1::text::xid8)";
+        match watch.query_one(sql, &[&number]).await.ok()?.get::<_, Option<&str>>(0)? {
+            "in progress" => tokio::time::sleep(LOOK).await,
+            status => return Some(status == "committed"),
+        }
+    }
+    None
 }
 
 /// Where the link is gone, the server has rolled back by itself.
@@ -322,10 +385,11 @@ async fn waits_for(watch: &Client, process: i32) -> Option<String> {
     })
 }
 
-/// Tells the ledger of every step that it does not know of.
-async fn tell(work: Work<'_>, verb: &str) -> Result<(), RetireError> {
+/// Tells the ledger of every step that it does not know of. All of them are committed.
+async fn tell(work: Work<'_>, commit: Commit) -> Result<(), RetireError> {
     failpoint::hit("steps-taken");
     let only = [work.slice.to_owned()];
-    let run = provision::Run { plan: work.plan, verb, only: &only, author: work.author };
-    provision::record(work.databases, run, work.mappings).await.map_err(RetireError::from)
+    let run = provision::Run { plan: work.plan, verb: commit.verb, only: &only, author: work.author };
+    let told = provision::record(work.databases, run, work.mappings).await;
+    told.map_err(|source| RetireError::Untold { done: commit.done, source })
 }

@@ -24,14 +24,19 @@ pub(super) struct Asked<'a> {
 }
 
 /// Roles that may log in, and the application's, that are owner, superuser, a member of these or of a link's role, or may use all data.
-/// A role that may become another one can use what that can.
-const READ: &str = "SELECT r.rolname::text, r.rolsuper, r.rolname = ANY ($1), \
-       (SELECT array_agg(x.rolname::text ORDER BY 1) FROM pg_roles x WHERE NOT r.rolsuper AND x.oid <> r.oid \
-           AND (x.rolname = ANY ($1 || $2) OR x.rolsuper OR x.rolname IN ('pg_read_all_data', 'pg_write_all_data')) \
-           AND pg_has_role(r.oid, x.oid, 'MEMBER')), \
-       r.rolname = ANY ($3) OR EXISTS (SELECT FROM pg_roles x WHERE x.rolname = ANY ($3) AND NOT r.rolsuper \
-           AND pg_has_role(r.oid, x.oid, 'MEMBER')) \
-   FROM pg_roles r WHERE (r.rolcanlogin OR r.rolname = ANY ($3)) AND r.rolname <> ALL ($2) ORDER BY 1";
+/// A role that may become another one, or has its rights, can use what that can; memberships that are for neither (PostgreSQL 16) don't
+/// count. `first` is the membership that a role itself has, from which the others follow.
+const READ: &str = "WITH RECURSIVE member (role, of) AS (SELECT m.member, m.roleid FROM pg_auth_members m \
+        WHERE coalesce((to_jsonb(m) ->> 'inherit_option')::boolean, true) OR coalesce((to_jsonb(m) ->> 'set_option')::boolean, true)), \
+    way (role, first, of) AS (SELECT role, of, of FROM member \
+        UNION SELECT way.role, way.first, member.of FROM way JOIN member ON member.role = way.of) \
+    SELECT r.rolname::text, r.rolsuper, r.rolname = ANY ($1), w.firsts, w.ofs, \
+        r.rolname = ANY ($3) OR EXISTS (SELECT FROM way JOIN pg_roles x ON x.oid = way.of WHERE way.role = r.oid AND x.rolname = ANY ($3)) \
+    FROM pg_roles r, LATERAL (SELECT array_agg(DISTINCT f.rolname::text ORDER BY f.rolname::text) AS firsts, \
+        array_agg(DISTINCT x.rolname::text ORDER BY x.rolname::text) AS ofs \
+        FROM way JOIN pg_roles x ON x.oid = way.of JOIN pg_roles f ON f.oid = way.first \
+        WHERE way.role = r.oid AND (x.rolname = ANY ($1 || $2) OR x.rolsuper OR x.rolname IN ('pg_read_all_data', 'pg_write_all_data'))) AS w \
+    WHERE (r.rolcanlogin OR r.rolname = ANY ($3)) AND r.rolname <> ALL ($2) ORDER BY 1";
 
 /// One problem for each: an error for the application's roles and for those that were met of late, a warning for others.
 ///
@@ -44,19 +49,23 @@ pub(super) async fn problems(monolith: &Client, asked: Asked<'_>) -> Result<Vec<
         [(&owners, Type::TEXT_ARRAY), (&own, Type::TEXT_ARRAY), (&asked.app_roles, Type::TEXT_ARRAY)];
     let rows = monolith.query_typed(READ, &parameters).await?;
     let mut problems = of_links(asked);
+    problems.extend(asked.app_roles.is_empty().then(|| unnamed(asked.slice)));
     for row in rows {
-        let (role, application): (String, bool) = (row.get(0), row.get(4));
+        let (role, application): (String, bool) = (row.get(0), row.get(5));
         let sql = quote_ident(&role);
-        let (why, next) = match (row.get(1), row.get(2), row.get::<_, Option<Vec<String>>>(3)) {
+        let ways = row.get::<_, Option<Vec<String>>>(3).zip(row.get::<_, Option<Vec<String>>>(4));
+        let (why, next) = match (row.get(1), row.get(2), ways) {
             (true, _, _) => ("is a superuser".to_owned(), format!("ALTER ROLE {sql} NOSUPERUSER;")),
             (_, true, _) => (
                 "owns tables of it, and an owner can't be stopped".to_owned(),
                 "give them to a role that nobody logs in as: ALTER TABLE … OWNER TO …;".to_owned(),
             ),
-            (_, _, Some(of)) => {
-                let names: Vec<String> = of.iter().map(|name| quote_ident(name)).collect();
+            (_, _, Some((firsts, of))) => {
+                let names: Vec<String> = firsts.iter().map(|name| quote_ident(name)).collect();
+                let through =
+                    if firsts == of { String::new() } else { format!(", by way of {}", firsts.join(", ")) };
                 (
-                    format!("is a member of {}", of.join(", ")),
+                    format!("is a member of {}{through}", of.join(", ")),
                     format!("REVOKE {} FROM {sql};", names.join(", ")),
                 )
             }
@@ -100,4 +109,14 @@ fn of_links(asked: Asked<'_>) -> Vec<Problem> {
             .next("give the plan's links roles of their own")
     };
     asked.app_roles.iter().filter(|role| asked.own.contains(*role)).map(problem).collect()
+}
+
+/// Nobody is known to be the application.
+fn unnamed(slice: &str) -> Problem {
+    Problem::warning("no-app-roles", format!("slice {slice}"))
+        .fact("the plan names no app_roles")
+        .consequence(
+            "an application that owns the tables, or needs no right on them, is not noticed, and not stopped",
+        )
+        .next("write the roles that the application logs in as into the plan: monolith.app_roles")
 }

@@ -24,6 +24,8 @@ pub struct ArmingFacts {
     pub reverse: Option<StreamRow>,
     /// How far its old tables were taken away.
     pub retirement: Option<Retirement>,
+    /// Rights on them that were taken away and are not given back.
+    pub rights_away: usize,
 }
 
 /// Whether a slice is armed. Serialised as `status --format json` shows it.
@@ -94,6 +96,7 @@ pub async fn read(
         armed: arming::armed(client, slice).await?,
         reverse: arming::reverse(client, slice).await?,
         retirement: retirement::read(client, slice).await?,
+        rights_away: retirement::rights(client, slice).await?.len(),
     })
 }
 
@@ -189,6 +192,7 @@ mod tests {
                 nonce: 0,
             }),
             retirement: None,
+            rights_away: 0,
         }
     }
 

@@ -132,9 +132,14 @@ pub fn judge(facts: &SliceFacts, commands: &Commands) -> SliceStatus {
             facts.slice
         ));
     }
+    status.alarms.extend(monolith.and_then(|monolith| rights_alarm(monolith, &facts.slice, commands)));
     status.alarms.extend(alarms(&status, service, slot));
     status.alarms.extend(back::alarms(&status));
     status.next = next(&status, (moving.as_ref(), service), commands);
+    if is_open(monolith) && moving.is_none() {
+        // Writers are let in, and may not use their tables.
+        status.next = status.retirement.as_ref().map(|done| done.undo.clone()).or(status.next);
+    }
     if (!facts.claimed.is_empty() || facts.mapping_changed) && moving.is_none() {
         // No other verb works, or may, before it is settled whose the table is.
         status.next = Some(commands.check());
@@ -391,6 +396,31 @@ fn evidence_of(facts: &SliceFacts, slot: SlotFacts<'_>) -> Option<EvidenceStatus
 fn retirement_of(monolith: &MonolithFacts, undo: String) -> Option<RetirementStatus> {
     let done = monolith.arming.as_ref()?.retirement.as_ref()?;
     Some(RetirementStatus { stage: done.stage.as_str(), since: done.at.clone(), undo })
+}
+
+/// The monolith's gate is open.
+fn is_open(monolith: Option<&MonolithFacts>) -> bool {
+    monolith.and_then(|monolith| monolith.gate.as_ref()).is_some_and(|gate| !gate.is_closed())
+}
+
+/// Rights on old tables that are away while the monolith has the authority, or that could not be given back.
+fn rights_alarm(monolith: &MonolithFacts, slice: &str, commands: &Commands) -> Option<String> {
+    let arming = monolith.arming.as_ref()?;
+    let undo = commands.of("unretire", slice, "");
+    match &arming.retirement {
+        Some(done) if is_open(Some(monolith)) => Some(format!(
+            "slice {slice}: the monolith has the authority, and the rights on its tables are {} since {}, so that its application \
+             can't use them; {undo} gives them back [retired]",
+            done.stage.as_str(),
+            done.at
+        )),
+        None if arming.rights_away > 0 => Some(format!(
+            "slice {slice}: {} on its old tables could not be given back; {undo} names what is gone and tries again, and with --give-up \
+             forgets it [rights-left]",
+            words::plural(arming.rights_away, "right")
+        )),
+        Some(_) | None => None,
+    }
 }
 
 /// Nothing before the slice is provisioned: there is no gate to hang.

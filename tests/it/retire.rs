@@ -13,12 +13,13 @@ use crate::support::binary::Ended;
 use crate::support::cluster::{Pair, connect};
 use crate::support::privilege;
 use crate::support::split::{Mirror, Split};
-use crate::support::wait::{SOON, until};
+use crate::support::wait::{SOON, until, until_blocking};
 
 const TABLES: &str = "{ accounts: {}, moves: {} }";
 
-/// Made as their owner, whom nobody logs in as.
+/// Made as their owner, whom nobody logs in as. A column that was dropped keeps its rights before PostgreSQL 17.
 const SETUP: &str = "CREATE TABLE accounts (id int PRIMARY KEY, balance bigint NOT NULL DEFAULT 0, \"odd \"\"name\" text);
+    ALTER TABLE accounts ADD old int; GRANT SELECT (old) ON accounts TO shop_read; ALTER TABLE accounts DROP COLUMN old;
     CREATE TABLE moves (id int PRIMARY KEY, amount bigint) PARTITION BY RANGE (id);
     CREATE TABLE moves_1 PARTITION OF moves FOR VALUES FROM (0) TO (100);
     CREATE TABLE moves_2 PARTITION OF moves FOR VALUES FROM (100) TO (200);
@@ -41,7 +42,7 @@ const ALL_RIGHTS: &str = "SELECT coalesce(string_agg(line, E'\n' ORDER BY line),
     FROM (SELECT c.relname::text AS name, NULL::text AS attname, coalesce(c.relacl, acldefault('r', c.relowner)) AS acl \
             FROM pg_class c WHERE c.relnamespace = 'public'::regnamespace AND c.relkind IN ('r', 'p') \
         UNION ALL SELECT c.relname, '(' || t.attname || ')', t.attacl FROM pg_class c JOIN pg_attribute t ON t.attrelid = c.oid \
-            WHERE c.relnamespace = 'public'::regnamespace AND c.relkind IN ('r', 'p')) AS x, LATERAL aclexplode(x.acl) AS a) AS l";
+            WHERE c.relnamespace = 'public'::regnamespace AND c.relkind IN ('r', 'p') AND NOT t.attisdropped) AS x, LATERAL aclexplode(x.acl) AS a) AS l";
 
 async fn rights(monolith: &Client) -> String {
     monolith.query_one(ALL_RIGHTS, &[]).await.unwrap().get(0)
@@ -154,7 +155,8 @@ async fn rights_are_taken_away_as_shown_and_given_back_as_they_were() {
     monolith.batch_execute("GRANT SELECT ON accounts TO shop; DROP ROLE gone").await.unwrap();
     take(&split);
     monolith
-        .batch_execute("GRANT DELETE ON accounts TO shop; ALTER TABLE moves_1 OWNER TO steward")
+        .batch_execute("GRANT DELETE ON accounts TO shop; ALTER TABLE moves_1 OWNER TO steward;
+            ALTER ROLE clerk RENAME TO scribe; CREATE ROLE clerk; CREATE ROLE gone; ALTER TABLE moves_2 RENAME TO moves_last")
         .await
         .unwrap();
     let dry = split.run("unretire", &["--dry-run"]);
@@ -163,26 +165,29 @@ async fn rights_are_taken_away_as_shown_and_given_back_as_they_were() {
     assert!(!may_read(&split).await);
     let restored = split.run("unretire", &[]);
     assert_eq!(restored.exit, Some(1), "{}", restored.page());
-    assert!(
-        restored.stderr.contains("not given back: INSERT on moves of gone: the role is not there"),
-        "{}",
-        restored.page()
-    );
+    let left = "not given back: INSERT on moves of gone: the role is not there any more; what is called so now is another one";
+    assert!(restored.stderr.contains(left), "{}", restored.page());
     assert!(may_read(&split).await);
+    let found = rights(&monolith).await;
+    assert!(found.contains("accounts SELECT of scribe by retail_owner"), "{found}");
+    assert!(found.contains("moves_last (id) SELECT of scribe by steward"), "{found}");
     monolith
-        .batch_execute("REVOKE DELETE ON accounts FROM shop; ALTER TABLE moves_1 OWNER TO retail_owner")
+        .batch_execute(
+            "REVOKE DELETE ON accounts FROM shop; ALTER TABLE moves_1 OWNER TO retail_owner; DROP ROLE clerk;
+             ALTER ROLE scribe RENAME TO clerk; ALTER TABLE moves_last RENAME TO moves_2",
+        )
         .await
         .unwrap();
     let expected: Vec<&str> = before.lines().filter(|line| !line.contains(" gone ")).collect();
     assert_eq!(rights(&monolith).await.lines().collect::<Vec<_>>(), expected);
-    let again = split.run("unretire", &[]);
-    assert!(again.exit == Some(0) && again.stderr.contains("nothing is retired"), "{}", again.page());
+    given_up(&split, left);
     let taken = entries(&split, "retire");
     let first = "take SELECT, UPDATE (balance) away from clerk";
     assert_eq!(taken[0]["body"]["taken"][0]["action"], first, "{taken:#?}");
-    assert_eq!((taken.len(), entries(&split, "unretire").len()), (2, 1), "{taken:#?}");
+    assert_eq!((taken.len(), entries(&split, "unretire").len()), (2, 2), "{taken:#?}");
 
     frozen(&split, &monolith).await;
+    untold(&split, &monolith, &service).await;
     outdated(&split, &monolith).await;
     mirror.stop();
 }
@@ -201,6 +206,91 @@ fn told(split: &Split) {
     assert_eq!(document["slices"][0]["retirement"]["stage"], "revoked", "{document:#}");
     assert_eq!(document["slices"][0]["retirement"]["undo"], undo, "{document:#}");
     assert_eq!(document["slices"][0]["evidence"]["stands"], true, "{document:#}");
+}
+
+/// What could not be given back stays written down until somebody says that it may be forgotten.
+fn given_up(split: &Split, left: &str) {
+    let again = split.run("unretire", &[]);
+    assert!(again.exit == Some(1) && again.stderr.contains(left), "{}", again.page());
+    assert!(again.stderr.contains("strangler unretire plan.yaml --slice one --give-up"), "{}", again.page());
+    let status = split.run("status", &[]);
+    assert!(status.stdout.contains("[rights-left]"), "{}", status.page());
+    let told = entries(split, "unretire");
+    let steps = told[0]["body"]["taken"].as_array().unwrap();
+    let of_gone =
+        |step: &serde_json::Value| step["action"].as_str().unwrap().starts_with("leave out INSERT of gone: ");
+    assert!(told.len() == 1 && steps.iter().any(of_gone), "{told:#?}");
+    let forgotten = split.run("unretire", &["--give-up"]);
+    assert!(
+        forgotten.exit == Some(0) && forgotten.stderr.contains("given up: INSERT on moves of gone"),
+        "{}",
+        forgotten.page()
+    );
+    let again = split.run("unretire", &[]);
+    assert!(again.exit == Some(0) && again.stderr.contains("nothing is retired"), "{}", again.page());
+}
+
+/// Behind the COMMIT nobody says that nothing was done: the ledger's entry is missing, and the next command writes it.
+async fn untold(split: &Split, monolith: &Client, service: &Client) {
+    service
+        .batch_execute(
+            "CREATE FUNCTION no() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RAISE 'no'; END $$;
+             CREATE TRIGGER no BEFORE INSERT ON strangler.ledger FOR EACH ROW EXECUTE FUNCTION no()",
+        )
+        .await
+        .unwrap();
+    let failed = revoke(split, &["--confirm", &token(&revoke(split, &[]))]);
+    assert_eq!(failed.exit, Some(5), "{}", failed.page());
+    for words in ["error[retire-untold]", "the rights are taken away; only the ledger's entry is missing"] {
+        assert!(failed.stderr.contains(words), "{words}: {}", failed.page());
+    }
+    assert!(!may_read(split).await);
+    service.batch_execute("DROP TRIGGER no ON strangler.ledger; DROP FUNCTION no").await.unwrap();
+
+    // So it is where the session is lost.
+    let mut command = split.command(&["unretire", "plan.yaml"]);
+    command.env("STRANGLER_FREEZE", "unretire-committed");
+    let mut frozen = split.start_command(command);
+    assert!(frozen.stands_still());
+    let end = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = 'strangler unretire'";
+    monolith.query(end, &[]).await.unwrap();
+    frozen.signal(rustix::process::Signal::CONT);
+    let ended = frozen.ended();
+    assert_eq!(ended.exit, Some(5), "{}", ended.page());
+    assert!(ended.stderr.contains("the rights are given back; only the ledger's entry"), "{}", ended.page());
+    assert!(may_read(split).await);
+    assert_eq!(split.run("unretire", &[]).exit, Some(0));
+    assert_eq!((entries(split, "retire").len(), entries(split, "unretire").len()), (3, 3));
+}
+
+/// A flip back that looked before the rights went does not open the monolith, and where it is open without them `status` says so.
+async fn opened_without_rights(split: &Split, monolith: &Client) {
+    let going = until_blocking("a flip back is under way", SOON, || {
+        let mut command = split.command(&["flip", "plan.yaml", "--back", "--accept-no-evidence", "a test"]);
+        command.env("STRANGLER_FREEZE", "flip-before-fence");
+        let mut going = split.start_command(command);
+        going.stands_still().then_some(going)
+    });
+    let taken = "INSERT INTO strangler.retirement (slice, stage, epoch) VALUES ('one', 'revoked', 2)";
+    monolith.batch_execute(taken).await.unwrap();
+    going.signal(rustix::process::Signal::CONT);
+    let ended = going.ended();
+    assert_ne!(ended.exit, Some(0), "{}", ended.page());
+    assert!(ended.stderr.contains("strangler unretire plan.yaml --slice one"), "{}", ended.page());
+    let state = "SELECT state = 'OPEN' FROM strangler.gate_one";
+    assert!(!monolith.query_one(state, &[]).await.unwrap().get::<_, bool>(0), "{}", ended.page());
+
+    monolith.batch_execute("DELETE FROM strangler.retirement").await.unwrap();
+    until("the monolith is open", SOON, async || {
+        split.run("flip", &["--back", "--accept-no-evidence", "a test"]);
+        monolith.query_one(state, &[]).await.unwrap().get::<_, bool>(0).then_some(())
+    })
+    .await;
+    monolith.batch_execute(taken).await.unwrap();
+    let status = split.run("status", &["--format", "json"]);
+    let document: serde_json::Value = serde_json::from_str(&status.stdout).unwrap();
+    assert_eq!(document["slices"][0]["next"], "strangler unretire plan.yaml --slice one", "{document:#}");
+    assert!(document["slices"][0]["alarms"].to_string().contains("[retired]"), "{document:#}");
 }
 
 /// Where an earlier version has provisioned, nothing can be taken, and nothing stands in the way of a flip back.
@@ -270,5 +360,6 @@ async fn a_stage_that_is_killed_at_any_step_is_whole_or_nothing_and_is_told_once
         let told = taken.filter(|step| step["action"] == last).count();
         assert_eq!(told, points.len(), "each is told once: {entries:#?}");
     }
+    opened_without_rights(&split, &monolith).await;
     mirror.stop();
 }
