@@ -1,7 +1,7 @@
 //! How far the old tables of a slice were taken away, and what it takes to bring everything back. Kept on the monolith.
 
 use serde_json::json;
-use tokio_postgres::{Client, Row};
+use tokio_postgres::{Client, Row, SimpleQueryMessage};
 
 use super::{JournalError, statements};
 use crate::name::{TableName, quote_ident, quote_literal};
@@ -15,6 +15,21 @@ pub struct Retirement {
     pub epoch: i64,
     /// When, RFC 3339 in UTC.
     pub at: String,
+}
+
+impl Retirement {
+    /// Reads `STAGE EPOCH TIME`; nothing where nothing was done.
+    fn parse(text: &str) -> Result<Option<Self>, JournalError> {
+        if text.is_empty() {
+            return Ok(None);
+        }
+        let unreadable = || JournalError::Unreadable { what: "strangler.retirement", found: text.to_owned() };
+        let mut parts = text.split(' ');
+        let (stage, epoch, at) = (parts.next(), parts.next(), parts.next());
+        let stage = Stage::read(stage.ok_or_else(unreadable)?)?;
+        let epoch = epoch.and_then(|epoch| epoch.parse().ok()).ok_or_else(unreadable)?;
+        Ok(Some(Self { stage, epoch, at: at.ok_or_else(unreadable)?.to_owned() }))
+    }
 }
 
 /// A stage of retirement, in their order.
@@ -80,22 +95,31 @@ pub struct Noted {
     pub now: Result<Right, String>,
 }
 
+/// The table is looked for and read in one round trip, because a flip back asks while writers wait: what a `DO` names is looked up when
+/// it gets there, and a setting of the transaction carries the answer out.
+const READ: &str = "DO $retirement$ BEGIN \
+        IF to_regclass('strangler.retirement') IS NOT NULL THEN \
+            PERFORM set_config('strangler.retirement', coalesce((SELECT concat_ws(' ', stage, epoch, \
+                    to_char(at AT TIME ZONE 'UTC', 'YYYY-MM-DD\"T\"HH24:MI:SS\"Z\"')) \
+                FROM strangler.retirement WHERE slice = current_setting('strangler.retirement')), ''), true); \
+        ELSE PERFORM set_config('strangler.retirement', '', true); \
+        END IF; END $retirement$; \
+    SELECT current_setting('strangler.retirement')";
+
 /// How far a slice's retirement is; `None` when nothing was done. In a database that an earlier version provisioned nothing was: a flip
 /// back must not wait for an upgrade.
 ///
 /// # Errors
 /// [`JournalError`].
 pub async fn read(monolith: &Client, slice: &str) -> Result<Option<Retirement>, JournalError> {
-    let failed = || JournalError::database("reading how far a slice is retired");
-    if !are_there(monolith).await.map_err(failed())? {
-        return Ok(None);
-    }
-    let sql = "SELECT stage, epoch, to_char(at AT TIME ZONE 'UTC', 'YYYY-MM-DD\"T\"HH24:MI:SS\"Z\"') \
-               FROM strangler.retirement WHERE slice = $1";
-    let row = monolith.query_opt(sql, &[&slice]).await;
-    let row = row.map_err(failed())?;
-    row.map(|row| Ok(Retirement { stage: Stage::read(row.get(0))?, epoch: row.get(1), at: row.get(2) }))
-        .transpose()
+    let sql = format!("SELECT set_config('strangler.retirement', {}, true); {READ}", quote_literal(slice));
+    let said = monolith.simple_query(&sql).await;
+    let said = said.map_err(JournalError::database("reading how far a slice is retired"))?;
+    let rows = said.iter().filter_map(|message| match message {
+        SimpleQueryMessage::Row(row) => row.get(0),
+        _ => None,
+    });
+    Retirement::parse(rows.last().unwrap_or_default())
 }
 
 /// Our tables of retirement are there.

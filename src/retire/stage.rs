@@ -2,8 +2,8 @@
 
 use std::time::Duration;
 
-use super::facts::Authority;
 use super::judge::SliceReport;
+use crate::authority::Side;
 use crate::problem::{Problem, Severity};
 use crate::reconcile::evidence::Lack;
 use crate::words;
@@ -34,7 +34,7 @@ const FOREIGN_KEY: &str = "retire-foreign-key";
 pub(super) fn before_revoking(report: &SliceReport, grounds: &Grounds) -> Vec<Problem> {
     let mut problems = Vec::new();
     // Before a flip there is nothing to say of the time since.
-    if report.authority == Authority::Service {
+    if report.authority == Some(Side::Service) {
         problems.extend(asked_of_all(&report.slice, grounds));
     }
     problems.extend(report.problems.iter().map(|problem| {
@@ -135,7 +135,7 @@ mod tests {
         SliceReport {
             slice: "one".into(),
             service: "s".into(),
-            authority: Authority::Service,
+            authority: Some(Side::Service),
             epoch: 2,
             quiet_period_s: 0,
             tables: Vec::new(),
@@ -183,7 +183,7 @@ mod tests {
     #[test]
     fn before_a_flip_nothing_is_said_of_the_time_since() {
         let not_flipped = Problem::error("not-flipped", "slice one");
-        let report = SliceReport { authority: Authority::Monolith, ..report(vec![not_flipped]) };
+        let report = SliceReport { authority: Some(Side::Monolith), ..report(vec![not_flipped]) };
         let problems = before_revoking(&report, &Grounds { moved_ago: None, clean_runs: 0, ..grounds() });
         assert_eq!(problems.iter().map(|problem| problem.code).collect::<Vec<_>>(), ["not-flipped"]);
     }

@@ -207,7 +207,7 @@ impl Driver {
         // Beside the drain, so that it costs writers nothing as long as it is the quicker one.
         let (drained, changed) = tokio::join!(
             reached(peer, &slice, (drain, fence), deadline),
-            still_as_judged(judged.as_ref(), (monolith, service), &slice)
+            still_as_judged(judged.as_ref(), (monolith, service), (side, &slice))
         );
         let drained = drained?;
         let mut changed = match changed {
@@ -418,7 +418,8 @@ impl Driver {
         if let Some(event) = conditions(acting, there, &slice, (side, expects, peer), group).await? {
             return Ok(event);
         }
-        if let Some(why) = retired(acting, side, &slice).await? {
+        let why = if side == Side::Monolith { retired(acting, &slice).await? } else { None };
+        if let Some(why) = why {
             self.note_blocked(epoch, &why).await;
             return Err(why);
         }
@@ -488,16 +489,27 @@ impl Driver {
     }
 }
 
-/// What is not as it was judged; nothing where this driver did not judge it.
+/// What is not as it was judged where authority goes away from `side`; of the data nothing where this driver did not judge it.
 async fn still_as_judged(
     judged: Option<&Judged>,
     sides: (&Client, &Client),
-    slice: &str,
+    (side, slice): (Side, &str),
 ) -> Result<Vec<String>, JournalError> {
-    match judged {
-        Some(judged) => judged.changed(sides, slice).await,
-        None => Ok(Vec::new()),
-    }
+    let data = async {
+        match judged {
+            Some(judged) => judged.changed(sides, slice).await,
+            None => Ok(Vec::new()),
+        }
+    };
+    let rights = async {
+        match side {
+            Side::Service => retirement::read(sides.0, slice).await,
+            Side::Monolith => Ok(None),
+        }
+    };
+    let (mut changed, retired) = tokio::try_join!(data, rights)?;
+    changed.extend(retired.map(|_| "the rights on the monolith's old tables were taken away".to_owned()));
+    Ok(changed)
 }
 
 /// What keeps a side from being opened: tables of a service that are no whole copies; old tables of a monolith that nobody may use.
@@ -508,13 +520,17 @@ async fn in_the_way(acting: &Client, side: Side, slice: &str) -> Result<Option<F
             let tables = tables.map_err(|error| failed("reading the states of tables", &error))?;
             Ok((!tables.is_empty()).then_some(FlipError::NotWhole { tables }))
         }
-        Side::Monolith => {
-            let done = retirement::read(acting, slice).await;
-            let done = done.map_err(|error| failed("reading how far a slice is retired", &error))?;
-            let undo = format!("strangler unretire PLAN --slice {slice}");
-            Ok(done.map(|done| FlipError::Retired { since: done.at, undo }))
-        }
+        Side::Monolith => retired(acting, slice).await,
     }
+}
+
+/// Keeps a monolith from being opened whose old tables nobody may use. Asked behind the lock on the gate's row, which a stage of
+/// retirement holds as well: either it is seen here, or the stage sees an open gate.
+async fn retired(monolith: &Client, slice: &str) -> Result<Option<FlipError>, FlipError> {
+    let done = retirement::read(monolith, slice).await;
+    let done = done.map_err(|error| failed("reading how far a slice is retired", &error))?;
+    let undo = format!("strangler unretire PLAN --slice {slice}");
+    Ok(done.map(|done| FlipError::Retired { since: done.at, undo }))
 }
 
 /// What every change of a closed gate rests on: both gates as they were observed, see [`lock_both`], and the group row, on the

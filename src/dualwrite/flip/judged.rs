@@ -7,7 +7,7 @@ use tokio_postgres::Client;
 
 use crate::authority::Side;
 use crate::journal::grounds::{self, Ground};
-use crate::journal::{JournalError, copies, verdicts};
+use crate::journal::{JournalError, copies, retirement, verdicts};
 use crate::reconcile::evidence::{Void, voids};
 
 /// What both sides' tables rested on, and the last verdict about them.
@@ -39,7 +39,10 @@ impl Judged {
     /// [`JournalError`].
     pub(super) async fn warm(&self, client: &Client, side: Side, slice: &str) -> Result<(), JournalError> {
         match side {
-            Side::Monolith => grounds::monolith(client, slice).await.map(drop),
+            Side::Monolith => {
+                grounds::monolith(client, slice).await?;
+                retirement::read(client, slice).await.map(drop)
+            }
             Side::Service => {
                 grounds::service(client, slice).await?;
                 copies::not_live(client, slice).await?;
