@@ -1,6 +1,8 @@
 //! Every way a command can end, and the one place that says what is shown for it: a heading, the numbered causes,
 //! a hint with what to type, and the exit code. docs/errors.md explains each code.
 
+mod retirement;
+
 use std::error::Error;
 use std::io;
 use std::process::ExitCode;
@@ -120,7 +122,7 @@ pub enum CliError {
         source: JournalError,
     },
     /// Nothing came of what was to be done about a slice's old tables.
-    #[error("{}", retire_heading(slice, done, source))]
+    #[error("{}", retirement::heading(slice, done, source))]
     Retire {
         /// The slice.
         slice: String,
@@ -278,6 +280,12 @@ impl CliError {
             let ends = ends.into_iter().map(|(slice, error)| (slice, named(error))).collect();
             return Self::Reconcile { plan, ends };
         }
+        if let Self::Retire { source, .. } = &self
+            && matches!(**source, RetireError::Untold { .. } | RetireError::Unknown { .. })
+        {
+            // What was done matters more than who keeps silent about it.
+            return self;
+        }
         match self.page().exit {
             Exit::Unreachable | Exit::Incomplete => Self::Silent { database, limit, ended: Box::new(self) },
             Exit::Clean | Exit::Problems | Exit::Usage | Exit::Refused | Exit::Interrupted => self,
@@ -311,7 +319,7 @@ impl CliError {
                 page(Exit::Incomplete, "ledger-unreadable", Some(hint))
             }
             Self::RetireRefused(_) => page(Exit::Refused, "retire-refused", None),
-            Self::Retire { provision, source, .. } => retire_page(source, provision),
+            Self::Retire { provision, source, .. } => retirement::page(source, provision),
             Self::Clean(CleanError::Busy { .. }) => page(Exit::Refused, "databases-busy", None),
             Self::Clean(CleanError::Database { .. }) => page(Exit::Unreachable, "database-unreachable", None),
             Self::Provision(ProvisionError::Refused { .. }) => page(Exit::Refused, "provision-refused", None),
@@ -405,62 +413,6 @@ fn left_hint(behind: &LeftBehind) -> String {
             "bring that side back; then {status}, and {again} to finish it or {abort} to take it back"
         ),
     }
-}
-
-fn retire_heading(slice: &str, done: &str, source: &RetireError) -> String {
-    if matches!(source, RetireError::Untold { .. }) {
-        return format!("it is done for slice {slice}, and the service's ledger does not know of it");
-    }
-    if matches!(source, RetireError::Unknown { .. }) {
-        return format!("it is not known whether it is done for slice {slice}");
-    }
-    format!("the old tables of slice {slice} could not be {done}")
-}
-
-/// `provision` is the command that makes and grants what is needed, as it must be typed.
-fn retire_page(error: &RetireError, provision: &str) -> Page {
-    let (exit, code, hint) = match error {
-        // Before what a lost connection means elsewhere: here something was done.
-        RetireError::Untold { .. } => {
-            let hint = "the next retire or unretire that is typed writes it";
-            (Exit::Incomplete, "retire-untold", Some(hint.to_owned()))
-        }
-        RetireError::Unknown { .. } => {
-            let hint = "all of it was done or nothing: strangler status says whether the rights are away";
-            (Exit::Incomplete, "retire-unknown", Some(hint.to_owned()))
-        }
-        error if lost_connection(error) || ended_as_idle(error) => {
-            (Exit::Unreachable, "database-unreachable", Some(SILENT.to_owned()))
-        }
-        RetireError::Changed { .. } => {
-            let hint = "the same command without --confirm shows what is to be done now";
-            (Exit::Refused, "retire-changed", Some(hint.to_owned()))
-        }
-        RetireError::Raced | RetireError::Waited { .. } => (
-            Exit::Unreachable,
-            "retire-waited",
-            Some("once that has ended, type the same command again".to_owned()),
-        ),
-        RetireError::Statement { source, .. } if sqlstate::is_retryable(source) => {
-            (Exit::Incomplete, "retire-failed", Some("nothing was done; type it again".to_owned()))
-        }
-        RetireError::Statement { .. } | RetireError::NotExact { .. } => {
-            let hint = "nothing was done: solve the cause, then type it again";
-            (Exit::Incomplete, "retire-failed", Some(hint.to_owned()))
-        }
-        RetireError::Provision(_) => (Exit::Incomplete, "retire-failed", None),
-        RetireError::Journal(_)
-        | RetireError::NotProvisioned { .. }
-        | RetireError::Outdated
-        | RetireError::Refused { .. }
-        | RetireError::Database { .. } => {
-            let hint = format!(
-                "{provision} makes our tables, and grants strangler_apply what it needs to read them"
-            );
-            (Exit::Incomplete, "use-unreadable", Some(hint))
-        }
-    };
-    Page { exit, code, hint }
 }
 
 /// Why arming or disarming stopped.

@@ -10,7 +10,6 @@ use super::interrupt;
 use super::open::{self, Needs, Opened, PlanFile, Slices};
 use super::report::{CliError, Exit};
 use super::ui::{Format, Ui};
-use crate::catalog::Catalog;
 use crate::check;
 use crate::journal::ledger::Author;
 use crate::mapping::Mappings;
@@ -175,7 +174,7 @@ async fn stage(ui: &mut Ui, arguments: &Arguments) -> Result<Exit, CliError> {
         ui.words(&opened.typed(&format!("to give them back: strangler unretire PLAN --slice {slice}")));
         Ok(Exit::Clean)
     };
-    interrupt::unless(&opened.typed(state), Box::pin(work)).await
+    opened.heard(interrupt::unless(&opened.typed(state), Box::pin(work)).await)
 }
 
 /// One transaction, as it could be typed.
@@ -197,7 +196,7 @@ pub(super) fn one_slice(
     plan: &PlanFile,
     slices: &Slices,
 ) -> Result<Opened, CliError> {
-    let opened = open::open(ui, plan, &slices.slices, Needs::All)?;
+    let opened = open::open(ui, plan, &slices.slices, Needs::All)?.answering();
     if opened.slices.len() > 1 {
         return Err(CliError::WhichSlice { verb, known: opened.slices.clone() });
     }
@@ -207,7 +206,7 @@ pub(super) fn one_slice(
 /// The sessions and facts that a stage works with.
 struct Hands {
     mappings: Mappings,
-    catalog: Catalog,
+    catalogs: Session,
     monolith: Session,
     service: Session,
     databases: Databases,
@@ -221,7 +220,6 @@ impl Hands {
     async fn connect(ui: &mut Ui, opened: &Opened) -> Result<Self, CliError> {
         let mappings = opened.mappings(ui).await?;
         let links = &opened.monolith;
-        let catalog = introspect::read(&*links.read.connect(APPLICATION).await?).await?;
         let mut own = BTreeSet::from([APPLY_ROLE.to_owned()]);
         for server in [&links.admin, &links.read, &links.apply] {
             own.insert(server.login()?.0);
@@ -236,7 +234,7 @@ impl Hands {
         };
         Ok(Self {
             mappings,
-            catalog,
+            catalogs: links.read.connect(APPLICATION).await?,
             monolith: links.apply.connect(APPLICATION).await?,
             service: ways.apply.connect(APPLICATION).await?,
             databases,
@@ -252,8 +250,6 @@ impl Hands {
         let Some(mapping) = slice else {
             return Err(CliError::WhichSlice { verb: "retire", known: opened.slices.clone() });
         };
-        let policy =
-            opened.plan.slices.get(&mapping.slice).map_or(&opened.plan.policy, |slice| &slice.policy);
         let work = Work {
             plan: &opened.plan,
             mappings: &self.mappings,
@@ -263,14 +259,15 @@ impl Hands {
             user: &self.user,
             author: &self.author,
         };
-        let asked = Asked {
+        Ok(Job {
+            work,
             mapping,
-            quiet_period: policy.quiet_period,
-            catalog: &self.catalog,
+            catalogs: &self.catalogs,
             monolith: &self.monolith,
             service: &self.service,
-        };
-        Ok(Job { work, asked, own: &self.own, approved_by })
+            own: &self.own,
+            approved_by,
+        })
     }
 }
 

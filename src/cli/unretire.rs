@@ -45,7 +45,7 @@ pub(super) struct Arguments {
 pub(super) async fn run(ui: &mut Ui, arguments: &Arguments) -> Result<Exit, CliError> {
     let opened = one_slice(ui, "unretire", &arguments.plan, &arguments.slices)?;
     let state = "nothing is half-done: strangler status PLAN says whether the rights are away";
-    interrupt::unless(&opened.typed(state), Box::pin(work(ui, arguments, &opened))).await
+    opened.heard(interrupt::unless(&opened.typed(state), Box::pin(work(ui, arguments, &opened))).await)
 }
 
 async fn work(ui: &mut Ui, arguments: &Arguments, opened: &Opened) -> Result<Exit, CliError> {

@@ -8,11 +8,15 @@ use super::dependents;
 use super::facts::{SliceFacts, StrayWrites};
 use crate::authority::Side;
 use crate::catalog::Catalog;
-use crate::journal::{JournalError, alarms, slices, usage};
+use crate::journal::usage::{self, STATEMENT_CHARS, TableUser};
+use crate::journal::{JournalError, alarms, slices};
 use crate::mapping::SliceMapping;
+use crate::name::TableName;
+use crate::postgres::introspect::IntrospectError;
 use crate::postgres::{sqlstate, statements_seen};
 use crate::problem::Problem;
 use crate::provision::ProvisionError;
+use crate::words::statement;
 
 /// What is asked, and whom.
 #[derive(Debug, Clone, Copy)]
@@ -35,6 +39,9 @@ pub enum RetireError {
     /// Our own tables.
     #[error(transparent)]
     Journal(#[from] JournalError),
+    /// The monolith's catalogs.
+    #[error(transparent)]
+    Catalog(#[from] IntrospectError),
     /// The slice is not provisioned.
     #[error("slice {slice} is not provisioned")]
     NotProvisioned {
@@ -159,7 +166,8 @@ pub async fn gather(asked: Asked<'_>) -> Result<SliceFacts, RetireError> {
         (_, _) => None,
     };
     let known = usage::tables(monolith, slice).await?;
-    let names = dependents::with_partitions(asked.catalog, mapping.tables.iter().map(|table| &table.source));
+    let sources: Vec<TableName> = mapping.tables.iter().map(|table| table.source.clone()).collect();
+    let names = dependents::with_partitions(asked.catalog, sources.iter());
     let tables = mapping.tables.iter().map(|table| {
         let label = table.source.to_string();
         let seen = known.iter().find(|(name, seen)| *name == label && seen.epoch == here.epoch);
@@ -167,6 +175,8 @@ pub async fn gather(asked: Asked<'_>) -> Result<SliceFacts, RetireError> {
     });
     let uncounted = monolith.query(UNCOUNTED, &[]).await;
     let uncounted = uncounted.map_err(RetireError::database("what the monolith does not count"))?;
+    // Before the clock is read, so that nobody was met in the future.
+    let now = usage::sessions(monolith, &sources).await?;
     let asking = "SELECT (extract(epoch FROM clock_timestamp()) * 1000000)::bigint, pg_has_role('pg_read_all_stats', 'USAGE'), \
                   (SELECT count(*) FROM pg_stat_replication r JOIN pg_stat_activity a USING (pid) WHERE a.datid IS NULL)";
     let row = monolith.query_one(asking, &[]).await.map_err(RetireError::database("the monolith's clock"))?;
@@ -181,7 +191,7 @@ pub async fn gather(asked: Asked<'_>) -> Result<SliceFacts, RetireError> {
         now_us: row.get(0),
         quiet_us: i64::try_from(asked.quiet_period.as_micros()).unwrap_or(i64::MAX),
         tables: tables.collect(),
-        users: usage::users(monolith, slice).await?,
+        users: with(usage::users(monolith, slice).await?, now),
         strays: strays
             .into_iter()
             .map(|(source_table, count, last_us)| StrayWrites { source_table, count, last_us })
@@ -192,4 +202,20 @@ pub async fn gather(asked: Asked<'_>) -> Result<SliceFacts, RetireError> {
         uncounted: uncounted.iter().map(|row| row.get(0)).collect(),
         hidden: !row.get::<_, bool>(1),
     })
+}
+
+/// Whoever was met before, and whoever is there now, also where no mirror has looked since.
+fn with(mut known: Vec<TableUser>, now: Vec<TableUser>) -> Vec<TableUser> {
+    let key = |user: &TableUser| {
+        let TableUser { source_table, how, role, application, client, .. } = user.clone();
+        (source_table, how, role, application, client)
+    };
+    for user in now {
+        let user = TableUser { statement: statement::shown_within(&user.statement, STATEMENT_CHARS), ..user };
+        match known.iter_mut().find(|one| key(one) == key(&user)) {
+            Some(one) => (one.last_us, one.statement) = (user.last_us, user.statement),
+            None => known.push(user),
+        }
+    }
+    known
 }

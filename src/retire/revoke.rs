@@ -84,9 +84,6 @@ pub(super) async fn take(
     taking: Taking<'_>,
 ) -> Result<Vec<Right>, RetireError> {
     let Taking { slice, tables, own, .. } = taking;
-    if transaction.rows(retirement::only_in_epoch(slice, taking.epoch)).await? == 0 {
-        return Err(RetireError::Changed { slice: slice.to_owned() });
-    }
     let relations = hold(transaction, tables).await?;
     let problems = rights::problems(&relations, own, taking.user);
     if !problems.is_empty() {
@@ -122,6 +119,10 @@ pub(super) async fn take(
     }
     if taken.is_empty() && taking.again {
         return Ok(taken);
+    }
+    // Held last, and so for no longer than it must be: whoever opens the monolith waits for it.
+    if transaction.rows(retirement::only_in_epoch(slice, taking.epoch)).await? == 0 {
+        return Err(RetireError::Changed { slice: slice.to_owned() });
     }
     told.push((format!("take stage {}", Stage::Revoked.as_str()), slice.to_owned()));
     transaction.run(retirement::set_stage(slice, Stage::Revoked, taking.epoch)).await?;

@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use std::convert::Infallible;
 use std::fmt::Write as _;
 use std::future::Future;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use sha2::{Digest, Sha256};
 use tokio_postgres::Client;
@@ -21,12 +21,12 @@ use crate::journal::ledger::{Author, RETIRE, UNRETIRE};
 use crate::journal::migrate::{self, Form};
 use crate::journal::retirement::{self, Right};
 use crate::journal::usage::How;
-use crate::journal::{grounds, verdicts};
-use crate::mapping::Mappings;
+use crate::journal::{grounds, verdicts, whereabouts};
+use crate::mapping::{Mappings, SliceMapping};
 use crate::name::TableName;
 use crate::plan::{Approval, Plan, Policy};
 use crate::postgres::connect::idle_limit;
-use crate::postgres::sqlstate;
+use crate::postgres::{introspect, sqlstate};
 use crate::problem::{Problem, Severity};
 use crate::provision::{self, Databases};
 use crate::reconcile::evidence;
@@ -89,10 +89,16 @@ pub struct Work<'a> {
 /// What a stage works with.
 #[derive(Debug, Clone, Copy)]
 pub struct Job<'a> {
-    /// The sessions.
+    /// The sessions that take it.
     pub work: Work<'a>,
-    /// What is known of the slice's tables, asked through other sessions.
-    pub asked: Asked<'a>,
+    /// The slice's mapping.
+    pub mapping: &'a SliceMapping,
+    /// The monolith, through the link that reads its catalogs.
+    pub catalogs: &'a Client,
+    /// The monolith under the apply role, which watches its tables.
+    pub monolith: &'a Client,
+    /// The service under the same role.
+    pub service: &'a Client,
     /// Roles of the plan's links to the monolith, whose rights stay.
     pub own: &'a BTreeSet<String>,
     /// Who approved it.
@@ -126,12 +132,13 @@ impl Job<'_> {
     }
 
     fn tables(&self) -> Vec<TableName> {
-        self.asked.mapping.tables.iter().map(|table| table.source.clone()).collect()
+        self.mapping.tables.iter().map(|table| table.source.clone()).collect()
     }
 }
 
 /// Takes the rights on a slice's old tables away, where what goes is still what `confirm` names, and tells the ledger. Without `confirm`
-/// all of it is done and rolled back. Other verbs are kept away meanwhile.
+/// all of it is done and rolled back. Other verbs are kept away meanwhile; what nobody can keep away (readers, comparisons, a mirror,
+/// somebody who makes a view) is looked for once more behind the last wait, so that a stage rests on nothing that was seen before it.
 ///
 /// # Errors
 /// [`RetireError::Refused`] where something stands in the way, [`RetireError::Changed`] where something else goes than `confirm` names.
@@ -139,14 +146,14 @@ impl Job<'_> {
 pub async fn revoke(job: &Job<'_>, confirm: Option<&str>) -> Result<Done, RetireError> {
     let slice = job.work.slice;
     locked(job.work.databases, async || {
+        itself(&job.work.databases.monolith, slice).await?;
         // Of a run that was cut off behind its COMMIT, also where something stands in the way by now.
-        if confirm.is_some() && retirement::read(&job.work.databases.monolith, slice).await?.is_some() {
+        if retirement::read(&job.work.databases.monolith, slice).await?.is_some() {
             tell(job.work, TAKING).await?;
         }
-        let look = look(job).await?;
-        if look.problems.iter().any(|problem| problem.severity == Severity::Error) {
-            return Err(RetireError::Refused { problems: look.problems });
-        }
+        let begun = Instant::now();
+        let look = allowed(job).await?;
+        let took = begun.elapsed();
         let tables = job.tables();
         let taking = Taking {
             slice,
@@ -164,6 +171,9 @@ pub async fn revoke(job: &Job<'_>, confirm: Option<&str>) -> Result<Done, Retire
             let before = look.again && taken.is_empty();
             if !before && confirm.is_some_and(|wanted| wanted != token) {
                 return Err(RetireError::Changed { slice: slice.to_owned() });
+            }
+            if confirm.is_some() && !before {
+                look_again(job, transaction, took).await?;
             }
             Ok((token, before))
         };
@@ -188,6 +198,7 @@ pub async fn restore(
 ) -> Result<Option<Restored>, RetireError> {
     locked(work.databases, async || {
         let (monolith, slice) = (&work.databases.monolith, work.slice);
+        itself(monolith, slice).await?;
         let stage = retirement::read(monolith, slice).await?.map(|done| done.stage);
         if stage.is_none() && retirement::rights(monolith, slice).await?.is_empty() {
             tell(work, GIVING).await?;
@@ -204,13 +215,63 @@ pub async fn restore(
     .await
 }
 
+/// Refuses a clone or a restored copy of the monolith: rights are written down by the numbers of tables and roles, which may be others'
+/// there.
+async fn itself(monolith: &Client, slice: &str) -> Result<(), RetireError> {
+    // Nothing is written down where an earlier version provisioned, or none.
+    if migrate::form(monolith).await? != Form::Current || whereabouts::is_itself(monolith).await? {
+        return Ok(());
+    }
+    let problem = Problem::error("database-cloned", "monolith")
+        .fact("what is written in it was written in another database: it is a clone or a restored copy of that one")
+        .consequence(format!("rights on the old tables of slice {slice} could go to others than they were taken from"))
+        .next(
+            "correct the link, if it should lead to the other one; else grant by hand what SELECT * FROM strangler.revoked_right names",
+        );
+    Err(RetireError::Refused { problems: vec![problem] })
+}
+
+/// Looks, and refuses where something stands in the way.
+async fn allowed(job: &Job<'_>) -> Result<Look, RetireError> {
+    let look = look(job).await?;
+    if look.problems.iter().any(|problem| problem.severity == Severity::Error) {
+        return Err(RetireError::Refused { problems: look.problems });
+    }
+    Ok(look)
+}
+
+/// Looks once more, as the last thing before the COMMIT: while statements waited for somebody else's transaction, a reader may have
+/// come, a comparison found differences, a view been made, or a move been begun, which the gate that is held does not show on the
+/// service's side. The transaction's session is idle meanwhile, for about as long as the first look `took`.
+async fn look_again(job: &Job<'_>, transaction: &Transaction<'_>, took: Duration) -> Result<(), RetireError> {
+    let limit = format!("SET LOCAL idle_in_transaction_session_timeout = {}", idle_ms(took));
+    let limited = transaction.monolith.batch_execute(&limit).await;
+    limited.map_err(RetireError::database("how long a look may take"))?;
+    allowed(job).await?;
+    let limited = transaction.monolith.batch_execute(&idle_limit()).await;
+    limited.map_err(RetireError::database("how long a transaction may be idle"))
+}
+
+/// Leaves a second look three times what the first one took, on a machine that others use as well, and one second.
+fn idle_ms(took: Duration) -> u128 {
+    took.as_millis() * 3 + 1_000
+}
+
 async fn look(job: &Job<'_>) -> Result<Look, RetireError> {
     let Work { slice, databases, user, plan, .. } = job.work;
     let monolith = &databases.monolith;
     if migrate::form(monolith).await? == Form::Older {
         return Err(RetireError::Outdated);
     }
-    let facts = gather::gather(job.asked).await?;
+    let catalog = introspect::read(job.catalogs).await?;
+    let asked = Asked {
+        mapping: job.mapping,
+        quiet_period: job.policy().quiet_period,
+        catalog: &catalog,
+        monolith: job.monolith,
+        service: job.service,
+    };
+    let facts = gather::gather(asked).await?;
     let report = judge::judge(&facts);
     let mut problems = stage::before_revoking(&report, &grounds_of(job, &report).await?);
     let failed = || RetireError::database("the rights on old tables");
@@ -234,7 +295,7 @@ async fn look(job: &Job<'_>) -> Result<Look, RetireError> {
 
 async fn grounds_of(job: &Job<'_>, report: &SliceReport) -> Result<Grounds, RetireError> {
     let (slice, policy) = (job.work.slice, job.policy());
-    let service = job.work.databases.services.get(&job.asked.mapping.service);
+    let service = job.work.databases.services.get(&job.mapping.service);
     let service = service.ok_or_else(|| RetireError::NotProvisioned { slice: slice.to_owned() })?;
     let since = verdicts::since_move(service, slice, report.epoch).await?;
     let shapes = grounds::monolith(&job.work.databases.monolith, slice).await?;

@@ -1,5 +1,6 @@
 //! Old tables are taken away a stage at a time, only when everything speaks for it, and come back as they were.
 
+mod again;
 mod rights;
 
 use std::collections::BTreeSet;
@@ -206,6 +207,30 @@ fn told(split: &Split) {
     assert_eq!(document["slices"][0]["retirement"]["stage"], "revoked", "{document:#}");
     assert_eq!(document["slices"][0]["retirement"]["undo"], undo, "{document:#}");
     assert_eq!(document["slices"][0]["evidence"]["stands"], true, "{document:#}");
+    let [(slice, code, next)] = doctors_rights(split).try_into().unwrap();
+    assert_eq!((slice.as_str(), code.as_str()), ("one", "rights-away"));
+    assert!(next.starts_with(undo), "{next}");
+}
+
+/// Where the slice is retired as `status` tells, with the command that undoes it.
+fn undo_that_status_names(split: &Split) -> Option<String> {
+    let status = split.run("status", &["--format", "json"]);
+    let document: serde_json::Value = serde_json::from_str(&status.stdout).unwrap();
+    document["slices"][0]["retirement"]["undo"].as_str().map(str::to_owned)
+}
+
+/// What `doctor` says of rights on the monolith: the code and what is to be typed, by slice.
+fn doctors_rights(split: &Split) -> Vec<(String, String, String)> {
+    let report = split.run("doctor", &["--format", "json"]);
+    let document: serde_json::Value = serde_json::from_str(&report.stdout).unwrap();
+    let objects = document["databases"][0]["objects"].as_array().unwrap();
+    let text = |value: &serde_json::Value| value.as_str().unwrap().to_owned();
+    let rights = objects.iter().filter(|object| object["kind"] == "rights");
+    rights
+        .map(|object| {
+            (text(&object["name"]), text(&object["problem"]["code"]), text(&object["problem"]["next"]))
+        })
+        .collect()
 }
 
 /// What could not be given back stays written down until somebody says that it may be forgotten.
@@ -215,6 +240,7 @@ fn given_up(split: &Split, left: &str) {
     assert!(again.stderr.contains("strangler unretire plan.yaml --slice one --give-up"), "{}", again.page());
     let status = split.run("status", &[]);
     assert!(status.stdout.contains("[rights-left]"), "{}", status.page());
+    assert_eq!(doctors_rights(split)[0].1, "rights-left");
     let told = entries(split, "unretire");
     let steps = told[0]["body"]["taken"].as_array().unwrap();
     let of_gone =
@@ -291,13 +317,27 @@ async fn opened_without_rights(split: &Split, monolith: &Client) {
     let document: serde_json::Value = serde_json::from_str(&status.stdout).unwrap();
     assert_eq!(document["slices"][0]["next"], "strangler unretire plan.yaml --slice one", "{document:#}");
     assert!(document["slices"][0]["alarms"].to_string().contains("[retired]"), "{document:#}");
+    let another = "INSERT INTO strangler.retirement (slice, stage, epoch) VALUES ('ghost', 'revoked', 2)";
+    monolith.batch_execute(another).await.unwrap();
+    let said: Vec<_> = doctors_rights(split).into_iter().map(|(slice, code, _)| (slice, code)).collect();
+    let expected = [("ghost", "rights-without-slice"), ("one", "retired")];
+    assert_eq!(said, expected.map(|(slice, code)| (slice.to_owned(), code.to_owned())));
+}
+
+/// Tables and roles of a clone or a restored copy have other numbers, so nothing is given to them.
+async fn elsewhere(split: &Split, monolith: &Client) {
+    let moved = "UPDATE strangler.database SET database_oid = (database_oid::int8 + 1)::oid";
+    monolith.batch_execute(moved).await.unwrap();
+    for ended in [split.run("unretire", &[]), revoke(split, &[])] {
+        refused(&ended, &["database-cloned"]);
+    }
 }
 
 /// Where an earlier version has provisioned, nothing can be taken, and nothing stands in the way of a flip back.
 async fn outdated(split: &Split, monolith: &Client) {
-    let back_to_v4 = "DROP TABLE strangler.retirement, strangler.revoked_right; \
-        DELETE FROM strangler.schema_history WHERE version = 5";
-    monolith.batch_execute(back_to_v4).await.unwrap();
+    let back_to_v5 = "DROP TABLE strangler.retirement, strangler.revoked_right; \
+        DELETE FROM strangler.schema_history WHERE version = 6";
+    monolith.batch_execute(back_to_v5).await.unwrap();
     let refused = revoke(split, &[]);
     assert_eq!(refused.exit, Some(5), "{}", refused.page());
     assert!(refused.stderr.contains("hint: strangler provision plan.yaml"), "{}", refused.page());
@@ -341,7 +381,9 @@ async fn a_stage_that_is_killed_at_any_step_is_whole_or_nothing_and_is_told_once
         let confirm = ["--stage", "revoke", "--confirm", &shown];
         if taking {
             killed("retire", point, &confirm);
-            assert_eq!(may_read(&split).await, **point == "retire-before-commit", "{point}");
+            let nothing = **point == "retire-before-commit";
+            assert_eq!(may_read(&split).await, nothing, "{point}");
+            assert_eq!(undo_that_status_names(&split).is_none(), nothing, "{point}");
         }
         let again = revoke(&split, &confirm[2..]);
         assert_eq!(again.exit, Some(0), "{point}: {}", again.page());
@@ -350,7 +392,11 @@ async fn a_stage_that_is_killed_at_any_step_is_whole_or_nothing_and_is_told_once
             killed("unretire", point, &[]);
             assert_eq!(may_read(&split).await, **point == "unretire-committed", "{point}");
         }
-        let back = split.run("unretire", &[]);
+        let named = undo_that_status_names(&split);
+        assert_eq!(named.is_some(), **point != "unretire-committed", "{point}");
+        let undo = named.unwrap_or_else(|| "strangler unretire plan.yaml --slice one".to_owned());
+        let words: Vec<&str> = undo.split(' ').skip(1).collect();
+        let back = Ended::of(split.command(&words).output().unwrap());
         assert_eq!(back.exit, Some(0), "{point}: {}", back.page());
         assert_eq!(rights(&monolith).await, before, "{point}");
     }
@@ -362,4 +408,5 @@ async fn a_stage_that_is_killed_at_any_step_is_whole_or_nothing_and_is_told_once
     }
     opened_without_rights(&split, &monolith).await;
     mirror.stop();
+    elsewhere(&split, &monolith).await;
 }

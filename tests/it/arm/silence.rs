@@ -42,7 +42,7 @@ async fn a_server_that_takes_the_login_and_owes_an_answer_is_given_up_and_named_
     for (side, database) in [(&stage.monolith, "monolith"), (&stage.service, "service service")] {
         // To whoever waits, a server that waits for a lock is like one whose processes are frozen.
         side.batch_execute("BEGIN; LOCK TABLE strangler.slice, strangler.gate_one").await.unwrap();
-        let verbs: [&[&str]; 7] = [
+        let verbs: [&[&str]; 8] = [
             &["check"],
             &["provision", "--dry-run"],
             &["arm"],
@@ -50,6 +50,7 @@ async fn a_server_that_takes_the_login_and_owes_an_answer_is_given_up_and_named_
             &["reconcile"],
             &["ledger", "--verify"],
             &["retire", "--report"],
+            &["retire", "--stage", "revoke"],
         ];
         let running = verbs.map(|words| (words[0], impatient(&stage, words, &[])));
         let shown = impatient(&stage, &["ledger"], &[]);

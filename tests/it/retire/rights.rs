@@ -175,7 +175,7 @@ async fn application(split: &Split, monolith: &Client) {
 }
 
 /// Somebody else's session, in a transaction that has changed rights.
-async fn granting(split: &Split, sql: &str) -> Client {
+pub(super) async fn granting(split: &Split, sql: &str) -> Client {
     let other = connect(&split.pair.monolith_url()).await;
     other.batch_execute(&format!("SET application_name = 'granting'; BEGIN; {sql}")).await.unwrap();
     other
