@@ -1,10 +1,12 @@
 //! How far the old tables of a slice were taken away, and what it takes to bring everything back. Kept on the monolith.
 
 use serde_json::json;
-use tokio_postgres::{Client, Row, SimpleQueryMessage};
+use tokio_postgres::types::{ToSql, Type};
+use tokio_postgres::{Client, Row};
 
 use super::{JournalError, statements};
 use crate::name::{TableName, quote_ident, quote_literal};
+use crate::postgres::sqlstate;
 
 /// How far it is.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -18,17 +20,8 @@ pub struct Retirement {
 }
 
 impl Retirement {
-    /// Reads `STAGE EPOCH TIME`; nothing where nothing was done.
-    fn parse(text: &str) -> Result<Option<Self>, JournalError> {
-        if text.is_empty() {
-            return Ok(None);
-        }
-        let unreadable = || JournalError::Unreadable { what: "strangler.retirement", found: text.to_owned() };
-        let mut parts = text.split(' ');
-        let (stage, epoch, at) = (parts.next(), parts.next(), parts.next());
-        let stage = Stage::read(stage.ok_or_else(unreadable)?)?;
-        let epoch = epoch.and_then(|epoch| epoch.parse().ok()).ok_or_else(unreadable)?;
-        Ok(Some(Self { stage, epoch, at: at.ok_or_else(unreadable)?.to_owned() }))
+    fn of(row: &Row) -> Result<Self, JournalError> {
+        Ok(Self { stage: Stage::read(row.get(0))?, epoch: row.get(1), at: row.get(2) })
     }
 }
 
@@ -95,16 +88,8 @@ pub struct Noted {
     pub now: Result<Right, String>,
 }
 
-/// The table is looked for and read in one round trip, because a flip back asks while writers wait: what a `DO` names is looked up when
-/// it gets there, and a setting of the transaction carries the answer out.
-const READ: &str = "DO $retirement$ BEGIN \
-        IF to_regclass('strangler.retirement') IS NOT NULL THEN \
-            PERFORM set_config('strangler.retirement', coalesce((SELECT concat_ws(' ', stage, epoch, \
-                    to_char(at AT TIME ZONE 'UTC', 'YYYY-MM-DD\"T\"HH24:MI:SS\"Z\"')) \
-                FROM strangler.retirement WHERE slice = current_setting('strangler.retirement')), ''), true); \
-        ELSE PERFORM set_config('strangler.retirement', '', true); \
-        END IF; END $retirement$; \
-    SELECT current_setting('strangler.retirement')";
+const READ: &str = "SELECT stage, epoch, to_char(at AT TIME ZONE 'UTC', 'YYYY-MM-DD\"T\"HH24:MI:SS\"Z\"') \
+    FROM strangler.retirement WHERE slice = $1";
 
 /// How far a slice's retirement is; `None` when nothing was done. In a database that an earlier version provisioned nothing was: a flip
 /// back must not wait for an upgrade.
@@ -112,14 +97,33 @@ const READ: &str = "DO $retirement$ BEGIN \
 /// # Errors
 /// [`JournalError`].
 pub async fn read(monolith: &Client, slice: &str) -> Result<Option<Retirement>, JournalError> {
-    let sql = format!("SELECT set_config('strangler.retirement', {}, true); {READ}", quote_literal(slice));
-    let said = monolith.simple_query(&sql).await;
-    let said = said.map_err(JournalError::database("reading how far a slice is retired"))?;
-    let rows = said.iter().filter_map(|message| match message {
-        SimpleQueryMessage::Row(row) => row.get(0),
-        _ => None,
-    });
-    Retirement::parse(rows.last().unwrap_or_default())
+    let failed = || JournalError::database("reading how far a slice is retired");
+    if !are_there(monolith).await.map_err(failed())? {
+        return Ok(None);
+    }
+    let row = monolith.query_typed_opt(READ, &[(&slice, Type::TEXT)]).await.map_err(failed())?;
+    row.as_ref().map(Retirement::of).transpose()
+}
+
+/// The same in one round trip, for whoever asks inside a transaction while writers wait. Without the table the question fails, and what
+/// it failed in is taken back with it.
+///
+/// # Errors
+/// [`JournalError`].
+pub async fn read_at_once(monolith: &Client, slice: &str) -> Result<Option<Retirement>, JournalError> {
+    let of: [(&(dyn ToSql + Sync), Type); 1] = [(&slice, Type::TEXT)];
+    let (begun, row, ended) = tokio::join!(
+        biased;
+        monolith.batch_execute("SAVEPOINT retirement"),
+        monolith.query_typed_opt(READ, &of),
+        monolith.batch_execute("ROLLBACK TO SAVEPOINT retirement")
+    );
+    let failed = || JournalError::database("reading how far a slice is retired");
+    begun.and(ended).map_err(failed())?;
+    match row {
+        Err(error) if sqlstate::is_undefined_table(&error) => Ok(None),
+        row => row.map_err(failed())?.as_ref().map(Retirement::of).transpose(),
+    }
 }
 
 /// Our tables of retirement are there.

@@ -102,6 +102,12 @@ pub fn is_lock_timeout(error: &Error) -> bool {
     code(error) == Some("55P03")
 }
 
+/// A table that was named is not there (42P01).
+#[must_use]
+pub fn is_undefined_table(error: &Error) -> bool {
+    code(error) == Some("42P01")
+}
+
 /// Somebody else changed the same row of a catalog at the same moment, or each waited for the other. Catalogs have no SQLSTATE for
 /// that, and the server's own words for it are not translated.
 #[must_use]

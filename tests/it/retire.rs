@@ -341,8 +341,11 @@ async fn outdated(split: &Split, monolith: &Client) {
     let refused = revoke(split, &[]);
     assert_eq!(refused.exit, Some(5), "{}", refused.page());
     assert!(refused.stderr.contains("hint: strangler provision plan.yaml"), "{}", refused.page());
-    let rehearsed = split.run("flip", &["--back", "--rehearse"]);
-    assert!(matches!(rehearsed.exit, Some(0 | 3)), "{}", rehearsed.page());
+    until_blocking("the monolith is opened", SOON, || {
+        let back = split.run("flip", &["--back", "--accept-no-evidence", "a test"]);
+        assert!(matches!(back.exit, Some(0 | 3)), "{}", back.page());
+        (back.exit == Some(0)).then_some(())
+    });
 }
 
 /// A process that is frozen in the middle holds the rights for a second, and takes away nothing.

@@ -527,7 +527,7 @@ async fn in_the_way(acting: &Client, side: Side, slice: &str) -> Result<Option<F
 /// Keeps a monolith from being opened whose old tables nobody may use. Asked behind the lock on the gate's row, which a stage of
 /// retirement holds as well: either it is seen here, or the stage sees an open gate.
 async fn retired(monolith: &Client, slice: &str) -> Result<Option<FlipError>, FlipError> {
-    let done = retirement::read(monolith, slice).await;
+    let done = retirement::read_at_once(monolith, slice).await;
     let done = done.map_err(|error| failed("reading how far a slice is retired", &error))?;
     let undo = format!("strangler unretire PLAN --slice {slice}");
     Ok(done.map(|done| FlipError::Retired { since: done.at, undo }))
