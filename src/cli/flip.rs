@@ -107,7 +107,7 @@ struct Rehearsed<'a> {
 pub(super) async fn run(ui: &mut Ui, arguments: &Arguments) -> Result<Exit, CliError> {
     let opened = open::open(ui, &arguments.plan, &arguments.slices, Needs::All)?;
     if arguments.slices.is_empty() && opened.slices.len() > 1 {
-        return Err(CliError::WhichSlice { verb: "flip", known: opened.slices.clone() });
+        return Err(CliError::WhichSlice { verb: "flip", one: false, known: opened.slices.clone() });
     }
     let intent = match (arguments.abort, arguments.back) {
         (true, _) => Intent::Abort,

@@ -147,12 +147,12 @@ pub enum CliError {
     #[error(transparent)]
     Arm(Box<ArmError>),
     /// Several slices could be meant.
-    #[error(
-        "{verb} takes the slices that it is about: --slice NAME, more than once for several that move together"
-    )]
+    #[error("{verb} takes {}", if *.one { "one slice: --slice NAME" } else { SEVERAL })]
     WhichSlice {
         /// The verb.
         verb: &'static str,
+        /// It takes no more than one.
+        one: bool,
         /// What the plan has.
         known: Vec<String>,
     },
@@ -361,6 +361,9 @@ fn reach_it(error: &ConnectError) -> Option<String> {
     let words = "see that the server runs and that the link leads to it; then type the same command again";
     error.is_retryable().then(|| words.to_owned())
 }
+
+const SEVERAL: &str =
+    "the slices that it is about: --slice NAME, more than once for several that move together";
 
 /// What a move that stopped on the way has come to.
 fn left_heading(left: Left) -> &'static str {

@@ -198,7 +198,7 @@ pub(super) fn one_slice(
 ) -> Result<Opened, CliError> {
     let opened = open::open(ui, plan, &slices.slices, Needs::All)?.answering();
     if opened.slices.len() > 1 {
-        return Err(CliError::WhichSlice { verb, known: opened.slices.clone() });
+        return Err(CliError::WhichSlice { verb, one: true, known: opened.slices.clone() });
     }
     Ok(opened)
 }
@@ -225,7 +225,7 @@ impl Hands {
             own.insert(server.login()?.0);
         }
         let Some((name, ways)) = opened.services.iter().next() else {
-            return Err(CliError::WhichSlice { verb: "retire", known: opened.slices.clone() });
+            return Err(CliError::WhichSlice { verb: "retire", one: true, known: opened.slices.clone() });
         };
         let admin = ways.admin.connect(APPLICATION).await?.into_client();
         let databases = Databases {
@@ -248,7 +248,7 @@ impl Hands {
     fn job<'a>(&'a self, opened: &'a Opened, approved_by: Option<&'a str>) -> Result<Job<'a>, CliError> {
         let slice = opened.slices.first().and_then(|slice| self.mappings.get(slice));
         let Some(mapping) = slice else {
-            return Err(CliError::WhichSlice { verb: "retire", known: opened.slices.clone() });
+            return Err(CliError::WhichSlice { verb: "retire", one: true, known: opened.slices.clone() });
         };
         let work = Work {
             plan: &opened.plan,
