@@ -26,6 +26,7 @@ mod retire;
 mod schema;
 mod status;
 pub mod ui;
+mod unretire;
 
 use logging::{LogFormat, LogLevel};
 use report::{CliError, Exit};
@@ -64,6 +65,7 @@ enum Verb {
     Flip(flip::Arguments),
     Ledger(ledger::Arguments),
     Retire(retire::Arguments),
+    Unretire(unretire::Arguments),
     Doctor(doctor::Arguments),
     Demo(demo::Arguments),
     Schema(schema::Arguments),
@@ -105,6 +107,7 @@ impl Arguments {
                 Verb::Flip(arguments) => Box::pin(flip::run(ui, arguments)).await,
                 Verb::Ledger(arguments) => Box::pin(ledger::run(ui, arguments)).await,
                 Verb::Retire(arguments) => Box::pin(retire::run(ui, arguments)).await,
+                Verb::Unretire(arguments) => Box::pin(unretire::run(ui, arguments)).await,
                 Verb::Doctor(arguments) => Box::pin(doctor::run(ui, arguments)).await,
                 Verb::Demo(arguments) => Box::pin(demo::run(ui, arguments)).await,
                 Verb::Schema(arguments) => schema::run(ui, arguments),

@@ -88,6 +88,10 @@ pub const DISARM: &[&str] = &[
     "disarm-recorded",
 ];
 
+/// Kill points of `retire` and `unretire`, in their order.
+pub const RETIRE: &[&str] =
+    &["retire-before-commit", "retire-committed", "unretire-before-commit", "unretire-committed"];
+
 /// Kill points around entries of the ledger that are made right after what they tell: the steps of `provision`, `arm` and
 /// `disarm`, and what a mirror meets that is not in the service's database; and behind the entry by which a broken ledger is
 /// accepted.
@@ -125,7 +129,7 @@ pub fn hit(name: &'static str) {
     static WANTED: OnceLock<[Point; 2]> = OnceLock::new();
     static COUNTS: [AtomicU64; 2] = [AtomicU64::new(0), AtomicU64::new(0)];
     debug_assert!(
-        [MIRROR, COPY_AGAIN, START, REPAIR, REVERSE, ARM, DISARM, LEDGER, RECORD, FLIP]
+        [MIRROR, COPY_AGAIN, START, REPAIR, REVERSE, ARM, DISARM, RETIRE, LEDGER, RECORD, FLIP]
             .concat()
             .contains(&name),
         "failpoint {name} is not in the lists that tests go through"

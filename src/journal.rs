@@ -23,6 +23,7 @@ pub mod process;
 pub mod provisioned;
 pub mod readiness;
 pub mod repairs;
+pub mod retirement;
 pub mod runs;
 pub mod slices;
 pub mod standing;

@@ -21,6 +21,17 @@ pub use evidence::{EvidenceStatus, VerdictStatus};
 pub use facts::{Side, SliceFacts, WalReading};
 pub use judge::judge;
 
+/// How far a slice's old tables were taken away.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct RetirementStatus {
+    /// `revoked`: nobody but the tool, the owner and superusers may use them.
+    pub stage: &'static str,
+    /// Since when, RFC 3339.
+    pub since: String,
+    /// The command that brings everything back.
+    pub undo: String,
+}
+
 /// Where one slice stands. Serialised as `status --format json` shows it (docs/json-output.md).
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct SliceStatus {
@@ -58,6 +69,8 @@ pub struct SliceStatus {
     pub evidence: Option<EvidenceStatus>,
     /// Whether it is ready for a flip and back. Absent where the monolith can't be read or is not provisioned.
     pub armed: Option<ArmedStatus>,
+    /// How far its old tables were taken away; null while nothing was.
+    pub retirement: Option<RetirementStatus>,
     /// Databases in which our own tables are of an earlier version, `monolith` or the service's name.
     pub outdated: Vec<String>,
     /// Databases that could not be read.

@@ -147,9 +147,12 @@ pub(super) fn wrong_authority(slice: &str, facts: &SliceFacts, verb: Verb) -> Pr
         ))
         .consequence(consequence)
         .next(match (verb, authority(facts)) {
-            (Verb::Disarm, Some(Side::Service)) => format!(
-                "strangler flip --back PLAN --slice {slice}; then strangler disarm PLAN --slice {slice}"
-            ),
+            (Verb::Disarm, Some(Side::Service)) => {
+                let first = if facts.retired { format!("strangler unretire PLAN --slice {slice}; then ") } else { String::new() };
+                format!(
+                    "{first}strangler flip --back PLAN --slice {slice}; then strangler disarm PLAN --slice {slice}"
+                )
+            }
             (Verb::Arm | Verb::Disarm, Some(Side::Monolith | Side::Service) | None) => {
                 format!("strangler status PLAN --slice {slice}")
             }

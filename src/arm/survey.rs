@@ -11,6 +11,7 @@ use crate::dualwrite::guard::{self, Guard, Subscribed};
 use crate::journal::JournalError;
 use crate::journal::arming::{self, Armed, CutKey};
 use crate::journal::copies;
+use crate::journal::retirement;
 use crate::journal::slices::{self, GateRow};
 use crate::journal::streams::StreamRow;
 use crate::mapping::{Mappings, SliceMapping, TableMapping, compile};
@@ -65,6 +66,8 @@ pub struct SliceFacts {
     pub asked_anew: Option<String>,
     /// What the journal says.
     pub armed: Armed,
+    /// Its old tables were taken away.
+    pub retired: bool,
 }
 
 /// What matters of a service's server.
@@ -171,6 +174,7 @@ async fn read_slice(
         left,
         asked_anew: asked_anew(monolith, name).await.map_err(here)?,
         armed: arming::armed(monolith, name).await.map_err(here)?,
+        retired: retirement::read(monolith, name).await.map_err(here)?.is_some(),
     }))
 }
 

@@ -6,7 +6,7 @@ use std::collections::HashMap;
 use tokio_postgres::Client;
 
 use super::error::MirrorError;
-use crate::journal::usage::{self, Count, Counted, How, SETTLES_US, TableUse, TableUser};
+use crate::journal::usage::{self, Count, Counted, How, SETTLES_US, STATEMENT_CHARS, TableUse, TableUser};
 use crate::journal::{JournalError, slices};
 use crate::name::{TableName, identifiers_in, is_named};
 use crate::postgres::statements_seen;
@@ -18,8 +18,6 @@ const COUNT_EVERY: u64 = 2;
 const COUNT_TRIES: usize = 5;
 /// Every how many looks at the counters the statements are read: a server keeps thousands of them in a file.
 const STATEMENTS_EVERY: u64 = 15;
-/// Longest statement that is kept, in characters: enough to find it in the application's code.
-const STATEMENT_CHARS: usize = 200;
 
 /// What is known of the tables, by the monolith's names.
 type Known = HashMap<String, TableUse>;

@@ -66,7 +66,7 @@ pub(super) struct Arguments {
 }
 
 /// Somebody's name: one line, and not empty.
-fn name(text: &str) -> Result<String, String> {
+pub(super) fn name(text: &str) -> Result<String, String> {
     match text.trim() {
         "" => Err("that is nobody".to_owned()),
         name if name.chars().any(char::is_control) => Err("a name is one line".to_owned()),
@@ -107,7 +107,7 @@ struct Rehearsed<'a> {
 pub(super) async fn run(ui: &mut Ui, arguments: &Arguments) -> Result<Exit, CliError> {
     let opened = open::open(ui, &arguments.plan, &arguments.slices, Needs::All)?;
     if arguments.slices.is_empty() && opened.slices.len() > 1 {
-        return Err(CliError::WhichSlice { verb: "flip", known: opened.slices.clone() });
+        return Err(CliError::WhichSlice { verb: "flip", one: false, known: opened.slices.clone() });
     }
     let intent = match (arguments.abort, arguments.back) {
         (true, _) => Intent::Abort,
@@ -288,6 +288,9 @@ fn failed(error: ConductError, (opened, members): (&Opened, &[Member]), intent: 
             let name =
                 if side == Side::Monolith { "monolith".to_owned() } else { format!("service {service}") };
             (false, Some(readiness::sequence_short(&name, margin, &columns)), None)
+        }
+        FlipError::Retired { since, undo } => {
+            (false, None, Some(FlipError::Retired { since, undo: opened.typed(&undo) }))
         }
         source @ (FlipError::Connect(_)
         | FlipError::Failed { .. }

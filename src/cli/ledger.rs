@@ -88,6 +88,10 @@ enum Kind {
     Arm,
     /// What disarm took back
     Disarm,
+    /// Old tables that were taken away
+    Retire,
+    /// Old tables that were brought back
+    Unretire,
     /// What a mirror met that a human must look at
     Alarm,
     /// Another mapping or policy than before
@@ -107,6 +111,8 @@ impl Kind {
             Self::Copy => ledger::COPY,
             Self::Arm => ledger::ARM,
             Self::Disarm => ledger::DISARM,
+            Self::Retire => ledger::RETIRE,
+            Self::Unretire => ledger::UNRETIRE,
             Self::Alarm => ledger::ALARM,
             Self::Plan => ledger::PLAN,
             Self::Accepted => ledger::ACCEPTED,

@@ -1,6 +1,8 @@
 //! Every way a command can end, and the one place that says what is shown for it: a heading, the numbered causes,
 //! a hint with what to type, and the exit code. docs/errors.md explains each code.
 
+mod retirement;
+
 use std::error::Error;
 use std::io;
 use std::process::ExitCode;
@@ -119,17 +121,22 @@ pub enum CliError {
         #[source]
         source: JournalError,
     },
-    /// Who uses a slice's old tables could not be found out.
-    #[error("the old tables of slice {slice} could not be looked at")]
+    /// Nothing came of what was to be done about a slice's old tables.
+    #[error("{}", retirement::heading(slice, done, source))]
     Retire {
         /// The slice.
         slice: String,
+        /// What was to be done, as `looked at`.
+        done: &'static str,
         /// The command that makes and grants what is needed, as it must be typed.
         provision: String,
         /// Why.
         #[source]
-        source: RetireError,
+        source: Box<RetireError>,
     },
+    /// A stage of retirement is not allowed.
+    #[error("the old tables stay as they are")]
+    RetireRefused(Vec<Problem>),
     /// Nothing was removed.
     #[error(transparent)]
     Clean(#[from] CleanError),
@@ -140,12 +147,12 @@ pub enum CliError {
     #[error(transparent)]
     Arm(Box<ArmError>),
     /// Several slices could be meant.
-    #[error(
-        "{verb} takes the slices that it is about: --slice NAME, more than once for several that move together"
-    )]
+    #[error("{verb} takes {}", if *.one { "one slice: --slice NAME" } else { SEVERAL })]
     WhichSlice {
         /// The verb.
         verb: &'static str,
+        /// It takes no more than one.
+        one: bool,
         /// What the plan has.
         known: Vec<String>,
     },
@@ -273,6 +280,12 @@ impl CliError {
             let ends = ends.into_iter().map(|(slice, error)| (slice, named(error))).collect();
             return Self::Reconcile { plan, ends };
         }
+        if let Self::Retire { source, .. } = &self
+            && matches!(**source, RetireError::Untold { .. } | RetireError::Unknown { .. })
+        {
+            // What was done matters more than who keeps silent about it.
+            return self;
+        }
         match self.page().exit {
             Exit::Unreachable | Exit::Incomplete => Self::Silent { database, limit, ended: Box::new(self) },
             Exit::Clean | Exit::Problems | Exit::Usage | Exit::Refused | Exit::Interrupted => self,
@@ -305,15 +318,8 @@ impl CliError {
                     format!("{provision} makes it, and grants strangler_apply what it needs to read it");
                 page(Exit::Incomplete, "ledger-unreadable", Some(hint))
             }
-            Self::Retire { source, .. } if lost_connection(source) => {
-                page(Exit::Unreachable, "database-unreachable", None)
-            }
-            Self::Retire { provision, .. } => {
-                let hint = format!(
-                    "{provision} makes our tables, and grants strangler_apply what it needs to read them"
-                );
-                page(Exit::Incomplete, "use-unreadable", Some(hint))
-            }
+            Self::RetireRefused(_) => page(Exit::Refused, "retire-refused", None),
+            Self::Retire { provision, source, .. } => retirement::page(source, provision),
             Self::Clean(CleanError::Busy { .. }) => page(Exit::Refused, "databases-busy", None),
             Self::Clean(CleanError::Database { .. }) => page(Exit::Unreachable, "database-unreachable", None),
             Self::Provision(ProvisionError::Refused { .. }) => page(Exit::Refused, "provision-refused", None),
@@ -356,6 +362,9 @@ fn reach_it(error: &ConnectError) -> Option<String> {
     error.is_retryable().then(|| words.to_owned())
 }
 
+const SEVERAL: &str =
+    "the slices that it is about: --slice NAME, more than once for several that move together";
+
 /// What a move that stopped on the way has come to.
 fn left_heading(left: Left) -> &'static str {
     match left {
@@ -383,6 +392,9 @@ fn left_hint(behind: &LeftBehind) -> String {
     }
     if let (Left::Between, Some(FlipError::NotWhole { .. })) = (left, source) {
         return format!("{abort} gives authority back to the monolith, which has all rows");
+    }
+    if let (Left::Between, Some(FlipError::Retired { undo, .. })) = (left, source) {
+        return format!("{undo}; then {again} finishes it, or {abort} takes it back");
     }
     match left {
         Left::Moved => format!(
@@ -603,6 +615,7 @@ pub fn finish(ui: &mut Ui, outcome: Result<Exit, CliError>) -> Exit {
         CliError::Unfit(problems)
         | CliError::Astray(problems)
         | CliError::FlipRefused(problems)
+        | CliError::RetireRefused(problems)
         | CliError::Provision(ProvisionError::Refused { problems }) => {
             ui.words(check::list(problems).trim_end());
             show(ui, &error.to_string(), &error, &page);

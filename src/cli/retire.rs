@@ -1,15 +1,24 @@
 //! `strangler retire`.
 
+use std::collections::{BTreeMap, BTreeSet};
+
+use clap::ValueEnum;
 use serde::Serialize;
 
+use super::environment::Environment;
 use super::interrupt;
 use super::open::{self, Needs, Opened, PlanFile, Slices};
 use super::report::{CliError, Exit};
 use super::ui::{Format, Ui};
 use crate::check;
+use crate::journal::ledger::Author;
+use crate::mapping::Mappings;
+use crate::postgres::connect::{APPLY_ROLE, Session};
 use crate::postgres::introspect;
-use crate::problem::Severity;
-use crate::retire::{self, Asked, SliceReport};
+use crate::problem::{Problem, Severity};
+use crate::provision::Databases;
+use crate::retire::{self, Asked, Job, RetireError, SliceReport, Work};
+use crate::status::judge::shell_word;
 
 /// `pg_stat_activity.application_name` of its sessions.
 const APPLICATION: &str = "strangler retire";
@@ -17,31 +26,55 @@ const APPLICATION: &str = "strangler retire";
 /// What an interruption leaves behind.
 const UNTOUCHED: &str = "retire --report changes nothing";
 
-/// Show who still uses the old tables of a slice that its service has taken over
+/// Take a slice's old tables away, a stage at a time, once its service has proven itself
 ///
-/// While a service has the authority, a running mirror watches the monolith's tables: scans by others, as the server counts
-/// them, with the tool's own subtracted; sessions that hold a lock on a table, with role, application, address and statement;
-/// statements that name it, where pg_stat_statements is there; rows written past a gate. Shown are these since the authority
-/// moved, with the last time, and the objects of the monolith that name the tables: views with their definition, functions,
-/// foreign keys, policies, publications, scheduled jobs.
+/// --report shows who still uses the old tables. While a service has the authority, a running mirror watches them: scans by
+/// others, as the server counts them, with the tool's own subtracted; sessions that read or write a table, with role, application,
+/// address and statement; statements that name it, where pg_stat_statements is there; rows written past a gate. Shown are these
+/// since the authority moved, with the last time, and the objects of the monolith that name the tables: views with their
+/// definition, functions, foreign keys, policies, publications, scheduled jobs. A table is quiet once nobody has used it for the
+/// plan's quiet_period.
 ///
-/// A table is quiet once nobody has used it for the plan's quiet_period.
+/// --stage revoke takes the rights on the old tables and their partitions away from everybody but their owner and the plan's links:
+/// whoever still needs them fails, and strangler unretire gives everything back as it was. Without --confirm it runs the statements,
+/// rolls them back and shows them. It is refused until safety_period is over, clean_runs_before_retire full verdicts since the flip
+/// were clean, the last one stands, and --report finds nothing in the way (foreign keys may stay: they are checked with the rights of
+/// the tables' owners); while the application's role owns the tables or needs no rights, because nothing would stop it; and
+/// while somebody else than the owner has given rights, which could not be given back as they were. The mirror goes on; flip --back
+/// and disarm are refused until the rights are back.
 ///
-/// Reads through the read and apply links and changes nothing.
-///
-/// Exit code 0: nothing stands in the way. 1: something does. 4: a database could not be reached.
+/// Exit code of --report 0: nothing stands in the way. 1: something does. Of --stage 0: done, or shown and allowed. 3: refused. 4:
+/// a database could not be reached, or others held the tables' rights. 5: nothing was done, or all of it and only the ledger's entry is
+/// missing; the message says which.
 #[derive(Debug, clap::Args)]
+#[command(group = clap::ArgGroup::new("what").required(true).args(["report", "stage"]))]
 pub(super) struct Arguments {
     #[command(flatten)]
     plan: PlanFile,
     #[command(flatten)]
     slices: Slices,
     /// Look, and change nothing
-    #[arg(long, required = true)]
+    #[arg(long)]
     report: bool,
+    /// The next stage
+    #[arg(long, value_enum, value_name = "STAGE")]
+    stage: Option<StageName>,
+    /// Do what was shown under this token
+    #[arg(long, value_name = "TOKEN", requires = "stage", conflicts_with = "report")]
+    confirm: Option<String>,
+    /// Who approved it; the name goes into the ledger. Needed where the plan says `approval: required`
+    #[arg(long, value_name = "NAME", requires = "stage", conflicts_with = "report", value_parser = super::flip::name)]
+    approved_by: Option<String>,
     /// How to report
-    #[arg(long, value_enum, default_value_t)]
+    #[arg(long, value_enum, default_value_t, conflicts_with = "stage")]
     format: Format,
+}
+
+/// Stages, in their order.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum StageName {
+    /// Take away the rights on the old tables
+    Revoke,
 }
 
 /// The document of `--format json` (docs/json-output.md).
@@ -54,6 +87,13 @@ struct Document<'a> {
 }
 
 pub(super) async fn run(ui: &mut Ui, arguments: &Arguments) -> Result<Exit, CliError> {
+    match arguments.stage {
+        Some(StageName::Revoke) => Box::pin(stage(ui, arguments)).await,
+        None => Box::pin(report(ui, arguments)).await,
+    }
+}
+
+async fn report(ui: &mut Ui, arguments: &Arguments) -> Result<Exit, CliError> {
     let opened = open::open(ui, &arguments.plan, &arguments.slices.slices, Needs::Rows)?.answering();
     let mut slices = Vec::new();
     for slice in opened.heard(interrupt::unless(UNTOUCHED, Box::pin(look(ui, &opened))).await)? {
@@ -96,10 +136,150 @@ async fn look(ui: &mut Ui, opened: &Opened) -> Result<Vec<SliceReport>, CliError
         };
         let failed = |source| CliError::Retire {
             slice: slice.clone(),
+            done: "looked at",
             provision: opened.typed(&format!("strangler provision PLAN --slice {slice}")),
-            source,
+            source: Box::new(source),
         };
         slices.push(retire::judge(&retire::gather(asked).await.map_err(failed)?));
     }
     Ok(slices)
+}
+
+async fn stage(ui: &mut Ui, arguments: &Arguments) -> Result<Exit, CliError> {
+    let opened = one_slice(ui, "retire", &arguments.plan, &arguments.slices)?;
+    let state =
+        "nothing is half-done: the rights are all there, or all taken away; strangler status PLAN says which";
+    let work = async {
+        let hands = Hands::connect(ui, &opened).await?;
+        let job = hands.job(&opened, arguments.approved_by.as_deref())?;
+        let done = retire::revoke(&job, arguments.confirm.as_deref()).await;
+        let done = done.map_err(|source| failed(&opened, "taken away", source))?;
+        warn(ui, &opened.typed_all(done.problems));
+        let slice = shell_word(job.work.slice);
+        if done.before {
+            ui.words("the rights were taken away before");
+        } else if arguments.confirm.is_none() {
+            ui.data(&statements(&done.statements))?;
+            let approved =
+                arguments.approved_by.as_deref().map(|name| format!(" --approved-by {}", shell_word(name)));
+            ui.words(&opened.typed(&format!(
+                "nothing was done. To do exactly this: strangler retire PLAN --slice {slice} --stage revoke{} --confirm {}",
+                approved.unwrap_or_default(),
+                done.token
+            )));
+            return Ok(Exit::Clean);
+        } else {
+            ui.words("the rights on the old tables are taken away");
+        }
+        ui.words(&opened.typed(&format!("to give them back: strangler unretire PLAN --slice {slice}")));
+        Ok(Exit::Clean)
+    };
+    opened.heard(interrupt::unless(&opened.typed(state), Box::pin(work)).await)
+}
+
+/// One transaction, as it could be typed.
+pub(super) fn statements(sql: &[String]) -> String {
+    let lines = std::iter::once("BEGIN").chain(sql.iter().map(String::as_str)).chain(["COMMIT"]);
+    lines.map(|line| format!("{line};\n")).collect()
+}
+
+fn warn(ui: &mut Ui, problems: &[Problem]) {
+    if !problems.is_empty() {
+        ui.words(check::list(problems).trim_end());
+    }
+}
+
+/// A plan and the one slice of it that the command is about.
+pub(super) fn one_slice(
+    ui: &mut Ui,
+    verb: &'static str,
+    plan: &PlanFile,
+    slices: &Slices,
+) -> Result<Opened, CliError> {
+    let opened = open::open(ui, plan, &slices.slices, Needs::All)?.answering();
+    if opened.slices.len() > 1 {
+        return Err(CliError::WhichSlice { verb, one: true, known: opened.slices.clone() });
+    }
+    Ok(opened)
+}
+
+/// The sessions and facts that a stage works with.
+struct Hands {
+    mappings: Mappings,
+    catalogs: Session,
+    monolith: Session,
+    service: Session,
+    databases: Databases,
+    watch: Session,
+    own: BTreeSet<String>,
+    user: String,
+    author: Author,
+}
+
+impl Hands {
+    async fn connect(ui: &mut Ui, opened: &Opened) -> Result<Self, CliError> {
+        let mappings = opened.mappings(ui).await?;
+        let links = &opened.monolith;
+        let mut own = BTreeSet::from([APPLY_ROLE.to_owned()]);
+        for server in [&links.admin, &links.read, &links.apply] {
+            own.insert(server.login()?.0);
+        }
+        let Some((name, ways)) = opened.services.iter().next() else {
+            return Err(CliError::WhichSlice { verb: "retire", one: true, known: opened.slices.clone() });
+        };
+        let admin = ways.admin.connect(APPLICATION).await?.into_client();
+        let databases = Databases {
+            monolith: links.admin.connect(APPLICATION).await?.into_client(),
+            services: BTreeMap::from([(name.clone(), admin)]),
+        };
+        Ok(Self {
+            mappings,
+            catalogs: links.read.connect(APPLICATION).await?,
+            monolith: links.apply.connect(APPLICATION).await?,
+            service: ways.apply.connect(APPLICATION).await?,
+            databases,
+            watch: links.admin.connect(APPLICATION).await?,
+            own,
+            user: links.admin.login()?.0,
+            author: Environment.author(),
+        })
+    }
+
+    fn job<'a>(&'a self, opened: &'a Opened, approved_by: Option<&'a str>) -> Result<Job<'a>, CliError> {
+        let slice = opened.slices.first().and_then(|slice| self.mappings.get(slice));
+        let Some(mapping) = slice else {
+            return Err(CliError::WhichSlice { verb: "retire", one: true, known: opened.slices.clone() });
+        };
+        let work = Work {
+            plan: &opened.plan,
+            mappings: &self.mappings,
+            slice: &mapping.slice,
+            databases: &self.databases,
+            watch: &self.watch,
+            user: &self.user,
+            author: &self.author,
+        };
+        Ok(Job {
+            work,
+            mapping,
+            catalogs: &self.catalogs,
+            monolith: &self.monolith,
+            service: &self.service,
+            own: &self.own,
+            approved_by,
+        })
+    }
+}
+
+/// `done` is what was to be done.
+pub(super) fn failed(opened: &Opened, done: &'static str, source: RetireError) -> CliError {
+    if let RetireError::Refused { problems } = source {
+        return CliError::RetireRefused(opened.typed_all(problems));
+    }
+    CliError::Retire {
+        slice: opened.slices.join(", "),
+        done,
+        provision: opened.typed("strangler provision PLAN"),
+        source: Box::new(source),
+    }
 }

@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use serde::Serialize;
 
 use super::facts::{Facts, Place, Seen};
-use crate::journal::inventory::{Gate, SliceEntry, Slot, StreamEntry};
+use crate::journal::inventory::{Gate, RightsAway, SliceEntry, Slot, StreamEntry};
 use crate::name::{quote_ident, quote_literal};
 use crate::problem::{Problem, START_ANEW};
 use crate::words;
@@ -23,6 +23,8 @@ pub enum Kind {
     Slice,
     /// A gate: its table, its function, its triggers.
     Gate,
+    /// Rights on old tables that were taken away.
+    Rights,
     /// A publication.
     Publication,
     /// A replication slot.
@@ -41,6 +43,7 @@ impl Kind {
             Self::Schema => "schema",
             Self::Slice => "slice",
             Self::Gate => "gate",
+            Self::Rights => "rights",
             Self::Publication => "publication",
             Self::Slot => "slot",
             Self::Copy => "copy",
@@ -148,6 +151,7 @@ impl Judge<'_> {
         let mut objects: Vec<Object> = self.schema().into_iter().collect();
         objects.extend(self.seen.entries.slices.iter().map(|entry| self.slice(&entry.slice)));
         objects.extend(found.gates.iter().map(|gate| self.gate(gate)));
+        objects.extend(self.seen.entries.rights.iter().map(|of| self.rights(of)));
         objects.extend(found.publications.iter().map(|of| self.publication(&of.name, of.tables)));
         objects.extend(found.slots.iter().map(|slot| self.slot(slot)));
         objects.extend(self.seen.entries.streams.iter().filter_map(|stream| self.lost_slot(stream)));
@@ -252,6 +256,47 @@ impl Judge<'_> {
                 "once you know that: DROP FUNCTION strangler.{}() CASCADE; then strangler doctor PLAN --clean",
                 quote_ident(&object.name)
             ));
+        object.wrong(problem)
+    }
+
+    /// Whose they were is written down here alone, so what is said of them ends with the command that gives them back.
+    fn rights(&self, of: &RightsAway) -> Object {
+        let (slice, belongs) = (&of.slice, self.owner(&of.slice));
+        let count = words::plural(usize::try_from(of.count).unwrap_or(0), "right");
+        let since = of.since.as_ref().map(|since| format!("taken away since {since}"));
+        let detail = format!("{count} {}", since.as_deref().unwrap_or("could not be given back"));
+        let object = Object::new(Kind::Rights, slice, belongs.clone()).like(&detail);
+        let undo = format!("strangler unretire PLAN --slice {slice}");
+        let fact = |about: &str| format!("on its old tables {detail}{about}");
+        match belongs {
+            Belongs::OtherPlan(_) => return object,
+            Belongs::Slice(_) if self.facts.slices.contains_key(slice) => {}
+            Belongs::Slice(_) | Belongs::Database | Belongs::Nobody | Belongs::Unknown => {
+                let problem = Problem::error("rights-without-slice", slice)
+                    .fact(fact(", and the plan has no such slice here"))
+                    .consequence(
+                        "whoever had them can't use the tables, and nothing but strangler.revoked_right knows who that was",
+                    )
+                    .next(format!("name the slice in the plan as it was; then {undo}"));
+                return object.wrong(problem);
+            }
+        }
+        let gate = self.seen.objects.gates.iter().find(|gate| gate.slice == *slice);
+        let open = gate.is_some_and(|gate| gate.state.as_deref() == Some("OPEN"));
+        let problem = match (&of.since, open) {
+            (None, _) => Problem::warning("rights-left", slice)
+                .fact(fact(""))
+                .consequence("their tables, columns or roles are not there any more")
+                .next(format!("{undo} names them and tries again, and with --give-up forgets them")),
+            (Some(_), true) => Problem::error("retired", slice)
+                .fact(fact(", and the monolith has the authority"))
+                .consequence("its application can't use its tables")
+                .next(undo),
+            (Some(_), false) => Problem::note("rights-away", slice)
+                .fact(fact(""))
+                .consequence("nobody but the tool, their owners and superusers may use the old tables")
+                .next(format!("{undo} gives them back, should anybody miss them")),
+        };
         object.wrong(problem)
     }
 

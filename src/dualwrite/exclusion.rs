@@ -1,8 +1,9 @@
 //! One at a time: a session lock by which verbs that change what guards a slice keep each other away.
 //!
-//! Taken in every database that a verb works on, by `provision`, `arm` and `disarm`, and shared by flips on both sides, which
-//! therefore meet no change of gates half-way, and do not meet each other here. A session lock rather than a transaction, so that nothing is held open across
-//! databases; it ends with its session, however that ends. Safety does not rest on it.
+//! Taken in every database that a verb works on, by `provision`, `arm`, `disarm`, `retire` and `unretire`, and shared by flips on both
+//! sides, which therefore meet no change of gates or of old tables half-way, and do not meet each other here. A session lock rather
+//! than a transaction, so that nothing is held open across databases; it ends with its session, however that ends. No row's safety
+//! rests on it.
 
 use std::time::{Duration, Instant};
 

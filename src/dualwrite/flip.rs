@@ -167,6 +167,16 @@ pub enum FlipError {
         /// It was settled that several slices move, so that none of them goes back.
         settled: bool,
     },
+    /// The monolith can't be opened, because the rights on its old tables were taken away.
+    #[error(
+        "the rights on the monolith's old tables are away since {since}, so it can't be opened; {undo} gives them back"
+    )]
+    Retired {
+        /// Since when, RFC 3339.
+        since: String,
+        /// The command that gives them back.
+        undo: String,
+    },
     /// A side can't be opened, because standbys of the one that was closed do not come to have its fence.
     #[error("standbys have not flushed what closed the other side: {}", names.join(", "))]
     Standbys {

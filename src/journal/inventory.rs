@@ -80,6 +80,19 @@ pub struct Entries {
     pub unfinished: Vec<Unfinished>,
     /// Indexes and constraints that wait, by slice.
     pub deferred: Vec<(String, i64)>,
+    /// Rights on old tables that were taken away.
+    pub rights: Vec<RightsAway>,
+}
+
+/// Rights on the old tables of one slice that were taken away and are not given back.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RightsAway {
+    /// Slice.
+    pub slice: String,
+    /// Since when the stage stands, RFC 3339; `None` where it was taken back, and some rights could not be.
+    pub since: Option<String>,
+    /// How many rights are written down.
+    pub count: i64,
 }
 
 /// A slice's row.
@@ -217,6 +230,10 @@ const UNFINISHED_SQL: &str =
 const DEFERRED_SQL: &str =
     "SELECT slice, count(*) FROM strangler.deferred WHERE done_at IS NULL GROUP BY slice ORDER BY slice";
 
+const RIGHTS_SQL: &str = "
+SELECT slice, to_char(r.at AT TIME ZONE 'UTC', 'YYYY-MM-DD\"T\"HH24:MI:SS\"Z\"'), count(w.slice)
+FROM strangler.retirement r FULL JOIN strangler.revoked_right w USING (slice) GROUP BY slice, r.at ORDER BY slice";
+
 /// Reads what our tables say; nothing where our schema is not there.
 ///
 /// # Errors
@@ -260,5 +277,12 @@ async fn read_entries(client: &Client) -> Result<Entries, Error> {
     }
     let deferred = client.query_typed(DEFERRED_SQL, &[]).await?;
     entries.deferred = deferred.iter().map(|row| (row.get(0), row.get(1))).collect();
+    // A database that an earlier version provisioned has nothing retired.
+    let there = "SELECT to_regclass('strangler.revoked_right') IS NOT NULL";
+    if client.query_typed_one(there, &[]).await?.get(0) {
+        for row in client.query_typed(RIGHTS_SQL, &[]).await? {
+            entries.rights.push(RightsAway { slice: row.get(0), since: row.get(1), count: row.get(2) });
+        }
+    }
     Ok(entries)
 }

@@ -22,7 +22,9 @@ use crate::lsn::Lsn;
 
 pub use anchor::{Anchor, Anchored, accept, anchor, anchors};
 pub use chain::Hash;
-pub use kinds::{ACCEPTED, ALARM, ARM, COPY, DISARM, FLIP, PLAN, PROVISION, REHEARSAL, REPAIR, VERDICT};
+pub use kinds::{
+    ACCEPTED, ALARM, ARM, COPY, DISARM, FLIP, PLAN, PROVISION, REHEARSAL, REPAIR, RETIRE, UNRETIRE, VERDICT,
+};
 pub use subject::{Subject, transaction, what_changed};
 pub use verify::{Broken, Fault, Remembered, Verified, VerifyError, remembered, verify, verify_from};
 

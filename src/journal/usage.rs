@@ -22,6 +22,9 @@ const OWN: &str = "SELECT t.n, \
 /// System"): as long as that, whatever the counters show may be older than a watch that begins. Microseconds.
 pub const SETTLES_US: i64 = 60_000_000;
 
+/// Longest statement that is kept, in characters: enough to find it in the application's code.
+pub const STATEMENT_CHARS: usize = 200;
+
 /// What is known of one table.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct TableUse {

@@ -4,7 +4,7 @@ use tokio_postgres::Client;
 use tokio_postgres::types::{PgLsn, ToSql, Type};
 
 use super::JournalError;
-use super::ledger::VERDICT;
+use super::ledger::{FLIP, VERDICT};
 use crate::lsn::Lsn;
 
 /// A verdict's entry.
@@ -129,6 +129,28 @@ pub async fn differed_before(
                ORDER BY id DESC LIMIT 1";
     let row = client.query_opt(sql, &[&slice, &VERDICT, &epoch, &authority]).await.map_err(reading())?;
     Ok(row.map(|row| DifferedBefore { entry: row.get(0), at: row.get(1), tables: row.get(2) }))
+}
+
+/// The move that gave a service its authority, and what was proven since.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct SinceMove {
+    /// How long ago it was, in seconds, by the service's clock.
+    pub ago_s: f64,
+    /// Full clean verdicts after it.
+    pub clean: i64,
+}
+
+/// The same; `None` where the ledger has no entry of the move that made `epoch`.
+///
+/// # Errors
+/// [`JournalError::Database`].
+pub async fn since_move(client: &Client, slice: &str, epoch: i64) -> Result<Option<SinceMove>, JournalError> {
+    let sql = "SELECT greatest(0, extract(epoch FROM clock_timestamp() - m.at))::float8, \
+                   (SELECT count(*) FROM strangler.ledger v WHERE v.slice = $1 AND v.kind = $2 AND v.id > m.id \
+                       AND v.body ->> 'full' = 'true' AND v.body ->> 'outcome' = 'clean') \
+               FROM strangler.ledger m WHERE m.slice = $1 AND m.kind = $3 AND m.epoch = $4 ORDER BY m.id LIMIT 1";
+    let row = client.query_opt(sql, &[&slice, &VERDICT, &FLIP, &epoch]).await.map_err(reading())?;
+    Ok(row.map(|row| SinceMove { ago_s: row.get(0), clean: row.get(1) }))
 }
 
 /// A strict verdict found rows that differ, and no full strict one has taken that back: one by meaning does not see them.

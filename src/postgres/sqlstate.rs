@@ -102,6 +102,23 @@ pub fn is_lock_timeout(error: &Error) -> bool {
     code(error) == Some("55P03")
 }
 
+/// A table that was named is not there (42P01).
+#[must_use]
+pub fn is_undefined_table(error: &Error) -> bool {
+    code(error) == Some("42P01")
+}
+
+/// Somebody else changed the same row of a catalog at the same moment, or each waited for the other. Catalogs have no SQLSTATE for
+/// that, and the server's own words for it are not translated.
+#[must_use]
+pub fn is_concurrent_change(error: &Error) -> bool {
+    let concurrent = |server: &DbError| server.message().starts_with("tuple concurrently ");
+    match code(error) {
+        Some("XX000") => error.as_db_error().is_some_and(concurrent),
+        other => other == Some("40P01"),
+    }
+}
+
 /// The connection is gone, or the server said that it is about to be.
 #[must_use]
 pub fn is_connection_lost(error: &Error) -> bool {

@@ -61,7 +61,7 @@ pub enum ProvisionError {
     },
     /// Another provision, arm or disarm works on the database.
     #[error(
-        "{database}: another `strangler provision`, `arm` or `disarm`, or a `flip`, is at work there; wait until it has ended and \
+        "{database}: another `strangler provision`, `arm`, `disarm`, `retire` or `unretire`, or a `flip`, is at work there; wait until it has ended and \
          run it again"
     )]
     Busy {

@@ -1,12 +1,14 @@
-//! What `provision`, `arm` and `disarm` tell the ledgers: once for each step that was taken, after the last one. A run that was
-//! killed or stopped before that has its steps in the journals, and the next one tells of them.
+//! What `provision`, `arm`, `disarm`, `retire` and `unretire` tell the ledgers: once for each step that was taken, after the last
+//! one. A run that was killed or stopped before that has its steps in the journals, and the next one tells of them.
 
 use tokio_postgres::Client;
 
 use super::{Database, Databases, ProvisionError};
 use crate::failpoint;
 use crate::journal::JournalError;
-use crate::journal::ledger::{self, ARM, Author, DISARM, NewEntry, PROVISION, Subject, steps};
+use crate::journal::ledger::{
+    self, ARM, Author, DISARM, NewEntry, PROVISION, RETIRE, Subject, UNRETIRE, steps,
+};
 use crate::journal::slices;
 use crate::lsn::Lsn;
 use crate::mapping::{Mappings, SliceMapping};
@@ -74,8 +76,12 @@ async fn of_slice(
     let policy = run.plan.slices.get(name).map_or(&run.plan.policy, |slice| &slice.policy);
     let subject = Subject::new(&run.plan.name, slice, policy.hash(), run.author.clone());
     let mut made = subject.note_plan(service, run.verb).await?;
-    // Of an `arm` that was cut off the `disarm` after it tells, too.
-    let verbs: &[&str] = if run.verb == PROVISION { &[PROVISION] } else { &[ARM, DISARM] };
+    // Of an `arm` that was cut off the `disarm` after it tells, too, and so on.
+    let verbs: &[&str] = match run.verb {
+        PROVISION => &[PROVISION],
+        RETIRE | UNRETIRE => &[RETIRE, UNRETIRE],
+        _ => &[ARM, DISARM],
+    };
     for verb in verbs {
         if steps::untold(service, monolith, verb, Some(name)).await?.is_empty() {
             continue;

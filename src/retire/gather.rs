@@ -8,9 +8,15 @@ use super::dependents;
 use super::facts::{SliceFacts, StrayWrites};
 use crate::authority::Side;
 use crate::catalog::Catalog;
-use crate::journal::{JournalError, alarms, slices, usage};
+use crate::journal::usage::{self, STATEMENT_CHARS, TableUser};
+use crate::journal::{JournalError, alarms, slices};
 use crate::mapping::SliceMapping;
-use crate::postgres::statements_seen;
+use crate::name::TableName;
+use crate::postgres::introspect::IntrospectError;
+use crate::postgres::{sqlstate, statements_seen};
+use crate::problem::Problem;
+use crate::provision::ProvisionError;
+use crate::words::statement;
 
 /// What is asked, and whom.
 #[derive(Debug, Clone, Copy)]
@@ -33,11 +39,78 @@ pub enum RetireError {
     /// Our own tables.
     #[error(transparent)]
     Journal(#[from] JournalError),
+    /// The monolith's catalogs.
+    #[error(transparent)]
+    Catalog(#[from] IntrospectError),
     /// The slice is not provisioned.
     #[error("slice {slice} is not provisioned")]
     NotProvisioned {
         /// Slice.
         slice: String,
+    },
+    /// An earlier version provisioned the monolith.
+    #[error("strangler's tables in the monolith are of an earlier version")]
+    Outdated,
+    /// Something stands in the way.
+    #[error("the old tables stay as they are")]
+    Refused {
+        /// What.
+        problems: Vec<Problem>,
+    },
+    /// What is to be done is not what was shown.
+    #[error(
+        "what is to be done for slice {slice} is not what was shown: something changed since; nothing was done"
+    )]
+    Changed {
+        /// Slice.
+        slice: String,
+    },
+    /// The catalog does not have afterwards what was given back.
+    #[error("the server did not give back {missing}; nothing was done")]
+    NotExact {
+        /// Which rights.
+        missing: String,
+    },
+    /// Somebody else changed rights at the same moment.
+    #[error("somebody else changes rights on the old tables at the same time, so nothing was done")]
+    Raced,
+    /// Somebody holds what is needed.
+    #[error("waited too long for somebody else's transaction{}; nothing was done", .who.as_ref().map(|who| format!(": {who}")).unwrap_or_default())]
+    Waited {
+        /// Who it is, as far as that is to be seen.
+        who: Option<String>,
+    },
+    /// A statement of a stage failed.
+    #[error("{}, and nothing was done: {sql}", failure(.owner.as_deref(), .source))]
+    Statement {
+        /// The statement.
+        sql: String,
+        /// As whom it was made, where that is not the administrator.
+        owner: Option<String>,
+        /// Why.
+        #[source]
+        source: tokio_postgres::Error,
+    },
+    /// The databases are held by somebody else.
+    #[error(transparent)]
+    Provision(#[from] ProvisionError),
+    /// It was done and committed, and the service's ledger could not be told.
+    #[error("the rights are {done}; only the ledger's entry is missing")]
+    Untold {
+        /// `taken away`, `given back`.
+        done: &'static str,
+        /// Why.
+        #[source]
+        source: ProvisionError,
+    },
+    /// The link was lost at the COMMIT, and what came of it could not be asked.
+    #[error("it is not known whether the rights are {done}: the link was lost at the COMMIT")]
+    Unknown {
+        /// `taken away`, `given back`.
+        done: &'static str,
+        /// Why.
+        #[source]
+        source: tokio_postgres::Error,
     },
     /// A statement failed.
     #[error("could not read {what}")]
@@ -56,8 +129,22 @@ const UNCOUNTED: &str = "SELECT 'the server' WHERE current_setting('track_counts
     FROM pg_db_role_setting s, unnest(s.setconfig) AS c WHERE CASE WHEN c ~* '^track_counts=' THEN NOT split_part(c, '=', 2)::boolean ELSE false END \
         AND s.setdatabase IN (0, (SELECT oid FROM pg_database WHERE datname = current_database()))";
 
+/// As whom a statement failed, and the server's own words: GRANT and REVOKE meet no rows, so that these can't quote any, also where a
+/// trigger said them.
+fn failure(owner: Option<&str>, source: &tokio_postgres::Error) -> String {
+    let owner = owner.map(|owner| format!(" as {owner}")).unwrap_or_default();
+    let said = raised(source).map(|said| format!(" ({said})")).unwrap_or_default();
+    format!("a statement failed{owner}{said}")
+}
+
+/// The words of a trigger or function, which are left out elsewhere.
+fn raised(source: &tokio_postgres::Error) -> Option<&str> {
+    let said = source.as_db_error()?.message();
+    (!sqlstate::words(source).contains(said)).then_some(said)
+}
+
 impl RetireError {
-    fn database(what: &'static str) -> impl FnOnce(tokio_postgres::Error) -> Self {
+    pub(super) fn database(what: &'static str) -> impl FnOnce(tokio_postgres::Error) -> Self {
         move |source| Self::Database { what, source }
     }
 }
@@ -79,7 +166,8 @@ pub async fn gather(asked: Asked<'_>) -> Result<SliceFacts, RetireError> {
         (_, _) => None,
     };
     let known = usage::tables(monolith, slice).await?;
-    let names = dependents::with_partitions(asked.catalog, mapping.tables.iter().map(|table| &table.source));
+    let sources: Vec<TableName> = mapping.tables.iter().map(|table| table.source.clone()).collect();
+    let names = dependents::with_partitions(asked.catalog, sources.iter());
     let tables = mapping.tables.iter().map(|table| {
         let label = table.source.to_string();
         let seen = known.iter().find(|(name, seen)| *name == label && seen.epoch == here.epoch);
@@ -87,6 +175,8 @@ pub async fn gather(asked: Asked<'_>) -> Result<SliceFacts, RetireError> {
     });
     let uncounted = monolith.query(UNCOUNTED, &[]).await;
     let uncounted = uncounted.map_err(RetireError::database("what the monolith does not count"))?;
+    // Before the clock is read, so that nobody was met in the future.
+    let now = usage::sessions(monolith, &sources).await?;
     let asking = "SELECT (extract(epoch FROM clock_timestamp()) * 1000000)::bigint, pg_has_role('pg_read_all_stats', 'USAGE'), \
                   (SELECT count(*) FROM pg_stat_replication r JOIN pg_stat_activity a USING (pid) WHERE a.datid IS NULL)";
     let row = monolith.query_one(asking, &[]).await.map_err(RetireError::database("the monolith's clock"))?;
@@ -101,7 +191,7 @@ pub async fn gather(asked: Asked<'_>) -> Result<SliceFacts, RetireError> {
         now_us: row.get(0),
         quiet_us: i64::try_from(asked.quiet_period.as_micros()).unwrap_or(i64::MAX),
         tables: tables.collect(),
-        users: usage::users(monolith, slice).await?,
+        users: with(usage::users(monolith, slice).await?, now),
         strays: strays
             .into_iter()
             .map(|(source_table, count, last_us)| StrayWrites { source_table, count, last_us })
@@ -112,4 +202,20 @@ pub async fn gather(asked: Asked<'_>) -> Result<SliceFacts, RetireError> {
         uncounted: uncounted.iter().map(|row| row.get(0)).collect(),
         hidden: !row.get::<_, bool>(1),
     })
+}
+
+/// Whoever was met before, and whoever is there now, also where no mirror has looked since.
+fn with(mut known: Vec<TableUser>, now: Vec<TableUser>) -> Vec<TableUser> {
+    let key = |user: &TableUser| {
+        let TableUser { source_table, how, role, application, client, .. } = user.clone();
+        (source_table, how, role, application, client)
+    };
+    for user in now {
+        let user = TableUser { statement: statement::shown_within(&user.statement, STATEMENT_CHARS), ..user };
+        match known.iter_mut().find(|one| key(one) == key(&user)) {
+            Some(one) => (one.last_us, one.statement) = (user.last_us, user.statement),
+            None => known.push(user),
+        }
+    }
+    known
 }

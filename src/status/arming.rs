@@ -9,6 +9,7 @@ use super::facts::{ServiceFacts, Slot};
 use crate::dualwrite::guard::{self, Guard};
 use crate::journal::JournalError;
 use crate::journal::arming::{self, Armed};
+use crate::journal::retirement::{self, Retirement};
 use crate::journal::streams::{StreamRow, StreamState};
 use crate::name::TableName;
 
@@ -21,6 +22,10 @@ pub struct ArmingFacts {
     pub armed: Armed,
     /// The reverse stream's row.
     pub reverse: Option<StreamRow>,
+    /// How far its old tables were taken away.
+    pub retirement: Option<Retirement>,
+    /// Rights on them that were taken away and are not given back.
+    pub rights_away: usize,
 }
 
 /// Whether a slice is armed. Serialised as `status --format json` shows it.
@@ -90,6 +95,8 @@ pub async fn read(
         guard: guard::read(client, slice, &tables).await?,
         armed: arming::armed(client, slice).await?,
         reverse: arming::reverse(client, slice).await?,
+        retirement: retirement::read(client, slice).await?,
+        rights_away: retirement::rights(client, slice).await?.len(),
     })
 }
 
@@ -184,6 +191,8 @@ mod tests {
                 applied: Lsn(1),
                 nonce: 0,
             }),
+            retirement: None,
+            rights_away: 0,
         }
     }
 

@@ -8,8 +8,8 @@ use super::arming::{self, ArmedState, ArmedStatus};
 use super::evidence::{self, EvidenceStatus};
 use super::facts::{Gate, MonolithFacts, ProcessRow, ServiceFacts, Side, Slot, Stream, TableRow};
 use super::{
-    Authority, Lag, Phase, Process, SliceFacts, SliceStatus, TableStatus, Unreachable, Wal, WalLimit,
-    WalReading,
+    Authority, Lag, Phase, Process, RetirementStatus, SliceFacts, SliceStatus, TableStatus, Unreachable, Wal,
+    WalLimit, WalReading,
 };
 use crate::journal::migrate::Form;
 use crate::journal::whereabouts::Astray;
@@ -116,6 +116,8 @@ pub fn judge(facts: &SliceFacts, commands: &Commands) -> SliceStatus {
         deferred: service.map(|service| service.deferred.clone()).unwrap_or_default(),
         evidence: evidence_of(facts, slot),
         armed: armed_of(monolith, service),
+        retirement: monolith
+            .and_then(|monolith| retirement_of(monolith, commands.of("unretire", &facts.slice, ""))),
         outdated: outdated(facts),
         unreachable: unreachable(facts),
         alarms: Vec::new(),
@@ -130,9 +132,14 @@ pub fn judge(facts: &SliceFacts, commands: &Commands) -> SliceStatus {
             facts.slice
         ));
     }
+    status.alarms.extend(monolith.and_then(|monolith| rights_alarm(monolith, &facts.slice, commands)));
     status.alarms.extend(alarms(&status, service, slot));
     status.alarms.extend(back::alarms(&status));
     status.next = next(&status, (moving.as_ref(), service), commands);
+    if is_open(monolith) && moving.is_none() {
+        // Writers are let in, and may not use their tables.
+        status.next = status.retirement.as_ref().map(|done| done.undo.clone()).or(status.next);
+    }
     if (!facts.claimed.is_empty() || facts.mapping_changed) && moving.is_none() {
         // No other verb works, or may, before it is settled whose the table is.
         status.next = Some(commands.check());
@@ -164,6 +171,7 @@ fn astray(facts: &SliceFacts, commands: &Commands) -> SliceStatus {
         deferred: Vec::new(),
         evidence: None,
         armed: None,
+        retirement: None,
         outdated: Vec::new(),
         unreachable: unreachable(facts),
         alarms: facts.astray.iter().map(alarm).collect(),
@@ -383,6 +391,36 @@ fn evidence_of(facts: &SliceFacts, slot: SlotFacts<'_>) -> Option<EvidenceStatus
         proof.lacks.push(lost);
     }
     Some(proof)
+}
+
+fn retirement_of(monolith: &MonolithFacts, undo: String) -> Option<RetirementStatus> {
+    let done = monolith.arming.as_ref()?.retirement.as_ref()?;
+    Some(RetirementStatus { stage: done.stage.as_str(), since: done.at.clone(), undo })
+}
+
+/// The monolith's gate is open.
+fn is_open(monolith: Option<&MonolithFacts>) -> bool {
+    monolith.and_then(|monolith| monolith.gate.as_ref()).is_some_and(|gate| !gate.is_closed())
+}
+
+/// Rights on old tables that are away while the monolith has the authority, or that could not be given back.
+fn rights_alarm(monolith: &MonolithFacts, slice: &str, commands: &Commands) -> Option<String> {
+    let arming = monolith.arming.as_ref()?;
+    let undo = commands.of("unretire", slice, "");
+    match &arming.retirement {
+        Some(done) if is_open(Some(monolith)) => Some(format!(
+            "slice {slice}: the monolith has the authority, and the rights on its tables are {} since {}, so that its application \
+             can't use them; {undo} gives them back [retired]",
+            done.stage.as_str(),
+            done.at
+        )),
+        None if arming.rights_away > 0 => Some(format!(
+            "slice {slice}: {} on its old tables could not be given back; {undo} names what is gone and tries again, and with --give-up \
+             forgets it [rights-left]",
+            words::plural(arming.rights_away, "right")
+        )),
+        Some(_) | None => None,
+    }
 }
 
 /// Nothing before the slice is provisioned: there is no gate to hang.

@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use strangler::failpoint::{ARM, COPY_AGAIN, DISARM, LEDGER, MIRROR, RECORD, REPAIR, REVERSE, START};
+use strangler::failpoint::{ARM, COPY_AGAIN, DISARM, LEDGER, MIRROR, RECORD, REPAIR, RETIRE, REVERSE, START};
 
 /// Calls and statements that make something durable. What is written inside a transaction becomes so at its COMMIT.
 const DURABLE: &[&str] = &[
@@ -45,6 +45,7 @@ fn sources() -> BTreeMap<String, Vec<String>> {
     for room in [
         "cdc",
         "arm",
+        "retire",
         "provision/record.rs",
         "reconcile/repair",
         "reconcile/repair.rs",
@@ -98,7 +99,7 @@ fn every_durable_write_is_followed_by_a_kill_point() {
 fn every_kill_point_is_met_by_the_code_and_listed_once() {
     let code: String = sources().into_values().flatten().collect::<Vec<_>>().join("\n");
     let mut names: Vec<&str> =
-        [MIRROR, COPY_AGAIN, START, REPAIR, REVERSE, ARM, DISARM, LEDGER, RECORD].concat();
+        [MIRROR, COPY_AGAIN, START, REPAIR, REVERSE, ARM, DISARM, RETIRE, LEDGER, RECORD].concat();
     for name in &names {
         assert!(code.contains(&format!("\"{name}\"")), "{name} is never met");
     }

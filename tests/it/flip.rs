@@ -36,8 +36,14 @@ async fn armed_with(tables: &str, setup: &str, on_service: &str) -> (Split, Clie
     let (split, monolith, service) = Split::with_plan(&PLAN.replace("TABLES", tables), setup).await;
     split.provision();
     service.batch_execute(on_service).await.unwrap();
+    let mirror = mirrored_and_armed(&split, &monolith, &service).await;
+    (split, monolith, service, mirror)
+}
+
+/// Arms the slice of a split that is provisioned, with the mirror running.
+pub async fn mirrored_and_armed(split: &Split, monolith: &Client, service: &Client) -> Mirror {
     let mirror = split.mirror(None);
-    mirror.caught_up(&monolith, &service).await;
+    mirror.caught_up(monolith, service).await;
     let arm = split.run("arm", &[]);
     assert_eq!(arm.exit, Some(0), "{}", arm.page());
     let read =
@@ -46,7 +52,7 @@ async fn armed_with(tables: &str, setup: &str, on_service: &str) -> (Split, Clie
         monolith.query_one(read, &[]).await.unwrap().get::<_, bool>(0).then_some(())
     })
     .await;
-    (split, monolith, service, mirror)
+    mirror
 }
 
 /// Moves the authority to the service.

@@ -227,7 +227,7 @@ fn command_lines(text: &str) -> Vec<Vec<String>> {
                 let option = part.starts_with("--");
                 let filled = part == "filled" || !part.chars().any(|c| c.is_ascii_lowercase());
                 let takes = option || value.is_some_and(|named| named || filled);
-                *value = option.then_some(part == "--slice");
+                *value = option.then_some(["--slice", "--kind", "--stage"].contains(&part.as_str()));
                 takes.then(|| part.clone())
             });
             lines.push(line[..=plan].iter().cloned().chain(options).collect());

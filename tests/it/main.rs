@@ -45,6 +45,7 @@ mod regression;
 mod repairs;
 mod replication;
 mod retail;
+mod retire;
 mod reverse;
 mod rights;
 mod runbooks;

@@ -1,6 +1,6 @@
 //! The bodies of entries in some words; none where a body is not what this version writes.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use serde_json::Value;
 
@@ -22,7 +22,12 @@ pub(super) fn steps(body: &Value) -> Option<String> {
     }
     let actions: Vec<String> = actions.iter().map(|(action, count)| format!("{count} {action}")).collect();
     let count = words::plural(usize::try_from(count).unwrap_or(usize::MAX), "step");
-    Some(format!("{count}: {}", actions.join(", ")))
+    let approvers: BTreeSet<&str> =
+        body.get("taken")?.as_array()?.iter().filter_map(|step| text(step, "approved_by")).collect();
+    let approvers: Vec<&str> = approvers.into_iter().collect();
+    let approved =
+        if approvers.is_empty() { String::new() } else { format!(", approved by {}", approvers.join(", ")) };
+    Some(format!("{count}: {}{approved}", actions.join(", ")))
 }
 
 /// `copy 1 of Orders ended: 1,200 rows, 4,096 bytes`.

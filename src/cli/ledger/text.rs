@@ -87,7 +87,7 @@ fn summary(entry: &Shown) -> String {
         "repair" => repair(body),
         "flip" => flip(body),
         "rehearsal" => kinds::rehearsal(body),
-        "provision" | "arm" | "disarm" => kinds::steps(body),
+        "provision" | "arm" | "disarm" | "retire" | "unretire" => kinds::steps(body),
         "copy" => kinds::copy(body),
         "alarm" => kinds::alarm(body),
         "plan" => kinds::plan(body),
@@ -192,7 +192,7 @@ mod tests {
                 "provision",
                 json!({ "steps": 3, "taken": [{ "side": "service", "action": "create table", "object": "Orders" },
                     { "side": "service", "action": "create table", "object": "Lines" },
-                    { "side": "monolith", "action": "set up slice", "object": "ordering" }] }),
+                    { "side": "monolith", "action": "set up slice", "object": "ordering", "approved_by": "Ada" }] }),
             ),
             entry(
                 "copy",

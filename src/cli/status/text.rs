@@ -50,6 +50,12 @@ pub(super) fn page(status: &SliceStatus, paint: Paint) -> String {
     if let Some(armed) = &status.armed {
         fact("armed", armed_words(armed, paint));
     }
+    if let Some(done) = &status.retirement {
+        fact(
+            "retired",
+            format!("rights {} since {}; to give them back: {}", done.stage, done.since, done.undo),
+        );
+    }
     if !status.outdated.is_empty() {
         fact("schema", paint.ink(Ink::Caution, &outdated_words(&status.outdated)));
     }
@@ -319,6 +325,7 @@ mod tests {
             deferred: vec!["index orders_sku on sales.orders".to_owned()],
             evidence: None,
             armed: None,
+            retirement: None,
             outdated: Vec::new(),
             unreachable: Vec::new(),
             alarms: vec!["table Lines diverged: update hit 0 rows".to_owned()],

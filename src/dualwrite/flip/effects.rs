@@ -20,7 +20,7 @@ use crate::failpoint;
 use crate::journal::authority::{self, SliceRows};
 use crate::journal::moves::{self, Blocked};
 use crate::journal::streams::Direction;
-use crate::journal::{JournalError, whereabouts};
+use crate::journal::{JournalError, retirement, whereabouts};
 use crate::lsn::Lsn;
 use crate::postgres::connect::Session;
 
@@ -208,7 +208,7 @@ impl Driver {
         // Beside the drain, so that it costs writers nothing as long as it is the quicker one.
         let (drained, changed) = tokio::join!(
             reached(peer, &slice, (drain, fence), deadline),
-            still_as_judged(judged.as_ref(), (monolith, service), &slice)
+            still_as_judged(judged.as_ref(), (monolith, service), (side, &slice))
         );
         let drained = drained?;
         let mut changed = match changed {
@@ -277,11 +277,12 @@ impl Driver {
             return Ok(event);
         }
         let modes = (Mode::Apply.as_str(), Mode::Tripwire.as_str());
-        // The turn holds the stream's row, without which no copy begins and no table diverges; what is asked behind it stays so.
-        let (turned, not_whole, noted) = tokio::join!(
+        // The turn holds the stream's row, without which no copy begins and no table diverges, and the conditions hold the gate's,
+        // without which no stage of retirement is taken; what is asked behind them stays so.
+        let (turned, in_the_way, noted) = tokio::join!(
             biased;
             authority::turn(acting, &slice, incoming, modes, (epoch.0, at_least)),
-            not_whole(acting, side, &slice),
+            in_the_way(acting, side, &slice),
             authority::noted_sequences(there, &slice)
         );
         match turned {
@@ -289,9 +290,7 @@ impl Driver {
             Ok(false) => return Ok(Event::Missed),
             Err(error) => return event_of(&error, "turning a stream", false),
         }
-        let tables = not_whole.map_err(|error| failed("reading the states of tables", &error))?;
-        if !tables.is_empty() {
-            let why = FlipError::NotWhole { tables };
+        if let Some(why) = in_the_way? {
             self.note_blocked(epoch, &why).await;
             return Err(why);
         }
@@ -420,6 +419,11 @@ impl Driver {
         if let Some(event) = conditions(acting, there, &slice, (side, expects, peer), group).await? {
             return Ok(event);
         }
+        let why = if side == Side::Monolith { retired(acting, &slice).await? } else { None };
+        if let Some(why) = why {
+            self.note_blocked(epoch, &why).await;
+            return Err(why);
+        }
         let owner = side.to_string();
         match authority::reopen(acting, &slice, (expects.epoch.0, epoch.0), &owner).await {
             Ok(true) => {}
@@ -486,21 +490,48 @@ impl Driver {
     }
 }
 
-/// What is not as it was judged; nothing where this driver did not judge it.
+/// What is not as it was judged where authority goes away from `side`; of the data nothing where this driver did not judge it.
 async fn still_as_judged(
     judged: Option<&Judged>,
     sides: (&Session, &Session),
-    slice: &str,
+    (side, slice): (Side, &str),
 ) -> Result<Vec<String>, JournalError> {
-    match judged {
-        Some(judged) => judged.changed(sides, slice).await,
-        None => Ok(Vec::new()),
+    let data = async {
+        match judged {
+            Some(judged) => judged.changed(sides, slice).await,
+            None => Ok(Vec::new()),
+        }
+    };
+    let rights = async {
+        match side {
+            Side::Service => retirement::read(sides.0, slice).await,
+            Side::Monolith => Ok(None),
+        }
+    };
+    let (mut changed, retired) = tokio::try_join!(data, rights)?;
+    changed.extend(retired.map(|_| "the rights on the monolith's old tables were taken away".to_owned()));
+    Ok(changed)
+}
+
+/// What keeps a side from being opened: tables of a service that are no whole copies; old tables of a monolith that nobody may use.
+async fn in_the_way(acting: &Client, side: Side, slice: &str) -> Result<Option<FlipError>, FlipError> {
+    match side {
+        Side::Service => {
+            let tables = judged::not_whole(acting, slice).await;
+            let tables = tables.map_err(|error| failed("reading the states of tables", &error))?;
+            Ok((!tables.is_empty()).then_some(FlipError::NotWhole { tables }))
+        }
+        Side::Monolith => retired(acting, slice).await,
     }
 }
 
-/// Tables that keep a service from being opened. Those of the monolith are no copies that are written down.
-async fn not_whole(acting: &Client, side: Side, slice: &str) -> Result<Vec<String>, JournalError> {
-    if side == Side::Service { judged::not_whole(acting, slice).await } else { Ok(Vec::new()) }
+/// Keeps a monolith from being opened whose old tables nobody may use. Asked behind the lock on the gate's row, which a stage of
+/// retirement holds as well: either it is seen here, or the stage sees an open gate.
+async fn retired(monolith: &Client, slice: &str) -> Result<Option<FlipError>, FlipError> {
+    let done = retirement::read_at_once(monolith, slice).await;
+    let done = done.map_err(|error| failed("reading how far a slice is retired", &error))?;
+    let undo = format!("strangler unretire PLAN --slice {slice}");
+    Ok(done.map(|done| FlipError::Retired { since: done.at, undo }))
 }
 
 /// What every change of a closed gate rests on: both gates as they were observed, see [`lock_both`], and the group row, on the

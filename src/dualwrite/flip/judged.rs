@@ -7,7 +7,7 @@ use tokio_postgres::Client;
 
 use crate::authority::Side;
 use crate::journal::grounds::{self, Ground};
-use crate::journal::{JournalError, copies, verdicts};
+use crate::journal::{JournalError, copies, retirement, verdicts};
 use crate::postgres::connect::Session;
 use crate::reconcile::evidence::{Void, voids};
 
@@ -40,7 +40,10 @@ impl Judged {
     /// [`JournalError`].
     pub(super) async fn warm(&self, session: &Session, side: Side, slice: &str) -> Result<(), JournalError> {
         match side {
-            Side::Monolith => grounds::monolith_again(session, slice).await.map(drop),
+            Side::Monolith => {
+                grounds::monolith_again(session, slice).await?;
+                retirement::read(session, slice).await.map(drop)
+            }
             Side::Service => {
                 grounds::service_again(session, slice).await?;
                 copies::not_live(session, slice).await?;

@@ -124,7 +124,10 @@ async fn finish(member: &Member, order: &Order, (seen, before): (Seen, Option<Fa
         Err(error) => error,
     };
     let why = chain_of(&error);
-    let human = matches!(error.source, FlipError::Full { .. } | FlipError::NotWhole { .. });
+    let human = matches!(
+        error.source,
+        FlipError::Full { .. } | FlipError::NotWhole { .. } | FlipError::Retired { .. }
+    );
     if before.as_ref().is_none_or(|before| before.why != why) {
         let next = if human {
             "nobody may write until that is mended and strangler flip is typed again, or strangler flip --abort"

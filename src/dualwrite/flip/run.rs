@@ -372,7 +372,8 @@ impl Command<'_> {
 
     async fn gates_at_work(&self, slice: &str, database: &str, client: &Client) -> Problem {
         let who = exclusion::holder(client).await;
-        let who = who.unwrap_or_else(|| "`strangler provision`, `arm` or `disarm`".to_owned());
+        let who = who
+            .unwrap_or_else(|| "`strangler provision`, `arm`, `disarm`, `retire` or `unretire`".to_owned());
         let all: String =
             self.members.iter().map(|member| format!(" --slice {}", member.mapping.slice)).collect();
         Problem::error("gates-at-work", format!("slice {slice}"))

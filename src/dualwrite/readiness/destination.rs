@@ -16,7 +16,27 @@ pub(super) fn judge(facts: &Facts, asked: &Asked<'_>) -> Vec<Problem> {
     problems.extend(roles(facts, asked));
     problems.extend(unidentified(facts, asked));
     problems.extend(facts.defaults.iter().filter_map(|one| one.problem(&asked.name(asked.to))));
+    problems.extend(retired(facts, asked));
     problems
+}
+
+/// An application that came back to old tables which it may not use would stand still.
+fn retired(facts: &Facts, asked: &Asked<'_>) -> Option<Problem> {
+    let done = facts.retired.as_ref().filter(|_| asked.to == Side::Monolith)?;
+    Some(
+        Problem::error("retired", asked.name(asked.to))
+            .fact(format!(
+                "the rights on the old tables of slice {} are {} since {}",
+                asked.slice,
+                done.stage.as_str(),
+                done.at
+            ))
+            .consequence("the application could not use them")
+            .next(format!(
+                "strangler unretire {} --slice {}, then the same command",
+                asked.path, asked.slice
+            )),
+    )
 }
 
 fn sequences(facts: &Facts, asked: &Asked<'_>) -> Vec<Problem> {

@@ -5,6 +5,7 @@ use crate::dualwrite::flip::sequences::{Pairs, Stands};
 use crate::journal::grounds::Ground;
 use crate::journal::operators::OperatorRow;
 use crate::journal::readiness::Told;
+use crate::journal::retirement::Retirement;
 use crate::lsn::Lsn;
 use crate::name::TableName;
 use crate::problem::Problem;
@@ -71,6 +72,8 @@ pub struct Facts {
     pub unidentified: Vec<TableName>,
     /// Defaults on the side that opens.
     pub defaults: Vec<ColumnDefault>,
+    /// The monolith's old tables were taken away from the application.
+    pub retired: Option<Retirement>,
     /// Who else is at work.
     pub other: Option<OperatorRow>,
     /// What other rooms found.

@@ -17,7 +17,7 @@ use crate::dualwrite::gate::{APPLY_ROLE, LOCK_CLASS};
 use crate::dualwrite::{guard, identified};
 use crate::journal::operators::{self, Operator};
 use crate::journal::readiness::{Mirror, Told};
-use crate::journal::{JournalError, alarms, authority, grounds, ledger, readiness};
+use crate::journal::{JournalError, alarms, authority, grounds, ledger, readiness, retirement};
 use crate::mapping::SliceMapping;
 use crate::name::TableName;
 use crate::postgres::sqlstate;
@@ -115,6 +115,7 @@ pub async fn gather(
         access: access(to, asked, mapping).await?,
         unidentified: identified::lacking(to, &guard::tables(mapping, asked.to)).await.map_err(journal)?,
         defaults: defaults::read(to, mapping, asked.to).await.map_err(failed("reading defaults"))?,
+        retired: retirement::read(sessions.monolith, slice).await.map_err(journal)?,
         other: operators::other(sessions.monolith, slice, own).await.map_err(journal)?,
         changed: changed(sessions.service, mapping, [&there, &here]).await?,
         mapping: pinned(mapping, &there),

@@ -21,6 +21,12 @@ pub const DISARM: &str = "disarm";
 /// The copy of a table came to its end, or another one begins.
 pub const COPY: &str = "copy";
 
+/// Old tables were taken away, a stage at a time.
+pub const RETIRE: &str = "retire";
+
+/// Old tables were brought back.
+pub const UNRETIRE: &str = "unretire";
+
 /// A rehearsal of a move, and what a flip would have taken.
 pub const REHEARSAL: &str = "rehearsal";
 

@@ -1,6 +1,6 @@
-//! Steps of `provision`, `arm` and `disarm` that the ledger does not tell of yet. Each step is in the journal of the database that
-//! it changed, by the same transaction; an entry says up to where it has told of both journals. So every step is told once,
-//! also where a process died between its steps and the entry: the next one tells of them.
+//! Steps of `provision`, `arm`, `disarm`, `retire` and `unretire` that the ledger does not tell of yet. Each step is in the journal
+//! of the database that it changed, by the same transaction; an entry says up to where it has told of both journals. So every step
+//! is told once, also where a process died between its steps and the entry: the next one tells of them.
 
 use serde::Serialize;
 use serde_json::{Value, json};
@@ -20,6 +20,9 @@ pub struct Step {
     pub action: String,
     /// To what: the name of a table, a slot, a slice.
     pub object: Option<String>,
+    /// Who approved it, where somebody was named.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub approved_by: Option<String>,
 }
 
 /// Steps of one verb, in the order of each journal.
@@ -92,15 +95,15 @@ async fn read(
     (verb, slice, after): (&str, Option<&str>, i64),
     steps: &mut Steps,
 ) -> Result<i64, JournalError> {
-    let sql = "SELECT id, action, detail ->> 'object', \
+    let sql = "SELECT id, action, detail ->> 'object', detail ->> 'approved_by', \
                    to_char(at AT TIME ZONE 'UTC', 'YYYY-MM-DD\"T\"HH24:MI:SS.US\"Z\"') FROM strangler.journal \
                WHERE actor = $1 AND slice IS NOT DISTINCT FROM $2 AND id > $3 ORDER BY id";
     let rows = client.query(sql, &[&verb, &slice, &after]).await.map_err(reading())?;
     let mut upto = after;
     for row in rows {
         upto = row.get(0);
-        steps.taken.push(Step { side, action: row.get(1), object: row.get(2) });
-        let at: String = row.get(3);
+        steps.taken.push(Step { side, action: row.get(1), object: row.get(2), approved_by: row.get(3) });
+        let at: String = row.get(4);
         steps.first = steps.first.take().filter(|first| *first <= at).or_else(|| Some(at.clone()));
         steps.last = steps.last.take().filter(|last| *last >= at).or(Some(at));
     }

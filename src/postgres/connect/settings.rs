@@ -64,8 +64,8 @@ const FLUSHED: &str = "SELECT pg_catalog.set_config('synchronous_commit', 'on', 
 /// us a round trip; a process that was frozen, or whose link went silent, would hold readers and writers for as long as it is.
 const LOCKS_IDLE_MS: u32 = 1_000;
 
-/// The statement behind a `BEGIN` that lets the server end such a transaction, and its session with it. Who calls it: `arm` and
-/// `disarm`.
+/// The statement behind a `BEGIN` that lets the server end such a transaction, and its session with it. Who calls it: `arm`,
+/// `disarm`, `retire` and `unretire`.
 #[must_use]
 pub fn idle_limit() -> String {
     format!("SET LOCAL idle_in_transaction_session_timeout = {LOCKS_IDLE_MS}")

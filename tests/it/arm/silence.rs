@@ -41,7 +41,12 @@ async fn a_server_that_takes_the_login_and_owes_an_answer_is_given_up_and_named_
     let stage = Stage::armed().await;
     for (side, database) in [(&stage.monolith, "monolith"), (&stage.service, "service service")] {
         // To whoever waits, a server that waits for a lock is like one whose processes are frozen.
-        side.batch_execute("BEGIN; LOCK TABLE strangler.slice, strangler.gate_one").await.unwrap();
+        let silence = "BEGIN; LOCK TABLE strangler.slice, strangler.gate_one";
+        // By itself, because it keeps `arm` away, and `arm` it.
+        side.batch_execute(silence).await.unwrap();
+        let stage_of_it = ["retire", "--slice", "one", "--stage", "revoke"];
+        names(impatient(&stage, &stage_of_it, &[]), database, "retire --stage");
+        side.batch_execute(&format!("ROLLBACK; {silence}")).await.unwrap();
         let verbs: [&[&str]; 7] = [
             &["check"],
             &["provision", "--dry-run"],

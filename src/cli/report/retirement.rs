@@ -1,0 +1,63 @@
+//! What `retire` and `unretire` end with when they don't come to their end.
+
+use super::{Exit, Page, SILENT, ended_as_idle, lost_connection};
+use crate::postgres::sqlstate;
+use crate::retire::RetireError;
+
+/// What nothing, or not all, came of.
+pub(super) fn heading(slice: &str, done: &str, source: &RetireError) -> String {
+    if matches!(source, RetireError::Untold { .. }) {
+        return format!("it is done for slice {slice}, and the service's ledger does not know of it");
+    }
+    if matches!(source, RetireError::Unknown { .. }) {
+        return format!("it is not known whether it is done for slice {slice}");
+    }
+    format!("the old tables of slice {slice} could not be {done}")
+}
+
+/// `provision` is the command that makes and grants what is needed, as it must be typed.
+pub(super) fn page(error: &RetireError, provision: &str) -> Page {
+    let (exit, code, hint) = match error {
+        // Before what a lost connection means elsewhere: here something was done.
+        RetireError::Untold { .. } => {
+            let hint = "the next retire or unretire that is typed writes it";
+            (Exit::Incomplete, "retire-untold", Some(hint.to_owned()))
+        }
+        RetireError::Unknown { .. } => {
+            let hint = "all of it was done or nothing: strangler status says whether the rights are away";
+            (Exit::Incomplete, "retire-unknown", Some(hint.to_owned()))
+        }
+        error if lost_connection(error) || ended_as_idle(error) => {
+            (Exit::Unreachable, "database-unreachable", Some(SILENT.to_owned()))
+        }
+        RetireError::Changed { .. } => {
+            let hint = "the same command without --confirm shows what is to be done now";
+            (Exit::Refused, "retire-changed", Some(hint.to_owned()))
+        }
+        RetireError::Raced | RetireError::Waited { .. } => (
+            Exit::Unreachable,
+            "retire-waited",
+            Some("once that has ended, type the same command again".to_owned()),
+        ),
+        RetireError::Statement { source, .. } if sqlstate::is_retryable(source) => {
+            (Exit::Incomplete, "retire-failed", Some("nothing was done; type it again".to_owned()))
+        }
+        RetireError::Statement { .. } | RetireError::NotExact { .. } => {
+            let hint = "nothing was done: solve the cause, then type it again";
+            (Exit::Incomplete, "retire-failed", Some(hint.to_owned()))
+        }
+        RetireError::Provision(_) => (Exit::Incomplete, "retire-failed", None),
+        RetireError::Catalog(_) => (Exit::Incomplete, "catalog-unreadable", None),
+        RetireError::Journal(_)
+        | RetireError::NotProvisioned { .. }
+        | RetireError::Outdated
+        | RetireError::Refused { .. }
+        | RetireError::Database { .. } => {
+            let hint = format!(
+                "{provision} makes our tables, and grants strangler_apply what it needs to read them"
+            );
+            (Exit::Incomplete, "use-unreadable", Some(hint))
+        }
+    };
+    Page { exit, code, hint }
+}

@@ -1,0 +1,456 @@
+//! Takes a stage of retirement, and takes it back: one transaction on the monolith each, shown by running it and rolling it back.
+
+use std::cell::Cell;
+use std::collections::BTreeSet;
+use std::convert::Infallible;
+use std::fmt::Write as _;
+use std::future::Future;
+use std::time::{Duration, Instant};
+
+use sha2::{Digest, Sha256};
+use tokio_postgres::Client;
+
+use super::gather::{self, Asked, RetireError};
+use super::judge::{self, SliceReport};
+use super::revoke::{self, Giving, Restored, Taking, Transaction};
+use super::rights;
+use super::stage::{self, Grounds};
+use super::unstoppable;
+use crate::failpoint;
+use crate::journal::ledger::{Author, RETIRE, UNRETIRE};
+use crate::journal::migrate::{self, Form};
+use crate::journal::retirement::{self, Right};
+use crate::journal::usage::How;
+use crate::journal::{grounds, verdicts, whereabouts};
+use crate::mapping::{Mappings, SliceMapping};
+use crate::name::TableName;
+use crate::plan::{Approval, Plan, Policy};
+use crate::postgres::connect::idle_limit;
+use crate::postgres::{introspect, sqlstate};
+use crate::problem::{Problem, Severity};
+use crate::provision::{self, Databases};
+use crate::reconcile::evidence;
+use crate::words;
+
+/// How long one statement waits for somebody else's transaction, in milliseconds: an application's transaction takes less, and other
+/// verbs are kept away meanwhile.
+const LOCK_MS: u32 = 5_000;
+
+/// How often it is looked for whom a statement waits.
+const LOOK: Duration = Duration::from_millis(500);
+
+/// How often a transaction is tried that somebody else's change of rights came in between of.
+const ATTEMPTS: usize = 5;
+
+/// How often a server is asked what came of a transaction whose session is lost, [`LOOK`] apart: it may not have noticed yet.
+const ENDING_LOOKS: usize = 10;
+
+/// What is committed.
+#[derive(Debug, Clone, Copy)]
+struct Commit {
+    verb: &'static str,
+    /// What the rights are then.
+    done: &'static str,
+    /// Kill point before it.
+    before: &'static str,
+    /// Kill point behind it.
+    behind: &'static str,
+}
+
+const TAKING: Commit =
+    Commit { verb: RETIRE, done: "taken away", before: "retire-before-commit", behind: "retire-committed" };
+
+const GIVING: Commit = Commit {
+    verb: UNRETIRE,
+    done: "given back",
+    before: "unretire-before-commit",
+    behind: "unretire-committed",
+};
+
+/// What taking and taking back work with.
+#[derive(Debug, Clone, Copy)]
+pub struct Work<'a> {
+    /// The plan.
+    pub plan: &'a Plan,
+    /// Mappings of the plan, for the ledger; where a slice is missing, a later command tells it.
+    pub mappings: &'a Mappings,
+    /// The slice.
+    pub slice: &'a str,
+    /// Sessions of the admin links: of the monolith, and of the slice's service where that can be reached.
+    pub databases: &'a Databases,
+    /// Another session on the monolith, to see whom the first one waits for.
+    pub watch: &'a Client,
+    /// Whom the monolith's admin link logs in as.
+    pub user: &'a str,
+    /// Who.
+    pub author: &'a Author,
+}
+
+/// What a stage works with.
+#[derive(Debug, Clone, Copy)]
+pub struct Job<'a> {
+    /// The sessions that take it.
+    pub work: Work<'a>,
+    /// The slice's mapping.
+    pub mapping: &'a SliceMapping,
+    /// The monolith, through the link that reads its catalogs.
+    pub catalogs: &'a Client,
+    /// The monolith under the apply role, which watches its tables.
+    pub monolith: &'a Client,
+    /// The service under the same role.
+    pub service: &'a Client,
+    /// Roles of the plan's links to the monolith, whose rights stay.
+    pub own: &'a BTreeSet<String>,
+    /// Who approved it.
+    pub approved_by: Option<&'a str>,
+}
+
+/// What a stage has done, or would do.
+#[derive(Debug, Clone)]
+pub struct Done {
+    /// The statements of one transaction on the monolith, in their order.
+    pub statements: Vec<String>,
+    /// Names exactly what goes.
+    pub token: String,
+    /// What is to be known.
+    pub problems: Vec<Problem>,
+    /// The stage was taken before, and nothing was left to take.
+    pub before: bool,
+}
+
+/// What speaks for and against a stage.
+struct Look {
+    problems: Vec<Problem>,
+    epoch: i64,
+    again: bool,
+}
+
+impl Job<'_> {
+    fn policy(&self) -> &Policy {
+        let plan = self.work.plan;
+        plan.slices.get(self.work.slice).map_or(&plan.policy, |slice| &slice.policy)
+    }
+
+    fn tables(&self) -> Vec<TableName> {
+        self.mapping.tables.iter().map(|table| table.source.clone()).collect()
+    }
+}
+
+/// Takes the rights on a slice's old tables away, where what goes is still what `confirm` names, and tells the ledger. Without `confirm`
+/// all of it is done and rolled back. Other verbs are kept away meanwhile; what nobody can keep away (readers, comparisons, a mirror,
+/// somebody who makes a view) is looked for once more behind the last wait, so that a stage rests on nothing that was seen before it.
+///
+/// # Errors
+/// [`RetireError::Refused`] where something stands in the way, [`RetireError::Changed`] where something else goes than `confirm` names.
+/// [`RetireError`]; but for [`RetireError::Untold`] and [`RetireError::Unknown`] nothing was changed then.
+pub async fn revoke(job: &Job<'_>, confirm: Option<&str>) -> Result<Done, RetireError> {
+    let slice = job.work.slice;
+    locked(job.work.databases, async || {
+        itself(&job.work.databases.monolith, slice).await?;
+        // Of a run that was cut off behind its COMMIT, also where something stands in the way by now.
+        if retirement::read(&job.work.databases.monolith, slice).await?.is_some() {
+            tell(job.work, TAKING).await?;
+        }
+        let begun = Instant::now();
+        let look = allowed(job).await?;
+        let took = begun.elapsed();
+        let tables = job.tables();
+        let taking = Taking {
+            slice,
+            epoch: look.epoch,
+            tables: &tables,
+            own: job.own,
+            user: job.work.user,
+            approved_by: job.approved_by,
+            again: look.again,
+        };
+        let commit = confirm.map(|_| TAKING);
+        let take = async |transaction: &mut Transaction<'_>| {
+            let taken = revoke::take(transaction, taking).await?;
+            let token = token(look.epoch, &taken);
+            let before = look.again && taken.is_empty();
+            if !before && confirm.is_some_and(|wanted| wanted != token) {
+                return Err(RetireError::Changed { slice: slice.to_owned() });
+            }
+            if confirm.is_some() && !before {
+                look_again(job, transaction, took).await?;
+            }
+            Ok((token, before))
+        };
+        let ((token, before), statements) = within(job.work, commit, take).await?;
+        if confirm.is_some() {
+            tell(job.work, TAKING).await?;
+        }
+        Ok(Done { statements, token, problems: look.problems, before })
+    })
+    .await
+}
+
+/// Gives back every right that was taken away, as it was, and tells the ledger; what is gone meanwhile (a role, a table, a column) is
+/// left out and stays written down, unless it is given up. Without `commit` all of it is done and rolled back. `None` when nothing was
+/// taken, and nothing was left.
+///
+/// # Errors
+/// [`RetireError`]; but for [`RetireError::Untold`] and [`RetireError::Unknown`] everything is as it was then.
+pub async fn restore(
+    work: Work<'_>,
+    (commit, give_up): (bool, bool),
+) -> Result<Option<Restored>, RetireError> {
+    locked(work.databases, async || {
+        let (monolith, slice) = (&work.databases.monolith, work.slice);
+        itself(monolith, slice).await?;
+        let stage = retirement::read(monolith, slice).await?.map(|done| done.stage);
+        if stage.is_none() && retirement::rights(monolith, slice).await?.is_empty() {
+            tell(work, GIVING).await?;
+            return Ok(None);
+        }
+        let giving = Giving { slice, user: work.user, stage, give_up };
+        let give = async |transaction: &mut Transaction<'_>| revoke::give(transaction, giving).await;
+        let (restored, statements) = within(work, commit.then_some(GIVING), give).await?;
+        if commit {
+            tell(work, GIVING).await?;
+        }
+        Ok(Some(Restored { statements, ..restored }))
+    })
+    .await
+}
+
+/// Refuses a clone or a restored copy of the monolith: rights are written down by the numbers of tables and roles, which may be others'
+/// there.
+async fn itself(monolith: &Client, slice: &str) -> Result<(), RetireError> {
+    // Nothing is written down where an earlier version provisioned, or none.
+    if migrate::form(monolith).await? != Form::Current || whereabouts::is_itself(monolith).await? {
+        return Ok(());
+    }
+    let problem = Problem::error("database-cloned", "monolith")
+        .fact("what is written in it was written in another database: it is a clone or a restored copy of that one")
+        .consequence(format!("rights on the old tables of slice {slice} could go to others than they were taken from"))
+        .next(
+            "correct the link, if it should lead to the other one; else grant by hand what SELECT * FROM strangler.revoked_right names",
+        );
+    Err(RetireError::Refused { problems: vec![problem] })
+}
+
+/// Looks, and refuses where something stands in the way.
+async fn allowed(job: &Job<'_>) -> Result<Look, RetireError> {
+    let look = look(job).await?;
+    if look.problems.iter().any(|problem| problem.severity == Severity::Error) {
+        return Err(RetireError::Refused { problems: look.problems });
+    }
+    Ok(look)
+}
+
+/// Looks once more, as the last thing before the COMMIT: while statements waited for somebody else's transaction, a reader may have
+/// come, a comparison found differences, a view been made, or a move been begun, which the gate that is held does not show on the
+/// service's side. The transaction's session is idle meanwhile, for about as long as the first look `took`.
+async fn look_again(job: &Job<'_>, transaction: &Transaction<'_>, took: Duration) -> Result<(), RetireError> {
+    let limit = format!("SET LOCAL idle_in_transaction_session_timeout = {}", idle_ms(took));
+    let limited = transaction.monolith.batch_execute(&limit).await;
+    limited.map_err(RetireError::database("how long a look may take"))?;
+    allowed(job).await?;
+    let limited = transaction.monolith.batch_execute(&idle_limit()).await;
+    limited.map_err(RetireError::database("how long a transaction may be idle"))
+}
+
+/// Leaves a second look three times what the first one took, on a machine that others use as well, and one second.
+fn idle_ms(took: Duration) -> u128 {
+    took.as_millis() * 3 + 1_000
+}
+
+async fn look(job: &Job<'_>) -> Result<Look, RetireError> {
+    let Work { slice, databases, user, plan, .. } = job.work;
+    let monolith = &databases.monolith;
+    if migrate::form(monolith).await? == Form::Older {
+        return Err(RetireError::Outdated);
+    }
+    let catalog = introspect::read(job.catalogs).await?;
+    let asked = Asked {
+        mapping: job.mapping,
+        quiet_period: job.policy().quiet_period,
+        catalog: &catalog,
+        monolith: job.monolith,
+        service: job.service,
+    };
+    let facts = gather::gather(asked).await?;
+    let report = judge::judge(&facts);
+    let mut problems = stage::before_revoking(&report, &grounds_of(job, &report).await?);
+    let failed = || RetireError::database("the rights on old tables");
+    let relations = rights::read(monolith, &job.tables()).await.map_err(failed())?;
+    problems.extend(rights::problems(&relations, job.own, user));
+    let recent = facts.users.iter().filter(|user| {
+        user.how == How::Session && user.last_us.is_some_and(|last| last + facts.quiet_us > facts.now_us)
+    });
+    let asked = unstoppable::Asked {
+        slice,
+        owners: &relations.iter().map(|relation| relation.owner.as_str()).collect(),
+        own: job.own,
+        app_roles: &plan.monolith.app_roles,
+        recent: &recent.map(|user| user.role.as_str()).collect(),
+    };
+    problems.extend(unstoppable::problems(monolith, asked).await.map_err(failed())?);
+    problems.sort();
+    let again = retirement::read(monolith, slice).await?.is_some();
+    Ok(Look { problems, epoch: report.epoch, again })
+}
+
+async fn grounds_of(job: &Job<'_>, report: &SliceReport) -> Result<Grounds, RetireError> {
+    let (slice, policy) = (job.work.slice, job.policy());
+    let service = job.work.databases.services.get(&job.mapping.service);
+    let service = service.ok_or_else(|| RetireError::NotProvisioned { slice: slice.to_owned() })?;
+    let since = verdicts::since_move(service, slice, report.epoch).await?;
+    let shapes = grounds::monolith(&job.work.databases.monolith, slice).await?;
+    let ground = grounds::service(service, slice).await?.map(|ground| ground.with_monolith(&shapes));
+    let evidence = evidence::evidence(service, slice).await?;
+    Ok(Grounds {
+        moved_ago: since.map(|since| Duration::try_from_secs_f64(since.ago_s).unwrap_or(Duration::MAX)),
+        safety_period: policy.safety_period,
+        clean_runs: since.map_or(0, |since| since.clean),
+        clean_runs_wanted: policy.clean_runs_before_retire,
+        not_approved: policy.approval == Approval::Required && job.approved_by.is_none(),
+        lacks: evidence.lacks(ground.as_ref(), policy.evidence_max_age),
+    })
+}
+
+fn token(epoch: i64, taken: &[Right]) -> String {
+    let hash = Sha256::digest(format!("{epoch} {taken:?}").as_bytes());
+    hash.iter().take(4).fold(String::new(), |mut text, byte| {
+        // Writing into memory does not fail.
+        let _ = write!(text, "{byte:02x}");
+        text
+    })
+}
+
+/// Does something while other verbs are kept away from the databases.
+async fn locked<T>(
+    databases: &Databases,
+    doing: impl AsyncFnOnce() -> Result<T, RetireError>,
+) -> Result<T, RetireError> {
+    provision::lock(databases).await?;
+    let done = doing().await;
+    provision::unlock(databases).await;
+    done
+}
+
+/// Does something in a transaction on the monolith, and returns the statements that were run: once more where somebody else changed
+/// rights at the same moment. Without a `commit` it is rolled back.
+async fn within<T>(
+    work: Work<'_>,
+    commit: Option<Commit>,
+    doing: impl AsyncFn(&mut Transaction<'_>) -> Result<T, RetireError>,
+) -> Result<(T, Vec<String>), RetireError> {
+    let monolith = &work.databases.monolith;
+    let failed = || RetireError::database("whether a transaction began");
+    let process = monolith.query_one("SELECT pg_backend_pid()", &[]).await.map_err(failed())?.get(0);
+    for _ in 0..ATTEMPTS {
+        let begin = format!("BEGIN; {}; SET LOCAL lock_timeout = {LOCK_MS}", idle_limit());
+        monolith.batch_execute(&begin).await.map_err(failed())?;
+        let mut transaction = Transaction { monolith, statements: Vec::new() };
+        let (done, who) = watched((work.watch, process), doing(&mut transaction)).await;
+        let error = match (done, commit) {
+            (Ok(done), Some(commit)) => {
+                committed(work, commit).await?;
+                return Ok((done, transaction.statements));
+            }
+            (Ok(done), None) => {
+                rolled_back(monolith).await;
+                return Ok((done, transaction.statements));
+            }
+            (Err(error), _) => error,
+        };
+        rolled_back(monolith).await;
+        let source = if let RetireError::Statement { source, .. } = &error { Some(source) } else { None };
+        if source.is_some_and(sqlstate::is_lock_timeout) {
+            return Err(RetireError::Waited { who });
+        }
+        let raced = matches!(error, RetireError::Raced);
+        if !raced && !source.is_some_and(sqlstate::is_concurrent_change) {
+            return Err(error);
+        }
+    }
+    Err(RetireError::Raced)
+}
+
+/// Commits. Where the link is lost meanwhile, the server is asked through another one what came of it.
+async fn committed(work: Work<'_>, commit: Commit) -> Result<(), RetireError> {
+    let monolith = &work.databases.monolith;
+    let number = monolith.query_one("SELECT pg_current_xact_id()::text", &[]).await;
+    let number: String = number.map_err(RetireError::database("the number of a transaction"))?.get(0);
+    failpoint::hit(commit.before);
+    if let Err(source) = monolith.batch_execute("COMMIT").await {
+        came_to(work, commit, (&number, source)).await?;
+    }
+    failpoint::hit(commit.behind);
+    Ok(())
+}
+
+/// Looks what came of a COMMIT that failed here; `Ok` where it was committed all the same.
+async fn came_to(
+    work: Work<'_>,
+    commit: Commit,
+    (number, source): (&str, tokio_postgres::Error),
+) -> Result<(), RetireError> {
+    let lost = sqlstate::is_connection_lost(&source);
+    match if lost { outcome(work.watch, number).await } else { Some(false) } {
+        Some(true) => Ok(()),
+        Some(false) => Err(RetireError::Statement { sql: "the COMMIT".to_owned(), owner: None, source }),
+        None => Err(RetireError::Unknown { done: commit.done, source }),
+    }
+}
+
+/// Whether a transaction was committed; `None` where the server does not tell, or not yet.
+async fn outcome(watch: &Client, number: &str) -> Option<bool> {
+    for _ in 0..ENDING_LOOKS {
+        let sql = "SELECT pg_xact_status($1::text::xid8)";
+        match watch.query_one(sql, &[&number]).await.ok()?.get::<_, Option<&str>>(0)? {
+            "in progress" => tokio::time::sleep(LOOK).await,
+            status => return Some(status == "committed"),
+        }
+    }
+    None
+}
+
+/// Where the link is gone, the server has rolled back by itself.
+async fn rolled_back(monolith: &Client) {
+    let _ = monolith.batch_execute("ROLLBACK").await;
+}
+
+/// Does something in another session, and sees whom that waits for.
+async fn watched<T>((watch, process): (&Client, i32), doing: impl Future<Output = T>) -> (T, Option<String>) {
+    let who = Cell::new(None);
+    let done = tokio::select! {
+        done = doing => done,
+        never = look_on(watch, process, &who) => match never {},
+    };
+    (done, who.take())
+}
+
+async fn look_on(watch: &Client, process: i32, who: &Cell<Option<String>>) -> Infallible {
+    loop {
+        tokio::time::sleep(LOOK).await;
+        let seen = waits_for(watch, process).await;
+        who.set(seen.or(who.take()));
+    }
+}
+
+async fn waits_for(watch: &Client, process: i32) -> Option<String> {
+    // State and age stay empty where the role may not see them.
+    let sql = "SELECT b.pid, coalesce(nullif(a.application_name, ''), 'role ' || a.usename, 'unknown') \
+                   || coalesce(', ' || a.state, ''), extract(epoch FROM clock_timestamp() - a.xact_start)::float8 \
+               FROM unnest(pg_blocking_pids($1)) AS b (pid) LEFT JOIN pg_stat_activity a ON a.pid = b.pid LIMIT 1";
+    let row = watch.query_opt(sql, &[&process]).await.ok().flatten()?;
+    let (pid, who): (i32, String) = (row.get(0), row.get(1));
+    let age = row.get::<_, Option<f64>>(2).map(|age_s| format!(", {}", words::seconds(age_s)));
+    Some(match pid {
+        0 => "a prepared transaction (see pg_prepared_xacts)".to_owned(),
+        pid => format!("process {pid} ({who}{})", age.unwrap_or_default()),
+    })
+}
+
+/// Tells the ledger of every step that it does not know of. All of them are committed.
+async fn tell(work: Work<'_>, commit: Commit) -> Result<(), RetireError> {
+    failpoint::hit("steps-taken");
+    let only = [work.slice.to_owned()];
+    let run = provision::Run { plan: work.plan, verb: commit.verb, only: &only, author: work.author };
+    let told = provision::record(work.databases, run, work.mappings).await;
+    told.map_err(|source| RetireError::Untold { done: commit.done, source })
+}
