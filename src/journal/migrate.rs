@@ -19,10 +19,11 @@ pub const VERSIONS: &[(&str, &str)] = &[
     ("V3__authority", include_str!("migrations/V3__authority.sql")),
     ("V4__use", include_str!("migrations/V4__use.sql")),
     ("V5__identities", include_str!("migrations/V5__identities.sql")),
+    ("V6__emptied", include_str!("migrations/V6__emptied.sql")),
 ];
 
 /// A table or index that each version makes, in their order: who may not read the history sees in the catalog how far it goes.
-const MARKS: &[&str] = &["slice", "ledger", "cut_key", "table_use", "piece_identity"];
+const MARKS: &[&str] = &["slice", "ledger", "cut_key", "table_use", "piece_identity", "mirror_table_emptied"];
 
 /// Advisory lock under which versions are applied. Gates use the same class with keys from 1.
 const LOCK: (i32, i32) = (1_398_035_026, -1);

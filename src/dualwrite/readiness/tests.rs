@@ -197,6 +197,7 @@ fn evidence(outcome: Outcome, counts: &[(FindingKind, u64)]) -> Evidence {
             stream: None,
             disturbances: 0,
             way_back: None,
+            copy: Some("service".to_owned()),
             tables: BTreeMap::new(),
         },
     };
