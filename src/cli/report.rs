@@ -1,6 +1,7 @@
 //! Every way a command can end, and the one place that says what is shown for it: a heading, the numbered causes,
 //! a hint with what to type, and the exit code. docs/errors.md explains each code.
 
+use std::collections::BTreeSet;
 use std::error::Error;
 use std::io;
 use std::process::ExitCode;
@@ -22,6 +23,7 @@ use crate::postgres::{ConnectError, Server};
 use crate::problem::Problem;
 use crate::provision::ProvisionError;
 use crate::reconcile::repair::RepairError;
+use crate::reconcile::repair::emptied::Emptied;
 use crate::reconcile::run::RunError;
 use crate::reconcile::schedule::ScheduleError;
 use crate::retire::RetireError;
@@ -540,6 +542,10 @@ fn repair_page(error: &RepairError, plan: &str) -> Page {
     let page = |exit, code, hint: String| Page { exit, code, hint: Some(hint) };
     match error {
         RepairError::Run(error) => run_page(error, plan),
+        RepairError::NoRows(tables) => page(Exit::Refused, "no-rows-on-authority", no_rows(tables, plan)),
+        RepairError::NotAsked { .. } => {
+            page(Exit::Unreachable, "database-unreachable", "type the same command again".to_owned())
+        }
         RepairError::NotTaken { .. } => page(
             Exit::Refused,
             "repair-not-taken",
@@ -552,6 +558,21 @@ fn repair_page(error: &RepairError, plan: &str) -> Page {
             page(Exit::Interrupted, "interrupted", format!("strangler reconcile {plan}"))
         }
     }
+}
+
+/// What to do before a repair deletes all that there is of tables.
+fn no_rows(tables: &[Emptied], plan: &str) -> String {
+    let names: Vec<&str> = tables.iter().map(|one| one.table.as_str()).collect();
+    let authority = tables.first().map_or("authority", |one| one.authority);
+    let slices: BTreeSet<&str> = tables.iter().map(|one| one.slice.as_str()).collect();
+    let slices: String = slices.into_iter().map(|slice| format!(" --slice {}", shell_word(slice))).collect();
+    let command = format!("strangler reconcile {plan}{slices}");
+    format!(
+        "look into the {authority} why {} has no row there. Rows that should be there are put back there first, as the application \
+         would, from those of the copy; then {command}. Where it is right that there is none: {command} --repair --accept-no-rows \
+         REASON",
+        names.join(", ")
+    )
 }
 
 /// Of two exit codes the one that says that less is known, then the one that asks for more.

@@ -5,6 +5,7 @@ mod adopted;
 mod casts;
 mod classified;
 mod corruptions;
+mod emptied;
 mod extension_keys;
 mod fallback;
 mod found;

@@ -227,6 +227,24 @@ fn orphans_alone_may_be_excused_and_a_row_that_differs_never() {
 }
 
 #[test]
+fn a_repair_is_not_advised_without_the_rows_that_it_would_delete() {
+    let plan = plan();
+    let next = |counts: &[(FindingKind, u64)]| {
+        let facts = Facts { evidence: evidence(Outcome::Differs, counts), ..ready() };
+        judge(&facts, &asked(&plan, None)).problems.first().unwrap().next.clone()
+    };
+    assert_eq!(
+        next(&[(FindingKind::Missing, 3), (FindingKind::Extra, 50)]),
+        "look at what strangler reconcile p --slice one --repair --dry-run says: a repair deletes from the service 50 rows that the \
+         monolith does not have. Where these are the good ones, put them back into the monolith first; then strangler reconcile p \
+         --slice one --repair, then strangler reconcile p --slice one"
+    );
+    assert!(
+        next(&[(FindingKind::Missing, 3)]).starts_with("strangler reconcile p --slice one --repair, then ")
+    );
+}
+
+#[test]
 fn what_a_strict_comparison_alone_sees_may_be_excused_and_names_the_strict_command() {
     let plan = plan();
     let evidence = Evidence { differs_strictly: true, ..evidence(Outcome::Clean, &[]) };
