@@ -8,6 +8,7 @@ use tokio_util::sync::CancellationToken;
 use super::display::Display;
 use super::{Arguments, Form, page};
 use crate::cdc::mirror::chain_of;
+use crate::cdc::refetch::COPY_AGAIN;
 use crate::cli::interrupt::Interrupts;
 use crate::cli::report::{CliError, Exit};
 use crate::cli::ui::{Paint, Ui};
@@ -196,6 +197,11 @@ impl Pass<'_> {
                 }
             };
             drop(running);
+            for table in verdict.repairs.iter_mut().filter(|table| table.refused.contains_key(COPY_AGAIN)) {
+                let (slice, name) = (shell_word(&table.slice), shell_word(&table.table));
+                let command = format!("strangler mirror {} --slice {slice} --retry {name}", self.plan);
+                table.copy_again = Some(command);
+            }
             repaired.map_err(|source| self.unrepaired(source))?;
             for table in &verdict.repairs {
                 ui.words(&format!("{}: {}", table.slice, repairs::line(table)));
