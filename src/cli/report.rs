@@ -461,6 +461,7 @@ fn mirror_page(error: &MirrorError, plan: &str) -> Page {
 
 /// Why one slice got no verdict.
 fn run_page(error: &RunError, plan: &str) -> Page {
+    let full;
     let (exit, code, hint) = match error {
         RunError::Connect(error) => {
             let hint = error.is_retryable().then_some("type the same command again: it goes on");
@@ -491,11 +492,11 @@ fn run_page(error: &RunError, plan: &str) -> Page {
         RunError::Position(_) => {
             (Exit::Unreachable, "database-unreachable", Some("type the same command again"))
         }
-        RunError::NothingToLookBackTo { .. } => (
-            Exit::Refused,
-            "nothing-to-look-back-to",
-            Some("strangler reconcile PLAN, without --changed-since"),
-        ),
+        RunError::NothingToLookBackTo { slice } => {
+            let slice = shell_word(slice);
+            full = format!("strangler reconcile PLAN --slice {slice}, without --changed-since");
+            (Exit::Refused, "nothing-to-look-back-to", Some(full.as_str()))
+        }
         RunError::Resumed { .. } => {
             (Exit::Refused, "reconcile-resumed", Some("strangler status PLAN, which shows that verdict"))
         }
