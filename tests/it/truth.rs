@@ -22,7 +22,7 @@ mod race;
 mod repeated;
 mod resumed;
 mod reverse;
-mod stage;
+pub mod stage;
 mod storm;
 mod swapped;
 mod type_schemas;
