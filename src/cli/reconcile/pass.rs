@@ -344,8 +344,8 @@ fn preview(ui: &mut Ui, job: &SliceJob, done: &Done) {
         let (rows, them) = (words::plural(asked, "row"), if asked == 1 { "it" } else { "them" });
         ui.words(&match done.sides.copy() {
             Side::Target => format!(
-                "would repair {rows} of {source} in {}: the mirror deletes {them} from {} by key and inserts what the \
-                 monolith has",
+                "would repair {rows} of {source} in {}: the mirror sets {them} in {} as the monolith has {them}, and deletes what the \
+                 monolith has not",
                 done.verdict.service, wanted.mapping.target,
             ),
             Side::Source => format!(
