@@ -20,6 +20,7 @@ mod mirror;
 pub mod mirror_progress;
 mod open;
 mod provision;
+mod reason;
 mod reconcile;
 pub mod report;
 mod retire;

@@ -176,6 +176,11 @@ pub async fn picture(
     Ok(taken)
 }
 
+/// Why a row of the monolith is not repaired whose key nobody can look up. Nothing is ever copied whole into the monolith.
+const NO_KEY: &str = "a key of type jsonb can't be repaired by itself";
+/// The same of a row of the service: what helps is a copy, and nothing that can be done to the row.
+pub const COPY_AGAIN: &str = "a key of type jsonb can't be repaired by itself; copy the table again";
+
 type ReadRows = (Vec<(Vec<usize>, SourceRow)>, Vec<(usize, String)>);
 
 async fn read_rows(
@@ -187,7 +192,7 @@ async fn read_rows(
     let types = key_types(reader, mapping).await?;
     let equality = equality(reader, mapping).await?;
     if types.iter().any(|name| matches!(name.as_str(), "json" | "jsonb")) {
-        let why = "a key of type jsonb can't be repaired by itself; copy the table again";
+        let why = if mapping.reversed { NO_KEY } else { COPY_AGAIN };
         return Ok((rows, (0..keys.len()).map(|place| (place, why.to_owned())).collect()));
     }
     let all: Vec<(usize, &[String])> = keys.iter().copied().enumerate().collect();

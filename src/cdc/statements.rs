@@ -6,7 +6,7 @@
 
 use crate::mapping::input::{key_value_sql, value_sql};
 use crate::mapping::{ColumnMapping, TableMapping};
-use crate::name::quote_ident;
+use crate::name::{quote_ident, quote_literal};
 use crate::postgres::equality::BUILT_IN;
 
 /// Deletes rows by key: one `text[]` per key column, in key order. `equality` are the operators of the key's columns.
@@ -88,18 +88,26 @@ pub fn update(table: &TableMapping, equality: &[String], form: &UpdateForm) -> U
     ))
 }
 
-/// Which keys the target has, in their order: one `text[]` per key column.
+/// How many rows the target has of each key, in their order: one `text[]` per key column. Beside the number the name of a column that is
+/// not mapped and that holds a value in one of them, if there is one. `left_behind` are those columns, quoted.
 #[must_use]
-pub fn held(table: &TableMapping, equality: &[String]) -> String {
+pub fn held((table, left_behind): (&TableMapping, &[String]), equality: &[String]) -> String {
     let count = table.key.len();
     let arrays: Vec<String> = (1..=count).map(|n| format!("${n}::text[]")).collect();
     let names: Vec<String> = (0..count).map(|n| format!("k{n}")).collect();
+    let filled = |column: &String| {
+        format!("WHEN bool_or(num_nonnulls(t.{column}) = 1) THEN {}", quote_literal(column))
+    };
+    let filled: Vec<String> = left_behind.iter().map(filled).collect();
+    let filled =
+        if filled.is_empty() { "NULL::text".to_owned() } else { format!("CASE {} END", filled.join(" ")) };
     format!(
-        "SELECT EXISTS (SELECT FROM {} AS t WHERE {}) FROM unnest({}) WITH ORDINALITY AS s({}, n) ORDER BY s.n",
+        "SELECT c.rows, c.filled FROM unnest({}) WITH ORDINALITY AS s({}, n) \
+         CROSS JOIN LATERAL (SELECT count(*) AS rows, {filled} AS filled FROM {} AS t WHERE {}) AS c ORDER BY s.n",
+        arrays.join(", "),
+        names.join(", "),
         table.target.sql(),
         key_match(table, equality),
-        arrays.join(", "),
-        names.join(", ")
     )
 }
 

@@ -202,7 +202,7 @@ pub fn expected_rows(mapping: &TableMapping) -> u64 {
 ///
 /// # Errors
 /// [`MirrorError::Sql`].
-async fn left_behind(target: &Client, mapping: &TableMapping) -> Result<Vec<String>, MirrorError> {
+pub(super) async fn left_behind(target: &Client, mapping: &TableMapping) -> Result<Vec<String>, MirrorError> {
     let rows = target
         .query(
             "SELECT a.attname::text FROM pg_attribute a JOIN pg_class c ON c.oid = a.attrelid \

@@ -9,8 +9,8 @@ use super::error::MirrorError;
 use super::source;
 use super::start::empty_table;
 use super::table::TableRun;
-use crate::journal::baselines;
 use crate::journal::copies::TableState;
+use crate::journal::{baselines, grounds};
 use crate::landing::key::Key;
 use crate::landing::pieces::{EventOrigin, Truncation};
 use crate::mapping::input::key_value_sql;
@@ -41,7 +41,11 @@ pub async fn apply(applier: &mut Applier, table: &TableRun, event: EventOrigin) 
             let sql = delete(mapping, mapping.target_filter_sql().as_deref(), None);
             session.batch_execute(&sql).await.map_err(MirrorError::sql("applying a TRUNCATE"))
         }
-        Truncation::All => empty(session, mapping).await,
+        Truncation::All => {
+            empty(session, mapping).await?;
+            // By its files it is told from a copy that a crash, or somebody, has emptied.
+            Ok(grounds::note_emptied(session, &slice, &table.label, &mapping.target.sql()).await?)
+        }
         Truncation::Some { whole, ranges, keys_gone, keys_kept } => {
             let mut statements = Vec::new();
             let kept = if keys_kept.is_empty() {

@@ -55,7 +55,7 @@ pub(super) struct Arguments {
         value_parser = clap::value_parser!(u16).range(1..=1000))]
     rehearse: Option<u16>,
     /// Flip without a verdict of `reconcile` that still stands; the reason goes into the ledger
-    #[arg(long, value_name = "REASON", value_parser = clap::builder::NonEmptyStringValueParser::new())]
+    #[arg(long, value_name = "REASON", value_parser = super::reason::reason)]
     accept_no_evidence: Option<String>,
     /// Who approved it; the name goes into the ledger. Needed where the plan says `approval: required`
     #[arg(long, value_name = "NAME", conflicts_with_all = ["abort", "rehearse"], value_parser = name)]

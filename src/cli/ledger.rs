@@ -62,7 +62,7 @@ pub(super) struct Arguments {
     #[arg(long, conflicts_with_all = ["kind", "last", "slices"])]
     verify: bool,
     /// Verify, and go on from here where a ledger is broken; the reason goes into it
-    #[arg(long, value_name = "REASON", conflicts_with_all = ["kind", "last", "slices", "verify"])]
+    #[arg(long, value_name = "REASON", conflicts_with_all = ["kind", "last", "slices", "verify"], value_parser = super::reason::reason)]
     accept_broken: Option<String>,
     /// How to report
     #[arg(long, value_enum, default_value_t)]

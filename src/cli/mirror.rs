@@ -87,7 +87,7 @@ fn folder(text: &str) -> Result<PathBuf, String> {
 pub(super) async fn run(ui: &mut Ui, arguments: &Arguments) -> Result<Exit, CliError> {
     let opened = open::open(ui, &arguments.plan, &arguments.slices.slices, Needs::All)?;
     let (mappings, unfit) = opened.fitting(ui).await?;
-    let retry = tables(&arguments.retry, &opened, &mappings)?;
+    let retry = tables(&arguments.retry, &opened, (&mappings, &unfit))?;
     let (board, progress) = Board::new(&mappings.keys().cloned().collect::<Vec<_>>());
     let left_out = leave_out(ui, &opened, unfit).await;
     let members = flip::members(&opened, &mappings);
@@ -126,7 +126,7 @@ pub(super) async fn run(ui: &mut Ui, arguments: &Arguments) -> Result<Exit, CliE
 /// and again at the end.
 async fn leave_out(ui: &mut Ui, opened: &Opened, unfit: Vec<Unfit>) -> Vec<(String, MirrorError)> {
     let mut left_out = Vec::new();
-    for Unfit { slice, problems } in unfit {
+    for Unfit { slice, problems, .. } in unfit {
         let found: Vec<String> =
             problems.iter().map(|problem| format!("{}: {}", problem.object, problem.fact)).collect();
         let error = MirrorError::Refused {
@@ -196,10 +196,16 @@ fn again(opened: &Opened) -> String {
     opened.typed("strangler mirror PLAN")
 }
 
-/// The tables that `--retry` names, each in one of the chosen slices.
-fn tables(names: &[String], opened: &Opened, mappings: &Mappings) -> Result<Vec<TableName>, CliError> {
+/// The tables that `--retry` names, each in one of the chosen slices. Those of a slice that does not fit are left out with it, which is
+/// said of the slice.
+fn tables(
+    names: &[String],
+    opened: &Opened,
+    (mappings, unfit): (&Mappings, &[Unfit]),
+) -> Result<Vec<TableName>, CliError> {
     let chosen = opened.slices.iter().filter_map(|slice| mappings.get(slice));
-    let known: Vec<&TableName> = chosen.flat_map(|slice| &slice.tables).map(|table| &table.source).collect();
+    let fit = chosen.flat_map(|slice| &slice.tables).map(|table| &table.source);
+    let known: Vec<&TableName> = fit.chain(unfit.iter().flat_map(|unfit| &unfit.tables)).collect();
     let (mut found, mut unknown) = (Vec::new(), Vec::new());
     for name in names {
         match TableName::parse(name, "public") {

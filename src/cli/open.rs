@@ -13,6 +13,7 @@ use crate::cdc::mirror::chain_of;
 use crate::check;
 use crate::journal::whereabouts::{self, Route, Whereabouts};
 use crate::mapping::{self, Mappings};
+use crate::name::TableName;
 use crate::plan::{self, LinkTemplate, Links, Parsed, Plan, PlanProblem, Variables};
 use crate::postgres::introspect;
 use crate::postgres::{ConnectError, Server, SessionRole};
@@ -72,6 +73,8 @@ pub(super) struct Opened {
 pub(super) struct Unfit {
     /// The slice.
     pub(super) slice: String,
+    /// Its tables, those that don't fit too.
+    pub(super) tables: Vec<TableName>,
     /// What stops it.
     pub(super) problems: Vec<Problem>,
 }
@@ -168,7 +171,15 @@ impl Opened {
         let (mut mappings, problems) = self.compile().await?;
         let of = |slice: &String| {
             let stops = problems.iter().filter(|problem| problem.stops(std::slice::from_ref(slice)));
-            Unfit { slice: slice.clone(), problems: stops.cloned().collect() }
+            let mapping = mappings.get(slice).into_iter();
+            let named = mapping.flat_map(|mapping| {
+                mapping.tables.iter().map(|table| &table.source).chain(&mapping.unmapped)
+            });
+            Unfit {
+                slice: slice.clone(),
+                tables: named.cloned().collect(),
+                problems: stops.cloned().collect(),
+            }
         };
         let unfit: Vec<Unfit> =
             self.slices.iter().map(of).filter(|unfit| !unfit.problems.is_empty()).collect();

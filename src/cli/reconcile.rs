@@ -81,6 +81,9 @@ pub(super) struct Arguments {
     /// With --repair: only say what would be repaired
     #[arg(long, requires = "repair")]
     dry_run: bool,
+    /// With --repair: delete rows of the copy though the authority holds no row of their table; the reason goes into the ledger
+    #[arg(long, value_name = "REASON", requires = "repair", value_parser = super::reason::reason)]
+    accept_no_rows: Option<String>,
     /// Compare again and again, with this period, such as 15m; until Ctrl-C
     #[arg(long, value_name = "PERIOD", help_heading = "Schedule")]
     every: Option<String>,

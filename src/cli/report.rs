@@ -3,6 +3,7 @@
 
 mod retirement;
 
+use std::collections::BTreeSet;
 use std::error::Error;
 use std::io;
 use std::process::ExitCode;
@@ -24,6 +25,7 @@ use crate::postgres::{ConnectError, Server};
 use crate::problem::Problem;
 use crate::provision::ProvisionError;
 use crate::reconcile::repair::RepairError;
+use crate::reconcile::repair::emptied::Emptied;
 use crate::reconcile::run::RunError;
 use crate::reconcile::schedule::ScheduleError;
 use crate::retire::RetireError;
@@ -471,6 +473,7 @@ fn mirror_page(error: &MirrorError, plan: &str) -> Page {
 
 /// Why one slice got no verdict.
 fn run_page(error: &RunError, plan: &str) -> Page {
+    let full;
     let (exit, code, hint) = match error {
         RunError::Connect(error) => {
             let hint = error.is_retryable().then_some("type the same command again: it goes on");
@@ -501,11 +504,11 @@ fn run_page(error: &RunError, plan: &str) -> Page {
         RunError::Position(_) => {
             (Exit::Unreachable, "database-unreachable", Some("type the same command again"))
         }
-        RunError::NothingToLookBackTo { .. } => (
-            Exit::Refused,
-            "nothing-to-look-back-to",
-            Some("strangler reconcile PLAN, without --changed-since"),
-        ),
+        RunError::NothingToLookBackTo { slice } => {
+            let slice = shell_word(slice);
+            full = format!("strangler reconcile PLAN --slice {slice}, without --changed-since");
+            (Exit::Refused, "nothing-to-look-back-to", Some(full.as_str()))
+        }
         RunError::Resumed { .. } => {
             (Exit::Refused, "reconcile-resumed", Some("strangler status PLAN, which shows that verdict"))
         }
@@ -552,6 +555,10 @@ fn repair_page(error: &RepairError, plan: &str) -> Page {
     let page = |exit, code, hint: String| Page { exit, code, hint: Some(hint) };
     match error {
         RepairError::Run(error) => run_page(error, plan),
+        RepairError::NoRows(tables) => page(Exit::Refused, "no-rows-on-authority", no_rows(tables, plan)),
+        RepairError::NotAsked { .. } => {
+            page(Exit::Unreachable, "database-unreachable", "type the same command again".to_owned())
+        }
         RepairError::NotTaken { .. } => page(
             Exit::Refused,
             "repair-not-taken",
@@ -564,6 +571,21 @@ fn repair_page(error: &RepairError, plan: &str) -> Page {
             page(Exit::Interrupted, "interrupted", format!("strangler reconcile {plan}"))
         }
     }
+}
+
+/// What to do before a repair deletes all that there is of tables.
+fn no_rows(tables: &[Emptied], plan: &str) -> String {
+    let names: Vec<&str> = tables.iter().map(|one| one.table.as_str()).collect();
+    let authority = tables.first().map_or("authority", |one| one.authority);
+    let slices: BTreeSet<&str> = tables.iter().map(|one| one.slice.as_str()).collect();
+    let slices: String = slices.into_iter().map(|slice| format!(" --slice {}", shell_word(slice))).collect();
+    let command = format!("strangler reconcile {plan}{slices}");
+    format!(
+        "look into the {authority} why {} has no row there. Rows that should be there are put back there first, as the application \
+         would, from those of the copy; then {command}. Where it is right that there is none: {command} --repair --accept-no-rows \
+         REASON",
+        names.join(", ")
+    )
 }
 
 /// Of two exit codes the one that says that less is known, then the one that asks for more.

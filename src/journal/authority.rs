@@ -280,6 +280,9 @@ pub async fn noted_sequences(client: &Client, slice: &str) -> Result<Option<Stri
 /// Turns every lane of a stream that has applied everything up to `at_least` from one mode into another. `false` unless all
 /// of them were as expected.
 ///
+/// A stream that only watched has listed no key meanwhile, and what the other side wrote is in no list at all. So one that is to
+/// apply raises the floor of what was touched ([`super::touched`]) to where it is, in the same statement: writers wait for it.
+///
 /// # Errors
 /// [`JournalError::Database`].
 pub async fn turn(
@@ -290,7 +293,9 @@ pub async fn turn(
     (epoch, at_least): (i64, Lsn),
 ) -> Result<bool, JournalError> {
     let sql = "WITH turned AS (UPDATE strangler.stream SET mode = $4, epoch = $5 WHERE slice = $1 AND dir = $2 \
-                   AND mode = $3 AND state = 'running' AND epoch < $5 AND applied_lsn >= $6 RETURNING lane) \
+                   AND mode = $3 AND state = 'running' AND epoch < $5 AND applied_lsn >= $6 RETURNING lane, applied_lsn), \
+               raised AS (UPDATE strangler.touched_floor f SET lsn = greatest(f.lsn, t.lsn) \
+                   FROM (SELECT max(applied_lsn) AS lsn FROM turned) AS t WHERE f.slice = $1 AND $4 = 'APPLY' AND t.lsn IS NOT NULL) \
                SELECT count(*) > 0 AND count(*) = (SELECT count(*) FROM strangler.stream WHERE slice = $1 AND dir = $2) \
                FROM turned";
     let row = client

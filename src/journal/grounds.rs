@@ -32,6 +32,10 @@ pub struct Ground {
     /// Slot of the way back that is read, or was read last. Absent before the first, and in what earlier versions wrote.
     #[serde(default)]
     pub way_back: Option<String>,
+    /// The side that the stream of this epoch writes: `service`, or `monolith` once authority has moved. Absent like the slot, and
+    /// in what earlier versions wrote.
+    #[serde(default)]
+    pub copy: Option<String>,
     /// The tables by the monolith's names, as a plan writes them.
     pub tables: BTreeMap<String, TableGround>,
 }
@@ -52,12 +56,20 @@ pub struct TableGround {
     pub source_shape: Option<String>,
 }
 
+impl Ground {
+    /// Whether the tables of a side, `monolith` or `service`, are copies. Where it is not known, those of both may be.
+    #[must_use]
+    pub fn may_copy(&self, side: &str) -> bool {
+        self.copy.as_deref().is_none_or(|copy| copy == side)
+    }
+}
+
 /// Shape of a table that is not there, or of one that left the slice's publication.
 pub const ABSENT: &str = "absent";
 
 /// A table's shape, in four parts: what its columns and partitions are, and what it is where it is no table; what their types are made of, at any depth; marked
 /// [`DESCRIBED`], the transactions that described the columns; and marked [`FILES`], the files of its rows.
-/// [`is_same_shape`] compares two of them.
+/// [`is_same_shape`] and [`has_same_files`] compare two of them.
 ///
 /// To be joined to a relation `t` whose `oid` is the table's. A planner takes `pg_partition_tree` for a thousand rows, and would read
 /// whole catalogs for each table; `OFFSET 0` keeps what is read of them behind the index, here and in [`PARTS`].
@@ -103,26 +115,66 @@ pub fn is_unlogged(shape: &str) -> bool {
 
 /// Begins the part of a shape that a GRANT on a column changes, as any change of its definition does.
 const DESCRIBED: &str = "described=";
-/// Begins the part of a shape that VACUUM FULL, CLUSTER and TRUNCATE change, as any rewriting of the rows does.
+/// Begins the part of a shape that VACUUM FULL, CLUSTER and TRUNCATE change, as any rewriting of the rows does, and a crash of
+/// a table that is UNLOGGED.
 const FILES: &str = "files=";
+/// Begins the part of a copy's shape that says which files the mirror's last TRUNCATE left it with.
+const EMPTIED: &str = "emptied=";
 
-/// Whether nothing has happened to a table between two of its shapes that would void what was proven about its rows.
+fn part<'a>(shape: &'a str, mark: &str) -> Option<&'a str> {
+    shape.split(' ').find_map(|part| part.strip_prefix(mark))
+}
+
+/// Whether nothing has happened to a table between two of its shapes that would void what was proven about its rows, whichever
+/// side has the authority.
 ///
 /// What a definition says is compared as it is. An ALTER TABLE that rewrites values and leaves type and name as they were
 /// (`TYPE int USING v + 1`) shows only in this: it describes the column anew, and gives the rows another file. A GRANT on
 /// a column does the first alone, and VACUUM FULL, CLUSTER and TRUNCATE the second alone, so that neither voids anything.
 /// Both kinds between two shapes can't be told from a rewrite, and count as one.
+///
+/// Of a copy this is half of it: see [`has_same_files`].
 #[must_use]
 pub fn is_same_shape(then: &str, now: &str) -> bool {
-    let part = |shape: &str, mark: &str| -> Option<String> {
-        shape.split(' ').find(|part| part.starts_with(mark)).map(str::to_owned)
-    };
     let says = |shape: &str| -> Vec<String> {
-        let marked = |part: &&str| part.starts_with(DESCRIBED) || part.starts_with(FILES);
+        let marked = |part: &&str| [DESCRIBED, FILES, EMPTIED].iter().any(|mark| part.starts_with(mark));
         shape.split(' ').filter(|part| !marked(part)).map(str::to_owned).collect()
     };
     let same = |mark: &str| part(then, mark) == part(now, mark);
     says(then) == says(now) && (same(DESCRIBED) || same(FILES))
+}
+
+/// Whether a copy's rows are in the files that they were in, or in those that the mirror's last TRUNCATE made.
+///
+/// The authority's rows are right whatever became of their files; a TRUNCATE there is in the stream. A copy gets other files with
+/// no word of it anywhere when it is emptied past the mirror: by a crash while it was UNLOGGED, also where it is LOGGED again by now, or
+/// by somebody's TRUNCATE. A whole TRUNCATE by the mirror leaves the copy right whatever became of it before, and notes its
+/// files in its transaction ([`note_emptied`]); files never come back, so what has those now was touched by nobody since.
+#[must_use]
+pub fn has_same_files(then: &str, now: &str) -> bool {
+    let files = part(now, FILES);
+    files == part(then, FILES) || files.is_some() && files == part(now, EMPTIED)
+}
+
+/// Notes which files a table has, in the transaction in which the mirror has emptied it with TRUNCATE. `table` is its name, quoted for
+/// SQL.
+///
+/// # Errors
+/// [`JournalError::Database`].
+pub async fn note_emptied(
+    client: &Client,
+    slice: &str,
+    source_table: &str,
+    table: &str,
+) -> Result<(), JournalError> {
+    let sql = format!(
+        "UPDATE strangler.mirror_table SET emptied_as = (SELECT substring(s.shape FROM '{FILES}([^ ]*)') \
+             FROM (SELECT to_regclass($3)::oid AS oid) AS t CROSS JOIN {}) WHERE slice = $1 AND source_table = $2",
+        shape_sql()
+    );
+    let of = [(&slice as &(dyn ToSql + Sync), Type::TEXT), (&source_table, Type::TEXT), (&table, Type::TEXT)];
+    let noted = client.execute_typed(&sql, &of).await;
+    noted.map(drop).map_err(JournalError::database("noting the files of a table that was emptied"))
 }
 
 /// Files of a table's partitions, and how they belong to it: TRUNCATE of one, or DETACH and ATTACH, is not in the stream
@@ -173,7 +225,9 @@ async fn of_service(
     }
     let gate = quote_ident(&format!("gate_{slice}"));
     let sql = format!(
-        "SELECT p.plan_hash, g.epoch, t.slot, t.state FROM strangler.slice p CROSS JOIN strangler.{gate} g \
+        "SELECT p.plan_hash, g.epoch, t.slot, t.state, \
+             CASE t.mode WHEN 'APPLY' THEN 'service' WHEN 'TRIPWIRE' THEN 'monolith' END \
+         FROM strangler.slice p CROSS JOIN strangler.{gate} g \
          LEFT JOIN strangler.stream t ON t.slice = p.slice AND t.dir = 'forward' AND t.lane = 0 \
          WHERE p.slice = $1"
     );
@@ -193,6 +247,7 @@ async fn of_service(
         stream: row.get(3),
         disturbances,
         way_back,
+        copy: row.get(4),
         tables,
     }))
 }
@@ -207,7 +262,8 @@ async fn tables(
     let asked = [(&slice as &(dyn ToSql + Sync), Type::TEXT), (&UNHEARD, Type::OID)];
     let rows = client.query_typed(sql, &asked).await.map_err(reading())?;
     let targets = rows.iter().map(|row| regclass(row.get(1))).collect::<Result<Vec<String>, _>>()?;
-    let shapes = shapes(client, &targets, planned).await?;
+    let labels: Vec<&str> = rows.iter().map(|row| row.get(0)).collect();
+    let shapes = shapes(client, slice, (&targets, &labels), planned).await?;
     let ground = |(row, shape): (&Row, String)| {
         let ground = TableGround {
             copy: row.get(2),
@@ -221,22 +277,31 @@ async fn tables(
     Ok(rows.iter().zip(shapes).map(ground).collect())
 }
 
-/// The shapes of tables, in the order of their names, which are quoted for SQL.
+/// The shapes of tables of the service, in the order of their names, which are quoted for SQL; `labels` are the monolith's.
 async fn shapes(
     client: &Client,
-    tables: &[String],
+    slice: &str,
+    (tables, labels): (&[String], &[&str]),
     planned: Option<&Statement>,
 ) -> Result<Vec<String>, JournalError> {
     let rows = match planned {
-        Some(planned) => client.query(planned, &[&tables]).await,
-        None => client.query_typed(&shapes_sql(), &[(&tables, Type::TEXT_ARRAY)]).await,
+        Some(planned) => client.query(planned, &[&tables, &labels, &slice]).await,
+        None => {
+            let asked: [(&(dyn ToSql + Sync), Type); 3] =
+                [(&tables, Type::TEXT_ARRAY), (&labels, Type::TEXT_ARRAY), (&slice, Type::TEXT)];
+            client.query_typed(&shapes_sql(), &asked).await
+        }
     };
     Ok(rows.map_err(reading())?.iter().map(|row| shape(row.get(0))).collect())
 }
 
+/// What the mirror noted is read by the statement that reads the files: a TRUNCATE that is applied meanwhile is in both, or in neither.
+/// Tables of an earlier version lack the column, and are read all the same.
 fn shapes_sql() -> String {
     format!(
-        "SELECT nullif(concat_ws(' ', s.shape, f.parts), '') FROM unnest($1::text[]) WITH ORDINALITY AS n (name, number) \
+        "SELECT nullif(concat_ws(' ', s.shape, f.parts, '{EMPTIED}' || (to_jsonb(m) ->> 'emptied_as')), '') \
+         FROM unnest($1::text[], $2::text[]) WITH ORDINALITY AS n (name, label, number) \
+         LEFT JOIN strangler.mirror_table m ON (m.slice, m.source_table) = ($3::text, n.label) \
          CROSS JOIN LATERAL (SELECT to_regclass(n.name)::oid AS oid) AS t CROSS JOIN {} CROSS JOIN {OWN_PARTS} \
          ORDER BY n.number",
         shape_sql()
@@ -251,7 +316,7 @@ fn shapes_sql() -> String {
 /// [`JournalError::Database`]. The session needs SELECT on `strangler.slice`.
 pub async fn monolith(client: &Client, slice: &str) -> Result<BTreeMap<String, String>, JournalError> {
     let rows = client.query_typed(&monolith_sql(), &[(&slice, Type::TEXT)]).await.map_err(reading())?;
-    Ok(rows.iter().map(named).collect())
+    rows.iter().map(named).collect()
 }
 
 /// The same, over a session that plans it once: see [`service_again`].
@@ -264,13 +329,14 @@ pub async fn monolith_again(
 ) -> Result<BTreeMap<String, String>, JournalError> {
     let planned = session.planned(&monolith_sql()).await.map_err(reading())?;
     let rows = session.query(&planned, &[&slice]).await.map_err(reading())?;
-    Ok(rows.iter().map(named).collect())
+    rows.iter().map(named).collect()
 }
 
 fn monolith_sql() -> String {
     format!(
-        "SELECT t.schema, t.name, concat_ws(' ', t.entry, s.shape, f.parts) \
-             FROM (SELECT c.oid, n.nspname::text AS schema, \
+        "SELECT t.schema, t.name, concat_ws(' ', t.entry, s.shape, f.parts), \
+             (SELECT json_object_agg(m.source_table, to_jsonb(m) ->> 'emptied_as')::text FROM strangler.mirror_table m \
+                 WHERE m.slice = $1::text AND to_jsonb(m) ->> 'emptied_as' IS NOT NULL) FROM (SELECT c.oid, n.nspname::text AS schema, \
                 c.relname::text AS name, concat_ws(' ', u.oid, u.xmin, r.oid) AS entry FROM strangler.slice p \
              JOIN pg_publication u ON u.pubname = p.publication JOIN pg_publication_rel r ON r.prpubid = u.oid \
              JOIN pg_class c ON c.oid = r.prrelid JOIN pg_namespace n ON n.oid = c.relnamespace \
@@ -279,9 +345,18 @@ fn monolith_sql() -> String {
     )
 }
 
-fn named(row: &Row) -> (String, String) {
-    let name = TableName::new(row.get::<_, String>(0), row.get::<_, String>(1));
-    (name.to_string(), shape(row.get(2)))
+fn named(row: &Row) -> Result<(String, String), JournalError> {
+    let name = TableName::new(row.get::<_, String>(0), row.get::<_, String>(1)).to_string();
+    let mut shape = shape(row.get(2));
+    if let Some(noted) = row.get::<_, Option<&str>>(3) {
+        let unreadable =
+            |_| JournalError::Unreadable { what: "mirror_table.emptied_as", found: noted.to_owned() };
+        let noted: BTreeMap<String, String> = serde_json::from_str(noted).map_err(unreadable)?;
+        if let Some(files) = noted.get(&name) {
+            shape.push_str(&format!(" {EMPTIED}{files}"));
+        }
+    }
+    Ok((name, shape))
 }
 
 impl Ground {
@@ -324,5 +399,16 @@ mod tests {
         assert!(!same("18 abc described=1 files=1 end"));
         assert!(!same("17 abc end"), "of an earlier version");
         assert!(is_same_shape(ABSENT, ABSENT) && !same(ABSENT));
+        assert!(same("17 abc described=1 files=2 end emptied=1"), "no part of what the definition says");
+    }
+
+    #[test]
+    fn a_copy_has_other_files_by_the_mirror_s_own_truncate_alone() {
+        let same = |now: &str| has_same_files("17 described=1 files=1 emptied=0", now);
+        assert!(same("17 described=1 files=1") && same("18 described=2 files=1 emptied=0"));
+        assert!(!same("17 described=1 files=2 emptied=0"), "a crash, or somebody's TRUNCATE");
+        assert!(same("17 described=1 files=2 emptied=2"), "the mirror's TRUNCATE");
+        assert!(!same("17 described=1 files=3 emptied=2"), "a crash behind the mirror's TRUNCATE");
+        assert!(!same(ABSENT) && has_same_files(ABSENT, ABSENT));
     }
 }

@@ -17,7 +17,7 @@ pub use conclude::{ConcludeError, Concluded, Monolith, conclude};
 use super::finding::FindingKind;
 use super::verdict::{Counts, Coverage, Outcome};
 use crate::journal::JournalError;
-use crate::journal::grounds::{ABSENT, Ground, TableGround, is_same_shape, is_unlogged};
+use crate::journal::grounds::{ABSENT, Ground, TableGround, has_same_files, is_same_shape, is_unlogged};
 use crate::journal::ledger::{self, Broken, Remembered, VerifyError};
 use crate::journal::verdicts::{self, VerdictRow};
 use crate::lsn::Lsn;
@@ -72,6 +72,14 @@ pub enum Void {
         /// `monolith` or `service`.
         side: &'static str,
     },
+    /// A copy's rows are in other files, and the mirror did not do that: a crash emptied it while it was UNLOGGED, somebody did, or
+    /// somebody wrote it anew.
+    Files {
+        /// Table by the monolith's name.
+        table: String,
+        /// `monolith` or `service`.
+        side: &'static str,
+    },
     /// A table came to the slice or left it.
     Tables {
         /// Table by the monolith's name.
@@ -94,6 +102,7 @@ impl Void {
             | Self::Unheard { table }
             | Self::Unlogged { table, .. }
             | Self::Changed { table, .. }
+            | Self::Files { table, .. }
             | Self::Tables { table } => Some(table),
             Self::Mapping
             | Self::Epoch { .. }
@@ -127,6 +136,10 @@ impl fmt::Display for Void {
             Self::Changed { table, side } => {
                 write!(f, "the definition of table {table} changed on the {side}'s side")
             }
+            Self::Files { table, side } => write!(
+                f,
+                "the copy of table {table} on the {side}'s side was emptied or written anew, and not by the mirror"
+            ),
             Self::Tables { table } => write!(f, "table {table} came to the slice or left it"),
             Self::Disturbed => {
                 f.write_str("somebody wrote on the fenced side, a trigger fired on mirrored rows, or the way back was begun anew")
@@ -159,7 +172,10 @@ pub fn voids(then: &Ground, now: Option<&Ground>) -> Vec<Void> {
     }
     for (table, ground) in &now.tables {
         match then.tables.get(table) {
-            Some(before) => found.extend(table_voids(table, before, ground)),
+            Some(before) => {
+                found.extend(table_voids(table, before, ground));
+                found.extend(other_files(then, table, (before, ground)));
+            }
             None => found.push(Void::Tables { table: table.clone() }),
         }
     }
@@ -195,6 +211,21 @@ fn table_voids(table: &str, then: &TableGround, now: &TableGround) -> Vec<Void> 
         found.push(Void::Changed { table, side: "monolith" });
     }
     found
+}
+
+/// What became of the files of a copy whose definition is as it was. Which side it is on stands in the ground that is rested on.
+fn other_files(then: &Ground, table: &str, (before, after): (&TableGround, &TableGround)) -> Option<Void> {
+    let sides = [
+        ("service", Some(&before.target_shape).zip(Some(&after.target_shape))),
+        ("monolith", before.source_shape.as_ref().zip(after.source_shape.as_ref())),
+    ];
+    // Another copy has other files, and that it is another one is said.
+    let mut sides = sides.into_iter().filter(|_| before.copy == after.copy);
+    sides.find_map(|(side, shapes)| {
+        let (before, after) = shapes.filter(|_| then.may_copy(side))?;
+        let moved = is_same_shape(before, after) && !has_same_files(before, after);
+        moved.then(|| Void::Files { table: table.to_owned(), side })
+    })
 }
 
 /// A verdict as the ledger has it.
@@ -278,6 +309,8 @@ fn from_row(row: VerdictRow) -> Result<LastVerdict, JournalError> {
     let body: Body = serde_json::from_str(&row.body)
         .map_err(|error| JournalError::Unreadable { what: "ledger.body", found: error.to_string() })?;
     let duration = |seconds| Duration::try_from_secs_f64(seconds).unwrap_or(Duration::MAX);
+    let copy = if body.authority == "service" { "monolith" } else { "service" };
+    let ground = Ground { copy: Some(body.ground.copy.unwrap_or_else(|| copy.to_owned())), ..body.ground };
     Ok(LastVerdict {
         entry: row.entry,
         run: body.run,
@@ -296,7 +329,7 @@ fn from_row(row: VerdictRow) -> Result<LastVerdict, JournalError> {
         compared: body.compared,
         coverage: body.coverage,
         differing: body.differing,
-        ground: body.ground,
+        ground,
     })
 }
 

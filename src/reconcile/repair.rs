@@ -3,6 +3,7 @@
 //! Nothing is written beside the mirror: the rows are asked for in the journal, and the running mirror reads them from
 //! the authority again and lands them as it lands every row. Then each is looked at once more.
 
+pub mod emptied;
 pub mod owed;
 mod record;
 
@@ -11,6 +12,7 @@ use std::time::{Duration, Instant};
 
 use tokio_util::sync::CancellationToken;
 
+use self::emptied::{Accepted, Emptied};
 use self::record::{Entry, Landed};
 use super::finding::{FindingKind, RawKey};
 use super::form::{Side, TableForm};
@@ -46,6 +48,19 @@ pub enum RepairError {
     /// The databases, or our tables.
     #[error(transparent)]
     Run(#[from] RunError),
+    /// The authority's tables are empty, and nobody has said that this is right.
+    #[error("{}", .0.iter().map(ToString::to_string).collect::<Vec<_>>().join("; "))]
+    NoRows(Vec<Emptied>),
+    /// The authority could not be asked whether it holds any row.
+    #[error(
+        "slice {slice} was not repaired, because its authority could not be asked whether it holds any row: {why}"
+    )]
+    NotAsked {
+        /// Slice.
+        slice: String,
+        /// Why.
+        why: String,
+    },
     /// The mirror took no request.
     #[error(
         "the mirror of slice {slice} took no repair in {} s; {waiting} requests stay, and a mirror that runs does them",
@@ -127,14 +142,14 @@ pub fn wanted<'a>(job: &'a SliceJob, done: &'a Done) -> Vec<Wanted<'a>> {
 }
 
 /// Has everything repaired that the run found, looks at it again, and records it in the ledger. Adds what became of each
-/// table to `repaired`.
+/// table to `repaired`. What [`emptied::emptied`] found is accepted, or nobody calls this.
 ///
 /// # Errors
 /// [`RepairError`]; what was repaired until then is recorded, and said.
 pub async fn run(
     job: &SliceJob,
     done: &Done,
-    author: &Author,
+    (author, accepted): (&Author, Option<Accepted<'_>>),
     stop: &CancellationToken,
     repaired: &mut Vec<Repaired>,
 ) -> Result<(), RepairError> {
@@ -144,7 +159,7 @@ pub async fn run(
         Direction::Forward => None,
         Direction::Reverse => Some(job.monolith_apply.connect(APPLICATION).await.map_err(RunError::Connect)?),
     };
-    let mut repair = Repair { job, done, author, stop, service, monolith, looking: None };
+    let mut repair = Repair { job, done, author, accepted, stop, service, monolith, looking: None };
     repair.tidy().await;
     for wanted in wanted(job, done) {
         let mut one = Repaired {
@@ -168,6 +183,7 @@ struct Repair<'a> {
     job: &'a SliceJob,
     done: &'a Done,
     author: &'a Author,
+    accepted: Option<Accepted<'a>>,
     stop: &'a CancellationToken,
     service: Session,
     /// Where the mirror looks for requests when it is the monolith that it writes.
@@ -369,6 +385,9 @@ impl Repair<'_> {
             epoch: Some(verdict.epoch),
             lsn: Some(verdict.lsn),
             plan_hash: &verdict.plan_hash,
+            accepted: self
+                .accepted
+                .and_then(|accepted| accepted.of(&self.job.mapping.slice, &mapping.source.to_string())),
             after,
         };
         record::all(&self.service, &entry, (mapping, &self.done.redactor), rows).await?;

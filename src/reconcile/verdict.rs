@@ -124,6 +124,9 @@ pub struct Repaired {
     pub still: Counts,
     /// Generated columns among what still differs, which no mirror writes, and whether the copy generates them too.
     pub generated: BTreeMap<String, bool>,
+    /// The command that copies the table again, where nothing else helps rows that were refused. Set by whoever knows the plan's file.
+    #[serde(skip)]
+    pub copy_again: Option<String>,
 }
 
 /// A row that the mirror could not land.

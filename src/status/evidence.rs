@@ -175,6 +175,7 @@ fn copied_anew(voids: &[Void], name: &str) -> bool {
         | Void::Unheard { .. }
         | Void::Unlogged { .. }
         | Void::Changed { .. }
+        | Void::Files { .. }
         | Void::Disturbed
         | Void::NotProvisioned => false,
     })
@@ -203,6 +204,7 @@ mod tests {
             stream: Some("running".to_owned()),
             disturbances: 0,
             way_back: None,
+            copy: Some("service".to_owned()),
             tables: [("Orders".to_owned(), table()), ("Lines".to_owned(), table())].into(),
         }
     }

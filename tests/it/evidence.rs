@@ -139,6 +139,10 @@ fn changed(table: &str, side: &'static str) -> Lack {
     Lack::Void(Void::Changed { table: table.to_owned(), side })
 }
 
+fn files(table: &str, side: &'static str) -> Lack {
+    Lack::Void(Void::Files { table: table.to_owned(), side })
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn what_shapes_are_made_of_is_found_through_indexes_however_many_other_tables_there_are() {
     let scenario = mirrored().await;
@@ -221,13 +225,37 @@ async fn ddl_on_either_side_voids_a_verdict_and_housekeeping_does_not() {
         prove(&scenario).await;
     }
     service(&scenario.target, r#"CREATE INDEX ON "Things" ("Name")"#).await;
-    service(&scenario.target, r#"VACUUM FULL "Things""#).await;
     assert_eq!(lacks(&scenario).await, []);
+    service(&scenario.target, r#"VACUUM FULL "Things""#).await;
+    assert_eq!(lacks(&scenario).await, [files("Things", "service")], "a crash can't be told from it");
+    prove(&scenario).await;
     let rewrite = r#"ALTER TABLE "Things" ALTER "Name" TYPE text USING "Name" || 'x'"#;
     service(&scenario.target, rewrite).await;
     assert_eq!(lacks(&scenario).await, [changed("Things", "service")]);
     scenario.write(r#"DROP TABLE "Things""#).await;
     assert!(lacks(&scenario).await.contains(&changed("Things", "monolith")));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_copy_that_is_emptied_past_the_mirror_voids_a_verdict_and_a_truncate_that_the_mirror_brings_does_not()
+ {
+    let scenario = mirrored().await;
+    prove(&scenario).await;
+    scenario.write(r#"TRUNCATE "Things"; INSERT INTO "Things" VALUES (1, 'again', 'fine')"#).await;
+    assert_eq!(lacks(&scenario).await, [], "nobody has applied it yet");
+    mirror(&scenario, &Run::new(&[])).await;
+    assert_eq!(lacks(&scenario).await, []);
+    service(
+        &scenario.target,
+        "SET session_replication_role = replica; SET SESSION AUTHORIZATION strangler_apply; TRUNCATE \"Things\"; \
+         RESET SESSION AUTHORIZATION; RESET session_replication_role",
+    )
+    .await;
+    assert_eq!(lacks(&scenario).await, [files("Things", "service")]);
+    // Whatever became of it, a TRUNCATE leaves it right.
+    scenario.write(r#"TRUNCATE "Things""#).await;
+    mirror(&scenario, &Run::new(&[])).await;
+    assert_eq!(lacks(&scenario).await, []);
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -1,5 +1,8 @@
 //! Repairs by the running mirror: rows that were made wrong on the service become right, whatever is written meanwhile.
 
+mod jsonb_keys;
+mod own_columns;
+
 use std::collections::BTreeMap;
 use std::time::Duration;
 

@@ -11,6 +11,7 @@ use crate::support::split::Split;
 /// Takes back what later versions added, so that a database is as the first one leaves it.
 const BACK_TO_V1: &str = "
 DROP TABLE strangler.retirement, strangler.revoked_right;
+ALTER TABLE strangler.mirror_table DROP COLUMN emptied_as;
 ALTER TABLE strangler.piece DROP COLUMN number;
 DROP TABLE strangler.own_scan, strangler.table_use, strangler.table_user;
 DROP VIEW strangler.authority;
@@ -59,7 +60,7 @@ async fn contents(client: &Client) -> Vec<(&'static str, Vec<String>)> {
     let mut all = Vec::new();
     for table in KEPT {
         let sql = format!(
-            "SELECT (to_jsonb(t) - '{{copy_number,number}}'::text[])::text FROM strangler.{table} t ORDER BY 1"
+            "SELECT (to_jsonb(t) - '{{copy_number,number,emptied_as}}'::text[])::text FROM strangler.{table} t ORDER BY 1"
         );
         all.push((*table, lines(client, &sql).await));
     }

@@ -123,7 +123,10 @@ fn verdict(body: &Value) -> Option<String> {
 
 fn repair(body: &Value) -> Option<String> {
     let rows = body.get("rows")?.as_array()?.len();
-    Some(format!("{} of {} repaired", words::plural(rows, "row"), body.get("table")?.as_str()?))
+    let accepted = body.get("accepted_no_rows").and_then(Value::as_str);
+    let accepted = accepted.map(|reason| format!(", of which the authority holds none; accepted: {reason}"));
+    let table = body.get("table")?.as_str()?;
+    Some(format!("{} of {table} repaired{}", words::plural(rows, "row"), accepted.unwrap_or_default()))
 }
 
 fn flip(body: &Value) -> Option<String> {

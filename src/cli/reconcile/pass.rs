@@ -8,13 +8,15 @@ use tokio_util::sync::CancellationToken;
 use super::display::Display;
 use super::{Arguments, Form, page};
 use crate::cdc::mirror::chain_of;
+use crate::cdc::refetch::COPY_AGAIN;
 use crate::cli::interrupt::Interrupts;
 use crate::cli::report::{CliError, Exit};
 use crate::cli::ui::{Paint, Ui};
 use crate::journal::verdicts::DifferedBefore;
 use crate::reconcile::form::Side;
 use crate::reconcile::progress::Board;
-use crate::reconcile::repair;
+use crate::reconcile::repair::emptied::{self, Accepted, Emptied};
+use crate::reconcile::repair::{self, RepairError};
 use crate::reconcile::report::{json, repairs, text};
 use crate::reconcile::run::{self, Done, Options, RunError, SliceJob};
 use crate::reconcile::sides::Sides;
@@ -172,6 +174,10 @@ impl Pass<'_> {
         interrupts: &mut Interrupts,
         stop: &CancellationToken,
     ) -> Result<bool, CliError> {
+        let emptied = self.emptied(ui, (jobs, done)).await?;
+        let reason = self.arguments.accept_no_rows.as_deref();
+        let accepted = reason.map(|reason| Accepted { reason, tables: &emptied });
+        let by = (&self.options.author, accepted);
         let mut whole = true;
         for (one, verdict) in done.iter().zip(verdicts) {
             if one.verdict.outcome != Outcome::Differs {
@@ -183,8 +189,7 @@ impl Pass<'_> {
                 whole = false;
                 continue;
             }
-            let mut running =
-                Box::pin(repair::run(job, one, &self.options.author, stop, &mut verdict.repairs));
+            let mut running = Box::pin(repair::run(job, one, by, stop, &mut verdict.repairs));
             let repaired = loop {
                 tokio::select! {
                     repaired = &mut running => break repaired,
@@ -192,8 +197,12 @@ impl Pass<'_> {
                 }
             };
             drop(running);
-            repaired
-                .map_err(|source| CliError::Repair { plan: self.plan.clone(), source: Box::new(source) })?;
+            for table in verdict.repairs.iter_mut().filter(|table| table.refused.contains_key(COPY_AGAIN)) {
+                let (slice, name) = (shell_word(&table.slice), shell_word(&table.table));
+                let command = format!("strangler mirror {} --slice {slice} --retry {name}", self.plan);
+                table.copy_again = Some(command);
+            }
+            repaired.map_err(|source| self.unrepaired(source))?;
             for table in &verdict.repairs {
                 ui.words(&format!("{}: {}", table.slice, repairs::line(table)));
                 for (column, there) in &table.generated {
@@ -212,6 +221,34 @@ impl Pass<'_> {
             ));
         }
         Ok(whole)
+    }
+
+    /// Tables of which the authority holds no row: said before anything else that a repair would do, and refused where nobody has said
+    /// that it is right.
+    async fn emptied(
+        &self,
+        ui: &mut Ui,
+        (jobs, done): (&[SliceJob], &[Done]),
+    ) -> Result<Vec<Emptied>, CliError> {
+        let mut found = Vec::new();
+        for one in done.iter().filter(|one| one.verdict.outcome == Outcome::Differs) {
+            let Some(job) = jobs.iter().find(|job| job.mapping.slice == one.verdict.slice) else { continue };
+            found.extend(emptied::emptied(job, one).await.map_err(|source| self.unrepaired(source))?);
+        }
+        if found.is_empty() || self.arguments.accept_no_rows.is_some() {
+            return Ok(found);
+        }
+        if !self.arguments.dry_run {
+            return Err(self.unrepaired(RepairError::NoRows(found)));
+        }
+        for one in &found {
+            ui.words(&format!("{one}; it is refused without --accept-no-rows REASON"));
+        }
+        Ok(found)
+    }
+
+    fn unrepaired(&self, source: RepairError) -> CliError {
+        CliError::Repair { plan: self.plan.clone(), source: Box::new(source) }
     }
 }
 
@@ -307,8 +344,8 @@ fn preview(ui: &mut Ui, job: &SliceJob, done: &Done) {
         let (rows, them) = (words::plural(asked, "row"), if asked == 1 { "it" } else { "them" });
         ui.words(&match done.sides.copy() {
             Side::Target => format!(
-                "would repair {rows} of {source} in {}: the mirror deletes {them} from {} by key and inserts what the \
-                 monolith has",
+                "would repair {rows} of {source} in {}: the mirror sets {them} in {} as the monolith has {them}, and deletes what the \
+                 monolith has not",
                 done.verdict.service, wanted.mapping.target,
             ),
             Side::Source => format!(

@@ -113,6 +113,7 @@ mod tests {
             stream: Some("running".to_owned()),
             disturbances: 0,
             way_back: None,
+            copy: Some("service".to_owned()),
             tables: BTreeMap::from([("t".to_owned(), table)]),
         }
     }

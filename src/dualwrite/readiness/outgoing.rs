@@ -260,7 +260,7 @@ pub(super) fn evidence(facts: &Facts, asked: &Asked<'_>) -> (Vec<Problem>, Optio
                      them a value that it takes; then {reconcile}"
                 )
             } else {
-                format!("{reconcile} --repair, then {reconcile}")
+                repair(&reconcile, facts, asked)
             });
         return (vec![problem], None);
     }
@@ -286,6 +286,22 @@ pub(super) fn evidence(facts: &Facts, asked: &Asked<'_>) -> (Vec<Problem>, Optio
             (vec![problem], None)
         }
     }
+}
+
+/// How to bring both sides in line. A repair makes the copy what the authority is, and what only the copy has is gone then.
+fn repair(reconcile: &str, facts: &Facts, asked: &Asked<'_>) -> String {
+    let found = facts.evidence.last.iter().chain(&facts.evidence.last_full);
+    let extra = found.filter_map(|verdict| verdict.counts.get(&FindingKind::Extra)).max();
+    let Some(extra) = extra.filter(|extra| **extra > 0) else {
+        return format!("{reconcile} --repair, then {reconcile}");
+    };
+    let (rows, authority) =
+        (words::plural(usize::try_from(*extra).unwrap_or(usize::MAX), "row"), asked.to.peer());
+    format!(
+        "look at what {reconcile} --repair --dry-run says: a repair deletes from the {} {rows} that the {authority} does not have. Where \
+         these are the good ones, put them back into the {authority} first; then {reconcile} --repair, then {reconcile}",
+        asked.to
+    )
 }
 
 /// The last verdict that found differences found none but rows that the service's application wrote and the filter forbids.

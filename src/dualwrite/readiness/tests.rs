@@ -197,6 +197,7 @@ fn evidence(outcome: Outcome, counts: &[(FindingKind, u64)]) -> Evidence {
             stream: None,
             disturbances: 0,
             way_back: None,
+            copy: Some("service".to_owned()),
             tables: BTreeMap::new(),
         },
     };
@@ -223,6 +224,24 @@ fn orphans_alone_may_be_excused_and_a_row_that_differs_never() {
     let rows = [(FindingKind::Orphan, 2), (FindingKind::Differs, 1)];
     let (severity, code, reason, _) = judged(&rows, Some("they are dead"));
     assert_eq!((severity, code, reason), (Severity::Error, "sides-differ", None));
+}
+
+#[test]
+fn a_repair_is_not_advised_without_the_rows_that_it_would_delete() {
+    let plan = plan();
+    let next = |counts: &[(FindingKind, u64)]| {
+        let facts = Facts { evidence: evidence(Outcome::Differs, counts), ..ready() };
+        judge(&facts, &asked(&plan, None)).problems.first().unwrap().next.clone()
+    };
+    assert_eq!(
+        next(&[(FindingKind::Missing, 3), (FindingKind::Extra, 50)]),
+        "look at what strangler reconcile p --slice one --repair --dry-run says: a repair deletes from the service 50 rows that the \
+         monolith does not have. Where these are the good ones, put them back into the monolith first; then strangler reconcile p \
+         --slice one --repair, then strangler reconcile p --slice one"
+    );
+    assert!(
+        next(&[(FindingKind::Missing, 3)]).starts_with("strangler reconcile p --slice one --repair, then ")
+    );
 }
 
 #[test]

@@ -140,7 +140,11 @@ async fn chain(service: &Client, anchors: Option<Anchors<'_>>, entry: i64) -> Re
     }
     let accepted = anchors.as_ref().and_then(Anchors::accepted);
     let confirmed = anchors.and_then(|anchors| anchors.latest).map(|anchor| anchor.head.id);
-    let end = head.map_or(0, |head| head.id);
+    let end = match head {
+        Some(head) => head.id,
+        // The walk began behind the end: at an entry by which earlier ones were accepted, and which is cut off too.
+        None => self::head(service).await?.map_or(0, |head| head.id),
+    };
     match confirmed {
         Some(confirmed) if confirmed > end => Err(Broken { id: end + 1, fault: Fault::CutOff }.into()),
         Some(_) | None => Ok(Verified { head, confirmed, accepted }),

@@ -17,6 +17,7 @@ fn ground() -> Ground {
         stream: Some("running".to_owned()),
         disturbances: 0,
         way_back: None,
+        copy: Some("service".to_owned()),
         tables: [("Orders".to_owned(), table()), ("OrderLines".to_owned(), table())].into(),
     }
 }
@@ -95,6 +96,34 @@ fn unmoved_ground_voids_nothing_and_each_move_is_named() {
     }
     let more = changed(|now| drop(now.tables.insert("New".to_owned(), now.tables["Orders"].clone())));
     assert_eq!(voids(&ground(), Some(&more)), [Void::Tables { table: "New".to_owned() }]);
+}
+
+#[test]
+fn other_files_void_what_was_proven_of_a_copy_and_nothing_of_the_authority() {
+    let of = |copy: Option<&str>, service: &str, monolith: &str| {
+        changed(|ground| {
+            ground.copy = copy.map(str::to_owned);
+            let orders = ground.tables.get_mut("Orders").unwrap();
+            orders.target_shape = format!("t described=1 {service}");
+            orders.source_shape = Some(format!("s described=1 {monolith}"));
+        })
+    };
+    let files = |side| Void::Files { table: "Orders".to_owned(), side };
+    let then = of(Some("service"), "files=1", "files=1");
+    assert_eq!(voids(&then, Some(&of(Some("service"), "files=1", "files=2"))), [], "of the authority");
+    let emptied = of(Some("service"), "files=2", "files=1");
+    assert_eq!(voids(&then, Some(&emptied)), [files("service")], "a crash");
+    let mirrored = of(Some("service"), "files=2 emptied=2", "files=2");
+    assert_eq!(voids(&then, Some(&mirrored)), [], "the mirror's own TRUNCATE");
+    let moved = of(Some("monolith"), "files=1", "files=1");
+    assert_eq!(voids(&moved, Some(&of(Some("monolith"), "files=2", "files=1"))), []);
+    assert_eq!(voids(&moved, Some(&of(Some("monolith"), "files=1", "files=2"))), [files("monolith")]);
+    let unknown = of(None, "files=1", "files=1");
+    assert_eq!(
+        voids(&unknown, Some(&of(None, "files=1", "files=2"))),
+        [files("monolith")],
+        "which is the copy"
+    );
 }
 
 #[test]

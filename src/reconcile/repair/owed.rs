@@ -45,6 +45,7 @@ pub async fn settle(
                 epoch: None,
                 lsn: done.lsn,
                 plan_hash: &job.mapping.hash,
+                accepted: None,
                 after,
             };
             let rows = record::all(service, &entry, (mapping, &Redactor::new()?), &rows).await?;

@@ -23,6 +23,8 @@ pub(super) struct Entry<'a> {
     pub(super) epoch: Option<i64>,
     pub(super) lsn: Option<Lsn>,
     pub(super) plan_hash: &'a str,
+    /// Why it is right that the authority holds no row of the table.
+    pub(super) accepted: Option<&'a str>,
     /// The ledger's last entry before it was known that it lacks the rows.
     pub(super) after: i64,
 }
@@ -90,13 +92,16 @@ async fn one(
         return Ok(0);
     }
     let shown: Vec<_> = rows.iter().map(|row| redactor.show_key(mapping, &row.key)).collect();
-    let body = json!({
+    let mut body = json!({
         "run": entry.run,
         "table": table,
         "key": mapping.key_columns().map(|column| column.target.as_str()).collect::<Vec<_>>(),
         "rows": shown,
         "requests": rows.iter().map(|row| row.request).collect::<Vec<_>>(),
     });
+    if let Some(reason) = entry.accepted {
+        body["accepted_no_rows"] = json!(reason);
+    }
     let entry = NewEntry {
         kind: REPAIR,
         plan: entry.plan,

@@ -2,6 +2,7 @@
 
 use super::facts;
 use super::visible::visible;
+use crate::cdc::refetch::COPY_AGAIN;
 use crate::reconcile::verdict::{RefusedRow, Repaired};
 use crate::words;
 
@@ -43,6 +44,10 @@ pub(super) fn refused(repaired: &Repaired) -> Vec<String> {
     let row = |row: &RefusedRow| format!("refused   {}  ({})", facts::key(&row.key), visible(&row.reason));
     let more = repaired.refused_count().saturating_sub(repaired.refused_rows.len() as u64);
     let more = (more > 0).then(|| format!("and {} more refused, not listed", words::count(more)));
-    let next = (repaired.refused_count() > 0).then(|| NEXT.to_owned());
-    repaired.refused_rows.iter().map(row).chain(more).chain(next).collect()
+    let again = repaired.copy_again.as_ref();
+    let others = repaired.refused.keys().any(|why| again.is_none() || why != COPY_AGAIN);
+    let again = again
+        .map(|command| format!("next: end the running mirror; then {command}, which copies the table again"));
+    let next = others.then(|| NEXT.to_owned());
+    repaired.refused_rows.iter().map(row).chain(more).chain(again).chain(next).collect()
 }

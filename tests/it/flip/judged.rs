@@ -102,6 +102,18 @@ async fn a_table_that_changed_since_it_was_judged_is_not_handed_over() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_truncate_that_is_drained_keeps_no_table_from_being_handed_over() {
+    let (split, monolith, service, _mirror) = armed_with(TABLES, SETUP, "").await;
+    let late = frozen(&split, "flip-looked", Side::Service, &[]);
+    monolith.batch_execute("TRUNCATE t; INSERT INTO t VALUES (7, 7)").await.unwrap();
+    late.signal(Signal::CONT);
+    let ended = late.ended();
+    assert_eq!(ended.exit, Some(0), "{}", ended.page());
+    assert_eq!((owner(&monolith).await.0.as_str(), owner(&service).await.0.as_str()), ("FENCED", "OPEN"));
+    assert_eq!(count(&service, "t").await, 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn no_table_is_copied_again_while_authority_is_on_its_way() {
     let (split, monolith, service, first) = armed_with(TABLES, SETUP, "").await;
     first.kill();

@@ -3,7 +3,7 @@
 use serde_json::{Value, json};
 use tokio_postgres::Client;
 
-use crate::support::binary::Ended;
+use crate::support::binary::{Ended, command};
 use crate::support::split::Split;
 use crate::support::wait::{SOON, until};
 
@@ -300,6 +300,34 @@ async fn a_verdict_that_something_voids_is_marked_with_the_reason() {
     assert!(proven.stdout.contains("both sides are proven equal"), "{}", proven.page());
     assert_eq!(count(&service, "accepted").await, 2);
     mirror.stop();
+
+    // It is cut off below the entry from which on it is looked at.
+    let first = "SELECT min(id) - 1 FROM strangler.ledger WHERE kind = 'accepted'";
+    let first: i64 = service.query_one(first, &[]).await.unwrap().get(0);
+    let cut = format!(
+        "BEGIN; ALTER TABLE strangler.ledger DISABLE TRIGGER USER; DELETE FROM strangler.ledger WHERE id >= {first}; \
+         ALTER TABLE strangler.ledger ENABLE ALWAYS TRIGGER append_only; COMMIT"
+    );
+    service.batch_execute(&cut).await.unwrap();
+    let broken = split.run("ledger", &["--verify"]);
+    let told = format!("broken: entry {first} is missing at the end");
+    assert!(broken.exit == Some(1) && broken.stdout.contains(&told), "{first}: {}", broken.page());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_reason_that_says_nothing_is_no_reason() {
+    let folder = tempfile::tempdir().unwrap();
+    let asks: [&[&str]; 3] = [
+        &["ledger", "plan.yaml", "--accept-broken"],
+        &["flip", "plan.yaml", "--accept-no-evidence"],
+        &["reconcile", "plan.yaml", "--repair", "--accept-no-rows"],
+    ];
+    for (ask, reason) in asks.iter().flat_map(|ask| ["", " \t"].map(|reason| (*ask, reason))) {
+        let typed = [ask, &[reason]].concat();
+        let ended = Ended::of(command(folder.path(), &typed).output().unwrap());
+        assert_eq!(ended.exit, Some(2), "{typed:?}: {}", ended.page());
+        assert!(ended.stderr.contains("that is no reason"), "{typed:?}: {}", ended.page());
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -288,3 +288,29 @@ async fn a_copy_that_lost_everything_is_counted_in_full_and_repaired() {
     assert_eq!((slice.findings.len(), slice.not_listed, run.ended.exit), (5, 2995, Some(0)));
     Run::of(&split, &["--strict"]).assert_clean();
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_copy_that_a_crash_has_emptied_is_proven_equal_no_longer() {
+    let (mut split, monolith, service, mirror) = open().await;
+    Run::of(&split, &[]).assert_clean();
+    mirror.stop();
+    service.batch_execute("ALTER TABLE a SET UNLOGGED").await.unwrap();
+    split.pair.service.stop(StopMode::Immediate).unwrap();
+    split.pair.service.start().unwrap();
+    let service = split.pair.service().await;
+    service.batch_execute("ALTER TABLE a SET LOGGED").await.unwrap();
+    let left: i64 = service.query_one("SELECT count(*) FROM a", &[]).await.unwrap().get(0);
+    assert_eq!(left, 0, "the crash has emptied it");
+    let mirror = split.mirror(None);
+    mirror.caught_up(&monolith, &service).await;
+    let status = split.run("status", &[]);
+    let emptied =
+        "the copy of table a on the service's side was emptied or written anew, and not by the mirror";
+    assert!(status.stdout.contains(emptied), "{}", status.page());
+    assert!(!status.stdout.contains("both sides are proven equal"), "{}", status.page());
+    let run = Run::of(&split, &["--repair"]);
+    assert_eq!(run.counts(), [(FindingKind::Missing, 3000)].into(), "{}", run.ended.page());
+    Run::of(&split, &[]).assert_clean();
+    let status = split.run("status", &[]);
+    assert!(status.stdout.contains("both sides are proven equal"), "{}", status.page());
+}

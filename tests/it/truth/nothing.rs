@@ -21,6 +21,10 @@ async fn nothing_looked_at_is_never_clean_and_a_report_that_can_not_be_written_i
     }
     let entries = "SELECT count(*) FROM strangler.ledger WHERE kind = 'verdict'";
     assert_eq!(service.query_one(entries, &[]).await.unwrap().get::<_, i64>(0), 0, "refused before the run");
+    let nothing = split.run("reconcile", &["--slice", "one", "--changed-since", "last"]);
+    assert_eq!(nothing.exit, Some(3), "{}", nothing.page());
+    let next = "strangler reconcile plan.yaml --slice one, without --changed-since";
+    assert!(nothing.stderr.contains(next), "{}", nothing.page());
     // Of two rows one in 50,000 takes none, but for one run in 25,000.
     Run::of(&split, &["--sample", "0.002%"]).assert_incomplete(&["took no row of any table"]);
 }

@@ -75,6 +75,15 @@ async fn with_the_authority_at_the_service_the_monolith_is_what_is_wrong_and_is_
     assert_eq!(kept.as_deref(), Some("x"), "a repair keeps what the plan left behind");
     let changed = Run::of(split, &["--changed-since", "last"]);
     changed.assert_clean();
+    // Since authority has moved it is the monolith that a TRUNCATE empties, and that nobody may empty beside the mirror.
+    service.batch_execute("TRUNCATE words; INSERT INTO words VALUES ('word 9', 9)").await.unwrap();
+    service.batch_execute("VACUUM FULL words").await.unwrap();
+    Run::of(split, &["--changed-since", "last"]).assert_clean();
+    monolith.batch_execute("VACUUM FULL words").await.unwrap();
+    let status = split.run("status", &[]);
+    let void =
+        "the copy of table words on the monolith's side was emptied or written anew, and not by the mirror";
+    assert!(status.stdout.contains(void), "{}", status.page());
     // As where the way back ended, and the process that has it goes on. Its next sign of life says otherwise, so this is tried until
     // a run comes in between.
     let ended = "UPDATE strangler.mirror_process SET stopped_at = now(), detail = NULL WHERE dir = 'reverse'";
