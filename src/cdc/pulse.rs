@@ -332,6 +332,7 @@ impl Pulse {
             publication: &self.publication,
             slice: &self.slice,
             direction: self.direction,
+            mode: self.mode,
             slot: Some(self.slot.as_str()),
         };
         let Some(found) = publication::read(source, &self.publication).await? else {

@@ -9,6 +9,7 @@ mod judged;
 mod recorded;
 mod sequences;
 mod standby;
+mod watched;
 
 use bank::{Bank, ON_SERVICE, SETUP, Side, TABLES};
 use tokio_postgres::Client;
