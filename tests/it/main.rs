@@ -35,6 +35,7 @@ mod memory;
 mod model;
 mod orphans;
 mod partition_identities;
+mod partition_ties;
 mod plans;
 mod prove;
 mod provision;
