@@ -17,6 +17,7 @@ use crate::mapping::SliceMapping;
 use crate::name::TableName;
 use crate::postgres::inheritance;
 use crate::postgres::type_trees::reached;
+use crate::words::shell_word;
 
 /// What each published table consists of.
 pub type Contents = BTreeMap<TableName, TableContents>;
@@ -403,9 +404,10 @@ pub fn other_expression(before: &TableContents, now: &TableContents) -> Option<S
 /// Why the mirror must not go on over a table, and what to type.
 #[must_use]
 pub fn refusal(slice: &str, table: &str, what: &str) -> Refusal {
+    let typed = shell_word(table);
     Refusal {
         what: format!("{table} changed in a way that is not in the stream: {what}"),
-        next: format!("strangler mirror PLAN --slice {slice} --retry {table}, which copies that table again"),
+        next: format!("strangler mirror PLAN --slice {slice} --retry {typed}, which copies that table again"),
         anew: false,
     }
 }
@@ -418,7 +420,10 @@ pub fn refusal_over(slice: &str, unheard: &[Unheard]) -> Option<Refusal> {
     if !others.is_empty() {
         let facts = others.iter().map(|other| format!("; {}: {}", other.table, other.what));
         refusal.what.extend(facts);
-        let retries = unheard.iter().map(|one| format!(" --retry {}", one.table)).collect::<String>();
+        let retries = unheard
+            .iter()
+            .map(|one| format!(" --retry {}", shell_word(&one.table.to_string())))
+            .collect::<String>();
         refusal.next =
             format!("strangler mirror PLAN --slice {slice}{retries}, which copies what is named again");
     }

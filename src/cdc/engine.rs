@@ -31,6 +31,7 @@ use crate::failpoint;
 use crate::failpoint::hooks::{Hooks, Mutant};
 use crate::journal::claims::{TAG_PREFIX, tag_is_of};
 use crate::journal::copies::{self, TableState};
+use crate::journal::deferred::DeferredRow;
 use crate::journal::streams::{Direction, Mode, StreamOf};
 use crate::journal::{baselines, process, touched};
 use crate::landing::key::Key;
@@ -40,6 +41,7 @@ use crate::lsn::Lsn;
 use crate::mapping::SliceMapping;
 use crate::name::TableName;
 use crate::postgres::connect::{Server, Session};
+use crate::words::shell_word;
 
 /// How long the loop waits for an event before it looks at the clock and at its stream row.
 const TICK: Duration = LOOK_EVERY;
@@ -670,7 +672,7 @@ pub(crate) fn hit(direction: Direction, forward: &'static str, reverse: &'static
 /// operator has had a look.
 fn contradicted(config: &SliceConfig, table: &str, trouble: &Trouble) -> MirrorError {
     let slice = &config.mapping.slice;
-    let detail = &trouble.detail;
+    let (detail, typed) = (&trouble.detail, shell_word(table));
     if let Some(relation) = &trouble.lacks_partition {
         return MirrorError::Refused {
             what: format!(
@@ -692,7 +694,7 @@ fn contradicted(config: &SliceConfig, table: &str, trouble: &Trouble) -> MirrorE
             next: format!(
                 "change on the monolith what refuses it, a constraint, a trigger or a domain of {table} (the types of its columns \
                  belong to the mapping and stay); a running mirror goes on within seconds by itself. Or correct the row in the \
-                 service; then strangler mirror PLAN --slice {slice} --retry {table}, which reads it again"
+                 service; then strangler mirror PLAN --slice {slice} --retry {typed}, which reads it again"
             ),
         };
     }
@@ -702,6 +704,6 @@ fn contradicted(config: &SliceConfig, table: &str, trouble: &Trouble) -> MirrorE
              the way back stands still before them. --retry reads the rows that contradict from the service again; where that \
              was in vain, a constraint that the service lacks refuses them and has to be changed on the monolith"
         ),
-        next: format!("strangler mirror PLAN --slice {slice} --retry {table}"),
+        next: format!("strangler mirror PLAN --slice {slice} --retry {typed}"),
     }
 }

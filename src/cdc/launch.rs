@@ -37,9 +37,11 @@ use crate::journal::process;
 use crate::journal::streams::{self, Direction, Mode, StreamRow, StreamState};
 use crate::lsn::Lsn;
 use crate::mapping::TableMapping;
+use crate::name::TableName;
 use crate::postgres::connect::Session;
 use crate::postgres::replication::{Connection, StreamOptions, SystemIdentity};
 use crate::problem::arm_anew;
+use crate::words::shell_word;
 
 /// The sessions of a start.
 pub(super) struct Links {
@@ -69,7 +71,11 @@ pub async fn run_once(
 /// What was typed to have tables copied again and is not done yet.
 fn order(memory: &Memory) -> String {
     let rebuild = memory.rebuild.then(|| " --rebuild".to_owned());
-    rebuild.into_iter().chain(memory.retry.iter().map(|table| format!(" --retry {table}"))).collect()
+    rebuild.into_iter().chain(memory.retry.iter().map(retry)).collect()
+}
+
+fn retry(table: &TableName) -> String {
+    format!(" --retry {}", shell_word(&table.to_string()))
 }
 
 async fn start_and_run(
@@ -219,8 +225,8 @@ async fn copy_anew(
 ) -> Result<(), MirrorError> {
     let again: Vec<&TableMapping> =
         config.mapping.tables.iter().filter(|table| memory.retry.contains(&table.source)).collect();
-    let retries: Vec<String> = again.iter().map(|table| format!("--retry {}", table.source)).collect();
-    let order = retries.join(" ");
+    let retries: Vec<String> = again.iter().map(|table| retry(&table.source)).collect();
+    let order = retries.concat().trim_start().to_owned();
     beforehand::check((&links.source, &links.target), &config.mapping, (&again, &order)).await?;
     let labels: Vec<(String, String)> =
         config.mapping.tables.iter().map(|table| (table.source.to_string(), table.target.sql())).collect();

@@ -11,6 +11,7 @@ use crate::journal::streams::{Direction, Mode};
 use crate::name::{TableName, quote_ident};
 use crate::postgres::replication::ReplicationError;
 use crate::problem::arm_anew;
+use crate::words::shell_word;
 
 /// Tables of a publication with the oid of their entry in it. An entry that was taken out and put back has another
 /// oid: what changed in between is not in the stream.
@@ -261,7 +262,7 @@ pub fn came_back(before: &Published, now: &Published, named: Named<'_>) -> Optio
 pub fn left(tables: &[impl AsRef<str>], named: Named<'_>) -> Refusal {
     let slice = named.slice;
     let tables: Vec<&str> = tables.iter().map(AsRef::as_ref).collect();
-    let retries: Vec<String> = tables.iter().map(|table| format!("--retry {table}")).collect();
+    let retries: Vec<String> = tables.iter().map(|table| format!("--retry {}", shell_word(table))).collect();
     Refusal {
         what: format!(
             "{} {} left the publication of slice {slice} and came back: dropped and made again, or somebody changed \

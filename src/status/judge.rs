@@ -14,6 +14,7 @@ use super::{
 use crate::journal::migrate::Form;
 use crate::journal::whereabouts::Astray;
 use crate::words;
+pub use crate::words::shell_word;
 
 /// The mirror writes a sign of life every 2 seconds; one that missed five of them is taken for dead. A second
 /// mirror is harmless, so a wrong guess costs nothing.
@@ -61,17 +62,6 @@ impl Commands {
     fn of_all(&self, verb: &str, slices: &[String], rest: &str) -> String {
         let slices: String = slices.iter().map(|slice| format!(" --slice {}", shell_word(slice))).collect();
         format!("strangler {verb} {}{slices}{rest}", self.plan)
-    }
-}
-
-/// The text as one word of a POSIX shell.
-#[must_use]
-pub fn shell_word(text: &str) -> String {
-    let plain = |c: char| c.is_ascii_alphanumeric() || "_-./:@%+=,".contains(c);
-    if !text.is_empty() && text.chars().all(plain) {
-        text.to_owned()
-    } else {
-        format!("'{}'", text.replace('\'', r"'\''"))
     }
 }
 
