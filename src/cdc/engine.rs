@@ -25,7 +25,7 @@ use super::start::{self, Both, Standstill};
 use super::stream::{Assembler, Event};
 use super::table::TableRun;
 use super::tripwire::{LOOK_EVERY, Strays, is_canary};
-use super::truncate;
+use super::truncate::{self, InVain};
 use crate::change::{Relation, TransactionFrame};
 use crate::failpoint;
 use crate::failpoint::hooks::{Hooks, Mutant};
@@ -177,6 +177,8 @@ pub(crate) struct Engine {
     pub(crate) untold: bool,
     /// Why the run before this one stood still, and the position before which: shown until something has come through.
     pub(crate) standstill: Option<(Standstill, Lsn)>,
+    /// Attempts of the TRUNCATE that waits for readers of the target, over the runs of this process.
+    pub(crate) in_vain: Arc<InVain>,
 }
 
 impl Engine {
@@ -491,7 +493,7 @@ impl Engine {
             if let Some(table) = self.tables.get(number)
                 && table.state != TableState::Diverged
             {
-                truncate::apply(&mut self.applier, table, origin).await?;
+                truncate::apply(&mut self.applier, table, (origin, &self.in_vain)).await?;
                 self.batch.flushed = true;
             }
         }
@@ -596,12 +598,14 @@ impl Engine {
         let vitals = Arc::clone(&self.vitals);
         let board = self.config.board.clone();
         let slice = self.slice().to_owned();
-        let finished = finish::run(&self.config.admin, &slice, self.nonce, &|row, number, total| {
-            let detail = format!("{} on {} ({} of {total})", row.object, row.target_table, number + 1);
-            vitals.set_phase("finishing", Some(&detail));
-            board.phase(StreamOf::forward(&slice), "finishing", Some(&detail));
-        })
-        .await?;
+        let tell = |detail: &str| {
+            vitals.set_phase("finishing", Some(detail));
+            board.phase(StreamOf::forward(&slice), "finishing", Some(detail));
+        };
+        let progress = |row: &DeferredRow, number: usize, total: usize| {
+            tell(&format!("{} on {} ({} of {total})", row.object, row.target_table, number + 1));
+        };
+        let finished = finish::run(&self.config.admin, (&slice, self.nonce), &progress, &tell).await?;
         for failed in &finished.failed {
             tracing::error!(
                 slice = self.slice(),

@@ -190,6 +190,7 @@ async fn prepare(
         engine.vitals.set_phase(phase, Some(why));
     }
     engine.standstill = standstill.map(|standstill| (standstill, applied));
+    engine.in_vain = Arc::clone(&memory.in_vain);
     Ok((engine, row.slot))
 }
 
@@ -228,16 +229,8 @@ async fn copy_anew(
     let retries: Vec<String> = again.iter().map(|table| retry(&table.source)).collect();
     let order = retries.concat().trim_start().to_owned();
     beforehand::check((&links.source, &links.target), &config.mapping, (&again, &order)).await?;
-    let labels: Vec<(String, String)> =
-        config.mapping.tables.iter().map(|table| (table.source.to_string(), table.target.sql())).collect();
     if !config.options.hooks.mutant(Mutant::PartsKept) {
-        start::void_parts(
-            &links.target,
-            claim,
-            &|label| labels.iter().find(|(source, _)| source == label).map(|(_, target)| target.clone()),
-            &config.recorder,
-        )
-        .await?;
+        emptying::void_parts(config, &links.target, claim).await?;
     }
     emptying::retry(config, links, claim, (&again, &order)).await?;
     memory.retry.clear();
@@ -435,6 +428,7 @@ async fn bring_up(
         finished,
         untold: false,
         standstill: None,
+        in_vain: Arc::default(),
     })
 }
 

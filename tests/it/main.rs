@@ -24,6 +24,7 @@ mod failpoints;
 mod flip;
 mod help;
 mod hooks;
+mod in_use;
 mod inheritance;
 mod introspect;
 mod journey;
