@@ -39,7 +39,7 @@ use ui::Ui;
 /// what to type next.
 #[derive(Debug, clap::Parser)]
 #[command(name = "strangler", version, max_term_width = 110, infer_subcommands = false)]
-#[command(after_help = EXIT_CODES, disable_help_subcommand = true)]
+#[command(after_help = EXIT_CODES)]
 pub struct Arguments {
     #[command(subcommand)]
     verb: Verb,

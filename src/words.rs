@@ -10,6 +10,17 @@ pub fn bytes(count: u64) -> String {
     ByteSize::b(count).display().si().to_string()
 }
 
+/// The text as one word of a POSIX shell.
+#[must_use]
+pub fn shell_word(text: &str) -> String {
+    let plain = |c: char| c.is_ascii_alphanumeric() || "_-./:@%+=,".contains(c);
+    if !text.is_empty() && text.chars().all(plain) {
+        text.to_owned()
+    } else {
+        format!("'{}'", text.replace('\'', r"'\''"))
+    }
+}
+
 /// A whole number with its thousands apart: `1,234,567`.
 #[must_use]
 pub fn count(number: u64) -> String {

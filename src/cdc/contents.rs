@@ -7,7 +7,7 @@
 
 use std::collections::BTreeMap;
 
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize};
 use tokio_postgres::{Client, Row};
 
 use super::error::{MirrorError, Refusal};
@@ -17,6 +17,7 @@ use crate::mapping::SliceMapping;
 use crate::name::TableName;
 use crate::postgres::inheritance;
 use crate::postgres::type_trees::reached;
+use crate::words::shell_word;
 
 /// What each published table consists of.
 pub type Contents = BTreeMap<TableName, TableContents>;
@@ -74,13 +75,27 @@ pub struct Heap {
     /// It has no page. Only known of partitions that were attached and not seen before.
     #[serde(default)]
     pub empty: bool,
-    /// How it belongs to the table: other ones after DETACH and ATTACH.
+    /// How it belongs to the table: from the table down, each parent with the transaction that tied its child to it. Other ones
+    /// after DETACH and ATTACH, which can't be within the transaction that an earlier reading saw. The number of a command
+    /// within that is not among them: it is gone after a crash of the server, or a DROP that was rolled back.
+    #[serde(deserialize_with = "read_ties")]
     pub ties: String,
     /// Columns with their number and the transaction that described them last.
     pub columns: BTreeMap<String, (i16, String)>,
     /// Of a partition. Absent from what earlier versions wrote down.
     #[serde(default)]
     pub identity: Option<Identity>,
+}
+
+/// Reads ties; those that earlier versions wrote down have a third number for each parent, that of the command.
+fn read_ties<'de, D: Deserializer<'de>>(from: D) -> Result<String, D::Error> {
+    let text = String::deserialize(from)?;
+    let numbers: Vec<&str> = text.split_whitespace().collect();
+    if text.contains('/') || !numbers.len().is_multiple_of(3) {
+        return Ok(text);
+    }
+    let ties = numbers.chunks_exact(3).filter_map(|of| Some(format!("{}/{}", of.first()?, of.get(1)?)));
+    Ok(ties.collect::<Vec<_>>().join(" "))
 }
 
 /// Something happened to a table of which the stream said nothing.
@@ -116,21 +131,22 @@ pub enum Judgement {
 
 /// Partitions are found by a query and not by `pg_partition_tree`, which locks them and reads another snapshot than the
 /// query that calls it. ATTACH writes every column's description anew; CREATE TABLE … PARTITION OF describes them before
-/// it ties the partition to its table.
+/// it ties the partition to its table. The numbers of commands tell that only as long as nobody tried to delete the tie, whose
+/// command then stands there instead, and the server did not crash, which leaves 0 in all of them.
 const READ: &str = "WITH RECURSIVE tree AS ( \
     SELECT c.oid AS root, n.nspname::text AS schema, c.relname::text AS name, p.oid || ' ' || p.xmin AS publication, \
-        c.oid AS oid, ''::text AS ties, true AS made \
+        c.oid AS oid, NULL::text AS ties, true AS made \
     FROM pg_publication p JOIN pg_publication_rel r ON r.prpubid = p.oid \
         JOIN pg_class c ON c.oid = r.prrelid JOIN pg_namespace n ON n.oid = c.relnamespace WHERE p.pubname = $1 \
     UNION ALL SELECT t.root, t.schema, t.name, t.publication, i.inhrelid, \
-        concat_ws(' ', t.ties, i.inhparent, i.xmin, i.cmin), \
-        t.made AND EXISTS (SELECT FROM pg_attribute a WHERE a.attrelid = i.inhrelid AND a.attnum > 0 \
+        concat_ws(' ', t.ties, i.inhparent || '/' || i.xmin), \
+        t.made AND i.xmax::text = '0' AND EXISTS (SELECT FROM pg_attribute a WHERE a.attrelid = i.inhrelid AND a.attnum > 0 \
             AND NOT a.attisdropped AND a.xmin = i.xmin AND a.cmin::text::int8 < i.cmin::text::int8 \
             AND a.xmax::text = '0') \
     FROM tree t JOIN pg_class d ON d.oid = t.oid AND d.relkind = 'p' \
         JOIN pg_inherits i ON i.inhparent = t.oid AND NOT i.inhdetachpending) \
 SELECT t.schema, t.name, h.oid, h.oid::regclass::text, h.relfilenode, h.xmin::text, \
-    h.relkind = 'r' AND h.relpersistence = 'p', h.oid <> t.root, t.made, t.ties, t.publication, \
+    h.relkind = 'r' AND h.relpersistence = 'p', h.oid <> t.root, t.made, coalesce(t.ties, ''), t.publication, \
     ARRAY(SELECT a.attname::text FROM pg_attribute a WHERE a.attrelid = h.oid AND a.attnum > 0 \
         AND NOT a.attisdropped ORDER BY a.attnum), \
     ARRAY(SELECT a.attnum FROM pg_attribute a WHERE a.attrelid = h.oid AND a.attnum > 0 \
@@ -388,9 +404,10 @@ pub fn other_expression(before: &TableContents, now: &TableContents) -> Option<S
 /// Why the mirror must not go on over a table, and what to type.
 #[must_use]
 pub fn refusal(slice: &str, table: &str, what: &str) -> Refusal {
+    let typed = shell_word(table);
     Refusal {
         what: format!("{table} changed in a way that is not in the stream: {what}"),
-        next: format!("strangler mirror PLAN --slice {slice} --retry {table}, which copies that table again"),
+        next: format!("strangler mirror PLAN --slice {slice} --retry {typed}, which copies that table again"),
         anew: false,
     }
 }
@@ -403,7 +420,10 @@ pub fn refusal_over(slice: &str, unheard: &[Unheard]) -> Option<Refusal> {
     if !others.is_empty() {
         let facts = others.iter().map(|other| format!("; {}: {}", other.table, other.what));
         refusal.what.extend(facts);
-        let retries = unheard.iter().map(|one| format!(" --retry {}", one.table)).collect::<String>();
+        let retries = unheard
+            .iter()
+            .map(|one| format!(" --retry {}", shell_word(&one.table.to_string())))
+            .collect::<String>();
         refusal.next =
             format!("strangler mirror PLAN --slice {slice}{retries}, which copies what is named again");
     }
@@ -429,7 +449,7 @@ mod tests {
             partition: true,
             made: true,
             empty: false,
-            ties: "9 700 3".into(),
+            ties: "9/700".into(),
             columns,
             identity: None,
         }
@@ -503,8 +523,21 @@ mod tests {
         let unlogged = edited(2, |heap| heap.logged = false);
         assert!(said(&before, &[one.clone(), unlogged]).contains("is unlogged or foreign"));
         assert_eq!(said(&before, &[]), "its partition p1 was detached or dropped");
-        let again = edited(1, |heap| heap.ties = "9 900 5".into());
+        let again = edited(1, |heap| heap.ties = "9/900".into());
         assert_eq!(said(&before, &[again]), "its partition p1 was detached and attached again");
+    }
+
+    #[test]
+    fn ties_that_an_earlier_version_wrote_down_are_the_same_without_their_commands() {
+        let stored = |ties: &str| {
+            let mut text = serde_json::to_value(heap(1)).unwrap();
+            text["ties"] = ties.into();
+            serde_json::from_value::<Heap>(text).unwrap().ties
+        };
+        assert_eq!(stored(" 9 700 3"), "9/700");
+        assert_eq!(stored(" 9 700 3 12 701 0"), "9/700 12/701");
+        assert_eq!((stored(""), stored("9/700")), (String::new(), "9/700".to_owned()));
+        assert_eq!(stored("9/700 12/701 13/702"), "9/700 12/701 13/702");
     }
 
     #[test]

@@ -9,20 +9,22 @@ use super::error::MirrorError;
 use super::launch::{Links, claim};
 use super::record::Happened;
 use super::sample::{self, Sample};
-use super::start::{self, Starting};
+use super::start::{self, InUse, Starting};
 use super::{beforehand, finish, source};
 use crate::failpoint;
 use crate::journal::authority;
 use crate::journal::claims::{Claim, ClaimStatements};
 use crate::journal::copies::{self, TableState};
+use crate::journal::process::{self, Sighting};
 use crate::journal::streams::{self, StreamRow};
 use crate::mapping::TableMapping;
+use crate::postgres::connect::Session;
 use crate::postgres::sqlstate;
 
 /// New readers of a table wait behind whoever waits to empty it: no longer than an application bears.
 pub(super) const LOCK_TIMEOUT_MS: u32 = 300;
 /// They have all gone on by then.
-const PAUSE: Duration = Duration::from_secs(1);
+pub(super) const PAUSE: Duration = Duration::from_secs(1);
 /// How often it is looked whether older transactions have ended.
 const LOOK: Duration = Duration::from_millis(200);
 
@@ -59,7 +61,7 @@ async fn defer_again(config: &SliceConfig, tables: &[&TableMapping], nonce: i64)
                 Some(client) => &*client,
                 none => &*none.insert(start::open(&config.admin, slice).await?),
             };
-            give_way(config, client, &[table]).await?;
+            give_way(config, (client, nonce), &[table]).await?;
         }
     }
     Ok(())
@@ -87,7 +89,7 @@ async fn begin_emptying(
             ended => break ended?,
         }
         target.batch_execute("ROLLBACK").await.map_err(MirrorError::sql("giving way"))?;
-        give_way(config, target, tables).await?;
+        give_way(config, (target, claim.nonce), tables).await?;
     };
     // Asked while the stream's row is held, which an opening needs: one that is under way meets whole copies, or waits and meets
     // the beginning of new ones.
@@ -115,6 +117,55 @@ fn under_way(slice: &str) -> MirrorError {
     }
 }
 
+/// Empties tables whose whole-table piece was interrupted: its snapshot is lost, so what it landed decides nothing. As for any
+/// other emptying, nobody waits long behind it.
+pub(super) async fn void_parts(
+    config: &SliceConfig,
+    target: &Session,
+    claim: &Claim,
+) -> Result<(), MirrorError> {
+    let statements = ClaimStatements::prepare(target, claim).await?;
+    for source_table in copies::tables_with_parts(target, &claim.slice).await? {
+        let table = config.mapping.tables.iter().find(|table| table.source.to_string() == source_table);
+        let Some(table) = table else { continue };
+        let copy = loop {
+            match void(target, (claim, &statements), table).await {
+                Err(error) if is_busy(&error) => {}
+                ended => break ended?,
+            }
+            target.batch_execute("ROLLBACK").await.map_err(MirrorError::sql("giving way"))?;
+            give_way(config, (target, claim.nonce), &[table]).await?;
+        };
+        let again = Happened::CopyAgain { table: &source_table, cause: "interrupted", copy };
+        config.recorder.write(target, Some(claim.applied), again).await?;
+        target.batch_execute("COMMIT").await.map_err(MirrorError::sql("emptying a half-copied table"))?;
+        config.recorder.anchor();
+        failpoint::hit("parts-voided");
+    }
+    Ok(())
+}
+
+/// One attempt, which leaves its transaction open. Returns the number of the next copy.
+async fn void(
+    target: &Client,
+    (claim, statements): (&Claim, &ClaimStatements),
+    table: &TableMapping,
+) -> Result<i32, MirrorError> {
+    let begin = format!("BEGIN; SET LOCAL lock_timeout = {LOCK_TIMEOUT_MS}");
+    target.batch_execute(&begin).await.map_err(MirrorError::sql("opening a transaction"))?;
+    if !claim.share(target, statements).await? {
+        return Err(start::shut_out(target, claim).await);
+    }
+    let source_table = table.source.to_string();
+    start::empty_table(target, &table.target.sql(), InUse::GiveUp).await?;
+    copies::delete_parts(target, &claim.slice, &source_table).await?;
+    let pending = TableState::Pending;
+    let copy = copies::set_without_pieces(target, &claim.slice, &source_table, pending, None).await?;
+    // What comes now is between the mirror's own tables.
+    target.batch_execute("SET LOCAL lock_timeout = 0").await.map_err(MirrorError::sql("emptying tables"))?;
+    Ok(copy)
+}
+
 /// One attempt. Returns the tables with the numbers of their copies.
 async fn empty(
     target: &Client,
@@ -129,7 +180,7 @@ async fn empty(
     let (mut emptied, mut refused) = (Vec::with_capacity(samples.len()), Vec::new());
     for (table, sample) in samples {
         let source = table.source.to_string();
-        start::empty_table(target, &table.target.sql()).await?;
+        start::empty_table(target, &table.target.sql(), InUse::GiveUp).await?;
         refused.extend(sample::refused(target, table, sample.clone()).await?.map(|why| (*table, why)));
         copies::delete_parts(target, &claim.slice, &source).await?;
         let copy =
@@ -154,15 +205,18 @@ pub(super) fn is_busy(error: &MirrorError) -> bool {
     error.database_error().is_some_and(sqlstate::is_lock_timeout)
 }
 
-/// Says whom emptying waits for, and lets those go first who queued behind it.
+/// Says whom emptying waits for, also to `status`, and lets those go first who queued behind it.
 async fn give_way(
     config: &SliceConfig,
-    client: &Client,
+    (client, nonce): (&Client, i64),
     tables: &[&TableMapping],
 ) -> Result<(), MirrorError> {
     let names: Vec<String> = tables.iter().map(|table| table.target.sql()).collect();
     let who = source::lock_holder(client, &names).await?;
     let text = format!("a table of the service can't be emptied while it is in use: {who}");
+    let sighting =
+        Sighting { phase: "waiting".to_owned(), detail: Some(text.clone()), ..Sighting::default() };
+    process::beat(client, config.of(), nonce, &sighting).await?;
     config.board.phase(config.of(), "waiting", Some(&text));
     tokio::time::sleep(PAUSE).await;
     Ok(())

@@ -25,12 +25,13 @@ use super::start::{self, Both, Standstill};
 use super::stream::{Assembler, Event};
 use super::table::TableRun;
 use super::tripwire::{LOOK_EVERY, Strays, is_canary};
-use super::truncate;
+use super::truncate::{self, InVain};
 use crate::change::{Relation, TransactionFrame};
 use crate::failpoint;
 use crate::failpoint::hooks::{Hooks, Mutant};
 use crate::journal::claims::{TAG_PREFIX, tag_is_of};
 use crate::journal::copies::{self, TableState};
+use crate::journal::deferred::DeferredRow;
 use crate::journal::streams::{Direction, Mode, StreamOf};
 use crate::journal::{baselines, process, touched};
 use crate::landing::key::Key;
@@ -40,6 +41,7 @@ use crate::lsn::Lsn;
 use crate::mapping::SliceMapping;
 use crate::name::TableName;
 use crate::postgres::connect::{Server, Session};
+use crate::words::shell_word;
 
 /// How long the loop waits for an event before it looks at the clock and at its stream row.
 const TICK: Duration = LOOK_EVERY;
@@ -175,6 +177,8 @@ pub(crate) struct Engine {
     pub(crate) untold: bool,
     /// Why the run before this one stood still, and the position before which: shown until something has come through.
     pub(crate) standstill: Option<(Standstill, Lsn)>,
+    /// Attempts of the TRUNCATE that waits for readers of the target, over the runs of this process.
+    pub(crate) in_vain: Arc<InVain>,
 }
 
 impl Engine {
@@ -489,7 +493,7 @@ impl Engine {
             if let Some(table) = self.tables.get(number)
                 && table.state != TableState::Diverged
             {
-                truncate::apply(&mut self.applier, table, origin).await?;
+                truncate::apply(&mut self.applier, table, (origin, &self.in_vain)).await?;
                 self.batch.flushed = true;
             }
         }
@@ -594,12 +598,14 @@ impl Engine {
         let vitals = Arc::clone(&self.vitals);
         let board = self.config.board.clone();
         let slice = self.slice().to_owned();
-        let finished = finish::run(&self.config.admin, &slice, self.nonce, &|row, number, total| {
-            let detail = format!("{} on {} ({} of {total})", row.object, row.target_table, number + 1);
-            vitals.set_phase("finishing", Some(&detail));
-            board.phase(StreamOf::forward(&slice), "finishing", Some(&detail));
-        })
-        .await?;
+        let tell = |detail: &str| {
+            vitals.set_phase("finishing", Some(detail));
+            board.phase(StreamOf::forward(&slice), "finishing", Some(detail));
+        };
+        let progress = |row: &DeferredRow, number: usize, total: usize| {
+            tell(&format!("{} on {} ({} of {total})", row.object, row.target_table, number + 1));
+        };
+        let finished = finish::run(&self.config.admin, (&slice, self.nonce), &progress, &tell).await?;
         for failed in &finished.failed {
             tracing::error!(
                 slice = self.slice(),
@@ -670,7 +676,7 @@ pub(crate) fn hit(direction: Direction, forward: &'static str, reverse: &'static
 /// operator has had a look.
 fn contradicted(config: &SliceConfig, table: &str, trouble: &Trouble) -> MirrorError {
     let slice = &config.mapping.slice;
-    let detail = &trouble.detail;
+    let (detail, typed) = (&trouble.detail, shell_word(table));
     if let Some(relation) = &trouble.lacks_partition {
         return MirrorError::Refused {
             what: format!(
@@ -692,7 +698,7 @@ fn contradicted(config: &SliceConfig, table: &str, trouble: &Trouble) -> MirrorE
             next: format!(
                 "change on the monolith what refuses it, a constraint, a trigger or a domain of {table} (the types of its columns \
                  belong to the mapping and stay); a running mirror goes on within seconds by itself. Or correct the row in the \
-                 service; then strangler mirror PLAN --slice {slice} --retry {table}, which reads it again"
+                 service; then strangler mirror PLAN --slice {slice} --retry {typed}, which reads it again"
             ),
         };
     }
@@ -702,6 +708,6 @@ fn contradicted(config: &SliceConfig, table: &str, trouble: &Trouble) -> MirrorE
              the way back stands still before them. --retry reads the rows that contradict from the service again; where that \
              was in vain, a constraint that the service lacks refuses them and has to be changed on the monolith"
         ),
-        next: format!("strangler mirror PLAN --slice {slice} --retry {table}"),
+        next: format!("strangler mirror PLAN --slice {slice} --retry {typed}"),
     }
 }

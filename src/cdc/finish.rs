@@ -1,6 +1,8 @@
 //! Puts deferred indexes and constraints in place once the data is there.
 
+use super::emptying::{LOCK_TIMEOUT_MS, PAUSE};
 use super::error::MirrorError;
+use super::source;
 use super::start::open;
 use crate::failpoint;
 use crate::journal::deferred::{self, DeferredRow};
@@ -21,15 +23,16 @@ pub struct Finished {
 
 /// Runs every waiting statement of a slice in order, each in a transaction with its mark, as the service's
 /// administrator. A statement that the data contradicts stays waiting and is named; a later start tries it again.
-/// `nonce` guards against a successor: the same check as any other write of the mirror.
+/// `nonce` guards against a successor: the same check as any other write of the mirror. `waits` is told who keeps a statement
+/// from its table.
 ///
 /// # Errors
 /// [`MirrorError`] for trouble of the link or the server.
 pub async fn run(
     admin: &Server,
-    slice: &str,
-    nonce: i64,
+    (slice, nonce): (&str, i64),
     progress: &(dyn Fn(&DeferredRow, usize, usize) + Send + Sync),
+    waits: &(dyn Fn(&str) + Send + Sync),
 ) -> Result<Finished, MirrorError> {
     let session = open(admin, slice).await?;
     let waiting = deferred::waiting(&session, slice).await?;
@@ -37,9 +40,7 @@ pub async fn run(
     let mut finished = Finished::default();
     for (number, row) in waiting.iter().enumerate() {
         progress(row, number, total);
-        session.batch_execute("BEGIN").await.map_err(MirrorError::sql("opening a transaction"))?;
-        guard(&session, slice, nonce).await?;
-        match session.batch_execute(&row.create_sql).await {
+        match add(&session, (slice, nonce), row, waits).await? {
             Ok(()) => {
                 deferred::set_done(&session, row.id).await?;
                 session
@@ -65,6 +66,42 @@ pub async fn run(
         failpoint::hit("deferred-done");
     }
     Ok(finished)
+}
+
+/// Runs one statement and leaves its transaction open. ADD CONSTRAINT shuts the service's readers out, who queue behind whoever
+/// waits for that: it waits no longer than an application bears, lets them go on, and tries again.
+async fn add(
+    session: &Session,
+    (slice, nonce): (&str, i64),
+    row: &DeferredRow,
+    waits: &(dyn Fn(&str) + Send + Sync),
+) -> Result<Result<(), tokio_postgres::Error>, MirrorError> {
+    loop {
+        session.batch_execute("BEGIN").await.map_err(MirrorError::sql("opening a transaction"))?;
+        guard(session, slice, nonce).await?;
+        let patience = format!("SET LOCAL lock_timeout = {LOCK_TIMEOUT_MS}");
+        session.batch_execute(&patience).await.map_err(MirrorError::sql("opening a transaction"))?;
+        match session.batch_execute(&row.create_sql).await {
+            Err(error) if sqlstate::is_lock_timeout(&error) => {
+                session.batch_execute("ROLLBACK").await.map_err(MirrorError::sql("giving way"))?;
+                let table = TableName::parse(&row.target_table, "public").map(|table| table.sql());
+                let tables: Vec<String> = table.into_iter().collect();
+                let who = source::lock_holder(session, &tables).await?;
+                waits(&format!(
+                    "{} on {} waits while the table is in use: {who}",
+                    row.object, row.target_table
+                ));
+                tokio::time::sleep(PAUSE).await;
+            }
+            Ok(()) => {
+                // What comes now is in the mirror's own tables.
+                let patience = session.batch_execute("SET LOCAL lock_timeout = 0").await;
+                patience.map_err(MirrorError::sql("finishing an index or constraint"))?;
+                return Ok(Ok(()));
+            }
+            ended @ Err(_) => return Ok(ended),
+        }
+    }
 }
 
 /// Takes everything away from a table that its rows may break while it is copied again (unique indexes, exclusion

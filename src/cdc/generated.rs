@@ -7,6 +7,7 @@ use tokio_postgres::Client;
 use super::error::MirrorError;
 use crate::mapping::{SliceMapping, expression};
 use crate::name::TableName;
+use crate::words::shell_word;
 
 /// Expressions by table and column.
 type Expressions = BTreeMap<(TableName, String), String>;
@@ -37,7 +38,8 @@ pub async fn check(source: &Client, target: &Client, mapping: &SliceMapping) -> 
                     next: format!(
                         "give both the same expression; where rows were mirrored before, then strangler mirror PLAN \
                          --slice {} --retry {}",
-                        mapping.slice, table.source
+                        mapping.slice,
+                        shell_word(&table.source.to_string())
                     ),
                 });
             }

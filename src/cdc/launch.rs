@@ -37,9 +37,11 @@ use crate::journal::process;
 use crate::journal::streams::{self, Direction, Mode, StreamRow, StreamState};
 use crate::lsn::Lsn;
 use crate::mapping::TableMapping;
+use crate::name::TableName;
 use crate::postgres::connect::Session;
 use crate::postgres::replication::{Connection, StreamOptions, SystemIdentity};
 use crate::problem::arm_anew;
+use crate::words::shell_word;
 
 /// The sessions of a start.
 pub(super) struct Links {
@@ -69,7 +71,11 @@ pub async fn run_once(
 /// What was typed to have tables copied again and is not done yet.
 fn order(memory: &Memory) -> String {
     let rebuild = memory.rebuild.then(|| " --rebuild".to_owned());
-    rebuild.into_iter().chain(memory.retry.iter().map(|table| format!(" --retry {table}"))).collect()
+    rebuild.into_iter().chain(memory.retry.iter().map(retry)).collect()
+}
+
+fn retry(table: &TableName) -> String {
+    format!(" --retry {}", shell_word(&table.to_string()))
 }
 
 async fn start_and_run(
@@ -84,8 +90,8 @@ async fn start_and_run(
         prepared = prepare(config, process, memory) => prepared?,
         () = stop.cancelled() => return Err(MirrorError::Stopped),
     };
-    let publication = engine.publication.clone();
-    let named = named(config, &publication, Some(slot.as_str()));
+    let (publication, mode) = (engine.publication.clone(), engine.applier.claim().mode);
+    let named = named(config, (&publication, mode), Some(slot.as_str()));
     let Err(error) = Box::pin(engine.run(slot.clone(), stop)).await else { return Ok(()) };
     // `arm` and `disarm` shut a running way back out, too: the next start finds out who did.
     if config.direction == Direction::Reverse && matches!(error, MirrorError::Fenced { .. }) {
@@ -94,8 +100,12 @@ async fn start_and_run(
     Err(publication::explain(error, named))
 }
 
-fn named<'a>(config: &'a SliceConfig, publication: &'a str, slot: Option<&'a str>) -> Named<'a> {
-    Named { publication, slice: &config.mapping.slice, direction: config.direction, slot }
+fn named<'a>(
+    config: &'a SliceConfig,
+    (publication, mode): (&'a str, Mode),
+    slot: Option<&'a str>,
+) -> Named<'a> {
+    Named { publication, slice: &config.mapping.slice, direction: config.direction, mode, slot }
 }
 
 async fn prepare(
@@ -150,15 +160,22 @@ async fn prepare(
     .await?;
     let row = match row.mode {
         Mode::Apply if rebuild => emptying::rebuild(config, &mut links, starting, row, &identity).await?,
-        Mode::Tripwire if rebuild => rewatch::begin(config, &mut links, starting, row, &identity).await?,
+        Mode::Tripwire if rebuild => {
+            rewatch::begin(config, (&mut links, &published), starting, row, &identity).await?
+        }
         Mode::Apply | Mode::Tripwire | Mode::Off => row,
     };
     memory.rebuild &= !rebuild;
     let applied = prepare_slot(config, &mut links, &row, (identity.database_oid, &identity.uuid)).await?;
     let claim = claim(config, &row, applied);
     if claim.direction == Direction::Forward && claim.mode == Mode::Tripwire {
-        // What was typed while the service's tables are the truth was meant for the way back, and must not empty them when
-        // authority has come home.
+        // What was typed while the service's tables are the truth must not empty them when authority has come home.
+        if !memory.retry.is_empty() {
+            tracing::warn!(
+                slice,
+                "--retry copies nothing: the slice belongs to its service, whose tables are no copies"
+            );
+        }
         memory.retry.clear();
     }
     if claim.direction == Direction::Reverse && claim.mode == Mode::Apply {
@@ -173,6 +190,7 @@ async fn prepare(
         engine.vitals.set_phase(phase, Some(why));
     }
     engine.standstill = standstill.map(|standstill| (standstill, applied));
+    engine.in_vain = Arc::clone(&memory.in_vain);
     Ok((engine, row.slot))
 }
 
@@ -208,19 +226,11 @@ async fn copy_anew(
 ) -> Result<(), MirrorError> {
     let again: Vec<&TableMapping> =
         config.mapping.tables.iter().filter(|table| memory.retry.contains(&table.source)).collect();
-    let retries: Vec<String> = again.iter().map(|table| format!("--retry {}", table.source)).collect();
-    let order = retries.join(" ");
+    let retries: Vec<String> = again.iter().map(|table| retry(&table.source)).collect();
+    let order = retries.concat().trim_start().to_owned();
     beforehand::check((&links.source, &links.target), &config.mapping, (&again, &order)).await?;
-    let labels: Vec<(String, String)> =
-        config.mapping.tables.iter().map(|table| (table.source.to_string(), table.target.sql())).collect();
     if !config.options.hooks.mutant(Mutant::PartsKept) {
-        start::void_parts(
-            &links.target,
-            claim,
-            &|label| labels.iter().find(|(source, _)| source == label).map(|(_, target)| target.clone()),
-            &config.recorder,
-        )
-        .await?;
+        emptying::void_parts(config, &links.target, claim).await?;
     }
     emptying::retry(config, links, claim, (&again, &order)).await?;
     memory.retry.clear();
@@ -347,10 +357,7 @@ fn refuse(config: &SliceConfig, mode: Mode, detail: Option<&str>) -> MirrorError
     match config.direction {
         Direction::Forward if mode == Mode::Tripwire => MirrorError::Refused {
             what: format!("the watch over the closed monolith of slice {slice} can't go on: {detail}"),
-            next: format!(
-                "strangler mirror PLAN --slice {slice} --rebuild, which begins it anew and copies nothing; then strangler \
-                 reconcile PLAN --slice {slice}"
-            ),
+            next: publication::watch_anew(slice),
         },
         Direction::Forward => MirrorError::Refused {
             what: format!("slice {slice} can't go on: {detail}"),
@@ -371,9 +378,9 @@ async fn bring_up(
 ) -> Result<Engine, MirrorError> {
     let slice = config.mapping.slice.as_str();
     let tables = match claim.direction {
-        Direction::Forward => restore_tables(config, &links.target, &published).await?,
+        Direction::Forward => restore_tables(config, &links.target, (&published, claim.mode)).await?,
         Direction::Reverse => {
-            let published = (&published, named(config, publication, None));
+            let published = (&published, named(config, (publication, claim.mode), None));
             back::restore_tables(&links, &claim, (&config.mapping, slot), published).await?
         }
     };
@@ -421,13 +428,14 @@ async fn bring_up(
         finished,
         untold: false,
         standstill: None,
+        in_vain: Arc::default(),
     })
 }
 
 async fn restore_tables(
     config: &SliceConfig,
     target: &Session,
-    published: &Published,
+    (published, mode): (&Published, Mode),
 ) -> Result<Vec<TableRun>, MirrorError> {
     let slice = config.mapping.slice.as_str();
     let rows = copies::tables(target, slice).await?;
@@ -446,7 +454,7 @@ async fn restore_tables(
             });
         };
         if let Some(entry) = published.get(&mapping.source) {
-            check_entry(target, named(config, "", None), row, *entry).await?;
+            check_entry(target, named(config, ("", mode), None), row, *entry).await?;
         }
         let mapping = Arc::new(mapping.clone());
         let facts = Target::read(target, &mapping).await?;
@@ -473,7 +481,9 @@ pub(super) async fn check_entry(
             Ok(copies::set_published_as(target, slice, label, entry).await?)
         }
         (TableState::Copying | TableState::Live, Some(known)) if known == entry => Ok(()),
-        (TableState::Copying | TableState::Live, Some(copies::UNHEARD)) => {
+        (TableState::Copying | TableState::Live, Some(copies::UNHEARD))
+            if publication::watched_anew(named).is_none() =>
+        {
             let what = "its rows were rewritten, its partitions came, went or were emptied, or a label got another name";
             Err(super::contents::refusal(slice, label, what).into())
         }
@@ -489,7 +499,8 @@ async fn check_published(
     links: &Links,
     (publication, row): (&str, Option<&StreamRow>),
 ) -> Result<Published, MirrorError> {
-    let named = named(config, publication, row.map(|row| row.slot.as_str()));
+    let mode = row.map_or(Mode::Apply, |row| row.mode);
+    let named = named(config, (publication, mode), row.map(|row| row.slot.as_str()));
     let Some(found) = publication::read(&links.source, publication).await? else {
         return Err(publication::gone(named).into());
     };

@@ -210,7 +210,7 @@ mod tests {
             partition: true,
             made: true,
             empty: false,
-            ties: "9 700 3".into(),
+            ties: "9/700".into(),
             columns: BTreeMap::new(),
             identity: None,
         };

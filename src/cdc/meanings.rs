@@ -13,6 +13,7 @@ use crate::mapping::narrower;
 use crate::mapping::type_tree::{TypeTree, apart};
 use crate::mapping::{ColumnMapping, SliceMapping, TableMapping};
 use crate::postgres::type_trees::{self, Trees};
+use crate::words::shell_word;
 
 /// A fact names so many columns; a wide table may have hundreds of one type.
 const COLUMNS_SHOWN: usize = 8;
@@ -125,7 +126,7 @@ fn judge(mapping: &SliceMapping, sides: (&Trees, &Trees), direction: Direction) 
             }
         }
         if !fits {
-            retries.push_str(&format!(" --retry {}", table.source));
+            retries.push_str(&format!(" --retry {}", shell_word(&table.source.to_string())));
         }
     }
     if facts.is_empty() {

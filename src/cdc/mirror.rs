@@ -220,6 +220,7 @@ async fn keep_running(
         retry: config.options.retry.clone(),
         rebuild: config.options.rebuild,
         standstill,
+        in_vain: Arc::default(),
     };
     loop {
         let started = Instant::now();

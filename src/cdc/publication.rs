@@ -7,10 +7,11 @@ use tokio_postgres::{Client, Row};
 use super::error::{MirrorError, Refusal};
 use super::stream::StreamError;
 use crate::journal::canaries;
-use crate::journal::streams::Direction;
+use crate::journal::streams::{Direction, Mode};
 use crate::name::{TableName, quote_ident};
 use crate::postgres::replication::ReplicationError;
 use crate::problem::arm_anew;
+use crate::words::shell_word;
 
 /// Tables of a publication with the oid of their entry in it. An entry that was taken out and put back has another
 /// oid: what changed in between is not in the stream.
@@ -36,6 +37,8 @@ pub struct Named<'a> {
     pub slice: &'a str,
     /// Which of its streams reads from it.
     pub direction: Direction,
+    /// What that stream does. One that carries no row is begun anew without copying any.
+    pub mode: Mode,
     /// Slot of the slice's stream, once that has begun.
     pub slot: Option<&'a str>,
 }
@@ -116,9 +119,14 @@ impl Publication {
                     quote_ident(publication),
                 ),
                 Direction::Forward => format!(
-                    "put back on the {side} what it lacks, with ALTER PUBLICATION {} ADD TABLE or RENAME; then \
-                     strangler mirror PLAN --slice {slice} --retry TABLE, which copies that table again",
+                    "put back on the {side} what it lacks, with ALTER PUBLICATION {} ADD TABLE or RENAME; then {}",
                     quote_ident(publication),
+                    match watched_anew(named) {
+                        Some(anew) => anew,
+                        None => format!(
+                            "strangler mirror PLAN --slice {slice} --retry TABLE, which copies that table again"
+                        ),
+                    }
                 ),
                 Direction::Reverse => format!(
                     "give tables of the {side} that were renamed their names back; then {}; then {}",
@@ -158,10 +166,13 @@ impl Publication {
                 facts.join(", ")
             ),
             next: match (remedies.join(" "), named.direction) {
-                (by_hand, Direction::Forward) => format!(
-                    "on the monolith: {by_hand} Then strangler mirror PLAN --slice {} --rebuild",
-                    named.slice
-                ),
+                (by_hand, Direction::Forward) => match watched_anew(named) {
+                    Some(anew) => format!("on the monolith: {by_hand} Then {anew}"),
+                    None => format!(
+                        "on the monolith: {by_hand} Then strangler mirror PLAN --slice {} --rebuild",
+                        named.slice
+                    ),
+                },
                 // What it carries, `arm` puts right itself.
                 (by_hand, Direction::Reverse) if by_hand.is_empty() => {
                     format!("{}; then {}", arm_anew(named.slice), compare(named.slice))
@@ -187,16 +198,34 @@ pub(super) fn compare(slice: &str) -> String {
     format!("strangler reconcile PLAN --slice {slice} --repair, which finds what is missing and brings it")
 }
 
+/// What begins a stream anew that only watches over a closed monolith; `None` for any other.
+#[must_use]
+pub fn watched_anew(named: Named<'_>) -> Option<String> {
+    let watches = named.direction == Direction::Forward && named.mode == Mode::Tripwire;
+    watches.then(|| watch_anew(named.slice))
+}
+
+/// The command that begins the watch over a closed monolith anew, and the one that finds what nobody looked at meanwhile.
+#[must_use]
+pub fn watch_anew(slice: &str) -> String {
+    format!(
+        "strangler mirror PLAN --slice {slice} --rebuild, which begins it anew and copies nothing; then strangler \
+         reconcile PLAN --slice {slice}"
+    )
+}
+
 /// Why the mirror must not go on: the publication is gone, or was for a while. A stream that has begun can't be
 /// followed over that, because the server looks for a publication as it was when the change was made.
 #[must_use]
 pub fn gone(named: Named<'_>) -> Refusal {
-    let Named { publication, slice, direction, slot } = named;
+    let Named { publication, slice, direction, slot, .. } = named;
     let side = direction.source();
     let (provision, anew) = match direction {
         Direction::Forward => (
             format!("strangler provision PLAN --slice {slice}, which makes it again"),
-            format!("strangler mirror PLAN --slice {slice} --rebuild, which copies the slice again"),
+            watched_anew(named).unwrap_or_else(|| {
+                format!("strangler mirror PLAN --slice {slice} --rebuild, which copies the slice again")
+            }),
         ),
         Direction::Reverse => (arm_anew(slice), compare(slice)),
     };
@@ -233,7 +262,7 @@ pub fn came_back(before: &Published, now: &Published, named: Named<'_>) -> Optio
 pub fn left(tables: &[impl AsRef<str>], named: Named<'_>) -> Refusal {
     let slice = named.slice;
     let tables: Vec<&str> = tables.iter().map(AsRef::as_ref).collect();
-    let retries: Vec<String> = tables.iter().map(|table| format!("--retry {table}")).collect();
+    let retries: Vec<String> = tables.iter().map(|table| format!("--retry {}", shell_word(table))).collect();
     Refusal {
         what: format!(
             "{} {} left the publication of slice {slice} and came back: dropped and made again, or somebody changed \
@@ -242,10 +271,12 @@ pub fn left(tables: &[impl AsRef<str>], named: Named<'_>) -> Refusal {
             tables.join(", ")
         ),
         next: match named.direction {
-            Direction::Forward => format!(
-                "strangler mirror PLAN --slice {slice} {}, which copies what is named again",
-                retries.join(" ")
-            ),
+            Direction::Forward => watched_anew(named).unwrap_or_else(|| {
+                format!(
+                    "strangler mirror PLAN --slice {slice} {}, which copies what is named again",
+                    retries.join(" ")
+                )
+            }),
             Direction::Reverse => format!("{}; then {}", arm_anew(slice), compare(slice)),
         },
         anew: named.direction == Direction::Reverse,
@@ -271,8 +302,13 @@ pub fn explain(error: MirrorError, named: Named<'_>) -> MirrorError {
 mod tests {
     use super::*;
 
-    const NAMED: Named<'_> =
-        Named { publication: "pub", slice: "one", direction: Direction::Forward, slot: Some("slot") };
+    const NAMED: Named<'_> = Named {
+        publication: "pub",
+        slice: "one",
+        direction: Direction::Forward,
+        mode: Mode::Apply,
+        slot: Some("slot"),
+    };
 
     fn holding(tables: &[&str]) -> Publication {
         let tables = tables.iter().zip(1..).map(|(name, oid)| (TableName::new("public", *name), oid));
@@ -304,6 +340,25 @@ mod tests {
         says(&Publication { whole: false, ..holding(&["a", "b"]) }, "every kind of change");
         let restricted = vec!["\"public\".\"a\"".to_owned()];
         says(&Publication { restricted, ..holding(&["a", "b"]) }, "rows or columns of \"public\".\"a\"");
+    }
+
+    #[test]
+    fn no_way_out_of_a_watch_that_carries_no_row_speaks_of_copying() {
+        let watching = Named { mode: Mode::Tripwire, ..NAMED };
+        let wanted = [TableName::new("public", "a"), TableName::new("public", "b")];
+        let lacking = holding(&["a"]).fault(wanted.iter(), watching);
+        let partial = Publication { whole: false, ..holding(&["a", "b"]) }.fault(wanted.iter(), watching);
+        let both = [lacking.unwrap(), partial.unwrap(), gone(watching), left(&["a"], watching)];
+        for refusal in both {
+            let next = refusal.next;
+            assert!(
+                next.contains("--slice one --rebuild, which begins it anew and copies nothing"),
+                "{next}"
+            );
+            assert!(next.ends_with("then strangler reconcile PLAN --slice one"), "{next}");
+            assert!(!next.contains("again") || next.contains("which makes it again"), "{next}");
+        }
+        assert!(left(&["a"], NAMED).next.contains("--retry a"));
     }
 
     #[test]

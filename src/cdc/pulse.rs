@@ -36,6 +36,9 @@ const SIGHT_EVERY: u64 = 2;
 /// A heartbeat that hangs is given up and its session dropped.
 const BEAT_TIMEOUT: Duration = Duration::from_secs(5);
 
+/// Which of two servers is silent shows in less.
+const ASK_TIMEOUT: Duration = Duration::from_secs(1);
+
 /// A look at who uses old tables may take this long: shorter than a beat, so that it costs no heartbeat.
 const USE_TIMEOUT: Duration = Duration::from_secs(3);
 
@@ -212,7 +215,13 @@ impl Pulse {
                     sessions = None;
                 }
                 Err(_) => {
-                    tracing::warn!(slice = self.slice, "a heartbeat got no answer in 5 s");
+                    let server = self.silent(sessions.as_ref()).await;
+                    tracing::warn!(
+                        slice = self.slice,
+                        direction = self.direction.as_str(),
+                        server,
+                        "a heartbeat got no answer in 5 s"
+                    );
                     sessions = None;
                 }
             }
@@ -221,6 +230,25 @@ impl Pulse {
                 () = self.vitals.nudged.notified() => {}
                 () = tokio::time::sleep(BEAT_EVERY) => {}
             }
+        }
+    }
+
+    /// Who does not answer, in words. A session whose last question has no answer yet answers none behind it.
+    async fn silent(&self, sessions: Option<&(Session, Session)>) -> String {
+        let Some((source, target)) = sessions else {
+            return format!("{} or {}, to a new session", self.read.label(), self.apply.label());
+        };
+        let answers = async |session: &Session| {
+            tokio::time::timeout(ASK_TIMEOUT, session.batch_execute(""))
+                .await
+                .is_ok_and(|asked| asked.is_ok())
+        };
+        let (source, target) = tokio::join!(answers(source), answers(target));
+        match (source, target) {
+            (false, true) => self.read.label().to_owned(),
+            (true, false) => self.apply.label().to_owned(),
+            (false, false) => format!("{} and {}", self.read.label(), self.apply.label()),
+            (true, true) => "both answer again".to_owned(),
         }
     }
 
@@ -332,6 +360,7 @@ impl Pulse {
             publication: &self.publication,
             slice: &self.slice,
             direction: self.direction,
+            mode: self.mode,
             slot: Some(self.slot.as_str()),
         };
         let Some(found) = publication::read(source, &self.publication).await? else {

@@ -7,15 +7,30 @@ use super::emptying;
 use super::engine::SliceConfig;
 use super::error::MirrorError;
 use super::launch::Links;
+use super::publication::Published;
 use super::record::Happened;
 use super::source;
 use super::start::{self, Starting};
 use crate::failpoint;
+use crate::journal::copies::{self, TableRow};
 use crate::journal::streams::{self, StreamRow, StreamState};
 
-/// Whether what a running tripwire has looked through and what its slot still has belong together.
-async fn is_whole(links: &Links, row: &StreamRow) -> Result<bool, MirrorError> {
+/// Whether what a running tripwire has looked through and what its slot still has belong together, and every table was
+/// published all the while.
+async fn is_whole(
+    links: &Links,
+    published: &Published,
+    (slice, row): (&str, &StreamRow),
+) -> Result<bool, MirrorError> {
     if row.state != StreamState::Running {
+        return Ok(false);
+    }
+    let known = copies::tables(&links.target, slice).await?;
+    let is_another = |table: &TableRow| {
+        let entry = published.iter().find(|(name, _)| name.to_string() == table.source_table);
+        entry.is_some_and(|(_, entry)| table.published_as.is_some_and(|known| known != *entry))
+    };
+    if known.iter().any(is_another) {
         return Ok(false);
     }
     let slot = source::slot(&links.source, &row.slot).await?;
@@ -26,23 +41,25 @@ async fn is_whole(links: &Links, row: &StreamRow) -> Result<bool, MirrorError> {
 }
 
 /// `--rebuild` while the service has the authority: its tables are the truth, so of all that it means elsewhere only a lost watch
-/// is left. Gives the old slot back, and the stream another one to make. One that is about to be made already stays, and so does
-/// a watch that lost nothing.
+/// is left. Gives the old slot back, and the stream another one to make, from which on it knows the tables by the entries that
+/// the publication has now. A slot that is about to be made already stays, and so does a watch that lost nothing.
 ///
 /// # Errors
 /// [`MirrorError`]; [`MirrorError::Refused`] where the service has not, or not any more, the authority.
 pub(super) async fn begin(
     config: &SliceConfig,
-    links: &mut Links,
+    (links, published): (&mut Links, &Published),
     starting: Starting<'_>,
     row: StreamRow,
     identity: &streams::Source,
 ) -> Result<StreamRow, MirrorError> {
+    let (slice, target) = (starting.slice, &links.target);
     if row.state == StreamState::Creating {
+        // Nothing was looked at yet, so it begins with what is published by now.
+        note_entries(target, slice, published).await?;
         return Ok(row);
     }
-    let (slice, target) = (starting.slice, &links.target);
-    if is_whole(links, &row).await? {
+    if is_whole(links, published, (slice, &row)).await? {
         tracing::warn!(
             slice,
             "--rebuild copies nothing: the slice belongs to its service, and the watch over the monolith is whole"
@@ -56,6 +73,7 @@ pub(super) async fn begin(
     if !streams::rewatch(target, slice, row.nonce, &slot, identity).await? {
         return Err(not_begun(config, target, &row).await);
     }
+    note_entries(target, slice, published).await?;
     let happened = Happened::Unwatched { slot: &row.slot, since: row.applied, anew: &slot };
     config.recorder.write(target, Some(row.applied), happened).await?;
     // As for a copy from the beginning: a crash behind this leaves a stream without its slot, never a slot that nobody knows of.
@@ -73,6 +91,19 @@ pub(super) async fn begin(
          comparison finds what they left"
     );
     emptying::reread(config, target).await
+}
+
+/// From another slot on the tables are published under these entries. Also where one was marked as changed unheard: what came
+/// through the old slot is void, and the full comparison that is asked for judges the rows themselves.
+async fn note_entries(
+    target: &tokio_postgres::Client,
+    slice: &str,
+    published: &Published,
+) -> Result<(), MirrorError> {
+    for (table, entry) in published {
+        copies::set_published_as(target, slice, &table.to_string(), *entry).await?;
+    }
+    Ok(())
 }
 
 /// Why the watch could not be begun: another process took over, or the authority is about to move.

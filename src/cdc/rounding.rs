@@ -9,6 +9,7 @@ use super::error::{MirrorError, Refusal};
 use crate::mapping::narrower::rounds;
 use crate::mapping::{ColumnMapping, SliceMapping, TableMapping};
 use crate::name::{TableName, quote_ident};
+use crate::words::shell_word;
 
 /// Types whose values another one takes and rounds. Whatever does not fit a type outside of these is an error.
 const ROUNDED: [Type; 14] = [
@@ -56,7 +57,7 @@ pub(super) async fn find_fault(
             table.target.sql(),
             quote_ident(&column.target)
         ));
-        let retry = format!(" --retry {}", table.source);
+        let retry = format!(" --retry {}", shell_word(&table.source.to_string()));
         if !retries.contains(&retry) {
             retries.push(retry);
         }

@@ -1,16 +1,18 @@
 //! What must be true before a slice's stream may be read: who may write, which slot, from where.
 
 use std::convert::Infallible;
+use std::sync::Arc;
 use std::time::Duration;
 
 use tokio_postgres::Client;
 
 use super::engine::{SliceConfig, hit};
 use super::error::MirrorError;
-use super::record::{Happened, Recorder};
+
 use super::source::{self, SlotFacts};
+use super::truncate::InVain;
 use crate::failpoint;
-use crate::journal::claims::{Claim, ClaimStatements};
+use crate::journal::claims::Claim;
 use crate::journal::ledger::what_changed;
 use crate::journal::migrate::{self, Form};
 use crate::journal::process::Sighting;
@@ -24,6 +26,7 @@ use crate::mapping::outline::COMPARED;
 use crate::name::TableName;
 use crate::postgres::connect::{Server, Session};
 use crate::postgres::replication::{Connection, SlotOptions, SystemIdentity, TimelineSwitch};
+use crate::postgres::sqlstate;
 use crate::problem::{START_ANEW, bring_back};
 
 /// A mirror that was seen within this time and did not stop is taken to be alive.
@@ -68,6 +71,8 @@ pub struct Memory {
     pub rebuild: bool,
     /// It is a way back that is tried again: what stopped it the last time.
     pub standstill: Option<Standstill>,
+    /// Attempts of the TRUNCATE that waits for readers of the target.
+    pub in_vain: Arc<InVain>,
 }
 
 /// Why a way back stands still, as `status` shows it until something has come through.
@@ -627,48 +632,27 @@ pub async fn wait_for_slot(
     }
 }
 
-/// Empties tables whose whole-table piece was interrupted: its snapshot is lost, so what it landed decides nothing.
-///
-/// # Errors
-/// [`MirrorError`].
-pub async fn void_parts(
-    target: &Session,
-    claim: &Claim,
-    target_of: &(dyn Fn(&str) -> Option<String> + Send + Sync),
-    recorder: &Recorder,
-) -> Result<(), MirrorError> {
-    let slice = &claim.slice;
-    let statements = ClaimStatements::prepare(target, claim).await?;
-    for source_table in copies::tables_with_parts(target, slice).await? {
-        let Some(table) = target_of(&source_table) else { continue };
-        target.batch_execute("BEGIN").await.map_err(MirrorError::sql("opening a transaction"))?;
-        if !claim.share(target, &statements).await? {
-            return Err(shut_out(target, claim).await);
-        }
-        empty_table(target, &table).await?;
-        copies::delete_parts(target, slice, &source_table).await?;
-        let pending = copies::TableState::Pending;
-        let copy = copies::set_without_pieces(target, slice, &source_table, pending, None).await?;
-        let again = Happened::CopyAgain { table: &source_table, cause: "interrupted", copy };
-        recorder.write(target, Some(claim.applied), again).await?;
-        target.batch_execute("COMMIT").await.map_err(MirrorError::sql("emptying a half-copied table"))?;
-        recorder.anchor();
-        failpoint::hit("parts-voided");
-    }
-    Ok(())
+/// What a table is emptied by where its readers leave no moment for a TRUNCATE.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum InUse {
+    /// Nothing: it is tried another time.
+    GiveUp,
+    /// DELETE, which locks rows only.
+    Delete,
 }
 
-/// Empties a table inside the open transaction: TRUNCATE, or DELETE where a foreign key forbids that.
+/// Empties a table inside the open transaction: TRUNCATE, or DELETE where a foreign key forbids that, or `in_use` says so.
 ///
 /// # Errors
 /// [`MirrorError::Sql`].
-pub async fn empty_table(target: &Client, table: &str) -> Result<(), MirrorError> {
+pub async fn empty_table(target: &Client, table: &str, in_use: InUse) -> Result<(), MirrorError> {
     let run = async |sql: &str| target.batch_execute(sql).await;
     let truncate = format!("TRUNCATE {table}");
     run("SAVEPOINT emptying").await.map_err(MirrorError::sql("emptying a table"))?;
     let tried = run(&truncate).await;
     if let Err(error) = &tried
-        && crate::postgres::sqlstate::code(error) != Some("0A000")
+        && sqlstate::code(error) != Some("0A000")
+        && !(in_use == InUse::Delete && sqlstate::is_lock_timeout(error))
     {
         return tried.map_err(MirrorError::sql("emptying a table"));
     }

@@ -1,5 +1,7 @@
 //! TRUNCATE: every copied row that it concerns goes, in its place in the stream.
 
+use std::sync::{Mutex, PoisonError};
+
 use tokio_postgres::Client;
 
 use super::apply::Applier;
@@ -7,7 +9,7 @@ use super::borders::target_range_condition;
 use super::emptying::{LOCK_TIMEOUT_MS, is_busy};
 use super::error::MirrorError;
 use super::source;
-use super::start::empty_table;
+use super::start::{InUse, empty_table};
 use super::table::TableRun;
 use crate::journal::copies::TableState;
 use crate::journal::{baselines, grounds};
@@ -22,7 +24,11 @@ use crate::postgres::equality::BUILT_IN;
 ///
 /// # Errors
 /// [`MirrorError`].
-pub async fn apply(applier: &mut Applier, table: &TableRun, event: EventOrigin) -> Result<(), MirrorError> {
+pub async fn apply(
+    applier: &mut Applier,
+    table: &TableRun,
+    (event, in_vain): (EventOrigin, &InVain),
+) -> Result<(), MirrorError> {
     if table.state == TableState::Live {
         applier.touched().add_all(&table.label);
     }
@@ -42,7 +48,7 @@ pub async fn apply(applier: &mut Applier, table: &TableRun, event: EventOrigin) 
             session.batch_execute(&sql).await.map_err(MirrorError::sql("applying a TRUNCATE"))
         }
         Truncation::All => {
-            empty(session, mapping).await?;
+            empty(session, mapping, (event.xid, in_vain)).await?;
             // By its files it is told from a copy that a crash, or somebody, has emptied.
             Ok(grounds::note_emptied(session, &slice, &table.label, &mapping.target.sql()).await?)
         }
@@ -74,15 +80,44 @@ pub async fn apply(applier: &mut Applier, table: &TableRun, event: EventOrigin) 
     }
 }
 
+/// Attempts after which a TRUNCATE becomes a DELETE where readers still leave no moment for it: with the pauses between them some ten
+/// seconds, in which all but an endless row of readers have ended. DELETE takes as long as the table is large and leaves its rows to
+/// VACUUM, but waits for nobody who reads. It means the same here: foreign keys and the triggers of users don't fire on what the
+/// apply role writes, what CASCADE reached comes as tables of their own, and sequences are not the stream's.
+const ATTEMPTS_MAX: u32 = 5;
+
+/// How often a TRUNCATE was given up. Each transaction of the source counts for itself, so what has come through once leaves nothing to
+/// the next.
+#[derive(Debug, Default)]
+pub struct InVain(Mutex<(u32, u32)>);
+
+impl InVain {
+    fn of(&self, xid: u32) -> u32 {
+        let held = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if held.0 == xid { held.1 } else { 0 }
+    }
+
+    fn add(&self, xid: u32) {
+        let attempts = self.of(xid).saturating_add(1);
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = (xid, attempts);
+    }
+}
+
 /// Empties the target's table, unless somebody uses it: the application's readers would queue behind whoever waits for that. The
 /// transaction is given up then, and comes again with the stream, for its position goes with it.
-async fn empty(session: &Client, mapping: &TableMapping) -> Result<(), MirrorError> {
+async fn empty(
+    session: &Client,
+    mapping: &TableMapping,
+    (xid, in_vain): (u32, &InVain),
+) -> Result<(), MirrorError> {
     let failed = || MirrorError::sql("applying a TRUNCATE");
     let patience = format!("SET LOCAL lock_timeout = {LOCK_TIMEOUT_MS}");
     session.batch_execute(&patience).await.map_err(failed())?;
     let target = mapping.target.sql();
-    match empty_table(session, &target).await {
+    let in_use = if in_vain.of(xid) < ATTEMPTS_MAX { InUse::GiveUp } else { InUse::Delete };
+    match empty_table(session, &target, in_use).await {
         Err(error) if is_busy(&error) => {
+            in_vain.add(xid);
             session.batch_execute("ROLLBACK").await.map_err(failed())?;
             let who = source::lock_holder(session, &[target]).await?;
             Err(MirrorError::InUse {
@@ -112,4 +147,18 @@ fn keys_condition(table: &TableRun, keys: &[Key]) -> String {
         format!("({})", columns.map(term).collect::<Vec<_>>().join(" AND "))
     };
     format!("({})", keys.iter().map(terms).collect::<Vec<_>>().join(" OR "))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn attempts_count_for_the_transaction_that_was_given_up_and_for_no_other() {
+        let in_vain = InVain::default();
+        (0..ATTEMPTS_MAX).for_each(|_| in_vain.add(7));
+        assert_eq!((in_vain.of(7), in_vain.of(8)), (ATTEMPTS_MAX, 0));
+        in_vain.add(8);
+        assert_eq!((in_vain.of(7), in_vain.of(8)), (0, 1));
+    }
 }

@@ -177,21 +177,21 @@ pub async fn note_emptied(
     noted.map(drop).map_err(JournalError::database("noting the files of a table that was emptied"))
 }
 
-/// Files of a table's partitions, and how they belong to it: TRUNCATE of one, or DETACH and ATTACH, is not in the stream
+/// Files of a table's partitions, and the transactions that tied them to it: TRUNCATE of one, or DETACH and ATTACH, is not in the stream
 /// and changes no description; nor is another replica identity, which each choice of an index, and against it, leaves in the
 /// index's row. None where a table has no partitions. To be joined like [`shape_sql`].
-const PARTS: &str = "LATERAL (SELECT md5(string_agg(concat_ws(' ', p.oid, p.relfilenode, p.relpersistence, p.xmin, p.cmin, \
+const PARTS: &str = "LATERAL (SELECT md5(string_agg(concat_ws(' ', p.oid, p.relfilenode, p.relpersistence, p.xmin, \
             p.relreplident, (SELECT string_agg(concat_ws(' ', x.indexrelid, x.xmin, x.indisreplident), ',' \
                 ORDER BY x.indexrelid) FROM pg_index x WHERE x.indrelid = p.oid AND x.indisunique)), \
             ',' ORDER BY p.oid)) AS parts \
         FROM pg_partition_tree(t.oid) AS r CROSS JOIN LATERAL (SELECT c.oid, c.relfilenode, c.relpersistence, c.relreplident, \
-            i.xmin, i.cmin FROM pg_class c JOIN pg_inherits i ON i.inhrelid = c.oid \
+            i.xmin FROM pg_class c JOIN pg_inherits i ON i.inhrelid = c.oid \
             WHERE c.oid = r.relid AND i.inhrelid = r.relid OFFSET 0) AS p WHERE r.level > 0) AS f";
 
 /// The same of a table of the service, whose replica identities and indexes come and go with the mirror and with `arm`.
-const OWN_PARTS: &str = "LATERAL (SELECT md5(string_agg(concat_ws(' ', p.oid, p.relfilenode, p.relpersistence, p.xmin, p.cmin), \
+const OWN_PARTS: &str = "LATERAL (SELECT md5(string_agg(concat_ws(' ', p.oid, p.relfilenode, p.relpersistence, p.xmin), \
             ',' ORDER BY p.oid)) AS parts \
-        FROM pg_partition_tree(t.oid) AS r CROSS JOIN LATERAL (SELECT c.oid, c.relfilenode, c.relpersistence, i.xmin, i.cmin \
+        FROM pg_partition_tree(t.oid) AS r CROSS JOIN LATERAL (SELECT c.oid, c.relfilenode, c.relpersistence, i.xmin \
             FROM pg_class c JOIN pg_inherits i ON i.inhrelid = c.oid \
             WHERE c.oid = r.relid AND i.inhrelid = r.relid OFFSET 0) AS p WHERE r.level > 0) AS f";
 

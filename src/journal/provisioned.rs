@@ -50,6 +50,8 @@ pub struct Provisioned {
     pub slices: BTreeMap<String, SliceRow>,
     /// Slices whose stream has begun.
     pub streams: BTreeSet<String>,
+    /// Those of them whose stream only watches over a closed monolith.
+    pub watches: BTreeSet<String>,
     /// `strangler.mirror_table` by slice and source table as names are shown.
     pub mirror_tables: BTreeMap<(String, String), MirrorRow>,
     /// `strangler.deferred` by slice, target table, kind and object.
@@ -84,8 +86,14 @@ async fn read_all(client: &Client) -> Result<Provisioned, Error> {
         };
         found.slices.insert(row.try_get(0)?, slice);
     }
-    for row in client.query("SELECT DISTINCT slice FROM strangler.stream", &[]).await? {
-        found.streams.insert(row.try_get(0)?);
+    let sql =
+        "SELECT slice, bool_or(dir = 'forward' AND mode = 'TRIPWIRE') FROM strangler.stream GROUP BY slice";
+    for row in client.query(sql, &[]).await? {
+        let slice: String = row.try_get(0)?;
+        if row.try_get(1)? {
+            found.watches.insert(slice.clone());
+        }
+        found.streams.insert(slice);
     }
     let sql = "SELECT slice, source_table, target_table, state FROM strangler.mirror_table";
     for row in client.query(sql, &[]).await? {

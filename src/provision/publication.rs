@@ -28,17 +28,17 @@ pub(super) fn publish(draft: &mut Draft<'_>) {
         let statements = statements(draft, slice, &publication);
         let streams = draft.survey.service_states.get(&slice.service);
         let begun = streams.is_some_and(|state| state.streams.contains(&slice.slice));
+        let watches = streams.is_some_and(|state| state.watches.contains(&slice.slice));
+        let rebuild = rebuild(&slice.slice, watches);
         let gone = !draft.survey.monolith_state.publications.contains_key(&publication);
         if begun && gone {
             draft.problem(
                 Problem::warning("publication-gone", format!("publication {publication}"))
                     .fact("it is gone from the monolith, and the slice's stream has begun")
-                    .consequence("what changed without it is not in the stream, so the mirror refuses to go on")
-                    .next(format!(
-                        "once provision has made it again: strangler mirror PLAN --slice {} --rebuild, which copies \
-                         the slice again",
-                        slice.slice
-                    )),
+                    .consequence(
+                        "what changed without it is not in the stream, so the mirror refuses to go on",
+                    )
+                    .next(format!("once provision has made it again: {rebuild}")),
             );
         } else if begun && !statements.is_empty() {
             draft.problem(
@@ -46,16 +46,27 @@ pub(super) fn publish(draft: &mut Draft<'_>) {
                     .fact("it is not what the slice needs any more, and the slice's stream has begun")
                     .consequence("changes made meanwhile may be missing from the stream")
                     .next(format!(
-                        "run on the monolith: {}; then strangler mirror PLAN --slice {} --rebuild, which copies the \
-                         slice again. Where the plan changed, start the slice anew instead: {START_ANEW}",
+                        "run on the monolith: {}; then {rebuild}. Where the plan changed, start the slice anew instead: \
+                         {START_ANEW}",
                         statements.iter().map(Statement::shown).collect::<Vec<_>>().join("; "),
-                        slice.slice
                     )),
             );
             continue;
         }
         let what = ("publish", publication.as_str());
         draft.journaled(Database::Monolith, Some(&slice.slice), what, statements);
+    }
+}
+
+/// What makes up for changes that a stream lacks. One that only watches has no copies to make again.
+fn rebuild(slice: &str, watches: bool) -> String {
+    let command = format!("strangler mirror PLAN --slice {slice} --rebuild");
+    if watches {
+        format!(
+            "{command}, which begins the watch anew and copies nothing; then strangler reconcile PLAN --slice {slice}"
+        )
+    } else {
+        format!("{command}, which copies the slice again")
     }
 }
 

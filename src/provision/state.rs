@@ -97,6 +97,8 @@ pub struct State {
     pub slices: BTreeMap<String, SliceRow>,
     /// Slices whose stream has begun.
     pub streams: BTreeSet<String>,
+    /// Those of them whose stream only watches over a closed monolith.
+    pub watches: BTreeSet<String>,
     /// `strangler.mirror_table` by slice and source table as names are shown.
     pub mirror_tables: BTreeMap<(String, String), MirrorRow>,
     /// `strangler.deferred` by slice, target table, kind and object.
@@ -196,6 +198,7 @@ async fn read_all(database: &Database, client: &Client) -> Result<State, Provisi
         state.recorded_identity = ours.identity;
         state.slices = ours.slices;
         state.streams = ours.streams;
+        state.watches = ours.watches;
         state.mirror_tables = ours.mirror_tables;
         state.deferred = ours.deferred;
         state.notes = ours.notes;

@@ -14,6 +14,7 @@ use super::{
 use crate::journal::migrate::Form;
 use crate::journal::whereabouts::Astray;
 use crate::words;
+pub use crate::words::shell_word;
 
 /// The mirror writes a sign of life every 2 seconds; one that missed five of them is taken for dead. A second
 /// mirror is harmless, so a wrong guess costs nothing.
@@ -61,17 +62,6 @@ impl Commands {
     fn of_all(&self, verb: &str, slices: &[String], rest: &str) -> String {
         let slices: String = slices.iter().map(|slice| format!(" --slice {}", shell_word(slice))).collect();
         format!("strangler {verb} {}{slices}{rest}", self.plan)
-    }
-}
-
-/// The text as one word of a POSIX shell.
-#[must_use]
-pub fn shell_word(text: &str) -> String {
-    let plain = |c: char| c.is_ascii_alphanumeric() || "_-./:@%+=,".contains(c);
-    if !text.is_empty() && text.chars().all(plain) {
-        text.to_owned()
-    } else {
-        format!("'{}'", text.replace('\'', r"'\''"))
     }
 }
 
@@ -454,6 +444,7 @@ fn alarms(status: &SliceStatus, service: Option<&ServiceFacts>, slot: SlotFacts<
         alarms.push("both gates are open: stop the application's writes before anything else".to_owned());
     }
     alarms.extend(of_stream(status, service, slot));
+    alarms.extend(late(status));
     alarms.extend(status.tables.iter().filter(|table| table.state == "diverged").map(|table| {
         format!("table {} diverged: {}", table.table, table.detail.as_deref().unwrap_or("no reason recorded"))
     }));
@@ -521,6 +512,17 @@ fn of_stream(status: &SliceStatus, service: Option<&ServiceFacts>, slot: SlotFac
             _,
         ) => None,
     }
+}
+
+/// A mirror that lives and carries nothing on, where nothing of its own says why: a server that does not answer, or a transaction that is
+/// longer than all before it. How late it is changes all the time, and a watcher is told of an alarm once.
+fn late(status: &SliceStatus) -> Option<String> {
+    let applies = status.phase == Phase::Streaming && status.authority == Authority::Monolith;
+    status.lag.as_ref()?.seconds.filter(|lag| applies && *lag > DEAD_AFTER_SECONDS)?;
+    Some(format!(
+        "the service is more than {DEAD_AFTER_SECONDS:.0} s behind, and the mirror lives: one of the servers may not answer, \
+         or a large transaction is on its way; see docs/runbooks/mirror-stopped.md"
+    ))
 }
 
 /// What the service's gate does not guard, and what else is wrong with its tables.

@@ -10,6 +10,7 @@ mod looked_back;
 mod recorded;
 mod sequences;
 mod standby;
+mod watched;
 
 use bank::{Bank, ON_SERVICE, SETUP, Side, TABLES};
 use tokio_postgres::Client;

@@ -47,6 +47,14 @@ fn every_help_page_is_as_reviewed() {
 }
 
 #[test]
+fn help_is_a_word_as_well_as_an_option() {
+    let page = |arguments: &[&str]| run(Path::new("."), &[], arguments);
+    assert_eq!(page(&["help"]).stdout, page(&["--help"]).stdout);
+    assert_eq!(page(&["help", "status"]).stdout, page(&["status", "--help"]).stdout);
+    assert_eq!(page(&["help"]).exit, Some(0));
+}
+
+#[test]
 fn version_is_data_and_nothing_typed_is_a_usage_error() {
     let version = run(Path::new("."), &[], &["--version"]);
     assert_eq!(version.stdout, format!("strangler {}\n", env!("CARGO_PKG_VERSION")));

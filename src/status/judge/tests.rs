@@ -132,6 +132,21 @@ fn a_healthy_stream_has_lag_by_the_monoliths_clock_and_nothing_to_do() {
 }
 
 #[test]
+fn a_service_that_falls_behind_a_mirror_that_streams_is_an_alarm() {
+    let alarms = |durable_s: i64, phase: &str| {
+        status(&with_service(|service| {
+            service.stream.as_mut().unwrap().source_time_us = Some((100 - durable_s) * SECOND_US);
+            phase.clone_into(&mut service.process.as_mut().unwrap().phase);
+        }))
+        .alarms
+    };
+    assert!(alarms(10, "streaming").is_empty());
+    let late = alarms(60, "streaming");
+    assert!(late.len() == 1 && late[0].contains("more than 10 s behind, and the mirror lives"), "{late:?}");
+    assert!(alarms(60, "catching up").is_empty(), "what it waits for is shown");
+}
+
+#[test]
 fn the_mirrors_measurement_is_the_lag_while_positions_keep_coming_and_not_after() {
     let lag = |durable_s: i64, stopped: bool| {
         let facts = with_service(|service| {
