@@ -6,6 +6,7 @@ use serde::Serialize;
 
 use super::facts::{Facts, Place, Seen};
 use crate::journal::inventory::{Gate, RightsAway, SliceEntry, Slot, StreamEntry};
+use crate::journal::retirement;
 use crate::name::{quote_ident, quote_literal};
 use crate::problem::{Problem, START_ANEW};
 use crate::words;
@@ -274,9 +275,10 @@ impl Judge<'_> {
             Belongs::Slice(_) | Belongs::Database | Belongs::Nobody | Belongs::Unknown => {
                 let problem = Problem::error("rights-without-slice", slice)
                     .fact(fact(", and the plan has no such slice here"))
-                    .consequence(
-                        "whoever had them can't use the tables, and nothing but strangler.revoked_right knows who that was",
-                    )
+                    .consequence(format!(
+                        "whoever had them can't use the tables, and nothing but {} knows who that was",
+                        retirement::RIGHTS
+                    ))
                     .next(format!("name the slice in the plan as it was; then {undo}"));
                 return object.wrong(problem);
             }

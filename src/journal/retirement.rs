@@ -8,6 +8,9 @@ use super::{JournalError, statements};
 use crate::name::{TableName, quote_ident, quote_literal};
 use crate::postgres::sqlstate;
 
+/// Where rights that are away are written down, as an administrator types it.
+pub const RIGHTS: &str = "strangler.revoked_right";
+
 /// How far it is.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Retirement {

@@ -225,9 +225,10 @@ async fn itself(monolith: &Client, slice: &str) -> Result<(), RetireError> {
     let problem = Problem::error("database-cloned", "monolith")
         .fact("what is written in it was written in another database: it is a clone or a restored copy of that one")
         .consequence(format!("rights on the old tables of slice {slice} could go to others than they were taken from"))
-        .next(
-            "correct the link, if it should lead to the other one; else grant by hand what SELECT * FROM strangler.revoked_right names",
-        );
+        .next(format!(
+            "correct the link, if it should lead to the other one; else grant by hand what SELECT * FROM {} names",
+            retirement::RIGHTS
+        ));
     Err(RetireError::Refused { problems: vec![problem] })
 }
 

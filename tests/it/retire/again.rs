@@ -1,6 +1,8 @@
 //! What speaks against a stage is asked again behind the last wait: whatever comes up while a stage, or a flip back, waits for
 //! somebody else stops it.
 
+use std::cell::RefCell;
+
 use strangler::cluster::Cluster;
 use tokio_postgres::Client;
 
@@ -14,15 +16,21 @@ use crate::support::wait::{SOON, until, until_blocking};
 /// changed any, and the stage refuses because of `code`.
 async fn while_it_waits(split: &Split, monolith: &Client, happens: impl AsyncFnOnce(), code: &str) {
     let before = rights(monolith).await;
-    let shown = until_blocking("the stage is allowed", SOON, || {
-        let preview = revoke(split, &[]);
-        (preview.exit == Some(0)).then(|| token(&preview))
-    });
-    let other = granting(split, "GRANT DELETE ON moves TO shop").await;
-    let stage = split.start("retire", &["--stage", "revoke", "--confirm", &shown]);
     let waits = "SELECT EXISTS (SELECT FROM pg_stat_activity WHERE application_name = 'strangler retire' AND wait_event_type = 'Lock')";
-    until("the stage waits", SOON, async || {
-        monolith.query_one(waits, &[]).await.unwrap().get::<_, bool>(0).then_some(())
+    // What the case before has read is in the server's counters some time later, and stops a stage before it waits.
+    let (other, stage) = until("a stage is allowed, and waits", SOON, async || {
+        let preview = revoke(split, &[]);
+        if preview.exit != Some(0) {
+            return None;
+        }
+        let other = granting(split, "GRANT DELETE ON moves TO shop").await;
+        let stage = split.start("retire", &["--stage", "revoke", "--confirm", &token(&preview)]);
+        let stage = RefCell::new(stage);
+        let waiting = until("it waits, or has ended", SOON, async || {
+            let waits = monolith.query_one(waits, &[]).await.unwrap().get::<_, bool>(0);
+            (waits || stage.borrow_mut().has_ended()).then_some(waits)
+        });
+        waiting.await.then(|| (other, stage.into_inner()))
     })
     .await;
     happens().await;
