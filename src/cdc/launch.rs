@@ -113,8 +113,7 @@ async fn prepare(
     process: &ProcessName,
     memory: &mut Memory,
 ) -> Result<(Engine, String), MirrorError> {
-    let slice = config.mapping.slice.as_str();
-    let standstill = memory.standstill.clone();
+    let (slice, standstill) = (config.mapping.slice.as_str(), memory.standstill.clone());
     match &standstill {
         Some(Standstill { phase, why }) => config.board.phase(config.of(), phase, Some(why)),
         None => config.board.phase(config.of(), "starting", None),
@@ -158,25 +157,16 @@ async fn prepare(
         (memory, &config.admin),
     )
     .await?;
-    let row = match row.mode {
-        Mode::Apply if rebuild => emptying::rebuild(config, &mut links, starting, row, &identity).await?,
-        Mode::Tripwire if rebuild => {
-            rewatch::begin(config, (&mut links, &published), starting, row, &identity).await?
-        }
-        Mode::Apply | Mode::Tripwire | Mode::Off => row,
+    let row = if rebuild {
+        begin_anew(config, (&mut links, &published), starting, row, &identity).await?
+    } else {
+        row
     };
     memory.rebuild &= !rebuild;
     let applied = prepare_slot(config, &mut links, &row, (identity.database_oid, &identity.uuid)).await?;
     let claim = claim(config, &row, applied);
     if claim.direction == Direction::Forward && claim.mode == Mode::Tripwire {
-        // What was typed while the service's tables are the truth must not empty them when authority has come home.
-        if !memory.retry.is_empty() {
-            tracing::warn!(
-                slice,
-                "--retry copies nothing: the slice belongs to its service, whose tables are no copies"
-            );
-        }
-        memory.retry.clear();
+        forget_retries(slice, memory);
     }
     if claim.direction == Direction::Reverse && claim.mode == Mode::Apply {
         meanings::check((&links.target, &links.source), &config.mapping, Direction::Reverse).await?;
@@ -192,6 +182,32 @@ async fn prepare(
     engine.standstill = standstill.map(|standstill| (standstill, applied));
     engine.in_vain = Arc::clone(&memory.in_vain);
     Ok((engine, row.slot))
+}
+
+/// `--rebuild`, by what the stream is for.
+async fn begin_anew(
+    config: &SliceConfig,
+    (links, published): (&mut Links, &Published),
+    starting: Starting<'_>,
+    row: StreamRow,
+    identity: &streams::Source,
+) -> Result<StreamRow, MirrorError> {
+    match row.mode {
+        Mode::Apply => emptying::rebuild(config, links, starting, row, identity).await,
+        Mode::Tripwire => rewatch::begin(config, (links, published), starting, row, identity).await,
+        Mode::Off => Ok(row),
+    }
+}
+
+/// What was typed while the service's tables are the truth must not empty them when authority has come home.
+fn forget_retries(slice: &str, memory: &mut Memory) {
+    if !memory.retry.is_empty() {
+        tracing::warn!(
+            slice,
+            "--retry copies nothing: the slice belongs to its service, whose tables are no copies"
+        );
+    }
+    memory.retry.clear();
 }
 
 /// What the stream would write into are tables.

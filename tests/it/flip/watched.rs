@@ -1,5 +1,7 @@
 //! The watch over a closed monolith when its publication is touched: it is begun anew, and authority still comes home.
 
+use tokio_postgres::Client;
+
 use super::bank::Side;
 use super::{AGAIN, UNPROVEN, armed_with, complete, flip, quiet};
 use crate::ledger::told::told;
@@ -25,32 +27,10 @@ fn proven(split: &Split) {
     });
 }
 
-async fn there_and_back_over(touched: &str, while_it_runs: bool, words: &str) {
-    let (split, monolith, service, mut mirror) = armed_with(TABLES, SETUP, "").await;
-    flip(&split, &mirror, Side::Service);
-    service.batch_execute("UPDATE t SET v = -v WHERE id = 1").await.unwrap();
-    quiet(&monolith, &service).await;
-    proven(&split);
-    if !while_it_runs {
-        mirror.stop();
-    }
-    monolith.batch_execute(touched).await.unwrap();
-    if while_it_runs {
-        let stopped = "SELECT stopped_at IS NOT NULL FROM strangler.mirror_process WHERE dir = 'forward'";
-        until("the watch stops", SOON, async || {
-            service.query_one(stopped, &[]).await.unwrap().get::<_, bool>(0).then_some(())
-        })
-        .await;
-        mirror.stop();
-    }
-    let provisioned = split.run("provision", &[]);
-    assert_eq!(provisioned.exit, Some(0), "{}", provisioned.page());
-    if touched == MADE_AGAIN {
-        assert!(provisioned.page().contains("copies nothing"), "{}", provisioned.page());
-    }
-
+/// A start with a table to copy again stops the watch, names what begins it anew, and leaves authority where it is.
+async fn says_what_helps(split: &Split, service: &Client, words: &str) {
     // A table that was named has nothing to be copied from, and what is said names the way out.
-    mirror = split.mirror_with(None, &["--retry", "t"]);
+    let mirror = split.mirror_with(None, &["--retry", "t"]);
     until("it says why it does not go on", SOON, async || mirror.log().contains(words).then_some(())).await;
     let stopped = "SELECT detail LIKE '%--rebuild, which begins it anew and copies nothing; then strangler reconcile%' \
         FROM strangler.mirror_process WHERE dir = 'forward'";
@@ -73,7 +53,33 @@ async fn there_and_back_over(touched: &str, while_it_runs: bool, words: &str) {
     assert!(next.starts_with("strangler mirror plan.yaml --slice one --rebuild"), "{next}");
     let refused = split.run("flip", &[&["--back"], &UNPROVEN[..]].concat());
     assert_ne!(refused.exit, Some(0), "nobody watches: {}", refused.page());
+}
 
+async fn there_and_back_over(touched: &str, while_it_runs: bool, words: &str) {
+    let (split, monolith, service, mirror) = armed_with(TABLES, SETUP, "").await;
+    flip(&split, &mirror, Side::Service);
+    service.batch_execute("UPDATE t SET v = -v WHERE id = 1").await.unwrap();
+    quiet(&monolith, &service).await;
+    proven(&split);
+    if !while_it_runs {
+        mirror.stop();
+    }
+    monolith.batch_execute(touched).await.unwrap();
+    if while_it_runs {
+        let stopped = "SELECT stopped_at IS NOT NULL FROM strangler.mirror_process WHERE dir = 'forward'";
+        until("the watch stops", SOON, async || {
+            service.query_one(stopped, &[]).await.unwrap().get::<_, bool>(0).then_some(())
+        })
+        .await;
+        mirror.stop();
+    }
+    let provisioned = split.run("provision", &[]);
+    assert_eq!(provisioned.exit, Some(0), "{}", provisioned.page());
+    if touched == MADE_AGAIN {
+        assert!(provisioned.page().contains("copies nothing"), "{}", provisioned.page());
+    }
+
+    says_what_helps(&split, &service, words).await;
     let killed = split.mirror_with(Some("rewatch-recorded"), &["--rebuild"]);
     until_blocking("the watch is recorded", SOON, || killed.exited());
     let mirror = split.mirror_with(None, &["--rebuild"]);
