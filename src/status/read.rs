@@ -191,7 +191,8 @@ async fn blocker(client: &Client, shapes: &BTreeMap<String, String>) -> Result<O
     let what = "locks on the monolith's tables";
     let names = shapes.keys().filter_map(|name| TableName::parse(name, "public").ok());
     let tables: Vec<String> = names.map(|name| name.sql()).collect();
-    let found = locks::find(client, &tables).await.map_err(|source| ReadError::Query { what, source })?;
+    let found =
+        locks::find(client, &tables, false).await.map_err(|source| ReadError::Query { what, source })?;
     Ok(found.first().map(TableLock::brief))
 }
 

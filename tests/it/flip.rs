@@ -6,6 +6,7 @@ mod ends;
 mod gates;
 mod group;
 mod judged;
+mod partitions;
 mod recorded;
 mod sequences;
 mod standby;

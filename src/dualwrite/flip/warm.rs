@@ -14,7 +14,7 @@ use super::{Driver, Judged, standbys};
 use crate::authority::{Mode, Side};
 use crate::cdc::mirror::chain_of;
 use crate::cdc::source::{self, MARKER_PREFIX};
-use crate::dualwrite::guard;
+use crate::dualwrite::guard::{self, trees};
 use crate::journal::authority::{self, Fence};
 use crate::journal::{JournalError, whereabouts};
 use crate::lsn::Lsn;
@@ -71,7 +71,7 @@ async fn ask_again(
 }
 
 async fn change_nothing(
-    acting: &Client,
+    acting: &Session,
     mapping: &SliceMapping,
     side: Side,
     sequences: &Pairs,
@@ -81,6 +81,8 @@ async fn change_nothing(
     let database = |error: tokio_postgres::Error| chain_of(&error);
     acting.batch_execute("BEGIN; SET LOCAL lock_timeout = 100").await.map_err(database)?;
     guard::unguarded(acting, mapping, side).await.map_err(said)?;
+    let found = trees::read(acting, &guard::tables(mapping, side)).await.map_err(database)?;
+    trees::children(acting, &found.plain).await.map_err(database)?;
     let modes = (Mode::Apply.as_str(), Mode::Tripwire.as_str());
     authority::turn(acting, slice, side.incoming(), modes, (NO_EPOCH, Lsn::default())).await.map_err(said)?;
     let fence =
