@@ -14,9 +14,10 @@ use crate::words;
 /// the plan's budget.
 const CALM_MS: f64 = 30.0;
 
-/// Share of the plan's `write_pause_budget` that the round trip may be where that is more: a plan that allows a longer pause
-/// allows for sides that are far from each other.
-const CALM_SHARE: f64 = 0.06;
+/// Share of the plan's `write_pause_budget` that the round trip may be where that is more. A drain is about one round trip, and an
+/// attempt that takes longer than the budget lets everybody go: a fifth leaves four for the writers that end first, and for one trip
+/// that is slower than the five before (docs/decisions/0014-how-calm-a-mirror-is.md).
+const CALM_SHARE: f64 = 0.2;
 
 /// How many round trips in a row have to be below that.
 const CALM_IN_A_ROW: usize = 5;
