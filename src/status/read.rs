@@ -12,7 +12,7 @@ use crate::dualwrite::readiness::{TableLock, locks};
 use crate::dualwrite::{guard, identified};
 use crate::journal::ledger::{self, Anchor};
 use crate::journal::migrate::{self, Form};
-use crate::journal::{JournalError, alarms, authority, grounds, moves, standing};
+use crate::journal::{JournalError, alarms, authority, grounds, moves, outside, standing};
 use crate::name::{TableName, quote_ident, quote_literal};
 use crate::reconcile::evidence;
 
@@ -79,6 +79,7 @@ pub async fn service(client: &Client, slices: &[&str]) -> Result<BTreeMap<String
         facts.slots.clone_from(&slots);
         if form == Form::Current {
             facts.strays = alarms::uncleared(client, slice).await?;
+            facts.outside = outside::uncleared(client, slice).await?;
             facts.way_back_slot = alarms::noted_way_back(client, slice).await?;
             facts.evidence = Some(evidence_of(client, slice).await?);
             (facts.unguarded, facts.unfit) = unguarded(client, slice, facts).await?;

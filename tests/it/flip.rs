@@ -6,6 +6,7 @@ mod ends;
 mod gates;
 mod group;
 mod judged;
+mod outside;
 mod partitions;
 mod recorded;
 mod sequences;

@@ -17,6 +17,7 @@ use crate::cdc::mirror::chain_of;
 use crate::cdc::source::{self, MARKER_PREFIX};
 use crate::dualwrite::guard::trees::Trees;
 use crate::dualwrite::guard::{self, trees};
+use crate::dualwrite::readiness::left_behind;
 use crate::failpoint;
 use crate::journal::authority::{self, SliceRows};
 use crate::journal::moves::{self, Blocked};
@@ -181,7 +182,7 @@ impl Driver {
             Ok(found) => found,
             Err(event) => return Ok(Err(event)),
         };
-        let judged = self.judged.clone();
+        let (judged, mapping) = (self.judged.clone(), Arc::clone(&self.mapping));
         let (acting, looking, peer, idle) = self.links.four_in_transaction(side).await?;
         let (monolith, service) = if side == Side::Monolith { (looking, idle) } else { (idle, looking) };
         let begun = Instant::now();
@@ -217,15 +218,24 @@ impl Driver {
         let short = sequences.short(&noted, side.peer(), (self.limits.sequence_margin, 1));
         let sequences = serde_json::to_string(&noted).unwrap_or_else(|_| "{}".to_owned());
         // Beside the drain, so that it costs writers nothing as long as it is the quicker one.
-        let (drained, changed) = tokio::join!(
+        let left = deadline.saturating_duration_since(Instant::now());
+        let (drained, changed, outside) = tokio::join!(
+            biased;
             reached(peer, &slice, (drain, fence), deadline),
-            still_as_judged(judged.as_ref(), (monolith, service), &slice)
+            still_as_judged(judged.as_ref(), (monolith, service), &slice),
+            left_behind::again(looking, &mapping, (side, left))
         );
         let drained = drained?;
         let mut changed = match changed {
             Ok(changed) => changed,
             Err(error) => return event_of(&error, "asking again what was judged", false).map(Err),
         };
+        match outside {
+            Ok(outside) => changed.extend(outside),
+            Err(error) => {
+                return of_database(&error, "looking for rows that no filter takes", false).map(Err);
+            }
+        }
         if side == Side::Monolith && changed.is_empty() {
             let not_whole = judged::not_whole(peer, &slice).await;
             changed = not_whole.map_err(|error| failed("reading the states of tables", &error))?;

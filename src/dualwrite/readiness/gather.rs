@@ -83,6 +83,7 @@ pub async fn gather(
             .await
             .map_err(failed("looking for locks on moved tables"))
     };
+    let behind = left_behind::find(from, mapping, (asked.from(), asked.policy().write_pause_budget)).await?;
     let (probe, slot) = (probe(from, to, asked, &here).await?, slot(to, &there).await?);
     // Read again behind the slot: a stream's position is never behind what its slot was told.
     let there = readiness::read(from, slice, asked.from().incoming()).await.map_err(journal)?;
