@@ -81,6 +81,10 @@ pub(super) struct Arguments {
     /// With --repair: only say what would be repaired
     #[arg(long, requires = "repair")]
     dry_run: bool,
+    /// With --repair: also delete rows of a service that had the authority before and that its filter forbids. Its application
+    /// may have written them, and nothing else has them
+    #[arg(long, requires = "repair")]
+    delete_misplaced: bool,
     /// Compare again and again, with this period, such as 15m; until Ctrl-C
     #[arg(long, value_name = "PERIOD", help_heading = "Schedule")]
     every: Option<String>,

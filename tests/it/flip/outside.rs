@@ -147,3 +147,34 @@ async fn a_look_that_takes_longer_than_writers_may_be_held_names_the_index_that_
     split.change_plan("write_pause_budget: 1ms", "write_pause_budget: 2s");
     complete(&split, &mirror, &UNPROVEN);
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_repair_leaves_rows_that_a_service_may_have_accepted_until_it_is_told_to_delete_them() {
+    let (split, _monolith, service, mirror) = flipped().await;
+    complete(&split, &mirror, &[&["--back"], &UNPROVEN as &[&str]].concat());
+    on(
+        &service,
+        "BEGIN; ALTER TABLE f DISABLE TRIGGER aa_strangler_gate; INSERT INTO f VALUES (77, 'zz', 42); \
+         ALTER TABLE f ENABLE ALWAYS TRIGGER aa_strangler_gate; COMMIT",
+    )
+    .await;
+    let found = split.run("reconcile", &[]);
+    assert_eq!(found.exit, Some(1), "{}", found.page());
+    let flip = split.run("flip", &[]);
+    said(
+        &flip,
+        3,
+        &["(sides-differ)", "may have written the 1 row", "--repair --delete-misplaced, which DELETES them"],
+    );
+    let count = async || -> i64 {
+        service.query_one("SELECT count(*) FROM f WHERE region = 'zz'", &[]).await.unwrap().get(0)
+    };
+    for arguments in [&["--repair", "--dry-run"] as &[&str], &["--repair"]] {
+        let repaired = split.run("reconcile", arguments);
+        said(&repaired, 1, &["1 row of f in the service outside the slice's filter", "It is left alone"]);
+        assert_eq!(count().await, 1);
+    }
+    let repaired = split.run("reconcile", &["--repair", "--delete-misplaced"]);
+    assert_eq!(repaired.exit, Some(0), "{}", repaired.page());
+    assert_eq!(count().await, 0);
+}
