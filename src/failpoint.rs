@@ -46,6 +46,7 @@ pub const REVERSE: &[&str] = &[
     "reverse-mended",
     "reverse-stopped",
     "tripwire-alarmed",
+    "outside-told",
     "turned",
     "rewatch-slot-dropped",
     "rewatch-recorded",

@@ -18,6 +18,7 @@ pub mod ledger;
 pub mod migrate;
 pub mod moves;
 pub mod operators;
+pub mod outside;
 pub mod own_scans;
 pub mod process;
 pub mod provisioned;

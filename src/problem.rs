@@ -141,8 +141,13 @@ impl Problem {
     /// concerns all of them.
     #[must_use]
     pub fn stops(&self, slices: &[String]) -> bool {
-        let concerned = self.slices.is_empty() || slices.iter().any(|slice| self.slices.contains(slice));
-        self.severity == Severity::Error && concerned
+        self.severity == Severity::Error && self.concerns(slices)
+    }
+
+    /// Whether it is about one of these slices, or can't be said to be about some slice.
+    #[must_use]
+    pub fn concerns(&self, slices: &[String]) -> bool {
+        self.slices.is_empty() || slices.iter().any(|slice| self.slices.contains(slice))
     }
 
     /// Says which rule of the plan it comes from: line and column, from 1.

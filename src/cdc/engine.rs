@@ -33,7 +33,7 @@ use crate::journal::claims::{TAG_PREFIX, tag_is_of};
 use crate::journal::copies::{self, TableState};
 use crate::journal::deferred::DeferredRow;
 use crate::journal::streams::{Direction, Mode, StreamOf};
-use crate::journal::{baselines, process, touched};
+use crate::journal::{baselines, ledger, outside, process, touched};
 use crate::landing::key::Key;
 use crate::landing::pieces::EventOrigin;
 use crate::landing::sets::RowOperation;
@@ -333,7 +333,41 @@ impl Engine {
         }
     }
 
+    /// What the service's filter forbids goes no way back, and no other place has it: that is told before the position passes it.
+    async fn tell_outside(&mut self) -> Result<(), MirrorError> {
+        let found = std::mem::take(&mut self.router.outside);
+        let Some(origin) = self.current.filter(|_| !found.is_empty()) else { return Ok(()) };
+        let tables: Vec<&str> =
+            found.iter().filter_map(|number| Some(self.tables.get(*number)?.label.as_str())).collect();
+        let (service, recorder, slice) = (&self.source, &self.config.recorder, self.slice());
+        let new = ledger::transaction(service, async || {
+            let mut new = false;
+            for table in &tables {
+                if outside::note(service, slice, table, origin.commit_lsn).await? {
+                    let happened = Happened::Outside { table, xid: origin.xid };
+                    recorder.write(service, Some(origin.commit_lsn), happened).await?;
+                    new = true;
+                }
+            }
+            Ok(new)
+        })
+        .await?;
+        if new {
+            failpoint::hit("outside-told");
+            recorder.anchor();
+            tracing::error!(
+                slice,
+                lsn = %origin.commit_lsn,
+                xid = origin.xid,
+                table = tables.first(),
+                "the service wrote rows that its filter forbids, which go no way back; see `strangler status`"
+            );
+        }
+        Ok(())
+    }
+
     async fn end_transaction(&mut self, boundary: Boundary) -> Result<(), MirrorError> {
+        self.tell_outside().await?;
         // Nothing was decided about a transaction without changes, so no round has to see it.
         if let Some(origin) = self.current.take()
             && self.changes

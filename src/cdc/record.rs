@@ -113,6 +113,13 @@ pub enum Happened<'a> {
         /// The slot that it reads from now.
         anew: &'a str,
     },
+    /// The service's application wrote rows that the slice's filter forbids; the way back leaves them where they are.
+    Outside {
+        /// Table.
+        table: &'a str,
+        /// Transaction id, 32 bits.
+        xid: u32,
+    },
     /// Somebody wrote on a fenced side.
     Stray {
         /// The side.
@@ -169,6 +176,10 @@ impl Happened<'_> {
                 let detail =
                     format!("writes past its gate since {since} were not seen; the slot is {anew} now");
                 alarm("unwatched", json!({ "side": "monolith", "detail": detail, "slot": slot }), None)
+            }
+            Self::Outside { table, xid } => {
+                let detail = "the service wrote rows that the slice's filter forbids, which go no way back";
+                alarm("outside-filter", json!({ "table": table, "xid": xid, "detail": detail }), None)
             }
             Self::Stray { side, xid, rows, tables } => alarm(
                 "stray-write",

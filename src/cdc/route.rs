@@ -1,6 +1,6 @@
 //! From an event to operations on the target: binds tables, asks the landing rule, refetches where it must.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 
 use tokio_postgres::Client;
@@ -49,6 +49,8 @@ pub struct Router {
     pub counts: RouteCounts,
     slice: String,
     hooks: Hooks,
+    /// On the way back, tables of the transaction at hand into which the service wrote a row that its filter forbids.
+    pub(crate) outside: BTreeSet<usize>,
 }
 
 /// Number of a table, what was done to a row of it, and that row's key.
@@ -189,6 +191,9 @@ impl Router {
         let operation = match change {
             RowChange::Insert { new } => {
                 let row = reader.project(new);
+                if table.mapping.reversed && !reader.takes(&row) {
+                    self.outside.insert(number);
+                }
                 let end = end_of(reader, table, &row, event)?;
                 (end.standing == Standing::Apply).then_some(RowOperation::Insert { key: end.key, row })
             }
@@ -198,6 +203,9 @@ impl Router {
             }
             RowChange::Update { old, new } => {
                 let (old, new, row) = ends_of_update(reader, table, (old.as_ref(), new), event)?;
+                if table.mapping.reversed && !reader.takes(&row) {
+                    self.outside.insert(number);
+                }
                 if old.key != new.key && old.standing != new.standing {
                     self.counts.mixed_key_changes += 1;
                 }

@@ -80,8 +80,8 @@ pub(super) struct Unfit {
 }
 
 /// What is only good to know. Errors that stop nothing are about slices that the command leaves alone; `check` shows them.
-fn tell(ui: &mut Ui, mut problems: Vec<Problem>) {
-    problems.retain(|problem| problem.severity != Severity::Error);
+fn tell(ui: &mut Ui, slices: &[String], mut problems: Vec<Problem>) {
+    problems.retain(|problem| problem.severity != Severity::Error && problem.concerns(slices));
     if !problems.is_empty() {
         ui.words(check::list(&problems).trim_end());
     }
@@ -158,7 +158,7 @@ impl Opened {
         if problems.iter().any(|problem| problem.stops(slices)) {
             return Err(CliError::Unfit(problems));
         }
-        tell(ui, problems);
+        tell(ui, slices, problems);
         Ok(mappings)
     }
 
@@ -188,7 +188,7 @@ impl Opened {
         }
         mappings
             .retain(|name, _| self.slices.contains(name) && unfit.iter().all(|unfit| unfit.slice != *name));
-        tell(ui, problems);
+        tell(ui, &self.slices, problems);
         Ok((mappings, unfit))
     }
 

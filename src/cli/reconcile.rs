@@ -84,6 +84,10 @@ pub(super) struct Arguments {
     /// With --repair: delete rows of the copy though the authority holds no row of their table; the reason goes into the ledger
     #[arg(long, value_name = "REASON", requires = "repair", value_parser = super::reason::reason)]
     accept_no_rows: Option<String>,
+    /// With --repair: also delete rows of a service that had the authority before and that its filter forbids. Its application
+    /// may have written them, and nothing else has them
+    #[arg(long, requires = "repair")]
+    delete_misplaced: bool,
     /// Compare again and again, with this period, such as 15m; until Ctrl-C
     #[arg(long, value_name = "PERIOD", help_heading = "Schedule")]
     every: Option<String>,

@@ -17,12 +17,14 @@ use crate::postgres::Session;
 #[derive(Debug, thiserror::Error)]
 pub enum CleanError {
     /// Somebody changes these databases.
-    #[error("{place}: {} is at work there; wait until it has ended and run it again", holder.as_deref().unwrap_or("another verb"))]
+    #[error("{place}: {} is at work there; wait until it has ended and run it again{}",
+        holder.as_ref().map_or_else(|| "another verb".to_owned(), ToString::to_string),
+        holder.as_ref().map_or_else(String::new, |holder| format!("; where whoever typed it is gone, there: {}", holder.end())))]
     Busy {
         /// Where.
         place: Place,
         /// Who.
-        holder: Option<String>,
+        holder: Option<exclusion::Holder>,
     },
     /// A server did not say whether somebody does.
     #[error("{place}: could not ask whether somebody works there")]

@@ -4,6 +4,8 @@
 //! lock: a partition that was attached later got the row trigger from its root, but nothing for TRUNCATE; a trigger may
 //! have been disabled, a function replaced. What to expect is decided by [`judge`], without any I/O.
 
+pub mod trees;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
@@ -399,7 +401,8 @@ pub fn tables(mapping: &SliceMapping, side: Side) -> Vec<TableName> {
 
 /// Keeps every trigger of the moved tables as it is until the caller's transaction ends: DROP, DISABLE and CREATE TRIGGER and
 /// foreign keys need a lock that conflicts with this one, which every writer takes, so it holds no writer back. What
-/// [`read`] finds behind it is still so at the commit. Bounded by the session's `lock_timeout`.
+/// [`read`] finds behind it is still so at the commit, as far as no other relation comes to the table: see [`trees`]. Bounded by
+/// the session's `lock_timeout`.
 #[must_use]
 pub fn keep(mapping: &SliceMapping, side: Side) -> Option<String> {
     let names: Vec<String> = tables(mapping, side).iter().map(TableName::sql).collect();

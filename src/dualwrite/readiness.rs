@@ -18,7 +18,7 @@ mod writers;
 
 pub use destination::sequence_short;
 pub use facts::{
-    Access, Behind, Facts, Findings, Holder, Prepared, Probe, Replica, Slot, Standby, TableLock,
+    Access, Behind, Facts, Findings, Holder, Look, Prepared, Probe, Replica, Slot, Standby, TableLock,
 };
 pub use gather::{Sessions, gather, unguarded};
 pub use outgoing::{changed_meanwhile, not_provisioned};

@@ -6,6 +6,7 @@ use tokio_postgres::types::{PgLsn, ToSql, Type};
 
 use super::JournalError;
 use super::ledger::VERDICT;
+use super::outside::OUTSIDE;
 use super::streams::{Direction, Mode, StreamOf};
 use crate::lsn::Lsn;
 
@@ -242,16 +243,16 @@ pub async fn note_fired(service: &Client, slice: &str, what: &str) -> Result<(),
 }
 
 /// How often something happened to a slice that no later state shows: writes on a fenced side, ways back that were
-/// begun anew, and triggers that were found firing on mirrored rows.
+/// begun anew, triggers that were found firing on mirrored rows, and rows of the service that its filter forbids.
 ///
 /// # Errors
 /// [`JournalError::Database`].
 pub async fn disturbances(service: &Client, slice: &str) -> Result<i64, JournalError> {
     let sql = "SELECT (SELECT count(*) FROM strangler.alarm WHERE slice = $1) + greatest(0, \
                (SELECT count(*) FROM strangler.journal WHERE slice = $1 AND action = $2) - 1) + \
-               (SELECT count(*) FROM strangler.journal WHERE slice = $1 AND action = $3)";
-    let asked: [(&(dyn ToSql + Sync), Type); 3] =
-        [(&slice, Type::TEXT), (&WAY_BACK_BEGUN, Type::TEXT), (&FIRED, Type::TEXT)];
+               (SELECT count(*) FROM strangler.journal WHERE slice = $1 AND action IN ($3, $4))";
+    let asked: [(&(dyn ToSql + Sync), Type); 4] =
+        [(&slice, Type::TEXT), (&WAY_BACK_BEGUN, Type::TEXT), (&FIRED, Type::TEXT), (&OUTSIDE, Type::TEXT)];
     let row = service.query_typed_one(sql, &asked).await;
     Ok(row.map_err(JournalError::database("counting what disturbed the slice"))?.get(0))
 }

@@ -1,6 +1,7 @@
 //! What can stop provisioning.
 
 use super::Database;
+use crate::dualwrite::exclusion::Holder;
 use crate::journal::{JournalError, migrate};
 use crate::postgres::introspect;
 use crate::problem::{Problem, Severity};
@@ -61,12 +62,17 @@ pub enum ProvisionError {
     },
     /// Another provision, arm or disarm works on the database.
     #[error(
-        "{database}: another `strangler provision`, `arm`, `disarm`, `retire` or `unretire`, or a `flip`, is at work there; wait until it has ended and \
-         run it again"
+        "{database}: another `strangler provision`, `arm`, `disarm`, `retire` or `unretire`, or a `flip`, is at work there{}; wait until it has \
+         ended and run it again{}",
+        holder.as_ref().map_or_else(String::new, |holder| format!(": {holder}")),
+        holder.as_ref().map_or_else(String::new, |holder| format!(
+            "; where whoever typed it is gone, in that database: {}", holder.end()))
     )]
     Busy {
         /// Where.
         database: Database,
+        /// Who, as far as that is to be seen.
+        holder: Option<Holder>,
     },
     /// No connection was given for a database of the plan.
     #[error("{database}: no admin connection was opened; check the plan's admin link of it")]

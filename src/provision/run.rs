@@ -249,8 +249,9 @@ pub(crate) async fn lock(databases: &Databases) -> Result<(), ProvisionError> {
         match exclusion::take(client).await {
             Ok(true) => {}
             Ok(false) => {
+                let holder = exclusion::holder(client).await;
                 unlock(databases).await;
-                return Err(ProvisionError::Busy { database });
+                return Err(ProvisionError::Busy { database, holder });
             }
             Err(source) => {
                 unlock(databases).await;

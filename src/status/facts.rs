@@ -10,6 +10,7 @@ use super::evidence::EvidenceFacts;
 use crate::journal::alarms::Uncleared;
 use crate::journal::migrate::Form;
 use crate::journal::moves::Blocked;
+use crate::journal::outside::Outside;
 use crate::journal::whereabouts::Astray;
 use crate::lsn::Lsn;
 use crate::problem::Problem;
@@ -102,6 +103,9 @@ pub struct ServiceFacts {
     /// Writes on a fenced side that nobody has acted upon.
     #[serde(skip)]
     pub strays: Option<Uncleared>,
+    /// Rows of the service that its filter forbids, which nobody has acted upon.
+    #[serde(skip)]
+    pub outside: Option<Outside>,
     /// The slot that the last way back of the slice read.
     #[serde(skip)]
     pub way_back_slot: Option<String>,

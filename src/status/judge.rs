@@ -125,6 +125,8 @@ pub fn judge(facts: &SliceFacts, commands: &Commands) -> SliceStatus {
     status.alarms.extend(monolith.and_then(|monolith| rights_alarm(monolith, &facts.slice, commands)));
     status.alarms.extend(alarms(&status, service, slot));
     status.alarms.extend(back::alarms(&status));
+    let outside = service.and_then(|service| service.outside.as_ref());
+    status.alarms.extend(outside.map(back::outside));
     status.next = next(&status, (moving.as_ref(), service), commands);
     if is_open(monolith) && moving.is_none() {
         // Writers are let in, and may not use their tables.
@@ -637,7 +639,9 @@ fn next(
             let broken = back::next(status, commands);
             let strict = status.evidence.as_ref().is_some_and(|proof| proof.asks_for_strict);
             let strict = if strict { " --strict" } else { "" };
-            let stray = status.stray_writes.as_ref().and_then(|_| of("reconcile", strict));
+            let told =
+                status.stray_writes.is_some() || service.is_some_and(|service| service.outside.is_some());
+            let stray = told.then(|| of("reconcile", strict)).flatten();
             let half = status.armed.as_ref().filter(|armed| armed.state == ArmedState::PartlyArmed);
             let half =
                 half.and_then(|armed| if armed.disarming { of("disarm", "") } else { arm(status, commands) });

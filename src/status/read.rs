@@ -12,7 +12,7 @@ use crate::dualwrite::readiness::{TableLock, locks};
 use crate::dualwrite::{guard, identified};
 use crate::journal::ledger::{self, Anchor};
 use crate::journal::migrate::{self, Form};
-use crate::journal::{JournalError, alarms, authority, grounds, moves, standing};
+use crate::journal::{JournalError, alarms, authority, grounds, moves, outside, standing};
 use crate::name::{TableName, quote_ident, quote_literal};
 use crate::reconcile::evidence;
 
@@ -79,6 +79,7 @@ pub async fn service(client: &Client, slices: &[&str]) -> Result<BTreeMap<String
         facts.slots.clone_from(&slots);
         if form == Form::Current {
             facts.strays = alarms::uncleared(client, slice).await?;
+            facts.outside = outside::uncleared(client, slice).await?;
             facts.way_back_slot = alarms::noted_way_back(client, slice).await?;
             facts.evidence = Some(evidence_of(client, slice).await?);
             (facts.unguarded, facts.unfit) = unguarded(client, slice, facts).await?;
@@ -191,7 +192,8 @@ async fn blocker(client: &Client, shapes: &BTreeMap<String, String>) -> Result<O
     let what = "locks on the monolith's tables";
     let names = shapes.keys().filter_map(|name| TableName::parse(name, "public").ok());
     let tables: Vec<String> = names.map(|name| name.sql()).collect();
-    let found = locks::find(client, &tables).await.map_err(|source| ReadError::Query { what, source })?;
+    let found =
+        locks::find(client, &tables, false).await.map_err(|source| ReadError::Query { what, source })?;
     Ok(found.first().map(TableLock::brief))
 }
 

@@ -7,6 +7,8 @@ mod gates;
 mod group;
 mod judged;
 mod looked_back;
+mod outside;
+mod partitions;
 mod recorded;
 mod sequences;
 mod standby;

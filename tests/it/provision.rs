@@ -462,7 +462,7 @@ async fn two_provisions_at_once_do_not_mix() {
     other.batch_execute("SELECT pg_advisory_lock(1398035026, 0)").await.unwrap();
     let error = setup.provision().await.unwrap_err();
     assert!(
-        matches!(error, ProvisionError::Busy { database: Database::Service(ref name) } if name == "orders"),
+        matches!(error, ProvisionError::Busy { database: Database::Service(ref name), .. } if name == "orders"),
         "{error:?}"
     );
     drop(other);

@@ -72,6 +72,7 @@ pub(super) fn alarm(body: &Value) -> Option<String> {
         "diverged" => of_table("diverged and stands still"),
         "unheard" => of_table("changed in a way that is not in the stream"),
         "contradicted" => of_table("of the monolith contradicts the way back"),
+        "outside-filter" => of_table("holds rows outside the filter"),
         "unwatched" => Some(format!("the watch over the {} began anew: {}", text(body, "side")?, detail?)),
         "stray-write" => {
             let tables: Vec<&str> =

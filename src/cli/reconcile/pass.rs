@@ -13,6 +13,7 @@ use crate::cli::interrupt::Interrupts;
 use crate::cli::report::{CliError, Exit};
 use crate::cli::ui::{Paint, Ui};
 use crate::journal::verdicts::DifferedBefore;
+use crate::reconcile::finding::FindingKind;
 use crate::reconcile::form::Side;
 use crate::reconcile::progress::Board;
 use crate::reconcile::repair::emptied::{self, Accepted, Emptied};
@@ -101,6 +102,11 @@ impl Pass<'_> {
             self.write(ui, &verdicts)?;
         }
         if self.arguments.repair && exit == Exit::Problems {
+            for one in done.iter_mut().filter(|_| !self.arguments.delete_misplaced) {
+                for words in spare(one) {
+                    ui.words(&words);
+                }
+            }
             let repaired = self.repair(ui, (jobs, &done), &mut verdicts, interrupts, stop).await;
             if repairs && early && self.arguments.output.is_none() {
                 ui.data(&text::refused(&verdicts, ui.data_paint()))?;
@@ -257,6 +263,9 @@ fn is_compared(verdict: &Verdict) -> bool {
     verdict.reasons.is_empty() && verdict.tables.iter().all(|table| table.reasons.is_empty())
 }
 
+/// Epoch of a slice whose authority never moved, as `provision` makes its gates.
+const FIRST_EPOCH: i64 = 1;
+
 /// What the verdicts mean to the shell.
 pub(super) fn exit(verdicts: &[Verdict]) -> Exit {
     match Outcome::of(verdicts.iter().map(|verdict| verdict.outcome)) {
@@ -335,6 +344,31 @@ fn differed_before(plan: &str, done: &Done, before: &DifferedBefore) -> String {
         Sides::word(done.sides.copy()),
         shell_word(slice),
     )
+}
+
+/// Leaves rows of a service that had the authority before, and that its filter forbids, out of a repair: its application may have
+/// written them, the repair deletes them, and no other place has them. Says so for each table.
+fn spare(done: &mut Done) -> Vec<String> {
+    if done.sides.authority != Side::Source || done.verdict.epoch <= FIRST_EPOCH {
+        return Vec::new();
+    }
+    let mut spared: BTreeMap<String, usize> = BTreeMap::new();
+    done.keys.retain(|(table, _, kind)| {
+        let stays = *kind == FindingKind::Misplaced;
+        if stays {
+            *spared.entry(table.to_string()).or_default() += 1;
+        }
+        !stays
+    });
+    let words = |(table, count): (String, usize)| {
+        format!(
+            "slice {}: {} of {table} in the service outside the slice's filter, and the service has had the authority \
+             before: its application may have written what a repair deletes, and nothing else has it. It is left alone. Once what is wanted of it is saved: --repair --delete-misplaced",
+            done.verdict.slice,
+            words::plural(count, "row"),
+        )
+    };
+    spared.into_iter().map(words).collect()
 }
 
 /// What a repair would ask the mirror for.

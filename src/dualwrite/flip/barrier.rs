@@ -28,6 +28,8 @@ pub(super) struct Held {
     pub(super) changed: Vec<String>,
     /// Where rows could be written past the gate that is about to close; no trigger comes or goes before the transaction ends.
     pub(super) unguarded: Vec<String>,
+    /// Moved tables without partitions, by oid: a child may still come to them.
+    pub(super) plain: Vec<u32>,
 }
 
 /// Fences these members, all of which are due for it, or lets all of them go and waits a little, so that their drivers look

@@ -15,13 +15,17 @@ use crate::authority::{
 };
 use crate::cdc::mirror::chain_of;
 use crate::cdc::source::{self, MARKER_PREFIX};
-use crate::dualwrite::guard;
+use crate::dualwrite::guard::trees::Trees;
+use crate::dualwrite::guard::{self, trees};
+use crate::dualwrite::readiness::left_behind;
 use crate::failpoint;
 use crate::journal::authority::{self, SliceRows};
 use crate::journal::moves::{self, Blocked};
 use crate::journal::streams::Direction;
 use crate::journal::{JournalError, retirement, whereabouts};
 use crate::lsn::Lsn;
+use crate::mapping::SliceMapping;
+use crate::name::TableName;
 use crate::postgres::connect::Session;
 
 /// Pause between two looks at the position that a mirror has reached.
@@ -142,10 +146,18 @@ impl Driver {
             sequences: &held.sequences,
             group: group.map(|id| id.0),
         };
-        let (fenced, told) = tokio::join!(
+        // A child that came meanwhile brought rows without an event. Only the commit lies between the question and the fence.
+        let (children, fenced, told) = tokio::join!(
+            biased;
+            trees::children(acting, &held.plain),
             authority::fence(acting, &slice, written),
             authority::notify(acting, &slice, "moving", epoch.0)
         );
+        match children {
+            Ok(what) if !what.is_empty() => return Err(FlipError::Changed { what }),
+            Ok(_) => {}
+            Err(error) => return of_database(&error, "looking for children of moved tables", false),
+        }
         match fenced {
             Ok(true) => {}
             Ok(false) => return Ok(Event::Missed),
@@ -166,11 +178,11 @@ impl Driver {
         drain: Direction,
     ) -> Result<Result<Held, Event>, FlipError> {
         let (slice, sequences) = (self.slice.clone(), self.sequences.clone());
-        let unguarded = match self.begin_fence(side).await? {
-            Ok(unguarded) => unguarded,
+        let (unguarded, plain) = match self.begin_fence(side).await? {
+            Ok(found) => found,
             Err(event) => return Ok(Err(event)),
         };
-        let judged = self.judged.clone();
+        let (judged, mapping) = (self.judged.clone(), Arc::clone(&self.mapping));
         let (acting, looking, peer, idle) = self.links.four_in_transaction(side).await?;
         let (monolith, service) = if side == Side::Monolith { (looking, idle) } else { (idle, looking) };
         let begun = Instant::now();
@@ -206,15 +218,24 @@ impl Driver {
         let short = sequences.short(&noted, side.peer(), (self.limits.sequence_margin, 1));
         let sequences = serde_json::to_string(&noted).unwrap_or_else(|_| "{}".to_owned());
         // Beside the drain, so that it costs writers nothing as long as it is the quicker one.
-        let (drained, changed) = tokio::join!(
+        let left = deadline.saturating_duration_since(Instant::now());
+        let (drained, changed, outside) = tokio::join!(
+            biased;
             reached(peer, &slice, (drain, fence), deadline),
-            still_as_judged(judged.as_ref(), (monolith, service), (side, &slice))
+            still_as_judged(judged.as_ref(), (monolith, service), (side, &slice)),
+            left_behind::again(looking, &mapping, (side, left))
         );
         let drained = drained?;
         let mut changed = match changed {
             Ok(changed) => changed,
             Err(error) => return event_of(&error, "asking again what was judged", false).map(Err),
         };
+        match outside {
+            Ok(outside) => changed.extend(outside),
+            Err(error) => {
+                return of_database(&error, "looking for rows that no filter takes", false).map(Err);
+            }
+        }
         if side == Side::Monolith && changed.is_empty() {
             let not_whole = judged::not_whole(peer, &slice).await;
             changed = not_whole.map_err(|error| failed("reading the states of tables", &error))?;
@@ -223,31 +244,23 @@ impl Driver {
         failpoint::hit("flip-drained");
         let lock_ms = millis(draining.duration_since(begun));
         let drain_ms = millis(draining.elapsed());
-        let held = Held { lock_ms, drain_ms, sequences, short, fence, changed, unguarded };
+        let held = Held { lock_ms, drain_ms, sequences, short, fence, changed, unguarded, plain };
         Ok(if drained { Ok(held) } else { Err(Event::OutOfTime) })
     }
 
-    /// Begins the transaction of a fence: what guards the tables is found, and stays so to its end. No writer waits yet.
-    async fn begin_fence(&mut self, side: Side) -> Result<Result<Vec<String>, Event>, FlipError> {
+    /// Begins the transaction of a fence: what guards the tables is found, and stays so to its end, and no partition comes or goes.
+    /// No writer waits yet. Returns what is not guarded, and the plain tables.
+    async fn begin_fence(&mut self, side: Side) -> Result<Result<(Vec<String>, Vec<u32>), Event>, FlipError> {
         let lock = (self.limits.lock_first * (1 << self.attempts().min(4))).min(self.limits.pause_budget);
         let idle = self.limits.pause_budget + IDLE_MARGIN;
         let mapping = Arc::clone(&self.mapping);
         let acting = self.links.acting(side).await?;
-        let begin = format!(
-            "BEGIN; SET LOCAL lock_timeout = {}; SET LOCAL idle_in_transaction_session_timeout = {}; \
-             SET LOCAL synchronous_commit = on; {}",
-            lock.as_millis().max(1),
-            idle.as_millis(),
-            guard::keep(&mapping, side).unwrap_or_default()
-        );
-        // Sent together; the look's snapshot is taken behind the lock.
-        let (begun, found) =
-            tokio::join!(biased; acting.batch_execute(&begin), guard::unguarded(acting, &mapping, side));
-        if let Err(error) = begun {
-            return of_database(&error, "beginning a fence", false).map(Err);
-        }
-        match found {
-            Ok(unguarded) => Ok(Ok(unguarded)),
+        let plain = match lock_tables(acting, (&mapping, side), (lock, idle)).await {
+            Ok(plain) => plain,
+            Err(error) => return of_database(&error, "beginning a fence", false).map(Err),
+        };
+        match guard::unguarded(acting, &mapping, side).await {
+            Ok(unguarded) => Ok(Ok((unguarded, plain))),
             Err(error) => event_of(&error, "looking at the gates", false).map(Err),
         }
     }
@@ -488,6 +501,41 @@ impl Driver {
             }
         }
     }
+}
+
+/// Begins a transaction in which triggers stay as they are and no partition comes to a moved table. Returns the plain tables'
+/// oids. No wait for a lock is as long as that after which the server looks for a deadlock: a writer that has passed the gate and
+/// waits for one of these locks, as TRUNCATE of a second table does, would be its victim.
+async fn lock_tables(
+    acting: &Client,
+    (mapping, side): (&SliceMapping, Side),
+    (lock, idle): (Duration, Duration),
+) -> Result<Vec<u32>, tokio_postgres::Error> {
+    let row =
+        acting.query_typed_one("SELECT setting::int4 FROM pg_settings WHERE name = 'deadlock_timeout'", &[]);
+    let deadlock_ms: i32 = row.await?.try_get(0)?;
+    let deadlock = Duration::from_millis(u64::try_from(deadlock_ms).unwrap_or(0));
+    let begin = format!(
+        "BEGIN; SET LOCAL lock_timeout = {}; SET LOCAL idle_in_transaction_session_timeout = {}; \
+         SET LOCAL synchronous_commit = on",
+        lock.min(deadlock / 2).as_millis().max(1),
+        idle.as_millis()
+    );
+    acting.batch_execute(&begin).await?;
+    let tables = guard::tables(mapping, side);
+    let mut kept = Vec::new();
+    let plain = loop {
+        let Trees { partitioned, plain } = trees::read(acting, &tables).await?;
+        let new: Vec<TableName> = partitioned.into_iter().filter(|table| !kept.contains(table)).collect();
+        let Some(keep) = trees::keep(&new) else { break plain };
+        // One that came before its parent was locked may be partitioned itself.
+        acting.batch_execute(&keep).await?;
+        kept.extend(new);
+    };
+    if let Some(keep) = guard::keep(mapping, side) {
+        acting.batch_execute(&keep).await?;
+    }
+    Ok(plain)
 }
 
 /// What is not as it was judged where authority goes away from `side`; of the data nothing where this driver did not judge it.

@@ -372,15 +372,18 @@ impl Command<'_> {
 
     async fn gates_at_work(&self, slice: &str, database: &str, client: &Client) -> Problem {
         let who = exclusion::holder(client).await;
-        let who = who
-            .unwrap_or_else(|| "`strangler provision`, `arm`, `disarm`, `retire` or `unretire`".to_owned());
+        let gone = who.as_ref().map_or_else(String::new, |who| {
+            format!(" (where whoever typed it is gone, in that database: {})", who.end())
+        });
+        let verbs = || "`strangler provision`, `arm`, `disarm`, `retire` or `unretire`".to_owned();
+        let who = who.map_or_else(verbs, |who| who.to_string());
         let all: String =
             self.members.iter().map(|member| format!(" --slice {}", member.mapping.slice)).collect();
         Problem::error("gates-at-work", format!("slice {slice}"))
             .fact(format!("{who} is changing what guards tables in database {database}"))
             .consequence("a gate could be gone when authority has moved, so nothing was begun")
             .next(format!(
-                "wait until it has ended; then strangler {} {}{all}",
+                "wait until it has ended{gone}; then strangler {} {}{all}",
                 self.who.verb, self.conduct.path
             ))
     }

@@ -14,7 +14,8 @@ use super::{Driver, Judged, standbys};
 use crate::authority::{Mode, Side};
 use crate::cdc::mirror::chain_of;
 use crate::cdc::source::{self, MARKER_PREFIX};
-use crate::dualwrite::guard;
+use crate::dualwrite::guard::{self, trees};
+use crate::dualwrite::readiness::left_behind;
 use crate::journal::authority::{self, Fence};
 use crate::journal::{JournalError, whereabouts};
 use crate::lsn::Lsn;
@@ -31,6 +32,7 @@ impl Driver {
         let begun = Instant::now();
         let (slice, sequences) = (self.slice.clone(), self.sequences.clone());
         let (mapping, judged) = (Arc::clone(&self.mapping), self.judged.clone());
+        let asked = side;
         for side in [side.peer(), side] {
             let Ok((acting, looking, _)) = self.links.three(side).await else { continue };
             if let Some(judged) = &judged {
@@ -38,6 +40,14 @@ impl Driver {
                 if let Err(error) = ask_again(judged, (acting, looking), of, &slice).await {
                     tracing::debug!(slice, error, "a session could not be warmed up");
                 }
+            }
+            // Which side will be closed is known, and only there are rows of no filter asked for.
+            let of = (asked, self.limits.pause_budget);
+            if side == asked
+                && let Err(error) = left_behind::again(looking, &mapping, of).await
+            {
+                let error = chain_of(&error);
+                tracing::debug!(slice, error, "a session could not be warmed up");
             }
             let (changed, looked) =
                 tokio::join!(change_nothing(acting, &mapping, side, &sequences), look(looking, &slice, side));
@@ -71,7 +81,7 @@ async fn ask_again(
 }
 
 async fn change_nothing(
-    acting: &Client,
+    acting: &Session,
     mapping: &SliceMapping,
     side: Side,
     sequences: &Pairs,
@@ -81,6 +91,8 @@ async fn change_nothing(
     let database = |error: tokio_postgres::Error| chain_of(&error);
     acting.batch_execute("BEGIN; SET LOCAL lock_timeout = 100").await.map_err(database)?;
     guard::unguarded(acting, mapping, side).await.map_err(said)?;
+    let found = trees::read(acting, &guard::tables(mapping, side)).await.map_err(database)?;
+    trees::children(acting, &found.plain).await.map_err(database)?;
     let modes = (Mode::Apply.as_str(), Mode::Tripwire.as_str());
     authority::turn(acting, slice, side.incoming(), modes, (NO_EPOCH, Lsn::default())).await.map_err(said)?;
     let fence =

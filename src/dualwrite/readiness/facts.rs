@@ -1,5 +1,7 @@
 //! What is found out before anything is judged.
 
+use std::time::Duration;
+
 use super::defaults::ColumnDefault;
 use crate::dualwrite::flip::sequences::{Pairs, Stands};
 use crate::journal::grounds::Ground;
@@ -54,7 +56,7 @@ pub struct Facts {
     pub locked_from: Vec<TableLock>,
     /// Such locks on the other side, for which the mirror waits.
     pub locked_to: Vec<TableLock>,
-    /// Tables of the monolith with rows that no filter takes; asked only of a flip to the service.
+    /// Tables of the side that would be fenced with rows that the slice's filter does not take.
     pub behind: Vec<Behind>,
     /// Sessions there that the gate lets pass and that are not ours: process and application.
     pub passing: Vec<(i32, String)>,
@@ -137,17 +139,31 @@ pub struct TableLock {
     pub table: String,
 }
 
-/// A table of the monolith of which the slice takes some rows only.
+/// A table of which the slice takes some rows only, where others are or may be.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Behind {
-    /// The table.
+    /// The table, by the name it has on the side that would be fenced.
     pub table: String,
     /// The same, quoted for SQL.
     pub sql: String,
     /// The filter as a condition.
     pub filter: String,
-    /// Others were found; else they could not be looked for in time.
-    pub known: bool,
+    /// What a look for others came to.
+    pub look: Look,
+}
+
+/// What a look for rows that the filter does not take came to, where it did not find that there are none in time.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Look {
+    /// There are some.
+    Found,
+    /// It took long: longer than writers may be held, or a good part of that.
+    Slow {
+        /// How long it took at least.
+        took: Duration,
+        /// How long it may take.
+        budget: Duration,
+    },
 }
 
 /// How a standby follows.

@@ -79,12 +79,11 @@ pub async fn gather(
     };
     let tables = |side| -> Vec<String> { mapping.tables.iter().map(|table| named(table, side)).collect() };
     let locked = async |client, side| {
-        locks::find(client, &tables(side)).await.map_err(failed("looking for locks on moved tables"))
+        locks::find(client, &tables(side), side == asked.from())
+            .await
+            .map_err(failed("looking for locks on moved tables"))
     };
-    let behind = match asked.to {
-        Side::Service => left_behind::find(from, mapping).await?,
-        Side::Monolith => Vec::new(),
-    };
+    let behind = left_behind::find(from, mapping, (asked.from(), asked.policy().write_pause_budget)).await?;
     let (probe, slot) = (probe(from, to, asked, &here).await?, slot(to, &there).await?);
     // Read again behind the slot: a stream's position is never behind what its slot was told.
     let there = readiness::read(from, slice, asked.from().incoming()).await.map_err(journal)?;

@@ -1,21 +1,28 @@
-//! Rows of a moved table that no filter takes. A table has one gate, which would close for them as well, and the service does
-//! not have them: whoever is sent there to write them would change nothing and be told that all went well.
+//! Rows of a moved table that the slice's filter does not take, on the side that is to be closed. A table has one gate, which closes
+//! for them as well, and the other side does not have them: whoever is sent there to write them would change nothing and be told
+//! that all went well.
+
+use std::time::{Duration, Instant};
 
 use tokio_postgres::Client;
 
 use super::Asked;
-use super::facts::{Behind, Facts};
+use super::facts::{Behind, Facts, Look};
 use crate::authority::Side;
 use crate::dualwrite::flip::FlipError;
-use crate::mapping::SliceMapping;
+use crate::mapping::{SliceMapping, TableMapping};
+use crate::postgres::connect::Session;
 use crate::postgres::sqlstate;
 use crate::problem::Problem;
 
-/// Longest that one table is looked through, in milliseconds: less than a server may owe a flip an answer. Nobody is held
-/// meanwhile.
+/// Longest that one table is looked through before a flip, in milliseconds: less than a server may owe a flip an answer. Nobody is
+/// held meanwhile.
 const LOOK_MAX_MS: u32 = 10_000;
 
-/// What comes of them.
+/// A look that takes less than this part of the budget is no matter: writers wait that long for the mirror, too.
+const CALM_PART: u32 = 5;
+
+/// What comes of those of the monolith.
 pub const CONSEQUENCE: &str = "the gate closes for the whole table, and the service does not have such rows: an UPDATE of one would \
     be refused on the monolith and meet nothing on the service";
 
@@ -23,31 +30,127 @@ pub const CONSEQUENCE: &str = "the gate closes for the whole table, and the serv
 pub const NEXT: &str = "move them to a table of their own on the monolith, or delete them; or leave `where` out of the plan, and \
     where the slice is provisioned already start it anew: docs/runbooks/start-anew.md";
 
-/// Asks the monolith for them. A NULL in a filter's column matches no value.
+/// What comes of those of a service.
+const LOST: &str = "the way back does not carry such rows: the monolith would go on without what the service's application wrote \
+    there, and no reason excuses that";
+
+/// What to do about them.
+const PUT_RIGHT: &str = "give them values that the filter takes, or move them to a table of their own in the service; none of them \
+    is anywhere else";
+
+/// A table that is moved in part, as it is on one side: its name, the same quoted for SQL, and the filter.
+fn filtered(table: &TableMapping, side: Side) -> Option<(String, String, String)> {
+    let (name, filter) = match side {
+        Side::Monolith => (&table.source, table.filter_sql()?),
+        Side::Service => (&table.target, table.target_filter_sql()?),
+    };
+    Some((name.to_string(), name.sql(), filter))
+}
+
+/// Asks the side that would be closed for them. A NULL in a filter's column matches no value. What takes longer than writers may be
+/// held is asked once more, since a table that was read a moment ago is read more quickly.
 ///
 /// # Errors
 /// [`FlipError::Failed`].
-pub(super) async fn find(monolith: &Client, mapping: &SliceMapping) -> Result<Vec<Behind>, FlipError> {
+pub(super) async fn find(
+    from: &Client,
+    mapping: &SliceMapping,
+    (side, budget): (Side, Duration),
+) -> Result<Vec<Behind>, FlipError> {
     let mut found = Vec::new();
-    for table in &mapping.tables {
-        let Some(filter) = table.filter_sql() else { continue };
-        let of = |known| Behind {
-            table: table.source.to_string(),
-            sql: table.source.sql(),
-            filter: filter.clone(),
-            known,
-        };
-        match is_any(monolith, (&table.source.sql(), std::slice::from_ref(&filter)), LOOK_MAX_MS).await {
-            Ok(false) => {}
-            Ok(true) => found.push(of(true)),
-            Err(error) if sqlstate::code(&error) == Some("57014") => found.push(of(false)),
-            Err(error) => {
-                let what = "looking for rows that no filter takes";
-                return Err(FlipError::Failed { what, words: sqlstate::words(&error) });
-            }
+    for (table, sql, filter) in mapping.tables.iter().filter_map(|table| filtered(table, side)) {
+        let mut look = look(from, (&sql, &filter), budget).await?;
+        if matches!(look, Some(Look::Slow { .. })) {
+            look = self::look(from, (&sql, &filter), budget).await?;
         }
+        found.extend(look.map(|look| Behind { table, sql, filter, look }));
     }
     Ok(found)
+}
+
+async fn look(
+    from: &Client,
+    (table, filter): (&String, &String),
+    budget: Duration,
+) -> Result<Option<Look>, FlipError> {
+    let begun = Instant::now();
+    match is_any(from, (table, std::slice::from_ref(filter)), LOOK_MAX_MS).await {
+        Ok(true) => Ok(Some(Look::Found)),
+        Ok(false) => {
+            let took = begun.elapsed();
+            Ok((took > budget / CALM_PART).then_some(Look::Slow { took, budget }))
+        }
+        Err(error) if sqlstate::code(&error) == Some("57014") => {
+            Ok(Some(Look::Slow { took: Duration::from_millis(LOOK_MAX_MS.into()), budget }))
+        }
+        Err(error) => Err(FlipError::Failed {
+            what: "looking for rows that no filter takes",
+            words: sqlstate::words(&error),
+        }),
+    }
+}
+
+/// Asks for them once more while the writers are held: all tables by one statement that the session has planned, in at most so long.
+/// What was found, in words; nothing where no table is moved in part. Who calls it: a flip under the gate's lock, and before,
+/// for the plan.
+///
+/// # Errors
+/// The server's.
+pub async fn again(
+    session: &Session,
+    mapping: &SliceMapping,
+    (side, limit): (Side, Duration),
+) -> Result<Vec<String>, tokio_postgres::Error> {
+    let tables: Vec<_> = mapping.tables.iter().filter_map(|table| filtered(table, side)).collect();
+    if tables.is_empty() {
+        return Ok(Vec::new());
+    }
+    let asked: Vec<String> = tables.iter().map(|(_, sql, filter)| exists(sql, &outside(filter))).collect();
+    let planned = session.planned(&format!("SELECT ARRAY[{}]", asked.join(", "))).await?;
+    let begin = format!("BEGIN READ ONLY; SET LOCAL statement_timeout = {}", limit.as_millis().max(1));
+    // Sent together, since writers may wait.
+    let (begun, row, ended) = tokio::join!(
+        biased;
+        session.batch_execute(&begin),
+        session.query_one(&planned, &[]),
+        session.batch_execute("ROLLBACK")
+    );
+    begun?;
+    let found: Vec<bool> = match row {
+        Ok(row) => row.try_get(0)?,
+        Err(error) if sqlstate::code(&error) == Some("57014") => return Ok(vec![too_long(&tables, side)]),
+        Err(error) => return Err(error),
+    };
+    ended?;
+    let there = tables.iter().zip(found).filter_map(|(table, found)| found.then_some(table));
+    Ok(there
+        .map(|(table, _, filter)| {
+            format!(
+                "table {table} of the {side} has rows that the slice's filter does not take: {}",
+                outside(filter)
+            )
+        })
+        .collect())
+}
+
+fn too_long(tables: &[(String, String, String)], side: Side) -> String {
+    let names: Vec<&str> = tables.iter().map(|(name, _, _)| name.as_str()).collect();
+    let indexes: Vec<String> = tables.iter().map(|(_, sql, filter)| index(sql, filter)).collect();
+    format!(
+        "whether {} has rows that the slice's filter does not take could not be told within write_pause_budget, and these \
+         indexes on the {side} answer that at once: {}",
+        names.join(" or "),
+        indexes.join("; ")
+    )
+}
+
+fn exists(table: &str, condition: &str) -> String {
+    format!("EXISTS (SELECT FROM {table} WHERE {condition})")
+}
+
+/// An index that holds such rows alone.
+fn index(table: &str, filter: &str) -> String {
+    format!("CREATE INDEX CONCURRENTLY ON {table} ((1)) WHERE {}", outside(filter))
 }
 
 /// Whether a table, which is quoted for SQL, has rows that none of these filters takes, where that is found out in so many
@@ -61,7 +164,7 @@ pub async fn is_any(
     limit_ms: u32,
 ) -> Result<bool, tokio_postgres::Error> {
     let outside: Vec<String> = filters.iter().map(|filter| outside(filter)).collect();
-    let sql = format!("SELECT EXISTS (SELECT FROM {table} WHERE {})", outside.join(" AND "));
+    let sql = format!("SELECT {}", exists(table, &outside.join(" AND ")));
     monolith.batch_execute(&format!("BEGIN READ ONLY; SET LOCAL statement_timeout = {limit_ms}")).await?;
     let found = monolith.query_one(&sql, &[]).await.map(|row| row.get(0));
     // When the connection broke there is nothing to end; the first error tells the story.
@@ -78,28 +181,42 @@ pub fn outside(filter: &str) -> String {
 
 /// No reason excuses them.
 pub(super) fn judge(facts: &Facts, asked: &Asked<'_>) -> Vec<Problem> {
-    let moved = facts.behind.iter().filter(|_| asked.to == Side::Service);
-    moved.map(|one| problem(one, asked)).collect()
+    facts.behind.iter().map(|one| problem(one, asked)).collect()
 }
 
 fn problem(behind: &Behind, asked: &Asked<'_>) -> Problem {
-    let Behind { table, sql, filter, known } = behind;
-    let problem = Problem::error("rows-stay-behind", format!("table {table}"));
-    let problem = if *known {
-        problem
-            .fact(format!("it has rows that the slice's filter does not take: {}", outside(filter)))
-            .next(NEXT)
-    } else {
-        problem
-            .fact(format!(
-                "{} s were not enough to look for rows that the slice's filter does not take",
-                LOOK_MAX_MS / 1000
-            ))
-            .next(format!(
-                "on the monolith: CREATE INDEX CONCURRENTLY ON {sql} ((1)) WHERE {}; which answers that at once; then {}",
-                outside(filter),
-                asked.flip()
-            ))
+    let Behind { table, sql, filter, look } = behind;
+    let (code, object, consequence, next) = match asked.from() {
+        Side::Monolith => ("rows-stay-behind", format!("table {table}"), CONSEQUENCE, NEXT.to_owned()),
+        Side::Service => (
+            "rows-not-back",
+            format!("{}, table {table}", asked.name(Side::Service)),
+            LOST,
+            format!("{PUT_RIGHT}; then {}", asked.flip()),
+        ),
     };
-    problem.consequence(CONSEQUENCE)
+    let Look::Slow { took, budget } = *look else {
+        return Problem::error(code, object)
+            .fact(format!("it has rows that the slice's filter does not take: {}", outside(filter)))
+            .consequence(consequence)
+            .next(next);
+    };
+    let (took_ms, budget_ms, index) = (took.as_millis(), budget.as_millis(), index(sql, filter));
+    let index = format!("on the {}: {index}; which answers that at once", asked.from());
+    if took <= budget {
+        return Problem::warning("slow-look", object)
+            .fact(format!(
+                "whether it has rows that the slice's filter does not take is asked while writers are held, and took {took_ms} ms \
+                 of write_pause_budget ({budget_ms} ms)"
+            ))
+            .consequence("every writer waits that long")
+            .next(index);
+    }
+    Problem::error(code, object)
+        .fact(format!(
+            "{took_ms} ms were not enough to look for rows that the slice's filter does not take, or are more than \
+             write_pause_budget ({budget_ms} ms), and that is asked once more while writers are held"
+        ))
+        .consequence(consequence)
+        .next(format!("{index}; then {}", asked.flip()))
 }

@@ -1,5 +1,5 @@
-//! Whoever holds a lock on a moved table that those who write it wait for: on the side that would be fenced the flip itself,
-//! on the other one the mirror.
+//! Whoever holds a lock on a moved table that the flip itself waits for on the side that would be fenced, or the mirror on the other
+//! one.
 
 use tokio_postgres::{Client, Row};
 
@@ -19,17 +19,23 @@ SELECT DISTINCT ON (a.xact_start, l.pid) l.pid, extract(epoch FROM clock_timesta
 FROM pg_locks AS l JOIN tree AS t ON t.oid = l.relation JOIN pg_stat_activity AS a ON a.pid = l.pid
 WHERE l.locktype = 'relation' AND l.granted AND l.pid <> pg_backend_pid()
     AND l.database = (SELECT oid FROM pg_database WHERE datname = current_database())
-    AND l.mode IN ('ShareLock', 'ShareRowExclusiveLock', 'ExclusiveLock', 'AccessExclusiveLock')
+    AND (l.mode IN ('ShareLock', 'ShareRowExclusiveLock', 'ExclusiveLock', 'AccessExclusiveLock')
+        OR $2 AND l.mode = 'ShareUpdateExclusiveLock'
+            AND (SELECT c.relkind FROM pg_class AS c WHERE c.oid = l.relation) = 'p')
     AND a.application_name NOT LIKE 'strangler%'
 ORDER BY a.xact_start NULLS FIRST, l.pid, l.relation";
 
-/// Sessions that hold such locks on tables, which are quoted for SQL. Who calls it: a flip before it begins, and `status`
-/// where the way back is late.
+/// Sessions that hold such locks on tables, which are quoted for SQL; with `fenced` also those that keep a fence from locking
+/// a partitioned table, which writers don't wait for. Who calls it: a flip before it begins, and `status` where the way back is late.
 ///
 /// # Errors
 /// The server's.
-pub async fn find(client: &Client, tables: &[String]) -> Result<Vec<TableLock>, tokio_postgres::Error> {
-    let rows = client.query(SQL, &[&tables]).await?;
+pub async fn find(
+    client: &Client,
+    tables: &[String],
+    fenced: bool,
+) -> Result<Vec<TableLock>, tokio_postgres::Error> {
+    let rows = client.query(SQL, &[&tables, &fenced]).await?;
     let of = |row: &Row| TableLock {
         holder: Holder {
             pid: row.get(0),
@@ -79,7 +85,7 @@ pub(super) fn judge(facts: &Facts, asked: &Asked<'_>) -> Vec<Problem> {
         let pids: Vec<String> = long.iter().map(|lock| lock.holder.pid.to_string()).collect();
         (!long.is_empty()).then(|| {
             Problem::new(severity, "table-locked", asked.name(side))
-                .fact(format!("locks that keep writers out of moved tables: {}{more}", listed.join("; ")))
+                .fact(format!("locks on moved tables: {}{more}", listed.join("; ")))
                 .consequence(consequence)
                 .next(format!(
                     "wait until they end, or on the {side}: SELECT pg_terminate_backend(pid) for {}",

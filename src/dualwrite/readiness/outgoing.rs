@@ -14,9 +14,13 @@ use crate::words;
 /// the plan's budget.
 const CALM_MS: f64 = 30.0;
 
-/// Share of the plan's `write_pause_budget` that the round trip may be where that is more: a plan that allows a longer pause
-/// allows for sides that are far from each other.
-const CALM_SHARE: f64 = 0.06;
+/// Share of the plan's `write_pause_budget` that the round trip may be where that is more. A drain is about one round trip, and an
+/// attempt that takes longer than the budget lets everybody go: a fifth leaves four for the writers that end first, and for one trip
+/// that is slower than the five before (docs/decisions/0014-how-calm-a-mirror-is.md).
+const CALM_SHARE: f64 = 0.2;
+
+/// Epoch of a slice whose authority never moved, as `provision` makes its gates.
+const FIRST_EPOCH: i64 = 1;
 
 /// How many round trips in a row have to be below that.
 const CALM_IN_A_ROW: usize = 5;
@@ -254,14 +258,7 @@ pub(super) fn evidence(facts: &Facts, asked: &Asked<'_>) -> (Vec<Problem>, Optio
         let problem = Problem::error("sides-differ", asked.object())
             .fact(words.join("; "))
             .consequence("the new side would go on with wrong rows, and no reason excuses that")
-            .next(if only_misplaced(facts, asked) {
-                format!(
-                    "no repair takes away rows of the service that the slice's filter does not take: DELETE them there, or give \
-                     them a value that it takes; then {reconcile}"
-                )
-            } else {
-                repair(&reconcile, facts, asked)
-            });
+            .next(repairing(facts, asked, &reconcile));
         return (vec![problem], None);
     }
     if lacks.contains(&Lack::DiffersStrictly) {
@@ -286,6 +283,30 @@ pub(super) fn evidence(facts: &Facts, asked: &Asked<'_>) -> (Vec<Problem>, Optio
             (vec![problem], None)
         }
     }
+}
+
+/// What brings the sides in line. Rows of the service that its filter forbids may be what its application wrote while it had the
+/// authority, and a repair of a service that is the copy deletes them.
+fn repairing(facts: &Facts, asked: &Asked<'_>, reconcile: &str) -> String {
+    if only_misplaced(facts, asked) {
+        return format!(
+            "no repair takes away rows of the service that the slice's filter does not take: DELETE them there, or give \
+             them a value that it takes; then {reconcile}"
+        );
+    }
+    let full = facts.evidence.last_full.as_ref().filter(|verdict| verdict.outcome == Outcome::Differs);
+    let misplaced =
+        full.and_then(|verdict| verdict.counts.get(&FindingKind::Misplaced)).copied().unwrap_or(0);
+    let had = facts.ground.as_ref().is_some_and(|ground| ground.epoch > FIRST_EPOCH);
+    if asked.to == Side::Service && had && misplaced > 0 {
+        return format!(
+            "the service has had the authority before, and its application may have written the {} that the filter forbids, \
+             which nothing else has. Save in the service what is wanted of them, then {reconcile} --repair --delete-misplaced, \
+             which DELETES them, then {reconcile}",
+            words::plural(usize::try_from(misplaced).unwrap_or(usize::MAX), "row")
+        );
+    }
+    repair(reconcile, facts, asked)
 }
 
 /// How to bring both sides in line. A repair makes the copy what the authority is, and what only the copy has is gone then.

@@ -2,6 +2,7 @@
 
 use super::{Commands, DEAD_AFTER_SECONDS, Life, Process, age_seconds, life, process};
 use crate::journal::alarms::{self, Uncleared};
+use crate::journal::outside::Outside;
 use crate::journal::process::{TRIED_AGAIN, WAITS_FOR_ARM};
 use crate::status::facts::{ServiceFacts, WayBack};
 use crate::status::{Authority, SliceStatus, StrayWrites, WayBackStatus};
@@ -65,6 +66,18 @@ pub(super) fn stray_writes(found: &Uncleared) -> StrayWrites {
         xid: found.xid,
         raised_at: found.raised_at.clone(),
     }
+}
+
+/// Rows that the service's application wrote and the way back leaves where they are.
+pub(super) fn outside(found: &Outside) -> String {
+    format!(
+        "the service wrote rows that the slice's filter forbids into {} (first commit at {}, {}): the way back does not carry \
+         them, and took rows that left the filter from the monolith; give them values that the filter takes, or move them \
+         elsewhere in the service, then `strangler reconcile`",
+        found.tables.join(", "),
+        found.lsn,
+        found.at
+    )
 }
 
 pub(super) fn alarms(status: &SliceStatus) -> Vec<String> {

@@ -66,6 +66,7 @@ fn streaming() -> SliceFacts {
             form: Form::Current,
             slots: Vec::new(),
             strays: None,
+            outside: None,
             way_back_slot: None,
             evidence: None,
         }),

@@ -28,6 +28,7 @@ async fn nothing_is_lost_when_the_way_back_is_killed_at_every_durable_step() {
         !matches!(
             *name,
             "tripwire-alarmed"
+                | "outside-told"
                 | "turned"
                 | "reverse-mended"
                 | "reverse-persisted"
