@@ -10,7 +10,7 @@ use tokio_postgres::{Client, Row, Statement};
 
 use super::JournalError;
 use super::copies::UNHEARD;
-use crate::name::{TableName, quote_ident};
+use crate::name::{TableName, quote_ident, quote_literal};
 use crate::postgres::connect::Session;
 use crate::postgres::type_trees::reached;
 
@@ -168,8 +168,9 @@ pub async fn note_emptied(
     table: &str,
 ) -> Result<(), JournalError> {
     let sql = format!(
-        "UPDATE strangler.mirror_table SET emptied_as = (SELECT substring(s.shape FROM '{FILES}([^ ]*)') \
+        "UPDATE strangler.mirror_table SET emptied_as = (SELECT substring(s.shape FROM {}) \
              FROM (SELECT to_regclass($3)::oid AS oid) AS t CROSS JOIN {}) WHERE slice = $1 AND source_table = $2",
+        quote_literal(&format!("{FILES}([^ ]*)")),
         shape_sql()
     );
     let of = [(&slice as &(dyn ToSql + Sync), Type::TEXT), (&source_table, Type::TEXT), (&table, Type::TEXT)];
@@ -299,11 +300,12 @@ async fn shapes(
 /// Tables of an earlier version lack the column, and are read all the same.
 fn shapes_sql() -> String {
     format!(
-        "SELECT nullif(concat_ws(' ', s.shape, f.parts, '{EMPTIED}' || (to_jsonb(m) ->> 'emptied_as')), '') \
+        "SELECT nullif(concat_ws(' ', s.shape, f.parts, {} || (to_jsonb(m) ->> 'emptied_as')), '') \
          FROM unnest($1::text[], $2::text[]) WITH ORDINALITY AS n (name, label, number) \
          LEFT JOIN strangler.mirror_table m ON (m.slice, m.source_table) = ($3::text, n.label) \
          CROSS JOIN LATERAL (SELECT to_regclass(n.name)::oid AS oid) AS t CROSS JOIN {} CROSS JOIN {OWN_PARTS} \
          ORDER BY n.number",
+        quote_literal(EMPTIED),
         shape_sql()
     )
 }

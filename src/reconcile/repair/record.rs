@@ -99,8 +99,8 @@ async fn one(
         "rows": shown,
         "requests": rows.iter().map(|row| row.request).collect::<Vec<_>>(),
     });
-    if let Some(reason) = entry.accepted {
-        body["accepted_no_rows"] = json!(reason);
+    if let Some((reason, body)) = entry.accepted.zip(body.as_object_mut()) {
+        body.insert("accepted_no_rows".to_owned(), json!(reason));
     }
     let entry = NewEntry {
         kind: REPAIR,
