@@ -91,12 +91,53 @@ fn only_the_last_five_round_trips_count_and_all_five_do() {
     let lags = [(Severity::Error, "mirror-lags")];
     for (millis, calm) in [
         (vec![3.0, 3.0, 3.0, 3.0], false),
-        (vec![3.0, 3.0, 3.0, 3.0, 30.0], false),
-        (vec![30.0, 3.0, 3.0, 3.0, 3.0], false),
+        (vec![3.0, 3.0, 3.0, 3.0, 100.0], false),
+        (vec![100.0, 3.0, 3.0, 3.0, 3.0], false),
+        (vec![99.9, 99.9, 99.9, 99.9, 99.9], true),
         (vec![3.0, 3.0, 3.0, 3.0, 3.0], true),
     ] {
         let problems = found(|facts| facts.probe.millis = millis.clone());
         assert_eq!(problems, lags[..usize::from(!calm)], "{millis:?}");
+    }
+}
+
+#[test]
+fn what_is_calm_follows_the_budget_and_is_never_less_than_thirty_ms() {
+    let mut plan = plan();
+    for (budget_ms, millis, calm) in
+        [(50, 29.9, true), (50, 30.0, false), (2000, 399.0, true), (2000, 400.0, false)]
+    {
+        let slice = plan.slices.get_mut("one").unwrap();
+        slice.policy.write_pause_budget = Duration::from_millis(budget_ms);
+        let mut facts = ready();
+        facts.probe.millis = vec![millis; 5];
+        let problems = judge(&facts, &asked(&plan, Some("a test"))).problems;
+        assert_eq!(
+            problems.iter().all(|problem| problem.code != "mirror-lags"),
+            calm,
+            "{budget_ms} {millis}"
+        );
+    }
+}
+
+#[test]
+fn rows_that_the_filter_leaves_out_stay_with_the_side_that_has_them_and_no_reason_excuses_that() {
+    let plan = plan();
+    let budget = Duration::from_millis(500);
+    let slow = |took_ms| Look::Slow { took: Duration::from_millis(took_ms), budget };
+    for (to, look, expected) in [
+        (Side::Service, Look::Found, (Severity::Error, "rows-stay-behind")),
+        (Side::Monolith, Look::Found, (Severity::Error, "rows-not-back")),
+        (Side::Service, slow(501), (Severity::Error, "rows-stay-behind")),
+        (Side::Monolith, slow(501), (Severity::Error, "rows-not-back")),
+        (Side::Monolith, slow(300), (Severity::Warning, "slow-look")),
+    ] {
+        let mut facts = ready();
+        let (table, sql, filter) = ("A".to_owned(), "\"A\"".to_owned(), "k IN (1)".to_owned());
+        facts.behind = vec![Behind { table, sql, filter, look }];
+        let problems = left_behind::judge(&facts, &Asked { to, ..asked(&plan, Some("a test")) });
+        let found: Vec<_> = problems.iter().map(|problem| (problem.severity, problem.code)).collect();
+        assert_eq!(found, [expected]);
     }
 }
 
