@@ -196,8 +196,11 @@ mod tests {
     fn every_version_has_a_mark_that_it_makes() {
         assert_eq!(MARKS.len(), VERSIONS.len());
         for (mark, (name, sql)) in MARKS.iter().zip(VERSIONS) {
-            let makes =
-                [format!("CREATE TABLE strangler.{mark} ("), format!("CONSTRAINT {mark} PRIMARY KEY")];
+            let makes = [
+                format!("CREATE TABLE strangler.{mark} ("),
+                format!("CONSTRAINT {mark} PRIMARY KEY"),
+                format!("CREATE INDEX {mark} ON strangler."),
+            ];
             assert!(makes.iter().any(|made| sql.contains(made)), "{name} makes no {mark}");
         }
     }
