@@ -340,7 +340,7 @@ impl Engine {
         let tables: Vec<&str> =
             found.iter().filter_map(|number| Some(self.tables.get(*number)?.label.as_str())).collect();
         let (service, recorder, slice) = (&self.source, &self.config.recorder, self.slice());
-        let new = ledger::transaction(service, async || {
+        let note = async || {
             let mut new = false;
             for table in &tables {
                 if outside::note(service, slice, table, origin.commit_lsn).await? {
@@ -350,10 +350,10 @@ impl Engine {
                 }
             }
             Ok(new)
-        })
-        .await?;
+        };
+        let new = ledger::transaction(service, note).await?;
+        failpoint::hit("outside-told");
         if new {
-            failpoint::hit("outside-told");
             recorder.anchor();
             tracing::error!(
                 slice,
