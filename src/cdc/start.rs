@@ -8,7 +8,6 @@ use tokio_postgres::Client;
 
 use super::engine::{SliceConfig, hit};
 use super::error::MirrorError;
-
 use super::source::{self, SlotFacts};
 use super::truncate::InVain;
 use crate::failpoint;

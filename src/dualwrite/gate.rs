@@ -52,6 +52,9 @@ pub fn create_table(slice: &str) -> String {
     )
 }
 
+/// Epoch of a slice whose authority never moved.
+pub const FIRST_EPOCH: i64 = 1;
+
 /// Puts the first row in: epoch 1, the monolith owns the slice. Does nothing where there is a row.
 #[must_use]
 pub fn first_row(slice: &str, state: GateState) -> String {
@@ -61,7 +64,7 @@ pub fn first_row(slice: &str, state: GateState) -> String {
         GateState::Fenced => Cause::Fence,
     };
     format!(
-        "INSERT INTO {} (state, epoch, cause, owner) VALUES ({}, 1, {}, 'monolith') ON CONFLICT DO NOTHING",
+        "INSERT INTO {} (state, epoch, cause, owner) VALUES ({}, {FIRST_EPOCH}, {}, 'monolith') ON CONFLICT DO NOTHING",
         name(slice).sql(),
         quote_literal(state.as_str()),
         quote_literal(first_cause.as_str()),

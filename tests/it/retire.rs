@@ -289,18 +289,25 @@ async fn untold(split: &Split, monolith: &Client, service: &Client) {
     assert_eq!((entries(split, "retire").len(), entries(split, "unretire").len()), (3, 3));
 }
 
-/// A flip back that looked before the rights went does not open the monolith, and where it is open without them `status` says so.
-async fn opened_without_rights(split: &Split, monolith: &Client) {
+/// Notes that the rights are away, as the stage does.
+const TAKEN: &str = "INSERT INTO strangler.retirement (slice, stage, epoch) VALUES ('one', 'revoked', 2)";
+
+/// A flip back that stands still at this point while the rights are noted as taken away, and goes on.
+async fn flipped_back_while_rights_go(split: &Split, monolith: &Client, point: &str) -> Ended {
     let going = until_blocking("a flip back is under way", SOON, || {
         let mut command = split.command(&["flip", "plan.yaml", "--back", "--accept-no-evidence", "a test"]);
-        command.env("STRANGLER_FREEZE", "flip-before-fence");
+        command.env("STRANGLER_FREEZE", point);
         let mut going = split.start_command(command);
         going.stands_still().then_some(going)
     });
-    let taken = "INSERT INTO strangler.retirement (slice, stage, epoch) VALUES ('one', 'revoked', 2)";
-    monolith.batch_execute(taken).await.unwrap();
+    monolith.batch_execute(TAKEN).await.unwrap();
     going.signal(rustix::process::Signal::CONT);
-    let ended = going.ended();
+    going.ended()
+}
+
+/// A flip back that looked before the rights went does not open the monolith, and where it is open without them `status` says so.
+async fn opened_without_rights(split: &Split, monolith: &Client) {
+    let ended = flipped_back_while_rights_go(split, monolith, "flip-before-fence").await;
     assert_ne!(ended.exit, Some(0), "{}", ended.page());
     assert!(ended.stderr.contains("strangler unretire plan.yaml --slice one"), "{}", ended.page());
     let state = "SELECT state = 'OPEN' FROM strangler.gate_one";
@@ -312,7 +319,7 @@ async fn opened_without_rights(split: &Split, monolith: &Client) {
         monolith.query_one(state, &[]).await.unwrap().get::<_, bool>(0).then_some(())
     })
     .await;
-    monolith.batch_execute(taken).await.unwrap();
+    monolith.batch_execute(TAKEN).await.unwrap();
     let status = split.run("status", &["--format", "json"]);
     let document: serde_json::Value = serde_json::from_str(&status.stdout).unwrap();
     assert_eq!(document["slices"][0]["next"], "strangler unretire plan.yaml --slice one", "{document:#}");

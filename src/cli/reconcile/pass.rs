@@ -12,6 +12,7 @@ use crate::cdc::refetch::COPY_AGAIN;
 use crate::cli::interrupt::Interrupts;
 use crate::cli::report::{CliError, Exit};
 use crate::cli::ui::{Paint, Ui};
+use crate::dualwrite::gate::FIRST_EPOCH;
 use crate::journal::verdicts::DifferedBefore;
 use crate::reconcile::finding::FindingKind;
 use crate::reconcile::form::Side;
@@ -262,9 +263,6 @@ impl Pass<'_> {
 fn is_compared(verdict: &Verdict) -> bool {
     verdict.reasons.is_empty() && verdict.tables.iter().all(|table| table.reasons.is_empty())
 }
-
-/// Epoch of a slice whose authority never moved, as `provision` makes its gates.
-const FIRST_EPOCH: i64 = 1;
 
 /// What the verdicts mean to the shell.
 pub(super) fn exit(verdicts: &[Verdict]) -> Exit {

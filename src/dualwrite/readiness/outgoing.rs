@@ -3,6 +3,7 @@
 use super::facts::{Facts, Probe};
 use super::{Asked, until_turned};
 use crate::authority::Side;
+use crate::dualwrite::gate::FIRST_EPOCH;
 use crate::journal::readiness::Mirror;
 use crate::problem::{Problem, bring_back};
 use crate::reconcile::evidence::Lack;
@@ -18,9 +19,6 @@ const CALM_MS: f64 = 30.0;
 /// attempt that takes longer than the budget lets everybody go: a fifth leaves four for the writers that end first, and for one trip
 /// that is slower than the five before (docs/decisions/0014-how-calm-a-mirror-is.md).
 const CALM_SHARE: f64 = 0.2;
-
-/// Epoch of a slice whose authority never moved, as `provision` makes its gates.
-const FIRST_EPOCH: i64 = 1;
 
 /// How many round trips in a row have to be below that.
 const CALM_IN_A_ROW: usize = 5;

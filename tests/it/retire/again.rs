@@ -7,10 +7,10 @@ use strangler::cluster::Cluster;
 use tokio_postgres::Client;
 
 use super::rights::granting;
-use super::{entries, refused, revoke, rights, ripe, token};
+use super::{entries, flipped_back_while_rights_go, refused, revoke, rights, ripe, token};
 use crate::support::cluster::{Pair, connect};
 use crate::support::split::Split;
-use crate::support::wait::{SOON, until, until_blocking};
+use crate::support::wait::{SOON, until};
 
 /// A stage that was shown, and waits for somebody who changes rights. Meanwhile `happens`; then that one goes away without having
 /// changed any, and the stage refuses because of `code`.
@@ -92,16 +92,7 @@ fn approved(split: &Split) {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_flip_back_sees_that_the_rights_went_before_it_closes_the_service() {
     let (split, monolith, service, mirror) = ripe().await;
-    let going = until_blocking("a flip back is under way", SOON, || {
-        let mut command = split.command(&["flip", "plan.yaml", "--back", "--accept-no-evidence", "a test"]);
-        command.env("STRANGLER_FREEZE", "flip-writers-held");
-        let mut going = split.start_command(command);
-        going.stands_still().then_some(going)
-    });
-    let taken = "INSERT INTO strangler.retirement (slice, stage, epoch) VALUES ('one', 'revoked', 2)";
-    monolith.batch_execute(taken).await.unwrap();
-    going.signal(rustix::process::Signal::CONT);
-    let ended = going.ended();
+    let ended = flipped_back_while_rights_go(&split, &monolith, "flip-writers-held").await;
     refused(&ended, &[]);
     let said = ended.stderr.split_whitespace().collect::<Vec<_>>().join(" ");
     assert!(said.contains("the rights on the monolith's old tables were taken away"), "{}", ended.page());
