@@ -84,12 +84,10 @@ async fn begin_emptying(
         samples.push((*table, sample::read(&links.source, table).await?));
     }
     let emptied = loop {
-        match empty(target, (claim, &statements), (&samples, order)).await {
-            Err(error) if is_busy(&error) => {}
-            ended => break ended?,
+        let ended = empty(target, (claim, &statements), (&samples, order)).await;
+        if let Some(emptied) = unless_busy(config, (target, claim.nonce), tables, ended).await? {
+            break emptied;
         }
-        target.batch_execute("ROLLBACK").await.map_err(MirrorError::sql("giving way"))?;
-        give_way(config, (target, claim.nonce), tables).await?;
     };
     // Asked while the stream's row is held, which an opening needs: one that is under way meets whole copies, or waits and meets
     // the beginning of new ones.
@@ -129,12 +127,10 @@ pub(super) async fn void_parts(
         let table = config.mapping.tables.iter().find(|table| table.source.to_string() == source_table);
         let Some(table) = table else { continue };
         let copy = loop {
-            match void(target, (claim, &statements), table).await {
-                Err(error) if is_busy(&error) => {}
-                ended => break ended?,
+            let ended = void(target, (claim, &statements), table).await;
+            if let Some(copy) = unless_busy(config, (target, claim.nonce), &[table], ended).await? {
+                break copy;
             }
-            target.batch_execute("ROLLBACK").await.map_err(MirrorError::sql("giving way"))?;
-            give_way(config, (target, claim.nonce), &[table]).await?;
         };
         let again = Happened::CopyAgain { table: &source_table, cause: "interrupted", copy };
         config.recorder.write(target, Some(claim.applied), again).await?;
@@ -151,18 +147,9 @@ async fn void(
     (claim, statements): (&Claim, &ClaimStatements),
     table: &TableMapping,
 ) -> Result<i32, MirrorError> {
-    let begin = format!("BEGIN; SET LOCAL lock_timeout = {LOCK_TIMEOUT_MS}");
-    target.batch_execute(&begin).await.map_err(MirrorError::sql("opening a transaction"))?;
-    if !claim.share(target, statements).await? {
-        return Err(start::shut_out(target, claim).await);
-    }
-    let source_table = table.source.to_string();
-    start::empty_table(target, &table.target.sql(), InUse::GiveUp).await?;
-    copies::delete_parts(target, &claim.slice, &source_table).await?;
-    let pending = TableState::Pending;
-    let copy = copies::set_without_pieces(target, &claim.slice, &source_table, pending, None).await?;
-    // What comes now is between the mirror's own tables.
-    target.batch_execute("SET LOCAL lock_timeout = 0").await.map_err(MirrorError::sql("emptying tables"))?;
+    begin(target, (claim, statements)).await?;
+    let copy = empty_one(target, &claim.slice, table).await?;
+    wait_again(target).await?;
     Ok(copy)
 }
 
@@ -172,28 +159,56 @@ async fn empty(
     (claim, statements): (&Claim, &ClaimStatements),
     (samples, order): (&[(&TableMapping, Sample)], &str),
 ) -> Result<Vec<(String, i32)>, MirrorError> {
-    let begin = format!("BEGIN; SET LOCAL lock_timeout = {LOCK_TIMEOUT_MS}");
-    target.batch_execute(&begin).await.map_err(MirrorError::sql("opening a transaction"))?;
-    if !claim.share(target, statements).await? {
-        return Err(start::shut_out(target, claim).await);
-    }
+    begin(target, (claim, statements)).await?;
     let (mut emptied, mut refused) = (Vec::with_capacity(samples.len()), Vec::new());
     for (table, sample) in samples {
-        let source = table.source.to_string();
-        start::empty_table(target, &table.target.sql(), InUse::GiveUp).await?;
+        let copy = empty_one(target, &claim.slice, table).await?;
         refused.extend(sample::refused(target, table, sample.clone()).await?.map(|why| (*table, why)));
-        copies::delete_parts(target, &claim.slice, &source).await?;
-        let copy =
-            copies::set_without_pieces(target, &claim.slice, &source, TableState::Pending, None).await?;
-        emptied.push((source, copy));
+        emptied.push((table.source.to_string(), copy));
     }
     if !refused.is_empty() {
         target.batch_execute("ROLLBACK").await.map_err(MirrorError::sql("leaving tables as they are"))?;
         return Err(beforehand::rows_refused(&claim.slice, &refused, order).into());
     }
-    // What comes now is between the mirror's own tables.
-    target.batch_execute("SET LOCAL lock_timeout = 0").await.map_err(MirrorError::sql("emptying tables"))?;
+    wait_again(target).await?;
     Ok(emptied)
+}
+
+/// Begins an attempt: a transaction under the claim in which no lock is waited for long.
+async fn begin(target: &Client, (claim, statements): (&Claim, &ClaimStatements)) -> Result<(), MirrorError> {
+    let begin = format!("BEGIN; SET LOCAL lock_timeout = {LOCK_TIMEOUT_MS}");
+    target.batch_execute(&begin).await.map_err(MirrorError::sql("opening a transaction"))?;
+    if claim.share(target, statements).await? { Ok(()) } else { Err(start::shut_out(target, claim).await) }
+}
+
+/// What comes now in an attempt's transaction is between the mirror's own tables.
+async fn wait_again(target: &Client) -> Result<(), MirrorError> {
+    target.batch_execute("SET LOCAL lock_timeout = 0").await.map_err(MirrorError::sql("emptying tables"))
+}
+
+/// Empties a table and forgets what was copied of it. Returns the number of its next copy.
+async fn empty_one(target: &Client, slice: &str, table: &TableMapping) -> Result<i32, MirrorError> {
+    let source = table.source.to_string();
+    start::empty_table(target, &table.target.sql(), InUse::GiveUp).await?;
+    copies::delete_parts(target, slice, &source).await?;
+    Ok(copies::set_without_pieces(target, slice, &source, TableState::Pending, None).await?)
+}
+
+/// What came of an attempt, whose transaction stays open; nothing where it met somebody at the tables: it is given up then, and
+/// comes again.
+async fn unless_busy<T>(
+    config: &SliceConfig,
+    (target, nonce): (&Client, i64),
+    tables: &[&TableMapping],
+    ended: Result<T, MirrorError>,
+) -> Result<Option<T>, MirrorError> {
+    match ended {
+        Err(error) if is_busy(&error) => {}
+        ended => return ended.map(Some),
+    }
+    target.batch_execute("ROLLBACK").await.map_err(MirrorError::sql("giving way"))?;
+    give_way(config, (target, nonce), tables).await?;
+    Ok(None)
 }
 
 /// A lock was not to be had in time.

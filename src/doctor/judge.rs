@@ -7,6 +7,7 @@ use serde::Serialize;
 use super::facts::{Facts, Place, Seen};
 use crate::journal::inventory::{Gate, RightsAway, SliceEntry, Slot, StreamEntry};
 use crate::journal::retirement;
+use crate::journal::whereabouts::CLONED;
 use crate::name::{quote_ident, quote_literal};
 use crate::problem::{Problem, START_ANEW};
 use crate::words;
@@ -180,8 +181,10 @@ impl Judge<'_> {
             .like(format!("{} provisioned", words::plural(slices, "slice")));
         if self.seen.entries.itself == Some(false) {
             let problem = Problem::error("database-cloned", self.place)
-                .fact("what is written in it was written in another database: it is a clone or a restored copy of that one")
-                .consequence("its slices, gates and streams are the other one's; no slot is judged by what it says")
+                .fact(CLONED)
+                .consequence(
+                    "its slices, gates and streams are the other one's; no slot is judged by what it says",
+                )
                 .next("correct the link, if it should lead to the other one");
             return Some(object.wrong(problem));
         }

@@ -13,6 +13,10 @@ const SLICE_TAKEN: &str = "slice-taken";
 /// Code of a database that a later version of this program has provisioned.
 const NEWER: &str = "newer-tables";
 
+/// What is wrong with a database that is not [itself](is_itself).
+pub const CLONED: &str =
+    "what is written in it was written in another database: it is a clone or a restored copy of that one";
+
 /// One side of a slice, as `provision` entered it.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Side {

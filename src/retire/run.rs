@@ -223,7 +223,7 @@ async fn itself(monolith: &Client, slice: &str) -> Result<(), RetireError> {
         return Ok(());
     }
     let problem = Problem::error("database-cloned", "monolith")
-        .fact("what is written in it was written in another database: it is a clone or a restored copy of that one")
+        .fact(whereabouts::CLONED)
         .consequence(format!("rights on the old tables of slice {slice} could go to others than they were taken from"))
         .next(format!(
             "correct the link, if it should lead to the other one; else grant by hand what SELECT * FROM {} names",
