@@ -54,7 +54,7 @@ async fn what_changed_since_the_last_clean_verdict_is_looked_at_and_nothing_else
     let ended = split.run("reconcile", &["--changed-since", "last"]);
     assert_eq!(ended.exit, Some(3), "{}", ended.page());
     assert!(
-        ended.stderr.contains("strangler reconcile plan.yaml, without --changed-since"),
+        ended.stderr.contains("strangler reconcile plan.yaml --slice one, without --changed-since"),
         "{}",
         ended.stderr
     );
