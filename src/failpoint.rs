@@ -93,6 +93,9 @@ pub const DISARM: &[&str] = &[
 pub const RETIRE: &[&str] =
     &["retire-before-commit", "retire-committed", "unretire-before-commit", "unretire-committed"];
 
+/// Kill points of the stage of retirement that moves tables away, in their order. Taking it back has those of [`RETIRE`].
+pub const QUARANTINE: &[&str] = &["quarantine-before-commit", "quarantine-committed"];
+
 /// Kill points around entries of the ledger that are made right after what they tell: the steps of `provision`, `arm` and
 /// `disarm`, and what a mirror meets that is not in the service's database; and behind the entry by which a broken ledger is
 /// accepted.
@@ -130,7 +133,7 @@ pub fn hit(name: &'static str) {
     static WANTED: OnceLock<[Point; 2]> = OnceLock::new();
     static COUNTS: [AtomicU64; 2] = [AtomicU64::new(0), AtomicU64::new(0)];
     debug_assert!(
-        [MIRROR, COPY_AGAIN, START, REPAIR, REVERSE, ARM, DISARM, RETIRE, LEDGER, RECORD, FLIP]
+        [MIRROR, COPY_AGAIN, START, REPAIR, REVERSE, ARM, DISARM, RETIRE, QUARANTINE, LEDGER, RECORD, FLIP]
             .concat()
             .contains(&name),
         "failpoint {name} is not in the lists that tests go through"

@@ -43,6 +43,12 @@ const UNTOUCHED: &str = "retire --report changes nothing";
 /// while somebody else than the owner has given rights, which could not be given back as they were. The mirror goes on; flip --back
 /// and disarm are refused until the rights are back.
 ///
+/// --stage quarantine, behind that, moves the tables and their partitions, with indexes, sequences and statistics, into a schema of
+/// the tool's own: whatever looks them up by name fails. What PostgreSQL has bound to them would follow without a word and is
+/// refused before, with its definition: views, rules, policies, functions with an SQL body, defaults, and here foreign keys, too. The
+/// mirror goes on into the moved tables, comparisons and status as well. It waits for whoever uses a table at that moment, and
+/// holds back new ones meanwhile, for at most 5 seconds each. strangler unretire brings tables and rights back at once.
+///
 /// Exit code of --report 0: nothing stands in the way. 1: something does. Of --stage 0: done, or shown and allowed. 3: refused. 4:
 /// a database could not be reached, or others held the tables' rights. 5: nothing was done, or all of it and only the ledger's entry is
 /// missing; the message says which.
@@ -75,6 +81,36 @@ pub(super) struct Arguments {
 enum StageName {
     /// Take away the rights on the old tables
     Revoke,
+    /// Move the old tables to a schema of their own
+    Quarantine,
+}
+
+/// What is said of a stage.
+struct Words {
+    /// What could not be done, as `taken away`.
+    undone: &'static str,
+    before: &'static str,
+    done: &'static str,
+    undo: &'static str,
+}
+
+impl StageName {
+    fn words(self) -> Words {
+        match self {
+            Self::Revoke => Words {
+                undone: "taken away",
+                before: "the rights were taken away before",
+                done: "the rights on the old tables are taken away",
+                undo: "to give them back",
+            },
+            Self::Quarantine => Words {
+                undone: "moved away",
+                before: "the tables were moved away before",
+                done: "the old tables are moved away",
+                undo: "to bring them back, with the rights on them",
+            },
+        }
+    }
 }
 
 /// The document of `--format json` (docs/json-output.md).
@@ -88,7 +124,7 @@ struct Document<'a> {
 
 pub(super) async fn run(ui: &mut Ui, arguments: &Arguments) -> Result<Exit, CliError> {
     match arguments.stage {
-        Some(StageName::Revoke) => Box::pin(stage(ui, arguments)).await,
+        Some(name) => Box::pin(stage(ui, arguments, name)).await,
         None => Box::pin(report(ui, arguments)).await,
     }
 }
@@ -145,33 +181,42 @@ async fn look(ui: &mut Ui, opened: &Opened) -> Result<Vec<SliceReport>, CliError
     Ok(slices)
 }
 
-async fn stage(ui: &mut Ui, arguments: &Arguments) -> Result<Exit, CliError> {
+async fn stage(ui: &mut Ui, arguments: &Arguments, name: StageName) -> Result<Exit, CliError> {
     let opened = one_slice(ui, "retire", &arguments.plan, &arguments.slices)?;
+    let words = name.words();
     let state =
-        "nothing is half-done: the rights are all there, or all taken away; strangler status PLAN says which";
+        "nothing is half-done: the stage is taken, or nothing of it; strangler status PLAN says which";
     let work = async {
         let hands = Hands::connect(ui, &opened).await?;
         let job = hands.job(&opened, arguments.approved_by.as_deref())?;
-        let done = retire::revoke(&job, arguments.confirm.as_deref()).await;
-        let done = done.map_err(|source| failed(&opened, "taken away", source))?;
+        let confirm = arguments.confirm.as_deref();
+        let done = match name {
+            StageName::Revoke => retire::revoke(&job, confirm).await,
+            StageName::Quarantine => Box::pin(retire::quarantine(&job, confirm)).await,
+        };
+        let done = done.map_err(|source| failed(&opened, words.undone, source))?;
         warn(ui, &opened.typed_all(done.problems));
         let slice = shell_word(job.work.slice);
         if done.before {
-            ui.words("the rights were taken away before");
+            ui.words(words.before);
         } else if arguments.confirm.is_none() {
             ui.data(&statements(&done.statements))?;
             let approved =
                 arguments.approved_by.as_deref().map(|name| format!(" --approved-by {}", shell_word(name)));
+            let command = match name {
+                StageName::Revoke => format!("strangler retire PLAN --slice {slice} --stage revoke"),
+                StageName::Quarantine => format!("strangler retire PLAN --slice {slice} --stage quarantine"),
+            };
             ui.words(&opened.typed(&format!(
-                "nothing was done. To do exactly this: strangler retire PLAN --slice {slice} --stage revoke{} --confirm {}",
+                "nothing was done. To do exactly this: {command}{} --confirm {}",
                 approved.unwrap_or_default(),
                 done.token
             )));
             return Ok(Exit::Clean);
         } else {
-            ui.words("the rights on the old tables are taken away");
+            ui.words(words.done);
         }
-        ui.words(&opened.typed(&format!("to give them back: strangler unretire PLAN --slice {slice}")));
+        ui.words(&opened.typed(&format!("{}: strangler unretire PLAN --slice {slice}", words.undo)));
         Ok(Exit::Clean)
     };
     opened.heard(interrupt::unless(&opened.typed(state), Box::pin(work)).await)

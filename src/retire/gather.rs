@@ -71,8 +71,14 @@ pub enum RetireError {
         /// Which rights.
         missing: String,
     },
+    /// The catalog does not have afterwards what was moved.
+    #[error("the server did not move {missing} with all its rights; nothing was done")]
+    NotMoved {
+        /// Which tables, where they should be.
+        missing: String,
+    },
     /// Somebody else changed rights at the same moment.
-    #[error("somebody else changes rights on the old tables at the same time, so nothing was done")]
+    #[error("somebody else changes the old tables or rights on them at the same time, so nothing was done")]
     Raced,
     /// Somebody holds what is needed.
     #[error("waited too long for somebody else's transaction{}; nothing was done", .who.as_ref().map(|who| format!(": {who}")).unwrap_or_default())]
@@ -95,18 +101,18 @@ pub enum RetireError {
     #[error(transparent)]
     Provision(#[from] ProvisionError),
     /// It was done and committed, and the service's ledger could not be told.
-    #[error("the rights are {done}; only the ledger's entry is missing")]
+    #[error("{done}; only the ledger's entry is missing")]
     Untold {
-        /// `taken away`, `given back`.
+        /// What, as `the rights are taken away`.
         done: &'static str,
         /// Why.
         #[source]
         source: ProvisionError,
     },
     /// The link was lost at the COMMIT, and what came of it could not be asked.
-    #[error("it is not known whether the rights are {done}: the link was lost at the COMMIT")]
+    #[error("it is not known whether {done}: the link was lost at the COMMIT")]
     Unknown {
-        /// `taken away`, `given back`.
+        /// What, as `the rights are taken away`.
         done: &'static str,
         /// Why.
         #[source]

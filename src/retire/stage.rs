@@ -53,6 +53,59 @@ pub(super) fn before_revoking(report: &SliceReport, grounds: &Grounds) -> Vec<Pr
     problems
 }
 
+/// What stands in the way of moving old tables away: whatever stands in the way of retiring them at all, and rights that others still
+/// have.
+#[must_use]
+pub(super) fn before_moving(report: &SliceReport, grounds: &Grounds, revoked: Revoked) -> Vec<Problem> {
+    let mut problems = Vec::new();
+    if report.authority == Some(Side::Service) {
+        problems.extend(asked_of_all(&report.slice, grounds));
+    }
+    problems.extend(report.problems.iter().cloned());
+    let slice = &report.slice;
+    let again = |fact: &str, consequence: &str| {
+        Problem::error("stage-before", format!("slice {slice}"))
+            .fact(fact)
+            .consequence(consequence)
+            .next(format!("strangler retire PLAN --slice {slice} --stage revoke"))
+    };
+    match revoked {
+        Revoked::Wholly => {}
+        Revoked::Not => problems.push(again(
+            "the rights on its old tables are not taken away",
+            "whoever has them would fail by the name of a table, and not by a right that can be given back at once",
+        )),
+        Revoked::GivenSince => problems.push(again(
+            "somebody has given rights on its old tables since they were taken away",
+            "whoever got them means to use the tables",
+        )),
+    }
+    problems
+}
+
+/// Whether a problem says of a function that its text names a table, while `bound` says of the same one that it follows the table.
+#[must_use]
+pub(super) fn is_bound(problem: &Problem, bound: &[Problem]) -> bool {
+    let name = |object: &str| object.split('(').next().unwrap_or_default().to_owned();
+    let same = |one: &Problem| {
+        let object = name(&one.object);
+        one.code == "retire-body"
+            && (object == problem.object || object == format!("public.{}", problem.object))
+    };
+    problem.code == "retire-function" && bound.iter().any(same)
+}
+
+/// How the stage before stands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Revoked {
+    /// It was not taken.
+    Not,
+    /// Nobody has rights that it takes.
+    Wholly,
+    /// Somebody has such again.
+    GivenSince,
+}
+
 fn asked_of_all(slice: &str, grounds: &Grounds) -> Vec<Problem> {
     let of = |code| Problem::error(code, format!("slice {slice}"));
     let mut problems = Vec::new();
@@ -178,6 +231,21 @@ mod tests {
             ("x", Severity::Warning),
         ];
         assert_eq!(said, expected);
+    }
+
+    #[test]
+    fn tables_are_moved_when_nobody_has_rights_on_them_and_nothing_refers_to_them() {
+        let found = |revoked, problems| {
+            let problems = before_moving(&report(problems), &grounds(), revoked);
+            problems.iter().map(|problem| (problem.code, problem.severity)).collect::<Vec<_>>()
+        };
+        assert_eq!(found(Revoked::Wholly, Vec::new()), []);
+        assert_eq!(found(Revoked::Not, Vec::new()), [("stage-before", Severity::Error)]);
+        assert_eq!(found(Revoked::GivenSince, Vec::new()), [("stage-before", Severity::Error)]);
+        let key = vec![Problem::error("retire-foreign-key", "k")];
+        assert_eq!(found(Revoked::Wholly, key), [("retire-foreign-key", Severity::Error)]);
+        let young = Grounds { moved_ago: Some(DAY * 29), ..grounds() };
+        assert_eq!(before_moving(&report(Vec::new()), &young, Revoked::Wholly)[0].code, "safety-period");
     }
 
     #[test]

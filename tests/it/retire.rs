@@ -1,6 +1,7 @@
 //! Old tables are taken away a stage at a time, only when everything speaks for it, and come back as they were.
 
 mod again;
+mod quarantine;
 mod rights;
 
 use std::collections::BTreeSet;
@@ -85,7 +86,12 @@ fn refused(ended: &Ended, codes: &[&str]) {
 /// A service with the authority, whose plan asks for little before retirement, and a proof that both sides are equal. The links may do
 /// what they need and no more.
 async fn ripe() -> (Split, Client, Client, Mirror) {
-    let (split, monolith, service) = privilege::open(TABLES, SETUP).await;
+    ripe_of(TABLES, SETUP).await
+}
+
+/// The same with other tables, which hold these.
+async fn ripe_of(tables: &str, setup: &str) -> (Split, Client, Client, Mirror) {
+    let (split, monolith, service) = privilege::open(tables, setup).await;
     let policy = "policy: { min_mirror_time: 0s, write_pause_budget: 2s }\n";
     split.write_plan(&format!("{}{policy}", split.plan_text()));
     monolith.batch_execute(ROLES).await.unwrap();
@@ -97,7 +103,7 @@ async fn ripe() -> (Split, Client, Client, Mirror) {
     refused(&revoke(&split, &[]), &["safety-period", "clean-runs", "no-evidence"]);
     let policy = "write_pause_budget: 2s, safety_period: 0s, quiet_period: 0s, clean_runs_before_retire: 1";
     split.change_plan("write_pause_budget: 2s", policy);
-    let watched = "SELECT count(*) = 2 FROM strangler.table_use";
+    let watched = "SELECT count(*) >= 2 AND count(*) = (SELECT count(*) FROM strangler.mirror_table) FROM strangler.table_use";
     until("the old tables are watched", SOON, async || {
         monolith.query_one(watched, &[]).await.unwrap().get::<_, bool>(0).then_some(())
     })
