@@ -23,6 +23,8 @@ pub(super) struct Object {
     pub(super) owner: String,
     /// Extended statistics; else a table or partition.
     pub(super) statistics: bool,
+    /// The administrator can act as its owner.
+    pub(super) ours: bool,
 }
 
 impl Object {
@@ -33,7 +35,8 @@ impl Object {
     }
 }
 
-const STATISTICS: &str = "SELECT n.nspname::text, s.stxname::text, s.oid, pg_get_userbyid(s.stxowner)::text \
+const STATISTICS: &str = "SELECT n.nspname::text, s.stxname::text, s.oid, pg_get_userbyid(s.stxowner)::text, \
+        pg_has_role(s.stxowner, CASE WHEN current_setting('server_version_num')::int >= 160000 THEN 'SET' ELSE 'MEMBER' END) \
     FROM pg_statistic_ext s JOIN pg_namespace n ON n.oid = s.stxnamespace WHERE s.stxrelid = ANY ($1) ORDER BY 1, 2";
 
 /// The relations, and the extended statistics on them.
@@ -46,6 +49,7 @@ pub(super) async fn objects(monolith: &Client, relations: &[Relation]) -> Result
         oid: relation.oid,
         owner: relation.owner.clone(),
         statistics: false,
+        ours: relation.ours,
     };
     let mut found: Vec<Object> = relations.iter().map(of).collect();
     let oids: Vec<u32> = relations.iter().map(|relation| relation.oid).collect();
@@ -55,8 +59,25 @@ pub(super) async fn objects(monolith: &Client, relations: &[Relation]) -> Result
         oid: row.get(2),
         owner: row.get(3),
         statistics: true,
+        ours: row.get(4),
     }));
     Ok(found)
+}
+
+/// Extended statistics that a superuser, or whoever else may, has made on somebody's table belong to himself, and only who can act as
+/// their owner can move them.
+pub(super) fn not_owner(objects: &[Object], user: &str) -> Vec<Problem> {
+    let problem = |object: &Object| {
+        Problem::error("not-owner", format!("statistics {}", object.name))
+            .fact(format!("they belong to {}, and {user} can't act as that role", object.owner))
+            .consequence("they go with their table, and can't be moved")
+            .next(format!(
+                "as {} or a superuser: ALTER STATISTICS {} OWNER TO the role that owns their table; or drop them",
+                quote_ident(&object.owner),
+                object.name.sql()
+            ))
+    };
+    objects.iter().filter(|object| object.statistics && !object.ours).map(problem).collect()
 }
 
 /// Whatever depends on the relations ($1), on sequences that their columns own or on their row types, and is neither moved with them nor a
@@ -96,6 +117,12 @@ const FOLLOWERS: &str = "WITH moved AS (SELECT unnest($1::oid[]) AS oid), \
         UNION ALL SELECT CASE WHEN c.relkind = 'c' THEN 'type' ELSE 'table' END, f.classid, c.oid, NULL \
         FROM found f JOIN pg_class c ON f.classid = 'pg_class'::regclass AND c.oid = f.objid \
         WHERE c.relkind IN ('r', 'p', 'f', 'm', 'c') AND c.oid NOT IN (SELECT oid FROM moved) \
+        UNION ALL SELECT 'index', f.classid, x.indexrelid, pg_get_indexdef(x.indexrelid) \
+        FROM found f JOIN pg_index x ON f.classid = 'pg_class'::regclass AND x.indexrelid = f.objid \
+            JOIN pg_class c ON c.oid = x.indrelid AND c.relkind IN ('r', 'p', 'm') WHERE c.oid NOT IN (SELECT oid FROM moved) \
+        UNION ALL SELECT 'statistics', f.classid, s.oid, pg_get_statisticsobjdef(s.oid) \
+        FROM found f JOIN pg_statistic_ext s ON f.classid = 'pg_statistic_ext'::regclass AND s.oid = f.objid \
+        WHERE s.stxrelid NOT IN (SELECT oid FROM moved) \
         UNION ALL SELECT 'type', f.classid, t.oid, NULL \
         FROM found f JOIN pg_type t ON f.classid = 'pg_type'::regclass AND t.oid = f.objid \
         WHERE t.typrelid = 0 AND t.oid NOT IN (SELECT oid FROM types) \
@@ -219,11 +246,18 @@ pub(super) async fn who_puts(
     Ok((found, problems))
 }
 
-/// Names of relations in quarantine schemas ($1) that others have by now in the schemas that they came from ($2).
-const TAKEN: &str = "SELECT o.relname::text, w.back_to FROM unnest($1::text[], $2::text[]) AS w (quarantine, back_to) \
-        JOIN pg_namespace q ON q.nspname = w.quarantine JOIN pg_namespace b ON b.nspname = w.back_to \
-        JOIN pg_class c ON c.relnamespace = q.oid AND c.relkind NOT IN ('t') \
-        JOIN pg_class o ON o.relnamespace = b.oid AND o.relname = c.relname ORDER BY 2, 1";
+/// Names in quarantine schemas ($1) that others have by now in the schemas that they came from ($2): of relations, of types, which
+/// every table has under its own name, and of extended statistics. The type of a newcomer's arrays is told with the newcomer.
+const TAKEN: &str = "WITH w AS (SELECT q.oid AS quarantine, b.oid AS back, u.back_to \
+        FROM unnest($1::text[], $2::text[]) AS u (quarantine, back_to) \
+        JOIN pg_namespace q ON q.nspname = u.quarantine JOIN pg_namespace b ON b.nspname = u.back_to) \
+    SELECT o.relname::text, w.back_to FROM w JOIN pg_class c ON c.relnamespace = w.quarantine AND c.relkind NOT IN ('t') \
+        JOIN pg_class o ON o.relnamespace = w.back AND o.relname = c.relname \
+    UNION SELECT o.typname::text, w.back_to FROM w JOIN pg_type t ON t.typnamespace = w.quarantine \
+        JOIN pg_type o ON o.typnamespace = w.back AND o.typname = t.typname \
+        WHERE NOT EXISTS (SELECT FROM pg_type e WHERE e.typarray = o.oid) \
+    UNION SELECT o.stxname::text, w.back_to FROM w JOIN pg_statistic_ext s ON s.stxnamespace = w.quarantine \
+        JOIN pg_statistic_ext o ON o.stxnamespace = w.back AND o.stxname = s.stxname ORDER BY 2, 1";
 
 /// What has come under the names of what is in quarantine.
 ///
@@ -240,7 +274,7 @@ pub(super) async fn taken_names(
     let problem = |row: &Row| {
         let name = TableName::new(row.get::<_, String>(1), row.get::<_, String>(0));
         Problem::error("name-taken", &name)
-            .fact("another relation has come under the name of one that is in quarantine")
+            .fact("another relation, type or statistics object has come under the name of one that is in quarantine")
             .consequence("what is in quarantine can't come back under its name")
             .next(format!("rename or drop {}", name.sql()))
     };
@@ -279,6 +313,7 @@ mod tests {
             oid: 7,
             owner: "owner".into(),
             statistics,
+            ours: true,
         };
         assert_eq!(object(false).to("q"), "ALTER TABLE \"sales\".\"O\"\"s\" SET SCHEMA \"q\"");
         assert_eq!(object(true).to("q"), "ALTER STATISTICS \"sales\".\"O\"\"s\" SET SCHEMA \"q\"");

@@ -59,6 +59,7 @@ pub(super) async fn take(
     }
     judge(transaction).await?;
     let objects = objects(transaction, &relations).await?;
+    refuse(moving::not_owner(&objects, moving.user))?;
     let schemas = make_schemas(transaction, moving, &objects).await?;
     for (from, to) in &schemas {
         transaction.run(quarantine::note_schema(slice, from, to)).await?;
@@ -246,6 +247,7 @@ pub(super) async fn back(
     refuse(rights::not_owner(&relations, user))?;
     lock(transaction, slice, &relations).await?;
     let objects = objects(transaction, &relations).await?;
+    refuse(moving::not_owner(&objects, user))?;
     let back_to = |object: &Object| of.iter().find(|place| place.quarantine == object.name.schema);
     let moves: Vec<(&Object, &places::Quarantine)> =
         objects.iter().filter_map(|object| Some((object, back_to(object)?))).collect();

@@ -86,7 +86,7 @@ impl Play<'_> {
     pub(super) async fn flip(&mut self) -> Result<(), DemoError> {
         self.narrator.act("Flip: the order service takes over, while everybody writes")?;
         self.narrator
-            .say("This plan wants a week of mirroring before that; the demo's copy of it says 0s.")?;
+            .say("This plan wants a week of mirroring before that, and a pause of 500 ms at most; the demo's copy of it says 0s and 2s.")?;
         self.turn(Side::Service).await?;
         self.narrator.blank()?;
         let sides = self.sides().await?;

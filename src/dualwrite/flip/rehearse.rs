@@ -87,10 +87,10 @@ pub async fn rehearse(drivers: &mut [Driver], side: Side, times: usize) -> Resul
         for (driver, attempt) in drivers.iter_mut().zip(attempts) {
             let of = |source| MoveError { slice: driver.slice.clone(), source };
             let released = driver.links.roll_back(side).await;
-            let drained = |held: Held| {
-                if held.drained { Ok((held.lock_ms, held.drain_ms)) } else { Err(Event::OutOfTime) }
-            };
-            samples.push(attempt.map_err(of)?.and_then(drained));
+            samples.push(match attempt.map_err(of)? {
+                Ok(Held { drained: false, .. }) => Err(Event::OutOfTime),
+                attempt => attempt.map(|held| (held.lock_ms, held.drain_ms)),
+            });
             released.map_err(of)?;
         }
         match samples.into_iter().collect::<Result<Vec<_>, _>>() {

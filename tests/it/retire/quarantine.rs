@@ -152,11 +152,20 @@ async fn tables_go_into_quarantine_as_shown_and_come_back_as_they_were() {
 async fn bound(split: &Split, monolith: &Client) {
     let followers = "SET ROLE retail_owner; CREATE VIEW rich AS SELECT id FROM accounts WHERE balance > 10;
         CREATE FUNCTION richest() RETURNS bigint LANGUAGE sql BEGIN ATOMIC SELECT max(balance) FROM accounts; END;
-        CREATE TABLE stays (account int REFERENCES accounts, line logs.lines); RESET ROLE";
+        CREATE TABLE stays (account int REFERENCES accounts, line logs.lines);
+        CREATE INDEX stays_by ON stays ((account + 'accounts'::regclass::oid::bigint::int));
+        CREATE STATISTICS stays_both ON account, (account + 'accounts'::regclass::oid::bigint::int) FROM stays; RESET ROLE";
     monolith.batch_execute(followers).await.unwrap();
     let ended = quarantine(split, &[]);
     refused(&ended, &["retire-view", "retire-body", "retire-foreign-key", "retire-follower"]);
-    for words in ["max(accounts.balance)", "REFERENCES public.accounts(id)", "public.stays", "balance > 10"] {
+    for words in [
+        "max(accounts.balance)",
+        "REFERENCES public.accounts(id)",
+        "public.stays",
+        "balance > 10",
+        "CREATE INDEX stays_by",
+        "public.stays_both (retire-follower)",
+    ] {
         assert!(ended.stderr.contains(words), "{words}: {}", ended.page());
     }
     monolith.batch_execute("DROP VIEW rich; DROP FUNCTION richest; DROP TABLE stays").await.unwrap();
