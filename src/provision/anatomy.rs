@@ -123,7 +123,7 @@ impl Anatomy {
 }
 
 /// Reads it in one read-only transaction with `search_path` reduced to `pg_catalog`, so that names come out qualified.
-pub(super) async fn read(client: &Client) -> Result<Anatomy, Error> {
+pub(crate) async fn read(client: &Client) -> Result<Anatomy, Error> {
     client
         .batch_execute("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY; SET LOCAL search_path = pg_catalog")
         .await?;
