@@ -6,6 +6,7 @@ use std::ffi::OsString;
 
 use clap::Parser;
 
+mod archive_progress;
 mod arm;
 mod check;
 mod demo;
@@ -23,6 +24,7 @@ mod provision;
 mod reason;
 mod reconcile;
 pub mod report;
+mod restore;
 mod retire;
 mod schema;
 mod status;
@@ -67,6 +69,7 @@ enum Verb {
     Ledger(ledger::Arguments),
     Retire(retire::Arguments),
     Unretire(unretire::Arguments),
+    Restore(restore::Arguments),
     Doctor(doctor::Arguments),
     Demo(demo::Arguments),
     Schema(schema::Arguments),
@@ -109,6 +112,7 @@ impl Arguments {
                 Verb::Ledger(arguments) => Box::pin(ledger::run(ui, arguments)).await,
                 Verb::Retire(arguments) => Box::pin(retire::run(ui, arguments)).await,
                 Verb::Unretire(arguments) => Box::pin(unretire::run(ui, arguments)).await,
+                Verb::Restore(arguments) => Box::pin(restore::run(ui, arguments)).await,
                 Verb::Doctor(arguments) => Box::pin(doctor::run(ui, arguments)).await,
                 Verb::Demo(arguments) => Box::pin(demo::run(ui, arguments)).await,
                 Verb::Schema(arguments) => schema::run(ui, arguments),

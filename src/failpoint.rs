@@ -93,6 +93,20 @@ pub const DISARM: &[&str] = &[
 pub const RETIRE: &[&str] =
     &["retire-before-commit", "retire-committed", "unretire-before-commit", "unretire-committed"];
 
+/// Kill points of `retire --stage archive`, in their order.
+pub const ARCHIVE: &[&str] = &[
+    "archive-begun",
+    "archive-part-written",
+    "archive-read",
+    "archive-verified",
+    "archive-concluded",
+    "archive-before-commit",
+    "archive-committed",
+];
+
+/// Kill points of `restore`, in their order.
+pub const RESTORE: &[&str] = &["restore-before-commit", "restore-committed"];
+
 /// Kill points around entries of the ledger that are made right after what they tell: the steps of `provision`, `arm` and
 /// `disarm`, and what a mirror meets that is not in the service's database; and behind the entry by which a broken ledger is
 /// accepted.
@@ -130,9 +144,12 @@ pub fn hit(name: &'static str) {
     static WANTED: OnceLock<[Point; 2]> = OnceLock::new();
     static COUNTS: [AtomicU64; 2] = [AtomicU64::new(0), AtomicU64::new(0)];
     debug_assert!(
-        [MIRROR, COPY_AGAIN, START, REPAIR, REVERSE, ARM, DISARM, RETIRE, LEDGER, RECORD, FLIP]
-            .concat()
-            .contains(&name),
+        [
+            MIRROR, COPY_AGAIN, START, REPAIR, REVERSE, ARM, DISARM, RETIRE, ARCHIVE, RESTORE, LEDGER,
+            RECORD, FLIP
+        ]
+        .concat()
+        .contains(&name),
         "failpoint {name} is not in the lists that tests go through"
     );
     let read = |variable| {

@@ -4,6 +4,7 @@
 //! what they record is durable together with what it is about.
 
 pub mod alarms;
+pub mod archives;
 pub mod arming;
 pub mod authority;
 pub mod baselines;

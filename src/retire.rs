@@ -2,8 +2,9 @@
 //!
 //! [`gather()`] asks the databases, [`judge()`] decides without I/O what stands in the way of retiring the tables, [`text()`] says it.
 //! [`revoke()`] takes the first stage, or shows what that does, word for word; [`restore()`] takes it back. Who calls it: `strangler
-//! retire` and `strangler unretire`.
+//! retire` and `strangler unretire`. [`archive()`] keeps what is in the tables, and takes nothing.
 
+mod archive;
 mod dependents;
 mod facts;
 mod gather;
@@ -15,6 +16,7 @@ mod stage;
 mod text;
 mod unstoppable;
 
+pub use archive::{Archived, Archiving, Kept, archive, kept};
 pub use dependents::{Dependent, Kind};
 pub use facts::{SliceFacts, StrayWrites};
 pub use gather::{Asked, RetireError, gather};

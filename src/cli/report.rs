@@ -1,6 +1,7 @@
 //! Every way a command can end, and the one place that says what is shown for it: a heading, the numbered causes,
 //! a hint with what to type, and the exit code. docs/errors.md explains each code.
 
+mod archive;
 mod retirement;
 
 use std::collections::BTreeSet;
@@ -11,6 +12,7 @@ use std::time::Duration;
 
 use super::logging::WORDS;
 use super::ui::{Ink, Paint, Ui};
+use crate::archive::ArchiveError;
 use crate::arm::ArmError;
 use crate::cdc::error::MirrorError;
 use crate::check;
@@ -139,6 +141,9 @@ pub enum CliError {
     /// A stage of retirement is not allowed.
     #[error("the old tables stay as they are")]
     RetireRefused(Vec<Problem>),
+    /// An archive could not be proven or restored.
+    #[error(transparent)]
+    Archive(Box<ArchiveError>),
     /// Nothing was removed.
     #[error(transparent)]
     Clean(#[from] CleanError),
@@ -259,6 +264,12 @@ struct Page {
     hint: Option<String>,
 }
 
+impl From<ArchiveError> for CliError {
+    fn from(error: ArchiveError) -> Self {
+        Self::Archive(Box::new(error))
+    }
+}
+
 impl From<ArmError> for CliError {
     fn from(error: ArmError) -> Self {
         Self::Arm(Box::new(error))
@@ -322,6 +333,7 @@ impl CliError {
             }
             Self::RetireRefused(_) => page(Exit::Refused, "retire-refused", None),
             Self::Retire { provision, source, .. } => retirement::page(source, provision),
+            Self::Archive(error) => archive::page(error),
             Self::Clean(CleanError::Busy { .. }) => page(Exit::Refused, "databases-busy", None),
             Self::Clean(CleanError::Database { .. }) => page(Exit::Unreachable, "database-unreachable", None),
             Self::Provision(ProvisionError::Refused { .. }) => page(Exit::Refused, "provision-refused", None),
@@ -642,8 +654,8 @@ pub fn finish(ui: &mut Ui, outcome: Result<Exit, CliError>) -> Exit {
             ui.words(check::list(problems).trim_end());
             show(ui, &error.to_string(), &error, &page);
         }
-        CliError::Arm(cause) => {
-            if let ArmError::Refused { problems, .. } = cause.as_ref() {
+        CliError::Arm(_) | CliError::Archive(_) => {
+            if let Some(problems) = refused(&error) {
                 ui.words(check::list(problems).trim_end());
             }
             show(ui, &error.to_string(), &error, &page);
@@ -667,6 +679,17 @@ pub fn finish(ui: &mut Ui, outcome: Result<Exit, CliError>) -> Exit {
         | CliError::Start(_) => show(ui, &error.to_string(), &error, &page),
     }
     page.exit
+}
+
+/// What stood in the way, where that is why.
+fn refused(error: &CliError) -> Option<&[Problem]> {
+    if let CliError::Arm(cause) = error
+        && let ArmError::Refused { problems, .. } = cause.as_ref()
+    {
+        return Some(problems);
+    }
+    let CliError::Archive(cause) = error else { return None };
+    if let ArchiveError::Refused { problems } = cause.as_ref() { Some(problems) } else { None }
 }
 
 fn show(ui: &mut Ui, heading: &str, error: &(dyn Error + 'static), page: &Page) {

@@ -3,13 +3,16 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use clap::ValueEnum;
+use clap::error::ErrorKind;
 use serde::Serialize;
 
+use super::archive_progress::Display;
 use super::environment::Environment;
 use super::interrupt;
 use super::open::{self, Needs, Opened, PlanFile, Slices};
 use super::report::{CliError, Exit};
 use super::ui::{Format, Ui};
+use crate::archive::{Place, Progress};
 use crate::check;
 use crate::journal::ledger::Author;
 use crate::mapping::Mappings;
@@ -17,8 +20,9 @@ use crate::postgres::connect::{APPLY_ROLE, Session};
 use crate::postgres::introspect;
 use crate::problem::{Problem, Severity};
 use crate::provision::Databases;
-use crate::retire::{self, Asked, Job, RetireError, SliceReport, Work};
+use crate::retire::{self, Archived, Archiving, Asked, Job, RetireError, SliceReport, Work};
 use crate::status::judge::shell_word;
+use crate::words;
 
 /// `pg_stat_activity.application_name` of its sessions.
 const APPLICATION: &str = "strangler retire";
@@ -43,6 +47,12 @@ const UNTOUCHED: &str = "retire --report changes nothing";
 /// while somebody else than the owner has given rights, which could not be given back as they were. The mirror goes on; flip --back
 /// and disarm are refused until the rights are back.
 ///
+/// --stage archive keeps the rows and definitions of the old tables in a set of compressed files, once their rights are away: as they are in
+/// one snapshot, with the position in the service's WAL up to which the way back had brought them. The way back goes on meanwhile.
+/// Every byte is read back before the manifest is written and the ledger told. Without --confirm it shows what would be read and what is
+/// at the place. It asks for what --stage revoke asks for, and again at the end. The same command begins an archive anew that was cut
+/// off, and proves one that is there. strangler restore makes the tables from it, in any database.
+///
 /// Exit code of --report 0: nothing stands in the way. 1: something does. Of --stage 0: done, or shown and allowed. 3: refused. 4:
 /// a database could not be reached, or others held the tables' rights. 5: nothing was done, or all of it and only the ledger's entry is
 /// missing; the message says which.
@@ -59,6 +69,9 @@ pub(super) struct Arguments {
     /// The next stage
     #[arg(long, value_enum, value_name = "STAGE")]
     stage: Option<StageName>,
+    /// Where the archive goes: an empty folder, file:///folder or s3://bucket/prefix, reached as AWS_… variables say
+    #[arg(long, value_name = "WHERE", requires = "stage", required_if_eq("stage", "archive"))]
+    to: Option<String>,
     /// Do what was shown under this token
     #[arg(long, value_name = "TOKEN", requires = "stage", conflicts_with = "report")]
     confirm: Option<String>,
@@ -75,6 +88,8 @@ pub(super) struct Arguments {
 enum StageName {
     /// Take away the rights on the old tables
     Revoke,
+    /// Keep their rows and definitions in an archive
+    Archive,
 }
 
 /// The document of `--format json` (docs/json-output.md).
@@ -88,7 +103,12 @@ struct Document<'a> {
 
 pub(super) async fn run(ui: &mut Ui, arguments: &Arguments) -> Result<Exit, CliError> {
     match arguments.stage {
+        Some(StageName::Revoke) if arguments.to.is_some() => {
+            let words = "--to is where an archive goes: it belongs to --stage archive";
+            Err(CliError::CommandLine(clap::Error::raw(ErrorKind::ArgumentConflict, words)))
+        }
         Some(StageName::Revoke) => Box::pin(stage(ui, arguments)).await,
+        Some(StageName::Archive) => Box::pin(archive(ui, arguments)).await,
         None => Box::pin(report(ui, arguments)).await,
     }
 }
@@ -160,11 +180,9 @@ async fn stage(ui: &mut Ui, arguments: &Arguments) -> Result<Exit, CliError> {
             ui.words("the rights were taken away before");
         } else if arguments.confirm.is_none() {
             ui.data(&statements(&done.statements))?;
-            let approved =
-                arguments.approved_by.as_deref().map(|name| format!(" --approved-by {}", shell_word(name)));
             ui.words(&opened.typed(&format!(
                 "nothing was done. To do exactly this: strangler retire PLAN --slice {slice} --stage revoke{} --confirm {}",
-                approved.unwrap_or_default(),
+                approved_by(arguments),
                 done.token
             )));
             return Ok(Exit::Clean);
@@ -175,6 +193,62 @@ async fn stage(ui: &mut Ui, arguments: &Arguments) -> Result<Exit, CliError> {
         Ok(Exit::Clean)
     };
     opened.heard(interrupt::unless(&opened.typed(state), Box::pin(work)).await)
+}
+
+async fn archive(ui: &mut Ui, arguments: &Arguments) -> Result<Exit, CliError> {
+    let place = super::restore::place(arguments.to.as_deref().unwrap_or_default())?;
+    let opened = one_slice(ui, "retire", &arguments.plan, &arguments.slices)?;
+    let state = "nothing was taken from anybody; what is at the place is begun anew by the same command, or proven and written down";
+    let work = async {
+        let hands = Hands::connect(ui, &opened).await?;
+        let job = hands.job(&opened, arguments.approved_by.as_deref())?;
+        let reader = opened.monolith.admin.connect(APPLICATION).await?;
+        let display = Display::new(ui);
+        let tell = |progress: Progress| display.show(progress);
+        let archiving = Archiving { job: &job, reader: &reader, place: &place, tell: &tell };
+        let done = retire::archive(archiving, arguments.confirm.as_deref()).await;
+        let done = done.map_err(|source| failed(&opened, "archived", source))?;
+        told(ui, &opened, arguments, (&place, done))
+    };
+    opened.heard(interrupt::unless(&opened.typed(state), Box::pin(work)).await)
+}
+
+fn told(
+    ui: &mut Ui,
+    opened: &Opened,
+    arguments: &Arguments,
+    (place, done): (&Place, Archived),
+) -> Result<Exit, CliError> {
+    warn(ui, &opened.typed_all(done.problems));
+    if let Some(archive) = done.archive {
+        let how = if done.before { "archived before" } else { "archived" };
+        ui.words(&format!(
+            "the old tables are {how}, and every byte was read back: {} rows as of {} at {}, manifest {}",
+            words::count(u64::try_from(archive.rows).unwrap_or(0)),
+            archive.reverse_lsn,
+            archive.place,
+            archive.manifest_sha256
+        ));
+        return Ok(Exit::Clean);
+    }
+    for (table, bytes) in &done.tables {
+        ui.data(&format!("{table}: about {} on disk\n", words::bytes(*bytes)))?;
+    }
+    ui.words(&format!("{place} {}", done.there));
+    let slice = opened.slices.first().map(|slice| shell_word(slice)).unwrap_or_default();
+    let approved = approved_by(arguments);
+    let to = shell_word(arguments.to.as_deref().unwrap_or_default());
+    ui.words(&opened.typed(&format!(
+        "nothing was done. To archive these tables there: strangler retire PLAN --slice {slice} --stage archive --to {to}{approved} \
+         --confirm {}",
+        done.token
+    )));
+    Ok(Exit::Clean)
+}
+
+fn approved_by(arguments: &Arguments) -> String {
+    let by = arguments.approved_by.as_deref();
+    by.map(|name| format!(" --approved-by {}", shell_word(name))).unwrap_or_default()
 }
 
 /// One transaction, as it could be typed.

@@ -21,11 +21,20 @@ pub const VERSIONS: &[(&str, &str)] = &[
     ("V5__identities", include_str!("migrations/V5__identities.sql")),
     ("V6__retirement", include_str!("migrations/V6__retirement.sql")),
     ("V7__emptied", include_str!("migrations/V7__emptied.sql")),
+    ("V9__archive", include_str!("migrations/V9__archive.sql")),
 ];
 
 /// A table or index that each version makes, in their order: who may not read the history sees in the catalog how far it goes.
-const MARKS: &[&str] =
-    &["slice", "ledger", "cut_key", "table_use", "piece_identity", "retirement", "mirror_table_emptied"];
+const MARKS: &[&str] = &[
+    "slice",
+    "ledger",
+    "cut_key",
+    "table_use",
+    "piece_identity",
+    "retirement",
+    "mirror_table_emptied",
+    "archive",
+];
 
 /// Advisory lock under which versions are applied. Gates use the same class with keys from 1.
 const LOCK: (i32, i32) = (1_398_035_026, -1);

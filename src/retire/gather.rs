@@ -6,6 +6,7 @@ use tokio_postgres::Client;
 
 use super::dependents;
 use super::facts::{SliceFacts, StrayWrites};
+use crate::archive::ArchiveError;
 use crate::authority::Side;
 use crate::catalog::Catalog;
 use crate::journal::usage::{self, STATEMENT_CHARS, TableUser};
@@ -94,19 +95,22 @@ pub enum RetireError {
     /// The databases are held by somebody else.
     #[error(transparent)]
     Provision(#[from] ProvisionError),
+    /// An archive could not be written, read back or found.
+    #[error(transparent)]
+    Archive(#[from] ArchiveError),
     /// It was done and committed, and the service's ledger could not be told.
-    #[error("the rights are {done}; only the ledger's entry is missing")]
+    #[error("{done}; only the ledger's entry is missing")]
     Untold {
-        /// `taken away`, `given back`.
+        /// What is so now, as `the rights are taken away`.
         done: &'static str,
         /// Why.
         #[source]
         source: ProvisionError,
     },
     /// The link was lost at the COMMIT, and what came of it could not be asked.
-    #[error("it is not known whether the rights are {done}: the link was lost at the COMMIT")]
+    #[error("it is not known whether {done}: the link was lost at the COMMIT")]
     Unknown {
-        /// `taken away`, `given back`.
+        /// What may be so now, as `the rights are taken away`.
         done: &'static str,
         /// Why.
         #[source]

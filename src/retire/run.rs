@@ -47,22 +47,26 @@ const ENDING_LOOKS: usize = 10;
 
 /// What is committed.
 #[derive(Debug, Clone, Copy)]
-struct Commit {
-    verb: &'static str,
-    /// What the rights are then.
-    done: &'static str,
+pub(super) struct Commit {
+    pub(super) verb: &'static str,
+    /// What is so then.
+    pub(super) done: &'static str,
     /// Kill point before it.
-    before: &'static str,
+    pub(super) before: &'static str,
     /// Kill point behind it.
-    behind: &'static str,
+    pub(super) behind: &'static str,
 }
 
-const TAKING: Commit =
-    Commit { verb: RETIRE, done: "taken away", before: "retire-before-commit", behind: "retire-committed" };
+const TAKING: Commit = Commit {
+    verb: RETIRE,
+    done: "the rights are taken away",
+    before: "retire-before-commit",
+    behind: "retire-committed",
+};
 
 const GIVING: Commit = Commit {
     verb: UNRETIRE,
-    done: "given back",
+    done: "the rights are given back",
     before: "unretire-before-commit",
     behind: "unretire-committed",
 };
@@ -119,9 +123,9 @@ pub struct Done {
 }
 
 /// What speaks for and against a stage.
-struct Look {
-    problems: Vec<Problem>,
-    epoch: i64,
+pub(super) struct Look {
+    pub(super) problems: Vec<Problem>,
+    pub(super) epoch: i64,
     again: bool,
 }
 
@@ -217,7 +221,7 @@ pub async fn restore(
 
 /// Refuses a clone or a restored copy of the monolith: rights are written down by the numbers of tables and roles, which may be others'
 /// there.
-async fn itself(monolith: &Client, slice: &str) -> Result<(), RetireError> {
+pub(super) async fn itself(monolith: &Client, slice: &str) -> Result<(), RetireError> {
     // Nothing is written down where an earlier version provisioned, or none.
     if migrate::form(monolith).await? != Form::Current || whereabouts::is_itself(monolith).await? {
         return Ok(());
@@ -233,7 +237,7 @@ async fn itself(monolith: &Client, slice: &str) -> Result<(), RetireError> {
 }
 
 /// Looks, and refuses where something stands in the way.
-async fn allowed(job: &Job<'_>) -> Result<Look, RetireError> {
+pub(super) async fn allowed(job: &Job<'_>) -> Result<Look, RetireError> {
     let look = look(job).await?;
     if look.problems.iter().any(|problem| problem.severity == Severity::Error) {
         return Err(RetireError::Refused { problems: look.problems });
@@ -313,7 +317,12 @@ async fn grounds_of(job: &Job<'_>, report: &SliceReport) -> Result<Grounds, Reti
 }
 
 fn token(epoch: i64, taken: &[Right]) -> String {
-    let hash = Sha256::digest(format!("{epoch} {taken:?}").as_bytes());
+    token_of(&format!("{epoch} {taken:?}"))
+}
+
+/// A word that names exactly what is to be done.
+pub(super) fn token_of(what: &str) -> String {
+    let hash = Sha256::digest(what.as_bytes());
     hash.iter().take(4).fold(String::new(), |mut text, byte| {
         // Writing into memory does not fail.
         let _ = write!(text, "{byte:02x}");
@@ -322,7 +331,7 @@ fn token(epoch: i64, taken: &[Right]) -> String {
 }
 
 /// Does something while other verbs are kept away from the databases.
-async fn locked<T>(
+pub(super) async fn locked<T>(
     databases: &Databases,
     doing: impl AsyncFnOnce() -> Result<T, RetireError>,
 ) -> Result<T, RetireError> {
@@ -334,7 +343,7 @@ async fn locked<T>(
 
 /// Does something in a transaction on the monolith, and returns the statements that were run: once more where somebody else changed
 /// rights at the same moment. Without a `commit` it is rolled back.
-async fn within<T>(
+pub(super) async fn within<T>(
     work: Work<'_>,
     commit: Option<Commit>,
     doing: impl AsyncFn(&mut Transaction<'_>) -> Result<T, RetireError>,
@@ -448,7 +457,7 @@ async fn waits_for(watch: &Client, process: i32) -> Option<String> {
 }
 
 /// Tells the ledger of every step that it does not know of. All of them are committed.
-async fn tell(work: Work<'_>, commit: Commit) -> Result<(), RetireError> {
+pub(super) async fn tell(work: Work<'_>, commit: Commit) -> Result<(), RetireError> {
     failpoint::hit("steps-taken");
     let only = [work.slice.to_owned()];
     let run = provision::Run { plan: work.plan, verb: commit.verb, only: &only, author: work.author };

@@ -55,6 +55,12 @@ pub(super) fn page(status: &SliceStatus, paint: Paint) -> String {
             "retired",
             format!("rights {} since {}; to give them back: {}", done.stage, done.since, done.undo),
         );
+        if let Some(archive) = &done.archive {
+            fact(
+                "archived",
+                format!("at {}, on {}, as of {}", archive.place, archive.at, archive.reverse_lsn),
+            );
+        }
     }
     if !status.outdated.is_empty() {
         fact("schema", paint.ink(Ink::Caution, &outdated_words(&status.outdated)));
