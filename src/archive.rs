@@ -6,6 +6,7 @@
 //! do without this program.
 
 mod begun;
+#[cfg(feature = "s3")]
 mod bucket;
 mod definitions;
 mod details;
@@ -21,6 +22,7 @@ use std::fmt::Write as _;
 use std::io;
 
 pub use begun::{There, Whose, begin, end, look};
+#[cfg(feature = "s3")]
 pub use bucket::{Bucket, BucketError};
 pub use manifest::{
     Definition, FILE, Manifest, ManifestError, Origin, Part, Phase, Relation, Routine, Text, VERSION,

@@ -21,6 +21,7 @@ pub mod generated;
 pub mod identities;
 mod intake;
 pub mod launch;
+mod located;
 pub mod lookout;
 pub mod meanings;
 pub mod mirror;

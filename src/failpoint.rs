@@ -93,6 +93,9 @@ pub const DISARM: &[&str] = &[
 pub const RETIRE: &[&str] =
     &["retire-before-commit", "retire-committed", "unretire-before-commit", "unretire-committed"];
 
+/// Kill points of the stage of retirement that moves tables away, in their order. Taking it back has those of [`RETIRE`].
+pub const QUARANTINE: &[&str] = &["quarantine-before-commit", "quarantine-committed"];
+
 /// Kill points of `retire --stage archive`, in their order.
 pub const ARCHIVE: &[&str] = &[
     "archive-begun",
@@ -145,8 +148,8 @@ pub fn hit(name: &'static str) {
     static COUNTS: [AtomicU64; 2] = [AtomicU64::new(0), AtomicU64::new(0)];
     debug_assert!(
         [
-            MIRROR, COPY_AGAIN, START, REPAIR, REVERSE, ARM, DISARM, RETIRE, ARCHIVE, RESTORE, LEDGER,
-            RECORD, FLIP
+            MIRROR, COPY_AGAIN, START, REPAIR, REVERSE, ARM, DISARM, RETIRE, QUARANTINE, ARCHIVE, RESTORE,
+            LEDGER, RECORD, FLIP
         ]
         .concat()
         .contains(&name),

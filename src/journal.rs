@@ -23,6 +23,7 @@ pub mod outside;
 pub mod own_scans;
 pub mod process;
 pub mod provisioned;
+pub mod quarantine;
 pub mod readiness;
 pub mod repairs;
 pub mod retirement;

@@ -1,19 +1,54 @@
 //! Names of schemas, tables and columns, and the only place that quotes them for SQL.
 
+use std::cmp::Ordering;
 use std::collections::BTreeSet;
 use std::fmt;
+use std::hash::{Hash, Hasher};
 use std::iter::Peekable;
 use std::str::Chars;
 
 use serde::{Deserialize, Serialize};
 
 /// A table (or other relation) in one database, by its exact, case-sensitive names.
+///
+/// An old table that `retire` has moved into a quarantine schema keeps its name here: the plan, the journals and the ledger know it by that, and
+/// two names are the same whatever is known of the place. Only [`TableName::sql`] leads to where it stands.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct TableName {
     /// Schema, e.g. `public`.
     pub schema: String,
     /// Relation name inside the schema.
     pub name: String,
+    #[serde(skip)]
+    place: Place,
+}
+
+/// The schema in which a relation stands, where that is not the one of its name. No part of what tells one name from another.
+#[derive(Clone, Default)]
+struct Place(Option<Box<str>>);
+
+impl PartialEq for Place {
+    fn eq(&self, _: &Self) -> bool {
+        true
+    }
+}
+
+impl Eq for Place {}
+
+impl PartialOrd for Place {
+    fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
+        Some(self.cmp(other))
+    }
+}
+
+impl Ord for Place {
+    fn cmp(&self, _: &Self) -> Ordering {
+        Ordering::Equal
+    }
+}
+
+impl Hash for Place {
+    fn hash<H: Hasher>(&self, _: &mut H) {}
 }
 
 /// A plan wrote a table name that cannot be read.
@@ -54,7 +89,33 @@ pub enum NameError {
 impl TableName {
     /// A table by its parts, taken as they are.
     pub fn new(schema: impl Into<String>, name: impl Into<String>) -> Self {
-        Self { schema: schema.into(), name: name.into() }
+        Self { schema: schema.into(), name: name.into(), place: Place::default() }
+    }
+
+    /// The same name of a relation that stands in this schema.
+    #[must_use]
+    pub fn standing_in(self, schema: &str) -> Self {
+        let place = (schema != self.schema).then(|| schema.into());
+        Self { place: Place(place), ..self }
+    }
+
+    /// The same name of a relation that stands where the name says: for what is written for another database.
+    #[must_use]
+    pub fn unmoved(&self) -> Self {
+        Self::new(&self.schema, &self.name)
+    }
+
+    /// The schema in which it stands.
+    #[must_use]
+    pub fn place_schema(&self) -> &str {
+        self.place.0.as_deref().unwrap_or(&self.schema)
+    }
+
+    /// Whether a relation that the server calls so is this one. One that was moved is still called by its own name in what was
+    /// written before that.
+    #[must_use]
+    pub fn is_called(&self, schema: &str, name: &str) -> bool {
+        self.name == name && (self.schema == schema || self.place_schema() == schema)
     }
 
     /// Reads `table`, `schema.table`, or either part in inner double quotes (`""` stands for one quote).
@@ -73,10 +134,10 @@ impl TableName {
         }
     }
 
-    /// `"schema"."table"`, safe to stand in SQL text.
+    /// `"schema"."table"` of where it stands, safe to stand in SQL text.
     #[must_use]
     pub fn sql(&self) -> String {
-        format!("{}.{}", quote_ident(&self.schema), quote_ident(&self.name))
+        format!("{}.{}", quote_ident(self.place_schema()), quote_ident(&self.name))
     }
 }
 
@@ -232,6 +293,19 @@ mod tests {
             let table = TableName::new(name.0, name.1);
             assert_eq!(TableName::parse(&table.to_string(), "public"), Ok(table));
         }
+    }
+
+    #[test]
+    fn a_moved_table_is_the_same_by_name_and_is_led_to_where_it_stands() {
+        let orders = TableName::new("sales", "Orders");
+        let moved = orders.clone().standing_in("away");
+        assert_eq!((&moved, moved.to_string()), (&orders, "sales.Orders".to_owned()));
+        assert_eq!(moved.cmp(&orders), Ordering::Equal);
+        assert_eq!(moved.sql(), "\"away\".\"Orders\"");
+        assert!(moved.is_called("away", "Orders") && moved.is_called("sales", "Orders"));
+        assert!(!moved.is_called("public", "Orders") && !orders.is_called("away", "Orders"));
+        assert_eq!(moved.unmoved().sql(), orders.sql());
+        assert_eq!(moved.standing_in("sales").sql(), orders.sql());
     }
 
     #[test]

@@ -14,6 +14,7 @@ pub mod introspect;
 mod link;
 pub(crate) mod partitions;
 pub mod pgoutput;
+pub mod places;
 pub mod replication;
 pub mod sqlstate;
 pub mod stand_ins;

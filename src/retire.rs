@@ -1,14 +1,16 @@
 //! The last act: old tables of the monolith that a service has taken over, and who still uses them.
 //!
 //! [`gather()`] asks the databases, [`judge()`] decides without I/O what stands in the way of retiring the tables, [`text()`] says it.
-//! [`revoke()`] takes the first stage, or shows what that does, word for word; [`restore()`] takes it back. Who calls it: `strangler
-//! retire` and `strangler unretire`. [`archive()`] keeps what is in the tables, and takes nothing.
+//! [`revoke()`] takes the first stage, or shows what that does, word for word; [`quarantine()`] the second; [`archive()`] keeps what is in the
+//! tables, and takes nothing; [`restore()`] takes back what was taken. Who calls it: `strangler retire` and `strangler unretire`.
 
 mod archive;
 mod dependents;
 mod facts;
 mod gather;
 mod judge;
+mod moving;
+mod quarantine;
 mod revoke;
 mod rights;
 mod run;
@@ -23,6 +25,6 @@ pub use gather::{Asked, RetireError, gather};
 pub use judge::{Met, SliceReport, TableReport, judge};
 pub use revoke::Restored;
 pub use rights::words;
-pub use run::{Done, Job, Work, restore, revoke};
+pub use run::{Done, Job, Work, quarantine, restore, revoke};
 pub use stage::Grounds;
 pub use text::text;

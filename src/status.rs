@@ -37,7 +37,7 @@ pub struct RetirementStatus {
 /// An archive of a slice's old tables.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct ArchiveStatus {
-    /// A folder, or `s3://bucket/prefix`.
+    /// The folder.
     pub place: String,
     /// When it was written down, RFC 3339.
     pub at: String,

@@ -6,6 +6,7 @@ use std::collections::BTreeMap;
 use tokio_postgres::{Client, Error, Row};
 
 use crate::name::TableName;
+use crate::postgres::places::Places;
 
 /// Of all tables that are asked about, by their oids.
 #[derive(Debug, Clone, Default)]
@@ -111,6 +112,22 @@ const COLUMNS: &str = "SELECT a.attrelid, a.attname::text, \
     FROM pg_attribute a JOIN pg_type t ON t.oid = a.atttypid WHERE a.attrelid = ANY ($1) AND a.attnum > 0 AND NOT a.attisdropped \
         AND (a.attstorage <> t.typstorage OR a.attcompression <> '' OR nullif(a.attstattarget, -1) IS NOT NULL OR a.attoptions IS NOT NULL) \
     ORDER BY a.attrelid, a.attnum";
+
+impl Details {
+    /// With what the server printed before the tables were moved away.
+    #[must_use]
+    pub(super) fn known(mut self, places: &Places) -> Self {
+        let said = |text: Option<String>| text.map(|text| places.said(text));
+        for of in self.relations.values_mut() {
+            of.partition_key = said(of.partition_key.take());
+            of.bound = said(of.bound.take());
+        }
+        for one in &mut self.hanging {
+            one.sql = places.said(std::mem::take(&mut one.sql));
+        }
+        self
+    }
+}
 
 /// Asks the catalogs. The session's `search_path` is `pg_catalog`, so that names come out qualified.
 pub(super) async fn read(client: &Client, oids: &[u32]) -> Result<Details, Error> {

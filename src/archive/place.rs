@@ -1,4 +1,5 @@
-//! Where an archive lies: a folder, or a bucket of an S3-compatible store. Files are written whole and read whole.
+//! Where an archive lies: a folder, or, in a build with the feature `s3`, a bucket of an S3-compatible store. Files are written whole and read
+//! whole.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -6,6 +7,7 @@ use std::fs::File;
 use std::io::{self, Write as _};
 use std::path::{Path, PathBuf};
 
+#[cfg(feature = "s3")]
 use super::bucket::{Bucket, BucketError};
 
 /// A place for one archive.
@@ -14,6 +16,7 @@ pub enum Place {
     /// A folder of this machine, by its whole path.
     Folder(PathBuf),
     /// A bucket, with what the names of files there begin with.
+    #[cfg(feature = "s3")]
     Bucket(Bucket),
 }
 
@@ -40,6 +43,7 @@ pub enum PlaceError {
         source: io::Error,
     },
     /// A bucket.
+    #[cfg(feature = "s3")]
     #[error("could not {action} {file}")]
     Object {
         /// As a bare verb.
@@ -67,28 +71,27 @@ impl fmt::Display for Place {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Folder(path) => write!(f, "{}", path.display()),
+            #[cfg(feature = "s3")]
             Self::Bucket(bucket) => write!(f, "{bucket}"),
         }
     }
 }
 
 impl Place {
-    /// Reads a path, `file:///path` or `s3://bucket/prefix`. `folder` is what a path that is not whole begins in; `settings` are
-    /// variables by name (`AWS_ACCESS_KEY_ID`, `AWS_ENDPOINT_URL` and so on) by which the store is reached.
+    /// Reads a path or `file:///path`; with the feature `s3` also `s3://bucket/prefix`. `folder` is what a path that is not whole begins in;
+    /// `settings` are variables by name (`AWS_ACCESS_KEY_ID`, `AWS_ENDPOINT_URL` and so on) by which a store is reached.
     ///
     /// # Errors
     /// [`PlaceError::Unclear`], which repeats no setting.
     pub fn parse(text: &str, folder: &Path, settings: &BTreeMap<String, String>) -> Result<Self, PlaceError> {
         let unclear = |why: String| PlaceError::Unclear { text: text.to_owned(), why };
         if text.starts_with("s3://") {
-            return Bucket::parse(text, settings)
-                .map(Self::Bucket)
-                .map_err(|source| unclear(source.to_string()));
+            return in_store(text, settings).map_err(unclear);
         }
         let path = text.strip_prefix("file://").unwrap_or(text);
         if path.is_empty() || path.contains("://") || (text.starts_with("file://") && !path.starts_with('/'))
         {
-            return Err(unclear("it is none of a path, file:///path and s3://bucket/prefix".to_owned()));
+            return Err(unclear("it is neither a path nor file:///path".to_owned()));
         }
         Ok(Self::Folder(folder.join(path)))
     }
@@ -114,6 +117,7 @@ impl Place {
                 });
                 listed.await.map_err(failed)
             }
+            #[cfg(feature = "s3")]
             Self::Bucket(bucket) => bucket.is_empty().await.map_err(self.object_failed("list", None)),
         }
     }
@@ -129,6 +133,7 @@ impl Place {
                 let written = blocking(move || write_whole(&path, &bytes)).await;
                 written.map_err(self.file_failed("write", Some(name)))
             }
+            #[cfg(feature = "s3")]
             Self::Bucket(bucket) => {
                 bucket.put(name, bytes).await.map_err(self.object_failed("write", Some(name)))
             }
@@ -149,6 +154,7 @@ impl Place {
                 });
                 read.await.map_err(self.file_failed("read", Some(name)))
             }
+            #[cfg(feature = "s3")]
             Self::Bucket(bucket) => bucket.get(name).await.map_err(self.object_failed("read", Some(name))),
         }
     }
@@ -167,6 +173,7 @@ impl Place {
                 });
                 removed.await.map_err(self.file_failed("remove", Some(name)))
             }
+            #[cfg(feature = "s3")]
             Self::Bucket(bucket) => {
                 bucket.remove(name).await.map_err(self.object_failed("remove", Some(name)))
             }
@@ -178,6 +185,7 @@ impl Place {
         move |source| PlaceError::File { action, file, source }
     }
 
+    #[cfg(feature = "s3")]
     fn object_failed(
         &self,
         action: &'static str,
@@ -186,6 +194,17 @@ impl Place {
         let file = name.map_or_else(|| self.to_string(), |name| self.of(name));
         move |source| PlaceError::Object { action, file, source }
     }
+}
+
+#[cfg(feature = "s3")]
+fn in_store(text: &str, settings: &BTreeMap<String, String>) -> Result<Place, String> {
+    Bucket::parse(text, settings).map(Place::Bucket).map_err(|source| source.to_string())
+}
+
+/// Nobody may take a name of a store for a folder of that name.
+#[cfg(not(feature = "s3"))]
+fn in_store(_: &str, _: &BTreeMap<String, String>) -> Result<Place, String> {
+    Err("this build keeps archives in folders alone, and has no way to a store".to_owned())
 }
 
 /// Does something that waits for a disk, where waiting holds nobody up.
@@ -228,11 +247,23 @@ mod tests {
         assert_eq!(parse("old").unwrap(), "/here/old");
         assert_eq!(parse("/a/b").unwrap(), "/a/b");
         assert_eq!(parse("file:///a/b").unwrap(), "/a/b");
-        assert_eq!(parse("s3://bucket/a/b/").unwrap(), "s3://bucket/a/b");
-        assert_eq!(parse("s3://bucket").unwrap(), "s3://bucket");
         for wrong in ["", "file://a", "ftp://host/a", "s3://", "s3:///a"] {
             assert!(parse(wrong).is_err(), "{wrong}");
         }
+    }
+
+    #[cfg(feature = "s3")]
+    #[test]
+    fn buckets_are_read_as_they_are_typed() {
+        assert_eq!(parse("s3://bucket/a/b/").unwrap(), "s3://bucket/a/b");
+        assert_eq!(parse("s3://bucket").unwrap(), "s3://bucket");
+    }
+
+    #[cfg(not(feature = "s3"))]
+    #[test]
+    fn a_build_without_stores_says_so_and_makes_no_folder_of_the_name() {
+        let error = parse("s3://bucket/a").unwrap_err();
+        assert!(error.contains("\"s3://bucket/a\"") && error.contains("folders alone"), "{error}");
     }
 
     #[tokio::test]

@@ -151,7 +151,8 @@ async fn fill(
 ) -> Result<u64, ArchiveError> {
     let Restoring { place, manifest, target: session, tell } = restoring;
     let failed = |source| ArchiveError::Table { action: "fill", table: relation.name.to_string(), source };
-    let sql = format!("{} FROM STDIN {}", target(relation), options(&manifest.of.encoding));
+    let into = target(&relation.name, &relation.columns);
+    let sql = format!("{into} FROM STDIN {}", options(&manifest.of.encoding));
     for part in &relation.parts {
         let damaged =
             |Damage(why): Damage| ArchiveError::Damaged { files: vec![(place.of(&part.file), why)] };
@@ -176,7 +177,8 @@ async fn prove(
 ) -> Result<u64, ArchiveError> {
     let Restoring { manifest, target: session, tell, .. } = restoring;
     let failed = |source| ArchiveError::Table { action: "read", table: relation.name.to_string(), source };
-    let sql = format!("{} TO STDOUT {}", target(relation), options(&manifest.of.encoding));
+    let from = target(&relation.name, &relation.columns);
+    let sql = format!("{from} TO STDOUT {}", options(&manifest.of.encoding));
     let mut lines = pin!(session.copy_out(&sql).await.map_err(failed)?);
     let mut rows = Rows::default();
     while let Some(line) = lines.try_next().await.map_err(failed)? {

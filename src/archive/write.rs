@@ -19,13 +19,14 @@ use super::rows::Rows;
 use super::{ArchiveError, Progress, Tell, hex};
 use crate::catalog::{Catalog, Table, TableKind};
 use crate::failpoint;
+use crate::journal::arming;
 use crate::journal::own_scans::OwnScans;
+use crate::journal::retirement::{self, Right};
 use crate::journal::streams::StreamRow;
-use crate::journal::{arming, retirement};
 use crate::mapping::SliceMapping;
-use crate::name::{TableName, quote_ident};
+use crate::name::{TableName, quote_ident, quote_list};
 use crate::postgres::connect::Session;
-use crate::postgres::introspect;
+use crate::postgres::{introspect, places};
 use crate::provision::{Needed, read_anatomy};
 
 /// How long the snapshot may stand with nothing asked, which it does while the last file of a table is sent: longer than a store is
@@ -143,12 +144,13 @@ async fn begin_reading(
     scans: &mut OwnScans,
 ) -> Result<(), ArchiveError> {
     let reader = writing.reader;
-    for (_, table) in &Family::of(writing.mapping, catalog)?.members {
+    let family = Family::of(writing.mapping, catalog)?;
+    for (_, table) in &family.members {
         let lock = format!("LOCK TABLE ONLY {} IN ACCESS SHARE MODE", table.name.sql());
         as_owner(reader, table, &lock).await?;
     }
-    let sources = writing.mapping.tables.iter().map(|table| &table.source);
-    scans.begin(reader, sources).await?;
+    let roots = family.members.iter().filter(|(source, table)| **source == table.name);
+    scans.begin(reader, roots.map(|(_, table)| &table.name)).await?;
     reader.batch_execute("SAVEPOINT reading").await.map_err(ArchiveError::database("begin a snapshot"))
 }
 
@@ -229,21 +231,28 @@ async fn described(
     catalog: &Catalog,
     (family, of): (&Family<'_>, Origin),
 ) -> Result<Manifest, ArchiveError> {
-    let failed = ArchiveError::database("read the definitions of the tables");
-    let anatomy = read_anatomy(writing.catalogs).await.map_err(failed)?;
-    let tables: Vec<&Table> = family.members.iter().map(|(_, table)| *table).collect();
+    let failed = || ArchiveError::database("read the definitions of the tables");
+    let anatomy = read_anatomy(writing.catalogs).await.map_err(failed())?;
+    let standing: Vec<&Table> = family.members.iter().map(|(_, table)| *table).collect();
+    let sequences = sequences(writing.reader, catalog, &standing).await?;
+    // From here on everything is called, and stands, as the plan says.
+    let catalog = &catalog.unmoved();
+    let tables: Vec<&Table> = standing.iter().filter_map(|table| catalog.table(&table.name)).collect();
     let mut needed = Needed::new(catalog, &anatomy);
     tables.iter().for_each(|table| needed.table(table, |_| true));
-    let details = details::read(writing.catalogs, &family.oids()).await;
-    let details = details.map_err(ArchiveError::database("read the definitions of the tables"))?;
-    let taken = retirement::rights(writing.reader, &writing.mapping.slice).await?;
+    let schemas = standing.iter().map(|table| table.name.place_schema());
+    let places = places::among(writing.catalogs, schemas).await.map_err(failed())?;
+    let details = details::read(writing.catalogs, &family.oids()).await.map_err(failed())?.known(&places);
+    let taken = retirement::rights(writing.reader, &writing.mapping.slice).await?.into_iter();
+    let taken = taken.map(|noted| noted.now.unwrap_or(noted.right));
+    let taken = taken.map(|right| Right { relation: places.translated(right.relation).unmoved(), ..right });
     let source = Source {
         catalog,
         details: &details,
-        sequences: sequences(writing.reader, catalog, &tables).await?,
+        sequences,
         tables,
         types: &needed.types,
-        taken: taken.into_iter().map(|noted| noted.now.unwrap_or(noted.right)).collect(),
+        taken: taken.collect(),
     };
     let definitions: Vec<Definition> = definitions::definitions(&source);
     let routine = |((kind, identity), called_by): (&(String, String), &String)| Routine {
@@ -264,7 +273,8 @@ async fn described(
     })
 }
 
-/// Sequences that the tables draw from or own, with their values, which no snapshot holds.
+/// Sequences that the tables draw from or own, by the names that they have in the plan's schemas, with their values, which no
+/// snapshot holds.
 async fn sequences(
     reader: &Client,
     catalog: &Catalog,
@@ -282,7 +292,7 @@ async fn sequences(
         reader.batch_execute(&role).await.map_err(failed)?;
         let value = details::sequence_value(reader, name).await.map_err(failed)?;
         reader.batch_execute("SET LOCAL ROLE NONE").await.map_err(failed)?;
-        values.insert(name.clone(), value);
+        values.insert(name.unmoved(), value);
     }
     Ok(values)
 }
@@ -307,7 +317,7 @@ impl Copying<'_> {
         let kept = self.table.columns.iter().filter(|column| column.generated_sql.is_none());
         let mut relation = Relation {
             table: source.to_string(),
-            name: self.table.name.clone(),
+            name: self.table.name.unmoved(),
             columns: kept.map(|column| column.name.clone()).collect(),
             rows: 0,
             rows_digest: String::new(),
@@ -315,7 +325,8 @@ impl Copying<'_> {
         };
         let role = format!("SET LOCAL ROLE {}", quote_ident(&self.table.owner));
         reader.batch_execute(&role).await.map_err(failed)?;
-        let sql = format!("{} TO STDOUT {}", target(&relation), options(encoding));
+        let from = target(&self.table.name, &relation.columns);
+        let sql = format!("{from} TO STDOUT {}", options(encoding));
         let mut lines = pin!(reader.copy_out(&sql).await.map_err(failed)?);
         let (mut rows, mut making, mut read) = (Rows::default(), Making::begin()?, 0_u64);
         while let Some(line) = lines.try_next().await.map_err(failed)? {
@@ -349,9 +360,8 @@ impl Copying<'_> {
 }
 
 /// `COPY` of a relation's columns, up to the direction.
-pub(super) fn target(relation: &Relation) -> String {
-    let columns: Vec<String> = relation.columns.iter().map(|column| quote_ident(column)).collect();
-    format!("COPY {} ({})", relation.name.sql(), columns.join(", "))
+pub(super) fn target(table: &TableName, columns: &[String]) -> String {
+    format!("COPY {} ({})", table.sql(), quote_list(columns.iter().map(String::as_str)))
 }
 
 /// What a text means does not depend on the session's settings but for those that every session of ours has. Not binary: in it arrays

@@ -37,7 +37,7 @@ pub(super) fn grants(draft: &mut Draft<'_>, slice: &SliceMapping) {
     wanted.extend(WAY_BACK.iter().map(|(table, privileges)| (ours(table), *privileges)));
     wanted.push((GrantOn::Table(crate::dualwrite::gate::name(&slice.slice)), &["SELECT"]));
     for table in &slice.tables {
-        wanted.push((GrantOn::Schema(table.source.schema.clone()), &["USAGE"]));
+        wanted.push((GrantOn::Schema(table.source.place_schema().to_owned()), &["USAGE"]));
         wanted.push((GrantOn::Table(table.source.clone()), ON_TABLES));
     }
     if draft.made_apply_role {

@@ -46,7 +46,7 @@ async fn service_table(service: &Client, table: &TableName) -> Result<ServiceTab
                  JOIN pg_class c ON c.oid = a.attrelid JOIN pg_namespace n ON n.oid = c.relnamespace \
              WHERE n.nspname = $1 AND c.relname = $2 AND a.attnum > 0 AND NOT a.attisdropped \
                AND a.attgenerated = '' ORDER BY a.attnum",
-            &[&table.schema, &table.name],
+            &[&table.place_schema(), &table.name],
         )
         .await
         .map_err(MirrorError::sql("reading the columns of a service's table"))?;

@@ -16,6 +16,7 @@ use super::publication::is_canary;
 use crate::mapping::SliceMapping;
 use crate::name::TableName;
 use crate::postgres::inheritance;
+use crate::postgres::places;
 use crate::postgres::type_trees::reached;
 use crate::words::shell_word;
 
@@ -188,9 +189,11 @@ fn read_types_sql() -> String {
 pub async fn read(source: &Client, publication: &str) -> Result<Contents, MirrorError> {
     let failed = || MirrorError::sql("reading what the tables consist of");
     let rows = source.query(READ, &[&publication]).await.map_err(failed())?;
+    let places = places::among(source, rows.iter().map(|row| row.get(0))).await.map_err(failed())?;
+    let named = |row: &Row| places.named(row.get::<_, String>(0), row.get::<_, String>(1));
     let mut found = Contents::new();
     for row in &rows {
-        let table = TableName::new(row.get::<_, String>(0), row.get::<_, String>(1));
+        let table = named(row);
         if is_canary(&table) {
             continue;
         }
@@ -207,14 +210,12 @@ pub async fn read(source: &Client, publication: &str) -> Result<Contents, Mirror
         }
     }
     for row in source.query(READ_EXPRESSIONS, &[&publication]).await.map_err(failed())? {
-        let table = TableName::new(row.get::<_, String>(0), row.get::<_, String>(1));
-        let Some(table) = found.get_mut(&table) else { continue };
+        let Some(table) = found.get_mut(&named(&row)) else { continue };
         let (columns, expressions): (Vec<String>, Vec<String>) = (row.get(2), row.get(3));
         table.generated = columns.into_iter().zip(expressions).collect();
     }
     for row in source.query(&read_types_sql(), &[&publication]).await.map_err(failed())? {
-        let table = TableName::new(row.get::<_, String>(0), row.get::<_, String>(1));
-        let Some(table) = found.get_mut(&table) else { continue };
+        let Some(table) = found.get_mut(&named(&row)) else { continue };
         let (oids, labels): (Vec<u32>, Vec<String>) = (row.get(4), row.get(5));
         table.labels.extend(oids.into_iter().zip(labels));
         let (numbers, attributes): (Vec<i16>, Vec<String>) = (row.get(6), row.get(7));

@@ -539,16 +539,14 @@ impl Engine {
     async fn heard_truncate(&mut self, relations: &[Arc<Relation>]) -> Result<(), MirrorError> {
         let Some(EventOrigin { xid, .. }) = self.current else { return Ok(()) };
         for relation in relations {
-            let named = TableName::new(relation.schema.as_str(), relation.name.as_str());
-            let Some(table) = self.tables.iter().find(|table| table.mapping.source == named) else {
-                continue;
-            };
+            let called = |table: &&TableRun| table.mapping.source.is_called(&relation.schema, &relation.name);
+            let Some(table) = self.tables.iter().find(called) else { continue };
             match self.config.direction {
                 Direction::Forward => {
                     let session = self.applier.session();
                     baselines::note_truncate(session, &self.config.mapping.slice, &table.label, xid).await?;
                 }
-                Direction::Reverse => self.vitals.truncated(named, xid),
+                Direction::Reverse => self.vitals.truncated(table.mapping.source.clone(), xid),
             }
         }
         Ok(())

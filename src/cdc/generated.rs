@@ -52,10 +52,11 @@ async fn expressions<'a>(
     client: &Client,
     tables: impl Iterator<Item = &'a TableName>,
 ) -> Result<Expressions, MirrorError> {
+    let asked: Vec<&TableName> = tables.collect();
     let (schemas, names): (Vec<&str>, Vec<&str>) =
-        tables.map(|table| (table.schema.as_str(), table.name.as_str())).unzip();
-    let sql = "SELECT n.nspname::text, c.relname::text, a.attname::text, pg_get_expr(d.adbin, d.adrelid) \
-               FROM unnest($1::text[], $2::text[]) AS w (schema, name) \
+        asked.iter().map(|table| (table.place_schema(), table.name.as_str())).unzip();
+    let sql = "SELECT w.number, a.attname::text, pg_get_expr(d.adbin, d.adrelid) \
+               FROM unnest($1::text[], $2::text[]) WITH ORDINALITY AS w (schema, name, number) \
                JOIN pg_namespace n ON n.nspname = w.schema \
                JOIN pg_class c ON c.relnamespace = n.oid AND c.relname = w.name \
                JOIN pg_attribute a ON a.attrelid = c.oid AND a.attgenerated <> '' AND NOT a.attisdropped \
@@ -65,8 +66,8 @@ async fn expressions<'a>(
         .await
         .map_err(MirrorError::sql("reading how generated columns are computed"))?;
     let entry = |row: &tokio_postgres::Row| {
-        let table = TableName::new(row.get::<_, String>(0), row.get::<_, String>(1));
-        ((table, row.get(2)), row.get(3))
+        let number = usize::try_from(row.get::<_, i64>(0)).ok()?.checked_sub(1)?;
+        Some((((*asked.get(number)?).clone(), row.get(1)), row.get(2)))
     };
-    Ok(rows.iter().map(entry).collect())
+    Ok(rows.iter().filter_map(entry).collect())
 }

@@ -13,6 +13,7 @@ use super::copying::{Copying, ROWS_PER_RANGE_FIRST};
 use super::emptying;
 use super::engine::{Engine, SliceConfig};
 use super::error::MirrorError;
+use super::located;
 use super::meanings;
 use super::publication::{self, Named, Published};
 use super::pulse::Vitals;
@@ -64,7 +65,13 @@ pub async fn run_once(
 ) -> Result<(), MirrorError> {
     match start_and_run(config, process, memory, stop).await {
         Ok(()) => Ok(()),
-        Err(error) => Err(rights::explain((config, &order(memory)), error).await),
+        Err(error) => {
+            let error = match memory.located.take() {
+                Some(known) => located::explain(config, &known, error).await,
+                None => error,
+            };
+            Err(rights::explain((config, &order(memory)), error).await)
+        }
     }
 }
 
@@ -114,10 +121,7 @@ async fn prepare(
     memory: &mut Memory,
 ) -> Result<(Engine, String), MirrorError> {
     let (slice, standstill) = (config.mapping.slice.as_str(), memory.standstill.clone());
-    match &standstill {
-        Some(Standstill { phase, why }) => config.board.phase(config.of(), phase, Some(why)),
-        None => config.board.phase(config.of(), "starting", None),
-    }
+    show_start(config, standstill.as_ref());
     let mut links = connect(config).await?;
     let starting = Starting {
         plan: &config.plan,
@@ -128,6 +132,8 @@ async fn prepare(
     };
     let both = Both::of(config.direction, &links.source, &links.target);
     start::check_links(both, (starting, &config.mapping.service)).await?;
+    let config = &located::located(config, both.monolith).await?;
+    memory.located = Some(Arc::clone(&config.mapping));
     if config.direction == Direction::Forward {
         start::check_version(config, memory).await?;
         let wanted = config.mapping.tables.iter().map(|table| &table.source);
@@ -157,6 +163,7 @@ async fn prepare(
         (memory, &config.admin),
     )
     .await?;
+    located::still(config, &links).await?;
     let row = if rebuild {
         begin_anew(config, (&mut links, &published), starting, row, &identity).await?
     } else {
@@ -182,6 +189,13 @@ async fn prepare(
     engine.standstill = standstill.map(|standstill| (standstill, applied));
     engine.in_vain = Arc::clone(&memory.in_vain);
     Ok((engine, row.slot))
+}
+
+fn show_start(config: &SliceConfig, standstill: Option<&Standstill>) {
+    match standstill {
+        Some(Standstill { phase, why }) => config.board.phase(config.of(), phase, Some(why)),
+        None => config.board.phase(config.of(), "starting", None),
+    }
 }
 
 /// `--rebuild`, by what the stream is for.

@@ -221,6 +221,7 @@ async fn keep_running(
         rebuild: config.options.rebuild,
         standstill,
         in_vain: Arc::default(),
+        located: None,
     };
     loop {
         let started = Instant::now();

@@ -9,6 +9,7 @@ use super::stream::StreamError;
 use crate::journal::canaries;
 use crate::journal::streams::{Direction, Mode};
 use crate::name::{TableName, quote_ident};
+use crate::postgres::places::{self, Places};
 use crate::postgres::replication::ReplicationError;
 use crate::problem::arm_anew;
 use crate::words::shell_word;
@@ -62,8 +63,11 @@ pub async fn read(source: &Client, name: &str) -> Result<Option<Publication>, Mi
         .await
         .map_err(MirrorError::sql("reading the publication"))?;
     let Some(first) = rows.first() else { return Ok(None) };
+    let schemas = rows.iter().filter_map(|row| row.get::<_, Option<&str>>(1));
+    let places =
+        places::among(source, schemas).await.map_err(MirrorError::sql("reading where tables stand"))?;
     let mut found = Publication { tables: Published::new(), whole: first.get(0), restricted: Vec::new() };
-    for (table, row) in rows.iter().filter_map(|row| Some((table_of(row)?, row))) {
+    for (table, row) in rows.iter().filter_map(|row| Some((table_of(row, &places)?, row))) {
         if row.get(4) {
             found.restricted.push(table.sql());
         }
@@ -73,9 +77,9 @@ pub async fn read(source: &Client, name: &str) -> Result<Option<Publication>, Mi
 }
 
 /// None for a publication without tables.
-fn table_of(row: &Row) -> Option<TableName> {
+fn table_of(row: &Row, places: &Places) -> Option<TableName> {
     let (schema, name): (Option<String>, Option<String>) = (row.get(1), row.get(2));
-    Some(TableName::new(schema?, name?))
+    Some(places.named(schema?, name?))
 }
 
 impl Publication {

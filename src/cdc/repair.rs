@@ -28,6 +28,11 @@ const GROUP_ROWS: i64 = 100;
 /// Rows that were refused in their groups and are tried again together: what holds a unique value that one of them is to
 /// get may be another one of them. Some 100 MB of rows of 10 kB.
 const REFUSED_ROWS: i64 = 10_000;
+/// Passes over a group, each without the rows that the one before refused. What holds a value may be in another group, so it is not
+/// tried for long: 100 rows that hold unique values from each other in a chain would take 100 passes.
+const PASSES_OF_A_GROUP: usize = 1;
+/// The same for all rows that were refused in their groups.
+const PASSES_OF_ALL: usize = 8;
 /// Pause between snapshots that don't see everything that was delivered, or locks that were not to be had.
 const AGAIN_AFTER: Duration = Duration::from_millis(20);
 
@@ -174,14 +179,15 @@ impl Engine {
         let Picture { snapshot, lsn, rows, refused } = picture;
         let mut refused: Vec<(usize, String)> = refused;
         let (places, rows): (Vec<Vec<usize>>, Vec<SourceRow>) = rows.into_iter().unzip();
-        let failed = self.applier.replace(table, &rows).await?;
+        // A row that was refused is not answered before all that were refused were tried together.
+        let again = group.pending.iter().all(|pending| self.repairs.refused.contains(&pending.id));
+        let passes = if again { PASSES_OF_ALL } else { PASSES_OF_A_GROUP };
+        let failed = self.applier.replace(table, &rows, passes).await?;
         let kept = |place: usize| failed.iter().all(|(other, _)| *other != place);
         let repaired: Vec<(usize, &SourceRow)> =
             rows.iter().enumerate().filter(|(place, _)| kept(*place)).collect();
         let asked = |place: usize| places.get(place).into_iter().flatten().copied();
         let id = |place: usize| group.pending.get(place).map(|pending| pending.id);
-        // A row that was refused is not answered before all that were refused were tried together.
-        let again = group.pending.iter().all(|pending| self.repairs.refused.contains(&pending.id));
         let failed = failed.iter().flat_map(|(place, why)| asked(*place).map(|asked| (asked, why.clone())));
         if again {
             refused.extend(failed);

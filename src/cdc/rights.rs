@@ -4,7 +4,8 @@ use tokio_postgres::Client;
 
 use super::engine::SliceConfig;
 use super::error::MirrorError;
-use super::start::open;
+use super::located::located;
+use super::start::{Both, open};
 use crate::journal::JournalError;
 use crate::journal::streams::Direction;
 use crate::name::{TableName, quote_ident};
@@ -44,12 +45,12 @@ pub(super) async fn lacking(
                         FROM pg_attribute a WHERE a.attrelid = c.oid AND a.attname = ANY($4) AND NOT a.attisdropped) \
                       IS NOT TRUE)) \
                FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace WHERE n.nspname = $1 AND c.relname = $2";
-    let row = client.query_opt(sql, &[&table.schema, &table.name, &wanted, &columns]).await;
+    let row = client.query_opt(sql, &[&table.place_schema(), &table.name, &wanted, &columns]).await;
     let Some(row) = row.map_err(MirrorError::sql("asking for rights"))? else { return Ok(None) };
     let (role, usable, privileges): (String, bool, Vec<String>) = (row.get(0), row.get(1), row.get(2));
     let mut grants = Vec::new();
     if !usable {
-        let schema = quote_ident(&table.schema);
+        let schema = quote_ident(table.place_schema());
         grants.push(format!("GRANT USAGE ON SCHEMA {schema} TO {}", quote_ident(&role)));
     }
     if !privileges.is_empty() {
@@ -106,6 +107,8 @@ fn is_denied(error: &MirrorError) -> bool {
 async fn of_slice(config: &SliceConfig) -> Result<Vec<String>, MirrorError> {
     let slice = config.mapping.slice.as_str();
     let (source, target) = (open(&config.read, slice).await?, open(&config.apply, slice).await?);
+    let both = Both::of(config.direction, &source, &target);
+    let config = &located(config, both.monolith).await?;
     let (mut there, mut here) = (standing(&source).await?, Vec::new());
     for table in &config.mapping.tables {
         let monolith: Vec<&str> = table.columns.iter().map(|column| column.source.as_str()).collect();
@@ -141,7 +144,7 @@ async fn unfiltered(client: &Client, table: &TableName) -> Result<Option<String>
     // The session's own setting makes a filtered row an error; the policies are there all the same.
     let sql = "SELECT current_user::text FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace \
                WHERE n.nspname = $1 AND c.relname = $2 AND row_security_active(c.oid)";
-    let row = client.query_opt(sql, &[&table.schema, &table.name]).await;
+    let row = client.query_opt(sql, &[&table.place_schema(), &table.name]).await;
     let row = row.map_err(MirrorError::sql("asking for rights"))?;
     Ok(row.map(|row| format!("ALTER ROLE {} BYPASSRLS", quote_ident(row.get(0)))))
 }

@@ -94,20 +94,21 @@ async fn formats(
 ) -> Result<BTreeMap<(TableName, String), String>, MirrorError> {
     let (mut schemas, mut tables, mut names) = (Vec::new(), Vec::new(), Vec::new());
     for (table, name) in columns {
-        schemas.push(table.schema.as_str());
+        schemas.push(table.place_schema());
         tables.push(table.name.as_str());
         names.push(*name);
     }
-    let sql = "SELECT w.schema, w.name, w.col, format_type(a.atttypid, a.atttypmod) \
-               FROM unnest($1::text[], $2::text[], $3::text[]) AS w (schema, name, col) \
+    let sql = "SELECT w.number, w.col, format_type(a.atttypid, a.atttypmod) \
+               FROM unnest($1::text[], $2::text[], $3::text[]) WITH ORDINALITY AS w (schema, name, col, number) \
                JOIN pg_namespace n ON n.nspname = w.schema \
                JOIN pg_class c ON c.relnamespace = n.oid AND c.relname = w.name \
                JOIN pg_attribute a ON a.attrelid = c.oid AND a.attname = w.col AND a.attnum > 0 AND NOT a.attisdropped";
     let rows = client.query(sql, &[&schemas, &tables, &names]).await;
     let rows = rows.map_err(MirrorError::sql("reading the columns' types"))?;
     let format = |row: &tokio_postgres::Row| {
-        let table = TableName::new(row.get::<_, String>(0), row.get::<_, String>(1));
-        ((table, row.get(2)), row.get(3))
+        let number = usize::try_from(row.get::<_, i64>(0)).ok()?.checked_sub(1)?;
+        let (table, _) = columns.get(number)?;
+        Some((((*table).clone(), row.get(1)), row.get(2)))
     };
-    Ok(rows.iter().map(format).collect())
+    Ok(rows.iter().filter_map(format).collect())
 }

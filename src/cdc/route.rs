@@ -96,9 +96,8 @@ impl Router {
         if self.bindings.get(&relation.oid).is_some_and(|known| Arc::ptr_eq(&known.relation, relation)) {
             return Ok(());
         }
-        let number = tables.iter().position(|table| {
-            table.mapping.source.schema == relation.schema && table.mapping.source.name == relation.name
-        });
+        let called = |table: &TableRun| table.mapping.source.is_called(&relation.schema, &relation.name);
+        let number = tables.iter().position(called);
         let table = match number.and_then(|number| Some((number, tables.get(number)?))) {
             // The publication holds the slice's tables and no other, so this is one of them under another name.
             None => {

@@ -42,7 +42,8 @@ pub(super) async fn read(source: &Client, table: &TableMapping) -> Result<Sample
                WHERE n.nspname = $1 AND c.relname = $2 AND p.relkind = 'r' AND has_schema_privilege(m.oid, 'USAGE') \
                    AND has_table_privilege(p.oid, 'SELECT') ORDER BY p.oid DESC"
     );
-    let heaps = source.query(&sql, &[&table.source.schema, &table.source.name]).await.map_err(failed())?;
+    let heaps =
+        source.query(&sql, &[&table.source.place_schema(), &table.source.name]).await.map_err(failed())?;
     let heaps = heaps.iter().take(PARTS_MAX).map(|row| {
         let (name, schema, blocks): (String, String, Option<i64>) = (row.get(0), row.get(1), row.get(2));
         (TableName::new(schema, name), blocks.unwrap_or_default())

@@ -72,6 +72,8 @@ pub struct Memory {
     pub standstill: Option<Standstill>,
     /// Attempts of the TRUNCATE that waits for readers of the target.
     pub in_vain: Arc<InVain>,
+    /// The mapping of the last run, with the places where the monolith's tables stood.
+    pub located: Option<Arc<SliceMapping>>,
 }
 
 /// Why a way back stands still, as `status` shows it until something has come through.

@@ -209,7 +209,7 @@ pub(super) async fn left_behind(target: &Client, mapping: &TableMapping) -> Resu
              JOIN pg_namespace n ON n.oid = c.relnamespace \
              WHERE n.nspname = $1 AND c.relname = $2 AND a.attnum > 0 AND NOT a.attisdropped \
                AND a.attgenerated = '' ORDER BY a.attnum",
-            &[&mapping.target.schema, &mapping.target.name],
+            &[&mapping.target.place_schema(), &mapping.target.name],
         )
         .await
         .map_err(MirrorError::sql("reading the columns of a target table"))?;

@@ -16,7 +16,7 @@ use crate::lsn::Lsn;
 use crate::mapping::{Mappings, compile, expand};
 use crate::name::TableName;
 use crate::plan::Plan;
-use crate::postgres::introspect;
+use crate::postgres::{introspect, places};
 use crate::provision;
 
 /// Longest that one filtered table is looked through for rows that no filter takes, in milliseconds.
@@ -199,8 +199,16 @@ async fn read_table_rights(client: &Client, becomes: bool, role: &mut LinkRole) 
                           OR NOT c.relforcerowsecurity AND pg_catalog.pg_has_role(a.oid, c.relowner, 'USAGE'))) \
                FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace \
                WHERE c.relkind IN ('r', 'p') AND n.nspname !~ '^pg_' AND n.nspname <> 'information_schema'";
-    for row in client.query(sql, &[&becomes, &APPLY_ROLE]).await? {
-        let table = TableName::new(row.try_get::<_, String>(0)?, row.try_get::<_, String>(1)?);
+    let rows = client.query(sql, &[&becomes, &APPLY_ROLE]).await?;
+    let places = places::among(client, rows.iter().map(|row| row.get(0))).await?;
+    let named = rows.iter().map(|row| places.named(row.get::<_, String>(0), row.get::<_, String>(1)));
+    let away: BTreeSet<TableName> = named.filter(|table| table.place_schema() != table.schema).collect();
+    for row in rows {
+        let table = places.named(row.try_get::<_, String>(0)?, row.try_get::<_, String>(1)?);
+        // Another table that came under the name of one that was moved away is none of the plan's.
+        if table.place_schema() == table.schema && away.contains(&table) {
+            continue;
+        }
         let (usable, readable, lockable): (bool, bool, bool) =
             (row.try_get(2)?, row.try_get(3)?, row.try_get(4)?);
         if row.try_get(5)? {
@@ -237,11 +245,11 @@ async fn lacking(client: &Client) -> Result<BTreeMap<TableName, Vec<String>>, Er
                WHERE a.rolname = $1 AND c.relkind IN ('r', 'p') AND t.privileges IS NOT NULL \
                  AND n.nspname !~ '^pg_' AND n.nspname NOT IN ('information_schema', 'strangler')";
     let mut found = BTreeMap::new();
-    for row in client.query(sql, &[&APPLY_ROLE, &provision::DML_AND_TRUNCATE]).await? {
-        found.insert(
-            TableName::new(row.try_get::<_, String>(0)?, row.try_get::<_, String>(1)?),
-            row.try_get(2)?,
-        );
+    let rows = client.query(sql, &[&APPLY_ROLE, &provision::DML_AND_TRUNCATE]).await?;
+    let places = places::among(client, rows.iter().map(|row| row.get(0))).await?;
+    for row in rows {
+        let table = places.named(row.try_get::<_, String>(0)?, row.try_get::<_, String>(1)?);
+        found.insert(table, row.try_get(2)?);
     }
     Ok(found)
 }

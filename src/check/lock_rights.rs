@@ -21,7 +21,7 @@ pub(super) fn rule(facts: &Facts) -> Vec<Problem> {
     let revoked: Vec<TableName> = role
         .unlockable
         .iter()
-        .filter(|table| provisioned.contains(table) && !role.closed_schemas.contains(&table.schema))
+        .filter(|table| provisioned.contains(table) && !role.closed_schemas.contains(table.place_schema()))
         .cloned()
         .collect();
     if !revoked.is_empty() {
@@ -65,12 +65,12 @@ fn closed_schemas(facts: &Facts, role: &LinkRole) -> Vec<Problem> {
     let schemas: BTreeSet<&str> = facts
         .moved
         .keys()
-        .filter(|table| role.closed_schemas.contains(&table.schema))
+        .filter(|table| role.closed_schemas.contains(table.place_schema()))
         .filter(|table| {
-            let grantable = admin.is_some_and(|admin| !admin.ungrantable.contains_key(&table.schema));
+            let grantable = admin.is_some_and(|admin| !admin.ungrantable.contains_key(table.place_schema()));
             !grantable || provisioned.contains(table)
         })
-        .map(|table| table.schema.as_str())
+        .map(|table| table.place_schema())
         .collect();
     let problem = |schema: &str| {
         Problem::warning("no-schema-usage", format!("monolith, schema {schema}"))

@@ -23,7 +23,7 @@ pub(super) fn rule(facts: &Facts) -> Vec<Problem> {
     };
     let unreadable = among(&role.unreadable);
     if !unreadable.is_empty() {
-        let schemas: BTreeSet<&str> = unreadable.iter().map(|table| table.schema.as_str()).collect();
+        let schemas: BTreeSet<&str> = unreadable.iter().map(TableName::place_schema).collect();
         problems.push(
             Problem::error("no-select", "monolith")
                 .fact(format!("the read link's role {} may not SELECT {}", role.name, shown(&unreadable)))

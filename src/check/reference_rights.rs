@@ -12,9 +12,10 @@ pub(super) fn rule(facts: &Facts) -> Vec<Problem> {
     let mut problems = Vec::new();
     for (table, from) in references(facts) {
         let (fact, next) = if role.unreadable.contains(table) {
-            let schema = quote_ident(&table.schema);
+            let schema = quote_ident(table.place_schema());
             let usage = format!("GRANT USAGE ON SCHEMA {schema} TO {quoted}; ");
-            let usage = if role.closed_schemas.contains(&table.schema) { usage } else { String::new() };
+            let usage =
+                if role.closed_schemas.contains(table.place_schema()) { usage } else { String::new() };
             let select = format!("run: {usage}GRANT SELECT ON {} TO {quoted};", table.sql());
             (format!("the read link's role {} may not SELECT it", role.name), select)
         } else if role.row_filtered.contains(table) {

@@ -31,10 +31,10 @@ const UNTOUCHED: &str = "nothing was made: restore makes everything in one trans
 /// it is the one which the ledger names.
 ///
 /// Exit code 0: the tables are there, and proven. 1: the archive is damaged, or rows did not come back as they were; nothing was made.
-/// 3: refused; nothing was made. 4: the database or the store could not be reached. 5: nothing was made; the message says why.
+/// 3: refused; nothing was made. 4: the database could not be reached. 5: nothing was made; the message says why.
 #[derive(Debug, clap::Args)]
 pub(super) struct Arguments {
-    /// Where the archive is: a folder, file:///folder or s3://bucket/prefix, reached as AWS_… variables say
+    /// Where the archive is: a folder, or file:///folder
     #[arg(long, value_name = "ARCHIVE")]
     from: String,
     /// The database that gets the tables, as a link of a plan is written: '${RESTORE_URL}' keeps passwords out of the list of processes

@@ -47,11 +47,18 @@ const UNTOUCHED: &str = "retire --report changes nothing";
 /// while somebody else than the owner has given rights, which could not be given back as they were. The mirror goes on; flip --back
 /// and disarm are refused until the rights are back.
 ///
-/// --stage archive keeps the rows and definitions of the old tables in a set of compressed files, once their rights are away: as they are in
-/// one snapshot, with the position in the service's WAL up to which the way back had brought them. The way back goes on meanwhile.
-/// Every byte is read back before the manifest is written and the ledger told. Without --confirm it shows what would be read and what is
-/// at the place. It asks for what --stage revoke asks for, and again at the end. The same command begins an archive anew that was cut
-/// off, and proves one that is there. strangler restore makes the tables from it, in any database.
+/// --stage quarantine, behind that, moves the tables and their partitions, with indexes, sequences and statistics, into a schema of
+/// the tool's own: whatever looks them up by name fails. What PostgreSQL has bound to them would follow without a word and is
+/// refused before, with its definition: views, rules, policies, functions with an SQL body, defaults, and here foreign keys, too. The
+/// mirror goes on into the moved tables, comparisons and status as well. It waits for whoever uses a table at that moment, and
+/// holds back new ones meanwhile, for at most 5 seconds each. strangler unretire brings tables and rights back at once.
+///
+/// --stage archive, behind that, keeps the rows and definitions of the old tables in a set of compressed files in a folder: as they are in
+/// one snapshot, with the position in the service's WAL up to which the way back had brought them, and by the names that they had before
+/// they were moved. The way back goes on meanwhile. Every byte is read back before the manifest is written and the ledger told. Without
+/// --confirm it shows what would be read and what is in the folder. It asks for what the stages before ask for, and again at the end. The
+/// same command begins an archive anew that was cut off, and proves one that is there. strangler restore makes the tables from it, in any
+/// database.
 ///
 /// Exit code of --report 0: nothing stands in the way. 1: something does. Of --stage 0: done, or shown and allowed. 3: refused. 4:
 /// a database could not be reached, or others held the tables' rights. 5: nothing was done, or all of it and only the ledger's entry is
@@ -69,7 +76,7 @@ pub(super) struct Arguments {
     /// The next stage
     #[arg(long, value_enum, value_name = "STAGE")]
     stage: Option<StageName>,
-    /// Where the archive goes: an empty folder, file:///folder or s3://bucket/prefix, reached as AWS_… variables say
+    /// Where the archive goes: an empty folder, or file:///folder
     #[arg(long, value_name = "WHERE", requires = "stage", required_if_eq("stage", "archive"))]
     to: Option<String>,
     /// Do what was shown under this token
@@ -88,8 +95,45 @@ pub(super) struct Arguments {
 enum StageName {
     /// Take away the rights on the old tables
     Revoke,
+    /// Move the old tables to a schema of their own
+    Quarantine,
     /// Keep their rows and definitions in an archive
     Archive,
+}
+
+/// What a stage takes away.
+#[derive(Debug, Clone, Copy)]
+enum Taking {
+    Rights,
+    Tables,
+}
+
+/// What is said of that.
+struct Words {
+    /// What could not be done, as `taken away`.
+    undone: &'static str,
+    before: &'static str,
+    done: &'static str,
+    undo: &'static str,
+}
+
+impl Taking {
+    fn words(self) -> Words {
+        match self {
+            Self::Rights => Words {
+                undone: "taken away",
+                before: "the rights were taken away before",
+                done: "the rights on the old tables are taken away",
+                undo: "to give them back",
+            },
+            Self::Tables => Words {
+                undone: "moved away",
+                before: "the tables were moved away before",
+                done: "the old tables are moved away",
+                undo: "to bring them back, with the rights on them",
+            },
+        }
+    }
 }
 
 /// The document of `--format json` (docs/json-output.md).
@@ -103,11 +147,12 @@ struct Document<'a> {
 
 pub(super) async fn run(ui: &mut Ui, arguments: &Arguments) -> Result<Exit, CliError> {
     match arguments.stage {
-        Some(StageName::Revoke) if arguments.to.is_some() => {
+        Some(StageName::Revoke | StageName::Quarantine) if arguments.to.is_some() => {
             let words = "--to is where an archive goes: it belongs to --stage archive";
             Err(CliError::CommandLine(clap::Error::raw(ErrorKind::ArgumentConflict, words)))
         }
-        Some(StageName::Revoke) => Box::pin(stage(ui, arguments)).await,
+        Some(StageName::Revoke) => Box::pin(stage(ui, arguments, Taking::Rights)).await,
+        Some(StageName::Quarantine) => Box::pin(stage(ui, arguments, Taking::Tables)).await,
         Some(StageName::Archive) => Box::pin(archive(ui, arguments)).await,
         None => Box::pin(report(ui, arguments)).await,
     }
@@ -165,31 +210,40 @@ async fn look(ui: &mut Ui, opened: &Opened) -> Result<Vec<SliceReport>, CliError
     Ok(slices)
 }
 
-async fn stage(ui: &mut Ui, arguments: &Arguments) -> Result<Exit, CliError> {
+async fn stage(ui: &mut Ui, arguments: &Arguments, taking: Taking) -> Result<Exit, CliError> {
     let opened = one_slice(ui, "retire", &arguments.plan, &arguments.slices)?;
+    let words = taking.words();
     let state =
-        "nothing is half-done: the rights are all there, or all taken away; strangler status PLAN says which";
+        "nothing is half-done: the stage is taken, or nothing of it; strangler status PLAN says which";
     let work = async {
         let hands = Hands::connect(ui, &opened).await?;
         let job = hands.job(&opened, arguments.approved_by.as_deref())?;
-        let done = retire::revoke(&job, arguments.confirm.as_deref()).await;
-        let done = done.map_err(|source| failed(&opened, "taken away", source))?;
+        let confirm = arguments.confirm.as_deref();
+        let done = match taking {
+            Taking::Rights => retire::revoke(&job, confirm).await,
+            Taking::Tables => Box::pin(retire::quarantine(&job, confirm)).await,
+        };
+        let done = done.map_err(|source| failed(&opened, words.undone, source))?;
         warn(ui, &opened.typed_all(done.problems));
         let slice = shell_word(job.work.slice);
         if done.before {
-            ui.words("the rights were taken away before");
+            ui.words(words.before);
         } else if arguments.confirm.is_none() {
             ui.data(&statements(&done.statements))?;
+            let command = match taking {
+                Taking::Rights => format!("strangler retire PLAN --slice {slice} --stage revoke"),
+                Taking::Tables => format!("strangler retire PLAN --slice {slice} --stage quarantine"),
+            };
             ui.words(&opened.typed(&format!(
-                "nothing was done. To do exactly this: strangler retire PLAN --slice {slice} --stage revoke{} --confirm {}",
+                "nothing was done. To do exactly this: {command}{} --confirm {}",
                 approved_by(arguments),
                 done.token
             )));
             return Ok(Exit::Clean);
         } else {
-            ui.words("the rights on the old tables are taken away");
+            ui.words(words.done);
         }
-        ui.words(&opened.typed(&format!("to give them back: strangler unretire PLAN --slice {slice}")));
+        ui.words(&opened.typed(&format!("{}: strangler unretire PLAN --slice {slice}", words.undo)));
         Ok(Exit::Clean)
     };
     opened.heard(interrupt::unless(&opened.typed(state), Box::pin(work)).await)
@@ -206,7 +260,7 @@ async fn archive(ui: &mut Ui, arguments: &Arguments) -> Result<Exit, CliError> {
         let display = Display::new(ui);
         let tell = |progress: Progress| display.show(progress);
         let archiving = Archiving { job: &job, reader: &reader, place: &place, tell: &tell };
-        let done = retire::archive(archiving, arguments.confirm.as_deref()).await;
+        let done = Box::pin(retire::archive(archiving, arguments.confirm.as_deref())).await;
         let done = done.map_err(|source| failed(&opened, "archived", source))?;
         told(ui, &opened, arguments, (&place, done))
     };

@@ -20,7 +20,8 @@ const APPLICATION: &str = "strangler unretire";
 
 /// Give back what retire has taken away from a slice's old tables
 ///
-/// Every right that retire --stage revoke took away is given back as it was, with its grant option, by whoever owns the table now: all of
+/// Tables that retire --stage quarantine moved away come back under their names, with everything on them: it is refused while something
+/// else has one of the names. Every right that retire --stage revoke took away is given back as it was, with its grant option, by whoever owns the table now: all of
 /// them in one transaction, or none. What somebody has granted meanwhile stays. A role, table or column that was renamed gets its rights
 /// under its new name; where it is gone, or another one has its name, the right is named, left out and stays written down, until
 /// --give-up forgets it. --dry-run does it, rolls it back and prints the statements. The service is asked for its ledger only: where
@@ -79,7 +80,16 @@ async fn work(ui: &mut Ui, arguments: &Arguments, opened: &Opened) -> Result<Exi
     if arguments.dry_run {
         ui.data(&statements(&restored.statements))?;
     } else {
+        if restored.tables > 0 {
+            ui.words(&format!("{} moved back", words::plural(restored.tables, "table")));
+        }
         ui.words(&format!("{} given back", words::plural(restored.rights, "right")));
+    }
+    for table in &restored.lost {
+        ui.words(&format!("not moved back: {table}: it is not there any more"));
+    }
+    for (schema, holds) in &restored.left {
+        ui.words(&format!("schema {schema} is left to whoever made what it holds: {holds}"));
     }
     for (table, before, now) in &restored.moved {
         ui.words(&format!(

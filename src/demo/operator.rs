@@ -22,7 +22,7 @@ const STOP_TIMEOUT: Duration = Duration::from_secs(20);
 
 /// How a flip says that it was refused because the mirror lags, how long it is typed again then, and how soon.
 const LAGS: &str = "(mirror-lags)";
-const FLIP_PATIENCE: Duration = Duration::from_secs(60);
+const FLIP_PATIENCE: Duration = Duration::from_secs(240);
 const FLIP_AGAIN: Duration = Duration::from_secs(1);
 
 /// Becomes the command, after starting a process that presses Ctrl-C when our end of the pipe is closed. The kernel

@@ -27,6 +27,8 @@ pub enum Kind {
     Gate,
     /// Rights on old tables that were taken away.
     Rights,
+    /// A schema that old tables were moved into.
+    Quarantine,
     /// A publication.
     Publication,
     /// A replication slot.
@@ -46,6 +48,7 @@ impl Kind {
             Self::Slice => "slice",
             Self::Gate => "gate",
             Self::Rights => "rights",
+            Self::Quarantine => "quarantine",
             Self::Publication => "publication",
             Self::Slot => "slot",
             Self::Copy => "copy",
@@ -154,6 +157,7 @@ impl Judge<'_> {
         objects.extend(self.seen.entries.slices.iter().map(|entry| self.slice(&entry.slice)));
         objects.extend(found.gates.iter().map(|gate| self.gate(gate)));
         objects.extend(self.seen.entries.rights.iter().map(|of| self.rights(of)));
+        objects.extend(found.quarantines.iter().map(|(schema, tables)| self.quarantine(schema, *tables)));
         objects.extend(found.publications.iter().map(|of| self.publication(&of.name, of.tables)));
         objects.extend(found.slots.iter().map(|slot| self.slot(slot)));
         objects.extend(self.seen.entries.streams.iter().filter_map(|stream| self.lost_slot(stream)));
@@ -302,6 +306,33 @@ impl Judge<'_> {
                 .consequence("nobody but the tool, their owners and superusers may use the old tables")
                 .next(format!("{undo} gives them back, should anybody miss them")),
         };
+        object.wrong(problem)
+    }
+
+    /// A schema that old tables were moved into, or one that only is called so.
+    fn quarantine(&self, schema: &str, tables: i64) -> Object {
+        let place = self.seen.entries.quarantines.iter().find(|place| place.quarantine == schema);
+        let belongs = place.map_or(Belongs::Nobody, |place| self.owner(&place.slice));
+        let count = words::plural(usize::try_from(tables).unwrap_or(0), "table");
+        let object = Object::new(Kind::Quarantine, schema, belongs.clone()).like(&count);
+        let Some(place) = place else {
+            let problem = Problem::warning("quarantine-left", schema)
+                .fact(format!("it holds {count}, and no slice has its old tables in it"))
+                .consequence("it is in nobody's way")
+                .next("whoever made what it holds may have it, or drops it");
+            return object.wrong(problem);
+        };
+        if matches!(belongs, Belongs::OtherPlan(_)) {
+            return object;
+        }
+        let undo = format!("strangler unretire PLAN --slice {}", place.slice);
+        let problem = Problem::note("tables-away", schema)
+            .fact(format!(
+                "it holds the old tables of slice {} that came from schema {}",
+                place.slice, place.schema
+            ))
+            .consequence("whatever names them by that schema does not find them")
+            .next(format!("{undo} brings them back, should anybody miss them"));
         object.wrong(problem)
     }
 

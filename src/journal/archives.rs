@@ -12,7 +12,7 @@ use crate::name::quote_literal;
 pub struct Archive {
     /// Epoch of the authority at that time.
     pub epoch: i64,
-    /// A folder, or `s3://bucket/prefix`.
+    /// The folder, as it can be typed.
     pub place: String,
     /// SHA-256 of its manifest.
     pub manifest_sha256: String,

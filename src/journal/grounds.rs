@@ -12,6 +12,7 @@ use super::JournalError;
 use super::copies::UNHEARD;
 use crate::name::{TableName, quote_ident, quote_literal};
 use crate::postgres::connect::Session;
+use crate::postgres::places::{self, Places};
 use crate::postgres::type_trees::reached;
 
 /// Everything that evidence about a slice rests on.
@@ -318,7 +319,7 @@ fn shapes_sql() -> String {
 /// [`JournalError::Database`]. The session needs SELECT on `strangler.slice`.
 pub async fn monolith(client: &Client, slice: &str) -> Result<BTreeMap<String, String>, JournalError> {
     let rows = client.query_typed(&monolith_sql(), &[(&slice, Type::TEXT)]).await.map_err(reading())?;
-    rows.iter().map(named).collect()
+    named_all(client, &rows).await
 }
 
 /// The same, over a session that plans it once: see [`service_again`].
@@ -331,7 +332,7 @@ pub async fn monolith_again(
 ) -> Result<BTreeMap<String, String>, JournalError> {
     let planned = session.planned(&monolith_sql()).await.map_err(reading())?;
     let rows = session.query(&planned, &[&slice]).await.map_err(reading())?;
-    rows.iter().map(named).collect()
+    named_all(session, &rows).await
 }
 
 fn monolith_sql() -> String {
@@ -347,8 +348,14 @@ fn monolith_sql() -> String {
     )
 }
 
-fn named(row: &Row) -> Result<(String, String), JournalError> {
-    let name = TableName::new(row.get::<_, String>(0), row.get::<_, String>(1)).to_string();
+/// By the names that tables had before they were moved away.
+async fn named_all(client: &Client, rows: &[Row]) -> Result<BTreeMap<String, String>, JournalError> {
+    let places = places::among(client, rows.iter().map(|row| row.get(0))).await.map_err(reading())?;
+    rows.iter().map(|row| named(row, &places)).collect()
+}
+
+fn named(row: &Row, places: &Places) -> Result<(String, String), JournalError> {
+    let name = places.named(row.get::<_, String>(0), row.get::<_, String>(1)).to_string();
     let mut shape = shape(row.get(2));
     if let Some(noted) = row.get::<_, Option<&str>>(3) {
         let unreadable =

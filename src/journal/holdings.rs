@@ -5,6 +5,7 @@ use tokio_postgres::{Client, Error};
 
 use super::JournalError;
 use crate::name::TableName;
+use crate::postgres::places;
 
 /// A table that a slice has.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
@@ -53,6 +54,9 @@ async fn read_all(client: &Client) -> Result<Vec<Holding>, Error> {
     let gated = client.query(GATED_SQL, &[]).await?;
     let readable: bool = client.query_one(READABLE_SQL, &[]).await?.try_get(0)?;
     let slices = if readable { client.query(PUBLISHED_SQL, &[]).await? } else { Vec::new() };
+    let schemas = gated.iter().map(|row| row.get::<_, Option<&str>>(0));
+    let schemas = schemas.chain(slices.iter().map(|row| row.get(2))).flatten();
+    let places = places::among(client, schemas).await?;
     let plan_of = |slice: &str| {
         let row = slices.iter().find(|row| row.get::<_, &str>(0) == slice);
         row.map(|row| row.get::<_, String>(1))
@@ -60,7 +64,7 @@ async fn read_all(client: &Client) -> Result<Vec<Holding>, Error> {
     let mut holdings: Vec<Holding> = Vec::new();
     for row in &gated {
         let slice: String = row.try_get(2)?;
-        let table = TableName::new(row.try_get::<_, String>(0)?, row.try_get::<_, String>(1)?);
+        let table = places.named(row.try_get::<_, String>(0)?, row.try_get::<_, String>(1)?);
         holdings.push(Holding { table, plan: plan_of(&slice), slice, gated: true });
     }
     for row in &slices {
@@ -69,7 +73,7 @@ async fn read_all(client: &Client) -> Result<Vec<Holding>, Error> {
         else {
             continue;
         };
-        let (table, slice) = (TableName::new(schema, name), row.try_get(0)?);
+        let (table, slice) = (places.named(schema, name), row.try_get(0)?);
         holdings.push(Holding { table, slice, plan: Some(row.try_get(1)?), gated: false });
     }
     holdings.sort();

@@ -1,10 +1,12 @@
 //! Everything in one database that carries our names, and what our own tables say of it. What of it is wrong is for `doctor` to
 //! judge.
 
+use tokio_postgres::types::{ToSql, Type};
 use tokio_postgres::{Client, Error};
 
 use super::{JournalError, whereabouts};
 use crate::name::TableName;
+use crate::postgres::places::{self, Quarantine};
 
 /// What there is, but for what our tables say.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -19,6 +21,8 @@ pub struct Objects {
     pub publications: Vec<Publication>,
     /// Slots of this database with our prefix.
     pub slots: Vec<Slot>,
+    /// Schemas with the prefix of those that old tables are moved into, and how many tables and partitions each holds.
+    pub quarantines: Vec<(String, i64)>,
     /// `strangler_apply`, where the server has it.
     pub role: Option<Role>,
 }
@@ -82,6 +86,8 @@ pub struct Entries {
     pub deferred: Vec<(String, i64)>,
     /// Rights on old tables that were taken away.
     pub rights: Vec<RightsAway>,
+    /// Schemas that old tables were moved into.
+    pub quarantines: Vec<Quarantine>,
 }
 
 /// Rights on the old tables of one slice that were taken away and are not given back.
@@ -167,6 +173,10 @@ SELECT slot_name::text, active_pid, wal_status, greatest(0, coalesce(pg_wal_lsn_
 FROM pg_replication_slots
 WHERE database = current_database() AND left(slot_name::text, 10) = 'strangler_' AND NOT temporary ORDER BY 1";
 
+const QUARANTINES_SQL: &str = "
+SELECT n.nspname::text, (SELECT count(*) FROM pg_class c WHERE c.relnamespace = n.oid AND c.relkind IN ('r', 'p', 'f'))
+FROM pg_namespace n WHERE starts_with(n.nspname::text, $1) ORDER BY 1";
+
 const ROLE_SQL: &str = "
 SELECT coalesce((SELECT array_agg(DISTINCT coalesce(d.datname::text, '') ORDER BY coalesce(d.datname::text, ''))
     FROM pg_shdepend s LEFT JOIN pg_database d ON d.oid = s.dbid
@@ -204,6 +214,9 @@ async fn read_objects(client: &Client) -> Result<Objects, Error> {
             held_bytes: u64::try_from(row.get::<_, i64>(3)).unwrap_or(0),
         });
     }
+    let prefix: [(&(dyn ToSql + Sync), Type); 1] = [(&places::PREFIX, Type::TEXT)];
+    let schemas = client.query_typed(QUARANTINES_SQL, &prefix).await?;
+    objects.quarantines = schemas.iter().map(|row| (row.get(0), row.get(1))).collect();
     let role = client.query_typed(ROLE_SQL, &[]).await?;
     objects.role = role.first().map(|row| Role { needed_in: row.get(0) });
     Ok(objects)
@@ -284,5 +297,6 @@ async fn read_entries(client: &Client) -> Result<Entries, Error> {
             entries.rights.push(RightsAway { slice: row.get(0), since: row.get(1), count: row.get(2) });
         }
     }
+    entries.quarantines = places::read(client).await?.0;
     Ok(entries)
 }

@@ -21,6 +21,7 @@ pub const VERSIONS: &[(&str, &str)] = &[
     ("V5__identities", include_str!("migrations/V5__identities.sql")),
     ("V6__retirement", include_str!("migrations/V6__retirement.sql")),
     ("V7__emptied", include_str!("migrations/V7__emptied.sql")),
+    ("V8__quarantine", include_str!("migrations/V8__quarantine.sql")),
     ("V9__archive", include_str!("migrations/V9__archive.sql")),
 ];
 
@@ -33,6 +34,7 @@ const MARKS: &[&str] = &[
     "piece_identity",
     "retirement",
     "mirror_table_emptied",
+    "quarantine",
     "archive",
 ];
 

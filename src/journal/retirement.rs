@@ -33,6 +33,8 @@ impl Retirement {
 pub enum Stage {
     /// Nobody but the tool, the owner and superusers may use the tables.
     Revoked,
+    /// They stand in a schema of their own, where nothing that names them finds them.
+    Quarantined,
 }
 
 impl Stage {
@@ -41,12 +43,14 @@ impl Stage {
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Revoked => "revoked",
+            Self::Quarantined => "quarantined",
         }
     }
 
     fn read(text: &str) -> Result<Self, JournalError> {
         match text {
             "revoked" => Ok(Self::Revoked),
+            "quarantined" => Ok(Self::Quarantined),
             other => Err(JournalError::Unreadable { what: "retirement.stage", found: other.to_owned() }),
         }
     }

@@ -6,12 +6,15 @@
 mod dependents;
 mod keys;
 mod objects;
+mod quarantined;
 mod tables;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use tokio_postgres::{Client, Error, Row};
 
+use super::places::{self, Places};
+use super::sqlstate::Failure;
 use crate::catalog::{Catalog, Identity};
 use crate::name::TableName;
 use keys::CutKeys;
@@ -82,6 +85,15 @@ pub enum IntrospectError {
         /// The connected role, quoted for SQL.
         role: String,
     },
+    /// Old tables were moved away, yet this role can't tell where from.
+    #[error(
+        "role {role} may not read strangler.quarantine, which says where retire has moved old tables; \
+         run: strangler provision PLAN, or GRANT SELECT ON strangler.quarantine TO {role}"
+    )]
+    NoPlaces {
+        /// The connected role, quoted for SQL.
+        role: String,
+    },
     /// Foreign keys may have been cut, yet this role can't tell which: the mapping would be another one.
     #[error(
         "role {role} may not read strangler.cut_key, which holds the foreign keys that arm has dropped; \
@@ -123,6 +135,7 @@ async fn in_transaction<T>(
 async fn read_all(client: &Client) -> Result<Catalog, IntrospectError> {
     let mut catalog = read_database(client).await?;
     catalog.tables = tables::read(client).await.map_err(failed("tables"))?;
+    let places = read_places(client, &catalog).await?;
     tables::read_columns(client, &mut catalog.tables).await.map_err(failed("columns"))?;
     tables::read_correlations(client, &mut catalog.tables).await.map_err(failed("statistics"))?;
     tables::sum_partitions(&mut catalog.tables);
@@ -131,14 +144,14 @@ async fn read_all(client: &Client) -> Result<Catalog, IntrospectError> {
     let standing = keys::read_foreign_keys(client).await.map_err(failed("foreign keys"))?;
     let cut = match keys::read_cut_keys(client).await.map_err(failed("foreign keys that were cut"))? {
         CutKeys::None => Vec::new(),
-        CutKeys::Closed => return Err(no_cut_keys(client).await?),
+        CutKeys::Closed => return Err(IntrospectError::NoCutKeys { role: role(client).await? }),
         CutKeys::Read(cut) => cut,
     };
     catalog.foreign_keys = keys::joined(standing, cut);
     catalog.types = objects::read_types(client).await.map_err(failed("types"))?;
     catalog.sequences = objects::read_sequences(client).await.map_err(failed("sequences"))?;
-    catalog.dependents =
-        dependents::read(client, &catalog.tables).await.map_err(failed("views, functions and triggers"))?;
+    let dependents = dependents::read(client, &catalog.tables, &places).await;
+    catalog.dependents = dependents.map_err(failed("views, functions and triggers"))?;
     catalog.settings = read_pairs(client, &settings_sql()).await.map_err(failed("settings"))?;
     let extensions = "SELECT extname::text, extversion FROM pg_extension";
     catalog.extensions = read_pairs(client, extensions).await.map_err(failed("extensions"))?;
@@ -147,7 +160,20 @@ async fn read_all(client: &Client) -> Result<Catalog, IntrospectError> {
     let rows = client.query(schemas, &[]).await.map_err(failed("schemas"))?;
     catalog.schemas =
         rows.iter().map(|row| row.try_get(0)).collect::<Result<_, _>>().map_err(failed("schemas"))?;
-    Ok(catalog)
+    Ok(if places.0.is_empty() { catalog } else { quarantined::known_by_their_names(catalog, &places) })
+}
+
+/// Where old tables stand, as far as this role may know it.
+async fn read_places(client: &Client, catalog: &Catalog) -> Result<Places, IntrospectError> {
+    let schemas: BTreeSet<&str> = catalog.tables.keys().map(|table| table.schema.as_str()).collect();
+    match places::among(client, schemas.into_iter()).await {
+        Err(error) if Failure::of(&error) == Failure::Privilege => {
+            // The question has ended the transaction.
+            client.batch_execute("ROLLBACK").await.map_err(failed("a snapshot"))?;
+            Err(IntrospectError::NoPlaces { role: role(client).await? })
+        }
+        read => read.map_err(failed("where old tables stand")),
+    }
 }
 
 fn settings_sql() -> String {
@@ -205,10 +231,9 @@ fn collation_of(row: &Row) -> Result<String, Error> {
     })
 }
 
-async fn no_cut_keys(client: &Client) -> Result<IntrospectError, IntrospectError> {
+async fn role(client: &Client) -> Result<String, IntrospectError> {
     let sql = "SELECT quote_ident(current_user::text)";
-    let row = client.query_one(sql, &[]).await.map_err(failed("the role"))?;
-    Ok(IntrospectError::NoCutKeys { role: row.get(0) })
+    Ok(client.query_one(sql, &[]).await.map_err(failed("the role"))?.get(0))
 }
 
 async fn read_identity(

@@ -14,9 +14,17 @@ use crate::name::{TableName, quote_ident};
 use crate::problem::Problem;
 
 /// What is granted to both links, because both look where they lead, which version made it, what the mapping was before
-/// keys were cut, and how the way back is doing.
-pub(crate) const OURS: &[&str] =
-    &["database", "schema_history", "slice", "stream", "mirror_process", "mirror_table", "cut_key"];
+/// keys were cut, where old tables were moved, and how the way back is doing.
+pub(crate) const OURS: &[&str] = &[
+    "database",
+    "schema_history",
+    "slice",
+    "stream",
+    "mirror_process",
+    "mirror_table",
+    "cut_key",
+    "quarantine",
+];
 
 /// What the way back does with our own tables here: the same as the way there in a service. `arm` grants it, too, where only it
 /// makes the role.
@@ -96,7 +104,7 @@ fn see_ours(draft: &Draft<'_>, wanted: &mut Wanted, role: &str) {
 pub(crate) fn to_lock_rows(table: &TableMapping) -> Vec<(GrantOn, &'static [&'static str])> {
     let key = table.key_columns().chain(&table.columns).next();
     let mut wanted: Vec<(GrantOn, &'static [&'static str])> = vec![
-        (GrantOn::Schema(table.source.schema.clone()), &["USAGE"]),
+        (GrantOn::Schema(table.source.place_schema().to_owned()), &["USAGE"]),
         (GrantOn::Table(table.source.clone()), &["SELECT"]),
     ];
     let column = key.map(|key| GrantOn::Column(table.source.clone(), key.source.clone()));

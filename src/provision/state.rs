@@ -11,6 +11,7 @@ use crate::journal::migrate;
 use crate::journal::provisioned::{self, DeferredRow, MirrorRow, SliceRow};
 use crate::journal::whereabouts::{self, Whereabouts};
 use crate::name::TableName;
+use crate::postgres::places::{self, Places};
 
 /// A role of the server.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -133,6 +134,8 @@ pub struct State {
     pub publications: BTreeMap<String, Publication>,
     /// Which slices, of whatever plan, have which tables.
     pub holdings: Vec<Holding>,
+    /// Where old tables stand that were moved away; they are known by the names that they had.
+    pub places: Places,
 }
 
 impl State {
@@ -179,6 +182,7 @@ async fn read_all(database: &Database, client: &Client) -> Result<State, Provisi
     state.whereabouts = whereabouts::read(client)
         .await
         .map_err(|source| ProvisionError::Journal { database: database.clone(), source })?;
+    state.places = places::read(client).await.map_err(failed("where old tables stand"))?;
     state.holdings = holdings::read(client)
         .await
         .map_err(|source| ProvisionError::Journal { database: database.clone(), source })?;
@@ -259,9 +263,9 @@ async fn read_rights(client: &Client, state: &mut State) -> Result<(), Error> {
         let (schema, name): (String, String) = (row.try_get(1)?, row.try_get(2)?);
         let on = match row.try_get::<_, String>(0)?.as_str() {
             "n" => GrantOn::Schema(schema),
-            "S" => GrantOn::Sequence(TableName::new(schema, name)),
-            "column" => GrantOn::Column(TableName::new(schema, name), row.try_get(5)?),
-            _ => GrantOn::Table(TableName::new(schema, name)),
+            "S" => GrantOn::Sequence(state.places.named(schema, name)),
+            "column" => GrantOn::Column(state.places.named(schema, name), row.try_get(5)?),
+            _ => GrantOn::Table(state.places.named(schema, name)),
         };
         state.grants.insert(Grant { on, role: row.try_get(3)?, privilege: row.try_get(4)? });
     }
@@ -282,7 +286,8 @@ async fn read_objects(client: &Client, state: &mut State) -> Result<(), Error> {
     let sql = "SELECT n.nspname::text, c.relname::text, pg_get_userbyid(c.relowner)::text FROM pg_class c \
                JOIN pg_namespace n ON n.oid = c.relnamespace WHERE c.relkind = 'S' AND n.nspname !~ '^pg_'";
     for row in client.query(sql, &[]).await? {
-        state.sequence_owners.insert(name_at(&row, 0)?, row.try_get(2)?);
+        let sequence = state.places.translated(name_at(&row, 0)?);
+        state.sequence_owners.insert(sequence, row.try_get(2)?);
     }
     for row in client.query("SELECT name::text FROM pg_available_extensions", &[]).await? {
         state.available_extensions.insert(row.try_get(0)?);
@@ -319,8 +324,9 @@ async fn read_publications(client: &Client, state: &mut State) -> Result<(), Err
                JOIN pg_publication p ON p.oid = r.prpubid JOIN pg_class c ON c.oid = r.prrelid \
                JOIN pg_namespace n ON n.oid = c.relnamespace";
     for row in client.query(sql, &[]).await? {
+        let table = state.places.translated(name_at(&row, 1)?);
         if let Some(publication) = state.publications.get_mut(&row.try_get::<_, String>(0)?) {
-            publication.tables.insert(name_at(&row, 1)?);
+            publication.tables.insert(table);
         }
     }
     Ok(())
@@ -332,7 +338,7 @@ async fn read_triggers(client: &Client, state: &mut State) -> Result<(), Error> 
                JOIN pg_proc p ON p.oid = t.tgfoid JOIN pg_namespace pn ON pn.oid = p.pronamespace \
                WHERE pn.nspname = 'strangler' AND t.tgname IN ($1, $2)";
     for row in client.query(sql, &[&gate::TRIGGER, &gate::TRUNCATE_TRIGGER]).await? {
-        let trigger = Trigger { table: name_at(&row, 0)?, name: row.try_get(2)? };
+        let trigger = Trigger { table: state.places.translated(name_at(&row, 0)?), name: row.try_get(2)? };
         state.triggers.insert(trigger, row.try_get(3)?);
     }
     let sql = "SELECT substr(c.relname::text, 6) FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace \

@@ -3,20 +3,22 @@
 
 use std::collections::BTreeMap;
 
+use sha2::{Digest, Sha256};
 use tokio_postgres::Client;
 
 use super::gather::RetireError;
 use super::revoke::Transaction;
-use super::run::{Commit, Job, allowed, itself, locked, tell, token_of, within};
+use super::run::{Commit, Job, allowed, itself, locked, shown, tell, within};
+use super::stage::Step;
 use crate::archive::{self, ArchiveError, Manifest, Place, PlaceError, Tell, There, Whose, Writing};
 use crate::failpoint;
 use crate::journal::archives::{self, Archive};
+use crate::journal::arming;
 use crate::journal::ledger::RETIRE;
+use crate::journal::retirement::{self, Stage};
 use crate::journal::streams::{Mode, StreamState};
-use crate::journal::{arming, retirement};
 use crate::lsn::Lsn;
 use crate::postgres::connect::Session;
-use crate::postgres::introspect;
 use crate::problem::Problem;
 
 const ARCHIVING: Commit = Commit {
@@ -75,9 +77,9 @@ struct Standing {
 pub async fn archive(archiving: Archiving<'_>, confirm: Option<&str>) -> Result<Archived, RetireError> {
     let Archiving { job, place, tell, .. } = archiving;
     let standing = locked(job.work.databases, async || stand(archiving).await).await?;
-    let shown = (standing.epoch, place.to_string(), standing.tables.keys().collect::<Vec<_>>());
+    let what = (standing.epoch, place.to_string(), standing.tables.keys().collect::<Vec<_>>());
     let archived = Archived {
-        token: token_of(&format!("archive {shown:?}")),
+        token: shown(&Sha256::digest(format!("archive {what:?}").as_bytes())),
         there: words(&standing.there),
         tables: standing.tables.clone(),
         problems: standing.problems.clone(),
@@ -167,12 +169,13 @@ async fn note(job: &Job<'_>, archive: &Archive) -> Result<(), RetireError> {
     let slice = job.work.slice;
     locked(job.work.databases, async || {
         itself(&job.work.databases.monolith, slice).await?;
-        let look = allowed(job).await?;
-        taken(&job.work.databases.monolith, slice, look.epoch).await?;
+        let look = Box::pin(allowed(job, Step::Archive, None)).await?;
+        let since = taken(&job.work.databases.monolith, slice, look.epoch).await?;
         let noting = async |transaction: &mut Transaction<'_>| {
             let changed = || RetireError::Changed { slice: slice.to_owned() };
             let held = transaction.rows(retirement::only_in_epoch(slice, archive.epoch)).await?;
-            if held == 0 || look.epoch != archive.epoch {
+            // They may have been brought back and moved away again since they were read.
+            if held == 0 || look.epoch != archive.epoch || archive.at < since {
                 return Err(changed());
             }
             transaction.run(archives::note(slice, archive)).await?;
@@ -189,17 +192,17 @@ async fn note(job: &Job<'_>, archive: &Archive) -> Result<(), RetireError> {
     .await
 }
 
-/// Refuses where the rights were not taken away in this epoch; else says since when they are.
+/// Refuses where the tables were not moved away in this epoch; else says since when they are.
 async fn taken(monolith: &Client, slice: &str, epoch: i64) -> Result<String, RetireError> {
     match retirement::read(monolith, slice).await? {
-        Some(done) if done.epoch == epoch => Ok(done.at),
+        Some(done) if done.epoch == epoch && done.stage >= Stage::Quarantined => Ok(done.at),
         Some(_) | None => Err(refused(
-            Problem::error("not-revoked", format!("slice {slice}"))
-                .fact("the rights on its old tables are not taken away")
+            Problem::error("stage-before", format!("slice {slice}"))
+                .fact("its old tables are not moved away since its service has the authority")
                 .consequence(
                     "whoever still writes or needs them would not be noticed while they are archived",
                 )
-                .next(format!("strangler retire PLAN --slice {slice} --stage revoke")),
+                .next(format!("strangler retire PLAN --slice {slice} --stage quarantine")),
         )),
     }
 }
@@ -217,7 +220,7 @@ async fn stand(archiving: Archiving<'_>) -> Result<Standing, RetireError> {
     if retirement::read(monolith, slice).await?.is_some() {
         tell(job.work, ARCHIVING).await?;
     }
-    let look = allowed(job).await?;
+    let look = Box::pin(allowed(job, Step::Archive, None)).await?;
     let since = taken(monolith, slice, look.epoch).await?;
     way_back(monolith, slice).await?;
     if !archives::try_lock(reader, slice).await? {
@@ -228,7 +231,7 @@ async fn stand(archiving: Archiving<'_>) -> Result<Standing, RetireError> {
                 .next("wait until that has ended, then the same command"),
         ));
     }
-    let catalog = introspect::read(job.catalogs).await?;
+    let catalog = &look.catalog;
     let whose = Whose {
         plan: job.work.plan.name.clone(),
         slice: slice.to_owned(),
@@ -239,7 +242,7 @@ async fn stand(archiving: Archiving<'_>) -> Result<Standing, RetireError> {
     let there = archive::look(place, &whose).await?;
     let noted = archives::read(monolith, slice).await?.filter(|noted| noted.epoch == look.epoch);
     fits(&there, (place, &since))?;
-    let tables = archive::sizes(job.mapping, &catalog)?;
+    let tables = archive::sizes(job.mapping, catalog)?;
     Ok(Standing { problems: look.problems, epoch: look.epoch, whose, tables, there, noted })
 }
 
@@ -263,7 +266,7 @@ fn fits(there: &There, (place, since): (&Place, &str)) -> Result<(), RetireError
         There::Nothing | There::Begun => return Ok(()),
         There::Whole(manifest, _) if manifest.of.at.as_str() >= since => return Ok(()),
         There::Whole(manifest, _) => {
-            format!("it holds an archive of {}, and the rights were taken away at {since}", manifest.of.at)
+            format!("it holds an archive of {}, and the tables were moved away at {since}", manifest.of.at)
         }
         There::Other(what) => format!("it {what}"),
     };
@@ -271,7 +274,7 @@ fn fits(there: &There, (place, since): (&Place, &str)) -> Result<(), RetireError
         Problem::error("place-taken", place)
             .fact(fact)
             .consequence("nothing that is there is written over")
-            .next("the same command with another --to, a folder or a prefix that is empty"),
+            .next("the same command with another --to, a folder that is empty"),
     ))
 }
 

@@ -72,8 +72,14 @@ pub enum RetireError {
         /// Which rights.
         missing: String,
     },
+    /// The catalog does not have afterwards what was moved.
+    #[error("the server did not move {missing} with all its rights; nothing was done")]
+    NotMoved {
+        /// Which tables, where they should be.
+        missing: String,
+    },
     /// Somebody else changed rights at the same moment.
-    #[error("somebody else changes rights on the old tables at the same time, so nothing was done")]
+    #[error("somebody else changes the old tables or rights on them at the same time, so nothing was done")]
     Raced,
     /// Somebody holds what is needed.
     #[error("waited too long for somebody else's transaction{}; nothing was done", .who.as_ref().map(|who| format!(": {who}")).unwrap_or_default())]

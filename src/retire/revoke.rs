@@ -33,6 +33,7 @@ impl Transaction<'_> {
         Ok(())
     }
 
+    /// Runs a query whose rows are only counted.
     pub(super) async fn rows(&mut self, sql: String) -> Result<usize, RetireError> {
         let rows = self.monolith.query(&sql, &[]).await;
         let rows = rows.map_err(|source| RetireError::Statement { sql: sql.clone(), owner: None, source })?;
@@ -41,18 +42,27 @@ impl Transaction<'_> {
     }
 
     /// Runs statements as the owner of a relation: whatever he grants and revokes comes from himself.
-    async fn as_owner(&mut self, relation: &Relation, sql: Vec<String>) -> Result<(), RetireError> {
+    pub(super) async fn as_owner(
+        &mut self,
+        relation: &Relation,
+        sql: Vec<String>,
+    ) -> Result<(), RetireError> {
+        self.as_role(&relation.owner, sql).await
+    }
+
+    /// Runs statements as a role.
+    pub(super) async fn as_role(&mut self, role: &str, sql: Vec<String>) -> Result<(), RetireError> {
         if sql.is_empty() {
             return Ok(());
         }
-        self.run(format!("SET LOCAL ROLE {}", quote_ident(&relation.owner))).await?;
+        self.run(format!("SET LOCAL ROLE {}", quote_ident(role))).await?;
         for sql in sql {
-            self.run_as(Some(&relation.owner), sql).await?;
+            self.run_as(Some(role), sql).await?;
         }
         self.run("SET LOCAL ROLE NONE".to_owned()).await
     }
 
-    async fn read(&self, tables: &[TableName]) -> Result<Vec<Relation>, RetireError> {
+    pub(super) async fn read(&self, tables: &[TableName]) -> Result<Vec<Relation>, RetireError> {
         let read = rights::read(self.monolith, tables).await;
         read.map_err(RetireError::database("the rights on old tables"))
     }
@@ -188,6 +198,12 @@ pub struct Restored {
     pub archive: Option<Archive>,
     /// Relations that belong to somebody else than who gave the rights: relation, who gave them, whose it is.
     pub moved: BTreeSet<(TableName, String, String)>,
+    /// How many tables and partitions came back from quarantine.
+    pub tables: usize,
+    /// What was moved there and is gone since, by the name that it had.
+    pub lost: BTreeSet<TableName>,
+    /// Quarantine schemas that hold something else and so stay, with what that is.
+    pub left: Vec<(String, String)>,
 }
 
 /// Whose rights come back.

@@ -12,16 +12,19 @@ use tokio_postgres::Client;
 
 use super::gather::{self, Asked, RetireError};
 use super::judge::{self, SliceReport};
+use super::moving;
+use super::quarantine::{self, Moving};
 use super::revoke::{self, Giving, Restored, Taking, Transaction};
-use super::rights;
-use super::stage::{self, Grounds};
+use super::rights::{self, Relation};
+use super::stage::{self, Grounds, Revoked, Step};
 use super::unstoppable;
+use crate::catalog::Catalog;
 use crate::failpoint;
 use crate::journal::ledger::{Author, RETIRE, UNRETIRE};
 use crate::journal::migrate::{self, Form};
-use crate::journal::retirement::{self, Right};
+use crate::journal::retirement::{self, Right, Stage};
 use crate::journal::usage::How;
-use crate::journal::{grounds, verdicts, whereabouts};
+use crate::journal::{grounds, holdings, verdicts, whereabouts};
 use crate::mapping::{Mappings, SliceMapping};
 use crate::name::TableName;
 use crate::plan::{Approval, Plan, Policy};
@@ -49,7 +52,7 @@ const ENDING_LOOKS: usize = 10;
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Commit {
     pub(super) verb: &'static str,
-    /// What is so then.
+    /// What is then.
     pub(super) done: &'static str,
     /// Kill point before it.
     pub(super) before: &'static str,
@@ -64,12 +67,21 @@ const TAKING: Commit = Commit {
     behind: "retire-committed",
 };
 
+const MOVING: Commit = Commit {
+    verb: RETIRE,
+    done: "the tables are in quarantine",
+    before: "quarantine-before-commit",
+    behind: "quarantine-committed",
+};
+
 const GIVING: Commit = Commit {
     verb: UNRETIRE,
     done: "the rights are given back",
     before: "unretire-before-commit",
     behind: "unretire-committed",
 };
+
+const BRINGING: Commit = Commit { done: "the tables are back, and the rights given back", ..GIVING };
 
 /// What taking and taking back work with.
 #[derive(Debug, Clone, Copy)]
@@ -122,11 +134,20 @@ pub struct Done {
     pub before: bool,
 }
 
+impl Done {
+    /// The stage was taken, and with it everything that it takes.
+    fn before() -> Self {
+        Self { statements: Vec::new(), token: String::new(), problems: Vec::new(), before: true }
+    }
+}
+
 /// What speaks for and against a stage.
 pub(super) struct Look {
     pub(super) problems: Vec<Problem>,
     pub(super) epoch: i64,
-    again: bool,
+    /// The stage that was taken before.
+    taken: Option<Stage>,
+    pub(super) catalog: Catalog,
 }
 
 impl Job<'_> {
@@ -152,12 +173,16 @@ pub async fn revoke(job: &Job<'_>, confirm: Option<&str>) -> Result<Done, Retire
     locked(job.work.databases, async || {
         itself(&job.work.databases.monolith, slice).await?;
         // Of a run that was cut off behind its COMMIT, also where something stands in the way by now.
-        if retirement::read(&job.work.databases.monolith, slice).await?.is_some() {
+        if let Some(taken) = retirement::read(&job.work.databases.monolith, slice).await? {
             tell(job.work, TAKING).await?;
+            if taken.stage > Stage::Revoked {
+                return Ok(Done::before());
+            }
         }
         let begun = Instant::now();
-        let look = allowed(job).await?;
+        let look = allowed(job, Step::Revoke, None).await?;
         let took = begun.elapsed();
+        let again = look.taken.is_some();
         let tables = job.tables();
         let taking = Taking {
             slice,
@@ -166,18 +191,18 @@ pub async fn revoke(job: &Job<'_>, confirm: Option<&str>) -> Result<Done, Retire
             own: job.own,
             user: job.work.user,
             approved_by: job.approved_by,
-            again: look.again,
+            again,
         };
         let commit = confirm.map(|_| TAKING);
         let take = async |transaction: &mut Transaction<'_>| {
             let taken = revoke::take(transaction, taking).await?;
             let token = token(look.epoch, &taken);
-            let before = look.again && taken.is_empty();
+            let before = again && taken.is_empty();
             if !before && confirm.is_some_and(|wanted| wanted != token) {
                 return Err(RetireError::Changed { slice: slice.to_owned() });
             }
             if confirm.is_some() && !before {
-                look_again(job, transaction, took).await?;
+                look_again(job, transaction, (Step::Revoke, None), took).await?;
             }
             Ok((token, before))
         };
@@ -190,7 +215,57 @@ pub async fn revoke(job: &Job<'_>, confirm: Option<&str>) -> Result<Done, Retire
     .await
 }
 
-/// Gives back every right that was taken away, as it was, and tells the ledger; what is gone meanwhile (a role, a table, a column) is
+/// Moves a slice's old tables into a schema of their own, where what goes is still what `confirm` names, and tells the ledger. Without `confirm`
+/// all of it is done and rolled back. The way back goes on into them. Whatever speaks against it is looked for once more behind the locks
+/// that keep everybody away from the tables.
+///
+/// # Errors
+/// As [`revoke()`].
+pub async fn quarantine(job: &Job<'_>, confirm: Option<&str>) -> Result<Done, RetireError> {
+    let Work { slice, databases, user, .. } = job.work;
+    locked(databases, async || {
+        itself(&databases.monolith, slice).await?;
+        if let Some(taken) = retirement::read(&databases.monolith, slice).await? {
+            tell(job.work, MOVING).await?;
+            if taken.stage >= Stage::Quarantined {
+                return Ok(Done::before());
+            }
+        }
+        let begun = Instant::now();
+        let look = Box::pin(allowed(job, Step::Quarantine, None)).await?;
+        let (took, tables) = (begun.elapsed(), job.tables());
+        let moving = Moving {
+            slice,
+            epoch: look.epoch,
+            tables: &tables,
+            own: job.own,
+            user,
+            approved_by: job.approved_by,
+        };
+        let judge = async |transaction: &Transaction<'_>| match confirm {
+            Some(_) => {
+                let step = (Step::Quarantine, Some(&look.catalog));
+                Box::pin(look_again(job, transaction, step, took)).await
+            }
+            None => Ok(()),
+        };
+        let take = async |transaction: &mut Transaction<'_>| {
+            let token = Box::pin(quarantine::take(transaction, moving, &judge)).await?;
+            if confirm.is_some_and(|wanted| wanted != token) {
+                return Err(RetireError::Changed { slice: slice.to_owned() });
+            }
+            Ok(token)
+        };
+        let (token, statements) = within(job.work, confirm.map(|_| MOVING), take).await?;
+        if confirm.is_some() {
+            tell(job.work, MOVING).await?;
+        }
+        Ok(Done { statements, token, problems: look.problems, before: false })
+    })
+    .await
+}
+
+/// Brings tables back from quarantine, gives back every right that was taken away, as it was, and tells the ledger; what is gone meanwhile (a role, a table, a column) is
 /// left out and stays written down, unless it is given up. Without `commit` all of it is done and rolled back. `None` when nothing was
 /// taken, and nothing was left.
 ///
@@ -208,11 +283,20 @@ pub async fn restore(
             tell(work, GIVING).await?;
             return Ok(None);
         }
-        let giving = Giving { slice, user: work.user, stage, give_up };
-        let give = async |transaction: &mut Transaction<'_>| revoke::give(transaction, giving).await;
-        let (restored, statements) = within(work, commit.then_some(GIVING), give).await?;
+        let moved = stage.is_some_and(|stage| stage >= Stage::Quarantined);
+        let giving = Giving { slice, user: work.user, stage: stage.map(|_| Stage::Revoked), give_up };
+        let give = async |transaction: &mut Transaction<'_>| {
+            if !moved {
+                return revoke::give(transaction, giving).await;
+            }
+            let back = Box::pin(quarantine::back(transaction, slice, work.user)).await?;
+            let restored = revoke::give(transaction, giving).await?;
+            Ok(Restored { tables: back.tables, lost: back.gone, left: back.left, ..restored })
+        };
+        let ending = if moved { BRINGING } else { GIVING };
+        let (restored, statements) = within(work, commit.then_some(ending), give).await?;
         if commit {
-            tell(work, GIVING).await?;
+            tell(work, ending).await?;
         }
         Ok(Some(Restored { statements, ..restored }))
     })
@@ -237,8 +321,8 @@ pub(super) async fn itself(monolith: &Client, slice: &str) -> Result<(), RetireE
 }
 
 /// Looks, and refuses where something stands in the way.
-pub(super) async fn allowed(job: &Job<'_>) -> Result<Look, RetireError> {
-    let look = look(job).await?;
+pub(super) async fn allowed(job: &Job<'_>, step: Step, known: Option<&Catalog>) -> Result<Look, RetireError> {
+    let look = look(job, step, known).await?;
     if look.problems.iter().any(|problem| problem.severity == Severity::Error) {
         return Err(RetireError::Refused { problems: look.problems });
     }
@@ -248,11 +332,18 @@ pub(super) async fn allowed(job: &Job<'_>) -> Result<Look, RetireError> {
 /// Looks once more, as the last thing before the COMMIT: while statements waited for somebody else's transaction, a reader may have
 /// come, a comparison found differences, a view been made, or a move been begun, which the gate that is held does not show on the
 /// service's side. The transaction's session is idle meanwhile, for about as long as the first look `took`.
-async fn look_again(job: &Job<'_>, transaction: &Transaction<'_>, took: Duration) -> Result<(), RetireError> {
+///
+/// `known` are the catalogs where they can't be read meanwhile, because the transaction has locked the tables.
+async fn look_again(
+    job: &Job<'_>,
+    transaction: &Transaction<'_>,
+    (step, known): (Step, Option<&Catalog>),
+    took: Duration,
+) -> Result<(), RetireError> {
     let limit = format!("SET LOCAL idle_in_transaction_session_timeout = {}", idle_ms(took));
     let limited = transaction.monolith.batch_execute(&limit).await;
     limited.map_err(RetireError::database("how long a look may take"))?;
-    allowed(job).await?;
+    allowed(job, step, known).await?;
     let limited = transaction.monolith.batch_execute(&idle_limit()).await;
     limited.map_err(RetireError::database("how long a transaction may be idle"))
 }
@@ -262,25 +353,42 @@ fn idle_ms(took: Duration) -> u128 {
     took.as_millis() * 3 + 1_000
 }
 
-async fn look(job: &Job<'_>) -> Result<Look, RetireError> {
+async fn look(job: &Job<'_>, step: Step, known: Option<&Catalog>) -> Result<Look, RetireError> {
     let Work { slice, databases, user, plan, .. } = job.work;
     let monolith = &databases.monolith;
     if migrate::form(monolith).await? == Form::Older {
         return Err(RetireError::Outdated);
     }
-    let catalog = introspect::read(job.catalogs).await?;
+    // Whoever has locked the tables asks by himself: no other session gets at them.
+    let (catalog, asks) = match known {
+        Some(known) => (known.clone(), monolith),
+        None => (introspect::read(job.catalogs).await?, job.monolith),
+    };
     let asked = Asked {
         mapping: job.mapping,
         quiet_period: job.policy().quiet_period,
         catalog: &catalog,
-        monolith: job.monolith,
+        monolith: asks,
         service: job.service,
     };
     let facts = gather::gather(asked).await?;
     let report = judge::judge(&facts);
-    let mut problems = stage::before_revoking(&report, &grounds_of(job, &report).await?);
     let failed = || RetireError::database("the rights on old tables");
     let relations = rights::read(monolith, &job.tables()).await.map_err(failed())?;
+    let taken = retirement::read(monolith, slice).await?.map(|done| done.stage);
+    let grounds = grounds_of(job, &report).await?;
+    let mut problems = match step {
+        Step::Revoke => stage::before_revoking(&report, &grounds),
+        Step::Quarantine => {
+            let mut problems = stage::before_moving(&report, &grounds, revoked(job, taken, &relations));
+            let bound = in_the_way_of_moving(job, &relations, known.is_some()).await?;
+            // A function that is bound to the tables does not fail when they are away.
+            problems.retain(|problem| !stage::is_bound(problem, &bound));
+            problems.extend(bound);
+            problems
+        }
+        Step::Archive => stage::before_archiving(&report, &grounds, (taken, revoked(job, taken, &relations))),
+    };
     problems.extend(rights::problems(&relations, job.own, user));
     let recent = facts.users.iter().filter(|user| {
         user.how == How::Session && user.last_us.is_some_and(|last| last + facts.quiet_us > facts.now_us)
@@ -294,8 +402,38 @@ async fn look(job: &Job<'_>) -> Result<Look, RetireError> {
     };
     problems.extend(unstoppable::problems(monolith, asked).await.map_err(failed())?);
     problems.sort();
-    let again = retirement::read(monolith, slice).await?.is_some();
-    Ok(Look { problems, epoch: report.epoch, again })
+    problems.dedup();
+    Ok(Look { problems, epoch: report.epoch, taken, catalog })
+}
+
+/// How the first stage stands.
+fn revoked(job: &Job<'_>, taken: Option<Stage>, relations: &[Relation]) -> Revoked {
+    match taken {
+        None => Revoked::Not,
+        Some(_) if relations.iter().any(|relation| relation.taken(job.own).next().is_some()) => {
+            Revoked::GivenSince
+        }
+        Some(_) => Revoked::Wholly,
+    }
+}
+
+/// What only moving tables away asks for. What the catalogs have told before the tables were locked is asked again behind that.
+async fn in_the_way_of_moving(
+    job: &Job<'_>,
+    relations: &[Relation],
+    locked: bool,
+) -> Result<Vec<Problem>, RetireError> {
+    const TOLD: &[&str] = &["view", "materialized view", "rewrite rule", "policy", "foreign key"];
+    let (monolith, slice) = (&job.work.databases.monolith, job.work.slice);
+    let told = if locked { &[] } else { TOLD };
+    let failed = || RetireError::database("what depends on the old tables");
+    let mut problems = moving::followers(monolith, relations, told).await.map_err(failed())?;
+    problems.extend(moving::shared(slice, &job.tables(), &holdings::read(monolith).await?));
+    let objects = moving::objects(monolith, relations).await.map_err(failed())?;
+    let wanted = objects.iter().map(|object| (object.owner.clone(), object.name.schema.clone())).collect();
+    let (_, no_way_back) = moving::who_puts(monolith, &wanted).await.map_err(failed())?;
+    problems.extend(no_way_back);
+    Ok(problems)
 }
 
 async fn grounds_of(job: &Job<'_>, report: &SliceReport) -> Result<Grounds, RetireError> {
@@ -317,12 +455,11 @@ async fn grounds_of(job: &Job<'_>, report: &SliceReport) -> Result<Grounds, Reti
 }
 
 fn token(epoch: i64, taken: &[Right]) -> String {
-    token_of(&format!("{epoch} {taken:?}"))
+    shown(&Sha256::digest(format!("{epoch} {taken:?}").as_bytes()))
 }
 
-/// A word that names exactly what is to be done.
-pub(super) fn token_of(what: &str) -> String {
-    let hash = Sha256::digest(what.as_bytes());
+/// The beginning of a hash, as it is typed.
+pub(super) fn shown(hash: &[u8]) -> String {
     hash.iter().take(4).fold(String::new(), |mut text, byte| {
         // Writing into memory does not fail.
         let _ = write!(text, "{byte:02x}");

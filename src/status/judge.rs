@@ -408,8 +408,8 @@ fn rights_alarm(monolith: &MonolithFacts, slice: &str, commands: &Commands) -> O
     let undo = commands.of("unretire", slice, "");
     match &arming.retirement {
         Some(done) if is_open(Some(monolith)) => Some(format!(
-            "slice {slice}: the monolith has the authority, and the rights on its tables are {} since {}, so that its application \
-             can't use them; {undo} gives them back [retired]",
+            "slice {slice}: the monolith has the authority, and its tables are {} since {}, so that its application can't use them; {undo} \
+             gives them back [retired]",
             done.stage.as_str(),
             done.at
         )),

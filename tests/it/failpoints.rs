@@ -4,7 +4,10 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use strangler::failpoint::{ARM, COPY_AGAIN, DISARM, LEDGER, MIRROR, RECORD, REPAIR, RETIRE, REVERSE, START};
+use strangler::failpoint::{
+    ARCHIVE, ARM, COPY_AGAIN, DISARM, LEDGER, MIRROR, QUARANTINE, RECORD, REPAIR, RESTORE, RETIRE, REVERSE,
+    START,
+};
 
 /// Calls and statements that make something durable. What is written inside a transaction becomes so at its COMMIT.
 const DURABLE: &[&str] = &[
@@ -98,8 +101,11 @@ fn every_durable_write_is_followed_by_a_kill_point() {
 #[test]
 fn every_kill_point_is_met_by_the_code_and_listed_once() {
     let code: String = sources().into_values().flatten().collect::<Vec<_>>().join("\n");
-    let mut names: Vec<&str> =
-        [MIRROR, COPY_AGAIN, START, REPAIR, REVERSE, ARM, DISARM, RETIRE, LEDGER, RECORD].concat();
+    let mut names: Vec<&str> = [
+        MIRROR, COPY_AGAIN, START, REPAIR, REVERSE, ARM, DISARM, RETIRE, QUARANTINE, ARCHIVE, RESTORE, LEDGER,
+        RECORD,
+    ]
+    .concat();
     for name in &names {
         assert!(code.contains(&format!("\"{name}\"")), "{name} is never met");
     }

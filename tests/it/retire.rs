@@ -2,8 +2,9 @@
 
 mod again;
 mod archive;
+mod quarantine;
 mod rights;
-#[cfg(feature = "s3-server")]
+#[cfg(feature = "s3")]
 mod store;
 
 use std::collections::BTreeSet;
@@ -88,11 +89,11 @@ fn refused(ended: &Ended, codes: &[&str]) {
 /// A service with the authority, whose plan asks for little before retirement, and a proof that both sides are equal. The links may do
 /// what they need and no more.
 async fn ripe() -> (Split, Client, Client, Mirror) {
-    ripe_with(TABLES, (SETUP, "")).await
+    ripe_of(TABLES, (SETUP, "")).await
 }
 
-/// The same with other tables beside `accounts` and `moves`; `prepared` is run in the service before anything is made there.
-async fn ripe_with(tables: &str, (setup, prepared): (&str, &str)) -> (Split, Client, Client, Mirror) {
+/// The same with other tables, which are set up so; the other text is run in the service before anything is made there.
+async fn ripe_of(tables: &str, (setup, prepared): (&str, &str)) -> (Split, Client, Client, Mirror) {
     let (split, monolith, service) = privilege::open(tables, setup).await;
     service.batch_execute(prepared).await.unwrap();
     let policy = "policy: { min_mirror_time: 0s, write_pause_budget: 2s }\n";
@@ -106,9 +107,9 @@ async fn ripe_with(tables: &str, (setup, prepared): (&str, &str)) -> (Split, Cli
     refused(&revoke(&split, &[]), &["safety-period", "clean-runs", "no-evidence"]);
     let policy = "write_pause_budget: 2s, safety_period: 0s, quiet_period: 0s, clean_runs_before_retire: 1";
     split.change_plan("write_pause_budget: 2s", policy);
-    let watched = format!("SELECT count(*) = {} FROM strangler.table_use", tables.matches(": {}").count());
+    let watched = "SELECT count(*) >= 2 AND count(*) = (SELECT count(*) FROM strangler.mirror_table) FROM strangler.table_use";
     until("the old tables are watched", SOON, async || {
-        monolith.query_one(&watched, &[]).await.unwrap().get::<_, bool>(0).then_some(())
+        monolith.query_one(watched, &[]).await.unwrap().get::<_, bool>(0).then_some(())
     })
     .await;
     refused(&revoke(&split, &[]), &["quiet-period", "clean-runs"]);

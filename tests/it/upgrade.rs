@@ -11,7 +11,7 @@ use crate::support::split::Split;
 /// Takes back what later versions added, so that a database is as the first one leaves it.
 const BACK_TO_V1: &str = "
 DROP TABLE strangler.archive;
-DROP TABLE strangler.retirement, strangler.revoked_right;
+DROP TABLE strangler.retirement, strangler.revoked_right, strangler.quarantine, strangler.quarantined;
 ALTER TABLE strangler.mirror_table DROP COLUMN emptied_as;
 ALTER TABLE strangler.piece DROP COLUMN number;
 DROP TABLE strangler.own_scan, strangler.table_use, strangler.table_user;

@@ -64,7 +64,8 @@ impl Applier {
     /// A row that is there keeps what the plan does not map: what the service has of its own, or what was left behind on the monolith. It is
     /// set in place, and where that is refused, all rows go before the first one comes again, so that values which wrong rows hold
     /// from each other pass. When a row is refused even so, the others are tried again without it, with the row that it did not replace
-    /// back in its place, until none is refused.
+    /// back in its place, until none is refused. Where rows hold values from each other in a chain, each such pass may refuse one more:
+    /// after `passes` of them each row that is left is set on its own, if the target takes it as things are.
     ///
     /// # Errors
     /// [`MirrorError`].
@@ -72,6 +73,7 @@ impl Applier {
         &mut self,
         table: &mut TableRun,
         rows: &[SourceRow],
+        passes: usize,
     ) -> Result<Vec<(usize, String)>, MirrorError> {
         self.open().await?;
         self.will_read(std::iter::once(&*table)).await?;
@@ -79,16 +81,25 @@ impl Applier {
         let mut left: Vec<(usize, &SourceRow)> = rows.iter().enumerate().collect();
         let mut refused = self.ambiguous(table, &left).await?;
         left.retain(|(place, _)| refused.iter().all(|(other, _)| other != place));
-        while !left.is_empty() {
+        for pass in 0.. {
+            if left.is_empty() {
+                break;
+            }
             for form in forms(table) {
                 if self.replace_together(table, &left, *form).await? {
                     return Ok(refused);
                 }
             }
             self.savepoint("SAVEPOINT repair; SET CONSTRAINTS ALL IMMEDIATE").await?;
-            let failed = self.replace_singly(table, &left).await?;
-            if failed.is_empty() {
+            let last = pass >= passes;
+            let failed = if last {
+                self.one_by_one(table, &left).await?
+            } else {
+                self.replace_singly(table, &left).await?
+            };
+            if last || failed.is_empty() {
                 self.savepoint("RELEASE SAVEPOINT repair").await?;
+                refused.extend(failed);
                 break;
             }
             self.savepoint("ROLLBACK TO SAVEPOINT repair; RELEASE SAVEPOINT repair").await?;
@@ -207,16 +218,10 @@ impl Applier {
         table: &TableRun,
         rows: &[(usize, &SourceRow)],
     ) -> Result<Vec<(usize, String)>, MirrorError> {
-        let mut failed: Vec<(usize, String)> = Vec::new();
         if table.mapping.reversed || !table.rows_are_whole() {
-            let form = forms(table).first().copied().unwrap_or(Form::Anew);
-            for (place, row) in rows {
-                self.savepoint("SAVEPOINT one").await?;
-                let put = self.put(table, &[row], form).await;
-                failed.extend(self.close_one(put).await?.map(|detail| (*place, detail)));
-            }
-            return Ok(failed);
+            return self.one_by_one(table, rows).await;
         }
+        let mut failed: Vec<(usize, String)> = Vec::new();
         for (place, row) in rows {
             self.savepoint("SAVEPOINT one").await?;
             let emptied = self.empty_keys(table, &[row]).await;
@@ -231,6 +236,22 @@ impl Applier {
             let sets = Sets { inserts: vec![tuple.clone()], ..Sets::default() };
             let inserted = self.run_set(table, &sets).await;
             failed.extend(self.close_one(inserted).await?.map(|detail| (*place, detail)));
+        }
+        Ok(failed)
+    }
+
+    /// Each row behind a savepoint of its own. Returns those that failed, which stay as they are.
+    async fn one_by_one(
+        &mut self,
+        table: &TableRun,
+        rows: &[(usize, &SourceRow)],
+    ) -> Result<Vec<(usize, String)>, MirrorError> {
+        let mut failed = Vec::new();
+        let form = forms(table).first().copied().unwrap_or(Form::Anew);
+        for (place, row) in rows {
+            self.savepoint("SAVEPOINT one").await?;
+            let put = self.put(table, &[row], form).await;
+            failed.extend(self.close_one(put).await?.map(|detail| (*place, detail)));
         }
         Ok(failed)
     }

@@ -10,16 +10,15 @@ pub(super) fn page(error: &ArchiveError) -> Page {
         error if lost_connection(error) || ended_as_idle(error) => {
             page(Exit::Unreachable, "database-unreachable", SILENT)
         }
-        ArchiveError::Place(PlaceError::Unclear { .. }) => page(
-            Exit::Usage,
-            "archive-place",
-            "write a folder, file:///folder or s3://bucket/prefix; how a store is reached comes from AWS_… variables",
-        ),
+        ArchiveError::Place(PlaceError::Unclear { .. }) => {
+            page(Exit::Usage, "archive-place", "write a folder, or file:///folder")
+        }
         ArchiveError::Place(error) if error.is_full() => page(
             Exit::Incomplete,
             "archive-full",
             "nothing else was changed: make room there, then type the same command again, which begins the archive anew",
         ),
+        #[cfg(feature = "s3")]
         ArchiveError::Place(PlaceError::Object { .. }) => page(
             Exit::Unreachable,
             "archive-place",

@@ -24,7 +24,7 @@ pub(super) fn page(error: &RetireError, provision: &str) -> Page {
             (Exit::Incomplete, "retire-untold", Some(hint.to_owned()))
         }
         RetireError::Unknown { .. } => {
-            let hint = "all of it was done or nothing: strangler status says how far it is";
+            let hint = "all of it was done or nothing: strangler status says how far the slice is retired";
             (Exit::Incomplete, "retire-unknown", Some(hint.to_owned()))
         }
         RetireError::Archive(error) => return archive::page(error),
@@ -43,7 +43,7 @@ pub(super) fn page(error: &RetireError, provision: &str) -> Page {
         RetireError::Statement { source, .. } if sqlstate::is_retryable(source) => {
             (Exit::Incomplete, "retire-failed", Some("nothing was done; type it again".to_owned()))
         }
-        RetireError::Statement { .. } | RetireError::NotExact { .. } => {
+        RetireError::Statement { .. } | RetireError::NotExact { .. } | RetireError::NotMoved { .. } => {
             let hint = "nothing was done: solve the cause, then type it again";
             (Exit::Incomplete, "retire-failed", Some(hint.to_owned()))
         }

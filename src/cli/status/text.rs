@@ -53,7 +53,10 @@ pub(super) fn page(status: &SliceStatus, paint: Paint) -> String {
     if let Some(done) = &status.retirement {
         fact(
             "retired",
-            format!("rights {} since {}; to give them back: {}", done.stage, done.since, done.undo),
+            match done.stage {
+                "revoked" => format!("rights revoked since {}; to give them back: {}", done.since, done.undo),
+                stage => format!("tables {stage} since {}; to bring them back: {}", done.since, done.undo),
+            },
         );
         if let Some(archive) = &done.archive {
             fact(

@@ -171,7 +171,8 @@ impl Driver {
     }
 
     /// Opens a transaction on `side` in which the gate's triggers stay as they are, the writers have ended and new ones wait, and
-    /// waits until everything that they wrote is applied on the peer. An event when that took too long. The transaction stays open.
+    /// waits until everything that they wrote is applied on the peer, or time is up. An event when they could not be held. The
+    /// transaction stays open.
     pub(super) async fn hold_and_drain(
         &mut self,
         side: Side,
@@ -244,8 +245,7 @@ impl Driver {
         failpoint::hit("flip-drained");
         let lock_ms = millis(draining.duration_since(begun));
         let drain_ms = millis(draining.elapsed());
-        let held = Held { lock_ms, drain_ms, sequences, short, fence, changed, unguarded, plain };
-        Ok(if drained { Ok(held) } else { Err(Event::OutOfTime) })
+        Ok(Ok(Held { lock_ms, drain_ms, sequences, short, fence, changed, unguarded, drained, plain }))
     }
 
     /// Begins the transaction of a fence: what guards the tables is found, and stays so to its end, and no partition comes or goes.

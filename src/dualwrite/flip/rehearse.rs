@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 use futures_util::future::join_all;
 use serde::Serialize;
 
+use super::barrier::Held;
 use super::moves::MoveError;
 use super::timeline::millis;
 use super::{Driver, FlipError};
@@ -86,7 +87,10 @@ pub async fn rehearse(drivers: &mut [Driver], side: Side, times: usize) -> Resul
         for (driver, attempt) in drivers.iter_mut().zip(attempts) {
             let of = |source| MoveError { slice: driver.slice.clone(), source };
             let released = driver.links.roll_back(side).await;
-            samples.push(attempt.map_err(of)?.map(|held| (held.lock_ms, held.drain_ms)));
+            let drained = |held: Held| {
+                if held.drained { Ok((held.lock_ms, held.drain_ms)) } else { Err(Event::OutOfTime) }
+            };
+            samples.push(attempt.map_err(of)?.and_then(drained));
             released.map_err(of)?;
         }
         match samples.into_iter().collect::<Result<Vec<_>, _>>() {

@@ -144,10 +144,10 @@ pub struct TableLock {
 pub struct Behind {
     /// The table, by the name it has on the side that would be fenced.
     pub table: String,
-    /// The same, quoted for SQL.
-    pub sql: String,
     /// The filter as a condition.
     pub filter: String,
+    /// How an index is made that answers the look at once.
+    pub index: String,
     /// What a look for others came to.
     pub look: Look,
 }

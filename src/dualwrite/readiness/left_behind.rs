@@ -38,13 +38,24 @@ const LOST: &str = "the way back does not carry such rows: the monolith would go
 const PUT_RIGHT: &str = "give them values that the filter takes, or move them to a table of their own in the service; none of them \
     is anywhere else";
 
-/// A table that is moved in part, as it is on one side: its name, the same quoted for SQL, and the filter.
-fn filtered(table: &TableMapping, side: Side) -> Option<(String, String, String)> {
-    let (name, filter) = match side {
-        Side::Monolith => (&table.source, table.filter_sql()?),
-        Side::Service => (&table.target, table.target_filter_sql()?),
+/// A table that is moved in part, as it is on one side.
+struct Filtered {
+    name: String,
+    /// The same, quoted for SQL.
+    sql: String,
+    filter: String,
+    /// How an index is made that holds the rows outside the filter alone.
+    index: String,
+}
+
+fn filtered(table: &TableMapping, side: Side) -> Option<Filtered> {
+    // A service's table is partitioned by its own migrations only, of which the mapping knows nothing.
+    let (name, filter, partitioned) = match side {
+        Side::Monolith => (&table.source, table.filter_sql()?, table.partitioned),
+        Side::Service => (&table.target, table.target_filter_sql()?, false),
     };
-    Some((name.to_string(), name.sql(), filter))
+    let index = index(&name.sql(), &filter, partitioned);
+    Some(Filtered { name: name.to_string(), sql: name.sql(), filter, index })
 }
 
 /// Asks the side that would be closed for them. A NULL in a filter's column matches no value. What takes longer than writers may be
@@ -58,23 +69,20 @@ pub(super) async fn find(
     (side, budget): (Side, Duration),
 ) -> Result<Vec<Behind>, FlipError> {
     let mut found = Vec::new();
-    for (table, sql, filter) in mapping.tables.iter().filter_map(|table| filtered(table, side)) {
-        let mut look = look(from, (&sql, &filter), budget).await?;
+    for table in mapping.tables.iter().filter_map(|table| filtered(table, side)) {
+        let mut look = look(from, &table, budget).await?;
         if matches!(look, Some(Look::Slow { .. })) {
-            look = self::look(from, (&sql, &filter), budget).await?;
+            look = self::look(from, &table, budget).await?;
         }
-        found.extend(look.map(|look| Behind { table, sql, filter, look }));
+        let Filtered { name, filter, index, .. } = table;
+        found.extend(look.map(|look| Behind { table: name, filter, index, look }));
     }
     Ok(found)
 }
 
-async fn look(
-    from: &Client,
-    (table, filter): (&String, &String),
-    budget: Duration,
-) -> Result<Option<Look>, FlipError> {
+async fn look(from: &Client, table: &Filtered, budget: Duration) -> Result<Option<Look>, FlipError> {
     let begun = Instant::now();
-    match is_any(from, (table, std::slice::from_ref(filter)), LOOK_MAX_MS).await {
+    match is_any(from, (&table.sql, std::slice::from_ref(&table.filter)), LOOK_MAX_MS).await {
         Ok(true) => Ok(Some(Look::Found)),
         Ok(false) => {
             let took = begun.elapsed();
@@ -105,7 +113,7 @@ pub async fn again(
     if tables.is_empty() {
         return Ok(Vec::new());
     }
-    let asked: Vec<String> = tables.iter().map(|(_, sql, filter)| exists(sql, &outside(filter))).collect();
+    let asked: Vec<String> = tables.iter().map(|table| exists(&table.sql, &outside(&table.filter))).collect();
     let planned = session.planned(&format!("SELECT ARRAY[{}]", asked.join(", "))).await?;
     let begin = format!("BEGIN READ ONLY; SET LOCAL statement_timeout = {}", limit.as_millis().max(1));
     // Sent together, since writers may wait.
@@ -124,18 +132,18 @@ pub async fn again(
     ended?;
     let there = tables.iter().zip(found).filter_map(|(table, found)| found.then_some(table));
     Ok(there
-        .map(|(table, _, filter)| {
+        .map(|Filtered { name, filter, .. }| {
             format!(
-                "table {table} of the {side} has rows that the slice's filter does not take: {}",
+                "table {name} of the {side} has rows that the slice's filter does not take: {}",
                 outside(filter)
             )
         })
         .collect())
 }
 
-fn too_long(tables: &[(String, String, String)], side: Side) -> String {
-    let names: Vec<&str> = tables.iter().map(|(name, _, _)| name.as_str()).collect();
-    let indexes: Vec<String> = tables.iter().map(|(_, sql, filter)| index(sql, filter)).collect();
+fn too_long(tables: &[Filtered], side: Side) -> String {
+    let names: Vec<&str> = tables.iter().map(|table| table.name.as_str()).collect();
+    let indexes: Vec<&str> = tables.iter().map(|table| table.index.as_str()).collect();
     format!(
         "whether {} has rows that the slice's filter does not take could not be told within write_pause_budget, and these \
          indexes on the {side} answer that at once: {}",
@@ -148,9 +156,16 @@ fn exists(table: &str, condition: &str) -> String {
     format!("EXISTS (SELECT FROM {table} WHERE {condition})")
 }
 
-/// An index that holds such rows alone.
-fn index(table: &str, filter: &str) -> String {
-    format!("CREATE INDEX CONCURRENTLY ON {table} ((1)) WHERE {}", outside(filter))
+/// An index that holds such rows alone. A partitioned table has none that is made concurrently (PostgreSQL documentation, CREATE INDEX),
+/// and needs none where its partitions have it.
+fn index(table: &str, filter: &str, partitioned: bool) -> String {
+    let condition = outside(filter);
+    if partitioned {
+        return format!(
+            "CREATE INDEX CONCURRENTLY ON P ((1)) WHERE {condition}, on each P of the partitions of {table} that have rows"
+        );
+    }
+    format!("CREATE INDEX CONCURRENTLY ON {table} ((1)) WHERE {condition}")
 }
 
 /// Whether a table, which is quoted for SQL, has rows that none of these filters takes, where that is found out in so many
@@ -185,7 +200,7 @@ pub(super) fn judge(facts: &Facts, asked: &Asked<'_>) -> Vec<Problem> {
 }
 
 fn problem(behind: &Behind, asked: &Asked<'_>) -> Problem {
-    let Behind { table, sql, filter, look } = behind;
+    let Behind { table, filter, index, look } = behind;
     let (code, object, consequence, next) = match asked.from() {
         Side::Monolith => ("rows-stay-behind", format!("table {table}"), CONSEQUENCE, NEXT.to_owned()),
         Side::Service => (
@@ -201,7 +216,7 @@ fn problem(behind: &Behind, asked: &Asked<'_>) -> Problem {
             .consequence(consequence)
             .next(next);
     };
-    let (took_ms, budget_ms, index) = (took.as_millis(), budget.as_millis(), index(sql, filter));
+    let (took_ms, budget_ms) = (took.as_millis(), budget.as_millis());
     let index = format!("on the {}: {index}; which answers that at once", asked.from());
     if took <= budget {
         return Problem::warning("slow-look", object)
@@ -219,4 +234,20 @@ fn problem(behind: &Behind, asked: &Asked<'_>) -> Problem {
         ))
         .consequence(consequence)
         .next(format!("{index}; then {}", asked.flip()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::index;
+
+    #[test]
+    fn an_index_is_advised_where_it_can_be_made_without_stopping_writers() {
+        let one = index("\"a\"", "k = 1", false);
+        assert_eq!(one, "CREATE INDEX CONCURRENTLY ON \"a\" ((1)) WHERE (k = 1) IS NOT TRUE");
+        let parts = index("\"a\"", "k = 1", true);
+        assert!(
+            !parts.contains("CONCURRENTLY ON \"a\"") && parts.contains("each P of the partitions of \"a\""),
+            "{parts}"
+        );
+    }
 }

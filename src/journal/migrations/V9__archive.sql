@@ -12,6 +12,6 @@ CREATE TABLE strangler.archive (
 );
 COMMENT ON TABLE strangler.archive IS
     'The archive of a slice''s old tables, written once every byte of it was read back; no row while there is none';
-COMMENT ON COLUMN strangler.archive.place IS 'A folder, or s3://bucket/prefix';
+COMMENT ON COLUMN strangler.archive.place IS 'Where its files are';
 COMMENT ON COLUMN strangler.archive.manifest_sha256 IS 'Of the file manifest.json there; the ledger has it too';
 COMMENT ON COLUMN strangler.archive.reverse_lsn IS 'Position in the service''s WAL up to which the archived rows have everything';

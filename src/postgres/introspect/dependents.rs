@@ -3,12 +3,12 @@
 use tokio_postgres::{Client, Error};
 
 use super::tables::Tables;
-use super::{USER_SCHEMA, name_at};
+use super::{Places, USER_SCHEMA, name_at};
 use crate::catalog::{Dependent, DependentKind};
 use crate::name::{identifiers_in, is_named};
 
-/// Reads them all, in the order of table, kind and name.
-pub(super) async fn read(client: &Client, tables: &Tables) -> Result<Vec<Dependent>, Error> {
+/// Reads them all, in the order of table, kind and name. A text that names a table means the name that it had before it was moved away.
+pub(super) async fn read(client: &Client, tables: &Tables, places: &Places) -> Result<Vec<Dependent>, Error> {
     let mut found = Vec::new();
     let queries = [
         (VIEWS, None),
@@ -34,7 +34,7 @@ pub(super) async fn read(client: &Client, tables: &Tables) -> Result<Vec<Depende
             }
         }
     }
-    found.extend(read_bodies(client, tables).await?);
+    found.extend(read_bodies(client, tables, places).await?);
     found.sort_by(|a, b| (&a.table, a.kind, &a.name).cmp(&(&b.table, b.kind, &b.name)));
     found.dedup_by(|a, b| (&a.table, a.kind, &a.name) == (&b.table, b.kind, &b.name));
     Ok(found)
@@ -108,7 +108,7 @@ const SIGNATURES: &str = "SELECT n.nspname::text AS schema, c.relname::text AS t
     WHERE d.classid = 'pg_proc'::regclass AND d.refclassid IN ('pg_class'::regclass, 'pg_type'::regclass)";
 
 /// Functions whose text names a table. PostgreSQL does not look into such bodies, so neither does `pg_depend`.
-async fn read_bodies(client: &Client, tables: &Tables) -> Result<Vec<Dependent>, Error> {
+async fn read_bodies(client: &Client, tables: &Tables, places: &Places) -> Result<Vec<Dependent>, Error> {
     let sql = format!(
         "SELECT n.nspname::text AS schema, p.proname::text AS name, p.prosrc AS body \
          FROM pg_proc p JOIN pg_namespace n ON n.oid = p.pronamespace AND {USER_SCHEMA} \
@@ -121,7 +121,9 @@ async fn read_bodies(client: &Client, tables: &Tables) -> Result<Vec<Dependent>,
         let function = name_at(&row, "schema", "name")?.to_string();
         let body: String = row.try_get("body")?;
         let named = identifiers_in(&body);
-        for table in tables.keys().filter(|table| is_named(table, &named)) {
+        let names = tables.keys().map(|table| (table, places.translated(table.clone())));
+        let names = names.filter(|(table, known)| is_named(known, &named) || is_named(table, &named));
+        for (table, _) in names {
             found.push(Dependent {
                 kind: DependentKind::Function,
                 table: table.clone(),

@@ -197,7 +197,7 @@ impl<'a> Task<'a> {
         format!(
             "run on the {}: GRANT USAGE ON SCHEMA {} TO {APPLY_ROLE}; GRANT SELECT, UPDATE ON {} TO {APPLY_ROLE};",
             Sides::word(self.authority),
-            quote_ident(&table.schema),
+            quote_ident(table.place_schema()),
             table.sql()
         )
     }

@@ -62,6 +62,8 @@ async fn a_child_that_comes_to_a_table_while_the_writers_are_held_keeps_the_gate
     let (split, monolith, service, mirror) = armed_with(TABLES, SETUP, "").await;
     for (side, from) in [(Side::Service, &monolith), (Side::Monolith, &service)] {
         let late = frozen(&split, "flip-drained", side, &[]);
+        // It would end, once it looks.
+        mirror.signal(Signal::STOP);
         from.batch_execute("CREATE TABLE kid () INHERITS (t); INSERT INTO kid VALUES (9001, 1)")
             .await
             .unwrap();
@@ -77,6 +79,7 @@ async fn a_child_that_comes_to_a_table_while_the_writers_are_held_keeps_the_gate
         }
         assert_eq!(owner(from).await.0, "OPEN");
         from.batch_execute("DROP TABLE kid").await.unwrap();
+        mirror.signal(Signal::CONT);
         complete(&split, &mirror, &[super::back(side), &UNPROVEN as &[&str]].concat());
     }
 }

@@ -8,7 +8,8 @@ use strangler::cluster::Cluster;
 use strangler::failpoint;
 use tokio_postgres::Client;
 
-use super::{SETUP, TABLES, entries, refused, revoke, ripe, ripe_with, take, token, undo_that_status_names};
+use super::quarantine::{move_away, place};
+use super::{SETUP, TABLES, entries, refused, revoke, ripe, ripe_of, take, token, undo_that_status_names};
 use crate::support::binary::Ended;
 use crate::support::cluster::{connect, create_database};
 use crate::support::split::Split;
@@ -134,14 +135,17 @@ fn all_types() -> (String, String) {
     (tables, format!("{SETUP}; SET standard_conforming_strings = on; {kinds}; {OF_THE_SHOP} ANALYZE"))
 }
 
-/// Every row of the tables, and whatever the catalogs say of them that a restore brings back.
-async fn fingerprint(client: &Client) -> BTreeMap<String, String> {
-    let settings = "SET search_path = pg_catalog, public; SET timezone = 'UTC'; SET extra_float_digits = 3";
-    client.batch_execute(settings).await.unwrap();
+/// Every row of the tables, and whatever the catalogs say of them that a restore brings back: in words that they stand in the schema
+/// public, whichever `schema` it is.
+async fn fingerprint(client: &Client, schema: &str) -> BTreeMap<String, String> {
+    let settings = format!(
+        "SET search_path = pg_catalog, {schema}, public; SET timezone = 'UTC'; SET extra_float_digits = 3"
+    );
+    client.batch_execute(&settings).await.unwrap();
     let mut found = BTreeMap::new();
     for table in ["accounts", "moves", "moves_1", "moves_2", "kinds", "\"Odd \"\"Things\"", "tickets"] {
-        let rows =
-            format!("SELECT coalesce(string_agg(t::text, E'\n' ORDER BY t::text), '') FROM public.{table} t");
+        let name = format!("{schema}.{table}");
+        let rows = format!("SELECT coalesce(string_agg(t::text, E'\n' ORDER BY t::text), '') FROM {name} t");
         found.insert(format!("rows of {table}"), client.query_one(&rows, &[]).await.unwrap().get(0));
         let shape = "SELECT concat_ws(E'\n', \
             (SELECT string_agg(concat_ws(' ', attname, format_type(atttypid, atttypmod), attnotnull, attidentity, attgenerated, attcollation::regcollation, \
@@ -155,17 +159,23 @@ async fn fingerprint(client: &Client) -> BTreeMap<String, String> {
                 AND tgfoid NOT IN (SELECT p.oid FROM pg_proc p JOIN pg_namespace n ON n.oid = p.pronamespace WHERE n.nspname = 'strangler')), \
             (SELECT concat_ws(' ', relkind, relreplident, reloptions, pg_get_expr(relpartbound, oid), obj_description(oid)) \
              FROM pg_class WHERE oid = $1::text::regclass))";
-        let name = format!("public.{table}");
-        found.insert(format!("shape of {table}"), client.query_one(shape, &[&name]).await.unwrap().get(0));
+        let shape: String = client.query_one(shape, &[&name]).await.unwrap().get(0);
+        found.insert(format!("shape of {table}"), shape.replace(&format!("{schema}."), "public."));
     }
     let sequences = "SELECT string_agg(concat_ws(' ', sequencename, data_type, start_value, increment_by, last_value), E'\n' ORDER BY sequencename) \
-        FROM pg_sequences WHERE schemaname = 'public'";
-    found.insert("sequences".to_owned(), client.query_one(sequences, &[]).await.unwrap().get(0));
+        FROM pg_sequences WHERE schemaname IN ('public', $1)";
+    found.insert("sequences".to_owned(), client.query_one(sequences, &[&schema]).await.unwrap().get(0));
     found
 }
 
 fn archive(split: &Split, to: &Path, arguments: &[&str]) -> Ended {
     split.run("retire", &[&["--stage", "archive", "--to", to.to_str().unwrap()], arguments].concat())
+}
+
+/// Takes the stages before.
+fn away(split: &Split) {
+    take(split);
+    move_away(split);
 }
 
 /// Archives as it is shown.
@@ -203,11 +213,13 @@ async fn every_kind_of_value_and_table_comes_back_as_it_was() {
     let (tables, setup) = all_types();
     let prepared =
         format!("GRANT CREATE, USAGE ON SCHEMA public TO orders_deploy WITH GRANT OPTION; {DOUBLED}");
-    let (mut split, monolith, _service, mirror) = ripe_with(&tables, (&setup, &prepared)).await;
+    let (mut split, monolith, _service, mirror) = ripe_of(&tables, (&setup, &prepared)).await;
     let folder = tempfile::tempdir().unwrap();
     let at = folder.path().join("archive");
-    refused(&archive(&split, &at, &[]), &["not-revoked"]);
+    refused(&archive(&split, &at, &[]), &["stage-before"]);
     take(&split);
+    refused(&archive(&split, &at, &[]), &["stage-before"]);
+    move_away(&split);
     let preview = archive(&split, &at, &[]);
     assert!(preview.stdout.contains("moves_1: about ") && !at.exists(), "{}", preview.page());
     let done = keep(&split, &at);
@@ -239,7 +251,13 @@ async fn every_kind_of_value_and_table_comes_back_as_it_was() {
     {
         assert!(restored.stderr.contains(&format!("not made: {left}")), "{left}: {}", restored.page());
     }
-    let (mut before, after) = (fingerprint(&monolith).await, fingerprint(&elsewhere).await);
+    for file in ["manifest.json", "before.sql", "after.sql", "optional.sql", "left.sql"] {
+        let text = std::fs::read_to_string(at.join(file)).unwrap();
+        assert!(!text.contains("strangler_quarantine"), "{file} says where the tables stood: {text}");
+    }
+    let stands = place(&monolith, "accounts").await;
+    let (mut before, after) =
+        (fingerprint(&monolith, &stands).await, fingerprint(&elsewhere, "public").await);
     let trigger =
         "\nCREATE TRIGGER stamp BEFORE INSERT ON public.tickets FOR EACH ROW EXECUTE FUNCTION stamp()";
     let shape = before.get_mut("shape of tickets").unwrap();
@@ -254,7 +272,7 @@ async fn every_kind_of_value_and_table_comes_back_as_it_was() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_flipped_bit_or_a_missing_file_is_found_and_nothing_is_made() {
     let (mut split, _monolith, _service, mirror) = ripe().await;
-    take(&split);
+    away(&split);
     let folder = tempfile::tempdir().unwrap();
     let at = folder.path().join("archive");
     keep(&split, &at);
@@ -304,7 +322,7 @@ async fn a_flipped_bit_or_a_missing_file_is_found_and_nothing_is_made() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_full_disk_leaves_everything_as_it_was_and_the_same_command_goes_on() {
     let (split, monolith, _service, mirror) = ripe().await;
-    take(&split);
+    away(&split);
     let folder = tempfile::tempdir().unwrap();
     let at = folder.path().join("archive");
     let shown = token(&archive(&split, &at, &[]));
@@ -323,8 +341,10 @@ async fn a_full_disk_leaves_everything_as_it_was_and_the_same_command_goes_on() 
     assert!(!at.join("manifest.json").exists());
     assert_eq!(archived_as_status_says(&split), serde_json::Value::Null);
     assert!(undo_that_status_names(&split).is_some());
-    let counts = "SELECT (SELECT count(*) FROM accounts) + (SELECT count(*) FROM moves)";
-    assert_eq!(monolith.query_one(counts, &[]).await.unwrap().get::<_, i64>(0), 200);
+    let stands = place(&monolith, "accounts").await;
+    let counts =
+        format!("SELECT (SELECT count(*) FROM {stands}.accounts) + (SELECT count(*) FROM {stands}.moves)");
+    assert_eq!(monolith.query_one(&counts, &[]).await.unwrap().get::<_, i64>(0), 200);
     let done = archive(&split, &at, &["--confirm", &shown]);
     assert_eq!(done.exit, Some(0), "what was read by us is not taken for somebody's use: {}", done.page());
     mirror.stop();
@@ -342,7 +362,7 @@ async fn an_archive_that_is_killed_at_any_step_is_whole_after_the_same_command_a
     let (mut split, monolith, _service, mirror) = ripe().await;
     let folder = tempfile::tempdir().unwrap();
     for point in failpoint::ARCHIVE {
-        take(&split);
+        away(&split);
         let at = folder.path().join(point);
         let shown = token(&archive(&split, &at, &[]));
         killed(&split, point, &at, &shown);
@@ -383,7 +403,7 @@ async fn an_archive_that_is_killed_at_any_step_is_whole_after_the_same_command_a
 
 /// What is at a place is never written over, an archive of an earlier retirement neither.
 fn places(split: &Split, folder: &Path) {
-    take(split);
+    away(split);
     let earlier = archive(split, &folder.join("archive-committed"), &[]);
     refused(&earlier, &["place-taken"]);
     std::fs::create_dir(folder.join("full")).unwrap();
@@ -393,6 +413,8 @@ fn places(split: &Split, folder: &Path) {
     assert!(other.exit == Some(3) && other.stderr.contains("error[retire-changed]"), "{}", other.page());
     let misplaced = revoke(split, &["--to", "x"]);
     assert_eq!(misplaced.exit, Some(2), "{}", misplaced.page());
-    let nowhere = archive(split, Path::new("ftp://host/a"), &[]);
-    assert!(nowhere.exit == Some(2) && nowhere.stderr.contains("error[archive-place]"), "{}", nowhere.page());
+    for nowhere in ["ftp://host/a", "s3://"] {
+        let ended = archive(split, Path::new(nowhere), &[]);
+        assert!(ended.exit == Some(2) && ended.stderr.contains("error[archive-place]"), "{}", ended.page());
+    }
 }

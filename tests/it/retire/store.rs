@@ -1,5 +1,5 @@
 //! An archive in an S3-compatible store: moto, a server of this machine that keeps its objects in memory. Compiled with the feature
-//! `s3-server`.
+//! `s3`.
 
 use std::io::{Read as _, Write as _};
 use std::net::{TcpListener, TcpStream};
@@ -7,6 +7,7 @@ use std::process::{Child, Command, Stdio};
 
 use strangler::cluster::Cluster;
 
+use super::quarantine::{move_away, place};
 use super::{ripe, take, token};
 use crate::support::binary::Ended;
 use crate::support::cluster::{connect, create_database};
@@ -75,6 +76,7 @@ impl Drop for Moto {
 async fn an_archive_in_a_store_is_read_back_and_comes_back_as_it_was() {
     let (mut split, monolith, _service, mirror) = ripe().await;
     take(&split);
+    move_away(&split);
     let moto = Moto::launch();
     let archive = ["retire", "plan.yaml", "--stage", "archive", "--to", "s3://kept/shop/one"];
     let preview = moto.run(&split, &archive);
@@ -93,9 +95,10 @@ async fn an_archive_in_a_store_is_read_back_and_comes_back_as_it_was() {
     let restored = moto.run(&split, &restore);
     assert_eq!(restored.exit, Some(0), "{}", restored.page());
     let elsewhere = connect(&url).await;
-    let rows = "SELECT string_agg(a::text, ',' ORDER BY id) FROM public.accounts a";
     let of = async |client: &tokio_postgres::Client| {
-        client.query_one(rows, &[]).await.unwrap().get::<_, String>(0)
+        let stands = place(client, "accounts").await;
+        let rows = format!("SELECT string_agg(a::text, ',' ORDER BY id) FROM {stands}.accounts a");
+        client.query_one(&rows, &[]).await.unwrap().get::<_, String>(0)
     };
     assert_eq!(of(&elsewhere).await, of(&monolith).await);
 
