@@ -243,7 +243,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_plan_of_the_play_differs_in_its_mirror_time_alone() {
+    fn the_plan_of_the_play_differs_in_its_mirror_time_and_its_pause_alone() {
         assert_eq!(RETAIL_PLAN.matches(MIRROR_TIME.0).count(), 1);
         assert_eq!(RETAIL_PLAN.matches(PAUSE_BUDGET.0).count(), 1);
         let restored =

@@ -7,6 +7,7 @@ use tokio_postgres::Client;
 use super::error::MirrorError;
 use crate::mapping::{SliceMapping, expression};
 use crate::name::TableName;
+use crate::postgres::places::Asked;
 use crate::words::shell_word;
 
 /// Expressions by table and column.
@@ -52,11 +53,10 @@ async fn expressions<'a>(
     client: &Client,
     tables: impl Iterator<Item = &'a TableName>,
 ) -> Result<Expressions, MirrorError> {
-    let asked: Vec<&TableName> = tables.collect();
-    let (schemas, names): (Vec<&str>, Vec<&str>) =
-        asked.iter().map(|table| (table.place_schema(), table.name.as_str())).unzip();
-    let sql = "SELECT w.number, a.attname::text, pg_get_expr(d.adbin, d.adrelid) \
-               FROM unnest($1::text[], $2::text[]) WITH ORDINALITY AS w (schema, name, number) \
+    let asked = Asked::of(tables);
+    let (schemas, names) = asked.arrays();
+    let sql = "SELECT w.schema, w.name, a.attname::text, pg_get_expr(d.adbin, d.adrelid) \
+               FROM unnest($1::text[], $2::text[]) AS w (schema, name) \
                JOIN pg_namespace n ON n.nspname = w.schema \
                JOIN pg_class c ON c.relnamespace = n.oid AND c.relname = w.name \
                JOIN pg_attribute a ON a.attrelid = c.oid AND a.attgenerated <> '' AND NOT a.attisdropped \
@@ -65,9 +65,6 @@ async fn expressions<'a>(
         .query(sql, &[&schemas, &names])
         .await
         .map_err(MirrorError::sql("reading how generated columns are computed"))?;
-    let entry = |row: &tokio_postgres::Row| {
-        let number = usize::try_from(row.get::<_, i64>(0)).ok()?.checked_sub(1)?;
-        Some((((*asked.get(number)?).clone(), row.get(1)), row.get(2)))
-    };
-    Ok(rows.iter().filter_map(entry).collect())
+    let entry = |row: &tokio_postgres::Row| ((asked.table(row.get(0), row.get(1)), row.get(2)), row.get(3));
+    Ok(rows.iter().map(entry).collect())
 }

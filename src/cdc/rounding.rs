@@ -9,6 +9,7 @@ use super::error::{MirrorError, Refusal};
 use crate::mapping::narrower::rounds;
 use crate::mapping::{ColumnMapping, SliceMapping, TableMapping};
 use crate::name::{TableName, quote_ident};
+use crate::postgres::places::Asked;
 use crate::words::shell_word;
 
 /// Types whose values another one takes and rounds. Whatever does not fit a type outside of these is an error.
@@ -98,17 +99,14 @@ async fn formats(
         tables.push(table.name.as_str());
         names.push(*name);
     }
-    let sql = "SELECT w.number, w.col, format_type(a.atttypid, a.atttypmod) \
-               FROM unnest($1::text[], $2::text[], $3::text[]) WITH ORDINALITY AS w (schema, name, col, number) \
+    let asked = Asked::of(columns.iter().map(|(table, _)| *table));
+    let sql = "SELECT w.schema, w.name, w.col, format_type(a.atttypid, a.atttypmod) \
+               FROM unnest($1::text[], $2::text[], $3::text[]) AS w (schema, name, col) \
                JOIN pg_namespace n ON n.nspname = w.schema \
                JOIN pg_class c ON c.relnamespace = n.oid AND c.relname = w.name \
                JOIN pg_attribute a ON a.attrelid = c.oid AND a.attname = w.col AND a.attnum > 0 AND NOT a.attisdropped";
     let rows = client.query(sql, &[&schemas, &tables, &names]).await;
     let rows = rows.map_err(MirrorError::sql("reading the columns' types"))?;
-    let format = |row: &tokio_postgres::Row| {
-        let number = usize::try_from(row.get::<_, i64>(0)).ok()?.checked_sub(1)?;
-        let (table, _) = columns.get(number)?;
-        Some((((*table).clone(), row.get(1)), row.get(2)))
-    };
-    Ok(rows.iter().filter_map(format).collect())
+    let format = |row: &tokio_postgres::Row| ((asked.table(row.get(0), row.get(1)), row.get(2)), row.get(3));
+    Ok(rows.iter().map(format).collect())
 }

@@ -4,6 +4,8 @@
 //! have another's name. Whoever reads names of relations from the server's catalogs, to compare them with a plan's, translates them
 //! here; what is sent to the server says [`TableName::sql`].
 
+use std::collections::BTreeMap;
+
 use tokio_postgres::{Client, Error};
 
 use crate::name::TableName;
@@ -51,6 +53,30 @@ impl Places {
         let of = |place: &&Quarantine| place.slice == slice && place.schema == table.schema;
         let place = self.0.iter().find(of).map_or(&table.schema, |place| &place.quarantine);
         table.clone().standing_in(place)
+    }
+}
+
+/// Tables of which a catalog is asked by schema and name, where they stand.
+#[derive(Debug)]
+pub struct Asked<'a>(BTreeMap<(&'a str, &'a str), &'a TableName>);
+
+impl<'a> Asked<'a> {
+    /// These tables.
+    #[must_use]
+    pub fn of(tables: impl Iterator<Item = &'a TableName>) -> Self {
+        Self(tables.map(|table| ((table.place_schema(), table.name.as_str()), table)).collect())
+    }
+
+    /// Schemas and names for a statement's two arrays, in one order.
+    #[must_use]
+    pub fn arrays(&self) -> (Vec<&'a str>, Vec<&'a str>) {
+        self.0.keys().copied().unzip()
+    }
+
+    /// The table that the server calls so, by the name under which it was asked for.
+    #[must_use]
+    pub fn table(&self, schema: &str, name: &str) -> TableName {
+        self.0.get(&(schema, name)).map_or_else(|| TableName::new(schema, name), |table| (*table).clone())
     }
 }
 
@@ -125,6 +151,17 @@ mod tests {
         let back =
             places().located("two", &TableName::new("sales", "t").standing_in("strangler_quarantine_x"));
         assert_eq!(back.place_schema(), "sales", "it was moved back");
+    }
+
+    #[test]
+    fn what_was_asked_where_it_stands_is_known_by_its_name() {
+        let moved = TableName::new("sales", "t").standing_in("strangler_quarantine_x");
+        let stays = TableName::new("public", "t");
+        let asked = Asked::of([&moved, &stays].into_iter());
+        assert_eq!(asked.arrays(), (vec!["public", "strangler_quarantine_x"], vec!["t", "t"]));
+        assert_eq!(asked.table("strangler_quarantine_x", "t").sql(), moved.sql());
+        assert_eq!(asked.table("strangler_quarantine_x", "t"), moved);
+        assert_eq!(asked.table("public", "t"), stays);
     }
 
     #[test]

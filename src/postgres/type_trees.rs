@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, HashMap};
 
 use tokio_postgres::{Client, Error, Row};
 
+use super::places::Asked;
 use crate::mapping::narrower::Domain;
 use crate::mapping::type_tree::{Attribute, TypeTree};
 use crate::name::TableName;
@@ -54,8 +55,8 @@ struct Node {
 /// # Errors
 /// What the server said.
 pub async fn read<'a>(client: &Client, tables: impl Iterator<Item = &'a TableName>) -> Result<Trees, Error> {
-    let asked: Vec<&TableName> = tables.collect();
-    let (schemas, names) = where_they_stand(&asked);
+    let asked = Asked::of(tables);
+    let (schemas, names) = asked.arrays();
     let columns = format!(
         "SELECT n.nspname::text, c.relname::text, a.attname::text, a.atttypid, format_type(a.atttypid, a.atttypmod) \
          FROM unnest($1::text[], $2::text[]) AS w (schema, name) JOIN pg_namespace n ON n.nspname = w.schema \
@@ -71,7 +72,10 @@ pub async fn read<'a>(client: &Client, tables: impl Iterator<Item = &'a TableNam
     roots.sort_unstable();
     roots.dedup();
     let nodes = nodes(client, &roots).await?;
-    let tree = |row: &Row| ((asked_as(&asked, row), row.get(2)), grow(&nodes, row.get(3), row.get(4), 0));
+    let tree = |row: &Row| {
+        let table = asked.table(row.get(0), row.get(1));
+        ((table, row.get(2)), grow(&nodes, row.get(3), row.get(4), 0))
+    };
     Ok(columns.iter().map(tree).collect())
 }
 
@@ -83,8 +87,8 @@ pub async fn domains<'a>(
     client: &Client,
     tables: impl Iterator<Item = &'a TableName>,
 ) -> Result<Domains, Error> {
-    let asked: Vec<&TableName> = tables.collect();
-    let (schemas, names) = where_they_stand(&asked);
+    let asked = Asked::of(tables);
+    let (schemas, names) = asked.arrays();
     let sql = reached(
         "SELECT concat_ws(' ', a.attrelid, a.attnum), a.atttypid \
          FROM unnest($1::text[], $2::text[]) AS w (schema, name) JOIN pg_namespace n ON n.nspname = w.schema \
@@ -100,24 +104,13 @@ pub async fn domains<'a>(
         JOIN pg_class c ON c.oid = a.attrelid JOIN pg_namespace n ON n.oid = c.relnamespace ORDER BY 4";
     let mut found = Domains::new();
     for row in client.query(&sql, &[&schemas, &names]).await? {
-        let table = asked_as(&asked, &row);
+        let table = asked.table(row.get(0), row.get(1));
         let (checks, says): (Vec<String>, Vec<String>) = (row.get(5), row.get(6));
         let domain =
             Domain { name: row.get(3), not_null: row.get(4), checks: checks.into_iter().zip(says).collect() };
         found.entry((table, row.get(2))).or_default().push(domain);
     }
     Ok(found)
-}
-
-fn where_they_stand<'a>(tables: &[&'a TableName]) -> (Vec<&'a str>, Vec<&'a str>) {
-    tables.iter().map(|table| (table.place_schema(), table.name.as_str())).unzip()
-}
-
-/// The table in the first two columns, by the name under which it was asked for.
-fn asked_as(asked: &[&TableName], row: &Row) -> TableName {
-    let (schema, name): (&str, &str) = (row.get(0), row.get(1));
-    let found = asked.iter().find(|table| table.place_schema() == schema && table.name == name);
-    found.map_or_else(|| TableName::new(schema, name), |table| (*table).clone())
 }
 
 async fn nodes(client: &Client, roots: &[u32]) -> Result<HashMap<u32, Node>, Error> {

@@ -14,7 +14,7 @@ use crate::mapping::SliceMapping;
 use crate::name::TableName;
 use crate::postgres::introspect::IntrospectError;
 use crate::postgres::{sqlstate, statements_seen};
-use crate::problem::Problem;
+use crate::problem::{Problem, Severity};
 use crate::provision::ProvisionError;
 use crate::words::statement;
 
@@ -152,6 +152,12 @@ fn raised(source: &tokio_postgres::Error) -> Option<&str> {
 impl RetireError {
     pub(super) fn database(what: &'static str) -> impl FnOnce(tokio_postgres::Error) -> Self {
         move |source| Self::Database { what, source }
+    }
+
+    /// The problems again, where none of them stands in the way.
+    pub(super) fn unless_allowed(problems: Vec<Problem>) -> Result<Vec<Problem>, Self> {
+        let stops = problems.iter().any(|problem| problem.severity == Severity::Error);
+        if stops { Err(Self::Refused { problems }) } else { Ok(problems) }
     }
 }
 

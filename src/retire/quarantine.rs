@@ -17,7 +17,6 @@ use crate::journal::quarantine;
 use crate::journal::retirement::{self, Stage};
 use crate::name::{TableName, quote_ident, quote_list, quote_literal};
 use crate::postgres::places::{self, Places};
-use crate::problem::{Problem, Severity};
 
 /// What is moved, and for whom.
 #[derive(Debug, Clone, Copy)]
@@ -59,7 +58,7 @@ pub(super) async fn take(
     }
     judge(transaction).await?;
     let objects = objects(transaction, &relations).await?;
-    refuse(moving::not_owner(&objects, moving.user))?;
+    RetireError::unless_allowed(moving::not_owner(&objects, moving.user))?;
     let schemas = make_schemas(transaction, moving, &objects).await?;
     for (from, to) in &schemas {
         transaction.run(quarantine::note_schema(slice, from, to)).await?;
@@ -78,10 +77,9 @@ pub(super) async fn take(
     }
     let noted = relations.iter().map(|relation| (relation.oid, &relation.name));
     transaction.run(quarantine::note_moved(slice, noted)).await?;
-    let stand = |relation: &Relation| Relation {
-        name: places_of(moving, &schemas).located(slice, &relation.name),
-        ..relation.clone()
-    };
+    let places = places_of(moving, &schemas);
+    let stand =
+        |relation: &Relation| Relation { name: places.located(slice, &relation.name), ..relation.clone() };
     arrived(transaction, &relations.iter().map(stand).collect::<Vec<_>>()).await?;
     let token = token(moving.epoch, &transaction.statements);
     transaction.run(retirement::set_stage(slice, Stage::Quarantined, moving.epoch)).await?;
@@ -244,10 +242,10 @@ pub(super) async fn back(
     let oids: Vec<u32> = noted.iter().map(|(oid, _)| *oid).collect();
     let relations = rights::read_oids(transaction.monolith, &oids).await;
     let relations = relations.map_err(RetireError::database("the rights on old tables"))?;
-    refuse(rights::not_owner(&relations, user))?;
+    RetireError::unless_allowed(rights::not_owner(&relations, user))?;
     lock(transaction, slice, &relations).await?;
     let objects = objects(transaction, &relations).await?;
-    refuse(moving::not_owner(&objects, user))?;
+    RetireError::unless_allowed(moving::not_owner(&objects, user))?;
     let back_to = |object: &Object| of.iter().find(|place| place.quarantine == object.name.schema);
     let moves: Vec<(&Object, &places::Quarantine)> =
         objects.iter().filter_map(|object| Some((object, back_to(object)?))).collect();
@@ -258,7 +256,7 @@ pub(super) async fn back(
         of.iter().map(|place| (place.quarantine.clone(), place.schema.clone())).collect();
     let taken = moving::taken_names(transaction.monolith, &schemas).await;
     problems.extend(taken.map_err(RetireError::database("names of tables"))?);
-    refuse(problems)?;
+    RetireError::unless_allowed(problems)?;
     for ((owner, schema), who) in &puts {
         let these = moves.iter().filter(|(object, place)| object.owner == *owner && place.schema == *schema);
         put(transaction, these.map(|(object, _)| *object), (schema, who)).await?;
@@ -285,11 +283,6 @@ pub(super) async fn back(
         transaction.run(retirement::tell(UNRETIRE, slice, (&action, &object), None)).await?;
     }
     Ok(Back { tables: come.len(), gone, left })
-}
-
-fn refuse(problems: Vec<Problem>) -> Result<(), RetireError> {
-    let stops = problems.iter().any(|problem| problem.severity == Severity::Error);
-    if stops { Err(RetireError::Refused { problems }) } else { Ok(()) }
 }
 
 /// What somebody else has made in a schema is his; the schema is left to him then.

@@ -30,7 +30,7 @@ use crate::name::TableName;
 use crate::plan::{Approval, Plan, Policy};
 use crate::postgres::connect::idle_limit;
 use crate::postgres::{introspect, sqlstate};
-use crate::problem::{Problem, Severity};
+use crate::problem::Problem;
 use crate::provision::{self, Databases};
 use crate::reconcile::evidence;
 use crate::words;
@@ -323,10 +323,8 @@ async fn itself(monolith: &Client, slice: &str) -> Result<(), RetireError> {
 /// Looks, and refuses where something stands in the way.
 async fn allowed(job: &Job<'_>, stage: Stage, known: Option<&Catalog>) -> Result<Look, RetireError> {
     let look = look(job, stage, known).await?;
-    if look.problems.iter().any(|problem| problem.severity == Severity::Error) {
-        return Err(RetireError::Refused { problems: look.problems });
-    }
-    Ok(look)
+    let problems = RetireError::unless_allowed(look.problems)?;
+    Ok(Look { problems, ..look })
 }
 
 /// Looks once more, as the last thing before the COMMIT: while statements waited for somebody else's transaction, a reader may have

@@ -81,7 +81,7 @@ impl Applier {
         let mut left: Vec<(usize, &SourceRow)> = rows.iter().enumerate().collect();
         let mut refused = self.ambiguous(table, &left).await?;
         left.retain(|(place, _)| refused.iter().all(|(other, _)| other != place));
-        for pass in 0.. {
+        for pass in 0..=passes {
             if left.is_empty() {
                 break;
             }
@@ -91,7 +91,7 @@ impl Applier {
                 }
             }
             self.savepoint("SAVEPOINT repair; SET CONSTRAINTS ALL IMMEDIATE").await?;
-            let last = pass >= passes;
+            let last = pass == passes;
             let failed = if last {
                 self.one_by_one(table, &left).await?
             } else {
