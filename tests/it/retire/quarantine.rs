@@ -169,6 +169,12 @@ async fn bound(split: &Split, monolith: &Client) {
         assert!(ended.stderr.contains(words), "{words}: {}", ended.page());
     }
     monolith.batch_execute("DROP VIEW rich; DROP FUNCTION richest; DROP TABLE stays").await.unwrap();
+    // Somebody else's statistics go with the table, and can't be moved by who owns it.
+    monolith.batch_execute("CREATE STATISTICS dba ON id, balance FROM accounts").await.unwrap();
+    let ended = quarantine(split, &[]);
+    refused(&ended, &["not-owner"]);
+    assert!(ended.stderr.contains("ALTER STATISTICS \"public\".\"dba\" OWNER TO"), "{}", ended.page());
+    monolith.batch_execute("DROP STATISTICS dba").await.unwrap();
     // Whatever comes between what is shown and what is done.
     let shown = token(&quarantine(split, &[]));
     monolith
@@ -242,6 +248,21 @@ async fn in_the_way_of_coming_back(split: &Split, monolith: &Client) {
     refused(&taken, &["name-taken"]);
     assert!(taken.stderr.contains("rename or drop \"public\".\"accounts\""), "{}", taken.page());
     monolith.batch_execute("DROP TABLE accounts").await.unwrap();
+    for (make, name, unmake) in [
+        ("CREATE TYPE accounts AS ENUM ('x')", "accounts", "DROP TYPE accounts"),
+        (
+            "CREATE TABLE other (a int, b int); CREATE STATISTICS accounts_both ON a, b FROM other",
+            "accounts_both",
+            "DROP TABLE other",
+        ),
+    ] {
+        monolith.batch_execute(make).await.unwrap();
+        let taken = split.run("unretire", &[]);
+        refused(&taken, &["name-taken"]);
+        let next = format!("rename or drop \"public\".\"{name}\"");
+        assert!(taken.stderr.contains(&next), "{}", taken.page());
+        monolith.batch_execute(unmake).await.unwrap();
+    }
     assert_eq!(everything(monolith).await, away);
     monolith.batch_execute("CREATE TABLE strangler_quarantine_one.mine (a int)").await.unwrap();
     let restored = split.run("unretire", &[]);
