@@ -4,6 +4,7 @@
 //! [`revoke()`] takes the first stage, or shows what that does, word for word; [`quarantine()`] the second; [`restore()`] takes back what was
 //! taken. Who calls it: `strangler retire` and `strangler unretire`.
 
+mod called;
 mod dependents;
 mod facts;
 mod gather;

@@ -120,7 +120,7 @@ const FOLLOWERS: &str = "WITH moved AS (SELECT unnest($1::oid[]) AS oid), \
         UNION ALL SELECT 'index', f.classid, x.indexrelid, pg_get_indexdef(x.indexrelid) \
         FROM found f JOIN pg_index x ON f.classid = 'pg_class'::regclass AND x.indexrelid = f.objid \
             JOIN pg_class c ON c.oid = x.indrelid AND c.relkind IN ('r', 'p', 'm') WHERE c.oid NOT IN (SELECT oid FROM moved) \
-        UNION ALL SELECT 'statistics', f.classid, s.oid, pg_get_statisticsobjdef(s.oid) \
+        UNION ALL SELECT 'statistics object', f.classid, s.oid, pg_get_statisticsobjdef(s.oid) \
         FROM found f JOIN pg_statistic_ext s ON f.classid = 'pg_statistic_ext'::regclass AND s.oid = f.objid \
         WHERE s.stxrelid NOT IN (SELECT oid FROM moved) \
         UNION ALL SELECT 'type', f.classid, t.oid, NULL \

@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 use sha2::{Digest, Sha256};
 use tokio_postgres::Client;
 
+use super::called;
 use super::gather::{self, Asked, RetireError};
 use super::judge::{self, SliceReport};
 use super::moving;
@@ -380,8 +381,8 @@ async fn look(job: &Job<'_>, stage: Stage, known: Option<&Catalog>) -> Result<Lo
         Stage::Quarantined => {
             let mut problems = stage::before_moving(&report, &grounds, revoked(job, taken, &relations));
             let bound = in_the_way_of_moving(job, &relations, known.is_some()).await?;
-            // A function that is bound to the tables does not fail when they are away.
-            problems.retain(|problem| !stage::is_bound(problem, &bound));
+            // What is said of a function with more reason is said once.
+            problems.retain(|problem| !stage::is_said_of(problem, &bound));
             problems.extend(bound);
             problems
         }
@@ -430,6 +431,7 @@ async fn in_the_way_of_moving(
     let wanted = objects.iter().map(|object| (object.owner.clone(), object.name.schema.clone())).collect();
     let (_, no_way_back) = moving::who_puts(monolith, &wanted).await.map_err(failed())?;
     problems.extend(no_way_back);
+    problems.extend(called::problems(monolith, relations, &job.tables()).await.map_err(failed())?);
     Ok(problems)
 }
 

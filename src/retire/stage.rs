@@ -83,13 +83,14 @@ pub(super) fn before_moving(report: &SliceReport, grounds: &Grounds, revoked: Re
     problems
 }
 
-/// Whether a problem says of a function that its text names a table, while `bound` says of the same one that it follows the table.
+/// Whether a problem says of a function that its text names a table, while `bound` says of the same one that it follows the table, or
+/// that the way back calls it.
 #[must_use]
-pub(super) fn is_bound(problem: &Problem, bound: &[Problem]) -> bool {
+pub(super) fn is_said_of(problem: &Problem, bound: &[Problem]) -> bool {
     let name = |object: &str| object.split('(').next().unwrap_or_default().to_owned();
     let same = |one: &Problem| {
         let object = name(&one.object);
-        one.code == "retire-body"
+        matches!(one.code, "retire-body" | "retire-called")
             && (object == problem.object || object == format!("public.{}", problem.object))
     };
     problem.code == "retire-function" && bound.iter().any(same)

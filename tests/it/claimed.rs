@@ -4,7 +4,7 @@
 use strangler::cluster::Cluster as _;
 use tokio_postgres::Client;
 
-use crate::support::binary::Ended;
+use crate::support::binary::{Ended, flat};
 use crate::support::cluster::{connect, create_database};
 use crate::support::split::Split;
 
@@ -57,7 +57,7 @@ async fn gates(monolith: &Client) -> Vec<String> {
 fn assert_told(ended: &Ended, exit: i32, words: &[&str]) {
     assert_eq!(ended.exit, Some(exit), "{}", ended.page());
     // Prose is wrapped.
-    let said = ended.page().split_whitespace().collect::<Vec<_>>().join(" ");
+    let said = flat(&ended.page());
     for word in words {
         assert!(said.contains(word), "{word} is not in {}", ended.page());
     }

@@ -3,6 +3,7 @@
 use strangler::cluster::{Binaries, Options};
 use tokio_postgres::Client;
 
+use crate::support::binary::flat;
 use crate::support::cluster::{Pair, launch_with, options};
 use crate::support::split::Split;
 use crate::support::tables::{Side, assert_same};
@@ -244,7 +245,7 @@ async fn a_temporal_key_that_both_sides_have_is_in_no_ones_way_and_not_null_for_
     let pair = Pair::of(server(), server(), "").await;
     let (split, monolith, service) = Split::between(pair, &Split::plan("{ t: {}, u: {} }"), setup).await;
     for verb in ["check", "provision"] {
-        let said = split.run(verb, &[]).page().split_whitespace().collect::<Vec<_>>().join(" ");
+        let said = flat(&split.run(verb, &[]).page());
         for words in ["constraint later of u", "ALTER TABLE \"public\".\"u\" VALIDATE CONSTRAINT \"later\""] {
             assert!(said.contains(words), "{verb}: {words}: {said}");
         }

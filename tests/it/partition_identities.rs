@@ -1,6 +1,7 @@
 //! Partitions that log old rows under another replica identity than their table's: what leaves the filter there comes
 //! without an old row. It stops the mirror, and no row stays behind.
 
+use crate::support::binary::flat;
 use crate::support::split::{Mirror, Split};
 use crate::support::tables::{Side, assert_same};
 
@@ -54,7 +55,7 @@ async fn a_partition_that_comes_without_its_tables_identity_stops_the_mirror_and
     let check = split.run("check", &[]);
     let advised =
         "ALTER TABLE \"public\".\"ord_12\" REPLICA IDENTITY USING INDEX \"ord_12_id_month_region_idx\"";
-    let words = check.page().split_whitespace().collect::<Vec<_>>().join(" ");
+    let words = flat(&check.page());
     assert!(words.contains("partition-key-differs") && words.contains(advised), "{}", check.page());
     monolith.batch_execute(statement).await.unwrap();
     assert_stopped(&split.mirror(None), &["--retry ord"]);

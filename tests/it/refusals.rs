@@ -4,7 +4,7 @@ use serde_json::Value;
 use strangler::cluster::Cluster;
 use tokio_postgres::Client;
 
-use crate::support::binary::Ended;
+use crate::support::binary::{Ended, flat};
 use crate::support::cluster::{connect, create_database};
 use crate::support::split::Split;
 use crate::support::tables::{Side, assert_same};
@@ -209,7 +209,7 @@ fn assert_astray(split: &Split, slice: &str, words: &[&str]) {
         assert_eq!(ended.exit, Some(exit), "{verb} {arguments:?}: {}", ended.page());
         // A report is wrapped where a line is full.
         let said = format!("{} {}", ended.stdout, ended.stderr);
-        let said = said.split_whitespace().collect::<Vec<_>>().join(" ");
+        let said = flat(&said);
         for word in words.iter().chain(&["strangler check plan.yaml"]) {
             assert!(said.contains(word), "{verb}: {word} is not in:\n{}", ended.page());
         }
@@ -413,7 +413,7 @@ async fn a_service_whose_encoding_may_lack_characters_is_refused_before_anything
         let refused = split.run("provision", &[]);
         assert_refused(&refused, &["service service"]);
         // Prose is wrapped.
-        let said = refused.stderr.split_whitespace().collect::<Vec<_>>().join(" ");
+        let said = flat(&refused.stderr);
         assert!(said.contains(&fact) && said.contains(next), "{}", refused.page());
         let made = "SELECT FROM pg_namespace WHERE nspname = 'strangler'";
         assert!(connect(&link).await.query(made, &[]).await.unwrap().is_empty());
@@ -508,7 +508,7 @@ async fn a_column_of_an_adopted_table_that_differs_hides_no_mismatch_of_another(
         "covers exactly (id); it has t_id_key (id)",
         "ALTER TABLE \"public\".\"t\" ADD PRIMARY KEY (\"id\")",
     ] {
-        let said = provision.stderr.split_whitespace().collect::<Vec<_>>().join(" ");
+        let said = flat(&provision.stderr);
         assert!(said.contains(words), "{words} is not in {}", provision.page());
     }
     let (problems, _) = told(&split, &["target-differs", "adopt-mismatch"]);
@@ -544,7 +544,7 @@ async fn an_adopted_key_tells_the_rows_apart_that_the_monolith_s_does() {
     service.batch_execute(theirs).await.unwrap();
     let provision = split.run("provision", &[]);
     assert_eq!(provision.exit, Some(3), "{}", provision.page());
-    let said = provision.stderr.split_whitespace().collect::<Vec<_>>().join(" ");
+    let said = flat(&provision.stderr);
     let fact = "column word tells rows apart by a collation that is not deterministic, and the monolith's is";
     let next = "ALTER TABLE \"public\".\"t\" ALTER COLUMN \"word\" TYPE text COLLATE pg_catalog.\"default\"";
     assert!(said.contains(fact) && said.contains(next) && !said.contains("column note"), "{said}");
@@ -559,7 +559,7 @@ async fn what_a_table_stands_on_goes_where_the_monolith_has_it_and_another_plans
     let (mut split, monolith, service) = Split::with_plan(&plan, BESIDE).await;
     let told = |split: &Split, verb: &str, exit: i32, words: &[&str]| {
         let ended = split.run(verb, &[]);
-        let said = ended.page().split_whitespace().collect::<Vec<_>>().join(" ");
+        let said = flat(&ended.page());
         assert_eq!(ended.exit, Some(exit), "{}", ended.page());
         words.iter().for_each(|word| assert!(said.contains(word), "{word} is not in {}", ended.page()));
     };

@@ -2,6 +2,7 @@
 
 use tokio_postgres::Client;
 
+use crate::support::binary::flat;
 use crate::support::split::{Mirror, Split};
 use crate::support::tables::{Side, assert_same};
 use crate::support::wait::{SOON, until};
@@ -79,7 +80,7 @@ async fn a_sequence_that_a_default_names_as_text_is_made_known_before_the_servic
         let refused = split.run(verb, &[]);
         assert_eq!(refused.exit, Some(exit), "{}", refused.page());
         assert_eq!(refused.page().matches("(late-sequence)").count(), 1, "{}", refused.page());
-        let said = refused.page().split_whitespace().collect::<Vec<_>>().join(" ");
+        let said = flat(&refused.page());
         assert!(said.contains(cure), "{}", refused.page());
     }
     monolith.batch_execute(cure).await.unwrap();

@@ -4,6 +4,7 @@ use strangler::dualwrite::guard;
 use strangler::name::TableName;
 
 use super::stage::Stage;
+use crate::support::binary::flat;
 use crate::support::wait::{SOON, until};
 
 fn armed_field(stage: &Stage, slice: &str) -> serde_json::Value {
@@ -188,7 +189,7 @@ async fn fires_on_mirrored_rows(stage: &Stage) {
         for verb in ["arm", "flip"] {
             let refused = stage.run(verb, &["--slice", "one"]);
             assert_eq!(refused.exit, Some(3), "{}", refused.page());
-            let said = refused.stderr.split_whitespace().collect::<Vec<_>>().join(" ");
+            let said = flat(&refused.stderr);
             assert!(said.contains("(target-trigger)") && said.contains(&fact), "{}", refused.page());
             assert!(
                 said.contains(&format!("run on the {database}")) && said.contains(&cure),

@@ -5,6 +5,7 @@ use std::path::Path;
 use strangler::cluster::Options;
 
 use super::stage::{Stage, rows};
+use crate::support::binary::flat;
 
 /// How statements begin that change something or hold somebody up. Others frame them, or only look.
 const DOING: &[&str] = &[
@@ -28,7 +29,7 @@ fn plain(statement: &str) -> Option<String> {
     if statement.starts_with(start) {
         return Some(start.to_owned());
     }
-    let mut rest = statement.split_whitespace().collect::<Vec<_>>().join(" ");
+    let mut rest = flat(statement);
     let mut text = String::new();
     while let Some(at) = rest.find("_rev_") {
         let after = rest.split_off(at + "_rev_".len());

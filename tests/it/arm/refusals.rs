@@ -3,6 +3,7 @@
 use strangler::cluster::{Cluster, Options};
 
 use super::stage::{Stage, rows};
+use crate::support::binary::flat;
 use crate::support::cluster::create_database;
 use crate::support::split::Split;
 
@@ -136,8 +137,7 @@ async fn no_verb_obeys_a_plan_whose_slice_is_another_plans() {
         for (verb, arguments, exit) in VERBS {
             let ended = stage.run(verb, arguments);
             assert_eq!(ended.exit, Some(exit), "{verb} {arguments:?}: {}", ended.page());
-            let said = format!("{} {}", ended.stdout, ended.stderr);
-            let said = said.split_whitespace().collect::<Vec<_>>().join(" ");
+            let said = flat(&format!("{} {}", ended.stdout, ended.stderr));
             assert!(!said.contains("publication-gone"), "it never was: {verb}: {}", ended.page());
             let code = if verb == "status" { ":" } else { " (slice-taken)" };
             for word in
@@ -163,8 +163,7 @@ fn no_verb_takes_a_slice_for_another_services(stage: &Stage) {
     for (verb, arguments, exit) in VERBS {
         let ended = stage.run(verb, arguments);
         assert_eq!(ended.exit, Some(exit), "{verb} {arguments:?}: {}", ended.page());
-        let said = format!("{} {}", ended.stdout, ended.stderr);
-        let said = said.split_whitespace().collect::<Vec<_>>().join(" ");
+        let said = flat(&format!("{} {}", ended.stdout, ended.stderr));
         assert!(said.contains("for service service"), "{verb} {arguments:?}: {}", ended.page());
         assert!(!said.contains("not-provisioned"), "{verb} {arguments:?}: {}", ended.page());
     }

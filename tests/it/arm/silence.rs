@@ -3,7 +3,7 @@
 use tokio_postgres::Client;
 
 use super::stage::{Stage, rows};
-use crate::support::binary::Ended;
+use crate::support::binary::{Ended, flat};
 use crate::support::proxy::{Line, Proxy};
 use crate::support::split::Background;
 use crate::support::wait::{SOON, until, until_blocking};
@@ -25,7 +25,7 @@ fn names(mut running: Background, database: &str, verb: &str) -> Ended {
     let ended = running.ended();
     assert_eq!(ended.exit, Some(4), "{verb}: {}", ended.page());
     let said = format!("{} {}", ended.stdout, ended.stderr);
-    let said = said.split_whitespace().collect::<Vec<_>>().join(" ");
+    let said = flat(&said);
     assert!(said.contains("no answer within 1.5 s") && said.contains(database), "{verb}: {}", ended.page());
     let next = ["then type the same command again", "then run check again"];
     assert!(next.iter().any(|next| said.contains(next)), "{verb}: {}", ended.page());

@@ -12,6 +12,7 @@ use strangler::name::TableName;
 use super::bank::Side;
 use super::crash::frozen;
 use super::{UNPROVEN, armed, complete, flip, killed, owner};
+use crate::support::binary::flat;
 use crate::support::cluster::Pair as Servers;
 use crate::support::soak;
 use crate::support::split::Split;
@@ -247,7 +248,7 @@ async fn a_side_that_takes_connections_and_never_says_a_word_ends_every_verb_wit
             let ended = running.ended();
             assert_eq!(ended.exit, Some(exit), "{verb}: {}", ended.page());
             let said = format!("{} {}", ended.stdout, ended.stderr);
-            let said = said.split_whitespace().collect::<Vec<_>>().join(" ");
+            let said = flat(&said);
             assert!(said.contains("did not answer within 1s"), "{verb}: {}", ended.page());
             let next = ["type the same command again", "the same command goes on", "run check again"];
             assert!(
@@ -265,7 +266,7 @@ async fn a_side_that_takes_connections_and_never_says_a_word_ends_every_verb_wit
         command.env("STRANGLER_ANSWER_MS", "1500");
         let ended = split.start_command(command).ended();
         assert_ne!(ended.exit, Some(0), "{}", ended.page());
-        let said = ended.stderr.split_whitespace().collect::<Vec<_>>().join(" ");
+        let said = flat(&ended.stderr);
         said.contains("the monolith gave no answer within 1.5 s").then_some(ended)
     });
     assert_eq!(ended.exit, Some(3), "{}", ended.page());

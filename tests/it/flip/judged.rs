@@ -7,6 +7,7 @@ use tokio_postgres::Client;
 use super::bank::Side;
 use super::crash::frozen;
 use super::{UNPROVEN, armed_with, complete, owner};
+use crate::support::binary::flat;
 use crate::support::split::{Mirror, Split};
 use crate::support::wait::{SOON, until, until_blocking};
 
@@ -58,7 +59,7 @@ async fn a_table_that_changed_since_it_was_judged_is_not_handed_over() {
         let ended = late.ended();
         assert_eq!(ended.exit, Some(3), "{}", ended.page());
         for words in [code, fact, "authority was not moved", "strangler status plan.yaml --slice one"] {
-            assert!(super::outside::flat(&ended.stderr).contains(words), "{words}: {}", ended.page());
+            assert!(flat(&ended.stderr).contains(words), "{words}: {}", ended.page());
         }
     };
     let late = frozen(&split, "flip-looked", Side::Service, &[]);

@@ -7,7 +7,7 @@ use tokio_postgres::Client;
 use super::bank::Side;
 use super::crash::frozen;
 use super::{UNPROVEN, armed_with, complete, owner, quiet};
-use crate::support::binary::Ended;
+use crate::support::binary::{Ended, flat};
 use crate::support::split::{Background, Mirror, Split};
 use crate::support::wait::{SOON, until};
 
@@ -25,10 +25,6 @@ fn said(ended: &Ended, exit: i32, words: &[&str]) {
     for words in words {
         assert!(page.contains(words), "{words}: {}", ended.page());
     }
-}
-
-pub(super) fn flat(text: &str) -> String {
-    text.split_whitespace().collect::<Vec<_>>().join(" ")
 }
 
 /// Goes on, and finds the row that was written since it looked.

@@ -9,6 +9,7 @@ use tokio_postgres::Client;
 use super::bank::Side;
 use super::crash::frozen;
 use super::{UNPROVEN, armed_with, complete, owner};
+use crate::support::binary::flat;
 use crate::support::wait::{SOON, until};
 
 const TABLES: &str = "{ t: {}, ev: {} }";
@@ -53,7 +54,7 @@ async fn no_partition_comes_or_goes_between_the_look_at_the_tables_and_the_fence
     late.signal(Signal::CONT);
     let ended = late.ended();
     assert_eq!(ended.exit, Some(3), "{}", ended.page());
-    assert!(super::outside::flat(&ended.stderr).contains("table deep has no trigger"), "{}", ended.page());
+    assert!(flat(&ended.stderr).contains("table deep has no trigger"), "{}", ended.page());
     assert_eq!((owner(&monolith).await.0.as_str(), owner(&service).await.0.as_str()), ("OPEN", "FENCED"));
 }
 
@@ -75,7 +76,7 @@ async fn a_child_that_comes_to_a_table_while_the_writers_are_held_keeps_the_gate
             "since it was judged: public.kid inherits from public.t",
             "authority was not moved",
         ] {
-            assert!(super::outside::flat(&ended.stderr).contains(words), "{words}: {}", ended.page());
+            assert!(flat(&ended.stderr).contains(words), "{words}: {}", ended.page());
         }
         assert_eq!(owner(from).await.0, "OPEN");
         from.batch_execute("DROP TABLE kid").await.unwrap();
@@ -91,7 +92,7 @@ async fn who_keeps_a_fence_from_locking_a_partitioned_table_is_named() {
     monolith.batch_execute(analyze).await.unwrap();
     until("it is named", SOON, async || {
         let ended = split.run("flip", &["--rehearse"]);
-        let page = super::outside::flat(&ended.page());
+        let page = flat(&ended.page());
         let named =
             page.contains("(table-locked)") && page.contains("ShareUpdateExclusiveLock on public.ev, by");
         (named && page.contains("nightly analyze")).then_some(())

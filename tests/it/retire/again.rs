@@ -8,6 +8,7 @@ use tokio_postgres::Client;
 
 use super::rights::granting;
 use super::{entries, flipped_back_while_rights_go, refused, revoke, rights, ripe, token};
+use crate::support::binary::flat;
 use crate::support::cluster::{Pair, connect};
 use crate::support::split::Split;
 use crate::support::wait::{SOON, until};
@@ -81,11 +82,7 @@ fn approved(split: &Split) {
     let shown = revoke(split, &["--approved-by", "Ada"]);
     assert_eq!(shown.exit, Some(0), "{}", shown.page());
     let typed = format!("--stage revoke --approved-by Ada --confirm {}", token(&shown));
-    assert!(
-        shown.stderr.split_whitespace().collect::<Vec<_>>().join(" ").contains(&typed),
-        "{}",
-        shown.page()
-    );
+    assert!(flat(&shown.stderr).contains(&typed), "{}", shown.page());
     split.change_plan("approval: required, quiet_period: 1s", "quiet_period: 1s");
 }
 
@@ -94,7 +91,7 @@ async fn a_flip_back_sees_that_the_rights_went_before_it_closes_the_service() {
     let (split, monolith, service, mirror) = ripe().await;
     let ended = flipped_back_while_rights_go(&split, &monolith, "flip-writers-held").await;
     refused(&ended, &[]);
-    let said = ended.stderr.split_whitespace().collect::<Vec<_>>().join(" ");
+    let said = flat(&ended.stderr);
     assert!(said.contains("the rights on the monolith's old tables were taken away"), "{}", ended.page());
     service.batch_execute("UPDATE sales.accounts SET balance = 1 WHERE id = 1").await.unwrap();
     mirror.stop();

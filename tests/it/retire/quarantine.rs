@@ -9,7 +9,7 @@ use tokio::task::JoinHandle;
 use tokio_postgres::Client;
 
 use super::{SETUP, entries, refused, ripe_of, take, token, undo_that_status_names};
-use crate::support::binary::Ended;
+use crate::support::binary::{Ended, flat};
 use crate::support::cluster::{Pair, connect};
 use crate::support::split::{Mirror, Split};
 use crate::support::wait::{SOON, until};
@@ -105,6 +105,7 @@ async fn tables_go_into_quarantine_as_shown_and_come_back_as_they_were() {
     let (split, monolith, service, mirror) = revoked().await;
     let before = everything(&monolith).await;
     bound(&split, &monolith).await;
+    called(&split, &monolith).await;
     let preview = quarantine(&split, &[]);
     assert_eq!(preview.exit, Some(0), "{}", preview.page());
     for statement in [
@@ -188,6 +189,40 @@ async fn bound(split: &Split, monolith: &Client) {
         .unwrap();
     refused(&quarantine(split, &["--confirm", &shown]), &["stage-before"]);
     take(split);
+}
+
+/// What looks a name up while the way back writes would stop it; what nothing calls then is only worth a look.
+async fn called(split: &Split, monolith: &Client) {
+    let setup = "SET ROLE retail_owner;
+        CREATE FUNCTION richest() RETURNS bigint LANGUAGE plpgsql AS 'BEGIN RETURN (SELECT max(balance) FROM accounts); END';
+        CREATE FUNCTION below(bigint) RETURNS bool LANGUAGE sql AS 'SELECT $1 < public.richest() OR true';
+        CREATE FUNCTION told() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN PERFORM 1 FROM logs.lines; RETURN NEW; END';
+        CREATE TRIGGER told BEFORE INSERT ON accounts FOR EACH ROW EXECUTE FUNCTION told();
+        RESET ROLE";
+    monolith.batch_execute(setup).await.unwrap();
+    let only_told = quarantine(split, &[]);
+    assert_eq!(only_told.exit, Some(0), "{}", only_told.page());
+    for (sql, words) in [
+        (
+            "ALTER TABLE moves ADD CONSTRAINT below CHECK (below(amount))",
+            "its text names accounts, and constraint below on table public.moves calls it",
+        ),
+        (
+            "ALTER TABLE moves DROP CONSTRAINT below; ALTER TABLE accounts ENABLE ALWAYS TRIGGER told",
+            "its text names logs.lines, and trigger told on table public.accounts calls it",
+        ),
+        (
+            "ALTER TABLE accounts ENABLE TRIGGER told; ALTER TABLE moves ALTER amount SET DEFAULT richest()",
+            "calls it for rows that the way back writes",
+        ),
+    ] {
+        monolith.batch_execute(sql).await.unwrap();
+        let ended = quarantine(split, &[]);
+        refused(&ended, &["retire-called"]);
+        assert!(flat(&ended.stderr).contains(words), "{words}: {}", ended.page());
+    }
+    let away = "ALTER TABLE moves ALTER amount DROP DEFAULT; DROP TRIGGER told ON accounts; DROP FUNCTION told, below, richest";
+    monolith.batch_execute(away).await.unwrap();
 }
 
 /// A name that code looks up when it runs leads nowhere, and nobody may look into the schema.

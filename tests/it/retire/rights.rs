@@ -7,7 +7,7 @@ use strangler::cluster::Cluster;
 use tokio_postgres::Client;
 
 use super::{entries, others, refused, revoke, rights, ripe, take, token};
-use crate::support::binary::Ended;
+use crate::support::binary::{Ended, flat};
 use crate::support::cluster::{Pair, connect};
 use crate::support::split::Split;
 use crate::support::toll;
@@ -15,7 +15,7 @@ use crate::support::wait::{SOON, until};
 
 /// What was said, without the breaks of its lines.
 fn said(ended: &Ended) -> String {
-    ended.stderr.split_whitespace().collect::<Vec<_>>().join(" ")
+    flat(&ended.stderr)
 }
 
 /// One statement of an owner about a right on his table: any kind of right, of anybody.

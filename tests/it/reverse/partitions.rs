@@ -1,6 +1,7 @@
 //! The service's table takes keys for which the monolith's has no partition.
 
 use super::stage::{Stage, Way, holds};
+use crate::support::binary::flat;
 use crate::support::split::Split;
 use crate::support::wait::{SOON, until};
 
@@ -34,7 +35,7 @@ async fn a_row_that_no_partition_takes_is_foreseen_and_its_partition_lets_the_wa
         "SELECT bool_or(stopped_at IS NOT NULL) FROM strangler.mirror_process WHERE dir = 'reverse'";
     until("the way back stops", SOON, async || holds(&stage.monolith, stopped).await.then_some(())).await;
     let status = stage.split.run("status", &[]);
-    let told = status.page().split_whitespace().collect::<Vec<_>>().join(" ");
+    let told = flat(&status.page());
     assert!(told.contains("the monolith has no partition of par for a row that the service wrote"), "{told}");
     assert!(told.contains("PARTITION OF \"public\".\"par\" FOR VALUES"), "{told}");
     assert!(!told.contains("--retry"), "reading the row again would change nothing: {told}");

@@ -29,6 +29,11 @@ impl Ended {
     }
 }
 
+/// Words as they follow each other, whatever line a page has put them on.
+pub fn flat(text: &str) -> String {
+    text.split_whitespace().collect::<Vec<_>>().join(" ")
+}
+
 /// The binary with nothing in its environment but a width of 100 columns, no terminal, started in `dir`.
 pub fn command(dir: &Path, words: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_strangler"));

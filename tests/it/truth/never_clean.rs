@@ -11,6 +11,7 @@ use tokio_postgres::Client;
 
 use super::found::Run;
 use super::stage::corrupt;
+use crate::support::binary::flat;
 use crate::support::split::{Background, Mirror, Split};
 use crate::support::wait::{SOON, until};
 
@@ -142,7 +143,7 @@ async fn a_mirror_that_is_frozen_is_waited_for_once_and_one_that_was_stopped_or_
     let (run, split, service, mirror) = held.goes_on().await;
     assert!(began.elapsed() < Duration::from_secs(50), "it took {:?}", began.elapsed());
     run.assert_incomplete(&["the mirror has not come to position"]);
-    let words = run.ended.stderr.split_whitespace().collect::<Vec<_>>().join(" ");
+    let words = flat(&run.ended.stderr);
     let next = "strangler mirror plan.yaml --slice one --take-over replaces one that is frozen";
     assert!(words.contains(next), "{words}");
     let said = &run.document.slices[0];

@@ -9,6 +9,7 @@ use tokio_postgres::Client;
 use super::found::Run;
 use super::never_clean::{self, Held};
 use super::stage::corrupt;
+use crate::support::binary::flat;
 use crate::support::say;
 use crate::support::split::Split;
 use crate::support::wait::{SOON, until};
@@ -145,7 +146,7 @@ async fn an_interrupted_fresh_run_is_gone_on_with_by_the_command_that_it_names()
     let ended = background.ended();
     assert_eq!(ended.exit, Some(130), "{}", ended.page());
     let left = ["type the same command again without --fresh: it goes on", "with --fresh it begins anew"];
-    let words = ended.stderr.split_whitespace().collect::<Vec<_>>().join(" ");
+    let words = flat(&ended.stderr);
     assert!(left.iter().all(|left| words.contains(left)), "{}", ended.stderr);
     let (id, _, _) = state(&service).await.expect("the run can be gone on with");
     blocker.batch_execute("ROLLBACK").await.unwrap();
