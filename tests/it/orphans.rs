@@ -71,6 +71,15 @@ fn keys(found: &Orphans) -> Vec<String> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn rows_of_a_table_that_inherits_are_none_that_a_reference_finds() {
+    let bench = Bench::new(Side::Source).await;
+    let hidden = r#"SET session_replication_role = replica; CREATE TABLE kin () INHERITS ("Customers");
+        DELETE FROM ONLY "Customers" WHERE "Id" = 7; INSERT INTO kin VALUES (7); RESET session_replication_role"#;
+    bench.scenario.write(hidden).await;
+    assert_eq!(keys(&bench.look().await), ["106", "206", "6"]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn orphans_in_one_database_are_found_and_nulls_are_no_references() {
     let bench = Bench::new(Side::Source).await;
     assert_eq!(bench.look().await, Orphans::default());

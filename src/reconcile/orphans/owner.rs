@@ -24,6 +24,7 @@ pub(super) struct Owner {
     pub(super) columns: Vec<String>,
     /// By which operator each of them is looked up.
     equality: Vec<String>,
+    partitioned: bool,
     pub(super) session: Session,
 }
 
@@ -37,13 +38,16 @@ impl Owner {
         let names = columns.iter().map(String::as_str).collect();
         let equality = equality::of_keys(&session, &[(table.sql(), names)]).await?;
         let equality = equality.into_iter().next().unwrap_or_default();
-        Ok(Self { place, service, table, columns, equality, session })
+        let partitioned = "SELECT relkind = 'p' FROM pg_class WHERE oid = to_regclass($1)";
+        let row = session.query_opt(partitioned, &[&table.sql()]).await?;
+        let partitioned = row.is_some_and(|row| row.get(0));
+        Ok(Self { place, service, table, columns, equality, partitioned, session })
     }
 
-    /// For a FROM clause. A table that stays may be partitioned, which the mapping does not know of it, so nothing says
-    /// ONLY.
+    /// For a FROM clause. A table that stays may be partitioned, which the mapping does not know of it; rows of tables that inherit
+    /// from another one are none that a foreign key could find.
     pub(super) fn from(&self) -> String {
-        self.table.sql()
+        if self.partitioned { self.table.sql() } else { format!("ONLY {}", self.table.sql()) }
     }
 
     /// A condition that a row of the owner, as `r`, has the reference's values; `value` gives the expression of each.
