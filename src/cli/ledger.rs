@@ -36,9 +36,9 @@ const UNTOUCHED: &str = "ledger changes nothing";
 /// does not know of; the monolith is asked for that, and where it does not answer its part is left out.
 ///
 /// --verify recomputes the whole chain instead and compares it with what the monolith's journal remembers of it: an entry
-/// that was changed, removed or cut off at the end is named. Over a ledger that is broken no verdict is evidence, and no flip
-/// begins without. --accept-broken goes on after a human has looked: it appends an entry with the reason to each ledger that
-/// is broken. What is before that entry stays as it is and proves nothing any more, and the next full comparison is evidence
+/// that was changed, removed or cut off at the end is named. A verdict is no evidence once its own entry or a later one is
+/// broken, and no verdict is once the end was cut off; no flip begins without evidence. --accept-broken goes on after a human
+/// has looked: it appends an entry with the reason to each ledger that is broken. What is before that entry stays as it is and proves nothing any more, and the next full comparison is evidence
 /// again.
 ///
 /// Reads through the apply links, and without --accept-broken changes nothing.

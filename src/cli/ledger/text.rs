@@ -53,8 +53,8 @@ fn verified(found: &Verification, paint: Paint) -> String {
         (Some(entry), Some(fault)) => {
             let broken = paint.ink(Ink::Alarm, "broken");
             format!(
-                "{broken}: entry {entry} {fault}. What it and later entries say proves nothing, until --accept-broken REASON goes on \
-                 from here"
+                "{broken}: entry {entry} {fault}. What it and earlier entries say proves nothing any more; --accept-broken REASON goes \
+                 on from here"
             )
         }
         _ => {
