@@ -14,7 +14,7 @@ use crate::failpoint::hooks::{Hooks, Mutant};
 use crate::journal::alarms::Operation;
 use crate::landing::key::Key;
 use crate::landing::pieces::{EventOrigin, Standing};
-use crate::landing::row::{RowReader, ShapeDrift};
+use crate::landing::row::{KeyMissing, RowReader, ShapeDrift};
 use crate::landing::rule::{UpdateVerdict, decide_update};
 use crate::landing::sets::RowOperation;
 use crate::mapping::TableMapping;
@@ -193,15 +193,16 @@ impl Router {
                 if table.mapping.reversed && !reader.takes(&row) {
                     self.outside.insert(number);
                 }
-                let end = end_of(reader, table, &row, event)?;
+                let end = end_of(reader, (&self.slice, table), &row, event)?;
                 (end.standing == Standing::Apply).then_some(RowOperation::Insert { key: end.key, row })
             }
             RowChange::Delete { old } => {
-                let end = end_of(reader, table, &reader.project(old.tuple()), event)?;
+                let end = end_of(reader, (&self.slice, table), &reader.project(old.tuple()), event)?;
                 (end.standing == Standing::Apply).then_some(RowOperation::Delete { key: end.key })
             }
             RowChange::Update { old, new } => {
-                let (old, new, row) = ends_of_update(reader, table, (old.as_ref(), new), event)?;
+                let of = (self.slice.as_str(), &*table);
+                let (old, new, row) = ends_of_update(reader, of, (old.as_ref(), new), event)?;
                 if table.mapping.reversed && !reader.takes(&row) {
                     self.outside.insert(number);
                 }
@@ -326,9 +327,33 @@ fn check_width(relation: &Relation, change: &RowChange) -> Result<(), MirrorErro
     Err(MirrorError::Unreadable { what: format!("a row of {}.{}", relation.schema, relation.name) })
 }
 
+/// A row without a key, which only a table whose key was no key for a while can have. No other side can hold it, and the event stays
+/// in the stream when the row is gone, so only another stream gets past it.
+fn without_key((slice, reversed): (&str, bool), missing: &KeyMissing) -> MirrorError {
+    let what = format!("{missing}: the column held a null, which no key has; the mirror stopped before it");
+    let next = if reversed {
+        format!(
+            "give the row a key or delete it, and make the column NOT NULL again in the service; then {}; then strangler \
+             reconcile PLAN --slice {slice} --repair",
+            arm_anew(slice)
+        )
+    } else {
+        format!(
+            "give the row a key or delete it, and make the column NOT NULL again on the monolith; then strangler mirror PLAN \
+             --slice {slice} --rebuild, which copies the slice again"
+        )
+    };
+    stopped(reversed, what, next)
+}
+
 /// An end that the filter leaves out stands like one that is not copied: the target never holds it.
-fn end_of(reader: &RowReader, table: &TableRun, row: &Tuple, event: EventOrigin) -> Result<End, MirrorError> {
-    let key = reader.key(row).map_err(|missing| MirrorError::Unreadable { what: missing.to_string() })?;
+fn end_of(
+    reader: &RowReader,
+    (slice, table): (&str, &TableRun),
+    row: &Tuple,
+    event: EventOrigin,
+) -> Result<End, MirrorError> {
+    let key = reader.key(row).map_err(|missing| without_key((slice, table.mapping.reversed), &missing))?;
     let standing = if reader.takes(row) {
         table
             .pieces
@@ -344,7 +369,7 @@ fn end_of(reader: &RowReader, table: &TableRun, row: &Tuple, event: EventOrigin)
 /// both belong to the replica identity.
 fn ends_of_update(
     reader: &RowReader,
-    table: &TableRun,
+    table: (&str, &TableRun),
     (old, new): (Option<&OldTuple>, &Tuple),
     event: EventOrigin,
 ) -> Result<(End, End, Tuple), MirrorError> {

@@ -125,11 +125,36 @@ async fn while_the_service_has_the_authority_a_way_back_is_made_anew_and_a_compa
     let repaired = stage.split.run("reconcile", &["--repair"]);
     assert_eq!(repaired.exit, Some(0), "{}", repaired.page());
     stage.assert_equal().await;
+    goes_on_past_a_key_that_was_none(&stage, &mirror).await;
     stage.flip_back(3).await;
     stage.on_monolith("UPDATE pairs SET v = -v WHERE a = 5").await;
     stage.arrived(Way::Forward).await;
     stage.assert_equal().await;
     mirror.stop();
+}
+
+/// A row without a key stays in the stream when it is long gone.
+async fn goes_on_past_a_key_that_was_none(stage: &Stage, mirror: &Mirror) {
+    stage
+        .on_service(
+            "ALTER TABLE pairs DROP CONSTRAINT pairs_pkey; ALTER TABLE pairs ALTER a DROP NOT NULL, REPLICA IDENTITY FULL;
+             INSERT INTO pairs (b, v) VALUES ('x', 0); DELETE FROM pairs WHERE a IS NULL;
+             ALTER TABLE pairs ADD PRIMARY KEY (a, b), REPLICA IDENTITY DEFAULT; UPDATE pairs SET v = -v WHERE a = 6",
+        )
+        .await;
+    let slice = stands_still(stage).await;
+    let told = slice["alarms"].to_string();
+    assert!(told.contains("carries no value for the key column a: the column held a null"), "{slice:#}");
+    let next = slice["next"].as_str().unwrap();
+    assert!(
+        next.contains("NOT NULL again in the service; then strangler arm plan.yaml --slice one"),
+        "{next}"
+    );
+    succeed(stage, "arm", &["--slice", "one"]);
+    taken_up(stage, mirror).await;
+    let repaired = stage.split.run("reconcile", &["--repair"]);
+    assert_eq!(repaired.exit, Some(0), "{}", repaired.page());
+    stage.assert_equal().await;
 }
 
 const FORWARD_SLOT_GONE: &str = "SELECT pg_terminate_backend(active_pid, 5000) FROM pg_replication_slots WHERE active; \
