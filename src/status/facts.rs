@@ -106,6 +106,9 @@ pub struct ServiceFacts {
     /// Rows of the service that its filter forbids, which nobody has acted upon.
     #[serde(skip)]
     pub outside: Option<Outside>,
+    /// [`crate::journal::alarms::lost_writes`].
+    #[serde(skip)]
+    pub lost_writes: Option<String>,
     /// The slot that the last way back of the slice read.
     #[serde(skip)]
     pub way_back_slot: Option<String>,

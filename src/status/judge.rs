@@ -127,6 +127,8 @@ pub fn judge(facts: &SliceFacts, commands: &Commands) -> SliceStatus {
     status.alarms.extend(back::alarms(&status));
     let outside = service.and_then(|service| service.outside.as_ref());
     status.alarms.extend(outside.map(back::outside));
+    let lost = lost_writes(&status, service);
+    status.alarms.extend(lost.map(back::lost_writes));
     status.next = next(&status, (moving.as_ref(), service), commands);
     if is_open(monolith) && moving.is_none() {
         // Writers are let in, and may not use their tables.
@@ -395,6 +397,13 @@ fn is_open(monolith: Option<&MonolithFacts>) -> bool {
     monolith.and_then(|monolith| monolith.gate.as_ref()).is_some_and(|gate| !gate.is_closed())
 }
 
+/// Only while they are the truth do the service's writes have to come back.
+fn lost_writes<'a>(status: &SliceStatus, service: Option<&'a ServiceFacts>) -> Option<&'a str> {
+    service
+        .filter(|_| status.authority == Authority::Service)
+        .and_then(|service| service.lost_writes.as_deref())
+}
+
 /// Rights on old tables that are away while the monolith has the authority, or that could not be given back.
 fn rights_alarm(monolith: &MonolithFacts, slice: &str, commands: &Commands) -> Option<String> {
     let arming = monolith.arming.as_ref()?;
@@ -641,7 +650,10 @@ fn next(
             let strict = if strict { " --strict" } else { "" };
             let told =
                 status.stray_writes.is_some() || service.is_some_and(|service| service.outside.is_some());
-            let stray = told.then(|| of("reconcile", strict)).flatten();
+            let stray = match lost_writes(status, service) {
+                Some(_) => of("reconcile", &format!("{strict} --repair")),
+                None => told.then(|| of("reconcile", strict)).flatten(),
+            };
             let half = status.armed.as_ref().filter(|armed| armed.state == ArmedState::PartlyArmed);
             let half =
                 half.and_then(|armed| if armed.disarming { of("disarm", "") } else { arm(status, commands) });

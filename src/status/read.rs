@@ -80,6 +80,7 @@ pub async fn service(client: &Client, slices: &[&str]) -> Result<BTreeMap<String
         if form == Form::Current {
             facts.strays = alarms::uncleared(client, slice).await?;
             facts.outside = outside::uncleared(client, slice).await?;
+            facts.lost_writes = alarms::lost_writes(client, slice).await?;
             facts.way_back_slot = alarms::noted_way_back(client, slice).await?;
             facts.evidence = Some(evidence_of(client, slice).await?);
             (facts.unguarded, facts.unfit) = unguarded(client, slice, facts).await?;

@@ -80,6 +80,14 @@ pub(super) fn outside(found: &Outside) -> String {
     )
 }
 
+/// The way back was begun anew over a hole, and a flip back is refused until somebody has looked.
+pub(super) fn lost_writes(slot: &str) -> String {
+    format!(
+        "the way back was begun anew under the slot {slot} while the service had authority: what the service wrote before that \
+         may be missing on the monolith, until `strangler reconcile --repair` and a clean comparison after it"
+    )
+}
+
 pub(super) fn alarms(status: &SliceStatus) -> Vec<String> {
     let mut alarms = Vec::new();
     if let Some(stray) = &status.stray_writes {

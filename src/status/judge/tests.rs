@@ -67,6 +67,7 @@ fn streaming() -> SliceFacts {
             slots: Vec::new(),
             strays: None,
             outside: None,
+            lost_writes: None,
             way_back_slot: None,
             evidence: None,
         }),

@@ -4,6 +4,7 @@ use std::time::Instant;
 
 use super::stage::{self, Stage, Way, holds};
 use crate::ledger::told::told;
+use crate::support::binary::flat;
 use crate::support::soak;
 use crate::support::split::{Mirror, Split};
 use crate::support::wait::{LONG, SOON, until, until_blocking};
@@ -109,10 +110,20 @@ async fn while_the_service_has_the_authority_a_way_back_is_made_anew_and_a_compa
     let refused = stage.split.run("flip", &accepted);
     assert_eq!(refused.exit, Some(3), "{}", refused.page());
     assert!(refused.stderr.contains("(writes-not-back)"), "{}", refused.page());
+    let missing = "may be missing on the monolith";
+    let status = stage.split.run("status", &[]);
+    assert!(status.exit == Some(1) && flat(&status.stdout).contains(missing), "{}", status.page());
+    assert!(
+        status.stdout.contains("strangler reconcile plan.yaml --slice one --repair"),
+        "{}",
+        status.page()
+    );
     let repaired = stage.split.run("reconcile", &["--repair"]);
     assert_eq!(repaired.exit, Some(0), "{}", repaired.page());
     stage.assert_equal().await;
     succeed(&stage, "reconcile", &[]);
+    let status = stage.split.run("status", &[]);
+    assert!(!flat(&status.stdout).contains(missing), "{}", status.page());
     let rehearsed = stage.split.run("flip", &[&accepted[..], &["--rehearse", "1"]].concat());
     assert!(!rehearsed.page().contains("writes-not-back"), "{}", rehearsed.page());
     // The publication's end stops the stream for good; `arm` makes both.
