@@ -6,6 +6,7 @@ use std::ffi::OsString;
 
 use clap::Parser;
 
+mod abandon;
 mod arm;
 mod check;
 mod demo;
@@ -67,6 +68,7 @@ enum Verb {
     Ledger(ledger::Arguments),
     Retire(retire::Arguments),
     Unretire(unretire::Arguments),
+    Abandon(abandon::Arguments),
     Doctor(doctor::Arguments),
     Demo(demo::Arguments),
     Schema(schema::Arguments),
@@ -108,6 +110,7 @@ impl Arguments {
                 Verb::Flip(arguments) => Box::pin(flip::run(ui, arguments)).await,
                 Verb::Ledger(arguments) => Box::pin(ledger::run(ui, arguments)).await,
                 Verb::Retire(arguments) => Box::pin(retire::run(ui, arguments)).await,
+                Verb::Abandon(arguments) => Box::pin(abandon::run(ui, arguments)).await,
                 Verb::Unretire(arguments) => Box::pin(unretire::run(ui, arguments)).await,
                 Verb::Doctor(arguments) => Box::pin(doctor::run(ui, arguments)).await,
                 Verb::Demo(arguments) => Box::pin(demo::run(ui, arguments)).await,

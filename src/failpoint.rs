@@ -96,6 +96,15 @@ pub const RETIRE: &[&str] =
 /// Kill points of the stage of retirement that moves tables away, in their order. Taking it back has those of [`RETIRE`].
 pub const QUARANTINE: &[&str] = &["quarantine-before-commit", "quarantine-committed"];
 
+/// Kill points of `abandon`, in their order: one behind each durable step.
+pub const ABANDON: &[&str] = &[
+    "abandon-begun",
+    "abandon-slot-dropped",
+    "abandon-monolith-cleared",
+    "abandon-schema-dropped",
+    "abandon-service-cleared",
+];
+
 /// Kill points around entries of the ledger that are made right after what they tell: the steps of `provision`, `arm` and
 /// `disarm`, and what a mirror meets that is not in the service's database; and behind the entry by which a broken ledger is
 /// accepted.
@@ -133,9 +142,12 @@ pub fn hit(name: &'static str) {
     static WANTED: OnceLock<[Point; 2]> = OnceLock::new();
     static COUNTS: [AtomicU64; 2] = [AtomicU64::new(0), AtomicU64::new(0)];
     debug_assert!(
-        [MIRROR, COPY_AGAIN, START, REPAIR, REVERSE, ARM, DISARM, RETIRE, QUARANTINE, LEDGER, RECORD, FLIP]
-            .concat()
-            .contains(&name),
+        [
+            MIRROR, COPY_AGAIN, START, REPAIR, REVERSE, ARM, DISARM, RETIRE, QUARANTINE, ABANDON, LEDGER,
+            RECORD, FLIP
+        ]
+        .concat()
+        .contains(&name),
         "failpoint {name} is not in the lists that tests go through"
     );
     let read = |variable| {

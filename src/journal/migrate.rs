@@ -22,6 +22,7 @@ pub const VERSIONS: &[(&str, &str)] = &[
     ("V6__retirement", include_str!("migrations/V6__retirement.sql")),
     ("V7__emptied", include_str!("migrations/V7__emptied.sql")),
     ("V8__quarantine", include_str!("migrations/V8__quarantine.sql")),
+    ("V10__abandonment", include_str!("migrations/V10__abandonment.sql")),
 ];
 
 /// A table or index that each version makes, in their order: who may not read the history sees in the catalog how far it goes.
@@ -34,6 +35,7 @@ const MARKS: &[&str] = &[
     "retirement",
     "mirror_table_emptied",
     "quarantine",
+    "abandonment",
 ];
 
 /// Advisory lock under which versions are applied. Gates use the same class with keys from 1.
