@@ -17,17 +17,21 @@ help: ## Lists the targets
 demo: postgres ## Walks the journey on servers of its own; make demo ARGS="--keep" to look around
 	cargo run --profile demo -- demo $(ARGS)
 
+# The test of archives in a store needs a store: moto, a Python package.
+STORE = $(shell command -v moto_server >/dev/null && echo ,s3)
+
 test: postgres ## Runs every test, in under 20 minutes on 2 cores
 	@mkdir -p target
-	set -o pipefail; RUST_TEST_THREADS=$${RUST_TEST_THREADS:-$(THREADS)} cargo test --features failpoints 2>&1 \
+	@$(if $(STORE),,echo "moto_server is not installed (pip install 'moto[server]'): archives in a store are NOT tested")
+	set -o pipefail; RUST_TEST_THREADS=$${RUST_TEST_THREADS:-$(THREADS)} cargo test --features failpoints$(STORE) 2>&1 \
 	  | tee target/test.log
 	@$(TOTAL) target/test.log
 
 lint: ## Checks formatting, lints and documentation; dependencies too where cargo-deny is installed
 	cargo fmt --check
-	cargo clippy --all-targets --features failpoints,containers -- -D warnings
+	cargo clippy --all-targets --features failpoints,containers,s3 -- -D warnings
 	cargo clippy --features containers -- -D warnings
-	RUSTDOCFLAGS="-D warnings" cargo doc --no-deps --document-private-items --features failpoints,containers
+	RUSTDOCFLAGS="-D warnings" cargo doc --no-deps --document-private-items --features failpoints,containers,s3
 	@if command -v cargo-deny >/dev/null; then cargo deny --offline check bans licenses sources; \
 	else echo "cargo-deny is not installed: dependencies were not checked against deny.toml"; fi
 

@@ -392,6 +392,35 @@ impl Catalog {
         self.tables.get(name)
     }
 
+    /// The same as if every relation stood where its name says: for statements that make them in another database.
+    #[must_use]
+    pub fn unmoved(&self) -> Self {
+        let column_of = |(table, column): &(TableName, String)| (table.unmoved(), column.clone());
+        let tables = self.tables.values().map(Table::unmoved);
+        let types = self.types.values().map(|one| UserType { name: one.name.unmoved(), ..one.clone() });
+        let sequences = self.sequences.values().map(|sequence| Sequence {
+            name: sequence.name.unmoved(),
+            owned_by: sequence.owned_by.as_ref().map(column_of),
+            used_by: sequence.used_by.iter().map(column_of).collect(),
+            ..sequence.clone()
+        });
+        let keys = self.foreign_keys.iter().map(|key| ForeignKey {
+            table: key.table.unmoved(),
+            references: key.references.unmoved(),
+            ..key.clone()
+        });
+        let dependents = self.dependents.iter();
+        let dependents = dependents.map(|one| Dependent { table: one.table.unmoved(), ..one.clone() });
+        Self {
+            tables: tables.map(|table| (table.name.clone(), table)).collect(),
+            types: types.map(|one| (one.name.clone(), one)).collect(),
+            sequences: sequences.map(|sequence| (sequence.name.clone(), sequence)).collect(),
+            foreign_keys: keys.collect(),
+            dependents: dependents.collect(),
+            ..self.clone()
+        }
+    }
+
     /// PostgreSQL's major version, e.g. 15.
     #[must_use]
     pub fn major(&self) -> u32 {
@@ -400,6 +429,22 @@ impl Catalog {
 }
 
 impl Table {
+    /// See [`Catalog::unmoved`].
+    fn unmoved(&self) -> Self {
+        let column = |column: &Column| Column {
+            user_type: column.user_type.as_ref().map(TableName::unmoved),
+            sequence: column.sequence.as_ref().map(TableName::unmoved),
+            ..column.clone()
+        };
+        Self {
+            name: self.name.unmoved(),
+            partition_of: self.partition_of.as_ref().map(TableName::unmoved),
+            inherits: self.inherits.iter().map(TableName::unmoved).collect(),
+            columns: self.columns.iter().map(column).collect(),
+            ..self.clone()
+        }
+    }
+
     /// A column by its exact name.
     #[must_use]
     pub fn column(&self, name: &str) -> Option<&Column> {

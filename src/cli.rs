@@ -7,6 +7,7 @@ use std::ffi::OsString;
 use clap::Parser;
 
 mod abandon;
+mod archive_progress;
 mod arm;
 mod check;
 mod demo;
@@ -24,6 +25,7 @@ mod provision;
 mod reason;
 mod reconcile;
 pub mod report;
+mod restore;
 mod retire;
 mod schema;
 mod status;
@@ -69,6 +71,7 @@ enum Verb {
     Retire(retire::Arguments),
     Unretire(unretire::Arguments),
     Abandon(abandon::Arguments),
+    Restore(restore::Arguments),
     Doctor(doctor::Arguments),
     Demo(demo::Arguments),
     Schema(schema::Arguments),
@@ -112,6 +115,7 @@ impl Arguments {
                 Verb::Retire(arguments) => Box::pin(retire::run(ui, arguments)).await,
                 Verb::Abandon(arguments) => Box::pin(abandon::run(ui, arguments)).await,
                 Verb::Unretire(arguments) => Box::pin(unretire::run(ui, arguments)).await,
+                Verb::Restore(arguments) => Box::pin(restore::run(ui, arguments)).await,
                 Verb::Doctor(arguments) => Box::pin(doctor::run(ui, arguments)).await,
                 Verb::Demo(arguments) => Box::pin(demo::run(ui, arguments)).await,
                 Verb::Schema(arguments) => schema::run(ui, arguments),

@@ -105,6 +105,20 @@ pub const ABANDON: &[&str] = &[
     "abandon-service-cleared",
 ];
 
+/// Kill points of `retire --stage archive`, in their order.
+pub const ARCHIVE: &[&str] = &[
+    "archive-begun",
+    "archive-part-written",
+    "archive-read",
+    "archive-verified",
+    "archive-concluded",
+    "archive-before-commit",
+    "archive-committed",
+];
+
+/// Kill points of `restore`, in their order.
+pub const RESTORE: &[&str] = &["restore-before-commit", "restore-committed"];
+
 /// Kill points around entries of the ledger that are made right after what they tell: the steps of `provision`, `arm` and
 /// `disarm`, and what a mirror meets that is not in the service's database; and behind the entry by which a broken ledger is
 /// accepted.
@@ -143,8 +157,8 @@ pub fn hit(name: &'static str) {
     static COUNTS: [AtomicU64; 2] = [AtomicU64::new(0), AtomicU64::new(0)];
     debug_assert!(
         [
-            MIRROR, COPY_AGAIN, START, REPAIR, REVERSE, ARM, DISARM, RETIRE, QUARANTINE, ABANDON, LEDGER,
-            RECORD, FLIP
+            MIRROR, COPY_AGAIN, START, REPAIR, REVERSE, ARM, DISARM, RETIRE, QUARANTINE, ARCHIVE, RESTORE,
+            ABANDON, LEDGER, RECORD, FLIP
         ]
         .concat()
         .contains(&name),

@@ -5,6 +5,7 @@
 
 pub mod abandonment;
 pub mod alarms;
+pub mod archives;
 pub mod arming;
 pub mod authority;
 pub mod baselines;

@@ -99,6 +99,12 @@ impl TableName {
         Self { place: Place(place), ..self }
     }
 
+    /// The same name of a relation that stands where the name says: for what is written for another database.
+    #[must_use]
+    pub fn unmoved(&self) -> Self {
+        Self::new(&self.schema, &self.name)
+    }
+
     /// The schema in which it stands.
     #[must_use]
     pub fn place_schema(&self) -> &str {
@@ -298,6 +304,7 @@ mod tests {
         assert_eq!(moved.sql(), "\"away\".\"Orders\"");
         assert!(moved.is_called("away", "Orders") && moved.is_called("sales", "Orders"));
         assert!(!moved.is_called("public", "Orders") && !orders.is_called("away", "Orders"));
+        assert_eq!(moved.unmoved().sql(), orders.sql());
         assert_eq!(moved.standing_in("sales").sql(), orders.sql());
     }
 

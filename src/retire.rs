@@ -1,9 +1,10 @@
 //! The last act: old tables of the monolith that a service has taken over, and who still uses them.
 //!
 //! [`gather()`] asks the databases, [`judge()`] decides without I/O what stands in the way of retiring the tables, [`text()`] says it.
-//! [`revoke()`] takes the first stage, or shows what that does, word for word; [`quarantine()`] the second; [`restore()`] takes back what was
-//! taken. Who calls it: `strangler retire` and `strangler unretire`.
+//! [`revoke()`] takes the first stage, or shows what that does, word for word; [`quarantine()`] the second; [`archive()`] keeps what is in the
+//! tables, and takes nothing; [`restore()`] takes back what was taken. Who calls it: `strangler retire` and `strangler unretire`.
 
+mod archive;
 mod called;
 mod dependents;
 mod facts;
@@ -18,6 +19,7 @@ mod stage;
 mod text;
 mod unstoppable;
 
+pub use archive::{Archived, Archiving, Kept, archive, kept};
 pub use dependents::{Dependent, Kind};
 pub use facts::{SliceFacts, StrayWrites};
 pub use gather::{Asked, RetireError, gather};

@@ -30,6 +30,21 @@ pub struct RetirementStatus {
     pub since: String,
     /// The command that brings everything back.
     pub undo: String,
+    /// Where their rows and definitions are kept; null while they are not.
+    pub archive: Option<ArchiveStatus>,
+}
+
+/// An archive of a slice's old tables.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct ArchiveStatus {
+    /// The folder.
+    pub place: String,
+    /// When it was written down, RFC 3339.
+    pub at: String,
+    /// Position in the service's WAL up to which its rows have everything.
+    pub reverse_lsn: Lsn,
+    /// SHA-256 of its manifest.
+    pub manifest_sha256: String,
 }
 
 /// Where one slice stands. Serialised as `status --format json` shows it (docs/json-output.md).

@@ -1,5 +1,7 @@
 //! The process's environment: the only place that reads variables and the files that links name.
 
+use std::collections::BTreeMap;
+use std::ffi::OsString;
 use std::fs::File;
 use std::io::{self, Read};
 
@@ -27,6 +29,14 @@ impl Environment {
         let named = ["STRANGLER_OPERATOR", "LOGNAME", "USER"];
         let name = named.iter().find_map(|name| std::env::var(name).ok().filter(|value| !value.is_empty()));
         name.unwrap_or_else(|| format!("uid {}", rustix::process::getuid().as_raw()))
+    }
+
+    /// How stores of archives are reached: the variables whose names begin with `AWS_`.
+    #[must_use]
+    pub fn of_stores(self) -> BTreeMap<String, String> {
+        let text =
+            |(name, value): (OsString, OsString)| Some((name.into_string().ok()?, value.into_string().ok()?));
+        std::env::vars_os().filter_map(text).filter(|(name, _)| name.starts_with("AWS_")).collect()
     }
 
     /// Who runs this and where, for the ledger.

@@ -1,8 +1,10 @@
 //! Ctrl-C and SIGTERM, as something that can be waited for.
 
 use std::io;
+use std::pin::pin;
 
 use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio_util::sync::CancellationToken;
 
 use super::report::CliError;
 
@@ -41,6 +43,26 @@ pub(super) async fn unless<T>(
     work: impl Future<Output = Result<T, CliError>>,
 ) -> Result<T, CliError> {
     let mut interrupts = Interrupts::listen().map_err(CliError::Start)?;
+    tokio::select! {
+        outcome = work => outcome,
+        () = interrupts.next() => Err(CliError::Interrupted { state: state.to_owned() }),
+    }
+}
+
+/// Does work that ends by itself once `stop` is told: at the first Ctrl-C or SIGTERM. A second one drops it where it stands.
+///
+/// # Errors
+/// Those of the work, and [`CliError::Interrupted`].
+pub(super) async fn asking<T>(
+    (state, stop): (&str, &CancellationToken),
+    work: impl Future<Output = Result<T, CliError>>,
+) -> Result<T, CliError> {
+    let mut interrupts = Interrupts::listen().map_err(CliError::Start)?;
+    let mut work = pin!(work);
+    tokio::select! {
+        outcome = &mut work => return outcome,
+        () = interrupts.next() => stop.cancel(),
+    }
     tokio::select! {
         outcome = work => outcome,
         () = interrupts.next() => Err(CliError::Interrupted { state: state.to_owned() }),

@@ -2,9 +2,10 @@
 //! a hint with what to type, and the exit code. docs/errors.md explains each code.
 
 mod abandonment;
+mod archive;
+mod reconciliation;
 mod retirement;
 
-use std::collections::BTreeSet;
 use std::error::Error;
 use std::io;
 use std::process::ExitCode;
@@ -13,6 +14,7 @@ use std::time::Duration;
 use super::logging::WORDS;
 use super::ui::{Ink, Paint, Ui};
 use crate::abandon::AbandonError;
+use crate::archive::ArchiveError;
 use crate::arm::ArmError;
 use crate::cdc::error::MirrorError;
 use crate::check;
@@ -27,7 +29,6 @@ use crate::postgres::{ConnectError, Server};
 use crate::problem::Problem;
 use crate::provision::ProvisionError;
 use crate::reconcile::repair::RepairError;
-use crate::reconcile::repair::emptied::Emptied;
 use crate::reconcile::run::RunError;
 use crate::reconcile::schedule::ScheduleError;
 use crate::retire::RetireError;
@@ -153,6 +154,9 @@ pub enum CliError {
     /// A slice may not be taken back.
     #[error("the slice stays as it is")]
     AbandonRefused(Vec<Problem>),
+    /// An archive could not be proven or restored.
+    #[error(transparent)]
+    Archive(Box<ArchiveError>),
     /// Nothing was removed.
     #[error(transparent)]
     Clean(#[from] CleanError),
@@ -273,6 +277,12 @@ struct Page {
     hint: Option<String>,
 }
 
+impl From<ArchiveError> for CliError {
+    fn from(error: ArchiveError) -> Self {
+        Self::Archive(Box::new(error))
+    }
+}
+
 impl From<ArmError> for CliError {
     fn from(error: ArmError) -> Self {
         Self::Arm(Box::new(error))
@@ -338,6 +348,7 @@ impl CliError {
             Self::Abandon { source, .. } => abandonment::page(source),
             Self::AbandonRefused(_) => page(Exit::Refused, "abandon-refused", None),
             Self::Retire { provision, source, .. } => retirement::page(source, provision),
+            Self::Archive(error) => archive::page(error),
             Self::Clean(CleanError::Busy { .. }) => page(Exit::Refused, "databases-busy", None),
             Self::Clean(CleanError::Database { .. }) => page(Exit::Unreachable, "database-unreachable", None),
             Self::Provision(ProvisionError::Refused { .. }) => page(Exit::Refused, "provision-refused", None),
@@ -359,10 +370,10 @@ impl CliError {
                 page(exits.fold(Exit::Incomplete, said_first), "mirror", None)
             }
             Self::Reconcile { plan, ends } => {
-                let exits = ends.iter().map(|(_, error)| run_page(error, plan).exit);
+                let exits = ends.iter().map(|(_, error)| reconciliation::run_page(error, plan).exit);
                 page(exits.fold(Exit::Incomplete, said_first), "reconcile", None)
             }
-            Self::Repair { plan, source } => repair_page(source, plan),
+            Self::Repair { plan, source } => reconciliation::repair_page(source, plan),
             Self::Schedule(_) => page(Exit::Usage, "schedule", None),
             Self::File { .. } => page(Exit::Incomplete, "output", None),
             Self::Listen { .. } => page(Exit::Usage, "metrics-listen", None),
@@ -487,123 +498,6 @@ fn mirror_page(error: &MirrorError, plan: &str) -> Page {
     Page { exit, code, hint: error.next().map(|next| next.replace(" PLAN", &format!(" {plan}"))) }
 }
 
-/// Why one slice got no verdict.
-fn run_page(error: &RunError, plan: &str) -> Page {
-    let full;
-    let (exit, code, hint) = match error {
-        RunError::Connect(error) => {
-            let hint = error.is_retryable().then_some("type the same command again: it goes on");
-            (Exit::Unreachable, "database-unreachable", hint)
-        }
-        RunError::Silent { .. } => (Exit::Unreachable, "database-unreachable", Some(FROZEN)),
-        RunError::Journal(error) if lost_connection(error) => {
-            (Exit::Unreachable, "database-unreachable", Some("type the same command again: it goes on"))
-        }
-        RunError::Redact(_) => (Exit::Incomplete, "no-randomness", None),
-        RunError::Journal(_) => (Exit::Incomplete, "journal-unreadable", None),
-        RunError::Astray(problems) => (Exit::Refused, whereabouts::summary(problems).1, None),
-        RunError::NotProvisioned { .. } => {
-            (Exit::Refused, "not-provisioned", Some("strangler provision PLAN, then strangler mirror PLAN"))
-        }
-        RunError::OtherMapping { .. } => {
-            (Exit::Refused, "other-mapping", Some("strangler provision PLAN says what it would take"))
-        }
-        RunError::NoAuthority { .. } => (Exit::Refused, "no-authority", Some("strangler status PLAN")),
-        RunError::Held { .. } => (
-            Exit::Refused,
-            "reconcile-held",
-            Some("wait until it has ended, then type the same command again"),
-        ),
-        RunError::Ahead { .. } => {
-            (Exit::Usage, "position-ahead", Some("name a position of the past, or --changed-since last"))
-        }
-        RunError::Position(_) => {
-            (Exit::Unreachable, "database-unreachable", Some("type the same command again"))
-        }
-        RunError::NothingToLookBackTo { slice } => {
-            let slice = shell_word(slice);
-            full = format!("strangler reconcile PLAN --slice {slice}, without --changed-since");
-            (Exit::Refused, "nothing-to-look-back-to", Some(full.as_str()))
-        }
-        RunError::Resumed { .. } => {
-            (Exit::Refused, "reconcile-resumed", Some("strangler status PLAN, which shows that verdict"))
-        }
-        RunError::Stopped { fresh, .. } => (Exit::Interrupted, "interrupted", Some(goes_on(*fresh))),
-    };
-    Page { exit, code, hint: hint.map(|hint| hint.replace(" PLAN", &format!(" {plan}"))) }
-}
-
-/// What becomes of a run that was stopped.
-fn goes_on(fresh: bool) -> &'static str {
-    if fresh {
-        "type the same command again without --fresh: it goes on with the run, behind what was compared to its end; with \
-         --fresh it begins anew. A table that goes by buckets is compared anew in either case"
-    } else {
-        "type the same command again: it goes on with the run, behind what was compared to its end; a table that goes by \
-         buckets is compared anew"
-    }
-}
-
-/// What one slice got instead of a verdict; some errors name their slice themselves.
-fn run_heading(slice: &str, error: &RunError) -> String {
-    match error {
-        RunError::Connect(_)
-        | RunError::Silent { .. }
-        | RunError::Journal(_)
-        | RunError::Redact(_)
-        | RunError::Position(_)
-        | RunError::Astray(_) => {
-            format!("slice {slice}: {error}")
-        }
-        RunError::NotProvisioned { .. }
-        | RunError::OtherMapping { .. }
-        | RunError::NoAuthority { .. }
-        | RunError::Held { .. }
-        | RunError::NothingToLookBackTo { .. }
-        | RunError::Ahead { .. }
-        | RunError::Resumed { .. }
-        | RunError::Stopped { .. } => error.to_string(),
-    }
-}
-
-/// Why a repair came to no end.
-fn repair_page(error: &RepairError, plan: &str) -> Page {
-    let page = |exit, code, hint: String| Page { exit, code, hint: Some(hint) };
-    match error {
-        RepairError::Run(error) => run_page(error, plan),
-        RepairError::NoRows(tables) => page(Exit::Refused, "no-rows-on-authority", no_rows(tables, plan)),
-        RepairError::NotAsked { .. } => {
-            page(Exit::Unreachable, "database-unreachable", "type the same command again".to_owned())
-        }
-        RepairError::NotTaken { .. } => page(
-            Exit::Refused,
-            "repair-not-taken",
-            format!("strangler mirror {plan}, then strangler status {plan}"),
-        ),
-        RepairError::NotVerified { .. } => {
-            page(Exit::Incomplete, "repair-not-verified", format!("strangler reconcile {plan}"))
-        }
-        RepairError::Stopped { .. } => {
-            page(Exit::Interrupted, "interrupted", format!("strangler reconcile {plan}"))
-        }
-    }
-}
-
-/// What to do before a repair deletes all that there is of tables.
-fn no_rows(tables: &[Emptied], plan: &str) -> String {
-    let names: Vec<&str> = tables.iter().map(|one| one.table.as_str()).collect();
-    let authority = tables.first().map_or("authority", |one| one.authority);
-    let slices: BTreeSet<&str> = tables.iter().map(|one| one.slice.as_str()).collect();
-    let slices: String = slices.into_iter().map(|slice| format!(" --slice {}", shell_word(slice))).collect();
-    let command = format!("strangler reconcile {plan}{slices}");
-    format!(
-        "look into the {authority} why {} has no row there. Rows that should be there are put back there first, as the application \
-         would, from those of the copy; then {command}. Where it is right that there is none: {command} --repair --accept-no-rows \
-         REASON",
-        names.join(", ")
-    )
-}
-
 /// Of two exit codes the one that says that less is known, then the one that asks for more.
 fn said_first(one: Exit, other: Exit) -> Exit {
     let order = [Exit::Interrupted, Exit::Unreachable, Exit::Refused, Exit::Usage, Exit::Incomplete];
@@ -637,7 +531,12 @@ pub fn finish(ui: &mut Ui, outcome: Result<Exit, CliError>) -> Exit {
                 if let RunError::Astray(problems) = error {
                     ui.words(check::list(problems).replace(" PLAN", &format!(" {plan}")).trim_end());
                 }
-                show(ui, &run_heading(slice, error), error, &run_page(error, plan));
+                show(
+                    ui,
+                    &reconciliation::run_heading(slice, error),
+                    error,
+                    &reconciliation::run_page(error, plan),
+                );
             }
         }
         CliError::Repair { source, .. } => show(ui, &source.to_string(), source.as_ref(), &page),
@@ -648,15 +547,9 @@ pub fn finish(ui: &mut Ui, outcome: Result<Exit, CliError>) -> Exit {
         | CliError::RetireRefused(problems)
         | CliError::AbandonRefused(problems)
         | CliError::Provision(ProvisionError::Refused { problems }) => {
-            ui.words(check::list(problems).trim_end());
-            show(ui, &error.to_string(), &error, &page);
+            show_behind(ui, problems, &error, &page);
         }
-        CliError::Arm(cause) => {
-            if let ArmError::Refused { problems, .. } = cause.as_ref() {
-                ui.words(check::list(problems).trim_end());
-            }
-            show(ui, &error.to_string(), &error, &page);
-        }
+        CliError::Arm(_) | CliError::Archive(_) => show_behind(ui, refused(&error), &error, &page),
         CliError::Unknown { .. }
         | CliError::WhichSlice { .. }
         | CliError::Flip { .. }
@@ -688,6 +581,24 @@ fn left_behind(ui: &mut Ui, (error, behind): (&CliError, &LeftBehind), page: &Pa
         Some(source) => show(ui, &format!("{error}: {source}"), source, page),
         None => show(ui, &error.to_string(), error, page),
     }
+}
+
+/// What stood in the way, where that is why.
+fn refused(error: &CliError) -> &[Problem] {
+    if let CliError::Arm(cause) = error
+        && let ArmError::Refused { problems, .. } = cause.as_ref()
+    {
+        return problems;
+    }
+    let CliError::Archive(cause) = error else { return &[] };
+    if let ArchiveError::Refused { problems } = cause.as_ref() { problems } else { &[] }
+}
+
+fn show_behind(ui: &mut Ui, problems: &[Problem], error: &CliError, page: &Page) {
+    if !problems.is_empty() {
+        ui.words(check::list(problems).trim_end());
+    }
+    show(ui, &error.to_string(), error, page);
 }
 
 fn show(ui: &mut Ui, heading: &str, error: &(dyn Error + 'static), page: &Page) {

@@ -3,13 +3,17 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use clap::ValueEnum;
+use clap::error::ErrorKind;
 use serde::Serialize;
+use tokio_util::sync::CancellationToken;
 
+use super::archive_progress::Display;
 use super::environment::Environment;
 use super::interrupt;
 use super::open::{self, Needs, Opened, PlanFile, Slices};
 use super::report::{CliError, Exit};
 use super::ui::{Format, Ui};
+use crate::archive::{ArchiveError, Place, Progress};
 use crate::check;
 use crate::journal::ledger::Author;
 use crate::mapping::Mappings;
@@ -17,8 +21,9 @@ use crate::postgres::connect::{APPLY_ROLE, Session};
 use crate::postgres::introspect;
 use crate::problem::{Problem, Severity};
 use crate::provision::Databases;
-use crate::retire::{self, Asked, Job, RetireError, SliceReport, Work};
+use crate::retire::{self, Archived, Archiving, Asked, Job, RetireError, SliceReport, Work};
 use crate::status::judge::shell_word;
+use crate::words;
 
 /// `pg_stat_activity.application_name` of its sessions.
 const APPLICATION: &str = "strangler retire";
@@ -49,6 +54,13 @@ const UNTOUCHED: &str = "retire --report changes nothing";
 /// mirror goes on into the moved tables, comparisons and status as well. It waits for whoever uses a table at that moment, and
 /// holds back new ones meanwhile, for at most 5 seconds each. strangler unretire brings tables and rights back at once.
 ///
+/// --stage archive, behind that, keeps the rows and definitions of the old tables in a set of compressed files in a folder: as they are in
+/// one snapshot, with the position in the service's WAL up to which the way back had brought them, and by the names that they had before
+/// they were moved. The way back goes on meanwhile. Every byte is read back before the manifest is written and the ledger told. Without
+/// --confirm it shows what would be read and what is in the folder. It asks for what the stages before ask for, and again at the end. The
+/// same command begins an archive anew that was cut off, and proves one that is there. strangler restore makes the tables from it, in any
+/// database.
+///
 /// Exit code of --report 0: nothing stands in the way. 1: something does. Of --stage 0: done, or shown and allowed. 3: refused. 4:
 /// a database could not be reached, or others held the tables' rights. 5: nothing was done, or all of it and only the ledger's entry is
 /// missing; the message says which.
@@ -65,6 +77,9 @@ pub(super) struct Arguments {
     /// The next stage
     #[arg(long, value_enum, value_name = "STAGE")]
     stage: Option<StageName>,
+    /// Where the archive goes: an empty folder, file:///folder, or, in a build with the feature s3, s3://bucket/prefix
+    #[arg(long, value_name = "WHERE", requires = "stage", required_if_eq("stage", "archive"))]
+    to: Option<String>,
     /// Do what was shown under this token
     #[arg(long, value_name = "TOKEN", requires = "stage", conflicts_with = "report")]
     confirm: Option<String>,
@@ -83,9 +98,18 @@ enum StageName {
     Revoke,
     /// Move the old tables to a schema of their own
     Quarantine,
+    /// Keep their rows and definitions in an archive
+    Archive,
 }
 
-/// What is said of a stage.
+/// What a stage takes away.
+#[derive(Debug, Clone, Copy)]
+enum Taking {
+    Rights,
+    Tables,
+}
+
+/// What is said of that.
 struct Words {
     /// What could not be done, as `taken away`.
     undone: &'static str,
@@ -94,16 +118,16 @@ struct Words {
     undo: &'static str,
 }
 
-impl StageName {
+impl Taking {
     fn words(self) -> Words {
         match self {
-            Self::Revoke => Words {
+            Self::Rights => Words {
                 undone: "taken away",
                 before: "the rights were taken away before",
                 done: "the rights on the old tables are taken away",
                 undo: "to give them back",
             },
-            Self::Quarantine => Words {
+            Self::Tables => Words {
                 undone: "moved away",
                 before: "the tables were moved away before",
                 done: "the old tables are moved away",
@@ -124,7 +148,13 @@ struct Document<'a> {
 
 pub(super) async fn run(ui: &mut Ui, arguments: &Arguments) -> Result<Exit, CliError> {
     match arguments.stage {
-        Some(name) => Box::pin(stage(ui, arguments, name)).await,
+        Some(StageName::Revoke | StageName::Quarantine) if arguments.to.is_some() => {
+            let words = "--to is where an archive goes: it belongs to --stage archive";
+            Err(CliError::CommandLine(clap::Error::raw(ErrorKind::ArgumentConflict, words)))
+        }
+        Some(StageName::Revoke) => Box::pin(stage(ui, arguments, Taking::Rights)).await,
+        Some(StageName::Quarantine) => Box::pin(stage(ui, arguments, Taking::Tables)).await,
+        Some(StageName::Archive) => Box::pin(archive(ui, arguments)).await,
         None => Box::pin(report(ui, arguments)).await,
     }
 }
@@ -181,18 +211,18 @@ async fn look(ui: &mut Ui, opened: &Opened) -> Result<Vec<SliceReport>, CliError
     Ok(slices)
 }
 
-async fn stage(ui: &mut Ui, arguments: &Arguments, name: StageName) -> Result<Exit, CliError> {
+async fn stage(ui: &mut Ui, arguments: &Arguments, taking: Taking) -> Result<Exit, CliError> {
     let opened = one_slice(ui, "retire", &arguments.plan, &arguments.slices)?;
-    let words = name.words();
+    let words = taking.words();
     let state =
         "nothing is half-done: the stage is taken, or nothing of it; strangler status PLAN says which";
     let work = async {
         let hands = Hands::connect(ui, &opened).await?;
         let job = hands.job(&opened, arguments.approved_by.as_deref())?;
         let confirm = arguments.confirm.as_deref();
-        let done = match name {
-            StageName::Revoke => retire::revoke(&job, confirm).await,
-            StageName::Quarantine => Box::pin(retire::quarantine(&job, confirm)).await,
+        let done = match taking {
+            Taking::Rights => retire::revoke(&job, confirm).await,
+            Taking::Tables => Box::pin(retire::quarantine(&job, confirm)).await,
         };
         let done = done.map_err(|source| failed(&opened, words.undone, source))?;
         warn(ui, &opened.typed_all(done.problems));
@@ -201,15 +231,13 @@ async fn stage(ui: &mut Ui, arguments: &Arguments, name: StageName) -> Result<Ex
             ui.words(words.before);
         } else if arguments.confirm.is_none() {
             ui.data(&statements(&done.statements))?;
-            let approved =
-                arguments.approved_by.as_deref().map(|name| format!(" --approved-by {}", shell_word(name)));
-            let command = match name {
-                StageName::Revoke => format!("strangler retire PLAN --slice {slice} --stage revoke"),
-                StageName::Quarantine => format!("strangler retire PLAN --slice {slice} --stage quarantine"),
+            let command = match taking {
+                Taking::Rights => format!("strangler retire PLAN --slice {slice} --stage revoke"),
+                Taking::Tables => format!("strangler retire PLAN --slice {slice} --stage quarantine"),
             };
             ui.words(&opened.typed(&format!(
                 "nothing was done. To do exactly this: {command}{} --confirm {}",
-                approved.unwrap_or_default(),
+                approved_by(arguments),
                 done.token
             )));
             return Ok(Exit::Clean);
@@ -220,6 +248,70 @@ async fn stage(ui: &mut Ui, arguments: &Arguments, name: StageName) -> Result<Ex
         Ok(Exit::Clean)
     };
     opened.heard(interrupt::unless(&opened.typed(state), Box::pin(work)).await)
+}
+
+async fn archive(ui: &mut Ui, arguments: &Arguments) -> Result<Exit, CliError> {
+    let place = super::restore::place(arguments.to.as_deref().unwrap_or_default())?;
+    let opened = one_slice(ui, "retire", &arguments.plan, &arguments.slices)?;
+    let state = opened.typed(
+        "nothing was taken from anybody; what is at the place is begun anew by the same command, or proven and written down",
+    );
+    let stop = CancellationToken::new();
+    let work = async {
+        let hands = Hands::connect(ui, &opened).await?;
+        let job = hands.job(&opened, arguments.approved_by.as_deref())?;
+        let reader = opened.monolith.admin.connect(APPLICATION).await?;
+        let display = Display::new(ui);
+        let tell = |progress: Progress| display.show(progress);
+        let archiving = Archiving { job: &job, reader: &reader, place: &place, tell: &tell, stop: &stop };
+        let done = Box::pin(retire::archive(archiving, arguments.confirm.as_deref())).await;
+        let done = done.map_err(|source| {
+            if matches!(source, RetireError::Archive(ArchiveError::Stopped(_))) {
+                return CliError::Interrupted { state: state.clone() };
+            }
+            failed(&opened, "archived", source)
+        })?;
+        told(ui, &opened, arguments, (&place, done))
+    };
+    opened.heard(interrupt::asking((&state, &stop), Box::pin(work)).await)
+}
+
+fn told(
+    ui: &mut Ui,
+    opened: &Opened,
+    arguments: &Arguments,
+    (place, done): (&Place, Archived),
+) -> Result<Exit, CliError> {
+    warn(ui, &opened.typed_all(done.problems));
+    if let Some(archive) = done.archive {
+        let how = if done.before { "archived before" } else { "archived" };
+        ui.words(&format!(
+            "the old tables are {how}, and every byte was read back: {} rows as of {} at {}, manifest {}",
+            words::count(u64::try_from(archive.rows).unwrap_or(0)),
+            archive.reverse_lsn,
+            archive.place,
+            archive.manifest_sha256
+        ));
+        return Ok(Exit::Clean);
+    }
+    for (table, bytes) in &done.tables {
+        ui.data(&format!("{table}: about {} on disk\n", words::bytes(*bytes)))?;
+    }
+    ui.words(&format!("{place} {}", done.there));
+    let slice = opened.slices.first().map(|slice| shell_word(slice)).unwrap_or_default();
+    let approved = approved_by(arguments);
+    let to = shell_word(arguments.to.as_deref().unwrap_or_default());
+    ui.words(&opened.typed(&format!(
+        "nothing was done. To archive these tables there: strangler retire PLAN --slice {slice} --stage archive --to {to}{approved} \
+         --confirm {}",
+        done.token
+    )));
+    Ok(Exit::Clean)
+}
+
+fn approved_by(arguments: &Arguments) -> String {
+    let by = arguments.approved_by.as_deref();
+    by.map(|name| format!(" --approved-by {}", shell_word(name))).unwrap_or_default()
 }
 
 /// One transaction, as it could be typed.

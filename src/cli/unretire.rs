@@ -96,6 +96,12 @@ async fn work(ui: &mut Ui, arguments: &Arguments, opened: &Opened) -> Result<Exi
             "{table} belongs to {now} now, not to {before}: the rights on it are given by {now}"
         ));
     }
+    if let Some(archive) = &restored.archive {
+        ui.words(&format!(
+            "the archive of {} stays at {}, and is none of the next retirement's",
+            archive.at, archive.place
+        ));
+    }
     let verb = if arguments.give_up { "given up" } else { "not given back" };
     for (right, why) in &restored.gone {
         ui.words(&format!("{verb}: {}: {why}", retire::words(right)));

@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use serde::Serialize;
 
 use super::facts::{Facts, Place, Seen};
-use crate::journal::inventory::{Gate, RightsAway, SliceEntry, Slot, StreamEntry};
+use crate::journal::inventory::{ArchiveEntry, Gate, RightsAway, SliceEntry, Slot, StreamEntry};
 use crate::journal::retirement;
 use crate::journal::whereabouts::CLONED;
 use crate::name::{quote_ident, quote_literal};
@@ -29,6 +29,8 @@ pub enum Kind {
     Rights,
     /// A schema that old tables were moved into.
     Quarantine,
+    /// An archive of old tables.
+    Archive,
     /// A publication.
     Publication,
     /// A replication slot.
@@ -49,6 +51,7 @@ impl Kind {
             Self::Gate => "gate",
             Self::Rights => "rights",
             Self::Quarantine => "quarantine",
+            Self::Archive => "archive",
             Self::Publication => "publication",
             Self::Slot => "slot",
             Self::Copy => "copy",
@@ -158,6 +161,7 @@ impl Judge<'_> {
         objects.extend(found.gates.iter().map(|gate| self.gate(gate)));
         objects.extend(self.seen.entries.rights.iter().map(|of| self.rights(of)));
         objects.extend(found.quarantines.iter().map(|(schema, tables)| self.quarantine(schema, *tables)));
+        objects.extend(self.seen.entries.archives.iter().map(|archive| self.archive(archive)));
         objects.extend(found.publications.iter().map(|of| self.publication(&of.name, of.tables)));
         objects.extend(found.slots.iter().map(|slot| self.slot(slot)));
         objects.extend(self.seen.entries.streams.iter().filter_map(|stream| self.lost_slot(stream)));
@@ -341,6 +345,23 @@ impl Judge<'_> {
             ))
             .consequence("whatever names them by that schema does not find them")
             .next(format!("{undo} brings them back, should anybody miss them"));
+        object.wrong(problem)
+    }
+
+    /// What is written down of an archive. Whether its files are there, and whole, only `restore --verify` tells.
+    fn archive(&self, archive: &ArchiveEntry) -> Object {
+        let ArchiveEntry { slice, place, manifest_sha256, at, rows, stands } = archive;
+        let belongs = self.owner(slice);
+        let rows = words::count(u64::try_from(*rows).unwrap_or(0));
+        let object = Object::new(Kind::Archive, slice, belongs.clone())
+            .like(format!("{rows} rows at {place} since {at}, manifest {manifest_sha256}"));
+        if *stands || matches!(belongs, Belongs::OtherPlan(_)) {
+            return object;
+        }
+        let problem = Problem::warning("archive-outdated", slice)
+            .fact("its old tables have come back, or their authority has moved, since it was written down")
+            .consequence("it is as whole as it was, and nothing rests on it")
+            .next(format!("strangler restore --from {} --verify proves it", words::shell_word(place)));
         object.wrong(problem)
     }
 

@@ -90,6 +90,25 @@ pub struct Entries {
     pub quarantines: Vec<Quarantine>,
     /// Slices that are being taken back.
     pub abandoned: Vec<String>,
+    /// Archives of old tables.
+    pub archives: Vec<ArchiveEntry>,
+}
+
+/// Where the old tables of a slice are archived.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ArchiveEntry {
+    /// Slice.
+    pub slice: String,
+    /// Where its files are.
+    pub place: String,
+    /// SHA-256 of its manifest.
+    pub manifest_sha256: String,
+    /// When it was written down, RFC 3339.
+    pub at: String,
+    /// Rows in it.
+    pub rows: i64,
+    /// The tables are still away since then.
+    pub stands: bool,
 }
 
 /// Rights on the old tables of one slice that were taken away and are not given back.
@@ -249,6 +268,11 @@ const RIGHTS_SQL: &str = "
 SELECT slice, to_char(r.at AT TIME ZONE 'UTC', 'YYYY-MM-DD\"T\"HH24:MI:SS\"Z\"'), count(w.slice)
 FROM strangler.retirement r FULL JOIN strangler.revoked_right w USING (slice) GROUP BY slice, r.at ORDER BY slice";
 
+const ARCHIVES_SQL: &str = "
+SELECT a.slice, a.place, a.manifest_sha256, to_char(a.at AT TIME ZONE 'UTC', 'YYYY-MM-DD\"T\"HH24:MI:SS\"Z\"'), a.rows,
+    coalesce(r.epoch = a.epoch AND r.stage <> 'revoked', false)
+FROM strangler.archive a LEFT JOIN strangler.retirement r USING (slice) ORDER BY a.slice";
+
 /// Reads what our tables say; nothing where our schema is not there.
 ///
 /// # Errors
@@ -301,5 +325,18 @@ async fn read_entries(client: &Client) -> Result<Entries, Error> {
         }
     }
     entries.quarantines = places::read(client).await?.0;
+    let there = "SELECT to_regclass('strangler.archive') IS NOT NULL";
+    if client.query_typed_one(there, &[]).await?.get(0) {
+        for row in client.query_typed(ARCHIVES_SQL, &[]).await? {
+            entries.archives.push(ArchiveEntry {
+                slice: row.get(0),
+                place: row.get(1),
+                manifest_sha256: row.get(2),
+                at: row.get(3),
+                rows: row.get(4),
+                stands: row.get(5),
+            });
+        }
+    }
     Ok(entries)
 }

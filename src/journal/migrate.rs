@@ -22,6 +22,7 @@ pub const VERSIONS: &[(&str, &str)] = &[
     ("V6__retirement", include_str!("migrations/V6__retirement.sql")),
     ("V7__emptied", include_str!("migrations/V7__emptied.sql")),
     ("V8__quarantine", include_str!("migrations/V8__quarantine.sql")),
+    ("V9__archive", include_str!("migrations/V9__archive.sql")),
     ("V10__abandonment", include_str!("migrations/V10__abandonment.sql")),
 ];
 
@@ -35,6 +36,7 @@ const MARKS: &[&str] = &[
     "retirement",
     "mirror_table_emptied",
     "quarantine",
+    "archive",
     "abandonment",
 ];
 

@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 
 use tokio_postgres::{Client, Error};
 
-use crate::name::TableName;
+use crate::name::{TableName, quote_ident};
 
 /// How the name of each quarantine schema begins. Only where a name from the catalogs begins so is it asked what that schema holds.
 pub const PREFIX: &str = "strangler_quarantine";
@@ -45,6 +45,15 @@ impl Places {
             Some(place) => TableName::new(&place.schema, raw.name).standing_in(&place.quarantine),
             None => raw,
         }
+    }
+
+    /// A definition that the server prints now, as it printed it before the move.
+    #[must_use]
+    pub fn said(&self, text: String) -> String {
+        self.0.iter().fold(text, |text, place| {
+            let [from, to] = [&place.quarantine, &place.schema].map(|schema| as_printed(schema) + ".");
+            replaced(text, &from, &to)
+        })
     }
 
     /// A slice's table, by the plan's name, with the place where it stands.
@@ -114,6 +123,29 @@ pub async fn among<'a>(client: &Client, mut schemas: impl Iterator<Item = &'a st
     if schemas.any(|schema| schema.starts_with(PREFIX)) { read(client).await } else { Ok(Places::default()) }
 }
 
+/// A name as `quote_ident()` of the server prints it, but for key words, which no schema of ours is.
+fn as_printed(name: &str) -> String {
+    let plain = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '_';
+    let starts = name.starts_with(|c: char| c.is_ascii_lowercase() || c == '_');
+    if starts && name.chars().all(plain) { name.to_owned() } else { quote_ident(name) }
+}
+
+/// `from` stands at the beginning of a name.
+fn replaced(text: String, from: &str, to: &str) -> String {
+    if !text.contains(from) {
+        return text;
+    }
+    let mut out = String::with_capacity(text.len());
+    let mut rest = text.as_str();
+    while let Some((before, after)) = rest.split_once(from) {
+        let inside = before.ends_with(|c: char| c.is_alphanumeric() || c == '_' || c == '"' || c == '.');
+        out.push_str(before);
+        out.push_str(if inside { from } else { to });
+        rest = after;
+    }
+    out + rest
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -171,5 +203,22 @@ mod tests {
         assert_eq!(new_name("one", |name| taken.contains(&name)), "strangler_quarantine_one_3");
         let long = new_name(&"ä".repeat(40), |name| !name.ends_with("_12"));
         assert!(long.len() <= 63 && long.ends_with("_12"), "{long}");
+    }
+
+    #[test]
+    fn definitions_say_what_they_said_before_the_move() {
+        let text = "CREATE INDEX i ON strangler_quarantine_a.\"Orders\" USING btree (x)".to_owned();
+        let says = replaced(text, "strangler_quarantine_a.", "public.");
+        assert_eq!(says, "CREATE INDEX i ON public.\"Orders\" USING btree (x)");
+        let both = "f(strangler_quarantine_one.a, strangler_quarantine_one_2.b)".to_owned();
+        assert_eq!(places().said(both), "f(public.a, sales.b)");
+        let default = "nextval('strangler_quarantine_a.ids'::regclass)".to_owned();
+        assert_eq!(replaced(default, "strangler_quarantine_a.", "\"S\"."), "nextval('\"S\".ids'::regclass)");
+        let other = "my_strangler_quarantine_a.f(strangler_quarantine_a.g)".to_owned();
+        assert_eq!(replaced(other, "strangler_quarantine_a.", "s."), "my_strangler_quarantine_a.f(s.g)");
+        assert_eq!(
+            (as_printed("a_1"), as_printed("Sales"), as_printed("1a")),
+            ("a_1".into(), "\"Sales\"".into(), "\"1a\"".into())
+        );
     }
 }

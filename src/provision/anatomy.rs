@@ -1,11 +1,12 @@
 //! Definitions of the monolith taken apart, so that they can be put together again under other names. The printed
 //! definitions of `pg_get_indexdef` and its kin would have to be parsed for that.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use tokio_postgres::{Client, Error, Row};
 
 use crate::name::TableName;
+use crate::postgres::places::{self, Places};
 
 /// What a definition belongs to.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
@@ -18,6 +19,25 @@ pub enum Used {
     Index(TableName, String),
     /// A type: checks and default of a domain, fields of a composite.
     Type(TableName),
+}
+
+impl Used {
+    /// The table or type.
+    fn of(&self) -> &TableName {
+        match self {
+            Self::Column(of, _) | Self::Constraint(of, _) | Self::Index(of, _) | Self::Type(of) => of,
+        }
+    }
+
+    /// The same of what has another name; `None` where that has none.
+    fn named(self, name: impl Fn(TableName) -> Option<TableName>) -> Option<Self> {
+        Some(match self {
+            Self::Column(of, column) => Self::Column(name(of)?, column),
+            Self::Constraint(of, constraint) => Self::Constraint(name(of)?, constraint),
+            Self::Index(of, index) => Self::Index(name(of)?, index),
+            Self::Type(of) => Self::Type(name(of)?),
+        })
+    }
 }
 
 /// Something that a definition needs and that is not PostgreSQL's own.
@@ -36,6 +56,18 @@ pub enum Reference {
         /// Extension that brings it, when one does.
         extension: Option<String>,
     },
+}
+
+impl Reference {
+    fn known(self, places: &Places) -> Self {
+        match self {
+            Self::Type(name) => Self::Type(places.translated(name)),
+            Self::Routine { kind, identity, extension } => {
+                Self::Routine { kind, identity: places.said(identity), extension }
+            }
+            column @ Self::Column(_) => column,
+        }
+    }
 }
 
 /// One column or expression of an index.
@@ -80,6 +112,17 @@ pub struct IndexShape {
     pub initially_deferred: bool,
 }
 
+impl IndexShape {
+    fn known(self, places: &Places) -> Self {
+        let key = |key: IndexKey| IndexKey { expression_sql: places.said(key.expression_sql), ..key };
+        Self {
+            keys: self.keys.into_iter().map(key).collect(),
+            predicate_sql: self.predicate_sql.map(|text| places.said(text)),
+            ..self
+        }
+    }
+}
+
 /// What a foreign key says beyond tables and columns.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ForeignKeyShape {
@@ -115,6 +158,34 @@ pub struct Anatomy {
 }
 
 impl Anatomy {
+    /// The same by the names that tables had before they were moved away. What has come under one of these since is left out: it is
+    /// none of the plan's.
+    fn known(self, places: &Places) -> Self {
+        let Self { indexes, foreign_keys, needs, extension_schemas } = self;
+        let all = indexes.keys().chain(foreign_keys.keys()).map(|(table, _)| table);
+        let all = all.chain(needs.keys().map(Used::of)).map(|name| places.translated(name.clone()));
+        let moved: BTreeSet<TableName> = all.filter(|name| name.place_schema() != name.schema).collect();
+        let name = |raw: TableName| {
+            let name = places.translated(raw);
+            (name.place_schema() != name.schema || !moved.contains(&name)).then_some(name)
+        };
+        let indexes = indexes
+            .into_iter()
+            .filter_map(|((table, index), shape)| Some(((name(table)?, index), shape.known(places))));
+        let keys = foreign_keys.into_iter();
+        let keys = keys.filter_map(|((table, key), shape)| Some(((name(table)?, key), shape)));
+        let needs = needs.into_iter().filter_map(|(used, needed)| {
+            let needed: Vec<Reference> = needed.into_iter().map(|one| one.known(places)).collect();
+            Some((used.named(name)?, needed))
+        });
+        Self {
+            indexes: indexes.collect(),
+            foreign_keys: keys.collect(),
+            needs: needs.collect(),
+            extension_schemas,
+        }
+    }
+
     /// What a definition needs; nothing when it rests on PostgreSQL alone.
     #[must_use]
     pub fn needs_of(&self, used: &Used) -> &[Reference] {
@@ -123,7 +194,7 @@ impl Anatomy {
 }
 
 /// Reads it in one read-only transaction with `search_path` reduced to `pg_catalog`, so that names come out qualified.
-pub(super) async fn read(client: &Client) -> Result<Anatomy, Error> {
+pub(crate) async fn read(client: &Client) -> Result<Anatomy, Error> {
     client
         .batch_execute("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY; SET LOCAL search_path = pg_catalog")
         .await?;
@@ -153,7 +224,10 @@ async fn read_all(client: &Client) -> Result<Anatomy, Error> {
     for row in client.query(sql, &[]).await? {
         anatomy.extension_schemas.insert(row.try_get(0)?, row.try_get(1)?);
     }
-    Ok(anatomy)
+    let schemas = anatomy.indexes.keys().map(|(table, _)| &table.schema);
+    let schemas = schemas.chain(anatomy.needs.keys().map(|used| &used.of().schema));
+    let places = places::among(client, schemas.map(String::as_str)).await?;
+    Ok(if places.0.is_empty() { anatomy } else { anatomy.known(&places) })
 }
 
 /// One row per key of each index. The operator class may be left out only where PostgreSQL would choose the same one
@@ -318,4 +392,30 @@ fn need_of(row: &Row) -> Result<(Used, Reference), Error> {
 
 fn name_at(row: &Row, first: usize) -> Result<TableName, Error> {
     Ok(TableName::new(row.try_get::<_, String>(first)?, row.try_get::<_, String>(first + 1)?))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::postgres::places::Quarantine;
+
+    #[test]
+    fn what_was_moved_is_known_by_its_name_and_what_came_under_that_name_is_not() {
+        let quarantine = "strangler_quarantine_one";
+        let place =
+            Quarantine { slice: "one".into(), schema: "public".into(), quarantine: quarantine.into() };
+        let of = |schema: &str| Used::Column(TableName::new(schema, "orders"), "twice".into());
+        let calls = |identity: &str| {
+            vec![Reference::Routine { kind: "function".into(), identity: identity.into(), extension: None }]
+        };
+        let needs = BTreeMap::from([
+            (of(quarantine), calls("public.f(strangler_quarantine_one.orders)")),
+            (of("public"), calls("public.of_another()")),
+            (of("sales"), calls("public.g()")),
+        ]);
+        let known = Anatomy { needs, ..Anatomy::default() }.known(&Places(vec![place]));
+        assert_eq!(known.needs_of(&of("public")), calls("public.f(public.orders)"));
+        assert_eq!(known.needs_of(&of("sales")), calls("public.g()"));
+        assert_eq!(known.needs.len(), 2);
+    }
 }

@@ -3,10 +3,10 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::Statement;
-use super::anatomy::{Reference, Used};
 use super::comments::on_sequence;
 use super::draft::{Draft, Site, in_service};
 use super::expression::target_of;
+use super::needed::Needed;
 use super::rights::note;
 use super::schema_rights::{Closed, no_create_in_schema};
 use super::state::{Grant, GrantOn};
@@ -26,80 +26,15 @@ pub(super) fn create(draft: &mut Draft<'_>, site: &Site<'_>) {
     sequences(draft, site);
 }
 
-#[derive(Default)]
-struct Needed {
-    extensions: BTreeSet<String>,
-    /// Types in the order in which they can be created.
-    types: Vec<TableName>,
-    /// Who needs which function, operator or operator class.
-    routines: BTreeMap<(String, String), String>,
-}
-
-/// Follows what `pg_depend` says from the tables' definitions down to types, functions and extensions.
-fn needed(draft: &Draft<'_>, site: &Site<'_>) -> Needed {
-    let mut needed = Needed::default();
+/// What the service's tables need of the monolith's.
+fn needed<'a>(draft: &Draft<'a>, site: &Site<'_>) -> Needed<'a> {
     let survey = draft.survey;
+    let mut needed = Needed::new(&survey.monolith, &survey.anatomy);
     for (_, mapping) in site.tables() {
         let Some(table) = survey.monolith.table(&mapping.source) else { continue };
-        let name = &table.name;
-        let columns = table.columns.iter().filter(|column| target_of(mapping, table, &column.name).is_some());
-        for column in columns {
-            if let Some(of) = &column.user_type {
-                follow_type(draft, of, &mut needed);
-            }
-            follow(draft, &Used::Column(name.clone(), column.name.clone()), &mut needed);
-        }
-        for constraint in &table.constraints {
-            follow(draft, &Used::Constraint(name.clone(), constraint.name.clone()), &mut needed);
-        }
-        for index in &table.indexes {
-            follow(draft, &Used::Index(name.clone(), index.name.clone()), &mut needed);
-        }
+        needed.table(table, |column| target_of(mapping, table, &column.name).is_some());
     }
     needed
-}
-
-fn follow(draft: &Draft<'_>, used: &Used, needed: &mut Needed) {
-    for reference in draft.survey.anatomy.needs_of(used) {
-        match reference {
-            Reference::Column(_) => {}
-            Reference::Type(name) => follow_type(draft, name, needed),
-            Reference::Routine { extension: Some(extension), .. } => {
-                needed.extensions.insert(extension.clone());
-            }
-            Reference::Routine { kind, identity, extension: None } => {
-                let key = (kind.clone(), identity.clone());
-                needed.routines.entry(key).or_insert_with(|| label(used));
-            }
-        }
-    }
-}
-
-/// Adds a type behind those it needs itself. PostgreSQL has no circles among types.
-fn follow_type(draft: &Draft<'_>, name: &TableName, needed: &mut Needed) {
-    if needed.types.contains(name) {
-        return;
-    }
-    let Some(of) = draft.survey.monolith.types.get(name) else { return };
-    if let Some(extension) = &of.extension {
-        needed.extensions.insert(extension.clone());
-        return;
-    }
-    let used = Used::Type(name.clone());
-    let own = Reference::Type(name.clone());
-    if !draft.survey.anatomy.needs_of(&used).contains(&own) {
-        follow(draft, &used, needed);
-    }
-    needed.types.push(name.clone());
-}
-
-fn label(used: &Used) -> String {
-    match used {
-        Used::Column(table, column) => format!("column {table}.{column}"),
-        Used::Constraint(table, name) => format!("constraint {name} of {table}"),
-        Used::Index(table, name) => format!("index {name} of {table}"),
-        Used::Type(name) => format!("type {name}"),
-    }
 }
 
 fn extensions(draft: &mut Draft<'_>, site: &Site<'_>, needed: &BTreeSet<String>) {
@@ -139,7 +74,7 @@ fn extensions(draft: &mut Draft<'_>, site: &Site<'_>, needed: &BTreeSet<String>)
 }
 
 /// Functions are code, so they are not copied: the service's people decide.
-fn routines(draft: &mut Draft<'_>, site: &Site<'_>, needed: &Needed) {
+fn routines(draft: &mut Draft<'_>, site: &Site<'_>, needed: &Needed<'_>) {
     for (key, user) in &needed.routines {
         if site.state.routines.contains(key) {
             continue;
@@ -154,7 +89,7 @@ fn routines(draft: &mut Draft<'_>, site: &Site<'_>, needed: &Needed) {
     }
 }
 
-fn schemas(draft: &mut Draft<'_>, site: &Site<'_>, needed: &Needed) {
+fn schemas(draft: &mut Draft<'_>, site: &Site<'_>, needed: &Needed<'_>) {
     let tables =
         site.tables().map(|(_, table)| (&table.target.schema, format!("the table {}", table.target)));
     let types = needed.types.iter().map(|name| (&name.schema, format!("the type {name}")));
@@ -314,7 +249,7 @@ fn added_labels(name: &TableName, wanted: &[String], present: &[String]) -> Opti
 }
 
 /// `None` for kinds that are not made here. Checks of a domain that were never validated are left out: see `left_out`.
-fn create_type(of: &UserType) -> Option<Vec<String>> {
+pub(crate) fn create_type(of: &UserType) -> Option<Vec<String>> {
     let name = of.name.sql();
     let sql = match &of.kind {
         UserTypeKind::Enum(labels) => {
@@ -355,7 +290,7 @@ fn carries(kind: &UserTypeKind, check: &str) -> bool {
 }
 
 /// Whether a constraint's definition, as `pg_get_constraintdef` prints it, holds for every row there is.
-pub(super) fn validated(definition: &str) -> bool {
+pub(crate) fn validated(definition: &str) -> bool {
     !definition.ends_with(" NOT VALID") && enforced(definition)
 }
 
@@ -443,7 +378,7 @@ fn present(draft: &mut Draft<'_>, site: &Site<'_>, name: &TableName) -> bool {
 
 /// `INCREMENT BY … MINVALUE … MAXVALUE … START WITH … CACHE … CYCLE`. Where the values stand is set when the slice
 /// flips.
-pub(super) fn options(sequence: &Sequence) -> String {
+pub(crate) fn options(sequence: &Sequence) -> String {
     format!(
         "INCREMENT BY {} MINVALUE {} MAXVALUE {} START WITH {} CACHE {}{}",
         sequence.increment,

@@ -6,6 +6,7 @@ use tokio_postgres::Client;
 
 use super::dependents;
 use super::facts::{SliceFacts, StrayWrites};
+use crate::archive::ArchiveError;
 use crate::authority::Side;
 use crate::catalog::Catalog;
 use crate::journal::usage::{self, STATEMENT_CHARS, TableUser};
@@ -100,10 +101,13 @@ pub enum RetireError {
     /// The databases are held by somebody else.
     #[error(transparent)]
     Provision(#[from] ProvisionError),
+    /// An archive could not be written, read back or found.
+    #[error(transparent)]
+    Archive(#[from] ArchiveError),
     /// It was done and committed, and the service's ledger could not be told.
     #[error("{done}; only the ledger's entry is missing")]
     Untold {
-        /// What, as `the rights are taken away`.
+        /// What is so now, as `the rights are taken away`.
         done: &'static str,
         /// Why.
         #[source]
@@ -112,7 +116,7 @@ pub enum RetireError {
     /// The link was lost at the COMMIT, and what came of it could not be asked.
     #[error("it is not known whether {done}: the link was lost at the COMMIT")]
     Unknown {
-        /// What, as `the rights are taken away`.
+        /// What may be so now, as `the rights are taken away`.
         done: &'static str,
         /// Why.
         #[source]

@@ -7,6 +7,7 @@ use tokio_postgres::Client;
 
 use super::gather::RetireError;
 use super::rights::{self, Relation, privilege, privilege_sql, role_sql, role_words};
+use crate::journal::archives::{self, Archive};
 use crate::journal::ledger::{RETIRE, UNRETIRE};
 use crate::journal::retirement::{self, Noted, Right, Stage};
 use crate::name::{TableName, quote_ident};
@@ -193,6 +194,8 @@ pub struct Restored {
     pub rights: usize,
     /// Those that can't come back, by the names that they had, with what became of their table, column or role.
     pub gone: Vec<(Right, String)>,
+    /// Where the tables were archived: it stays there, and is none of this retirement's any more.
+    pub archive: Option<Archive>,
     /// Relations that belong to somebody else than who gave the rights: relation, who gave them, whose it is.
     pub moved: BTreeSet<(TableName, String, String)>,
     /// How many tables and partitions came back from quarantine.
@@ -262,6 +265,10 @@ pub(super) async fn give(
     for sql in retirement::forget(slice, left) {
         transaction.run(sql).await?;
     }
+    restored.archive = archives::read(transaction.monolith, slice).await?;
+    if restored.archive.is_some() {
+        transaction.run(archives::forget(slice)).await?;
+    }
     told.extend(ending(giving, &restored));
     for (action, object) in &told {
         transaction.run(retirement::tell(UNRETIRE, slice, (action, object), None)).await?;
@@ -299,7 +306,10 @@ fn ending(giving: Giving<'_>, restored: &Restored) -> Vec<(String, String)> {
         let of = role_words(right.grantee.as_deref());
         (format!("{verb} {} of {of}: {why}", privilege(right)), right.relation.to_string())
     });
+    let archive = restored.archive.iter().map(|archive| {
+        (format!("leave archive with manifest {}", archive.manifest_sha256), archive.place.clone())
+    });
     let undone =
         giving.stage.map(|stage| (format!("undo stage {}", stage.as_str()), giving.slice.to_owned()));
-    gone.chain(undone).collect()
+    gone.chain(archive).chain(undone).collect()
 }

@@ -17,7 +17,7 @@ use super::moving;
 use super::quarantine::{self, Moving};
 use super::revoke::{self, Giving, Restored, Taking, Transaction};
 use super::rights::{self, Relation};
-use super::stage::{self, Grounds, Revoked};
+use super::stage::{self, Grounds, Revoked, Step};
 use super::unstoppable;
 use crate::catalog::Catalog;
 use crate::failpoint;
@@ -51,14 +51,14 @@ const ENDING_LOOKS: usize = 10;
 
 /// What is committed.
 #[derive(Debug, Clone, Copy)]
-struct Commit {
-    verb: &'static str,
+pub(super) struct Commit {
+    pub(super) verb: &'static str,
     /// What is then.
-    done: &'static str,
+    pub(super) done: &'static str,
     /// Kill point before it.
-    before: &'static str,
+    pub(super) before: &'static str,
     /// Kill point behind it.
-    behind: &'static str,
+    pub(super) behind: &'static str,
 }
 
 const TAKING: Commit = Commit {
@@ -143,12 +143,12 @@ impl Done {
 }
 
 /// What speaks for and against a stage.
-struct Look {
-    problems: Vec<Problem>,
-    epoch: i64,
+pub(super) struct Look {
+    pub(super) problems: Vec<Problem>,
+    pub(super) epoch: i64,
     /// The stage that was taken before.
     taken: Option<Stage>,
-    catalog: Catalog,
+    pub(super) catalog: Catalog,
 }
 
 impl Job<'_> {
@@ -181,7 +181,7 @@ pub async fn revoke(job: &Job<'_>, confirm: Option<&str>) -> Result<Done, Retire
             }
         }
         let begun = Instant::now();
-        let look = allowed(job, Stage::Revoked, None).await?;
+        let look = allowed(job, Step::Revoke, None).await?;
         let took = begun.elapsed();
         let again = look.taken.is_some();
         let tables = job.tables();
@@ -203,7 +203,7 @@ pub async fn revoke(job: &Job<'_>, confirm: Option<&str>) -> Result<Done, Retire
                 return Err(RetireError::Changed { slice: slice.to_owned() });
             }
             if confirm.is_some() && !before {
-                look_again(job, transaction, (Stage::Revoked, None), took).await?;
+                look_again(job, transaction, (Step::Revoke, None), took).await?;
             }
             Ok((token, before))
         };
@@ -233,7 +233,7 @@ pub async fn quarantine(job: &Job<'_>, confirm: Option<&str>) -> Result<Done, Re
             }
         }
         let begun = Instant::now();
-        let look = Box::pin(allowed(job, Stage::Quarantined, None)).await?;
+        let look = Box::pin(allowed(job, Step::Quarantine, None)).await?;
         let (took, tables) = (begun.elapsed(), job.tables());
         let moving = Moving {
             slice,
@@ -245,8 +245,8 @@ pub async fn quarantine(job: &Job<'_>, confirm: Option<&str>) -> Result<Done, Re
         };
         let judge = async |transaction: &Transaction<'_>| match confirm {
             Some(_) => {
-                let stage = (Stage::Quarantined, Some(&look.catalog));
-                Box::pin(look_again(job, transaction, stage, took)).await
+                let step = (Step::Quarantine, Some(&look.catalog));
+                Box::pin(look_again(job, transaction, step, took)).await
             }
             None => Ok(()),
         };
@@ -306,7 +306,7 @@ pub async fn restore(
 
 /// Refuses a clone or a restored copy of the monolith: rights are written down by the numbers of tables and roles, which may be others'
 /// there.
-async fn itself(monolith: &Client, slice: &str) -> Result<(), RetireError> {
+pub(super) async fn itself(monolith: &Client, slice: &str) -> Result<(), RetireError> {
     // Nothing is written down where an earlier version provisioned, or none.
     if migrate::form(monolith).await? != Form::Current || whereabouts::is_itself(monolith).await? {
         return Ok(());
@@ -322,8 +322,8 @@ async fn itself(monolith: &Client, slice: &str) -> Result<(), RetireError> {
 }
 
 /// Looks, and refuses where something stands in the way.
-async fn allowed(job: &Job<'_>, stage: Stage, known: Option<&Catalog>) -> Result<Look, RetireError> {
-    let look = look(job, stage, known).await?;
+pub(super) async fn allowed(job: &Job<'_>, step: Step, known: Option<&Catalog>) -> Result<Look, RetireError> {
+    let look = look(job, step, known).await?;
     let problems = RetireError::unless_allowed(look.problems)?;
     Ok(Look { problems, ..look })
 }
@@ -336,13 +336,13 @@ async fn allowed(job: &Job<'_>, stage: Stage, known: Option<&Catalog>) -> Result
 async fn look_again(
     job: &Job<'_>,
     transaction: &Transaction<'_>,
-    (stage, known): (Stage, Option<&Catalog>),
+    (step, known): (Step, Option<&Catalog>),
     took: Duration,
 ) -> Result<(), RetireError> {
     let limit = format!("SET LOCAL idle_in_transaction_session_timeout = {}", idle_ms(took));
     let limited = transaction.monolith.batch_execute(&limit).await;
     limited.map_err(RetireError::database("how long a look may take"))?;
-    allowed(job, stage, known).await?;
+    allowed(job, step, known).await?;
     let limited = transaction.monolith.batch_execute(&idle_limit()).await;
     limited.map_err(RetireError::database("how long a transaction may be idle"))
 }
@@ -352,7 +352,7 @@ fn idle_ms(took: Duration) -> u128 {
     took.as_millis() * 3 + 1_000
 }
 
-async fn look(job: &Job<'_>, stage: Stage, known: Option<&Catalog>) -> Result<Look, RetireError> {
+async fn look(job: &Job<'_>, step: Step, known: Option<&Catalog>) -> Result<Look, RetireError> {
     let Work { slice, databases, user, plan, .. } = job.work;
     let monolith = &databases.monolith;
     if migrate::form(monolith).await? == Form::Older {
@@ -376,9 +376,9 @@ async fn look(job: &Job<'_>, stage: Stage, known: Option<&Catalog>) -> Result<Lo
     let relations = rights::read(monolith, &job.tables()).await.map_err(failed())?;
     let taken = retirement::read(monolith, slice).await?.map(|done| done.stage);
     let grounds = grounds_of(job, &report).await?;
-    let mut problems = match stage {
-        Stage::Revoked => stage::before_revoking(&report, &grounds),
-        Stage::Quarantined => {
+    let mut problems = match step {
+        Step::Revoke => stage::before_revoking(&report, &grounds),
+        Step::Quarantine => {
             let mut problems = stage::before_moving(&report, &grounds, revoked(job, taken, &relations));
             let bound = in_the_way_of_moving(job, &relations, known.is_some()).await?;
             // What is said of a function with more reason is said once.
@@ -386,6 +386,7 @@ async fn look(job: &Job<'_>, stage: Stage, known: Option<&Catalog>) -> Result<Lo
             problems.extend(bound);
             problems
         }
+        Step::Archive => stage::before_archiving(&report, &grounds, (taken, revoked(job, taken, &relations))),
     };
     problems.extend(rights::problems(&relations, job.own, user));
     let recent = facts.users.iter().filter(|user| {
@@ -467,7 +468,7 @@ pub(crate) fn shown(hash: &[u8]) -> String {
 }
 
 /// Does something while other verbs are kept away from the databases.
-async fn locked<T>(
+pub(super) async fn locked<T>(
     databases: &Databases,
     doing: impl AsyncFnOnce() -> Result<T, RetireError>,
 ) -> Result<T, RetireError> {
@@ -479,7 +480,7 @@ async fn locked<T>(
 
 /// Does something in a transaction on the monolith, and returns the statements that were run: once more where somebody else changed
 /// rights at the same moment. Without a `commit` it is rolled back.
-async fn within<T>(
+pub(super) async fn within<T>(
     work: Work<'_>,
     commit: Option<Commit>,
     doing: impl AsyncFn(&mut Transaction<'_>) -> Result<T, RetireError>,
@@ -593,7 +594,7 @@ async fn waits_for(watch: &Client, process: i32) -> Option<String> {
 }
 
 /// Tells the ledger of every step that it does not know of. All of them are committed.
-async fn tell(work: Work<'_>, commit: Commit) -> Result<(), RetireError> {
+pub(super) async fn tell(work: Work<'_>, commit: Commit) -> Result<(), RetireError> {
     failpoint::hit("steps-taken");
     let only = [work.slice.to_owned()];
     let run = provision::Run { plan: work.plan, verb: commit.verb, only: &only, author: work.author };

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use super::judge::SliceReport;
 use crate::authority::Side;
+use crate::journal::retirement::Stage;
 use crate::problem::{Problem, Severity};
 use crate::reconcile::evidence::Lack;
 use crate::words;
@@ -23,6 +24,17 @@ pub struct Grounds {
     pub not_approved: bool,
     /// Why the last verdict is no proof that both sides are equal.
     pub lacks: Vec<Lack>,
+}
+
+/// What is about to be done, in the order in which it has to be.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Step {
+    /// Rights are taken away.
+    Revoke,
+    /// Tables are moved away.
+    Quarantine,
+    /// What they hold is kept in files.
+    Archive,
 }
 
 /// Foreign keys between an old table and one that stays.
@@ -79,6 +91,28 @@ pub(super) fn before_moving(report: &SliceReport, grounds: &Grounds, revoked: Re
             "somebody has given rights on its old tables since they were taken away",
             "whoever got them means to use the tables",
         )),
+    }
+    problems
+}
+
+/// What stands in the way of archiving old tables: whatever stands in the way of moving them, and that they are not moved yet. Nothing
+/// is taken from anybody, but a stage that drops them rests on what is kept.
+#[must_use]
+pub(super) fn before_archiving(
+    report: &SliceReport,
+    grounds: &Grounds,
+    (taken, revoked): (Option<Stage>, Revoked),
+) -> Vec<Problem> {
+    let mut problems = before_moving(report, grounds, revoked);
+    if taken == Some(Stage::Revoked) {
+        problems.push(
+            Problem::error("stage-before", format!("slice {}", report.slice))
+                .fact("its old tables are not moved away")
+                .consequence(
+                    "whoever still looks them up by name would not be noticed before they are dropped",
+                )
+                .next(format!("strangler retire PLAN --slice {} --stage quarantine", report.slice)),
+        );
     }
     problems
 }
@@ -247,6 +281,20 @@ mod tests {
         assert_eq!(found(Revoked::Wholly, key), [("retire-foreign-key", Severity::Error)]);
         let young = Grounds { moved_ago: Some(DAY * 29), ..grounds() };
         assert_eq!(before_moving(&report(Vec::new()), &young, Revoked::Wholly)[0].code, "safety-period");
+    }
+
+    #[test]
+    fn tables_are_archived_once_they_are_moved_away() {
+        let found = |taken, revoked| {
+            let problems = before_archiving(&report(Vec::new()), &grounds(), (taken, revoked));
+            problems.into_iter().map(|problem| (problem.code, problem.next)).collect::<Vec<_>>()
+        };
+        let stage = |name: &str| format!("strangler retire PLAN --slice one --stage {name}");
+        let (moved, only_revoked) = (Some(Stage::Quarantined), Some(Stage::Revoked));
+        assert_eq!(found(moved, Revoked::Wholly), []);
+        assert_eq!(found(only_revoked, Revoked::Wholly), [("stage-before", stage("quarantine"))]);
+        assert_eq!(found(None, Revoked::Not), [("stage-before", stage("revoke"))]);
+        assert_eq!(found(moved, Revoked::GivenSince), [("stage-before", stage("revoke"))]);
     }
 
     #[test]

@@ -8,6 +8,7 @@ use tokio_postgres::Client;
 use super::facts::{ServiceFacts, Slot};
 use crate::dualwrite::guard::{self, Guard};
 use crate::journal::JournalError;
+use crate::journal::archives::{self, Archive};
 use crate::journal::arming::{self, Armed};
 use crate::journal::retirement::{self, Retirement};
 use crate::journal::streams::{StreamRow, StreamState};
@@ -24,6 +25,8 @@ pub struct ArmingFacts {
     pub reverse: Option<StreamRow>,
     /// How far its old tables were taken away.
     pub retirement: Option<Retirement>,
+    /// Where they are archived.
+    pub archive: Option<Archive>,
     /// Rights on them that were taken away and are not given back.
     pub rights_away: usize,
 }
@@ -96,6 +99,7 @@ pub async fn read(
         armed: arming::armed(client, slice).await?,
         reverse: arming::reverse(client, slice).await?,
         retirement: retirement::read(client, slice).await?,
+        archive: archives::read(client, slice).await?,
         rights_away: retirement::rights(client, slice).await?.len(),
     })
 }
@@ -192,6 +196,7 @@ mod tests {
                 nonce: 0,
             }),
             retirement: None,
+            archive: None,
             rights_away: 0,
         }
     }

@@ -8,8 +8,8 @@ use super::arming::{self, ArmedState, ArmedStatus};
 use super::evidence::{self, EvidenceStatus};
 use super::facts::{Gate, MonolithFacts, ProcessRow, ServiceFacts, Side, Slot, Stream, TableRow};
 use super::{
-    Authority, Lag, Phase, Process, RetirementStatus, SliceFacts, SliceStatus, TableStatus, Unreachable, Wal,
-    WalLimit, WalReading,
+    ArchiveStatus, Authority, Lag, Phase, Process, RetirementStatus, SliceFacts, SliceStatus, TableStatus,
+    Unreachable, Wal, WalLimit, WalReading,
 };
 use crate::journal::migrate::Form;
 use crate::journal::whereabouts::{self, Astray};
@@ -392,7 +392,14 @@ fn evidence_of(facts: &SliceFacts, slot: SlotFacts<'_>) -> Option<EvidenceStatus
 
 fn retirement_of(monolith: &MonolithFacts, undo: String) -> Option<RetirementStatus> {
     let done = monolith.arming.as_ref()?.retirement.as_ref()?;
-    Some(RetirementStatus { stage: done.stage.as_str(), since: done.at.clone(), undo })
+    let archive = monolith.arming.as_ref()?.archive.as_ref().filter(|archive| archive.epoch == done.epoch);
+    let archive = archive.map(|archive| ArchiveStatus {
+        place: archive.place.clone(),
+        at: archive.at.clone(),
+        reverse_lsn: archive.reverse_lsn,
+        manifest_sha256: archive.manifest_sha256.clone(),
+    });
+    Some(RetirementStatus { stage: done.stage.as_str(), since: done.at.clone(), undo, archive })
 }
 
 /// The monolith's gate is open.

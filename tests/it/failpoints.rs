@@ -5,7 +5,8 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use strangler::failpoint::{
-    ABANDON, ARM, COPY_AGAIN, DISARM, LEDGER, MIRROR, QUARANTINE, RECORD, REPAIR, RETIRE, REVERSE, START,
+    ABANDON, ARCHIVE, ARM, COPY_AGAIN, DISARM, LEDGER, MIRROR, QUARANTINE, RECORD, REPAIR, RESTORE, RETIRE,
+    REVERSE, START,
 };
 
 /// Calls and statements that make something durable. What is written inside a transaction becomes so at its COMMIT.
@@ -29,6 +30,10 @@ const DURABLE: &[&str] = &[
     // Of abandon: whatever takes a step.
     "transact(admin, job, step",
     "job.slots.batch_execute(",
+    // Of an archive: its files.
+    "archive::begin(",
+    "self.writing.place.put(",
+    "archive::conclude(",
 ];
 
 /// Durable writes that need none, each with its reason.
@@ -52,6 +57,7 @@ fn sources() -> BTreeMap<String, Vec<String>> {
         "abandon",
         "cdc",
         "arm",
+        "archive",
         "retire",
         "provision/record.rs",
         "reconcile/repair",
@@ -106,7 +112,8 @@ fn every_durable_write_is_followed_by_a_kill_point() {
 fn every_kill_point_is_met_by_the_code_and_listed_once() {
     let code: String = sources().into_values().flatten().collect::<Vec<_>>().join("\n");
     let mut names: Vec<&str> = [
-        MIRROR, COPY_AGAIN, START, REPAIR, REVERSE, ARM, DISARM, RETIRE, QUARANTINE, ABANDON, LEDGER, RECORD,
+        MIRROR, COPY_AGAIN, START, REPAIR, REVERSE, ARM, DISARM, RETIRE, QUARANTINE, ARCHIVE, RESTORE,
+        ABANDON, LEDGER, RECORD,
     ]
     .concat();
     for name in &names {

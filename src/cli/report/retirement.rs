@@ -1,6 +1,6 @@
 //! What `retire` and `unretire` end with when they don't come to their end.
 
-use super::{Exit, Page, SILENT, ended_as_idle, lost_connection};
+use super::{Exit, Page, SILENT, archive, ended_as_idle, lost_connection};
 use crate::postgres::sqlstate;
 use crate::retire::RetireError;
 
@@ -27,6 +27,7 @@ pub(super) fn page(error: &RetireError, provision: &str) -> Page {
             let hint = "all of it was done or nothing: strangler status says how far the slice is retired";
             (Exit::Incomplete, "retire-unknown", Some(hint.to_owned()))
         }
+        RetireError::Archive(error) => return archive::page(error),
         error if lost_connection(error) || ended_as_idle(error) => {
             (Exit::Unreachable, "database-unreachable", Some(SILENT.to_owned()))
         }

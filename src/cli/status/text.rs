@@ -58,6 +58,12 @@ pub(super) fn page(status: &SliceStatus, paint: Paint) -> String {
                 stage => format!("tables {stage} since {}; to bring them back: {}", done.since, done.undo),
             },
         );
+        if let Some(archive) = &done.archive {
+            fact(
+                "archived",
+                format!("at {}, on {}, as of {}", archive.place, archive.at, archive.reverse_lsn),
+            );
+        }
     }
     if !status.outdated.is_empty() {
         fact("schema", paint.ink(Ink::Caution, &outdated_words(&status.outdated)));

@@ -1,7 +1,7 @@
 //! A catalog of a monolith whose old tables were moved away, as if they still had their names: everything that decides on it, the
 //! mapping above all, goes on without knowing. Only the place in the names leads to where the tables stand.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 
 use super::super::places::Places;
 use crate::catalog::{Catalog, Column, Dependent, ForeignKey, Sequence, Table, UserType, UserTypeKind};
@@ -42,8 +42,6 @@ struct Known<'a> {
     places: &'a Places,
     /// Names of moved relations that others have by now.
     newcomers: BTreeSet<TableName>,
-    /// How definitions begin the name of something that was moved, and how they did before.
-    prefixes: BTreeMap<String, String>,
 }
 
 impl<'a> Known<'a> {
@@ -51,11 +49,7 @@ impl<'a> Known<'a> {
         let all = catalog.tables.keys().chain(catalog.sequences.keys()).chain(catalog.types.keys());
         let moved = all.map(|name| places.translated(name.clone()));
         let newcomers = moved.filter(|name| name.place_schema() != name.schema).collect();
-        let prefixes = places.0.iter().map(|place| {
-            let [from, to] = [&place.quarantine, &place.schema].map(|schema| as_printed(schema) + ".");
-            (from, to)
-        });
-        Self { places, newcomers, prefixes: prefixes.collect() }
+        Self { places, newcomers }
     }
 
     fn name(&self, raw: TableName) -> TableName {
@@ -63,7 +57,7 @@ impl<'a> Known<'a> {
     }
 
     fn text(&self, text: String) -> String {
-        self.prefixes.iter().fold(text, |text, (from, to)| replaced(text, from, to))
+        self.places.said(text)
     }
 
     fn table(&self, table: Table) -> Table {
@@ -126,48 +120,5 @@ impl<'a> Known<'a> {
 
     fn dependent(&self, one: Dependent) -> Dependent {
         Dependent { table: self.name(one.table), name: self.text(one.name), ..one }
-    }
-}
-
-/// A name as `quote_ident()` of the server prints it, but for key words, which no schema of ours is.
-fn as_printed(name: &str) -> String {
-    let plain = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '_';
-    let starts = name.starts_with(|c: char| c.is_ascii_lowercase() || c == '_');
-    if starts && name.chars().all(plain) { name.to_owned() } else { crate::name::quote_ident(name) }
-}
-
-/// `from` stands at the beginning of a name.
-fn replaced(text: String, from: &str, to: &str) -> String {
-    if !text.contains(from) {
-        return text;
-    }
-    let mut out = String::with_capacity(text.len());
-    let mut rest = text.as_str();
-    while let Some((before, after)) = rest.split_once(from) {
-        let inside = before.ends_with(|c: char| c.is_alphanumeric() || c == '_' || c == '"' || c == '.');
-        out.push_str(before);
-        out.push_str(if inside { from } else { to });
-        rest = after;
-    }
-    out + rest
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn definitions_say_what_they_said_before_the_move() {
-        let text = "CREATE INDEX i ON strangler_quarantine_a.\"Orders\" USING btree (x)".to_owned();
-        let says = replaced(text, "strangler_quarantine_a.", "public.");
-        assert_eq!(says, "CREATE INDEX i ON public.\"Orders\" USING btree (x)");
-        let default = "nextval('strangler_quarantine_a.ids'::regclass)".to_owned();
-        assert_eq!(replaced(default, "strangler_quarantine_a.", "\"S\"."), "nextval('\"S\".ids'::regclass)");
-        let other = "my_strangler_quarantine_a.f(strangler_quarantine_a.g)".to_owned();
-        assert_eq!(replaced(other, "strangler_quarantine_a.", "s."), "my_strangler_quarantine_a.f(s.g)");
-        assert_eq!(
-            (as_printed("a_1"), as_printed("Sales"), as_printed("1a")),
-            ("a_1".into(), "\"Sales\"".into(), "\"1a\"".into())
-        );
     }
 }

@@ -1,0 +1,86 @@
+//! Finds an archive, proves every byte of it, and ends the writing of one.
+
+use super::manifest::{FILE, Manifest, Relation};
+use super::part::{Damage, Text, same_bytes};
+use super::place::Place;
+use super::rows::Rows;
+use super::{ArchiveError, Progress, Tell};
+
+/// The manifest of the archive at a place, with its SHA-256; `None` where no archive is, or one that was not finished.
+///
+/// # Errors
+/// [`ArchiveError::Place`], [`ArchiveError::Manifest`].
+pub async fn find(place: &Place) -> Result<Option<(Manifest, String)>, ArchiveError> {
+    let Some(bytes) = place.get(FILE).await? else { return Ok(None) };
+    let read = Manifest::read(&bytes);
+    read.map(Some).map_err(|source| ArchiveError::Manifest { place: place.to_string(), source })
+}
+
+/// Reads every file back and proves it: its bytes, the text in it, the number of rows, and the rows' digest of each relation.
+///
+/// # Errors
+/// [`ArchiveError::Damaged`] with every file that is not what the manifest says; [`ArchiveError::Place`].
+pub async fn verify(place: &Place, manifest: &Manifest, tell: Tell<'_>) -> Result<(), ArchiveError> {
+    let mut files: Vec<(String, String)> = Vec::new();
+    let (mut done, total) = (0, manifest.bytes());
+    for text in &manifest.texts {
+        let found = fetch(place, &text.file).await?;
+        let proven = found.and_then(|bytes| same_bytes(&bytes, (text.bytes, &text.sha256)));
+        files.extend(proven.err().map(|Damage(why)| (place.of(&text.file), why)));
+        done += text.bytes;
+    }
+    for relation in &manifest.relations {
+        let (mut rows, mut sound) = (Rows::default(), true);
+        for part in &relation.parts {
+            let found = fetch(place, &part.file).await?;
+            let proven = found.and_then(|bytes| {
+                let mut text = Text::open(&bytes, part)?;
+                while text.next(&mut rows)?.is_some() {}
+                Ok(())
+            });
+            sound &= proven.is_ok();
+            files.extend(proven.err().map(|Damage(why)| (place.of(&part.file), why)));
+            done += part.bytes;
+            tell(Progress { what: "read back", done, total });
+        }
+        if sound && let Err(why) = same_rows(relation, &rows) {
+            files.push((format!("{FILE}: {}", relation.name), why));
+        }
+    }
+    if files.is_empty() { Ok(()) } else { Err(ArchiveError::Damaged { files }) }
+}
+
+/// Whether rows are those of a relation; else in which way they are not.
+pub(super) fn same_rows(relation: &Relation, rows: &Rows) -> Result<(), String> {
+    if rows.count() != relation.rows {
+        return Err(format!("there are {}, and the manifest says {}", rows.count(), relation.rows));
+    }
+    if rows.digest() != relation.rows_digest {
+        return Err(format!(
+            "their digest is {}, and the manifest says {}",
+            rows.digest(),
+            relation.rows_digest
+        ));
+    }
+    Ok(())
+}
+
+pub(super) async fn fetch(place: &Place, file: &str) -> Result<Result<Vec<u8>, Damage>, ArchiveError> {
+    Ok(place.get(file).await?.ok_or_else(|| Damage("is not there".to_owned())))
+}
+
+/// Writes the manifest of an archive whose files are all proven, and reads it back; returns its SHA-256. From then on the archive is
+/// whole.
+///
+/// # Errors
+/// [`ArchiveError`].
+pub async fn conclude(place: &Place, manifest: &Manifest) -> Result<String, ArchiveError> {
+    let failed = |source| ArchiveError::Manifest { place: place.to_string(), source };
+    let (bytes, digest) = manifest.written().map_err(failed)?;
+    place.put(FILE, bytes.clone()).await?;
+    if place.get(FILE).await?.as_ref() != Some(&bytes) {
+        let why = "was read back as something else than was written".to_owned();
+        return Err(ArchiveError::Damaged { files: vec![(place.of(FILE), why)] });
+    }
+    Ok(digest)
+}
