@@ -6,6 +6,7 @@ use super::refusal::Refusal;
 use super::standing::Standing;
 use super::{Intent, Move, Task};
 use crate::journal::streams::{Direction, StreamState};
+use crate::lsn::Lsn;
 
 /// What was decided.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -56,13 +57,28 @@ impl Pair {
         self.rows(side).gate
     }
 
-    /// A stream that must exist and be able to go on.
-    fn stream(&self, direction: Direction) -> Result<Stream, Refusal> {
+    /// A stream that must exist.
+    fn row(&self, direction: Direction) -> Result<Stream, Refusal> {
         let into = match direction {
             Direction::Forward => &self.service,
             Direction::Reverse => &self.monolith,
         };
-        let stream = into.incoming.ok_or(Refusal::NoStream { direction })?;
+        into.incoming.ok_or(Refusal::NoStream { direction })
+    }
+
+    /// A stream that must have brought everything up to a position, or be able to go on. What it brought before it lost its slot is
+    /// there. Of one that diverged nothing is known: its position is on another history than the fence.
+    fn bringing(&self, direction: Direction, at_least: Lsn) -> Result<Stream, Refusal> {
+        let stream = self.row(direction)?;
+        if stream.state == StreamState::Gap && stream.applied >= at_least {
+            return Ok(stream);
+        }
+        self.stream(direction)
+    }
+
+    /// A stream that must exist and be able to go on.
+    fn stream(&self, direction: Direction) -> Result<Stream, Refusal> {
+        let stream = self.row(direction)?;
         match stream.state {
             StreamState::Running => Ok(stream),
             state @ (StreamState::Creating | StreamState::Gap | StreamState::Diverged) => {
@@ -99,8 +115,12 @@ pub(super) fn decide(task: Task, facts: &Facts) -> Result<Decision, Refusal> {
 
 /// `owner` has authority. What the last change left undone comes first, then what is wanted.
 fn owned(task: Task, pair: &Pair, owner: Side, epoch: Epoch) -> Result<Decision, Refusal> {
-    if let Some(effect) = unfinished(pair, owner, epoch)? {
-        return Ok(Decision::Do(task, effect));
+    match unfinished(pair, owner, epoch) {
+        Ok(None) => {}
+        Ok(Some(effect)) => return Ok(Decision::Do(task, effect)),
+        // An abort is about who may write, and that is settled; `status` says what became of the stream.
+        Err(Refusal::NoStream { .. } | Refusal::StreamDown { .. }) if task.intent == Intent::Abort => {}
+        Err(refusal) => return Err(refusal),
     }
     let rest = Decision::Rest { owner, epoch };
     match task.intent {
@@ -226,8 +246,10 @@ fn forward(task: Task, pair: &Pair, from: Side, epoch: Epoch) -> Result<Decision
     let (side, peer) = (from.peer(), pair.gate(from));
     let Some(fence) = peer.fence_lsn else { return Err(pair.broken()) };
     let direction = side.incoming();
-    let stream = pair.stream(direction)?;
-    require(pair, direction, Mode::Apply)?;
+    let stream = pair.bringing(direction, fence)?;
+    if stream.mode != Mode::Apply {
+        return Err(Refusal::WrongMode { direction, mode: stream.mode });
+    }
     if stream.applied < fence {
         return Ok(Decision::Do(task, Effect::Await(Awaited::Position { direction, at_least: fence })));
     }

@@ -26,7 +26,9 @@ pub enum Effect {
     /// 3. Wait until the row of `drain` on the peer has mode APPLY, state `running` and `applied_lsn >= fence_lsn`.
     ///    A tripwire that has passed the position proves nothing.
     /// 4. Where `group` is given: its group row must be pending, and is read under the lock.
-    /// 5. `UPDATE gate SET state='FENCED', epoch=epoch, cause='fence', owner='moving', fence_lsn, seqs, group_id WHERE
+    /// 5. Lock the row of the stream that comes into `side` for SHARE: it must be a tripwire and `running`. Without it the writes of
+    ///    the new owner would go nowhere; who begins it anew changes that row, on an open gate that it locks.
+    /// 6. `UPDATE gate SET state='FENCED', epoch=epoch, cause='fence', owner='moving', fence_lsn, seqs, group_id WHERE
     ///    expects`; COMMIT. `cut_lsn` stays.
     ///
     /// Anything that takes too long is a rollback that no writer saw as an error: [`super::Event::OutOfTime`].
@@ -50,8 +52,8 @@ pub enum Effect {
     /// 2. Lock the gate row; re-read the peer's and compare with `peer`. Where `group` is given: its group row must
     ///    be open. Nothing is waited for under the lock, and the server ends a session that is idle under it: whoever is frozen
     ///    there would keep everybody else from opening.
-    /// 3. `UPDATE stream SET mode='TRIPWIRE', epoch=epoch WHERE dir=incoming AND mode='APPLY' AND state='running' AND
-    ///    applied_lsn >= applied_at_least`, every lane.
+    /// 3. `UPDATE stream SET mode='TRIPWIRE', epoch=epoch WHERE dir=incoming AND mode='APPLY' AND state IN ('running', 'gap') AND
+    ///    applied_lsn >= applied_at_least`, every lane: what a stream has brought is there, whatever became of its slot.
     /// 4. `UPDATE gate SET state='OPEN', epoch=epoch, cause='open', owner=side, cut_lsn=pg_current_wal_insert_lsn(),
     ///    fence_lsn=NULL, group_id=NULL WHERE expects`, and the sequences; COMMIT.
     Open {

@@ -382,3 +382,40 @@ fn slice_that_moves_alone_is_not_drawn_into_a_group() {
     let refused = decide(Intent::Flip, rows);
     assert_eq!(refused, Err(Refusal::FencedAlone { from: Side::Monolith, epoch: Epoch(2) }));
 }
+
+fn broken(stream: Stream, state: StreamState) -> Stream {
+    Stream { state, ..stream }
+}
+
+#[test]
+fn what_was_brought_before_a_stream_was_lost_lets_the_other_side_open() {
+    for intent in [Intent::Flip, Intent::Resume] {
+        let lost = |applied, state| {
+            facts(fenced(2, 50), closed(1), broken(stream(APPLY, applied), state), stream(TRIPWIRE, 9))
+        };
+        let open = effect(intent, lost(50, StreamState::Gap));
+        assert!(
+            matches!(open, Effect::Open { side: Side::Service, applied_at_least: Lsn(50), .. }),
+            "{open:?}"
+        );
+        for (applied, state) in
+            [(49, StreamState::Gap), (90, StreamState::Diverged), (90, StreamState::Creating)]
+        {
+            let refused = decide(intent, lost(applied, state));
+            assert_eq!(refused, Err(Refusal::StreamDown { direction: Direction::Forward, state }));
+        }
+    }
+    let home =
+        facts(closed(2), fenced(3, 70), stream(TRIPWIRE, 60), broken(stream(APPLY, 70), StreamState::Gap));
+    let open = effect(Intent::FlipBack, home);
+    assert!(matches!(open, Effect::Open { side: Side::Monolith, .. }), "{open:?}");
+}
+
+#[test]
+fn an_abort_is_over_when_authority_is_back_whatever_became_of_the_stream() {
+    let lost = broken(stream(APPLY, 40), StreamState::Gap);
+    let back = facts(bumped(4), open(4, 30), stream(TRIPWIRE, 60), lost);
+    assert_eq!(settled(Intent::Abort, back), (Side::Service, Epoch(4)));
+    let refused = decide(Intent::FlipBack, back);
+    assert!(matches!(refused, Err(Refusal::StreamDown { direction: Direction::Reverse, .. })), "{refused:?}");
+}

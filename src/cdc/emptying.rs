@@ -16,7 +16,7 @@ use crate::journal::authority;
 use crate::journal::claims::{Claim, ClaimStatements};
 use crate::journal::copies::{self, TableState};
 use crate::journal::process::{self, Sighting};
-use crate::journal::streams::{self, StreamRow};
+use crate::journal::streams::{self, Direction, StreamRow, StreamState};
 use crate::mapping::TableMapping;
 use crate::postgres::connect::Session;
 use crate::postgres::sqlstate;
@@ -78,6 +78,8 @@ async fn begin_emptying(
     cause: &'static str,
 ) -> Result<(), MirrorError> {
     let target = &links.target;
+    // Asked before anything is emptied: what is settled to go has no other way on than a copy that is whole.
+    let stuck = is_stuck(target, &claim.slice).await?;
     let statements = ClaimStatements::prepare(target, claim).await?;
     let mut samples = Vec::with_capacity(tables.len());
     for table in tables {
@@ -92,8 +94,11 @@ async fn begin_emptying(
     // Asked while the stream's row is held, which an opening needs: one that is under way meets whole copies, or waits and meets
     // the beginning of new ones.
     if !authority::is_open(&links.source, &claim.slice).await? {
-        target.batch_execute("ROLLBACK").await.map_err(MirrorError::sql("leaving tables as they are"))?;
-        return Err(under_way(&claim.slice));
+        let settled = is_settled_to_go(config, &claim.slice).await?;
+        if !(settled && stuck) {
+            target.batch_execute("ROLLBACK").await.map_err(MirrorError::sql("leaving tables as they are"))?;
+            return Err(under_way(&claim.slice, settled));
+        }
     }
     for (table, copy) in &emptied {
         let happened = Happened::CopyAgain { table, cause, copy: *copy };
@@ -102,16 +107,39 @@ async fn begin_emptying(
     Ok(())
 }
 
-/// Between two sides that are both closed, a copy that is not whole would be opened.
-fn under_way(slice: &str) -> MirrorError {
+/// A slice that can't be opened as it is: a table of it is no whole copy, or its stream can't bring what it lacks.
+async fn is_stuck(target: &Client, slice: &str) -> Result<bool, MirrorError> {
+    let position = streams::position(target, slice, Direction::Forward).await?;
+    let runs = position.is_some_and(|position| position.state == StreamState::Running.as_str());
+    Ok(!runs || !copies::not_live(target, slice).await?.is_empty())
+}
+
+/// The monolith is closed, and it is settled for ever that the slice goes: then nobody can give authority back to it, and nothing
+/// changes in it, so that a copy of it is all that the service may be opened with. Whoever opens it finds tables that are not
+/// copied yet, and does not.
+async fn is_settled_to_go(config: &SliceConfig, slice: &str) -> Result<bool, MirrorError> {
+    let Some(back) = &config.back else { return Ok(false) };
+    let monolith = start::open(&back.admin, slice).await?;
+    Ok(authority::is_settled_to_go(&monolith, slice).await?)
+}
+
+/// Between two sides that are both closed, a copy that is not whole would keep the service from being opened.
+fn under_way(slice: &str, settled: bool) -> MirrorError {
+    let next = if settled {
+        format!(
+            "strangler status PLAN --slice {slice}, which names the flip that ends it; it can't be taken back"
+        )
+    } else {
+        format!(
+            "strangler flip --abort PLAN --slice {slice}, which gives authority back; then the same command again"
+        )
+    };
     MirrorError::Refused {
         what: format!(
             "slice {slice} is closed in the monolith: a move of its authority is under way, and what the service has is all \
              that it may be opened with"
         ),
-        next: format!(
-            "strangler flip --abort PLAN --slice {slice}, which gives authority back; then the same command again"
-        ),
+        next,
     }
 }
 
@@ -266,6 +294,30 @@ pub(super) async fn rebuild(
     row: StreamRow,
     identity: &streams::Source,
 ) -> Result<StreamRow, MirrorError> {
+    start_over(config, links, (starting, None), row, identity).await
+}
+
+/// `--rebuild` of a stream that still watched when authority came home, and can't be turned: the slice is copied again, and the new
+/// stream applies, at the epoch since which the monolith has the authority. Until then nobody can take it away from there, because
+/// no fence is made without a stream that applies.
+pub(super) async fn rebuild_at_home(
+    config: &SliceConfig,
+    links: &mut Links,
+    (starting, epoch): (Starting<'_>, i64),
+    row: StreamRow,
+    identity: &streams::Source,
+) -> Result<StreamRow, MirrorError> {
+    start_over(config, links, (starting, Some(epoch)), row, identity).await
+}
+
+/// Empties all tables and gives the stream another slot to make; `home` is the epoch of a stream that begins to apply by that.
+async fn start_over(
+    config: &SliceConfig,
+    links: &mut Links,
+    (starting, home): (Starting<'_>, Option<i64>),
+    row: StreamRow,
+    identity: &streams::Source,
+) -> Result<StreamRow, MirrorError> {
     let slice = starting.slice;
     let tables: Vec<&TableMapping> = config.mapping.tables.iter().collect();
     let copied = (tables.as_slice(), "--rebuild");
@@ -285,7 +337,12 @@ pub(super) async fn rebuild(
         failpoint::hit("rebuild-slot-dropped");
     }
     let slot = start::slot_name(starting.plan, slice);
-    if !streams::reset(&links.target, slice, row.nonce, &slot, identity).await? {
+    let (of, anew) = ((slice, row.nonce), (slot.as_str(), identity));
+    let begun = match home {
+        Some(epoch) => streams::reset_at_home(&links.target, of, anew, epoch).await?,
+        None => streams::reset(&links.target, slice, row.nonce, &slot, identity).await?,
+    };
+    if !begun {
         return Err(MirrorError::Fenced { slice: slice.to_owned() });
     }
     links.target.batch_execute("COMMIT").await.map_err(MirrorError::sql("starting the slice over"))?;

@@ -208,7 +208,16 @@ async fn begin_anew(
 ) -> Result<StreamRow, MirrorError> {
     match row.mode {
         Mode::Apply => emptying::rebuild(config, links, starting, row, identity).await,
-        Mode::Tripwire => rewatch::begin(config, (links, published), starting, row, identity).await,
+        Mode::Tripwire => {
+            let (slice, here) = (starting.slice, (&*links.source, &*links.target));
+            match rewatch::home(here, slice).await? {
+                Some(epoch) if !rewatch::is_whole(links, published, (slice, &row)).await? => {
+                    stand_ins::check(&links.target, &config.mapping, config.direction).await?;
+                    emptying::rebuild_at_home(config, links, (starting, epoch), row, identity).await
+                }
+                Some(_) | None => rewatch::begin(config, (links, published), starting, row, identity).await,
+            }
+        }
         Mode::Off => Ok(row),
     }
 }
@@ -305,7 +314,7 @@ async fn prepare_slot(
             let begun = start::create_slot(source, replication, target, (slice, row), &tell).await?;
             match begun {
                 Some(start) => Ok(start),
-                None => Err(rewatch::not_begun(config, target, row).await),
+                None => Err(rewatch::not_begun(config, (source, target), row).await),
             }
         }
         StreamState::Gap | StreamState::Diverged => {
@@ -315,7 +324,7 @@ async fn prepare_slot(
             let happened = broken(config, row.state, detail, row);
             config.recorder.explained();
             config.recorder.write_if_possible(both.service, Some(row.applied), happened).await;
-            Err(refuse(config, row.mode, row.detail.as_deref()))
+            Err(refuse(config, links, row, row.detail.as_deref()).await)
         }
         StreamState::Running => {
             start::wait_for_slot(&links.source, &row.slot, &tell).await?;
@@ -333,7 +342,7 @@ async fn prepare_slot(
             let fault = start::find_fault(stream, &links.system, (database, uuid), slot.as_ref(), &history);
             if let Some(fault) = fault {
                 note_fault(config, links, row, &fault).await?;
-                return Err(refuse(config, row.mode, Some(&fault.detail)));
+                return Err(refuse(config, links, row, Some(&fault.detail)).await);
             }
             if moved {
                 let timeline = i32::try_from(links.system.timeline).unwrap_or(i32::MAX);
@@ -381,11 +390,16 @@ fn broken<'a>(config: &SliceConfig, state: StreamState, detail: &'a str, row: &'
 
 /// A way back that is broken can't be made whole from the monolith: `arm` makes it anew, and a comparison finds what
 /// was lost.
-fn refuse(config: &SliceConfig, mode: Mode, detail: Option<&str>) -> MirrorError {
-    let slice = &config.mapping.slice;
+async fn refuse(config: &SliceConfig, links: &Links, row: &StreamRow, detail: Option<&str>) -> MirrorError {
+    let (slice, watches) = (&config.mapping.slice, row.mode == Mode::Tripwire);
     let detail = detail.unwrap_or("its stream is marked as broken, without a reason");
+    let home = match config.direction {
+        Direction::Forward if watches => rewatch::home((&links.source, &links.target), slice).await,
+        Direction::Forward | Direction::Reverse => Ok(None),
+    };
     match config.direction {
-        Direction::Forward if mode == Mode::Tripwire => MirrorError::Refused {
+        Direction::Forward if home.is_ok_and(|home| home.is_some()) => rewatch::copy_again(slice, detail),
+        Direction::Forward if watches => MirrorError::Refused {
             what: format!("the watch over the closed monolith of slice {slice} can't go on: {detail}"),
             next: publication::watch_anew(slice),
         },

@@ -1,4 +1,4 @@
-//! The watch over a fenced monolith, begun anew when its slot is lost. While the service has the authority the stream from
+//! The watch over a fenced monolith, begun anew when its slot is lost, and what becomes of it where authority came home meanwhile. While the service has the authority the stream from
 //! the monolith is a tripwire and carries no row, so no table is copied or touched for it. What was written on the monolith
 //! between the old position and the new slot nobody looked at, past the gate as it would have been; another slot voids
 //! every verdict, and the comparison that is asked for then finds what such a write left behind.
@@ -12,12 +12,13 @@ use super::record::Happened;
 use super::source;
 use super::start::{self, Starting};
 use crate::failpoint;
+use crate::journal::authority;
 use crate::journal::copies::{self, TableRow};
 use crate::journal::streams::{self, StreamRow, StreamState};
 
 /// Whether what a running tripwire has looked through and what its slot still has belong together, and every table was
 /// published all the while.
-async fn is_whole(
+pub(super) async fn is_whole(
     links: &Links,
     published: &Published,
     (slice, row): (&str, &StreamRow),
@@ -38,6 +39,18 @@ async fn is_whole(
         slot.wal_status.as_deref() != Some("lost")
             && slot.confirmed.is_some_and(|confirmed| confirmed <= row.applied)
     }))
+}
+
+/// Since which change the monolith has the authority over a slice whose forward stream still watches. A driver turns it in the next
+/// moment, unless it can't go on: then the service's tables are copies without a stream, and only another copy has one. `None` while
+/// the service has the authority, or nobody.
+pub(super) async fn home(
+    (monolith, service): (&tokio_postgres::Client, &tokio_postgres::Client),
+    slice: &str,
+) -> Result<Option<i64>, MirrorError> {
+    let (there, here) = (authority::stands(monolith, slice).await?, authority::stands(service, slice).await?);
+    let closed_by = |epoch: &i64| here == Some((false, *epoch));
+    Ok(there.and_then(|(open, epoch)| open.then_some(epoch)).filter(closed_by))
 }
 
 /// `--rebuild` while the service has the authority: its tables are the truth, so of all that it means elsewhere only a lost watch
@@ -62,7 +75,7 @@ pub(super) async fn begin(
     if is_whole(links, published, (slice, &row)).await? {
         tracing::warn!(
             slice,
-            "--rebuild copies nothing: the slice belongs to its service, and the watch over the monolith is whole"
+            "--rebuild copies nothing: the service's tables are no copies, and the watch over the monolith is whole"
         );
         return Ok(row);
     }
@@ -71,7 +84,7 @@ pub(super) async fn begin(
     target.batch_execute("BEGIN").await.map_err(MirrorError::sql("opening a transaction"))?;
     let slot = start::slot_name(starting.plan, slice);
     if !streams::rewatch(target, slice, row.nonce, &slot, identity).await? {
-        return Err(not_begun(config, target, &row).await);
+        return Err(not_begun(config, (&links.source, target), &row).await);
     }
     note_entries(target, slice, published).await?;
     let happened = Happened::Unwatched { slot: &row.slot, since: row.applied, anew: &slot };
@@ -109,18 +122,31 @@ async fn note_entries(
 /// Why the watch could not be begun: another process took over, or the authority is about to move.
 pub(super) async fn not_begun(
     config: &SliceConfig,
-    target: &tokio_postgres::Client,
+    (source, target): (&tokio_postgres::Client, &tokio_postgres::Client),
     row: &StreamRow,
 ) -> MirrorError {
     let slice = &config.mapping.slice;
     match streams::current_nonce(target, config.of()).await {
         Err(error) => error.into(),
         Ok(nonce) if nonce != Some(row.nonce) => MirrorError::Fenced { slice: slice.clone() },
+        Ok(_) if home((source, target), slice).await.is_ok_and(|home| home.is_some()) => {
+            copy_again(slice, "its slot was not made in time")
+        }
         Ok(_) => MirrorError::Refused {
             what: format!(
                 "the watch over the monolith of slice {slice} is begun anew only while its service takes writes, and it does not"
             ),
             next: format!("strangler status PLAN --slice {slice}"),
         },
+    }
+}
+
+/// Authority came home before the stream of the slice could be turned, and it can't be turned any more.
+pub(super) fn copy_again(slice: &str, why: &str) -> MirrorError {
+    MirrorError::Refused {
+        what: format!(
+            "slice {slice} belongs to the monolith again, and the stream that would bring its writes can't go on: {why}"
+        ),
+        next: format!("strangler mirror PLAN --slice {slice} --rebuild, which copies the slice again"),
     }
 }

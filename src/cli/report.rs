@@ -408,7 +408,7 @@ fn left_heading(left: Left) -> &'static str {
 }
 
 fn left_hint(behind: &LeftBehind) -> String {
-    let LeftBehind { left, again, abort, status, source, .. } = behind;
+    let LeftBehind { left, again, abort, status, problems, source } = behind;
     if let (Left::Between, Some(FlipError::Full { sequence, settled, .. })) = (left, source) {
         let room = format!(
             "give the sequence {sequence} room (ALTER SEQUENCE, and the column's type), then {again}"
@@ -419,8 +419,20 @@ fn left_hint(behind: &LeftBehind) -> String {
             format!("{abort} gives authority back to the side that had it; or {room}")
         };
     }
-    if let (Left::Between, Some(FlipError::NotWhole { .. })) = (left, source) {
-        return format!("{abort} gives authority back to the monolith, which has all rows");
+    if let (Left::Between, Some(FlipError::NotWhole { settled, .. })) = (left, source) {
+        return if *settled {
+            format!(
+                "it was settled that all of these slices move, so none can be taken back: {status} names the tables and the \
+                 strangler mirror that copies them again from the closed monolith; then {again}"
+            )
+        } else {
+            format!("{abort} gives authority back to the monolith, which has all rows")
+        };
+    }
+    if *left == Left::Between && problems.iter().any(|problem| problem.code == "authority-stream-down") {
+        return format!(
+            "{abort} gives authority back to the side that had it, which has all rows; {status} says what else helps"
+        );
     }
     if let (Left::Between, Some(FlipError::Retired { undo, .. })) = (left, source) {
         return format!("{undo}; then {again} finishes it, or {abort} takes it back");

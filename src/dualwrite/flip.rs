@@ -11,6 +11,7 @@ pub mod conduct;
 mod course;
 mod effects;
 mod group;
+mod incoming;
 mod judged;
 mod links;
 pub mod moves;
@@ -144,6 +145,8 @@ pub enum FlipError {
     NotWhole {
         /// Which and how they stand, in words.
         tables: Vec<String>,
+        /// It was settled that several slices move, so that none of them goes back.
+        settled: bool,
     },
     /// A sequence of the side that was to be opened has no room for a margin.
     #[error("no room for sequence_margin {margin} on the {side}: {}", columns.join(", "))]

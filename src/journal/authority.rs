@@ -173,6 +173,18 @@ pub async fn fence(client: &Client, slice: &str, fence: Fence<'_>) -> Result<boo
     hit(client.execute_typed(&sql, &parameters).await, "closing the gate")
 }
 
+/// Keeps the stream into this database as it is until the caller's transaction ends. `false` unless it watches, and can go on
+/// watching: it will have to bring what the other side accepts.
+///
+/// # Errors
+/// [`JournalError::Database`].
+pub async fn keep_watch(client: &Client, slice: &str, incoming: Direction) -> Result<bool, JournalError> {
+    let sql = "SELECT 1 FROM strangler.stream WHERE slice = $1 AND dir = $2 AND lane = 0 AND mode = 'TRIPWIRE' \
+               AND state = 'running' FOR SHARE";
+    let row = client.query_typed_opt(sql, &[(&slice, Type::TEXT), (&incoming.as_str(), Type::TEXT)]).await;
+    row.map(|row| row.is_some()).map_err(JournalError::database("keeping a stream as it is"))
+}
+
 /// Opens a closed gate for a new owner: what is committed here from now on was accepted by it. Returns the position at which
 /// it begins; `None` when the gate was not as expected.
 ///
@@ -266,6 +278,29 @@ pub async fn is_open(client: &Client, slice: &str) -> Result<bool, JournalError>
     Ok(row.is_some_and(|row| row.get(0)))
 }
 
+/// Whether this side may be written, and since which change of authority it stands so, asked through that view. `None` where it has
+/// no gate of the slice.
+///
+/// # Errors
+/// [`JournalError::Database`].
+pub async fn stands(client: &Client, slice: &str) -> Result<Option<(bool, i64)>, JournalError> {
+    let sql = "SELECT state = 'OPEN', epoch FROM strangler.authority WHERE slice = $1";
+    let row = client.query_typed_opt(sql, &[(&slice, Type::TEXT)]).await;
+    let row = row.map_err(JournalError::database("reading who may write"))?;
+    Ok(row.map(|row| (row.get(0), row.get(1))))
+}
+
+/// Whether this side is closed for a move of several slices of which it is settled that they go, asked of the monolith by who may
+/// read its gates.
+///
+/// # Errors
+/// [`JournalError::Database`].
+pub async fn is_settled_to_go(monolith: &Client, slice: &str) -> Result<bool, JournalError> {
+    let found = gate(monolith, slice).await?.filter(|gate| gate.state == "FENCED");
+    let Some(id) = found.and_then(|gate| gate.group) else { return Ok(false) };
+    Ok(group(monolith, id).await?.is_some_and(|(state, _)| state == "open"))
+}
+
 /// Sequences as the fence of this side noted them, as JSON. `None` when it noted none.
 ///
 /// # Errors
@@ -278,7 +313,7 @@ pub async fn noted_sequences(client: &Client, slice: &str) -> Result<Option<Stri
 }
 
 /// Turns every lane of a stream that has applied everything up to `at_least` from one mode into another. `false` unless all
-/// of them were as expected.
+/// of them were as expected. One that is to apply has to be able to go on; of one that ends here it is enough what it has brought.
 ///
 /// A stream that only watched has listed no key meanwhile, and what the other side wrote is in no list at all. So one that is to
 /// apply raises the floor of what was touched ([`super::touched`]) to where it is, in the same statement: writers wait for it.
@@ -293,7 +328,7 @@ pub async fn turn(
     (epoch, at_least): (i64, Lsn),
 ) -> Result<bool, JournalError> {
     let sql = "WITH turned AS (UPDATE strangler.stream SET mode = $4, epoch = $5 WHERE slice = $1 AND dir = $2 \
-                   AND mode = $3 AND state = 'running' AND epoch < $5 AND applied_lsn >= $6 RETURNING lane, applied_lsn), \
+                   AND mode = $3 AND (state = 'running' OR state = 'gap' AND $4 = 'TRIPWIRE') AND epoch < $5 AND applied_lsn >= $6 RETURNING lane, applied_lsn), \
                raised AS (UPDATE strangler.touched_floor f SET lsn = greatest(f.lsn, t.lsn) \
                    FROM (SELECT max(applied_lsn) AS lsn FROM turned) AS t WHERE f.slice = $1 AND $4 = 'APPLY' AND t.lsn IS NOT NULL) \
                SELECT count(*) > 0 AND count(*) = (SELECT count(*) FROM strangler.stream WHERE slice = $1 AND dir = $2) \

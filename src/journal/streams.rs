@@ -380,21 +380,42 @@ pub async fn reset(
     slot: &str,
     source: &Source,
 ) -> Result<bool, JournalError> {
-    start_over(client, (slice, nonce), (slot, source), "true")
+    start_over(client, (slice, nonce), (slot, source), ("", "true"))
         .await
         .map_err(JournalError::database("starting the stream over"))
 }
 
-/// A new slot name and source for the forward stream, where this condition holds too.
+/// The same for a stream that watched when authority came home, and was lost before it was turned: it applies from now on, at the
+/// epoch of that change. `false` also where the gate beside it is not the one that was closed by it.
+///
+/// # Errors
+/// [`JournalError::Database`].
+pub async fn reset_at_home(
+    client: &Client,
+    (slice, nonce): (&str, i64),
+    (slot, source): (&str, &Source),
+    epoch: i64,
+) -> Result<bool, JournalError> {
+    let gate = quote_ident(&format!("gate_{slice}"));
+    let condition = format!(
+        "mode = 'TRIPWIRE' AND EXISTS (SELECT FROM strangler.{gate} WHERE state = 'FENCED' AND epoch = {epoch})"
+    );
+    let turned = format!(", mode = 'APPLY', epoch = {epoch}");
+    start_over(client, (slice, nonce), (slot, source), (&turned, &condition))
+        .await
+        .map_err(JournalError::database("starting the stream over"))
+}
+
+/// A new slot name and source for the forward stream, and what else is set, where this condition holds too.
 async fn start_over(
     client: &Client,
     (slice, nonce): (&str, i64),
     (slot, source): (&str, &Source),
-    condition: &str,
+    (more, condition): (&str, &str),
 ) -> Result<bool, tokio_postgres::Error> {
     let sql = format!(
         "UPDATE strangler.stream SET state = 'creating', detail = NULL, slot = $3, applied_lsn = '0/0', \
-             src_system_identifier = $4, src_database_oid = $5, src_uuid = $6::text::uuid, src_timeline = $7 \
+             src_system_identifier = $4, src_database_oid = $5, src_uuid = $6::text::uuid, src_timeline = $7{more} \
          WHERE slice = $1 AND dir = 'forward' AND lane = 0 AND nonce = $2 AND {condition}"
     );
     let Source { system_identifier, database_oid, uuid, timeline } = source;
@@ -405,7 +426,8 @@ async fn start_over(
 }
 
 /// Begins a tripwire anew in the open transaction: a new slot name and source, nothing looked at. `false` when another process
-/// took over, or when the service that it watches for does not take writes.
+/// took over, or when the service that it watches for does not take writes. A fence holds the row while it closes that gate, so the
+/// row is waited for before the gate is read.
 ///
 /// # Errors
 /// [`JournalError::Database`].
@@ -417,9 +439,12 @@ pub async fn rewatch(
     source: &Source,
 ) -> Result<bool, JournalError> {
     let condition = format!("mode = 'TRIPWIRE' AND {}", watches_or_applies(slice));
-    start_over(client, (slice, nonce), (slot, source), &condition)
-        .await
-        .map_err(JournalError::database("beginning the watch anew"))
+    let failed = JournalError::database("beginning the watch anew");
+    let hold = "SELECT FROM strangler.stream WHERE slice = $1 AND dir = 'forward' AND lane = 0 FOR UPDATE";
+    if let Err(error) = client.execute(hold, &[&slice]).await {
+        return Err(failed(error));
+    }
+    start_over(client, (slice, nonce), (slot, source), ("", &condition)).await.map_err(failed)
 }
 
 /// Records that the source went on under a new timeline that holds everything applied so far.

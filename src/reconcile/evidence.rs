@@ -41,6 +41,11 @@ pub enum Void {
         /// Its state.
         state: String,
     },
+    /// The stream was not running when the rows were compared, so nobody watched the closed side, or followed the open one.
+    Unwatched {
+        /// Its state then.
+        state: String,
+    },
     /// A table is not live, `diverged` among others.
     NotLive {
         /// Table by the monolith's name.
@@ -108,6 +113,7 @@ impl Void {
             | Self::Epoch { .. }
             | Self::StreamAnew
             | Self::Stream { .. }
+            | Self::Unwatched { .. }
             | Self::Disturbed
             | Self::NotProvisioned => None,
         }
@@ -122,6 +128,9 @@ impl fmt::Display for Void {
             Self::Epoch { then, now } => write!(f, "authority moved: epoch {then} then, {now} now"),
             Self::StreamAnew => f.write_str("the stream was started over"),
             Self::Stream { state } => write!(f, "the stream is not running: {state}"),
+            Self::Unwatched { state } => {
+                write!(f, "the stream from the monolith was not running when the rows were compared: {state}")
+            }
             Self::NotLive { table, state } => write!(f, "table {table} is {state}"),
             Self::Copied { table } => write!(f, "table {table} was copied again"),
             Self::Unheard { table } => {
@@ -169,6 +178,10 @@ pub fn voids(then: &Ground, now: Option<&Ground>) -> Vec<Void> {
     match now.stream.as_deref() {
         Some("running") => {}
         other => found.push(Void::Stream { state: other.unwrap_or("never started").to_owned() }),
+    }
+    // Its slot may have been made behind a write that was compared before, and then that write is in no stream.
+    if let Some(state) = then.stream.as_ref().filter(|state| *state != "running") {
+        found.push(Void::Unwatched { state: state.clone() });
     }
     if then.disturbances != now.disturbances {
         found.push(Void::Disturbed);

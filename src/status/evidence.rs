@@ -172,6 +172,7 @@ fn copied_anew(voids: &[Void], name: &str) -> bool {
         | Void::Epoch { .. }
         | Void::StreamAnew
         | Void::Stream { .. }
+        | Void::Unwatched { .. }
         | Void::Unheard { .. }
         | Void::Unlogged { .. }
         | Void::Changed { .. }

@@ -186,6 +186,9 @@ pub struct Gate {
     /// Number of the move of several slices for which it was closed.
     #[serde(default)]
     pub group: Option<i64>,
+    /// Where this side's log stood when it was closed: what the other one has to have before it may be opened.
+    #[serde(skip)]
+    pub fence: Option<Lsn>,
 }
 
 /// A move of several slices, as the monolith has it.

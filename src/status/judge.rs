@@ -614,7 +614,9 @@ fn next(
         // No other verb works before that.
         return of("provision", "");
     }
-    let mirrored = matches!(status.phase, Phase::Copying | Phase::CatchingUp | Phase::Streaming);
+    let mirrored = matches!(status.phase, Phase::Copying | Phase::CatchingUp | Phase::Streaming)
+        // A mirror would not go on before the move has ended.
+        || status.phase == Phase::Gap && moving.is_some_and(Moving::needs_no_stream);
     if let Some(moving) = moving.filter(|moving| mirrored || !moving.needs_mirror()) {
         // Nobody can write, and every other verb refuses. Without a mirror it would not drain; that one ends it, too.
         return Some(moving.next(commands));

@@ -4,6 +4,7 @@
 use std::collections::BTreeMap;
 
 use tokio_postgres::Client;
+use tokio_postgres::types::PgLsn;
 
 use super::arming;
 use super::evidence::EvidenceFacts;
@@ -13,6 +14,7 @@ use crate::dualwrite::{guard, identified};
 use crate::journal::ledger::{self, Anchor};
 use crate::journal::migrate::{self, Form};
 use crate::journal::{JournalError, alarms, authority, grounds, moves, outside, standing};
+use crate::lsn::Lsn;
 use crate::name::{TableName, quote_ident, quote_literal};
 use crate::reconcile::evidence;
 
@@ -219,7 +221,7 @@ async fn gates(client: &Client, slices: &[&str]) -> Result<BTreeMap<String, Gate
             let table = quote_ident(&format!("gate_{slice}"));
             // Gates of earlier versions lack the column, and are read all the same.
             format!(
-                "SELECT {}, state, epoch, cause, (to_jsonb(g) ->> 'move_group')::int8 FROM strangler.{table} AS g",
+                "SELECT {}, state, epoch, cause, (to_jsonb(g) ->> 'move_group')::int8, fence_lsn FROM strangler.{table} AS g",
                 quote_literal(slice)
             )
         })
@@ -238,6 +240,7 @@ async fn gates(client: &Client, slices: &[&str]) -> Result<BTreeMap<String, Gate
                     epoch: row.get(2),
                     cause: row.get::<_, Option<String>>(3).unwrap_or_default(),
                     group: row.get(4),
+                    fence: row.get::<_, Option<PgLsn>>(5).map(Lsn::from),
                 },
             )
         })

@@ -328,7 +328,16 @@ async fn a_run_whose_ground_moved_is_never_clean() {
     conclude(&scenario.target, monolith(&scenario), &run, &mut verdict, &author()).await.unwrap();
     assert_eq!(verdict.outcome, Outcome::Differs, "what is proven stays proven");
     assert_eq!(verdict.reasons, ["meanwhile the stream is not running: gap"]);
+    // One that begins before the stream's slot is made, and ends behind that: a write in between is in no stream.
+    service(&scenario.target, "UPDATE strangler.stream SET state = 'creating'").await;
+    let run = begin(&scenario).await;
     service(&scenario.target, "UPDATE strangler.stream SET state = 'running'").await;
+    let mut verdict = clean(&scenario, &run, &["Things", "Days"]);
+    conclude(&scenario.target, monolith(&scenario), &run, &mut verdict, &author()).await.unwrap();
+    assert_eq!(verdict.outcome, Outcome::Incomplete);
+    let reason =
+        "meanwhile the stream from the monolith was not running when the rows were compared: creating";
+    assert_eq!(verdict.reasons, [reason]);
 
     let run = begin(&scenario).await;
     let mut verdict = clean(&scenario, &run, &["Things", "Days"]);

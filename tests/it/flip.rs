@@ -7,6 +7,7 @@ mod gates;
 mod group;
 mod judged;
 mod looked_back;
+mod lost;
 mod outside;
 mod partitions;
 mod recorded;

@@ -9,7 +9,7 @@ use futures_util::future::join_all;
 
 use super::moves::MoveError;
 use super::{Driver, FlipError};
-use crate::authority::{Effect, Event};
+use crate::authority::{Effect, Event, Refusal};
 use crate::lsn::Lsn;
 
 /// Writers that are held in an open transaction of the driver's acting session.
@@ -98,9 +98,14 @@ async fn let_go(drivers: &mut [&mut Driver], event: Event) -> Result<(), MoveErr
 }
 
 impl Driver {
-    /// Holds and drains the writers of the side that is due to be fenced. An event when that took too long.
+    /// Holds and drains the writers of the side that is due to be fenced. An event when that took too long. A driver that has
+    /// nothing that the move was judged by holds nobody: no gate is closed unjudged, whichever way a command came here.
     async fn hold(&mut self) -> Result<Result<Held, Event>, FlipError> {
         match self.effect {
+            // It finishes what another one began, and by now there is something else to do.
+            Some(Effect::Fence { side, expects, .. }) if self.judged.is_none() => {
+                Err(Refusal::Superseded { owner: side, epoch: expects.epoch }.into())
+            }
             Some(Effect::Fence { side, drain, .. }) => {
                 let held = self.hold_and_drain(side, drain).await;
                 if matches!(held, Ok(Err(Event::Unclear)) | Err(_)) {

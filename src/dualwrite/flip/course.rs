@@ -4,6 +4,8 @@
 //! What begins is judged, and the plan's `before` hooks run for it. So a slice that is there already, or whose former move was
 //! half taken back, must never make that others, or itself, begin without both.
 
+use std::collections::BTreeSet;
+
 use super::FlipError;
 use crate::authority::{Epoch, GroupId, GroupState, Refusal, Side, Standing};
 use crate::dualwrite::together;
@@ -34,6 +36,9 @@ pub(super) enum Course {
     /// Their former moves are half taken back, or a failover left their sides at different epochs: that is finished first, and
     /// then it is asked again.
     Undo(Vec<usize>),
+    /// These were closed for a move of several slices, and the others of it were not: nobody has judged them since, so those that
+    /// were are given back first, and then it is asked again.
+    GiveBack(Vec<usize>),
     /// These begin to move; the others are where they are wanted.
     Begin(Vec<usize>),
     /// None begins: what is under way goes on.
@@ -83,16 +88,23 @@ pub(super) fn of(found: &[Found], to: Side) -> Result<Course, (String, FlipError
     if begin.is_empty() {
         return Ok(Course::Finish);
     }
-    let starting = || begin.iter().filter_map(|place| found.get(*place));
-    for other in that(Need::Finish).iter().filter_map(|place| found.get(*place)) {
-        let is_of = |group: &Group, one: &Found| {
-            group.state == GroupState::Pending && group.members.contains(&one.slice)
+    let closed = that(Need::Finish);
+    let named: BTreeSet<&str> = begin
+        .iter()
+        .chain(&closed)
+        .filter_map(|place| found.get(*place))
+        .map(|one| one.slice.as_str())
+        .collect();
+    for other in closed.iter().filter_map(|place| found.get(*place)) {
+        let is_theirs = |group: &Group| {
+            let members: BTreeSet<&str> = group.members.iter().map(String::as_str).collect();
+            group.state == GroupState::Pending && members == named
         };
-        if !other.group.as_ref().is_some_and(|group| starting().all(|one| is_of(group, one))) {
+        if !other.group.as_ref().is_some_and(is_theirs) {
             return Err((other.slice.clone(), in_the_way(other, to)));
         }
     }
-    Ok(if that(Need::Finish).is_empty() { Course::Begin(begin) } else { Course::Finish })
+    Ok(if closed.is_empty() { Course::Begin(begin) } else { Course::GiveBack(closed) })
 }
 
 /// Why a slice that is under way keeps others from beginning.
@@ -245,9 +257,22 @@ mod tests {
         let pending: (GroupState, &[&str]) = (GroupState::Pending, &["a", "b"]);
         let first = fenced("a", Side::Monolith, Some(pending));
         let (second, third) = (owned("b", Side::Monolith), owned("c", Side::Monolith));
-        assert_eq!(to_service(&[first.clone(), second.clone()]), Course::Finish);
-        let (slice, why) = of(&[first, second.clone(), third], Side::Service).unwrap_err();
+        let there = owned("d", Side::Service);
+        let both = [first.clone(), second.clone()];
+        assert_eq!(to_service(&both), Course::GiveBack(vec![0]), "nobody has judged the second one since");
+        assert_eq!(to_service(&[&both[..], &[there]].concat()), Course::GiveBack(vec![0]));
+        let closed = fenced("b", Side::Monolith, Some(pending));
+        assert_eq!(
+            to_service(&[first.clone(), closed]),
+            Course::Finish,
+            "both were judged before they were closed"
+        );
+        let (slice, why) = of(&[first.clone(), second.clone(), third], Side::Service).unwrap_err();
         assert!(slice == "a" && matches!(why, FlipError::Together { .. }), "{why}");
+        let wider: (GroupState, &[&str]) = (GroupState::Pending, &["a", "b", "c"]);
+        let (_, why) =
+            of(&[fenced("a", Side::Monolith, Some(wider)), second.clone()], Side::Service).unwrap_err();
+        assert!(matches!(why, FlipError::Together { .. }), "one that is not named is not given back: {why}");
         let alone = fenced("a", Side::Monolith, None);
         let (_, why) = of(&[alone, second.clone()], Side::Service).unwrap_err();
         assert!(matches!(why, FlipError::Refused(Refusal::FencedAlone { .. })), "{why}");

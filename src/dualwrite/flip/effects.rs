@@ -9,7 +9,7 @@ use super::barrier::Held;
 use super::group::group_is;
 use super::sequences::{Pairs, Stands};
 use super::timeline::millis;
-use super::{Driver, FlipError, Judged, event_of, judged, of_database, standbys};
+use super::{Driver, FlipError, Judged, event_of, incoming, judged, of_database, standbys};
 use crate::authority::{
     Awaited, Effect, Epoch, Event, Facts, Gate, GroupId, GroupState, Mode, Rows, Side, Sight, group_to_read,
 };
@@ -147,9 +147,10 @@ impl Driver {
             group: group.map(|id| id.0),
         };
         // A child that came meanwhile brought rows without an event. Only the commit lies between the question and the fence.
-        let (children, fenced, told) = tokio::join!(
+        let (children, watched, fenced, told) = tokio::join!(
             biased;
             trees::children(acting, &held.plain),
+            authority::keep_watch(acting, &slice, side.incoming()),
             authority::fence(acting, &slice, written),
             authority::notify(acting, &slice, "moving", epoch.0)
         );
@@ -157,6 +158,11 @@ impl Driver {
             Ok(what) if !what.is_empty() => return Err(FlipError::Changed { what }),
             Ok(_) => {}
             Err(error) => return of_database(&error, "looking for children of moved tables", false),
+        }
+        match watched {
+            Ok(true) => {}
+            Ok(false) => return Err(FlipError::Changed { what: vec![incoming::not_kept(side)] }),
+            Err(error) => return event_of(&error, "keeping a stream as it is", false),
         }
         match fenced {
             Ok(true) => {}
@@ -186,6 +192,7 @@ impl Driver {
         let (judged, mapping) = (self.judged.clone(), Arc::clone(&self.mapping));
         let (acting, looking, peer, idle) = self.links.four_in_transaction(side).await?;
         let (monolith, service) = if side == Side::Monolith { (looking, idle) } else { (idle, looking) };
+        let slot = incoming::slot_of(looking, &slice, side).await?;
         let begun = Instant::now();
         let deadline = begun + self.limits.pause_budget;
         self.timeline.writers_wait();
@@ -220,9 +227,10 @@ impl Driver {
         let sequences = serde_json::to_string(&noted).unwrap_or_else(|_| "{}".to_owned());
         // Beside the drain, so that it costs writers nothing as long as it is the quicker one.
         let left = deadline.saturating_duration_since(Instant::now());
-        let (drained, changed, outside) = tokio::join!(
+        let (drained, lost, changed, outside) = tokio::join!(
             biased;
             reached(peer, &slice, (drain, fence), deadline),
+            incoming::is_lost((acting, peer), &slice, (side, slot.as_deref())),
             still_as_judged(judged.as_ref(), (monolith, service), (side, &slice)),
             left_behind::again(looking, &mapping, (side, left))
         );
@@ -231,6 +239,7 @@ impl Driver {
             Ok(changed) => changed,
             Err(error) => return event_of(&error, "asking again what was judged", false).map(Err),
         };
+        changed.extend(lost?);
         match outside {
             Ok(outside) => changed.extend(outside),
             Err(error) => {
@@ -295,7 +304,7 @@ impl Driver {
         let (turned, in_the_way, noted) = tokio::join!(
             biased;
             authority::turn(acting, &slice, incoming, modes, (epoch.0, at_least)),
-            in_the_way(acting, side, &slice),
+            in_the_way(acting, side, &slice, group.1),
             authority::noted_sequences(there, &slice)
         );
         match turned {
@@ -382,6 +391,10 @@ impl Driver {
         let slice = self.slice.clone();
         let Ok(monolith) = self.links.looking(Side::Monolith).await else { return };
         let blocked = Blocked { epoch: epoch.0, why: why.to_string() };
+        // A mirror tries again and again, and says it once.
+        if moves::blocked(monolith, &slice).await.is_ok_and(|known| known.as_ref() == Some(&blocked)) {
+            return;
+        }
         if let Err(error) = moves::block(monolith, &slice, &blocked).await {
             tracing::debug!(
                 slice,
@@ -562,12 +575,17 @@ async fn still_as_judged(
 }
 
 /// What keeps a side from being opened: tables of a service that are no whole copies; old tables of a monolith that nobody may use.
-async fn in_the_way(acting: &Client, side: Side, slice: &str) -> Result<Option<FlipError>, FlipError> {
+async fn in_the_way(
+    acting: &Client,
+    side: Side,
+    slice: &str,
+    group: Option<GroupId>,
+) -> Result<Option<FlipError>, FlipError> {
     match side {
         Side::Service => {
             let tables = judged::not_whole(acting, slice).await;
             let tables = tables.map_err(|error| failed("reading the states of tables", &error))?;
-            Ok((!tables.is_empty()).then_some(FlipError::NotWhole { tables }))
+            Ok((!tables.is_empty()).then_some(FlipError::NotWhole { tables, settled: group.is_some() }))
         }
         Side::Monolith => retired(acting, slice).await,
     }

@@ -124,12 +124,15 @@ async fn finish(member: &Member, order: &Order, (seen, before): (Seen, Option<Fa
         Err(error) => error,
     };
     let why = chain_of(&error);
-    let human = matches!(
-        error.source,
-        FlipError::Full { .. } | FlipError::NotWhole { .. } | FlipError::Retired { .. }
-    );
+    let human = matches!(error.source, FlipError::Full { .. } | FlipError::Retired { .. });
     if before.as_ref().is_none_or(|before| before.why != why) {
-        let next = if human {
+        let next = if let FlipError::NotWhole { settled, .. } = error.source {
+            if settled {
+                "strangler mirror with --retry TABLE copies it again from the closed monolith, and then the move is finished"
+            } else {
+                "strangler flip --abort gives authority back to the monolith, which has all rows"
+            }
+        } else if human {
             "nobody may write until that is mended and strangler flip is typed again, or strangler flip --abort"
         } else {
             "as long as both sides are closed, strangler flip --abort takes it back"

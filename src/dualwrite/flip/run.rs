@@ -1,7 +1,8 @@
 //! One command from its first look to its last: what is to be done, hooks around it, the move, and what came of it.
 //!
 //! A move that begins is judged first, and `before` hooks run for it. One that is under way is finished without either: both
-//! were done when it began. What came of it is read off the gates at the end, whatever the driver met: it may have died in the
+//! were done when it began. One of several slices whose members are not all closed is no such move: what was judged of those that
+//! are open is as old as the operator's death, so the others are given back, and it begins anew. What came of it is read off the gates at the end, whatever the driver met: it may have died in the
 //! middle of what another one then finished.
 
 use std::time::Duration;
@@ -27,6 +28,9 @@ use crate::problem::{Problem, Severity};
 /// How long one attempt waits for a mirror that gives no sign of life; one that comes back then is soon enough.
 const WITHOUT_MIRROR: Duration = Duration::from_secs(4);
 
+/// The fences of a move of several slices are a millisecond apart; what stands between two of them for longer is nobody's.
+const BETWEEN_FENCES: Duration = Duration::from_millis(300);
+
 /// One command at work.
 pub(super) struct Command<'a> {
     pub(super) conduct: Conduct<'a>,
@@ -49,15 +53,25 @@ impl Command<'_> {
             Intent::Abort | Intent::Resume => return self.finish(order, &found, tell).await,
         };
         let mut course = self.course(&found, to)?;
-        if let Course::Undo(places) = &course {
-            self.undo(&order, places, to, tell).await?;
+        if let Course::GiveBack(_) = &course {
+            tokio::time::sleep(BETWEEN_FENCES).await;
+            found = standings::look(self.members).await?;
+            course = self.course(&found, to)?;
+        }
+        if let Course::Undo(places) | Course::GiveBack(places) = &course {
+            let undone = self.undo(&order, places, to).await?;
+            if let Course::GiveBack(_) = &course {
+                self.given_back((&order, &found), undone, to, tell).await?;
+            } else {
+                tell(Told::Problems(&undone.iter().map(abort_finished).collect::<Vec<_>>()));
+            }
             found = standings::look(self.members).await?;
             course = self.course(&found, to)?;
         }
         match course {
             Course::Begin(places) => self.begin(order, (&found, &places), tell).await,
-            // Where something is half undone again, somebody else is at work; the driver begins nothing then.
-            Course::Finish | Course::Undo(_) => self.finish(order, &found, tell).await,
+            // Where something is half undone again, somebody else is at work. A driver that has judged nothing closes no gate.
+            Course::Finish | Course::Undo(_) | Course::GiveBack(_) => self.finish(order, &found, tell).await,
         }
     }
 
@@ -69,32 +83,34 @@ impl Command<'_> {
         })
     }
 
-    /// Finishes what was half taken back, and says so. Nothing begins by that.
-    async fn undo(
+    /// Takes these moves back, or finishes that. Nothing begins by it.
+    async fn undo(&self, order: &Order, places: &[usize], to: Side) -> Result<Vec<Moved>, ConductError> {
+        let members = self.at(places);
+        let order = Order { intent: Intent::Resume, ..order.clone() };
+        match Box::pin(moves::carry_out(&members, &order)).await {
+            Ok(undone) => Ok(undone),
+            Err(source) => Err(ConductError::Move { left: self.left(to).await, source }),
+        }
+    }
+
+    /// Says that a move of several slices was taken back, and lets go of what its `before` hooks held back. Another driver may have
+    /// been quicker and have finished it: then nothing is left to begin either.
+    async fn given_back(
         &self,
-        order: &Order,
-        places: &[usize],
+        (order, found): (&Order, &[Found]),
+        undone: Vec<Moved>,
         to: Side,
         tell: Tell<'_>,
     ) -> Result<(), ConductError> {
-        let members = self.at(places);
-        let order = Order { intent: Intent::Resume, ..order.clone() };
-        let undone = Box::pin(moves::carry_out(&members, &order)).await;
-        let undone = match undone {
-            Ok(undone) => undone,
-            Err(source) => return Err(ConductError::Move { left: self.left(to).await, source }),
-        };
-        let said = |moved: &Moved| {
-            Problem::note("abort-finished", format!("slice {}", moved.slice))
-                .fact(format!(
-                    "a move of it was taken back and not to the end; the {} has authority, epoch {}",
-                    moved.owner, moved.epoch
-                ))
-                .consequence("that is finished now, and what was typed begins anew, with everything that is asked before")
-                .next("nothing, unless it is refused below")
-        };
-        tell(Told::Problems(&undone.iter().map(said).collect::<Vec<_>>()));
-        Ok(())
+        let back: Vec<Problem> = undone.iter().filter(|moved| moved.owner != to).map(given_back).collect();
+        if back.is_empty() {
+            return Ok(());
+        }
+        tell(Told::Problems(&back));
+        let of_move = |member: &&Member| course::is_under_way(found, &member.mapping.slice);
+        let members: Vec<Member> = self.members.iter().filter(of_move).cloned().collect();
+        let occasion = self.occasion(order, to, found, &members);
+        self.over((occasion, to), Ok(undone), tell).await.map(drop)
     }
 
     /// Judges the members at these places, runs `before`, and moves them. The others are there already.
@@ -394,6 +410,30 @@ fn there(found: &Found) -> Option<Moved> {
     let Standing::Owned { owner, epoch } = found.standing else { return None };
     let (slice, timeline) = (found.slice.clone(), Timeline::default());
     Some(Moved { slice, owner, epoch, changed: false, timeline })
+}
+
+/// Somebody's abort was brought to its end.
+fn abort_finished(moved: &Moved) -> Problem {
+    Problem::note("abort-finished", format!("slice {}", moved.slice))
+        .fact(format!(
+            "a move of it was taken back and not to the end; the {} has authority, epoch {}",
+            moved.owner, moved.epoch
+        ))
+        .consequence(
+            "that is finished now, and what was typed begins anew, with everything that is asked before",
+        )
+        .next("nothing, unless it is refused below")
+}
+
+/// A slice was closed for a move whose other slices were not.
+fn given_back(moved: &Moved) -> Problem {
+    Problem::note("move-given-back", format!("slice {}", moved.slice))
+        .fact(format!(
+            "it was closed for a move together with others that were not all closed; the {} has authority again, epoch {}",
+            moved.owner, moved.epoch
+        ))
+        .consequence("what was typed begins anew for all of them, with everything that is asked before")
+        .next("nothing, unless it is refused below")
 }
 
 fn is_of(members: &[Member], moved: &Moved) -> bool {

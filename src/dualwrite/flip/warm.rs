@@ -95,6 +95,7 @@ async fn change_nothing(
     trees::children(acting, &found.plain).await.map_err(database)?;
     let modes = (Mode::Apply.as_str(), Mode::Tripwire.as_str());
     authority::turn(acting, slice, side.incoming(), modes, (NO_EPOCH, Lsn::default())).await.map_err(said)?;
+    authority::keep_watch(acting, slice, side.incoming()).await.map_err(said)?;
     let fence =
         Fence { from_epoch: NO_EPOCH, epoch: NO_EPOCH, lsn: Lsn::default(), sequences: "{}", group: None };
     authority::fence(acting, slice, fence).await.map_err(said)?;

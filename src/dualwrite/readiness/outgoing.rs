@@ -79,7 +79,7 @@ pub fn not_provisioned(path: &str, slice: &str, fact: &str) -> Problem {
 pub fn changed_meanwhile(what: &[String], path: &str, slice: &str) -> Problem {
     Problem::error("changed-meanwhile", format!("slice {slice}"))
         .fact(format!("since it was judged: {}", what.join("; ")))
-        .consequence("both sides are not known to be equal any more, so the gate was not closed and nobody saw an error")
+        .consequence("what the move was judged by does not hold any more, so the gate was not closed and nobody saw an error")
         .next(format!("strangler status {path} --slice {slice}, then the same command again"))
 }
 

@@ -94,6 +94,13 @@ fn unmoved_ground_voids_nothing_and_each_move_is_named() {
     for (now, void) in moves {
         assert_eq!(voids(&ground(), Some(&now)), [void]);
     }
+    let unwatched = changed(|then| then.stream = Some("creating".to_owned()));
+    let void = Void::Unwatched { state: "creating".to_owned() };
+    assert_eq!(
+        voids(&unwatched, Some(&ground())),
+        [void],
+        "a slot may have been made behind what was compared"
+    );
     let more = changed(|now| drop(now.tables.insert("New".to_owned(), now.tables["Orders"].clone())));
     assert_eq!(voids(&ground(), Some(&more)), [Void::Tables { table: "New".to_owned() }]);
 }

@@ -13,7 +13,7 @@ use crate::status::facts::{MoveGroup, WayBack};
 const SECOND_US: i64 = 1_000_000;
 
 fn gate(state: &str) -> Option<Gate> {
-    Some(Gate { state: state.to_owned(), epoch: 3, cause: "fence".to_owned(), group: None })
+    Some(Gate { state: state.to_owned(), epoch: 3, cause: "fence".to_owned(), group: None, fence: None })
 }
 
 fn live(name: &str) -> TableRow {
@@ -520,7 +520,13 @@ fn a_write_on_the_fenced_side_is_an_alarm_that_names_table_and_transaction_but_n
 fn while_nobody_has_authority_the_command_that_ends_the_move_is_next() {
     let gates = |monolith: (i64, &str), service: (i64, &str)| {
         let gate = |(epoch, cause): (i64, &str)| {
-            Some(Gate { state: "FENCED".to_owned(), epoch, cause: cause.to_owned(), group: None })
+            Some(Gate {
+                state: "FENCED".to_owned(),
+                epoch,
+                cause: cause.to_owned(),
+                group: None,
+                fence: None,
+            })
         };
         let mut facts = with_monolith(|facts| facts.gate = gate(monolith));
         if let Side::Read(facts) = &mut facts.service_side {
@@ -553,8 +559,15 @@ fn while_nobody_has_authority_the_command_that_ends_the_move_is_next() {
 
 /// Both sides closed by a flip to the service at epoch 2, under this group.
 fn between(group: Option<(i64, &str)>, blocked: Option<i64>) -> SliceFacts {
-    let gate =
-        |epoch, group| Some(Gate { state: "FENCED".to_owned(), epoch, cause: "fence".to_owned(), group });
+    let gate = |epoch, group| {
+        Some(Gate {
+            state: "FENCED".to_owned(),
+            epoch,
+            cause: "fence".to_owned(),
+            group,
+            fence: Some(Lsn(1000)),
+        })
+    };
     let mut facts = with_monolith(|facts| {
         facts.gate = gate(2, group.map(|(id, _)| id));
         let members = vec!["ordering".to_owned(), "stock".to_owned()];
@@ -590,6 +603,51 @@ fn a_move_that_can_not_be_finished_is_taken_back_unless_it_is_settled() {
     let settled = status(&between(Some((7, "open")), Some(2)));
     let all = "strangler flip plans/retail.yaml --slice ordering --slice stock";
     assert_eq!(settled.next.as_deref(), Some(all));
+}
+
+/// The stream from the monolith is in this state, with everything applied up to this position.
+fn broken(mut facts: SliceFacts, state: &str, applied: u64) -> SliceFacts {
+    if let Side::Read(facts) = &mut facts.service_side {
+        let stream = facts.stream.as_mut().unwrap();
+        (stream.state, stream.applied_lsn) = (state.to_owned(), Lsn(applied));
+        stream.detail = Some("the replication slot s is gone".to_owned());
+    }
+    facts
+}
+
+#[test]
+fn a_move_whose_stream_is_lost_is_finished_where_everything_was_brought_and_else_taken_back() {
+    let flip = "strangler flip plans/retail.yaml --slice ordering";
+    let brought = status(&broken(between(None, None), "gap", 1000));
+    assert_eq!(brought.next.as_deref(), Some(flip), "what the fence asks for is there");
+    for (state, applied) in [("gap", 999), ("diverged", 2000)] {
+        let lost = status(&broken(between(None, None), state, applied));
+        assert_eq!(lost.next, Some(format!("{flip} --abort")));
+        let alarm = &lost.alarms[0];
+        assert!(
+            alarm.contains("the replication slot s is gone") && !alarm.contains("running mirror"),
+            "{alarm}"
+        );
+    }
+    let settled = status(&broken(between(Some((7, "open")), None), "gap", 999));
+    assert_eq!(settled.next, mirror(" --rebuild"), "it can't be taken back");
+}
+
+#[test]
+fn a_settled_move_that_meets_a_table_that_is_no_whole_copy_has_it_copied_again() {
+    let facts = |group| {
+        let mut facts = between(group, None);
+        if let Side::Read(facts) = &mut facts.service_side {
+            facts.tables[0].state = "diverged".to_owned();
+        }
+        status(&facts)
+    };
+    let settled = facts(Some((7, "open")));
+    let retry = mirror(" --retry public.Orders").unwrap();
+    assert_eq!(settled.next.as_ref(), Some(&retry));
+    assert!(settled.alarms[0].contains(&format!("{retry} copies it again")), "{:?}", settled.alarms);
+    let abort = "strangler flip plans/retail.yaml --slice ordering --abort";
+    assert_eq!(facts(None).next.as_deref(), Some(abort));
 }
 
 #[test]

@@ -19,20 +19,20 @@ slices:
     tables: { other.accounts: {}, other.moves: {}, other.notes: {}, other.batches: {}, other.lines: {} }
 policy: { min_mirror_time: 0s, write_pause_budget: 2s, flip_together: [[one, two]] }\n";
 
-const BOTH: [&str; 4] = ["--slice", "one", "--slice", "two"];
+pub(super) const BOTH: [&str; 4] = ["--slice", "one", "--slice", "two"];
 
 /// Two slices, each with a bank of its own and a service of its own.
-struct Stage {
-    split: Split,
-    monolith: Client,
-    services: [Client; 2],
-    mirror: Mirror,
+pub(super) struct Stage {
+    pub(super) split: Split,
+    pub(super) monolith: Client,
+    pub(super) services: [Client; 2],
+    pub(super) mirror: Mirror,
     /// Where the banks' clients go: for each slice the monolith and the service.
     links: [[String; 2]; 2],
 }
 
 impl Stage {
-    async fn armed() -> Self {
+    pub(super) async fn armed() -> Self {
         let setup =
             format!("{SETUP}; CREATE SCHEMA other; SET search_path = other; {SETUP}; RESET search_path");
         let pair = crate::support::cluster::Pair::launch().await;
@@ -70,7 +70,7 @@ impl Stage {
         .await;
     }
 
-    fn banks(&self) -> [Bank; 2] {
+    pub(super) fn banks(&self) -> [Bank; 2] {
         let [one, two] = self.links.clone();
         [Bank::of("one", one, 4), Bank::of("two", two, 4)]
     }
@@ -80,7 +80,7 @@ impl Stage {
     }
 
     /// Who may write each slice, as both of its databases tell.
-    async fn owners(&self) -> [(bool, bool); 2] {
+    pub(super) async fn owners(&self) -> [(bool, bool); 2] {
         let mut owners = [(false, false); 2];
         for (place, (slice, service)) in owners.iter_mut().zip([("one", 0), ("two", 1)]) {
             let open = async |client: &Client| owner_of(client, slice).await.0 == "OPEN";
@@ -97,13 +97,13 @@ impl Stage {
         assert_eq!(self.owners().await, [all; 2], "open on (monolith, service), of both slices");
     }
 
-    async fn quiet(&self) {
+    pub(super) async fn quiet(&self) {
         for (slice, service) in ["one", "two"].into_iter().zip(&self.services) {
             super::quiet_of(slice, &self.monolith, service).await;
         }
     }
 
-    async fn close(&self, banks: [Bank; 2]) {
+    pub(super) async fn close(&self, banks: [Bank; 2]) {
         for bank in banks {
             bank.close(async || self.quiet().await).await;
         }
@@ -299,6 +299,32 @@ async fn a_slice_that_has_moved_already_does_not_take_the_others_along_unjudged(
         .collect();
     assert_eq!(changed, [("one", true), ("two", false)]);
     stage.assert_with(Side::Service).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_member_that_was_not_closed_when_the_operator_died_is_judged_before_it_moves() {
+    let stage = Stage::armed().await;
+    let folder = tempfile::tempdir().unwrap();
+    let after = folder.path().join("after");
+    let hook = format!("hooks: {{ after: [{{ command: [touch, {}] }}] }}", after.display());
+    stage.split.change_plan("write_pause_budget: 2s", &format!("write_pause_budget: 2s, {hook}"));
+    for (point, to) in [("flip-fenced", Side::Service), ("flip-before-fence:2", Side::Service)] {
+        // The reason that is given for the first move instead of evidence is none for the second.
+        killed(&stage.split, point, &BOTH);
+        stage.mirror.signal(rustix::process::Signal::STOP);
+        let owners = stage.owners().await;
+        assert_eq!(owners, [(false, false), (true, false)], "the mirror was quicker than two seconds");
+        let _ = std::fs::remove_file(&after);
+        let refused = stage.split.run("flip", &[back(to), &BOTH].concat());
+        assert_eq!(refused.exit, Some(3), "{}", refused.page());
+        for words in ["(move-given-back)", "(no-evidence)", "authority was not moved"] {
+            assert!(refused.stderr.contains(words), "{words}: {}", refused.page());
+        }
+        assert!(after.exists(), "what the first move's hooks held back is let go");
+        stage.assert_with(Side::Monolith).await;
+        stage.mirror.signal(rustix::process::Signal::CONT);
+        stage.quiet().await;
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -64,8 +64,10 @@ pub fn fence<const N: usize>(
     let pair = &mut core.slices[slice];
     let stream = pair.on(target(drain)).stream;
     let drained = flows(&stream) && stream.applied >= position(locked) || mutant == Mutant::NoDrain;
+    let watch = pair.on(side).stream;
+    let watched = watch.mode == Mode::Tripwire && watch.state == StreamState::Running;
     let gate = pair.on(side).gate;
-    if !drained || !same(&gate, &expects) || !stands(core, group, GroupState::Pending) {
+    if !drained || !watched || !same(&gate, &expects) || !stands(core, group, GroupState::Pending) {
         return false;
     }
     let fence_lsn = Some(position(locked));
@@ -129,7 +131,10 @@ fn change(pair: &mut Slice, side: Side, expects: &Gate, to: impl Fn(Gate) -> Gat
 
 fn open(mutant: Mutant, pair: &mut Slice, side: Side, expects: &Gate, (epoch, fence): (Epoch, Lsn)) -> bool {
     let database = pair.on_mut(side);
-    let drained = flows(&database.stream) && database.stream.applied >= fence || mutant == Mutant::NoDrain;
+    // What a stream brought before it lost its slot is there.
+    let brings = matches!(database.stream.state, StreamState::Running | StreamState::Gap);
+    let applies = database.stream.mode == Mode::Apply && brings;
+    let drained = applies && database.stream.applied >= fence || mutant == Mutant::NoDrain;
     let own = same(&database.gate, expects) || mutant == Mutant::OpenWithoutOwnRow;
     if !drained || !own {
         return false;
