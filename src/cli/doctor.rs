@@ -123,10 +123,7 @@ fn exit(removed: &[Removed], databases: &[DatabaseReport]) -> Exit {
     }
 }
 
-pub(super) async fn look(
-    opened: &Opened,
-    clean: bool,
-) -> Result<(Vec<Removed>, Vec<DatabaseReport>), CliError> {
+async fn look(opened: &Opened, clean: bool) -> Result<(Vec<Removed>, Vec<DatabaseReport>), CliError> {
     let sessions = connect(opened, |ways| &ways.admin).await;
     let removed = if clean {
         // A role that replicates may drop slots; on the monolith that is the read link's.

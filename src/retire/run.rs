@@ -459,7 +459,7 @@ fn token(epoch: i64, taken: &[Right]) -> String {
 }
 
 /// The beginning of a hash, as it is typed.
-pub(crate) fn shown(hash: &[u8]) -> String {
+pub(super) fn shown(hash: &[u8]) -> String {
     hash.iter().take(4).fold(String::new(), |mut text, byte| {
         // Writing into memory does not fail.
         let _ = write!(text, "{byte:02x}");

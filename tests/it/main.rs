@@ -9,7 +9,6 @@
 
 mod support;
 
-mod abandon;
 mod architecture;
 mod arm;
 mod check;
