@@ -17,13 +17,9 @@ help: ## Lists the targets
 demo: postgres ## Walks the journey on servers of its own; make demo ARGS="--keep" to look around
 	cargo run --profile demo -- demo $(ARGS)
 
-# The test of archives in a store needs a store: moto, a Python package.
-STORE = $(shell command -v moto_server >/dev/null && echo ,s3)
-
 test: postgres ## Runs every test, in under 20 minutes on 2 cores
 	@mkdir -p target
-	@$(if $(STORE),,echo "moto_server is not installed (pip install 'moto[server]'): archives in a store are NOT tested")
-	set -o pipefail; RUST_TEST_THREADS=$${RUST_TEST_THREADS:-$(THREADS)} cargo test --features failpoints$(STORE) 2>&1 \
+	set -o pipefail; RUST_TEST_THREADS=$${RUST_TEST_THREADS:-$(THREADS)} cargo test --features failpoints 2>&1 \
 	  | tee target/test.log
 	@$(TOTAL) target/test.log
 
@@ -35,9 +31,13 @@ lint: ## Checks formatting, lints and documentation; dependencies too where carg
 	@if command -v cargo-deny >/dev/null; then cargo deny --offline check bans licenses sources; \
 	else echo "cargo-deny is not installed: dependencies were not checked against deny.toml"; fi
 
+# The test of archives in a store needs a store: moto, a Python package.
+STORE = $(shell command -v moto_server >/dev/null && echo ,s3)
+
 soak: postgres ## Runs the full matrices of the long tests; write the result into docs/soak.md
 	@mkdir -p target
-	set -o pipefail; STRANGLER_SOAK=1 cargo test --features failpoints --test it -- crash:: flip:: memory:: landing:: versions:: truth:: 2>&1 \
+	@$(if $(STORE),,echo "moto_server is not installed (pip install 'moto[server]'): archives in a store are NOT tested")
+	set -o pipefail; STRANGLER_SOAK=1 cargo test --features failpoints$(STORE) --test it -- crash:: flip:: memory:: landing:: versions:: truth:: retire::store 2>&1 \
 	  | tee target/soak.log; status=$$?; echo "The line for docs/soak.md:"; scripts/soak-line.sh target/soak.log; exit $$status
 	@$(TOTAL) target/soak.log
 

@@ -17,7 +17,7 @@ pub const VERSION: u32 = 1;
 /// Everything about an archive. It is written last: where it is there, the archive is whole.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Manifest {
-    /// [`FORMAT`].
+    /// `strangler-archive`.
     pub format: String,
     /// [`VERSION`].
     pub version: u32,

@@ -221,7 +221,7 @@ async fn gates(client: &Client, slices: &[&str]) -> Result<BTreeMap<String, Gate
             let table = quote_ident(&format!("gate_{slice}"));
             // Gates of earlier versions lack the column, and are read all the same.
             format!(
-                "SELECT {}, state, epoch, cause, (to_jsonb(g) ->> 'move_group')::int8, fence_lsn FROM strangler.{table} AS g",
+                "SELECT {}, state, epoch, cause, (to_jsonb(g) ->> 'move_group')::int8, (to_jsonb(g) ->> 'fence_lsn')::pg_lsn FROM strangler.{table} AS g",
                 quote_literal(slice)
             )
         })

@@ -176,8 +176,8 @@ async fn stopped(mirror: &Mirror, source: &Client) {
 #[tokio::test(flavor = "multi_thread")]
 async fn no_side_is_closed_that_the_new_owners_writes_could_not_come_back_to() {
     let (split, monolith, service, mirror) = armed_with(TABLES, SETUP, "").await;
-    // The slot is gone, and nobody has noted it.
-    let late = frozen(&split, "flip-looked", Side::Service, &[]);
+    // The slot goes when everything was judged, and nobody has noted it.
+    let late = frozen(&split, "flip-writers-held", Side::Service, &[]);
     stopped(&mirror, &service).await;
     refused(late, "the stream from the service to the monolith has lost its slot");
     assert_eq!((owner(&monolith).await.0.as_str(), owner(&service).await.0.as_str()), ("OPEN", "FENCED"));
@@ -187,7 +187,7 @@ async fn no_side_is_closed_that_the_new_owners_writes_could_not_come_back_to() {
     // Until the new way back is read, it may come between the judgement and the fence.
     until_blocking("the flip is made", SOON, || (split.run("flip", &UNPROVEN).exit == Some(0)).then_some(()));
     quiet(&monolith, &service).await;
-    let late = frozen(&split, "flip-looked", Side::Monolith, &[]);
+    let late = frozen(&split, "flip-writers-held", Side::Monolith, &[]);
     stopped(&mirror, &monolith).await;
     refused(late, "the stream from the monolith to the service has lost its slot");
     assert_eq!((owner(&monolith).await.0.as_str(), owner(&service).await.0.as_str()), ("FENCED", "OPEN"));
