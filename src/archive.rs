@@ -18,7 +18,6 @@ mod rows;
 mod verify;
 mod write;
 
-use std::fmt::Write as _;
 use std::io;
 
 pub use begun::{There, Whose, begin, end, look};
@@ -37,6 +36,7 @@ use crate::journal::JournalError;
 use crate::postgres::introspect::IntrospectError;
 use crate::problem::Problem;
 use crate::reconcile::stop::Stopped;
+use crate::words::hex;
 
 /// How far something is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -186,12 +186,4 @@ fn damaged(files: &[(String, String)]) -> String {
     let more = files.len().saturating_sub(DAMAGED_SHOWN);
     let more = if more > 0 { format!("; and {more} more") } else { String::new() };
     format!("the archive is damaged: {}{more}", shown.join("; "))
-}
-
-fn hex(bytes: &[u8]) -> String {
-    bytes.iter().fold(String::with_capacity(bytes.len() * 2), |mut text, byte| {
-        // Writing into memory does not fail.
-        let _ = write!(text, "{byte:02x}");
-        text
-    })
 }

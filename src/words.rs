@@ -2,12 +2,24 @@
 
 pub mod statement;
 
+use std::fmt::Write as _;
+
 use bytesize::ByteSize;
 
 /// Bytes in powers of ten, as `wal_budget` is written: `16.8 MB`.
 #[must_use]
 pub fn bytes(count: u64) -> String {
     ByteSize::b(count).display().si().to_string()
+}
+
+/// Bytes in hex, two lower-case digits each: how digests are written and compared.
+#[must_use]
+pub fn hex(bytes: &[u8]) -> String {
+    bytes.iter().fold(String::with_capacity(bytes.len() * 2), |mut text, byte| {
+        // Writing into memory does not fail.
+        let _ = write!(text, "{byte:02x}");
+        text
+    })
 }
 
 /// The text as one word of a POSIX shell.

@@ -4,6 +4,8 @@ use std::fmt::Write as _;
 
 use sha2::{Digest, Sha256};
 
+use crate::words::hex;
+
 /// Words with their length before them and lists with their count, so that no two meanings have one form.
 #[derive(Default)]
 pub(crate) struct Canonical(String);
@@ -24,10 +26,6 @@ impl Canonical {
 
     /// Hex SHA-256 of the text.
     pub(crate) fn hash(self) -> String {
-        Sha256::digest(self.0.as_bytes()).iter().fold(String::new(), |mut hex, byte| {
-            // Writing to a String cannot fail.
-            let _ = write!(hex, "{byte:02x}");
-            hex
-        })
+        hex(&Sha256::digest(self.0.as_bytes()))
     }
 }

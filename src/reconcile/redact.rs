@@ -9,6 +9,7 @@ use sha2::{Digest, Sha256};
 use super::finding::{RawKey, Shown};
 use crate::mapping::{ColumnMapping, TableMapping};
 use crate::name::quote_literal;
+use crate::words::hex;
 
 /// Hex digits of a digest in a report: 64 bits tell the values of one report apart.
 const DIGITS: usize = 16;
@@ -107,15 +108,6 @@ impl Redactor {
         digest.truncate(DIGITS);
         Shown::Digest(digest)
     }
-}
-
-fn hex(bytes: &[u8]) -> String {
-    use std::fmt::Write as _;
-    bytes.iter().fold(String::new(), |mut text, byte| {
-        // Writing to a String does not fail.
-        let _ = write!(text, "{byte:02x}");
-        text
-    })
 }
 
 #[cfg(test)]

@@ -3,7 +3,6 @@
 use std::cell::Cell;
 use std::collections::BTreeSet;
 use std::convert::Infallible;
-use std::fmt::Write as _;
 use std::future::Future;
 use std::time::{Duration, Instant};
 
@@ -460,11 +459,7 @@ fn token(epoch: i64, taken: &[Right]) -> String {
 
 /// The beginning of a hash, as it is typed.
 pub(super) fn shown(hash: &[u8]) -> String {
-    hash.iter().take(4).fold(String::new(), |mut text, byte| {
-        // Writing into memory does not fail.
-        let _ = write!(text, "{byte:02x}");
-        text
-    })
+    words::hex(hash).chars().take(8).collect()
 }
 
 /// Does something while other verbs are kept away from the databases.
