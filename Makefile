@@ -37,7 +37,7 @@ STORE = $(shell command -v moto_server >/dev/null && echo ,s3)
 soak: postgres ## Runs the full matrices of the long tests; write the result into docs/soak.md
 	@mkdir -p target
 	@$(if $(STORE),,echo "moto_server is not installed (pip install 'moto[server]'): archives in a store are NOT tested")
-	set -o pipefail; STRANGLER_SOAK=1 cargo test --features failpoints$(STORE) --test it -- crash:: flip:: memory:: landing:: versions:: truth:: retire::store 2>&1 \
+	set -o pipefail; STRANGLER_SOAK=1 cargo test --features failpoints$(STORE) --test it -- crash:: crashes:: flip:: memory:: landing:: versions:: truth:: retire:: 2>&1 \
 	  | tee target/soak.log; status=$$?; echo "The line for docs/soak.md:"; scripts/soak-line.sh target/soak.log; exit $$status
 	@$(TOTAL) target/soak.log
 

@@ -43,6 +43,8 @@ const SETTINGS: &[(&str, &str)] = &[
     ("max_connections", "200"),
     ("shared_buffers", "32MB"),
     ("max_wal_size", "512MB"),
+    // Databases are small here: questions to catalogs are estimated as costly, and compiling them takes longer than answering.
+    ("jit", "off"),
     // In files of the data directory, so that they go with it even if the server is killed.
     ("dynamic_shared_memory_type", "mmap"),
     ("timezone", "UTC"),

@@ -4,6 +4,13 @@ use strangler::failpoint;
 
 use super::stage::{Stage, rows};
 use crate::support::binary::Ended;
+use crate::support::soak;
+
+/// What is typed after a kill: both verbs in `make soak`, else one of them, by turns.
+fn typed_next(number: usize, verbs: [&'static str; 2]) -> Vec<&'static str> {
+    let turn = |(at, _): &(usize, &'static str)| soak() || at % 2 == number % 2;
+    verbs.into_iter().enumerate().filter(turn).map(|(_, verb)| verb).collect()
+}
 
 /// Runs a verb until a kill point ends it.
 fn killed_at(stage: &Stage, verb: &str, arguments: &[&str], name: &str) {
@@ -39,8 +46,8 @@ async fn arm_killed_at_any_step_is_finished_by_the_next_and_taken_back_by_disarm
     stage.succeed("arm", &[]);
     let armed = stage.fingerprint().await;
     stage.succeed("disarm", &[]);
-    for name in failpoint::ARM {
-        for verb in ["arm", "disarm"] {
+    for (number, name) in failpoint::ARM.iter().enumerate() {
+        for verb in typed_next(number, ["arm", "disarm"]) {
             prepare(&stage, name).await;
             killed_at(&stage, "arm", &[], name);
             let said = stage.succeed(verb, &[]);
@@ -66,9 +73,9 @@ async fn disarm_killed_at_any_step_is_finished_by_the_next_and_made_good_by_arm(
     let bare = stage.fingerprint().await;
     stage.succeed("arm", &[]);
     let armed = stage.fingerprint().await;
-    for name in failpoint::DISARM {
+    for (number, name) in failpoint::DISARM.iter().enumerate() {
         let arguments: &[&str] = if *name == "disarm-key-handed-over" { &["--slice", "one"] } else { &[] };
-        for verb in ["disarm", "arm"] {
+        for verb in typed_next(number, ["disarm", "arm"]) {
             killed_at(&stage, "disarm", arguments, name);
             let said = stage.succeed(verb, &[]);
             if verb == "disarm" {
