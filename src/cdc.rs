@@ -10,6 +10,7 @@ pub(crate) mod back;
 pub mod batch;
 mod beforehand;
 pub mod borders;
+mod collations;
 pub mod contents;
 pub mod copy;
 pub(crate) mod copying;

@@ -4,6 +4,7 @@
 //! through. Nothing here does I/O.
 
 pub mod adopted;
+pub mod collated;
 mod columns;
 mod compile;
 mod expand;

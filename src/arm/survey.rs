@@ -14,9 +14,11 @@ use crate::journal::copies;
 use crate::journal::retirement;
 use crate::journal::slices::{self, GateRow};
 use crate::journal::streams::StreamRow;
+use crate::mapping::adopted::Misfit;
 use crate::mapping::{Mappings, SliceMapping, TableMapping, compile};
 use crate::name::TableName;
 use crate::plan::Plan;
+use crate::postgres::collations;
 use crate::postgres::firing::{self, Firing};
 use crate::problem::{Problem, arm_anew};
 use crate::provision::{self, Database, Databases};
@@ -68,6 +70,8 @@ pub struct SliceFacts {
     pub armed: Armed,
     /// Its old tables were taken away.
     pub retired: bool,
+    /// Keys by which the sides don't tell the same rows apart.
+    pub collated: Vec<Misfit>,
 }
 
 /// What matters of a service's server.
@@ -155,6 +159,12 @@ async fn read_slice(
     let reverse = arming::reverse(monolith, name).await.map_err(here)?;
     let failed = JournalError::database("looking for triggers");
     let failed = |source| there(failed(source));
+    let collated = collations::apart((monolith, service), slice.tables.iter()).await;
+    let collated = collated.map_err(|source| {
+        let database = Database::Service(slice.service.clone());
+        ArmError::Read { database, what: "how its keys are collated", source }
+    })?;
+    let collated = collated.into_iter().map(|(_, misfit)| misfit).collect();
     let (slot, left) = match &reverse {
         Some(row) => (
             read_slot(service, &slice.service, &row.slot).await?,
@@ -175,6 +185,7 @@ async fn read_slice(
         asked_anew: asked_anew(monolith, name).await.map_err(here)?,
         armed: arming::armed(monolith, name).await.map_err(here)?,
         retired: retirement::read(monolith, name).await.map_err(here)?.is_some(),
+        collated,
     }))
 }
 

@@ -1,6 +1,7 @@
 //! The target side of a slice: one transaction holds mapped rows, copy state and the position, or none of them.
 
 pub mod replace;
+mod singly;
 
 use std::collections::{BTreeMap, HashMap};
 

@@ -241,6 +241,11 @@ impl Engine {
             let arrived = self.assembler.try_next()?;
             let event = match arrived {
                 Some(event) => Some(event),
+                None if self.repairs.is_resting() && self.current.is_none() => {
+                    self.commit_batch().await?;
+                    self.repairs.rested();
+                    continue;
+                }
                 None => self.wait(stop).await?,
             };
             if let Some(event) = event {
@@ -665,12 +670,12 @@ impl Engine {
             (false, false) => "catching up",
             (false, true) => "streaming",
         };
-        let waiting = self.copying.waits_for();
+        let (waiting, repairing) = (self.copying.waits_for(), self.repairs.at_work());
         let decided = self.current.is_none() && self.batch.is_idle();
         self.standstill.take_if(|(_, before)| decided && self.consumed.end > *before);
         let (phase, detail) = match &self.standstill {
             Some((Standstill { phase, why }, _)) => (*phase, Some(why.as_str())),
-            None => (phase, waiting.as_deref()),
+            None => (phase, waiting.as_deref().or(repairing.as_deref())),
         };
         self.vitals.set_phase(phase, detail);
         let of = self.config.of();

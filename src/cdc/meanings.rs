@@ -1,9 +1,11 @@
-//! What types of both sides make of a value: the stream carries it as text, which they have to read alike.
+//! What both sides make of a value: the stream carries it as text, which their types have to read alike, and their keys to tell
+//! apart alike.
 
 use std::collections::BTreeMap;
 
 use tokio_postgres::Client;
 
+use super::collations;
 use super::error::{MirrorError, Refusal};
 use super::publication::compare;
 use super::rounding;
@@ -18,8 +20,8 @@ use crate::words::shell_word;
 /// A fact names so many columns; a wide table may have hundreds of one type.
 const COLUMNS_SHOWN: usize = 8;
 
-/// Why a mirror in this direction must not write values of the slice's columns into the types that its target has, if it must
-/// not.
+/// Why a mirror in this direction must not write values of the slice's columns into the types that its target has, or look rows up by
+/// its keys, if it must not.
 ///
 /// # Errors
 /// [`MirrorError`].
@@ -37,6 +39,9 @@ pub async fn find_fault(
         if fault.is_some() {
             return Ok(fault);
         }
+    }
+    if let Some(fault) = collations::find_fault((monolith, service), mapping, direction).await? {
+        return Ok(Some(fault));
     }
     match direction {
         Direction::Forward => rounding::find_fault((monolith, service), mapping).await,

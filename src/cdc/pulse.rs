@@ -105,6 +105,11 @@ impl Vitals {
         });
     }
 
+    /// The engine says more of what it does.
+    pub fn set_detail(&self, detail: &str) {
+        self.with(|inner| inner.sighting.detail = Some(detail.to_owned()));
+    }
+
     /// What the pulse found that the engine must not go on over.
     #[must_use]
     pub fn fault(&self) -> Option<Refusal> {

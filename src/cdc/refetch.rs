@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 use bytes::Bytes;
-use tokio_postgres::{SimpleQueryMessage, SimpleQueryRow};
+use tokio_postgres::{Client, SimpleQueryMessage, SimpleQueryRow};
 use tokio_util::sync::CancellationToken;
 
 use super::apply::replace::SourceRow;
@@ -15,8 +15,10 @@ use crate::journal::copies::{Extent, PieceRow};
 use crate::landing::key::Key;
 use crate::lsn::Lsn;
 use crate::mapping::TableMapping;
+use crate::mapping::collated::Keys;
 use crate::mapping::input::{key_type, key_value_sql};
-use crate::name::{quote_ident, quote_literal};
+use crate::name::{TableName, quote_ident, quote_literal};
+use crate::postgres::collations;
 use crate::postgres::connect::Session;
 use crate::postgres::equality;
 use crate::postgres::sqlstate::{self, Failure};
@@ -136,6 +138,8 @@ pub struct Picture {
     pub lsn: Lsn,
     /// One for each key, with the places of that key among those asked for.
     pub rows: Vec<(Vec<usize>, SourceRow)>,
+    /// How the keys of the table are collated there.
+    pub keys: Keys,
     /// Places of keys that don't read as the table's, with the reason, which holds no value.
     pub refused: Vec<(usize, String)>,
 }
@@ -163,8 +167,10 @@ pub async fn picture(
             let snapshot = source::snapshot(reader).await?;
             if trusts(&snapshot) {
                 let lsn = source::insert_position(position).await?;
+                let key = mapping.key_columns().map(|column| &column.source);
+                let collated = key_collations(reader, &mapping.source, key).await?;
                 let (rows, refused) = read_rows(reader, mapping, keys).await?;
-                Some(Picture { snapshot: snapshot.to_string(), lsn, rows, refused })
+                Some(Picture { snapshot: snapshot.to_string(), lsn, rows, keys: collated, refused })
             } else {
                 None
             }
@@ -174,6 +180,17 @@ pub async fn picture(
     };
     reader.batch_execute("ROLLBACK").await.map_err(MirrorError::sql("closing a repair"))?;
     Ok(taken)
+}
+
+/// How the key of a table is collated, by the names of the side that `client` reads.
+pub(super) async fn key_collations(
+    client: &Client,
+    table: &TableName,
+    key: impl Iterator<Item = &String>,
+) -> Result<Keys, MirrorError> {
+    let columns = key.map(String::as_str).collect();
+    let read = collations::read(client, std::iter::once((table, columns))).await;
+    read.map_err(MirrorError::sql("reading how keys are collated"))
 }
 
 /// Why a row of the monolith is not repaired whose key nobody can look up. Nothing is ever copied whole into the monolith.

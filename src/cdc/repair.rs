@@ -6,18 +6,22 @@
 //! contradict the stream are never skipped: with `--retry` they become requests like any other, and the stream goes on
 //! once they are done.
 
-use std::collections::BTreeSet;
+mod doubt;
+
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
+use futures_util::future::try_join_all;
 use tokio_postgres::Client;
 
-use super::apply::replace::SourceRow;
+use super::apply::replace::{Attempt, Replaced, SourceRow};
 use super::engine::Engine;
 use super::error::MirrorError;
 use super::refetch::{Picture, picture};
 use super::start::open;
 use crate::failpoint;
 use crate::journal::copies::{self, Extent, PieceRow, TableState};
+use crate::journal::process::AT_REPAIRS;
 use crate::journal::repairs::{self, Pending};
 use crate::journal::{self};
 use crate::lsn::Lsn;
@@ -27,12 +31,18 @@ use crate::lsn::Lsn;
 const GROUP_ROWS: i64 = 100;
 /// Rows that were refused in their groups and are tried again together: what holds a unique value that one of them is to
 /// get may be another one of them. Some 100 MB of rows of 10 kB.
-const REFUSED_ROWS: i64 = 10_000;
-/// Passes over a group, each without the rows that the one before refused. What holds a value may be in another group, so it is not
-/// tried for long: 100 rows that hold unique values from each other in a chain would take 100 passes.
-const PASSES_OF_A_GROUP: usize = 1;
-/// The same for all rows that were refused in their groups.
-const PASSES_OF_ALL: usize = 8;
+pub(crate) const REFUSED_ROWS: usize = 10_000;
+/// Attempts at all rows of a table that were refused in their groups, each without those that the one before refused for good. After
+/// them each row that is left is set on its own: 100 rows that hold unique values from each other in a chain would take 100.
+const ATTEMPTS_AT_ALL: usize = 8;
+/// Rows that are set on their own in one transaction.
+const SINGLE_ROWS: i64 = 1_000;
+/// How long an attempt looks for rows that are refused, or sets rows on their own: the stream stands still meanwhile.
+const ATTEMPT_TIME: Duration = Duration::from_secs(2);
+/// For so long after an attempt the mirror says that it is at work on repairs.
+const AT_WORK_FOR: Duration = Duration::from_secs(3);
+/// Pieces that are sent before the first answer is awaited.
+const PIECES_AT_ONCE: usize = 30;
 /// Pause between snapshots that don't see everything that was delivered, or locks that were not to be had.
 const AGAIN_AFTER: Duration = Duration::from_millis(20);
 
@@ -43,8 +53,14 @@ pub(crate) struct Repairs {
     /// Nothing of the stream is read before they are done.
     pub(crate) first: bool,
     tried: Option<Instant>,
+    /// The stream has its turn until then, or until it has brought all that there is.
+    rests_until: Option<Instant>,
+    /// When rows of which table were last written.
+    worked: Option<(Instant, String)>,
     /// Requests that were refused in their group, and not answered yet.
     refused: BTreeSet<i64>,
+    /// Attempts at all of a table's, by its label.
+    attempts: BTreeMap<String, usize>,
     /// Tables of which a row was refused for good in this run.
     pub(crate) in_vain: BTreeSet<String>,
 }
@@ -54,6 +70,85 @@ impl Repairs {
     pub(crate) async fn before_reading(target: &Client, slice: &str) -> Result<Self, MirrorError> {
         let waiting = repairs::are_pending(target, slice).await?;
         Ok(Self { wanted: waiting, first: waiting, ..Self::default() })
+    }
+
+    /// The stream has its turn: it gets as long as the rows before took.
+    pub(crate) fn is_resting(&self) -> bool {
+        !self.first && self.rests_until.is_some_and(|until| Instant::now() < until)
+    }
+
+    /// The stream has brought all that there is.
+    pub(crate) fn rested(&mut self) {
+        self.rests_until = None;
+    }
+
+    /// How rows are tried: a group as well as it can be, those that were refused in their groups together, and after some attempts each on
+    /// its own.
+    fn attempt(&self, label: &str, again: bool) -> Attempt {
+        let attempts = self.attempts.get(label).copied().unwrap_or_default();
+        let last = again && attempts >= ATTEMPTS_AT_ALL;
+        Attempt { finds: !last, singly: last || !again, until: Instant::now() + ATTEMPT_TIME }
+    }
+
+    /// What is refused in a group, and what there was no time for, is tried with all others; what is refused there is answered.
+    fn note(&mut self, label: &str, again: bool, tried: &mut Tried) {
+        let failed = std::mem::take(&mut tried.failed);
+        if again {
+            tried.refused.extend(failed);
+            *self.attempts.entry(label.to_owned()).or_default() += 1;
+        } else {
+            self.refused.extend(failed.into_iter().map(|(id, _)| id).chain(tried.waiting.iter().copied()));
+        }
+    }
+
+    /// Rows of which table are being repaired, in words, while that is so.
+    pub(crate) fn at_work(&self) -> Option<String> {
+        let (at, label) = self.worked.as_ref()?;
+        (at.elapsed() < AT_WORK_FOR).then(|| format!("{AT_REPAIRS} {label}"))
+    }
+}
+
+/// What came of a group's rows.
+#[derive(Debug)]
+struct Tried {
+    /// Rows that are as the authority has them.
+    repaired: Vec<SourceRow>,
+    /// Requests for them.
+    done: Vec<i64>,
+    /// Requests that are answered with a reason.
+    refused: Vec<(i64, String)>,
+    /// Requests whose rows the target refused.
+    failed: Vec<(i64, String)>,
+    /// Requests that are for another attempt.
+    waiting: Vec<i64>,
+}
+
+impl Tried {
+    /// `refused` are places of requests, `replaced` speaks of places of rows, each of which has those of its requests.
+    fn sort(
+        group: &Group,
+        refused: Vec<(usize, String)>,
+        (places, rows): (Vec<Vec<usize>>, Vec<SourceRow>),
+        replaced: Replaced,
+    ) -> Self {
+        let id = |place: usize| group.pending.get(place).map(|pending| pending.id);
+        let refused = refused.into_iter().filter_map(|(place, why)| Some((id(place)?, why))).collect();
+        let mut tried =
+            Self { repaired: Vec::new(), done: Vec::new(), refused, failed: Vec::new(), waiting: Vec::new() };
+        let failed: BTreeMap<usize, String> = replaced.refused.into_iter().collect();
+        let left: BTreeSet<usize> = replaced.left.into_iter().collect();
+        for (place, (asked, row)) in places.into_iter().zip(rows).enumerate() {
+            let ids = asked.into_iter().filter_map(id);
+            if let Some(why) = failed.get(&place) {
+                tried.failed.extend(ids.map(|id| (id, why.clone())));
+            } else if left.contains(&place) {
+                tried.waiting.extend(ids);
+            } else {
+                tried.done.extend(ids);
+                tried.repaired.push(row);
+            }
+        }
+        tried
     }
 }
 
@@ -76,6 +171,10 @@ impl Engine {
         if !self.copying.barrier_passed(&self.source, &self.config.options.hooks).await? {
             return Ok(false);
         }
+        if self.repairs.is_resting() {
+            return Ok(false);
+        }
+        let begun = Instant::now();
         let waiting = self.next_requests().await?;
         let Some(label) = waiting.first().map(|pending| pending.source_table.clone()) else {
             let in_vain = std::mem::take(&mut self.repairs.in_vain);
@@ -98,8 +197,14 @@ impl Engine {
             self.repairs.tried = Some(Instant::now());
             return Ok(false);
         };
+        self.repairs.worked = Some((Instant::now(), label));
+        if let Some(words) = self.repairs.at_work() {
+            // The stream stands still meanwhile, and nothing else tells whoever waits for the repairs.
+            self.vitals.set_detail(&words);
+        }
         hooks.pass("repair-read").await;
         self.write_repairs(group, picture).await?;
+        self.repairs.rests_until = Some(Instant::now() + begun.elapsed());
         Ok(true)
     }
 
@@ -109,7 +214,9 @@ impl Engine {
         let (session, slice) = (self.applier.session(), self.slice());
         let fresh = repairs::pending(session, slice, (&refused, false), GROUP_ROWS).await?;
         if fresh.is_empty() && !refused.is_empty() {
-            return Ok(repairs::pending(session, slice, (&refused, true), REFUSED_ROWS).await?);
+            let singly = self.repairs.attempts.values().any(|attempts| *attempts >= ATTEMPTS_AT_ALL);
+            let most = if singly { SINGLE_ROWS } else { i64::try_from(REFUSED_ROWS).unwrap_or(i64::MAX) };
+            return Ok(repairs::pending(session, slice, (&refused, true), most).await?);
         }
         Ok(fresh)
     }
@@ -175,59 +282,68 @@ impl Engine {
 
     async fn write_repairs(&mut self, group: Group, picture: Picture) -> Result<(), MirrorError> {
         let Some(table) = self.tables.get_mut(group.table) else { return Ok(()) };
-        let slice = self.config.mapping.slice.clone();
-        let Picture { snapshot, lsn, rows, refused } = picture;
-        let mut refused: Vec<(usize, String)> = refused;
-        let (places, rows): (Vec<Vec<usize>>, Vec<SourceRow>) = rows.into_iter().unzip();
+        let label = table.label.clone();
+        self.applier.hold(table).await?;
+        if let Some(why) = doubt::unlike(&self.config, (&self.applier, table), &picture).await? {
+            let refused = group.pending.iter().map(|pending| (pending.id, why.clone())).collect();
+            self.repairs.in_vain.insert(label.clone());
+            return self.refuse(&label, refused).await;
+        }
+        let Picture { snapshot, lsn, rows, mut refused, .. } = picture;
+        let (mut places, mut rows): (Vec<Vec<usize>>, Vec<SourceRow>) = rows.into_iter().unzip();
+        let others = doubt::others((&self.reader, &self.source), (&mut self.applier, table), &rows).await?;
+        for (place, why) in others.into_iter().rev() {
+            if place >= rows.len() {
+                continue;
+            }
+            rows.remove(place);
+            refused.extend(places.remove(place).into_iter().map(|asked| (asked, why.clone())));
+        }
         // A row that was refused is not answered before all that were refused were tried together.
         let again = group.pending.iter().all(|pending| self.repairs.refused.contains(&pending.id));
-        let passes = if again { PASSES_OF_ALL } else { PASSES_OF_A_GROUP };
-        let failed = self.applier.replace(table, &rows, passes).await?;
-        let kept = |place: usize| failed.iter().all(|(other, _)| *other != place);
-        let repaired: Vec<(usize, &SourceRow)> =
-            rows.iter().enumerate().filter(|(place, _)| kept(*place)).collect();
-        let asked = |place: usize| places.get(place).into_iter().flatten().copied();
-        let id = |place: usize| group.pending.get(place).map(|pending| pending.id);
-        let failed = failed.iter().flat_map(|(place, why)| asked(*place).map(|asked| (asked, why.clone())));
-        if again {
-            refused.extend(failed);
-        } else {
-            let failed: Vec<i64> = failed.filter_map(|(place, _)| id(place)).collect();
-            self.repairs.refused.extend(failed);
-        }
-        let ids: Vec<i64> = repaired.iter().flat_map(|(place, _)| asked(*place)).filter_map(id).collect();
-        let refusals: Vec<(i64, String)> =
-            refused.into_iter().filter_map(|(place, why)| Some((id(place)?, why))).collect();
-        if !refusals.is_empty() {
-            self.repairs.in_vain.insert(table.label.clone());
+        let attempt = self.repairs.attempt(&label, again);
+        let replaced = self.applier.replace(table, &rows, attempt).await?;
+        let mut tried = Tried::sort(&group, refused, (places, rows), replaced);
+        self.repairs.note(&label, again, &mut tried);
+        self.land(&group, &label, tried, (&snapshot, lsn)).await
+    }
+
+    /// Commits rows that were repaired, with a piece for each of their keys, and the answers to what was asked.
+    async fn land(
+        &mut self,
+        group: &Group,
+        label: &str,
+        tried: Tried,
+        (snapshot, lsn): (&str, Lsn),
+    ) -> Result<(), MirrorError> {
+        let slice = self.config.mapping.slice.clone();
+        let Tried { repaired, done, refused, .. } = tried;
+        if !refused.is_empty() {
+            self.repairs.in_vain.insert(label.to_owned());
         }
         let session = self.applier.open_session().await?;
-        let mut pieces = Vec::with_capacity(repaired.len());
-        for (_, row) in &repaired {
-            let piece = PieceRow {
-                source_table: table.label.clone(),
-                extent: Extent::Key(row.key.to_strings()),
-                snapshot: snapshot.clone(),
-                lsn,
-            };
-            copies::replace_key_piece(session, &slice, &piece).await?;
-            pieces.push(piece);
+        let piece = |row: &SourceRow| PieceRow {
+            source_table: label.to_owned(),
+            extent: Extent::Key(row.key.to_strings()),
+            snapshot: snapshot.to_owned(),
+            lsn,
+        };
+        let pieces: Vec<PieceRow> = repaired.iter().map(piece).collect();
+        for some in pieces.chunks(PIECES_AT_ONCE) {
+            try_join_all(some.iter().map(|piece| copies::replace_key_piece(session, &slice, piece))).await?;
         }
-        repairs::set_done(session, &ids, lsn).await?;
-        repairs::set_refused(session, &refusals).await?;
-        let entry = serde_json::json!({
-            "table": table.label, "repaired": ids.len(), "refused": refusals.len(), "lsn": lsn.to_string(),
-            "requests": ids,
-        });
-        journal::record(session, Some(&slice), "repair", &entry).await?;
-        self.applier.touched().add(&table.label, repaired.iter().map(|(_, row)| &row.key));
-        tracing::info!(
-            slice,
-            table = table.label,
-            repaired = ids.len(),
-            refused = refusals.len(),
-            "rows were repaired"
-        );
+        repairs::set_done(session, &done, lsn).await?;
+        repairs::set_refused(session, &refused).await?;
+        if !(done.is_empty() && refused.is_empty()) {
+            let entry = serde_json::json!({
+                "table": label, "repaired": done.len(), "refused": refused.len(), "lsn": lsn.to_string(),
+                "requests": done,
+            });
+            journal::record(session, Some(&slice), "repair", &entry).await?;
+            let (repaired, refused) = (done.len(), refused.len());
+            tracing::info!(slice, table = label, repaired, refused, "rows were repaired");
+        }
+        self.applier.touched().add(label, repaired.iter().map(|row| &row.key));
         self.commit_repairs(lsn).await?;
         if let Some(table) = self.tables.get_mut(group.table) {
             for piece in &pieces {

@@ -111,6 +111,31 @@ pub fn held((table, left_behind): (&TableMapping, &[String]), equality: &[String
     )
 }
 
+/// Keys of rows that the target has under these keys and prints in another way: the place of the key that was asked for, from 1, and an
+/// array of texts. One `text[]` per key column. Texts are compared byte by byte, whatever their collation calls equal.
+#[must_use]
+pub fn spelled_otherwise(table: &TableMapping, equality: &[String]) -> String {
+    let count = table.key.len();
+    let arrays: Vec<String> = (1..=count).map(|n| format!("${n}::text[]")).collect();
+    let names: Vec<String> = (0..count).map(|n| format!("k{n}")).collect();
+    let printed: Vec<String> =
+        table.key_columns().map(|column| format!("t.{}::text", quote_ident(&column.target))).collect();
+    let other: Vec<String> = printed
+        .iter()
+        .zip(&names)
+        .map(|(text, name)| format!("({text} COLLATE pg_catalog.\"C\") <> s.{name}"))
+        .collect();
+    format!(
+        "SELECT s.n, ARRAY[{}]::text[] FROM unnest({}) WITH ORDINALITY AS s({}, n) JOIN {} AS t ON {}          WHERE {} ORDER BY s.n",
+        printed.join(", "),
+        arrays.join(", "),
+        names.join(", "),
+        table.target.sql(),
+        key_match(table, equality),
+        other.join(" OR "),
+    )
+}
+
 /// Updates rows by key where that can't be done in place: a column that can't be set has changed (GENERATED ALWAYS AS
 /// IDENTITY, `SET n = DEFAULT`), or rows hold unique values that others of them are to get. Each row goes and comes again
 /// in one statement, with the values that the update does not carry and those of columns that are not mapped. All of them

@@ -10,6 +10,7 @@ use crate::journal::holdings::Holding;
 use crate::journal::migrate::Form;
 use crate::journal::whereabouts::Whereabouts;
 use crate::mapping::Mappings;
+use crate::mapping::adopted::Misfit;
 use crate::name::TableName;
 use crate::plan::{Plan, Service};
 use crate::problem::Problem;
@@ -31,6 +32,8 @@ pub struct Facts {
     pub moved: BTreeMap<TableName, Vec<String>>,
     /// Tables with rows that none of the plan's filters takes, with those filters, as far as that is known quickly.
     pub left_behind: BTreeMap<TableName, Vec<String>>,
+    /// Keys by which the sides don't tell the same rows apart, each with its service.
+    pub collated: Vec<(String, Misfit)>,
     /// What `provision` would say, where all of its links are open.
     pub foreseen: Vec<Problem>,
     /// The monolith.

@@ -51,6 +51,7 @@ pub(super) fn with(plan: Plan, monolith: Catalog) -> Facts {
         moved,
         left_behind: BTreeMap::new(),
         foreseen: Vec::new(),
+        collated: Vec::new(),
     }
 }
 

@@ -13,10 +13,11 @@ use crate::catalog::Catalog;
 use crate::dualwrite::readiness::left_behind;
 use crate::journal::{JournalError, holdings, migrate, whereabouts};
 use crate::lsn::Lsn;
-use crate::mapping::{Mappings, compile, expand};
+use crate::mapping::adopted::Misfit;
+use crate::mapping::{Mappings, SliceMapping, compile, expand};
 use crate::name::TableName;
 use crate::plan::Plan;
-use crate::postgres::{introspect, places};
+use crate::postgres::{collations, introspect, places};
 use crate::provision;
 
 /// Longest that one filtered table is looked through for rows that no filter takes, in milliseconds.
@@ -40,6 +41,14 @@ pub struct Links {
     pub apply: Opened,
 }
 
+impl Links {
+    /// The one that may see most of those that are open.
+    fn any_open(&self) -> Option<&Client> {
+        let of = [Some(&self.admin), self.read.as_ref(), Some(&self.apply)];
+        of.into_iter().flatten().find_map(|opened| opened.as_ref().ok())
+    }
+}
+
 /// Looks at all databases of a plan. A link that failed is itself a fact, and the rest is still looked at.
 pub async fn gather(plan: &Plan, monolith: Links, services: BTreeMap<String, Links>) -> Facts {
     let mut roles: BTreeSet<String> = plan.monolith.app_roles.iter().cloned().collect();
@@ -58,6 +67,7 @@ pub async fn gather(plan: &Plan, monolith: Links, services: BTreeMap<String, Lin
         mapping_problems,
         moved,
         foreseen: Vec::new(),
+        collated: Vec::new(),
         monolith: monolith_facts,
         services: BTreeMap::new(),
     };
@@ -70,6 +80,11 @@ pub async fn gather(plan: &Plan, monolith: Links, services: BTreeMap<String, Lin
             .flat_map(|slice| slice.tables.iter().map(|table| table.target.clone()))
             .collect();
         look_at_targets(links, &targets, &mut database).await;
+        let tables = facts.mappings.values().filter(|slice| slice.service == *name);
+        match look_at_keys(&monolith, links, tables).await {
+            Ok(found) => facts.collated.extend(found.into_iter().map(|misfit| (name.clone(), misfit))),
+            Err(error) => database.unread.push(LinkFailure::new(&error).words),
+        }
         facts.services.insert(name.clone(), database);
     }
     let services = services.into_iter().map(|(name, links)| (name, links.admin)).collect();
@@ -123,10 +138,7 @@ async fn look(links: &Links, roles: &[String]) -> Database {
         Some((name, link))
     });
     database.links = join_all(read).await.into_iter().flatten().collect();
-    let open = [Some(&links.admin), links.read.as_ref(), Some(&links.apply)];
-    let Some(client) = open.into_iter().flatten().find_map(|opened| opened.as_ref().ok()) else {
-        return database;
-    };
+    let Some(client) = links.any_open() else { return database };
     let sample = WalSample::start(client).await;
     match introspect::read(client).await {
         Ok(catalog) => database.catalog = Some(catalog),
@@ -396,6 +408,19 @@ async fn look_for_left_behind(links: &Links, mappings: &Mappings) -> BTreeMap<Ta
 }
 
 /// What stands where the plan wants to put its tables.
+/// Keys of tables that are there on both sides.
+async fn look_at_keys(
+    monolith: &Links,
+    service: &Links,
+    slices: impl Iterator<Item = &SliceMapping> + Clone,
+) -> Result<Vec<Misfit>, Error> {
+    let (Some(monolith), Some(service)) = (monolith.any_open(), service.any_open()) else {
+        return Ok(Vec::new());
+    };
+    let found = collations::apart((monolith, service), slices.flat_map(|slice| &slice.tables)).await?;
+    Ok(found.into_iter().map(|(_, misfit)| misfit).collect())
+}
+
 async fn look_at_targets(links: &Links, targets: &[TableName], database: &mut Database) {
     let open = [&links.admin, &links.apply].into_iter().find_map(|opened| opened.as_ref().ok());
     let (Some(client), Some(catalog), Some(server)) = (open, &database.catalog, &mut database.server) else {

@@ -2,7 +2,7 @@
 
 use super::facts::{Facts, Server};
 use crate::catalog::{Catalog, Column, Table, TableKind};
-use crate::mapping::{ColumnMapping, TableMapping, adopted};
+use crate::mapping::{ColumnMapping, TableMapping, adopted, collated};
 use crate::name::quote_ident;
 use crate::plan::Ddl;
 use crate::problem::{Problem, bring_back};
@@ -68,6 +68,8 @@ pub(super) fn rule(facts: &Facts) -> Vec<Problem> {
             }
         }
     }
+    let collated = facts.collated.iter();
+    problems.extend(collated.map(|(service, misfit)| collated::problem(service, misfit.clone())));
     problems
 }
 

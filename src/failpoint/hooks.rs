@@ -21,6 +21,8 @@ pub enum Mutant {
     LateLock,
     /// Transactions of the mirror's other direction are taken for somebody else's.
     NoTag,
+    /// Repairs look rows up by keys that the sides collate in other ways.
+    AnyCollation,
     /// A tripwire passes the first write of a side that was just opened.
     TripwireAdvances,
 }

@@ -22,6 +22,23 @@ pub struct ProcessRow {
     pub detail: Option<String>,
 }
 
+/// A mirror that was not seen for this long is taken for dead; it gives a sign of life every 2 s.
+const DEAD_AFTER_S: f64 = 15.0;
+
+impl ProcessRow {
+    /// It gives signs of life.
+    #[must_use]
+    pub fn is_alive(&self) -> bool {
+        !self.stopped && self.seen_s <= DEAD_AFTER_S
+    }
+
+    /// It is at work on repairs.
+    #[must_use]
+    pub fn is_repairing(&self) -> bool {
+        self.is_alive() && self.detail.as_ref().is_some_and(|detail| detail.starts_with(AT_REPAIRS))
+    }
+}
+
 /// How the mirror is doing, for `status`.
 #[derive(Debug, Clone, Default)]
 pub struct Sighting {
@@ -80,6 +97,9 @@ pub const TRIED_AGAIN: &str = "tried again";
 
 /// A way back stands still until `arm` makes it anew; its mirror looks from time to time whether that was done.
 pub const WAITS_FOR_ARM: &str = "waits for arm";
+
+/// How the line about a mirror begins that is at work on repairs; the table's label follows.
+pub const AT_REPAIRS: &str = "repairs rows of";
 
 /// A mirror starts. One that tries a way back `again` leaves standing what was said of it, until something has come through.
 ///

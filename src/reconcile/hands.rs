@@ -20,11 +20,12 @@ use super::throttle::Throttle;
 use super::walk::{self, KeyFacts};
 use crate::cdc::mirror::chain_of;
 use crate::journal::JournalError;
+use crate::mapping::adopted::Misfit;
 use crate::mapping::{ColumnMapping, TableMapping, type_tree};
 use crate::name::TableName;
 use crate::postgres::connect::ConnectError;
 use crate::postgres::inheritance::{self, Inherited};
-use crate::postgres::{sqlstate, stand_ins, type_trees};
+use crate::postgres::{collations, sqlstate, stand_ins, type_trees};
 
 /// The sessions of one slice.
 #[derive(Debug)]
@@ -198,10 +199,30 @@ impl Hands {
         for (table, why) in inherited(forms, (here, there), authority).await? {
             distrusted.tables.entry(table).or_insert(why);
         }
+        for (table, why) in self.collated(forms.iter().map(|form| &form.mapping), authority).await? {
+            distrusted.tables.insert(table, why);
+        }
         for (table, why) in standing_in(forms, (here, there), authority).await? {
             distrusted.tables.insert(table, why);
         }
         Ok(distrusted)
+    }
+
+    /// Tables with a key whose values the sides don't tell apart alike, with why they can't be compared.
+    ///
+    /// # Errors
+    /// The words of the side that could not be asked.
+    pub async fn collated(
+        &self,
+        tables: impl Iterator<Item = &TableMapping> + Clone,
+        authority: Side,
+    ) -> Result<Vec<(TableName, String)>, String> {
+        let Some(pair) = self.pairs.first() else { return Ok(Vec::new()) };
+        let (here, there) = (pair.authority.client(), pair.copy.client());
+        let sides = if authority == Side::Source { (here, there) } else { (there, here) };
+        let found = collations::apart(sides, tables).await.map_err(|error| sqlstate::words(&error))?;
+        let why = |misfit: Misfit| format!("{}; run in the service: {}", misfit.fact, misfit.next);
+        Ok(found.into_iter().map(|(table, misfit)| (table, why(misfit))).collect())
     }
 }
 

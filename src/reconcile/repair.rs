@@ -23,21 +23,25 @@ use super::sides::APPLICATION;
 use super::stop::{self, Stopped};
 use super::verdict::{RefusedRow, Repaired};
 use crate::cdc::mirror::chain_of;
+use crate::cdc::repair::REFUSED_ROWS;
 use crate::failpoint;
+use crate::journal::JournalError;
 use crate::journal::ledger::{self, Author};
+use crate::journal::process::{self, ProcessRow};
 use crate::journal::repairs::{self, RepairOutcome, RepairState};
-use crate::journal::streams::Direction;
+use crate::journal::streams::{Direction, StreamOf};
 use crate::mapping::TableMapping;
 use crate::name::TableName;
 use crate::postgres::connect::Session;
 
-/// Rows that are asked for before the mirror's answers are awaited: a few seconds' work for it.
-const ROWS_AT_ONCE: usize = 2_000;
+/// Rows that are asked for before the mirror's answers are awaited: as many as it tries together, because each of them may hold a
+/// value that another one is to get.
+const ROWS_AT_ONCE: usize = REFUSED_ROWS;
 /// Rows that still differ after their repair of which the columns are looked at: the reason is mostly one for all.
 const LOOKED_INTO: usize = 20;
 /// Rows of a table that are listed as refused: the reason is mostly one for all.
 const REFUSED_LISTED: usize = 100;
-/// A mirror that takes no request for this long does not take any.
+/// A mirror that answers no request and is not at work on any for this long does not take any.
 const PATIENCE: Duration = Duration::from_secs(60);
 /// Pause between two looks at the requests.
 const LOOK_EVERY: Duration = Duration::from_millis(100);
@@ -63,7 +67,8 @@ pub enum RepairError {
     },
     /// The mirror took no request.
     #[error(
-        "the mirror of slice {slice} took no repair in {} s; {waiting} requests stay, and a mirror that runs does them",
+        "{} took no repair in {} s; {waiting} requests stay, and a mirror that runs does them",
+        if *.alive { format!("the mirror of slice {slice} runs, and") } else { format!("no mirror of slice {slice} runs, and none") },
         PATIENCE.as_secs()
     )]
     NotTaken {
@@ -71,6 +76,8 @@ pub enum RepairError {
         slice: String,
         /// Requests that wait.
         waiting: usize,
+        /// A mirror gives signs of life, so that it waits for something.
+        alive: bool,
     },
     /// What was repaired could not be looked at again.
     #[error("slice {slice} could not be looked at again after the repair: {why}")]
@@ -235,7 +242,8 @@ impl Repair<'_> {
         // First the record: rows that can't be looked at again have been written all the same.
         self.record(mapping, &landed, after).await?;
         if waiting > 0 {
-            return Err(RepairError::NotTaken { slice: self.job.mapping.slice.clone(), waiting });
+            let alive = self.mirror().await.map_err(RunError::Journal)?.is_some_and(|seen| seen.is_alive());
+            return Err(RepairError::NotTaken { slice: self.job.mapping.slice.clone(), waiting, alive });
         }
         let keys: Vec<RawKey> = landed.into_iter().map(|row| row.key).collect();
         self.verify(mapping, &keys, one).await
@@ -288,7 +296,7 @@ impl Repair<'_> {
         let requests = self.requests();
         let ids = repairs::request(requests, names, &one.table, &asked, &by).await;
         let ids = ids.map_err(RunError::Journal)?;
-        let outcomes = answers(requests, &ids).await?;
+        let outcomes = self.answers(&ids).await?;
         one.asked += u64::try_from(rows.len()).unwrap_or(u64::MAX);
         let (mut landed, mut waiting) = (Vec::new(), 0);
         let asked: BTreeMap<i64, &RawKey> = ids.into_iter().zip(rows.iter().map(|(key, _)| *key)).collect();
@@ -312,6 +320,30 @@ impl Repair<'_> {
             }
         }
         Ok((landed, waiting))
+    }
+
+    /// How requests stand once the mirror has answered all of them, or has not been at work on any for too long: those that were
+    /// done until then are recorded all the same. Thousands of rows that are tried together are answered together, so that a
+    /// mirror at work may answer none for long.
+    async fn answers(&self, ids: &[i64]) -> Result<Vec<RepairOutcome>, RunError> {
+        let (mut left, mut moved) = (usize::MAX, Instant::now());
+        loop {
+            let outcomes = repairs::outcomes(self.requests(), ids).await?;
+            let waiting = outcomes.iter().filter(|outcome| outcome.state == RepairState::Requested).count();
+            if waiting < left || self.mirror().await?.is_some_and(|seen| seen.is_repairing()) {
+                (left, moved) = (waiting, Instant::now());
+            }
+            if waiting == 0 || moved.elapsed() >= PATIENCE {
+                return Ok(outcomes);
+            }
+            tokio::time::sleep(LOOK_EVERY).await;
+        }
+    }
+
+    /// The mirror whose answers are awaited, as its row tells.
+    async fn mirror(&self) -> Result<Option<ProcessRow>, JournalError> {
+        let of = StreamOf { slice: &self.job.mapping.slice, direction: self.done.sides.direction() };
+        process::read(self.requests(), of).await
     }
 
     /// Looks at rows that were landed again. Sessions that broke since the last rows are made anew once.
@@ -392,23 +424,6 @@ impl Repair<'_> {
         };
         record::all(&self.service, &entry, (mapping, &self.done.redactor), rows).await?;
         Ok(())
-    }
-}
-
-/// How requests stand once the mirror has answered all of them, or has answered none for too long: those that were done
-/// until then are recorded all the same.
-async fn answers(service: &Session, ids: &[i64]) -> Result<Vec<RepairOutcome>, RunError> {
-    let (mut left, mut moved) = (usize::MAX, Instant::now());
-    loop {
-        let outcomes = repairs::outcomes(service, ids).await?;
-        let waiting = outcomes.iter().filter(|outcome| outcome.state == RepairState::Requested).count();
-        if waiting < left {
-            (left, moved) = (waiting, Instant::now());
-        }
-        if waiting == 0 || moved.elapsed() >= PATIENCE {
-            return Ok(outcomes);
-        }
-        tokio::time::sleep(LOOK_EVERY).await;
     }
 }
 

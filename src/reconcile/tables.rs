@@ -33,8 +33,6 @@ use crate::mapping::TableMapping;
 use crate::name::TableName;
 use crate::postgres::connect::Session;
 
-/// A mirror that was not seen for this long is taken for dead; it gives a sign of life every 2 s.
-const DEAD_AFTER_S: f64 = 15.0;
 /// Keys of findings that are kept for repair, some 20 MB; what is more is for another run.
 const KEYS_KEPT: usize = 100_000;
 /// How long a database that went away is waited for before the tables that are left are given up.
@@ -88,6 +86,19 @@ impl Worked {
         let (meeting, reason) = self.stood.as_ref()?;
         meeting.is_given_up().await.then(|| reason.clone())
     }
+
+    /// Nothing is known of a table after all.
+    fn forget(&mut self, table: &TableName, why: &str) {
+        self.keys.retain(|(of, ..)| of != table);
+        self.listed.retain(|finding| finding.source_table != *table);
+        for verdict in self.tables.iter_mut().filter(|verdict| verdict.source_table == *table) {
+            verdict.outcome = Outcome::Incomplete;
+            verdict.findings.clear();
+            if !verdict.reasons.iter().any(|reason| reason == why) {
+                verdict.reasons.push(why.to_owned());
+            }
+        }
+    }
 }
 
 /// A table with the form that it is compared in and what the sides say of its key.
@@ -131,6 +142,7 @@ impl Tables<'_> {
             self.board.table(self.slice(), &table.form.mapping.source.to_string(), |shown| shown.done = true);
             worked.tables.push(verdict);
         }
+        self.look_at_keys_again(&mut hands, &mut worked).await;
         worked.reasons.extend(self.looked_at_nothing(&worked.tables));
         if worked.given_up().await.is_some() {
             return Ok(worked);
@@ -148,6 +160,22 @@ impl Tables<'_> {
         Ok(worked)
     }
 
+    /// Somebody may have given a key another collation while its rows were compared. What was found by looking them up proves nothing
+    /// then, and nobody may repair by it.
+    async fn look_at_keys_again(&self, hands: &mut Option<Hands>, worked: &mut Worked) {
+        let found = match self.hands(hands).await {
+            Ok(ready) => ready.collated(self.wanted(), self.sides.authority).await,
+            Err(error) => Err(chain_of(&error)),
+        };
+        match found {
+            Ok(found) => found.iter().for_each(|(table, why)| worked.forget(table, why)),
+            Err(why) => {
+                let why = format!("at the end the keys' collations could not be asked for: {why}");
+                self.wanted().for_each(|table| worked.forget(&table.source, &why));
+            }
+        }
+    }
+
     fn slice(&self) -> &str {
         &self.job.mapping.slice
     }
@@ -163,7 +191,7 @@ impl Tables<'_> {
         none.then(|| format!("a sample of {percent} % took no row of any table, so nothing was looked at"))
     }
 
-    fn wanted(&self) -> impl Iterator<Item = &TableMapping> {
+    fn wanted(&self) -> impl Iterator<Item = &TableMapping> + Clone {
         self.job.mapping.tables.iter().filter(|table| self.options.wants(&table.source))
     }
 
@@ -203,13 +231,13 @@ impl Tables<'_> {
     async fn mirror_runs(&self) -> Result<(), String> {
         let wanted = self.sides.direction();
         let seen = self.mirror_of(wanted).await?;
-        if seen.as_ref().is_some_and(is_alive) {
+        if seen.as_ref().is_some_and(ProcessRow::is_alive) {
             return Ok(());
         }
         // A process outlives the way back that it stopped over.
         let other = match wanted {
             Direction::Forward => None,
-            Direction::Reverse => self.mirror_of(Direction::Forward).await?.filter(is_alive),
+            Direction::Reverse => self.mirror_of(Direction::Forward).await?.filter(ProcessRow::is_alive),
         };
         let other = other.map_or_else(String::new, |other| {
             format!(" ({OTHER_WAY}: process {} on {})", other.pid, other.host)
@@ -484,10 +512,6 @@ impl Tables<'_> {
             reasons: Vec::new(),
         }
     }
-}
-
-fn is_alive(seen: &ProcessRow) -> bool {
-    !seen.stopped && seen.seen_s <= DEAD_AFTER_S
 }
 
 /// Why a table was not compared to its end.

@@ -2,6 +2,7 @@
 
 mod jsonb_keys;
 mod own_columns;
+mod unlike_keys;
 
 use std::collections::BTreeMap;
 use std::time::Duration;

@@ -4,6 +4,7 @@
 mod adopted;
 mod casts;
 mod classified;
+mod collated;
 mod corruptions;
 mod emptied;
 mod extension_keys;

@@ -1,7 +1,12 @@
 //! Puts rows as the authority has them in the place of whatever the target has under their keys.
 
+use std::collections::BTreeMap;
+use std::time::Instant;
+
+use tokio_postgres::Row;
 use tokio_postgres::types::ToSql;
 
+use super::singly::Singly;
 use super::{Applier, Refusal, key_arrays, refusal, replaced};
 use crate::cdc::error::MirrorError;
 use crate::cdc::statements;
@@ -19,9 +24,30 @@ pub struct SourceRow {
     pub row: Option<Tuple>,
 }
 
+/// How rows are tried.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Attempt {
+    /// When they are not taken together, those are found that are refused by themselves.
+    pub finds: bool,
+    /// Each of those that are left is set on its own then.
+    pub singly: bool,
+    /// The stream stands still meanwhile: what is not done then is for another attempt. The target's answers to one statement about all
+    /// rows are awaited however long they take.
+    pub until: Instant,
+}
+
+/// What an attempt came to, by the places of rows; those that it does not name are as the authority has them.
+#[derive(Debug, Default)]
+pub struct Replaced {
+    /// Rows that were refused, with the reason.
+    pub refused: Vec<(usize, String)>,
+    /// Rows that stay as they were, and are for another attempt.
+    pub left: Vec<usize>,
+}
+
 /// How rows that are there are set.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Form {
+pub(super) enum Form {
     /// By UPDATE.
     InPlace,
     /// They go, all of them, and come again.
@@ -30,7 +56,7 @@ enum Form {
 
 /// What the target has of a key.
 #[derive(Debug)]
-struct Held {
+pub(super) struct Held {
     /// How many rows: more than one only where nothing guards the key.
     rows: i64,
     /// A column that is not mapped, quoted, and that holds a value in one of them.
@@ -51,71 +77,122 @@ impl Held {
 
 /// In which forms rows are set, the first one that passes. Columns that are generated come out anew where the row is written anew: an
 /// UPDATE computes only those whose own columns it sets (PostgreSQL's `ExecComputeStoredGenerated`).
-fn forms(table: &TableRun) -> &'static [Form] {
+pub(super) fn forms(table: &TableRun) -> &'static [Form] {
     let computed = !table.mapping.reversed && !table.mapping.generated.is_empty();
     if computed { &[Form::Anew] } else { &[Form::InPlace, Form::Anew] }
 }
 
 impl Applier {
-    /// In the open transaction: makes what the target has under these keys, however often, the rows that the authority has. Keys whose
-    /// row is refused, by a constraint or because several rows of it hold values of columns that are not mapped, stay as they are on the
-    /// target, and are returned by their place in `rows` with the reason.
+    /// Opens the transaction of a repair, in which the target's table stays as it is: nobody may alter it before the end. Which columns it
+    /// has beside the mapped ones is read again, because somebody may have added one since the mirror began.
+    ///
+    /// # Errors
+    /// [`MirrorError`].
+    pub async fn hold(&mut self, table: &mut TableRun) -> Result<(), MirrorError> {
+        self.open().await?;
+        self.will_read(std::iter::once(&*table)).await?;
+        let lock = format!("LOCK TABLE ONLY {} IN ROW EXCLUSIVE MODE", table.mapping.target.sql());
+        self.session.batch_execute(&lock).await.map_err(MirrorError::sql("holding a table's definition"))?;
+        table.left_behind = left_behind(&self.session, &table.mapping).await?;
+        Ok(())
+    }
+
+    /// In the transaction that [`Applier::hold`] has opened: makes what the target has under these keys, however often, the rows that the
+    /// authority has. Keys whose row is refused, by a constraint or because several rows of it hold values of columns that are not mapped,
+    /// stay as they are on the target, and are named with the reason.
     ///
     /// A row that is there keeps what the plan does not map: what the service has of its own, or what was left behind on the monolith. It is
     /// set in place, and where that is refused, all rows go before the first one comes again, so that values which wrong rows hold
-    /// from each other pass. When a row is refused even so, the others are tried again without it, with the row that it did not replace
-    /// back in its place, until none is refused. Where rows hold values from each other in a chain, each such pass may refuse one more:
-    /// after `passes` of them each row that is left is set on its own, if the target takes it as things are.
+    /// from each other pass. When a row is refused even so, those that are refused by themselves are found, and the others are for another
+    /// attempt without them, with the row that each of them did not replace back in its place. Where rows hold values from each other in a
+    /// chain, each such pass may refuse one more: the last attempt sets each row on its own, if the target takes it as things are.
     ///
     /// # Errors
     /// [`MirrorError`].
     pub async fn replace(
         &mut self,
-        table: &mut TableRun,
+        table: &TableRun,
         rows: &[SourceRow],
-        passes: usize,
-    ) -> Result<Vec<(usize, String)>, MirrorError> {
-        self.open().await?;
-        self.will_read(std::iter::once(&*table)).await?;
-        self.look_at_columns(table).await?;
+        attempt: Attempt,
+    ) -> Result<Replaced, MirrorError> {
         let mut left: Vec<(usize, &SourceRow)> = rows.iter().enumerate().collect();
         let mut refused = self.ambiguous(table, &left).await?;
         left.retain(|(place, _)| refused.iter().all(|(other, _)| other != place));
-        for pass in 0..=passes {
-            if left.is_empty() {
-                break;
-            }
-            for form in forms(table) {
-                if self.replace_together(table, &left, *form).await? {
-                    return Ok(refused);
-                }
-            }
-            self.savepoint("SAVEPOINT repair; SET CONSTRAINTS ALL IMMEDIATE").await?;
-            let last = pass == passes;
-            let failed = if last {
-                self.one_by_one(table, &left).await?
-            } else {
-                self.replace_singly(table, &left).await?
-            };
-            if last || failed.is_empty() {
-                self.savepoint("RELEASE SAVEPOINT repair").await?;
-                refused.extend(failed);
-                break;
-            }
-            self.savepoint("ROLLBACK TO SAVEPOINT repair; RELEASE SAVEPOINT repair").await?;
-            left.retain(|(place, _)| failed.iter().all(|(other, _)| other != place));
-            refused.extend(failed);
+        if left.is_empty() || self.together(table, &left).await? {
+            return Ok(Replaced { refused, left: Vec::new() });
         }
-        Ok(refused)
+        if attempt.finds {
+            let failed = self.refused_alone(table, &left, attempt.until).await?;
+            let failed: BTreeMap<usize, String> = failed.into_iter().collect();
+            left.retain(|(place, _)| !failed.contains_key(place));
+            refused.extend(failed);
+            if left.is_empty() || attempt.singly && self.together(table, &left).await? {
+                return Ok(Replaced { refused, left: Vec::new() });
+            }
+        }
+        if attempt.singly {
+            let Singly { failed, untried } = self.one_by_one(table, &left, attempt.until).await?;
+            refused.extend(failed);
+            return Ok(Replaced { refused, left: untried });
+        }
+        Ok(Replaced { refused, left: left.into_iter().map(|(place, _)| place).collect() })
     }
 
-    /// Which columns the target has beside the mapped ones, as it is from here to the end of the transaction: somebody may have added one
-    /// since the mirror began.
-    async fn look_at_columns(&self, table: &mut TableRun) -> Result<(), MirrorError> {
-        let lock = format!("LOCK TABLE ONLY {} IN ROW EXCLUSIVE MODE", table.mapping.target.sql());
-        self.session.batch_execute(&lock).await.map_err(MirrorError::sql("holding a table's definition"))?;
-        table.left_behind = left_behind(&self.session, &table.mapping).await?;
-        Ok(())
+    /// All rows in one go, in the first form that passes. `false` when the table refused one, and nothing was done then.
+    async fn together(
+        &mut self,
+        table: &TableRun,
+        rows: &[(usize, &SourceRow)],
+    ) -> Result<bool, MirrorError> {
+        for form in forms(table) {
+            if self.replace_together(table, rows, *form).await? {
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    }
+
+    /// The keys of what the target has under these keys where it prints them in another way, each with the place of the row that was
+    /// asked for, in ascending order.
+    ///
+    /// # Errors
+    /// [`MirrorError`].
+    pub async fn spelled_otherwise(
+        &mut self,
+        table: &TableRun,
+        rows: &[SourceRow],
+    ) -> Result<Vec<(usize, Vec<String>)>, MirrorError> {
+        self.savepoint("SAVEPOINT repair").await?;
+        let keys: Vec<&SourceRow> = rows.iter().collect();
+        match self.printed(table, &keys).await {
+            Ok(found) => self.savepoint("RELEASE SAVEPOINT repair").await.map(|()| found),
+            Err(Refusal::Fatal(error)) => Err(error),
+            // A key that can't be looked up finds nothing, and is refused when its row is written.
+            Err(Refusal::Table(_)) => {
+                let undone = self.savepoint("ROLLBACK TO SAVEPOINT repair; RELEASE SAVEPOINT repair").await;
+                undone.map(|()| Vec::new())
+            }
+        }
+    }
+
+    async fn printed(
+        &mut self,
+        table: &TableRun,
+        rows: &[&SourceRow],
+    ) -> Result<Vec<(usize, Vec<String>)>, Refusal> {
+        let sql = statements::spelled_otherwise(&table.written, &table.equality);
+        let found = self.ask(table, &sql, rows).await?;
+        let of = |row: &Row| Some((usize::try_from(row.get::<_, i64>(0)).ok()?.checked_sub(1)?, row.get(1)));
+        Ok(found.iter().filter_map(of).collect())
+    }
+
+    /// Asks the target a question about keys.
+    async fn ask(&mut self, table: &TableRun, sql: &str, rows: &[&SourceRow]) -> Result<Vec<Row>, Refusal> {
+        let statement = self.prepare(sql).await?;
+        let arrays = key_arrays(&table.mapping, rows.iter().map(|row| &row.key))?;
+        let params: Vec<&(dyn ToSql + Sync)> =
+            arrays.iter().map(|array| -> &(dyn ToSql + Sync) { array }).collect();
+        self.session.query(&statement, &params).await.map_err(|error| refusal(&self.claim, error))
     }
 
     /// Keys of which the target has several rows that can't become one.
@@ -154,7 +231,11 @@ impl Applier {
     ) -> Result<bool, MirrorError> {
         self.savepoint("SAVEPOINT repair; SET CONSTRAINTS ALL IMMEDIATE").await?;
         let rows: Vec<&SourceRow> = rows.iter().map(|(_, row)| *row).collect();
-        match self.put(table, &rows, form).await {
+        let put = match self.held(table, &rows).await {
+            Ok(there) => self.put(table, (&rows, &there), form).await,
+            Err(refusal) => Err(refusal),
+        };
+        match put {
             Ok(()) => self.savepoint("RELEASE SAVEPOINT repair").await.map(|()| true),
             Err(Refusal::Fatal(error)) => Err(error),
             Err(Refusal::Table(_)) => {
@@ -164,8 +245,12 @@ impl Applier {
     }
 
     /// A row that is there once keeps what is not mapped of it, in place or made anew. Of a key that is there several times all go.
-    async fn put(&mut self, table: &TableRun, rows: &[&SourceRow], form: Form) -> Result<(), Refusal> {
-        let there = self.held(table, rows).await?;
+    pub(super) async fn put(
+        &mut self,
+        table: &TableRun,
+        (rows, there): (&[&SourceRow], &[Held]),
+        form: Form,
+    ) -> Result<(), Refusal> {
         let mut sets = Sets { respell_keys: true, ..Sets::default() };
         let mut several = Vec::new();
         for (row, held) in rows.iter().zip(there) {
@@ -200,75 +285,14 @@ impl Applier {
     }
 
     /// What the target has of each row's key.
-    async fn held(&mut self, table: &TableRun, rows: &[&SourceRow]) -> Result<Vec<Held>, Refusal> {
+    pub(super) async fn held(&mut self, table: &TableRun, rows: &[&SourceRow]) -> Result<Vec<Held>, Refusal> {
         let sql = statements::held((&table.written, &table.left_behind), &table.equality);
-        let statement = self.prepare(&sql).await?;
-        let arrays = key_arrays(&table.mapping, rows.iter().map(|row| &row.key))?;
-        let params: Vec<&(dyn ToSql + Sync)> =
-            arrays.iter().map(|array| -> &(dyn ToSql + Sync) { array }).collect();
-        let found =
-            self.session.query(&statement, &params).await.map_err(|error| refusal(&self.claim, error))?;
+        let found = self.ask(table, &sql, rows).await?;
         Ok(found.iter().map(|row| Held { rows: row.get(0), filled: row.get(1) }).collect())
     }
 
-    /// Each row behind a savepoint of its own, where a row holds more than is mapped; else first all deletes, then all inserts.
-    /// Returns those that failed.
-    async fn replace_singly(
-        &mut self,
-        table: &TableRun,
-        rows: &[(usize, &SourceRow)],
-    ) -> Result<Vec<(usize, String)>, MirrorError> {
-        if table.mapping.reversed || !table.rows_are_whole() {
-            return self.one_by_one(table, rows).await;
-        }
-        let mut failed: Vec<(usize, String)> = Vec::new();
-        for (place, row) in rows {
-            self.savepoint("SAVEPOINT one").await?;
-            let emptied = self.empty_keys(table, &[row]).await;
-            failed.extend(self.close_one(emptied).await?.map(|detail| (*place, detail)));
-        }
-        for (place, row) in rows {
-            let Some(tuple) = &row.row else { continue };
-            if failed.iter().any(|(other, _)| other == place) {
-                continue;
-            }
-            self.savepoint("SAVEPOINT one").await?;
-            let sets = Sets { inserts: vec![tuple.clone()], ..Sets::default() };
-            let inserted = self.run_set(table, &sets).await;
-            failed.extend(self.close_one(inserted).await?.map(|detail| (*place, detail)));
-        }
-        Ok(failed)
-    }
-
-    /// Each row behind a savepoint of its own. Returns those that failed, which stay as they are.
-    async fn one_by_one(
-        &mut self,
-        table: &TableRun,
-        rows: &[(usize, &SourceRow)],
-    ) -> Result<Vec<(usize, String)>, MirrorError> {
-        let mut failed = Vec::new();
-        let form = forms(table).first().copied().unwrap_or(Form::Anew);
-        for (place, row) in rows {
-            self.savepoint("SAVEPOINT one").await?;
-            let put = self.put(table, &[row], form).await;
-            failed.extend(self.close_one(put).await?.map(|detail| (*place, detail)));
-        }
-        Ok(failed)
-    }
-
-    async fn close_one(&self, result: Result<(), Refusal>) -> Result<Option<String>, MirrorError> {
-        match result {
-            Ok(()) => self.savepoint("RELEASE SAVEPOINT one").await.map(|()| None),
-            Err(Refusal::Fatal(error)) => Err(error),
-            Err(Refusal::Table(trouble)) => {
-                self.savepoint("ROLLBACK TO SAVEPOINT one; RELEASE SAVEPOINT one").await?;
-                Ok(Some(trouble.detail))
-            }
-        }
-    }
-
     /// A wrong target may hold no row of a key, or several, so the count says nothing.
-    async fn empty_keys(&mut self, table: &TableRun, rows: &[&SourceRow]) -> Result<(), Refusal> {
+    pub(super) async fn empty_keys(&mut self, table: &TableRun, rows: &[&SourceRow]) -> Result<(), Refusal> {
         if rows.is_empty() {
             return Ok(());
         }

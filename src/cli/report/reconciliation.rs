@@ -97,11 +97,16 @@ pub(super) fn repair_page(error: &RepairError, plan: &str) -> Page {
         RepairError::NotAsked { .. } => {
             page(Exit::Unreachable, "database-unreachable", "type the same command again".to_owned())
         }
-        RepairError::NotTaken { .. } => page(
-            Exit::Refused,
-            "repair-not-taken",
-            format!("strangler mirror {plan}, then strangler status {plan}"),
-        ),
+        RepairError::NotTaken { slice, alive, .. } => {
+            let status = format!("strangler status {plan} --slice {}", shell_word(slice));
+            let hint = match alive {
+                true => {
+                    format!("{status}, which says what the mirror waits for; then the same command again")
+                }
+                false => format!("strangler mirror {plan}, then {status}"),
+            };
+            page(Exit::Refused, "repair-not-taken", hint)
+        }
         RepairError::NotVerified { .. } => {
             page(Exit::Incomplete, "repair-not-verified", format!("strangler reconcile {plan}"))
         }

@@ -20,7 +20,8 @@ pub struct Findings {
     pub unguarded: Vec<String>,
     /// Tables of the monolith that ask the gate of another slice, with that slice.
     pub claimed: Vec<(TableName, String)>,
-    /// Ways to write into moved tables on either side past gates that are all there.
+    /// Ways to write into moved tables on either side past gates that are all there, and keys by which the sides don't tell the same
+    /// rows apart.
     pub ways_past: Vec<Problem>,
     /// Why the way back could not be proven: a canary did not arrive, or a statement of it was refused. A clause.
     pub way_back: Option<String>,

@@ -18,9 +18,9 @@ use crate::dualwrite::{guard, identified};
 use crate::journal::operators::{self, Operator};
 use crate::journal::readiness::{Mirror, Told};
 use crate::journal::{JournalError, alarms, authority, grounds, ledger, readiness, retirement};
-use crate::mapping::SliceMapping;
+use crate::mapping::{SliceMapping, collated};
 use crate::name::TableName;
-use crate::postgres::sqlstate;
+use crate::postgres::{collations, sqlstate};
 use crate::reconcile::evidence;
 use crate::words::statement;
 
@@ -140,8 +140,8 @@ fn pinned(mapping: &SliceMapping, told: &Told) -> String {
 }
 
 /// What both guards lack, as findings: places on either side where rows can be written without asking the gate, foreign keys
-/// across the cut, tables that ask another slice's gate, and ways past gates that are all there. Of the way back it says
-/// nothing.
+/// across the cut, tables that ask another slice's gate, ways past gates that are all there, and keys that the sides tell apart in
+/// other ways. Of the way back it says nothing.
 ///
 /// # Errors
 /// [`FlipError::Failed`].
@@ -157,7 +157,11 @@ pub async fn unguarded(sessions: Sessions<'_>, mapping: &SliceMapping) -> Result
     // Keys between slices of one service are its own affair.
     let faults = here.faults.iter().map(|fault| format!("{}{fault}", guard::IN_SERVICE));
     let unguarded = there.holes().into_iter().chain(faults).collect();
-    let ways_past = there.problems("monolith").into_iter().chain(here.problems("service")).collect();
+    let mut ways_past: Vec<_> =
+        there.problems("monolith").into_iter().chain(here.problems("service")).collect();
+    let apart = collations::apart((sessions.monolith, sessions.service), mapping.tables.iter()).await;
+    let apart = apart.map_err(failed("reading how keys are collated"))?;
+    ways_past.extend(apart.into_iter().map(|(_, misfit)| collated::problem(&mapping.service, misfit)));
     Ok(Findings { unguarded, claimed, ways_past, way_back: None })
 }
 
