@@ -118,15 +118,22 @@ pub fn spelled_otherwise(table: &TableMapping, equality: &[String]) -> String {
     let count = table.key.len();
     let arrays: Vec<String> = (1..=count).map(|n| format!("${n}::text[]")).collect();
     let names: Vec<String> = (0..count).map(|n| format!("k{n}")).collect();
-    let printed: Vec<String> =
-        table.key_columns().map(|column| format!("t.{}::text", quote_ident(&column.target))).collect();
+    // As the type prints it: a cast to text may be the user's own.
+    let printed: Vec<String> = table
+        .key_columns()
+        .map(|column| {
+            let value = format!("t.{}", quote_ident(&column.target));
+            format!("CASE WHEN num_nulls({value}) = 0 THEN format('%s', {value}) END")
+        })
+        .collect();
     let other: Vec<String> = printed
         .iter()
         .zip(&names)
         .map(|(text, name)| format!("({text} COLLATE pg_catalog.\"C\") <> s.{name}"))
         .collect();
     format!(
-        "SELECT s.n, ARRAY[{}]::text[] FROM unnest({}) WITH ORDINALITY AS s({}, n) JOIN {} AS t ON {}          WHERE {} ORDER BY s.n",
+        "SELECT s.n, ARRAY[{}]::text[] FROM unnest({}) WITH ORDINALITY AS s({}, n) JOIN {} AS t ON {} \
+         WHERE {} ORDER BY s.n",
         printed.join(", "),
         arrays.join(", "),
         names.join(", "),

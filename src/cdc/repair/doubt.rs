@@ -12,9 +12,11 @@ use crate::mapping::collated;
 use crate::postgres::connect::Session;
 
 /// Why a row is not written over another one.
-const ANOTHER: &str = "its key finds a row on the copy that is another row of the authority, so the sides don't tell keys apart alike;      strangler check PLAN says more";
+const ANOTHER: &str = "its key finds a row on the copy that is another row of the authority, so the sides don't tell keys apart alike; \
+    strangler check PLAN says more";
 /// Why it can't be told whether it would be.
-const LOCKED: &str = "the authority's table is locked, so that a row of the copy under another spelling of its key could not be looked      up there; the same command again tries it anew";
+const LOCKED: &str = "the authority's table is locked, so that a row of the copy under another spelling of its key could not be looked \
+    up there; the same command again tries it anew";
 
 /// Why none of a table's rows may be looked up by their keys, if so.
 pub(super) async fn unlike(

@@ -70,7 +70,7 @@ async fn a_classified_value_is_in_no_report_no_log_and_no_ledger() {
 async fn a_value_has_one_digest_in_all_entries_of_a_repair() {
     let setup = "CREATE TABLE people (id int PRIMARY KEY, mail text);
         CREATE TABLE mails (mail text, no int, PRIMARY KEY (mail, no));
-        INSERT INTO mails SELECT 'hushhush', i FROM generate_series(1, 2500) i; ANALYZE";
+        INSERT INTO mails SELECT 'hushhush', i FROM generate_series(1, 10050) i; ANALYZE";
     let (split, monolith, service) = Split::with_plan(PLAN, setup).await;
     split.provision();
     let mirror = split.mirror(None);
@@ -82,5 +82,5 @@ async fn a_value_has_one_digest_in_all_entries_of_a_repair() {
     let sql = "SELECT count(DISTINCT l.id), count(*), count(DISTINCT r -> 0 ->> 'value')
         FROM strangler.ledger l, json_array_elements(l.body -> 'rows') r WHERE l.kind = 'repair'";
     let row = service.query_one(sql, &[]).await.unwrap();
-    assert_eq!((row.get::<_, i64>(0), row.get::<_, i64>(1), row.get::<_, i64>(2)), (2, 2500, 1));
+    assert_eq!((row.get::<_, i64>(0), row.get::<_, i64>(1), row.get::<_, i64>(2)), (2, 10_050, 1));
 }
