@@ -216,7 +216,7 @@ impl Tables<'_> {
                 ready.trust(&mut forms, authority),
             )
         };
-        let begun = stop::wait(self.stop, beginning).await.map_err(|error| chain_of(&error))?;
+        let begun = stop::wait(self.stop, Box::pin(beginning)).await.map_err(|error| chain_of(&error))?;
         let (_, (of_authority, of_copy), mut distrusted) = begun?;
         let facts = of_authority.into_iter().zip(of_copy);
         let prepared = forms.into_iter().zip(facts).map(|(form, (authority, copy))| {
