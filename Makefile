@@ -26,7 +26,7 @@ test: postgres ## Runs every test, in under 20 minutes on 2 cores
 lint: ## Checks formatting, lints and documentation; dependencies too where cargo-deny is installed
 	cargo fmt --check
 	cargo clippy --all-targets --features failpoints,containers,s3 -- -D warnings
-	cargo clippy --features containers -- -D warnings
+	cargo clippy --features containers,s3 -- -D warnings
 	RUSTDOCFLAGS="-D warnings" cargo doc --no-deps --document-private-items --features failpoints,containers,s3
 	@if command -v cargo-deny >/dev/null; then cargo deny --offline check bans licenses sources; \
 	else echo "cargo-deny is not installed: dependencies were not checked against deny.toml"; fi
