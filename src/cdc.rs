@@ -22,6 +22,7 @@ pub mod generated;
 pub mod identities;
 mod intake;
 pub mod launch;
+mod lineage;
 mod located;
 pub mod lookout;
 pub mod meanings;

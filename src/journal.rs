@@ -16,6 +16,7 @@ pub mod grounds;
 pub mod holdings;
 pub mod inventory;
 pub mod ledger;
+pub mod lineage;
 pub mod migrate;
 pub mod moves;
 pub mod operators;

@@ -16,6 +16,7 @@ mod hash;
 mod identity;
 pub mod input;
 pub mod inverse;
+pub mod keyed;
 pub mod narrower;
 pub mod outline;
 pub(crate) mod partitions;

@@ -12,6 +12,7 @@ pub mod equality;
 pub mod firing;
 pub mod inheritance;
 pub mod introspect;
+pub mod keyed;
 mod link;
 pub(crate) mod partitions;
 pub mod pgoutput;

@@ -198,7 +198,7 @@ fn arm(draft: &mut Draft<'_>, slice: &SliceMapping, facts: &SliceFacts, logins: 
     let there = facts.subscribed.iter().map(|one| one.problem(&service));
     let there = there.chain(facts.firing.iter().map(|one| one.problem(&service)));
     let apart = facts.collated.iter().map(|misfit| collated::problem(&slice.service, misfit.clone()));
-    here.chain(there).chain(apart).for_each(|one| draft.problem(one));
+    here.chain(there).chain(apart).chain(facts.keyless.iter().cloned()).for_each(|one| draft.problem(one));
     gates(draft, slice, facts);
     keys::cut(draft, slice);
     if draft.steps() > before {

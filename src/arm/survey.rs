@@ -15,11 +15,11 @@ use crate::journal::retirement;
 use crate::journal::slices::{self, GateRow};
 use crate::journal::streams::StreamRow;
 use crate::mapping::adopted::Misfit;
-use crate::mapping::{Mappings, SliceMapping, TableMapping, compile};
+use crate::mapping::{self, Mappings, SliceMapping, TableMapping, compile};
 use crate::name::TableName;
 use crate::plan::Plan;
-use crate::postgres::collations;
 use crate::postgres::firing::{self, Firing};
+use crate::postgres::{collations, keyed};
 use crate::problem::{Problem, arm_anew};
 use crate::provision::{self, Database, Databases};
 
@@ -72,6 +72,8 @@ pub struct SliceFacts {
     pub retired: bool,
     /// Keys by which the sides don't tell the same rows apart.
     pub collated: Vec<Misfit>,
+    /// Tables of the service in which nothing keeps a row of a key from being there twice.
+    pub keyless: Vec<Problem>,
 }
 
 /// What matters of a service's server.
@@ -165,6 +167,12 @@ async fn read_slice(
         ArmError::Read { database, what: "how its keys are collated", source }
     })?;
     let collated = collated.into_iter().map(|(_, misfit)| misfit).collect();
+    let keyless = keyed::keyless(service, &slice.tables).await.map_err(|source| {
+        let database = Database::Service(slice.service.clone());
+        ArmError::Read { database, what: "the keys of its tables", source }
+    })?;
+    let of = |table: &TableMapping| format!("service {}, table {}", slice.service, table.target);
+    let keyless = keyless.into_iter().map(|table| mapping::keyed::problem(table, of(table))).collect();
     let (slot, left) = match &reverse {
         Some(row) => (
             read_slot(service, &slice.service, &row.slot).await?,
@@ -186,6 +194,7 @@ async fn read_slice(
         armed: arming::armed(monolith, name).await.map_err(here)?,
         retired: retirement::read(monolith, name).await.map_err(here)?.is_some(),
         collated,
+        keyless,
     }))
 }
 

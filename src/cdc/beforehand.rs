@@ -24,7 +24,9 @@ pub(super) async fn check(
         return Err(refusal.into());
     }
     meanings::check((source, target), mapping, Direction::Forward).await?;
-    generated::check(source, target, mapping).await?;
+    if let Some(refusal) = generated::find_fault((source, target), mapping).await? {
+        return Err(refusal.into());
+    }
     let mut faults = Vec::new();
     for table in copied {
         let columns: Vec<String> = table.columns.iter().map(|column| quote_ident(&column.source)).collect();

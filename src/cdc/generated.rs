@@ -4,49 +4,62 @@ use std::collections::BTreeMap;
 
 use tokio_postgres::Client;
 
-use super::error::MirrorError;
-use crate::mapping::{SliceMapping, expression};
+use super::error::{MirrorError, Refusal};
+use crate::mapping::{SliceMapping, TableMapping, expression};
 use crate::name::TableName;
 use crate::postgres::places::Asked;
 use crate::words::shell_word;
 
-/// Expressions by table and column.
-type Expressions = BTreeMap<(TableName, String), String>;
+/// Expressions by table and column; `None` of a column that is not generated.
+type Expressions = BTreeMap<(TableName, String), Option<String>>;
 
-/// Refuses to go on where a generated column of the service is computed otherwise than the monolith's.
+/// Why no table is copied: a generated column of the service is computed otherwise than the monolith's, or not at all. A stream that runs
+/// goes on over it, because only a comparison could find the rows, and notes it.
 ///
 /// # Errors
 /// [`MirrorError`].
-pub async fn check(source: &Client, target: &Client, mapping: &SliceMapping) -> Result<(), MirrorError> {
-    let ours = expressions(source, mapping.tables.iter().map(|table| &table.source)).await?;
-    if ours.is_empty() {
-        return Ok(());
+pub async fn find_fault(
+    (monolith, service): (&Client, &Client),
+    mapping: &SliceMapping,
+) -> Result<Option<Refusal>, MirrorError> {
+    let ours = expressions(monolith, mapping.tables.iter().map(|table| &table.source)).await?;
+    if ours.values().all(Option::is_none) {
+        return Ok(None);
     }
-    let theirs = expressions(target, mapping.tables.iter().map(|table| &table.target)).await?;
-    for table in &mapping.tables {
-        let of_table = ours
-            .iter()
-            .filter(|((name, column), _)| *name == table.source && !table.dropped.contains(column));
-        for ((_, column), wanted) in of_table {
-            let Some(present) = theirs.get(&(table.target.clone(), column.clone())) else { continue };
-            if !expression::same(table, wanted, present) {
-                return Err(MirrorError::Refused {
-                    what: format!(
-                        "the service computes {}.{column} as {present}, and the monolith as {wanted}: the stream does \
-                         not carry generated columns",
-                        table.target
-                    ),
-                    next: format!(
-                        "give both the same expression; where rows were mirrored before, then strangler mirror PLAN \
-                         --slice {} --retry {}",
-                        mapping.slice,
-                        shell_word(&table.source.to_string())
-                    ),
-                });
-            }
+    let theirs = expressions(service, mapping.tables.iter().map(|table| &table.target)).await?;
+    let found = mapping.tables.iter().find_map(|table| {
+        let what = apart(table, &ours, &theirs)?;
+        Some(Refusal {
+            what: format!("{what}: the stream does not carry generated columns"),
+            next: format!(
+                "give both the same expression; where rows were mirrored before, then strangler mirror PLAN --slice {} --retry {}",
+                mapping.slice,
+                shell_word(&table.source.to_string())
+            ),
+            anew: false,
+        })
+    });
+    Ok(found)
+}
+
+/// What is computed otherwise in a table, in words. A column that the service lacks is another matter. Pure.
+fn apart(table: &TableMapping, ours: &Expressions, theirs: &Expressions) -> Option<String> {
+    let of_table =
+        ours.iter().filter(|((name, column), _)| *name == table.source && !table.dropped.contains(column));
+    of_table.into_iter().find_map(|((_, column), wanted)| {
+        let wanted = wanted.as_ref()?;
+        match theirs.get(&(table.target.clone(), column.clone()))? {
+            Some(present) if expression::same(table, wanted, present) => None,
+            Some(present) => Some(format!(
+                "the service computes {}.{column} as {present}, and the monolith as {wanted}",
+                table.target
+            )),
+            None => Some(format!(
+                "the service does not compute {}.{column}, and the monolith computes it as {wanted}",
+                table.target
+            )),
         }
-    }
-    Ok(())
+    })
 }
 
 async fn expressions<'a>(
@@ -55,12 +68,12 @@ async fn expressions<'a>(
 ) -> Result<Expressions, MirrorError> {
     let asked = Asked::of(tables);
     let (schemas, names) = asked.arrays();
-    let sql = "SELECT w.schema, w.name, a.attname::text, pg_get_expr(d.adbin, d.adrelid) \
+    let sql = "SELECT w.schema, w.name, a.attname::text, CASE WHEN a.attgenerated <> '' THEN pg_get_expr(d.adbin, d.adrelid) END \
                FROM unnest($1::text[], $2::text[]) AS w (schema, name) \
                JOIN pg_namespace n ON n.nspname = w.schema \
                JOIN pg_class c ON c.relnamespace = n.oid AND c.relname = w.name \
-               JOIN pg_attribute a ON a.attrelid = c.oid AND a.attgenerated <> '' AND NOT a.attisdropped \
-               JOIN pg_attrdef d ON (d.adrelid, d.adnum) = (a.attrelid, a.attnum)";
+               JOIN pg_attribute a ON a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped \
+               LEFT JOIN pg_attrdef d ON (d.adrelid, d.adnum) = (a.attrelid, a.attnum)";
     let rows = client
         .query(sql, &[&schemas, &names])
         .await

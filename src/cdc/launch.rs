@@ -13,6 +13,7 @@ use super::copying::{Copying, ROWS_PER_RANGE_FIRST};
 use super::emptying;
 use super::engine::{Engine, SliceConfig};
 use super::error::MirrorError;
+use super::lineage;
 use super::located;
 use super::meanings;
 use super::publication::{self, Named, Published};
@@ -340,6 +341,13 @@ async fn prepare_slot(
             };
             let (of, stream) = (config.of(), (row, config.direction));
             let fault = start::find_fault(stream, &links.system, (database, uuid), slot.as_ref(), &history);
+            let fault = match fault {
+                None => {
+                    let lacks = lineage::set_back((&links.source, &links.target), of, &row.slot).await?;
+                    lacks.map(|detail| Fault { state: StreamState::Diverged, detail })
+                }
+                fault => fault,
+            };
             if let Some(fault) = fault {
                 note_fault(config, links, row, &fault).await?;
                 return Err(refuse(config, links, row, Some(&fault.detail)).await);

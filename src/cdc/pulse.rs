@@ -9,6 +9,8 @@ use tokio_util::sync::CancellationToken;
 
 use super::contents;
 use super::error::{MirrorError, Refusal};
+use super::generated;
+use super::lineage::{self, Marks};
 use super::lookout::{Lookout, Truncates};
 use super::meanings;
 use super::publication::{self, Named, Published};
@@ -16,7 +18,7 @@ use super::record::Recorder;
 use super::source::{self, HEARTBEAT_PREFIX};
 use super::stamp::{self, WayBack};
 use super::stand_ins;
-use super::start::open;
+use super::start::{Both, open};
 use super::usage::UseWatch;
 use super::watch::{self, Watch};
 use crate::journal::process::{self, Sighting};
@@ -26,7 +28,7 @@ use crate::lsn::Lsn;
 use crate::mapping::{SliceMapping, TableMapping};
 use crate::name::TableName;
 use crate::postgres::connect::{Server, Session};
-use crate::postgres::firing::{self, Firing};
+use crate::postgres::firing;
 use crate::words;
 
 /// A heartbeat each second: often enough for a lag that people read, one transaction id a second on the monolith.
@@ -55,6 +57,8 @@ struct Inner {
     sent: Option<(u64, Instant)>,
     fault: Option<Refusal>,
     held_bytes: u64,
+    /// The last heartbeat that has come down the stream.
+    applied_beat: u64,
     repairs: bool,
     awaited: Option<Lsn>,
     truncates: Truncates,
@@ -124,6 +128,7 @@ impl Vitals {
     /// Heartbeat number `number` and everything before it is applied.
     pub fn heartbeat_applied(&self, number: u64) {
         self.with(|inner| {
+            inner.applied_beat = inner.applied_beat.max(number);
             if let Some((sent, at)) = inner.sent
                 && sent == number
             {
@@ -286,6 +291,10 @@ impl Pulse {
                 None => self.watch_contents(source, target, seen).await?,
                 fault => fault,
             };
+            let fault = match self.watch_lineage(source, target, number, seen).await {
+                None => fault,
+                set_back => set_back,
+            };
             if fault.is_some() {
                 self.vitals.with(|inner| inner.fault = fault);
             }
@@ -311,7 +320,7 @@ impl Pulse {
         Ok(())
     }
 
-    /// What fires on the rows that this stream applies. It stops nothing, because only a comparison could find the rows; it is
+    /// What fires on the rows that this stream applies, and columns that are computed in another way. It stops nothing, because only a comparison could find the rows; it is
     /// noted, so that what was proven before does not stand when the trigger is gone again.
     async fn watch_firing(
         &self,
@@ -328,9 +337,12 @@ impl Pulse {
         };
         let tables: Vec<TableName> = self.mapping.tables.iter().map(name).collect();
         let found = firing::read(target, &tables).await.map_err(MirrorError::sql("looking for triggers"))?;
-        if !found.is_empty() && found != seen.firing {
-            let what: Vec<String> = found.iter().map(ToString::to_string).collect();
-            let what = what.join("; ");
+        let both = Both::of(self.direction, source, target);
+        let computed = generated::find_fault((both.monolith, both.service), &self.mapping).await?;
+        let found: Vec<String> =
+            found.iter().map(ToString::to_string).chain(computed.map(|fault| fault.what)).collect();
+        if !found.is_empty() && found != seen.disturbing {
+            let what = found.join("; ");
             tracing::error!(
                 slice = self.slice,
                 direction = self.direction.as_str(),
@@ -339,8 +351,24 @@ impl Pulse {
             );
             alarms::note_fired(service, &self.slice, &what).await?;
         }
-        seen.firing = found;
+        seen.disturbing = found;
         Ok(())
+    }
+
+    /// Whether the source is still the one that was read.
+    async fn watch_lineage(
+        &self,
+        source: &Session,
+        target: &Session,
+        number: u64,
+        seen: &mut Seen,
+    ) -> Option<Refusal> {
+        let applied = self.vitals.with(|inner| inner.applied_beat);
+        let stream = lineage::Stream { of: self.of(), slot: &self.slot, nonce: self.nonce };
+        let lacks = seen.marks.beat((source, target), stream, (number, applied)).await?;
+        // The next start writes it down, and says what helps.
+        let next = format!("strangler mirror PLAN --slice {}", self.slice);
+        Some(Refusal { what: lacks, next, anew: false })
     }
 
     /// Who still uses the monolith's tables. What goes wrong with it concerns nobody else: the next look makes up for it. `false`
@@ -450,8 +478,9 @@ struct Seen {
     meter: WalMeter,
     watch: Option<Watch>,
     lookout: Option<Lookout>,
-    /// What fired on the target at the last look.
-    firing: Vec<Firing>,
+    marks: Marks,
+    /// What was about to change rows on the target at the last look, in words.
+    disturbing: Vec<String>,
     /// The publication that the way back began with.
     stamp: Option<String>,
     usage: Option<UseWatch>,

@@ -283,7 +283,7 @@ fn rows_sql(
     let matches: Vec<String> =
         terms.map(|((column, value), equals)| format!("{column} {equals} {value}")).collect();
     format!(
-        "SELECT k.n, {}, {} IS NOT NULL, {} FROM json_to_recordset({}) AS k(n int, {}) \
+        "SELECT k.n, {}, num_nulls({}) = 0, {} FROM json_to_recordset({}) AS k(n int, {}) \
          LEFT JOIN (SELECT {} FROM {}{}{}) AS t ON {} ORDER BY k.n",
         printed.join(", "),
         key.first().map_or("NULL", String::as_str),

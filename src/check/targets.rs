@@ -2,8 +2,7 @@
 
 use super::facts::{Facts, Server};
 use crate::catalog::{Catalog, Column, Table, TableKind};
-use crate::mapping::{ColumnMapping, TableMapping, adopted, collated};
-use crate::name::quote_ident;
+use crate::mapping::{ColumnMapping, TableMapping, adopted, collated, keyed};
 use crate::plan::Ddl;
 use crate::problem::{Problem, bring_back};
 use crate::provision::{held_by_another, renamed};
@@ -198,7 +197,7 @@ fn differences(
         format!("its column {} is NOT NULL without a default, and nothing fills it", there.name)
     }));
     let key: Vec<Option<&str>> = table.key_columns().map(|column| Some(column.target.as_str())).collect();
-    let keyed = target.indexes.iter().any(|index| {
+    let is_keyed = target.indexes.iter().any(|index| {
         let mut columns: Vec<Option<&str>> = index.columns.iter().map(Option::as_deref).collect();
         let mut wanted = key.clone();
         columns.sort_unstable();
@@ -216,18 +215,8 @@ fn differences(
     }
     // A key of which a column is missing, or that nobody knows, is another matter.
     let known = !key.is_empty() && key.iter().flatten().all(|name| target.column(name).is_some());
-    if known && !keyed {
-        let columns: Vec<String> = key.iter().flatten().map(|name| quote_ident(name)).collect();
-        problems.push(
-            Problem::error("target-without-key", name)
-                .fact(format!("it has no unique index on exactly its key ({}) that is not deferrable and whose columns are NOT NULL", columns.join(", ")))
-                .consequence("updates and deletes could not find their row, and a row could be there twice")
-                .next(format!(
-                    "run on the service: ALTER TABLE {} ADD PRIMARY KEY ({});",
-                    table.target.sql(),
-                    columns.join(", ")
-                )),
-        );
+    if known && !is_keyed {
+        problems.push(keyed::problem(table, name.to_owned()));
     }
     problems
 }

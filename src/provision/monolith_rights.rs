@@ -40,10 +40,15 @@ pub(crate) const WAY_BACK: &[(&str, &[&str])] = &[
     ("own_scan", DML),
     ("table_use", &["SELECT", "INSERT", "UPDATE"]),
     ("table_user", &["SELECT", "INSERT", "UPDATE"]),
+    (LINEAGE, COUNTS),
 ];
 
 /// What reading writes: which scans of old tables were ours.
 const OWN_SCANS: &str = "own_scan";
+
+/// Whose source it is: the mirror counts a mark up there.
+const LINEAGE: &str = "lineage";
+const COUNTS: &[&str] = &["SELECT", "INSERT", "UPDATE"];
 
 /// Rights of the read and the apply link.
 pub(super) fn grants(draft: &mut Draft<'_>, sites: &[Site<'_>]) {
@@ -51,6 +56,7 @@ pub(super) fn grants(draft: &mut Draft<'_>, sites: &[Site<'_>]) {
     if let Some(role) = read_role(draft) {
         see_ours(draft, &mut wanted, &role);
         wanted.table(&TableName::new("strangler", OWN_SCANS), &role, &["INSERT"]);
+        wanted.table(&TableName::new("strangler", LINEAGE), &role, COUNTS);
         name_types(draft, &mut wanted, &role);
     }
     if applies(draft, sites) {

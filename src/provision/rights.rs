@@ -45,6 +45,7 @@ const APPLY_ON_OURS: &[(&str, &[&str])] = &[
     ("repair", DML),
     ("alarm", &["SELECT", "INSERT", "UPDATE"]),
     ("canary", &["SELECT", "INSERT", "UPDATE"]),
+    ("lineage", &["SELECT", "INSERT", "UPDATE"]),
 ];
 
 /// A database with what its server's roles are made from.

@@ -152,8 +152,8 @@ impl fmt::Display for Void {
             Self::Tables { table } => write!(f, "table {table} came to the slice or left it"),
             Self::Disturbed => {
                 f.write_str(
-                    "somebody wrote on the fenced side, a trigger fired on mirrored rows, the service wrote rows outside its filter, or \
-                     the way back was begun anew",
+                    "somebody wrote on the fenced side, a trigger fired on mirrored rows, a generated column was computed otherwise, the service \
+                     wrote rows outside its filter, or the way back was begun anew",
                 )
             }
             Self::NotProvisioned => f.write_str("the slice is not provisioned"),

@@ -373,7 +373,7 @@ impl Referrer<'_> {
     /// FROM clause and conditions of the slice's rows that refer to anything: a reference with a NULL in it does not
     /// (MATCH SIMPLE).
     fn rows_sql(&self) -> String {
-        let nulls = (0..self.columns.len()).map(|index| format!("{} IS NOT NULL", self.column(index)));
+        let nulls = (0..self.columns.len()).map(|index| format!("num_nulls({}) = 0", self.column(index)));
         let conditions: Vec<String> = nulls.chain(self.form.conditions(self.side)).collect();
         format!("{} AS t WHERE {}", self.form.from(self.side), conditions.join(" AND "))
     }

@@ -380,7 +380,7 @@ impl Reader {
         let nulls: Vec<String> = form
             .mapping
             .key_columns()
-            .map(|column| format!("{} IS NULL", TableForm::column(column, self.side)))
+            .map(|column| format!("num_nulls({}) > 0", TableForm::column(column, self.side)))
             .collect();
         let of_slice = form.filter().filter(|_| self.side == Side::Source);
         let of_slice = of_slice.map_or_else(String::new, |filter| format!(" AND {filter}"));

@@ -291,7 +291,7 @@ ORDER BY n.place";
 /// Those texts of ours that the authority reads as values of a type: a classified column's own values do not leave their
 /// database, not even for the other side of the split. Each is tried by itself, which only types of the user need.
 async fn made_up(authority: &Client, of: &str) -> Result<Vec<String>, tokio_postgres::Error> {
-    let sql = format!("SELECT {} IS NULL", value_sql(of, "$1::text"));
+    let sql = format!("SELECT num_nulls({}) > 0", value_sql(of, "$1::text"));
     let mut found = Vec::new();
     for text in samples::any() {
         match authority.query_typed(&sql, &[(&text, Type::TEXT)]).await {
@@ -326,7 +326,7 @@ async fn real_values(
         let name = quote_ident(if side == Side::Source { &mapped.source } else { &mapped.target });
         Some(format!(
             "SELECT {place}::int8, ARRAY(SELECT DISTINCT {text} COLLATE \"C\" FROM (SELECT t.{name} AS v FROM {from} AS t \
-             WHERE t.{name} IS NOT NULL LIMIT {ROWS_LOOKED_AT}) AS s LIMIT {REAL_VALUES})",
+             WHERE num_nulls(t.{name}) = 0 LIMIT {ROWS_LOOKED_AT}) AS s LIMIT {REAL_VALUES})",
             text = text_sql(&mapped.cast_sql, "s.v"),
             from = form.from(side)
         ))

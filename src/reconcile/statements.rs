@@ -114,7 +114,9 @@ fn within<'a>(
     if parameters.is_empty() {
         // A border leaves out rows without a key; here nothing else does, and the hash of such a key may be null.
         let columns = form.mapping.key_columns();
-        conditions.extend(columns.map(|column| format!("{} IS NOT NULL", TableForm::column(column, side))));
+        // Not IS NOT NULL, which is about the fields of a composite key.
+        conditions
+            .extend(columns.map(|column| format!("num_nulls({}) = 0", TableForm::column(column, side))));
     }
     conditions.extend(form.conditions(side));
     (conditions, parameters)

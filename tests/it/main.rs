@@ -30,6 +30,7 @@ mod introspect;
 mod journey;
 mod landing;
 mod ledger;
+mod lineage;
 mod logging;
 mod markers;
 mod memory;

@@ -2,6 +2,7 @@
 
 use tokio_postgres::Client;
 
+use crate::flip::mirrored_and_armed;
 use crate::support::binary::flat;
 use crate::support::split::{Mirror, Split};
 use crate::support::tables::{Side, assert_same};
@@ -276,4 +277,49 @@ async fn adopted_columns_of_wider_types_and_enums_of_another_name_take_every_cha
     let rows = "SELECT id, s::text, many::text, n, v FROM t";
     assert_equal(&monolith, &service, rows).await;
     mirror.stop();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_table_of_the_service_that_lost_its_key_is_not_armed_and_gets_no_authority() {
+    let table = "CREATE TABLE t (id int PRIMARY KEY, v text); INSERT INTO t VALUES (1, 'a')";
+    let (split, monolith, service) = Split::launch("{ t: {} }", table).await;
+    split.provision();
+    let mirror = mirrored_and_armed(&split, &monolith, &service).await;
+    service.batch_execute("ALTER TABLE t DROP CONSTRAINT t_pkey").await.unwrap();
+    let reason = ["--accept-no-evidence", "a test"];
+    for (verb, arguments) in [("check", &[][..]), ("arm", &[]), ("flip", &reason)] {
+        let refused = split.run(verb, arguments);
+        assert!(matches!(refused.exit, Some(1 | 3)), "{verb}: {}", refused.page());
+        for words in ["target-without-key", "ALTER TABLE \"public\".\"t\" ADD PRIMARY KEY (\"id\")"] {
+            assert!(flat(&refused.page()).contains(words), "{verb}: {}", refused.page());
+        }
+    }
+    service.batch_execute("ALTER TABLE t ADD PRIMARY KEY (id)").await.unwrap();
+    assert_eq!(split.run("arm", &[]).exit, Some(0));
+    mirror.stop();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_generated_column_that_the_service_does_not_compute_any_more_is_told_and_keeps_authority_and_copies_away()
+ {
+    let table = "CREATE TABLE t (id int PRIMARY KEY, n int, twice int GENERATED ALWAYS AS (n * 2) STORED);
+        INSERT INTO t VALUES (1, 1)";
+    let (split, monolith, service) = Split::launch("{ t: {} }", table).await;
+    split.provision();
+    let mirror = mirrored_and_armed(&split, &monolith, &service).await;
+    assert_eq!(split.run("reconcile", &[]).exit, Some(0));
+    service.batch_execute("ALTER TABLE t ALTER twice DROP EXPRESSION").await.unwrap();
+    let words = "the service does not compute t.twice, and the monolith computes it as (n * 2)";
+    until("the mirror says it", SOON, async || mirror.log().contains(words).then_some(())).await;
+    until("what was proven does not stand", SOON, async || {
+        let status = split.run("status", &[]);
+        flat(&status.stdout).contains("a generated column was computed otherwise").then_some(())
+    })
+    .await;
+    let flip = split.run("flip", &["--accept-no-evidence", "a test"]);
+    assert!(flip.exit == Some(3) && flat(&flip.page()).contains("(generated-differs"), "{}", flip.page());
+    mirror.stop();
+    let mirror = split.mirror_with(None, &["--retry", "t"]);
+    let stopped = format!("one: stopped ({words}");
+    until("no table is copied", SOON, async || flat(&mirror.log()).contains(&stopped).then_some(())).await;
 }

@@ -5,6 +5,7 @@ mod adopted;
 mod casts;
 mod classified;
 mod collated;
+mod composite_keys;
 mod corruptions;
 mod emptied;
 mod extension_keys;

@@ -9,6 +9,7 @@ use super::Asked;
 use super::facts::{Access, Facts, Findings, Holder, Prepared, Probe, Replica, Slot, Standby};
 use super::{defaults, left_behind, locks, outgoing, writers};
 use crate::authority::Side;
+use crate::cdc::generated;
 use crate::cdc::mirror::chain_of;
 use crate::cdc::source::{self, MARKER_PREFIX};
 use crate::dualwrite::flip::FlipError;
@@ -18,9 +19,10 @@ use crate::dualwrite::{guard, identified};
 use crate::journal::operators::{self, Operator};
 use crate::journal::readiness::{Mirror, Told};
 use crate::journal::{JournalError, alarms, authority, grounds, ledger, readiness, retirement};
-use crate::mapping::{SliceMapping, collated};
+use crate::mapping::{self, SliceMapping, TableMapping, collated};
 use crate::name::TableName;
-use crate::postgres::{collations, sqlstate};
+use crate::postgres::{collations, keyed, sqlstate};
+use crate::problem::Problem;
 use crate::reconcile::evidence;
 use crate::words::statement;
 
@@ -162,6 +164,21 @@ pub async fn unguarded(sessions: Sessions<'_>, mapping: &SliceMapping) -> Result
     let apart = collations::apart((sessions.monolith, sessions.service), mapping.tables.iter()).await;
     let apart = apart.map_err(failed("reading how keys are collated"))?;
     ways_past.extend(apart.into_iter().map(|(_, misfit)| collated::problem(&mapping.service, misfit)));
+    let keyless = keyed::keyless(sessions.service, &mapping.tables).await;
+    let keyless = keyless.map_err(failed("reading the keys of the service's tables"))?;
+    let of = |table: &TableMapping| format!("service {}, table {}", mapping.service, table.target);
+    ways_past.extend(keyless.into_iter().map(|table| mapping::keyed::problem(table, of(table))));
+    let computed = generated::find_fault((sessions.monolith, sessions.service), mapping).await;
+    let computed = computed.map_err(|error| FlipError::Failed {
+        what: "reading how generated columns are computed",
+        words: chain_of(&error),
+    })?;
+    ways_past.extend(computed.map(|fault| {
+        Problem::error("generated-differs", format!("service {}", mapping.service))
+            .fact(fault.what)
+            .consequence("both sides would hold other values, and each write makes another one")
+            .next(fault.next)
+    }));
     Ok(Findings { unguarded, claimed, ways_past, way_back: None })
 }
 

@@ -1,0 +1,115 @@
+//! Whether the source is still the one that the stream was read from.
+//!
+//! A copy of its files that somebody puts back (a snapshot of a disk or of a machine) has the same identity and the same timeline, and as
+//! soon as it has written enough, its log goes past the applied position. From then on nothing in the protocol tells that it lacks
+//! transactions which were applied. So the mirror counts a mark up in the source, and the target notes it once the stream has brought what
+//! was sent behind it: a source whose mark is lower lacks something that was applied. That a mark has come down the stream first is what
+//! keeps a promoted standby, of which nothing is missing that was applied, from looking set back.
+
+use tokio_postgres::Client;
+
+use super::error::MirrorError;
+use crate::journal::lineage;
+use crate::journal::streams::StreamOf;
+
+/// A stream, the slot that it reads from, and its mirror's nonce.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Stream<'a> {
+    pub(super) of: StreamOf<'a>,
+    pub(super) slot: &'a str,
+    pub(super) nonce: i64,
+}
+
+/// What a source lacks that was set back, in words.
+///
+/// # Errors
+/// [`MirrorError`].
+pub(super) async fn set_back(
+    (source, target): (&Client, &Client),
+    of: StreamOf<'_>,
+    slot: &str,
+) -> Result<Option<String>, MirrorError> {
+    // First the target's: the source's may only grow meanwhile.
+    let Some(noted) = lineage::read(target, of, slot).await? else { return Ok(None) };
+    let has = lineage::read(source, of, slot).await?;
+    if has.is_some_and(|has| has >= noted) {
+        return Ok(None);
+    }
+    let (side, other) = (of.direction.source(), of.direction.target());
+    Ok(Some(format!(
+        "the {side} was set back to an earlier state: this mirror has written mark {noted} there, and it has {}; what it took in between \
+         is gone there, and the {other} has it",
+        has.map_or_else(|| "none".to_owned(), |has| format!("mark {has}"))
+    )))
+}
+
+/// What a pulse knows of its stream's marks.
+#[derive(Debug, Default)]
+pub(super) struct Marks {
+    /// The source's.
+    known: Option<i64>,
+    /// The heartbeat behind which a mark was written that is to be noted.
+    sent: Option<(u64, i64)>,
+    /// That it could not be written was said.
+    said: bool,
+}
+
+impl Marks {
+    /// Writes a mark in front of heartbeat `number`, once the one before has come down the stream: `applied` is the last heartbeat that
+    /// has. Says what the source lacks, if it was set back. Where it can't be written, the stream goes on without.
+    pub(super) async fn beat(
+        &mut self,
+        (source, target): (&Client, &Client),
+        stream: Stream<'_>,
+        (number, applied): (u64, u64),
+    ) -> Option<String> {
+        match self.count((source, target), stream, (number, applied)).await {
+            Ok(fault) => fault,
+            Err(error) => {
+                if !std::mem::replace(&mut self.said, true) {
+                    tracing::warn!(
+                        slice = stream.of.slice,
+                        direction = stream.of.direction.as_str(),
+                        error = super::mirror::chain_of(&error),
+                        "the source can't be marked: if it is set back to an earlier state, that is not noticed"
+                    );
+                }
+                None
+            }
+        }
+    }
+
+    async fn count(
+        &mut self,
+        (source, target): (&Client, &Client),
+        stream: Stream<'_>,
+        (number, applied): (u64, u64),
+    ) -> Result<Option<String>, MirrorError> {
+        let Stream { of, slot, nonce } = stream;
+        if let Some((beat, mark)) = self.sent {
+            if applied < beat {
+                return Ok(None);
+            }
+            lineage::note(target, of, nonce, (slot, mark)).await?;
+            self.sent = None;
+        }
+        let known = match self.known {
+            Some(known) => known,
+            None => {
+                if let Some(lacks) = set_back((source, target), of, slot).await? {
+                    return Ok(Some(lacks));
+                }
+                lineage::begin(source, of, slot).await?;
+                lineage::read(source, of, slot).await?.unwrap_or(0)
+            }
+        };
+        if lineage::advance(source, of, (slot, known)).await? {
+            self.known = Some(known + 1);
+            self.sent = Some((number, known + 1));
+            return Ok(None);
+        }
+        // Another mirror counts as well, or it was set back.
+        self.known = None;
+        set_back((source, target), of, slot).await
+    }
+}
