@@ -20,7 +20,7 @@ mod write;
 
 use std::io;
 
-pub use begun::{There, Whose, begin, end, look};
+pub use begun::{Begun, There, Whose, begin, end, look};
 #[cfg(feature = "s3")]
 pub use bucket::{Bucket, BucketError};
 pub use manifest::{
@@ -90,6 +90,12 @@ pub enum ArchiveError {
         found: String,
         /// What it should have.
         wanted: String,
+    },
+    /// Two have found a place empty, and the other one got it.
+    #[error("somebody else has begun an archive at {place} meanwhile")]
+    Taken {
+        /// Where.
+        place: String,
     },
     /// Files are not what the manifest says.
     #[error("{}", damaged(.files))]

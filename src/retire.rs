@@ -11,6 +11,7 @@ mod facts;
 mod gather;
 mod judge;
 mod moving;
+mod printed;
 mod quarantine;
 mod revoke;
 mod rights;

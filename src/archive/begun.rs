@@ -80,13 +80,44 @@ pub async fn look(place: &Place, whose: &Whose) -> Result<There, ArchiveError> {
     Ok(if empty { There::Nothing } else { There::Other("is not empty".to_owned()) })
 }
 
-/// Takes an empty place.
+/// What was written at a place when an archive was begun there: no other attempt writes the same.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Begun(Vec<u8>);
+
+/// Takes an empty place, or goes on with one that was begun: `anew`, which only one process does at a time.
 ///
 /// # Errors
-/// [`ArchiveError::Place`].
-pub async fn begin(place: &Place, whose: &Whose) -> Result<(), ArchiveError> {
-    let text = serde_json::json!(whose).to_string();
-    Ok(place.put(FILE, text.into_bytes()).await?)
+/// [`ArchiveError::Taken`] where somebody else has taken it since it was looked at; [`ArchiveError::Place`].
+pub async fn begin(place: &Place, whose: &Whose, anew: bool) -> Result<Begun, ArchiveError> {
+    let mut text = serde_json::json!(whose);
+    if let Some(text) = text.as_object_mut() {
+        let attempt: String = std::iter::repeat_with(fastrand::alphanumeric).take(20).collect();
+        text.insert("attempt".to_owned(), attempt.into());
+    }
+    let begun = Begun(text.to_string().into_bytes());
+    let taken = || ArchiveError::Taken { place: place.to_string() };
+    if anew {
+        place.put(FILE, begun.0.clone()).await?;
+    } else if !place.put_new(FILE, begun.0.clone()).await? {
+        return Err(taken());
+    }
+    // Whoever had begun there may have ended since: then the archive is whole, and his.
+    if find(place).await?.is_some() {
+        place.remove(FILE).await?;
+        return Err(taken());
+    }
+    Ok(begun)
+}
+
+/// Refuses where another attempt has begun at the place since.
+///
+/// # Errors
+/// [`ArchiveError::Taken`]; [`ArchiveError::Place`].
+pub(super) async fn is_ours(place: &Place, begun: &Begun) -> Result<(), ArchiveError> {
+    if place.get(FILE).await?.as_ref() == Some(&begun.0) {
+        return Ok(());
+    }
+    Err(ArchiveError::Taken { place: place.to_string() })
 }
 
 /// The archive is whole and written down: the manifest says whose the place is.
@@ -107,18 +138,36 @@ mod tests {
     async fn a_place_is_ones_own_or_empty_or_refused() {
         let folder = tempfile::tempdir().unwrap();
         let place = Place::Folder(folder.path().join("archive"));
-        let ours = Whose::of(&empty().of);
+        let whole = empty();
+        let ours = Whose::of(&whole.of);
         let another = Whose { epoch: 4, ..ours.clone() };
         assert_eq!(look(&place, &ours).await.unwrap(), There::Nothing);
-        begin(&place, &ours).await.unwrap();
+        let begun = begin(&place, &ours, false).await.unwrap();
         assert_eq!(look(&place, &ours).await.unwrap(), There::Begun);
         assert!(matches!(look(&place, &another).await.unwrap(), There::Other(_)));
-        let digest = conclude(&place, &empty()).await.unwrap();
+        let digest = conclude(&place, &begun, &whole).await.unwrap();
         end(&place).await.unwrap();
-        assert_eq!(look(&place, &ours).await.unwrap(), There::Whole(Box::new(empty()), digest));
+        assert_eq!(look(&place, &ours).await.unwrap(), There::Whole(Box::new(whole), digest));
         assert!(matches!(look(&place, &another).await.unwrap(), There::Other(_)));
         place.remove("manifest.json").await.unwrap();
         place.put("holiday.jpg", Vec::new()).await.unwrap();
         assert_eq!(look(&place, &ours).await.unwrap(), There::Other("is not empty".to_owned()));
+    }
+    #[tokio::test]
+    async fn of_two_that_found_a_place_empty_one_gets_it() {
+        let folder = tempfile::tempdir().unwrap();
+        let place = Place::Folder(folder.path().to_owned());
+        let (whole, ours) = (empty(), Whose::of(&empty().of));
+        let is_taken = |error: ArchiveError| matches!(error, ArchiveError::Taken { .. });
+        let first = begin(&place, &ours, false).await.unwrap();
+        assert!(is_taken(begin(&place, &ours, false).await.unwrap_err()));
+        // Begun anew: what the first one has written is not concluded.
+        let second = begin(&place, &ours, true).await.unwrap();
+        assert!(is_taken(conclude(&place, &first, &whole).await.unwrap_err()));
+        conclude(&place, &second, &whole).await.unwrap();
+        end(&place).await.unwrap();
+        // One that looked before all of it comes to a whole archive.
+        assert!(is_taken(begin(&place, &ours, false).await.unwrap_err()));
+        assert!(matches!(look(&place, &ours).await.unwrap(), There::Whole(..)));
     }
 }

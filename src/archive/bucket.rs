@@ -22,7 +22,7 @@ use object_store::client::{
     HttpResponseBody, HttpService,
 };
 use object_store::path::Path;
-use object_store::{ClientOptions, ObjectStore as _, ObjectStoreExt as _, PutPayload, RetryConfig};
+use object_store::{ClientOptions, ObjectStore as _, ObjectStoreExt as _, PutMode, PutPayload, RetryConfig};
 use rustls::pki_types::ServerName;
 use rustls::{ClientConfig, RootCertStore};
 use tokio::net::TcpStream;
@@ -113,6 +113,15 @@ impl Bucket {
     pub(super) async fn put(&self, file: &str, bytes: Vec<u8>) -> Result<(), BucketError> {
         self.store.put(&self.path(file)?, PutPayload::from(bytes)).await?;
         Ok(())
+    }
+
+    pub(super) async fn put_new(&self, file: &str, bytes: Vec<u8>) -> Result<bool, BucketError> {
+        let put =
+            self.store.put_opts(&self.path(file)?, PutPayload::from(bytes), PutMode::Create.into()).await;
+        match put {
+            Err(object_store::Error::AlreadyExists { .. }) => Ok(false),
+            put => Ok(put.map(|_| true)?),
+        }
     }
 
     pub(super) async fn get(&self, file: &str) -> Result<Option<Vec<u8>>, BucketError> {

@@ -56,6 +56,14 @@ pub(super) fn definitions(source: &Source<'_>) -> Vec<Definition> {
     made
 }
 
+/// The definitions as files.
+pub(super) const TEXTS: &[(Phase, &str)] = &[
+    (Phase::Before, "before.sql"),
+    (Phase::After, "after.sql"),
+    (Phase::Optional, "optional.sql"),
+    (Phase::Left, "left.sql"),
+];
+
 /// The definitions of one phase as a text for `psql`.
 pub(super) fn text(definitions: &[Definition], phase: Phase) -> String {
     let of = definitions.iter().filter(|definition| definition.phase == phase);

@@ -3,8 +3,9 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
-use std::fs::File;
+use std::fs::{DirBuilder, File, OpenOptions};
 use std::io::{self, Write as _};
+use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 
 #[cfg(feature = "s3")]
@@ -140,6 +141,27 @@ impl Place {
         }
     }
 
+    /// Writes a file where none has its name; `false` where one has.
+    ///
+    /// # Errors
+    /// [`PlaceError`], which names the file.
+    pub async fn put_new(&self, name: &str, bytes: Vec<u8>) -> Result<bool, PlaceError> {
+        match self {
+            Self::Folder(folder) => {
+                let path = folder.join(name);
+                let written = blocking(move || match write_new(&path, &bytes) {
+                    Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(false),
+                    written => written.map(|()| true),
+                });
+                written.await.map_err(self.file_failed("write", Some(name)))
+            }
+            #[cfg(feature = "s3")]
+            Self::Bucket(bucket) => {
+                bucket.put_new(name, bytes).await.map_err(self.object_failed("write", Some(name)))
+            }
+        }
+    }
+
     /// Reads a file; `None` when it is not there.
     ///
     /// # Errors
@@ -221,10 +243,8 @@ fn write_whole(path: &Path, bytes: &[u8]) -> io::Result<()> {
     let mut unfinished = path.as_os_str().to_owned();
     unfinished.push(".part");
     let unfinished = PathBuf::from(unfinished);
-    let written = File::create(&unfinished).and_then(|mut file| {
-        file.write_all(bytes)?;
-        file.sync_all()
-    });
+    let made = private().create(true).truncate(true).open(&unfinished);
+    let written = made.and_then(|mut file| write_all(&mut file, bytes));
     if let Err(error) = written.and_then(|()| std::fs::rename(&unfinished, path)) {
         // What the disk has no room for must not take up what is left of it.
         let _ = std::fs::remove_file(&unfinished);
@@ -233,11 +253,35 @@ fn write_whole(path: &Path, bytes: &[u8]) -> io::Result<()> {
     File::open(folder)?.sync_all()
 }
 
+/// What could not be written of it is taken away again: nobody else has it.
+fn write_new(path: &Path, bytes: &[u8]) -> io::Result<()> {
+    let folder = path.parent().ok_or(io::ErrorKind::NotFound)?;
+    make_folder(folder)?;
+    let mut file = private().create_new(true).open(path)?;
+    if let Err(error) = write_all(&mut file, bytes) {
+        let _ = std::fs::remove_file(path);
+        return Err(error);
+    }
+    File::open(folder)?.sync_all()
+}
+
+fn write_all(file: &mut File, bytes: &[u8]) -> io::Result<()> {
+    file.write_all(bytes)?;
+    file.sync_all()
+}
+
+/// Whole tables are in these files: nobody else on the machine is to read them.
+fn private() -> OpenOptions {
+    let mut options = OpenOptions::new();
+    options.write(true).mode(0o600);
+    options
+}
+
 /// With those that it is in. The name of a new folder is in the one above, and must outlive a crash as the files do.
 fn make_folder(folder: &Path) -> io::Result<()> {
     let Some(above) = folder.parent().filter(|_| !folder.exists()) else { return Ok(()) };
     make_folder(above)?;
-    match std::fs::create_dir(folder) {
+    match DirBuilder::new().mode(0o700).create(folder) {
         Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error),
         Ok(()) | Err(_) => {}
     }

@@ -1,5 +1,7 @@
 //! Finds an archive, proves every byte of it, and ends the writing of one.
 
+use super::begun::{self, Begun};
+use super::definitions;
 use super::manifest::{FILE, Manifest, Relation};
 use super::part::{Damage, Text, same_bytes};
 use super::place::Place;
@@ -23,6 +25,7 @@ pub async fn find(place: &Place) -> Result<Option<(Manifest, String)>, ArchiveEr
 pub async fn verify(place: &Place, manifest: &Manifest, tell: Tell<'_>) -> Result<(), ArchiveError> {
     let mut files: Vec<(String, String)> = Vec::new();
     let (mut done, total) = (0, manifest.bytes());
+    files.extend(unlike_texts(place, manifest));
     for text in &manifest.texts {
         let found = fetch(place, &text.file).await?;
         let proven = found.and_then(|bytes| same_bytes(&bytes, (text.bytes, &text.sha256)));
@@ -50,6 +53,18 @@ pub async fn verify(place: &Place, manifest: &Manifest, tell: Tell<'_>) -> Resul
     if files.is_empty() { Ok(()) } else { Err(ArchiveError::Damaged { files }) }
 }
 
+/// Definitions that are not those of the files for `psql`, which were written from them: nothing else proves them.
+fn unlike_texts(place: &Place, manifest: &Manifest) -> Vec<(String, String)> {
+    let unlike = definitions::TEXTS.iter().filter(|(phase, file)| {
+        let bytes = definitions::text(&manifest.definitions, *phase).into_bytes();
+        let text = manifest.texts.iter().find(|text| text.file == *file);
+        text.is_none_or(|text| same_bytes(&bytes, (text.bytes, &text.sha256)).is_err())
+    });
+    let damaged =
+        |file: &str| (place.of(FILE), format!("has other definitions than {file} was written from"));
+    unlike.map(|(_, file)| damaged(file)).collect()
+}
+
 /// Whether rows are those of a relation; else in which way they are not.
 pub(super) fn same_rows(relation: &Relation, rows: &Rows) -> Result<(), String> {
     if rows.count() != relation.rows {
@@ -73,11 +88,14 @@ pub(super) async fn fetch(place: &Place, file: &str) -> Result<Result<Vec<u8>, D
 /// whole.
 ///
 /// # Errors
-/// [`ArchiveError`].
-pub async fn conclude(place: &Place, manifest: &Manifest) -> Result<String, ArchiveError> {
+/// [`ArchiveError::Taken`] where the place is somebody else's by now; [`ArchiveError`].
+pub async fn conclude(place: &Place, begun: &Begun, manifest: &Manifest) -> Result<String, ArchiveError> {
     let failed = |source| ArchiveError::Manifest { place: place.to_string(), source };
     let (bytes, digest) = manifest.written().map_err(failed)?;
-    place.put(FILE, bytes.clone()).await?;
+    begun::is_ours(place, begun).await?;
+    if !place.put_new(FILE, bytes.clone()).await? {
+        return Err(ArchiveError::Taken { place: place.to_string() });
+    }
     if place.get(FILE).await?.as_ref() != Some(&bytes) {
         let why = "was read back as something else than was written".to_owned();
         return Err(ArchiveError::Damaged { files: vec![(place.of(FILE), why)] });

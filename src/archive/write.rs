@@ -13,7 +13,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::definitions::{self, Source};
 use super::details;
-use super::manifest::{Definition, FORMAT, Manifest, Origin, Part, Phase, Relation, Routine, Text, VERSION};
+use super::manifest::{Definition, FORMAT, Manifest, Origin, Part, Relation, Routine, Text, VERSION};
 use super::part::Making;
 use super::place::Place;
 use super::rows::Rows;
@@ -191,7 +191,7 @@ async fn read_and_write(writing: Writing<'_>, locked: &[u32]) -> Result<Manifest
         done += table.heap_bytes;
         manifest.relations.push(relation);
     }
-    for (phase, file) in TEXTS {
+    for (phase, file) in definitions::TEXTS {
         let bytes = definitions::text(&manifest.definitions, *phase).into_bytes();
         let text = Text {
             file: (*file).to_owned(),
@@ -207,14 +207,6 @@ async fn read_and_write(writing: Writing<'_>, locked: &[u32]) -> Result<Manifest
     }
     Ok(manifest)
 }
-
-/// The definitions as files.
-const TEXTS: &[(Phase, &str)] = &[
-    (Phase::Before, "before.sql"),
-    (Phase::After, "after.sql"),
-    (Phase::Optional, "optional.sql"),
-    (Phase::Left, "left.sql"),
-];
 
 async fn origin(writing: Writing<'_>, catalog: &Catalog, stream: &StreamRow) -> Result<Origin, ArchiveError> {
     let at = "SELECT to_char(clock_timestamp() AT TIME ZONE 'UTC', 'YYYY-MM-DD\"T\"HH24:MI:SS\"Z\"')";

@@ -73,6 +73,9 @@ async fn work(ui: &mut Ui, arguments: &Arguments) -> Result<Vec<NotMade>, CliErr
             "every byte of {} is as it was written",
             words::plural(files(&manifest), "file")
         ));
+        if arguments.digest.is_none() {
+            display.words("that manifest.json is the one that was written is proven by --digest alone; strangler status and the ledger have it");
+        }
         return Ok(Vec::new());
     };
     // Before the archive is read, which may take hours.

@@ -415,7 +415,10 @@ fn gather(tables: &[TableName], rows: &[Row]) -> Vec<Relation> {
     for row in rows {
         let number = usize::try_from(row.get::<_, i64>(0) - 1).unwrap_or(usize::MAX);
         let Some(root) = tables.get(number) else { continue };
-        let table = TableName::new(row.get::<_, String>(1), row.get::<_, String>(2));
+        let (schema, name): (String, String) = (row.get(1), row.get(2));
+        // One that was moved away goes by the name that it had.
+        let is_root = (root.place_schema(), &root.name) == (schema.as_str(), &name);
+        let table = if is_root { root.clone() } else { TableName::new(schema, name) };
         let relation = found.entry(table.clone()).or_insert_with(|| Relation {
             table,
             root: root.clone(),

@@ -17,9 +17,10 @@ use crate::failpoint;
 use crate::journal::archives::{self, Archive};
 use crate::journal::arming;
 use crate::journal::ledger::RETIRE;
+use crate::journal::process;
 use crate::journal::quarantine;
 use crate::journal::retirement::{self, Stage};
-use crate::journal::streams::{Mode, StreamState};
+use crate::journal::streams::{Mode, StreamOf, StreamState};
 use crate::lsn::Lsn;
 use crate::name::TableName;
 use crate::postgres::connect::Session;
@@ -103,6 +104,11 @@ pub async fn archive(archiving: Archiving<'_>, confirm: Option<&str>) -> Result<
         }
         return Ok(Archived { archive: standing.noted, before: true, ..archived });
     }
+    if let (Some(noted), There::Whole(_, digest)) = (&standing.noted, &standing.there)
+        && noted.place == place.to_string()
+    {
+        return Err(refused(changed(noted, digest)));
+    }
     let Some(confirm) = confirm else { return Ok(archived) };
     if confirm != archived.token {
         return Err(RetireError::Changed { slice: job.work.slice.to_owned() });
@@ -135,7 +141,7 @@ fn words(there: &There) -> String {
 /// Writes everything, and the manifest last, when every byte was read back.
 async fn written(archiving: Archiving<'_>, standing: &Standing) -> Result<(Manifest, String), RetireError> {
     let Archiving { job, reader, place, tell, stop } = archiving;
-    archive::begin(place, &standing.whose).await?;
+    let begun = archive::begin(place, &standing.whose, standing.there == There::Begun).await?;
     failpoint::hit("archive-begun");
     let manifest = archive::write(Writing {
         plan: &job.work.plan.name,
@@ -152,7 +158,7 @@ async fn written(archiving: Archiving<'_>, standing: &Standing) -> Result<(Manif
     failpoint::hit("archive-verified");
     // Where the session was lost, somebody else may be at the same files by now.
     archives::still_locked(reader).await?;
-    let digest = archive::conclude(place, &manifest).await?;
+    let digest = archive::conclude(place, &begun, &manifest).await?;
     failpoint::hit("archive-concluded");
     Ok((manifest, digest))
 }
@@ -271,6 +277,14 @@ fn refused(problem: Problem) -> RetireError {
     RetireError::Refused { problems: vec![problem] }
 }
 
+/// What is written down must not be exchanged for what somebody has made of it.
+fn changed(noted: &Archive, found: &str) -> Problem {
+    Problem::error("archive-changed", &noted.place)
+        .fact(format!("the SHA-256 of its manifest.json is {found}, and {} is written down", noted.manifest_sha256))
+        .consequence("it is not the archive that was written and read back, so nothing may rest on it")
+        .next("put the file back as it was; or the same command with another --to, a folder that is empty, which archives the tables anew")
+}
+
 /// Looks at everything, and refuses where something stands in the way.
 async fn stand(archiving: Archiving<'_>) -> Result<Standing, RetireError> {
     let Archiving { job, reader, place, .. } = archiving;
@@ -311,7 +325,15 @@ async fn stand(archiving: Archiving<'_>) -> Result<Standing, RetireError> {
 async fn way_back(monolith: &Client, slice: &str) -> Result<(), RetireError> {
     let stream = arming::reverse(monolith, slice).await?;
     if stream.is_some_and(|row| row.mode == Mode::Apply && row.state == StreamState::Running) {
-        return Ok(());
+        if process::read(monolith, StreamOf::reverse(slice)).await?.is_some_and(|seen| seen.is_alive()) {
+            return Ok(());
+        }
+        return Err(refused(
+            Problem::error("no-way-back", format!("slice {slice}"))
+                .fact("no mirror of it runs")
+                .consequence("the old tables lack what the service has written since it ended, and so would the archive")
+                .next(format!("strangler mirror PLAN --slice {slice}")),
+        ));
     }
     Err(refused(
         Problem::error("no-way-back", format!("slice {slice}"))

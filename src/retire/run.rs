@@ -13,6 +13,7 @@ use super::called;
 use super::gather::{self, Asked, RetireError};
 use super::judge::{self, SliceReport};
 use super::moving;
+use super::printed;
 use super::quarantine::{self, Moving};
 use super::revoke::{self, Giving, Restored, Taking, Transaction};
 use super::rights::{self, Relation};
@@ -385,7 +386,13 @@ async fn look(job: &Job<'_>, step: Step, known: Option<&Catalog>) -> Result<Look
             problems.extend(bound);
             problems
         }
-        Step::Archive => stage::before_archiving(&report, &grounds, (taken, revoked(job, taken, &relations))),
+        Step::Archive => {
+            let taken = (taken, revoked(job, taken, &relations));
+            let mut problems = stage::before_archiving(&report, &grounds, taken);
+            problems.extend(printed::names(monolith, &relations).await.map_err(failed())?);
+            problems.extend(printed::collations(monolith, &relations).await.map_err(failed())?);
+            problems
+        }
     };
     problems.extend(rights::problems(&relations, job.own, user));
     let recent = facts.users.iter().filter(|user| {
@@ -432,6 +439,7 @@ async fn in_the_way_of_moving(
     let (_, no_way_back) = moving::who_puts(monolith, &wanted).await.map_err(failed())?;
     problems.extend(no_way_back);
     problems.extend(called::problems(monolith, relations, &job.tables()).await.map_err(failed())?);
+    problems.extend(printed::names(monolith, relations).await.map_err(failed())?);
     Ok(problems)
 }
 

@@ -13,6 +13,7 @@ use crate::journal::arming::{self, Armed};
 use crate::journal::retirement::{self, Retirement};
 use crate::journal::streams::{StreamRow, StreamState};
 use crate::name::TableName;
+use crate::postgres::places;
 
 /// What the monolith says about it.
 #[derive(Debug, Clone, Default)]
@@ -92,8 +93,10 @@ pub async fn read(
     slice: &str,
     shapes: &BTreeMap<String, String>,
 ) -> Result<ArmingFacts, JournalError> {
-    let tables: Vec<TableName> =
-        shapes.keys().filter_map(|name| TableName::parse(name, "public").ok()).collect();
+    // Tables that were moved away have their gates with them.
+    let places = places::read(client).await.map_err(JournalError::database("reading where tables stand"))?;
+    let names = shapes.keys().filter_map(|name| TableName::parse(name, "public").ok());
+    let tables: Vec<TableName> = names.map(|name| places.located(slice, &name)).collect();
     Ok(ArmingFacts {
         guard: guard::read(client, slice, &tables).await?,
         armed: arming::armed(client, slice).await?,

@@ -21,6 +21,9 @@ pub(super) fn page(error: &ArchiveError) -> Page {
             "archive-missing",
             "name the place that strangler ledger PLAN --kind retire tells; an archive that was not finished has no manifest",
         ),
+        ArchiveError::Taken { .. } => {
+            page(Exit::Refused, "place-taken", "the same command with another --to, a folder that is empty")
+        }
         ArchiveError::Another { .. } => page(
             Exit::Refused,
             "archive-another",

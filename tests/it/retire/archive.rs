@@ -376,11 +376,25 @@ async fn a_flipped_bit_or_a_missing_file_is_found_and_nothing_is_made() {
     );
 
     // A manifest that fits its files and says something else of the rows: the files are right, and the sum is not.
+    let written = std::fs::read(at.join("manifest.json")).unwrap();
     let mut other = manifest(&at);
     other["relations"][0]["rows_digest"] = "0".repeat(64).into();
     std::fs::write(at.join("manifest.json"), serde_json::to_vec(&other).unwrap()).unwrap();
     let sum = restore(&split, &at, &[]);
     assert!(sum.exit == Some(1) && sum.stderr.contains("their digest is"), "{}", sum.page());
+    // Definitions that nobody wrote, under the digest of the rows that are there: it is not taken for what is written down.
+    std::fs::write(at.join("manifest.json"), &written).unwrap();
+    let mut other = manifest(&at);
+    let sql = other["definitions"][0]["sql"].as_str().unwrap().to_owned();
+    other["definitions"][0]["sql"] = format!("{sql} ").into();
+    std::fs::write(at.join("manifest.json"), serde_json::to_vec(&other).unwrap()).unwrap();
+    let unlike = restore(&split, &at, &[]);
+    assert!(
+        unlike.exit == Some(1) && unlike.stderr.contains("has other definitions than"),
+        "{}",
+        unlike.page()
+    );
+    refused(&archive(&split, &at, &[]), &["archive-changed"]);
     std::fs::remove_file(at.join("manifest.json")).unwrap();
     let missing = restore(&split, &at, &[]);
     assert!(

@@ -133,6 +133,8 @@ async fn tables_go_into_quarantine_as_shown_and_come_back_as_they_were() {
     told(&split);
     each_verb(&split);
     clean(&split);
+    let status = split.run("status", &[]);
+    assert!(!status.stdout.contains("is not there"), "{}", status.page());
     carried(&monolith, &service).await;
     assert!(quarantine(&split, &[]).stderr.contains("moved away before"));
 
