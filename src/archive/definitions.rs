@@ -313,12 +313,13 @@ impl<'a> Making<'a> {
         for (name, (value, called)) in &source.sequences {
             let Some(sequence) = source.catalog.sequences.get(name) else { continue };
             let behind = if sequence.increment > 0 { "<=" } else { ">=" };
-            // One that is there already and has gone on stays where it is.
-            let sql = format!(
-                "SELECT setval({}, {value}, {called}) FROM {} WHERE last_value {behind} {value}",
-                quote_literal(&name.sql()),
-                name.sql()
-            );
+            let set = format!("SELECT setval({}, {value}, {called})", quote_literal(&name.sql()));
+            // One that others draw from may be there already, and stays where it is if it has gone on. A new one stands at its start,
+            // which may be behind where it stood.
+            let sql = match self.owns(sequence) {
+                true => set,
+                false => format!("{set} FROM {} WHERE last_value {behind} {value}", name.sql()),
+            };
             self.add(Phase::After, "sequence value", name, sql);
             if let Some(words) = &sequence.comment {
                 let sql = format!("COMMENT ON SEQUENCE {} IS {}", name.sql(), quote_literal(words));
