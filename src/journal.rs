@@ -3,6 +3,7 @@
 //! Statements of one step run on the caller's session, inside the caller's transaction where there is one, so that
 //! what they record is durable together with what it is about.
 
+pub mod abandonment;
 pub mod alarms;
 pub mod archives;
 pub mod arming;
@@ -12,6 +13,7 @@ pub mod canaries;
 pub mod claims;
 pub mod copies;
 pub mod deferred;
+pub mod granted;
 pub mod grounds;
 pub mod holdings;
 pub mod inventory;

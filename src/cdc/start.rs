@@ -18,7 +18,7 @@ use crate::journal::process::Sighting;
 use crate::journal::slices::GateRow;
 use crate::journal::streams::{self, Direction, Mode, Source, StreamOf, StreamRow, StreamState};
 use crate::journal::whereabouts::{self, Route};
-use crate::journal::{copies, process, slices};
+use crate::journal::{abandonment, copies, process, slices};
 use crate::lsn::Lsn;
 use crate::mapping::SliceMapping;
 use crate::mapping::outline::COMPARED;
@@ -403,7 +403,21 @@ pub async fn claim_stream(
     let pid = i32::try_from(starting.process.pid).unwrap_or(i32::MAX);
     let again = memory.standstill.is_some();
     process::register(target, starting.of(), row.nonce, (&starting.process.host, pid), again).await?;
+    not_abandoned(target, starting.slice).await?;
     Ok(row)
+}
+
+/// Whoever takes the slice back says so first and looks for mirrors after that; a mirror registers first and looks for him after that. So
+/// one of them sees the other.
+async fn not_abandoned(target: &Client, slice: &str) -> Result<(), MirrorError> {
+    if abandonment::read(target, slice).await?.is_none() {
+        return Ok(());
+    }
+    let problem = whereabouts::Astray::Abandoned { slice: slice.to_owned() }.problem();
+    Err(MirrorError::Refused {
+        what: format!("slice {slice} can't be mirrored: {}", problem.fact),
+        next: problem.next,
+    })
 }
 
 /// Takes the nonce. It waits for open landings of an older process; when such a process is frozen, its open

@@ -23,6 +23,7 @@ pub const VERSIONS: &[(&str, &str)] = &[
     ("V7__emptied", include_str!("migrations/V7__emptied.sql")),
     ("V8__quarantine", include_str!("migrations/V8__quarantine.sql")),
     ("V9__archive", include_str!("migrations/V9__archive.sql")),
+    ("V10__abandonment", include_str!("migrations/V10__abandonment.sql")),
 ];
 
 /// A table or index that each version makes, in their order: who may not read the history sees in the catalog how far it goes.
@@ -36,6 +37,7 @@ const MARKS: &[&str] = &[
     "mirror_table_emptied",
     "quarantine",
     "archive",
+    "abandonment",
 ];
 
 /// Advisory lock under which versions are applied. Gates use the same class with keys from 1.

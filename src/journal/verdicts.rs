@@ -4,7 +4,7 @@ use tokio_postgres::Client;
 use tokio_postgres::types::{PgLsn, ToSql, Type};
 
 use super::JournalError;
-use super::ledger::{FLIP, VERDICT};
+use super::ledger::{ABANDON, FLIP, VERDICT};
 use crate::lsn::Lsn;
 
 /// A verdict's entry.
@@ -140,7 +140,7 @@ pub struct SinceMove {
     pub clean: i64,
 }
 
-/// The same; `None` where the ledger has no entry of the move that made `epoch`.
+/// The same; `None` where the ledger has no entry of the move that made `epoch`, since the slice was abandoned, if it ever was.
 ///
 /// # Errors
 /// [`JournalError::Database`].
@@ -148,8 +148,10 @@ pub async fn since_move(client: &Client, slice: &str, epoch: i64) -> Result<Opti
     let sql = "SELECT greatest(0, extract(epoch FROM clock_timestamp() - m.at))::float8, \
                    (SELECT count(*) FROM strangler.ledger v WHERE v.slice = $1 AND v.kind = $2 AND v.id > m.id \
                        AND v.body ->> 'full' = 'true' AND v.body ->> 'outcome' = 'clean') \
-               FROM strangler.ledger m WHERE m.slice = $1 AND m.kind = $3 AND m.epoch = $4 ORDER BY m.id LIMIT 1";
-    let row = client.query_opt(sql, &[&slice, &VERDICT, &FLIP, &epoch]).await.map_err(reading())?;
+               FROM strangler.ledger m WHERE m.slice = $1 AND m.kind = $3 AND m.epoch = $4 \
+                   AND m.id > coalesce((SELECT max(id) FROM strangler.ledger WHERE slice = $1 AND kind = $5), 0) \
+               ORDER BY m.id LIMIT 1";
+    let row = client.query_opt(sql, &[&slice, &VERDICT, &FLIP, &epoch, &ABANDON]).await.map_err(reading())?;
     Ok(row.map(|row| SinceMove { ago_s: row.get(0), clean: row.get(1) }))
 }
 

@@ -458,7 +458,7 @@ fn token(epoch: i64, taken: &[Right]) -> String {
 }
 
 /// The beginning of a hash, as it is typed.
-pub(super) fn shown(hash: &[u8]) -> String {
+pub(crate) fn shown(hash: &[u8]) -> String {
     words::hex(hash).chars().take(8).collect()
 }
 
