@@ -116,6 +116,8 @@ pub struct Done {
     pub problems: Vec<Problem>,
     /// An earlier run has begun, and this one goes on.
     pub resumed: bool,
+    /// The service's ledger goes as well.
+    pub drop_ledger: bool,
     /// The slice's publication and slot, by which what is left of it is known.
     pub names: Vec<String>,
 }
@@ -137,11 +139,29 @@ pub enum AbandonError {
     },
     /// What is to be done is not what was shown.
     #[error(
-        "what is to be done for slice {slice} is not what was shown: something changed since; nothing was done"
+        "what is to be done for slice {slice} is not what was shown: something changed since; {}",
+        if *begun { "it was begun, and is not gone on with" } else { "nothing was done" }
     )]
     Changed {
         /// Slice.
         slice: String,
+        /// A step was taken, now or by an earlier run.
+        begun: bool,
+    },
+    /// Somebody held what a step needs; those before it are done, and nothing of this one.
+    #[error("{database}: could not {purpose} {object}: {who}, and was waited for in vain; nothing of this step was done")]
+    Waited {
+        /// Where.
+        database: Database,
+        /// What the step was to do.
+        purpose: &'static str,
+        /// To what.
+        object: String,
+        /// Who, and what is held.
+        who: String,
+        /// What the server said.
+        #[source]
+        source: tokio_postgres::Error,
     },
     /// The databases could not be asked.
     #[error("could not read {what}")]

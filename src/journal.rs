@@ -9,6 +9,7 @@ pub mod archives;
 pub mod arming;
 pub mod authority;
 pub mod baselines;
+pub mod beginnings;
 pub mod canaries;
 pub mod claims;
 pub mod copies;

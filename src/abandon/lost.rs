@@ -1,7 +1,7 @@
 //! What goes with a slice, and what stays, in words for whoever confirms it. Pure.
 
 use super::facts::Facts;
-use super::service::{Origin, OwnTable};
+use super::service::{Fate, Origin, OwnTable};
 use super::{Job, StepKind};
 use crate::problem::Problem;
 use crate::words;
@@ -11,8 +11,10 @@ use crate::words;
 pub(super) fn problems(facts: &Facts, job: Job<'_>) -> Vec<Problem> {
     let of = |object: &str| format!("service {}, {object}", job.service);
     let mut problems = Vec::new();
+    let emptied_by = facts.in_service.emptied_by_hand();
     for table in &facts.in_service.tables {
-        problems.push(rows(table, &of(&format!("table {}", table.name))));
+        let object = of(&format!("table {}", table.name));
+        problems.push(rows(table, (&object, emptied_by.as_deref())));
         problems.extend(
             own(table, facts, job)
                 .map(|problem| Problem { object: of(&format!("table {}", table.name)), ..problem }),
@@ -46,21 +48,37 @@ pub(super) fn problems(facts: &Facts, job: Job<'_>) -> Vec<Problem> {
     problems
 }
 
-fn rows(table: &OwnTable, object: &str) -> Problem {
+fn rows(table: &OwnTable, (object, emptied_by): (&str, Option<&str>)) -> Problem {
     let count = words::count(u64::try_from(table.rows_copied).unwrap_or_default());
-    match table.origin {
-        Origin::Made => Problem::warning("table-dropped", object)
+    match (table.fate(), table.origin) {
+        (Fate::Drop, _) => Problem::warning("table-dropped", object)
             .fact(format!("provision made it, and {count} rows were copied into it"))
             .consequence("it is dropped with its rows, which the monolith has")
             .next("save what the service's own people still need of it"),
-        Origin::Adopted => Problem::warning("table-emptied", object)
-            .fact(format!("it is the service's own, and {count} rows were copied into it"))
+        (Fate::Empty, _) => Problem::warning("table-emptied", object)
+            .fact(format!(
+                "it is the service's own and held no row when it was adopted, and {count} rows were copied into it"
+            ))
             .consequence("it is emptied, and gets the indexes and constraints back that were set aside")
             .next("save what the service's own people still need of it"),
-        Origin::Unknown => Problem::warning("table-stays", object)
-            .fact("the slice's gate does not hang on it, or nothing says that provision made or adopted it")
-            .consequence("it stays as it is, with its rows")
-            .next("drop it by hand, if it is not needed"),
+        (Fate::Stay, Origin::Adopted) => Problem::warning("rows-stay", object)
+            .fact(format!("{}; {count} rows were copied into it", table.doubts.join("; ")))
+            .consequence("nothing proves that all of its rows came from the monolith, so they stay")
+            .next(format!(
+                "look at them; if none of them is needed, run in the service once it is done: {}",
+                emptied_by.unwrap_or_default()
+            )),
+        (Fate::Stay, Origin::Made | Origin::Unknown) => {
+            let known = table.doubts.join("; ");
+            let fact = if known.is_empty() { "nothing says that provision made or adopted it" } else { known.as_str() };
+            Problem::warning("table-stays", object)
+                .fact(fact)
+                .consequence("it stays as it is, with its rows")
+                .next(format!(
+                    "look at it; if none of it is needed, run in the service once it is done: DROP TABLE {};",
+                    table.name.sql()
+                ))
+        }
     }
 }
 
@@ -74,9 +92,9 @@ fn own<'a>(table: &'a OwnTable, facts: &'a Facts, job: Job<'a>) -> impl Iterator
         table.columns.iter().filter(own).map(String::as_str).collect()
     });
     let triggers: Vec<&str> =
-        table.triggers.iter().map(String::as_str).filter(|_| table.origin == Origin::Made).collect();
+        table.triggers.iter().map(String::as_str).filter(|_| table.fate() == Fate::Drop).collect();
     let found = [("column", columns), ("trigger", triggers)];
-    found.into_iter().filter(|(_, names)| !names.is_empty() && table.origin != Origin::Unknown).map(
+    found.into_iter().filter(|(_, names)| !names.is_empty() && table.fate() != Fate::Stay).map(
         |(what, names)| {
             Problem::warning("of-its-own", "")
                 .fact(format!(
@@ -109,9 +127,16 @@ fn stays(facts: &Facts, job: Job<'_>) -> Vec<Problem> {
     problems.extend(monolith.filter(|_| last).map(|what| stays("monolith".to_owned(), what)));
     let alone = facts.service.others.slices.is_empty();
     let place = format!("service {}", job.service);
-    if alone && job.drop_ledger {
+    if job.drop_ledger && !facts.drop_ledger {
+        problems.push(
+            Problem::warning("ledger-stays", &place)
+                .fact("--drop-ledger was not typed when it was begun, so it was not confirmed")
+                .consequence("it does nothing now")
+                .next("once it is done, the same command with --drop-ledger"),
+        );
+    } else if alone && facts.drop_ledger {
         problems.extend(in_use(&facts.service.foreign, false).map(|what| stays(place.clone(), what)));
-    } else if job.drop_ledger {
+    } else if facts.drop_ledger {
         problems.push(
             Problem::warning("ledger-stays", &place)
                 .fact(format!(
@@ -142,10 +167,22 @@ fn stays(facts: &Facts, job: Job<'_>) -> Vec<Problem> {
     problems
 }
 
+/// Definitions that the rows of adopted tables did not allow.
+#[must_use]
+pub(super) fn could_not_put_back(job: Job<'_>, away: &[String]) -> Vec<Problem> {
+    let one = |sql: &String| {
+        Problem::warning("stays-away", format!("service {}", job.service))
+            .fact("what was set aside of an adopted table could not be put back: rows that stay there, or what is there now, do not allow it")
+            .consequence("it stays away")
+            .next(format!("once they do, run in the service: {sql};"))
+    };
+    away.iter().map(one).collect()
+}
+
 /// Whether our schema goes from a database with this step.
-pub(super) fn drops_schema(facts: &Facts, job: Job<'_>, kind: StepKind) -> bool {
+pub(super) fn drops_schema(facts: &Facts, kind: StepKind) -> bool {
     let (side, ledger_stays) = match kind {
-        StepKind::Service => (&facts.service, !job.drop_ledger),
+        StepKind::Service => (&facts.service, !facts.drop_ledger),
         StepKind::Begin | StepKind::Slot | StepKind::Monolith | StepKind::Schema => {
             (&facts.monolith, facts.monolith.others.ledger)
         }

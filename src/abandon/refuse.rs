@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use super::facts::{Facts, Side};
-use super::service::Origin;
+use super::service::Fate;
 use crate::journal::migrate::Form;
 use crate::journal::process::ProcessRow;
 use crate::journal::whereabouts::{Astray, CLONED};
@@ -33,6 +33,13 @@ pub(super) fn problems(facts: &Facts, asked: Asked<'_>) -> Vec<Problem> {
     for (side, name) in [(&facts.monolith, "monolith"), (&facts.service, service.as_str())] {
         problems.extend(itself(side, name, asked.slice));
     }
+    if problems.is_empty() {
+        problems.extend(identity(facts, asked));
+    }
+    if !problems.is_empty() {
+        // So it would be then.
+        return problems;
+    }
     problems.extend(authority(facts, asked));
     problems.extend(armed(facts, asked.slice));
     problems.extend(retired(facts, asked.slice));
@@ -42,7 +49,10 @@ pub(super) fn problems(facts: &Facts, asked: Asked<'_>) -> Vec<Problem> {
         problems.push(
             Problem::error("not-approved", format!("slice {}", asked.slice))
                 .fact("the plan says approval: required, and nobody is named who approved this")
-                .consequence("nothing was begun")
+                .consequence(match facts.begun {
+                    Some(_) => "it was begun, and is not gone on with",
+                    None => "nothing was begun",
+                })
                 .next("the same command with --approved-by NAME, once somebody has"),
         );
     }
@@ -66,6 +76,53 @@ fn itself(side: &Side, name: &str, slice: &str) -> Option<Problem> {
             .consequence("what would be dropped may be needed by the other one")
             .next("correct the link, if it should lead to the other one; else DROP SCHEMA strangler CASCADE there, by which nothing but the copy forgets")
     })
+}
+
+/// Only the two databases that the slice was provisioned in may be touched, or be said to have nothing of it: an empty one looks like one
+/// from which everything was taken.
+fn identity(facts: &Facts, asked: Asked<'_>) -> Option<Problem> {
+    let slice = asked.slice;
+    let on_monolith = facts.monolith.row.is_some() || facts.on_monolith.is_provisioned();
+    let here = &facts.service.database;
+    match &facts.home {
+        Some(home) if facts.service.uuid.as_ref() == Some(&home.uuid) => None,
+        Some(home) => Some(
+            Problem::error("other-home", format!("service {}", asked.service))
+                .fact(format!(
+                    "its link leads to database {here}, and slice {slice} was provisioned in another one, that was called {}",
+                    home.database
+                ))
+                .consequence("what the slice left there would be forgotten")
+                .next(format!(
+                    "correct the link of service {} in the plan, or the variable that holds it; only where that database is gone for good, on \
+                     the monolith: {}; then strangler provision PLAN --slice {slice}, and the same command again",
+                    asked.service,
+                    crate::journal::beginnings::forget_home(slice)
+                )),
+        ),
+        None if facts.begun.is_some() || facts.ended && !on_monolith => None,
+        None if on_monolith || facts.service.row.is_some() => Some(
+            Problem::error("home-unknown", format!("slice {slice}"))
+                .fact(format!(
+                    "nothing on the monolith says that it was provisioned in database {here}: provision was not ended, an earlier version \
+                     did it, or a link leads elsewhere"
+                ))
+                .consequence("it could be another database that the slice is in")
+                .next(format!(
+                    "where both links are right: strangler provision PLAN --slice {slice}, which ends what was begun and writes it down; \
+                     then the same command again"
+                )),
+        ),
+        None => Some(
+            Problem::error("slice-unknown", format!("slice {slice}"))
+                .fact(format!(
+                    "neither {} nor {here}, to which the links lead, has anything of it, and nothing there says that it was abandoned",
+                    facts.monolith.database
+                ))
+                .consequence("it was never provisioned there, or was abandoned with --drop-ledger, or is in other databases")
+                .next("correct the links, if it should be there; else there is nothing to do"),
+        ),
+    }
 }
 
 /// The service's rows may go only where the monolith has them all.
@@ -176,7 +233,7 @@ fn at_work(facts: &Facts, asked: Asked<'_>) -> Option<Problem> {
 fn dependents(facts: &Facts, asked: Asked<'_>) -> Vec<Problem> {
     let slice = asked.slice;
     let of = |object: &str| format!("service {}, {object}", asked.service);
-    let made: Vec<String> = facts.in_service.of(Origin::Made).map(|table| table.name.to_string()).collect();
+    let made: Vec<String> = facts.in_service.of(Fate::Drop).map(|table| table.name.to_string()).collect();
     let in_made = facts.in_service.dependents.iter().map(|found| {
         Problem::error("depends-on-table", of(found))
             .fact(format!("it depends on a table of slice {slice}: {}", made.join(", ")))
@@ -197,19 +254,33 @@ fn dependents(facts: &Facts, asked: Asked<'_>) -> Vec<Problem> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::journal::slices::GateRow;
+    use crate::journal::abandonment::Abandonment;
+    use crate::journal::beginnings::Home;
+    use crate::journal::slices::{GateRow, SliceRow};
 
     fn gate(state: &str) -> Option<GateRow> {
         Some(GateRow { state: state.into(), epoch: 3, owner: "monolith".into() })
     }
 
     fn facts(here: Option<GateRow>, there: Option<GateRow>) -> Facts {
-        let side = |gate| Side { form: Form::Current, itself: true, gate, ..Side::default() };
+        let row = || SliceRow { plan: "p".into(), plan_hash: String::new(), publication: "p".into() };
+        let side = |gate| Side {
+            form: Form::Current,
+            itself: true,
+            gate,
+            row: Some(row()),
+            uuid: Some("u".into()),
+            ..Side::default()
+        };
         Facts {
             astray: BTreeSet::new(),
             monolith: side(here),
             service: side(there),
             begun: None,
+            ended: false,
+            home: Some(Home { uuid: "u".into(), database: "d".into() }),
+            life: String::new(),
+            drop_ledger: false,
             later: super::super::facts::Later::default(),
             mirror: None,
             mirror_lock: true,
@@ -244,6 +315,33 @@ mod tests {
     }
 
     #[test]
+    fn no_database_but_the_one_that_the_slice_was_provisioned_in_is_touched_or_called_empty() {
+        let found = || facts(gate("OPEN"), gate("FENCED"));
+        let elsewhere = |mut facts: Facts| {
+            facts.service = Side { itself: true, ..Side::default() };
+            facts
+        };
+        assert_eq!(codes(&elsewhere(found())), ["other-home"], "an empty one");
+        let mut other = found();
+        other.service.uuid = Some("v".into());
+        assert_eq!(codes(&other), ["other-home"], "one in which it was provisioned as well");
+        let unknown = |facts: Facts| Facts { home: None, ..facts };
+        assert_eq!(codes(&unknown(found())), ["home-unknown"]);
+        assert_eq!(codes(&unknown(elsewhere(found()))), ["home-unknown"]);
+        let forgotten = |mut facts: Facts| {
+            facts.monolith = Side { itself: true, ..Side::default() };
+            facts
+        };
+        assert_eq!(codes(&unknown(forgotten(found()))), ["home-unknown"], "a monolith that knows nothing");
+        assert_eq!(codes(&unknown(forgotten(elsewhere(found())))), ["slice-unknown"]);
+        let begun = Abandonment { plan: "p".into(), token: "t".into(), body: serde_json::Value::Null };
+        let resumed = Facts { begun: Some(begun), ..unknown(forgotten(found())) };
+        assert_eq!(codes(&resumed), Vec::<&str>::new(), "the monolith has forgotten it on the way");
+        let over = Facts { ended: true, ..unknown(forgotten(elsewhere(found()))) };
+        assert_eq!(codes(&over), Vec::<&str>::new());
+    }
+
+    #[test]
     fn each_stage_that_was_not_taken_back_is_named_with_the_verb_that_takes_it_back() {
         let mut found = facts(gate("OPEN"), gate("FENCED"));
         found.later.way_back = true;
@@ -252,7 +350,7 @@ mod tests {
         assert_eq!(codes(&found), ["armed", "mirror-runs", "retired"]);
         found.service.itself = false;
         found.monolith.form = Form::Older;
-        assert_eq!(codes(&found)[..2], ["outdated", "database-cloned"]);
+        assert_eq!(codes(&found), ["outdated", "database-cloned"]);
     }
 
     #[test]

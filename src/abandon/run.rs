@@ -10,9 +10,10 @@ use super::{AbandonError, Done, Job, Step, StepKind, design, lost};
 use crate::failpoint;
 use crate::journal::ledger::{self, ABANDON, NewEntry, steps};
 use crate::journal::migrate::Form;
-use crate::journal::runs;
+use crate::journal::{abandonment, runs};
 use crate::plan::Approval;
 use crate::postgres::connect::idle_limit;
+use crate::postgres::sqlstate;
 use crate::problem::Problem;
 use crate::provision::{self, Database};
 use crate::retire::shown;
@@ -44,41 +45,66 @@ pub async fn run(job: Job<'_>, confirm: Option<&str>) -> Result<Done, AbandonErr
 
 async fn locked(job: Job<'_>, confirm: Option<&str>) -> Result<Done, AbandonError> {
     let facts = facts::gather(job).await?;
-    let asked = asked(job);
-    let mut problems = refuse::problems(&facts, asked);
-    problems.extend(compared(job, &facts).await?);
+    let mut problems = refuse::problems(&facts, asked(job));
+    if problems.is_empty() {
+        problems.extend(compared(job, &facts).await?);
+    }
     if !problems.is_empty() {
         return Err(AbandonError::Refused { problems });
     }
     let bare = design::steps(&facts, job, ("", &Value::Null));
     let body = design::body(&facts, job, &bare);
-    let token = token(&bare);
+    let token = token(&facts.life, &bare);
     let steps = design::steps(&facts, job, (&token, &body));
-    let done = Done {
+    let mut done = Done {
         token,
         problems: lost::problems(&facts, job),
         resumed: facts.begun.is_some(),
+        drop_ledger: facts.drop_ledger,
         names: facts.names.clone(),
         steps,
     };
     let Some(confirm) = confirm.filter(|_| !done.steps.is_empty()) else { return Ok(done) };
     let begun = facts.begun.as_ref().map(|begun| begun.token.as_str());
     if confirm != done.token && Some(confirm) != begun {
-        return Err(AbandonError::Changed { slice: job.slice.to_owned() });
+        return Err(AbandonError::Changed { slice: job.slice.to_owned(), begun: begun.is_some() });
     }
-    for step in &done.steps {
-        let told = (&facts, &body);
-        take(job, step, told).await?;
-        if step.kind == StepKind::Begin {
-            // A mirror that began at the same moment has registered before it looked, and is seen now.
-            let facts = facts::gather(job).await?;
-            let problems = refuse::problems(&facts, asked);
-            if !problems.is_empty() {
-                return Err(AbandonError::Refused { problems });
-            }
+    let away = take_all(job, &done, (facts, &body)).await?;
+    done.problems.extend(lost::could_not_put_back(job, &away));
+    Ok(done)
+}
+
+/// Steps of a run: each kind is taken once, and the slot again where a mirror that was frozen has made it meanwhile.
+const STEPS_MAX: usize = 12;
+
+/// Takes what was shown. Each step may wait, for a lock or for the network, so before each all is asked again: what would be done now must
+/// still be what was shown. Returns what could not be put back.
+async fn take_all(
+    job: Job<'_>,
+    shown: &Done,
+    (mut facts, body): (Facts, &Value),
+) -> Result<Vec<String>, AbandonError> {
+    for _ in 0..STEPS_MAX {
+        let left = design::steps(&facts, job, (&shown.token, body));
+        let Some(step) = left.into_iter().next() else { return Ok(Vec::new()) };
+        if step.kind != StepKind::Slot && !shown.steps.contains(&step) {
+            break;
+        }
+        let service = facts::service_of(job)?;
+        let writes_down = step.kind == StepKind::Service && step.told;
+        let before = if writes_down { abandonment::last_entry(service).await? } else { 0 };
+        take(job, &step, (&facts, body)).await?;
+        if step.kind == StepKind::Service {
+            return Ok(if writes_down { abandonment::stays_away(service, job.slice, before).await? } else { Vec::new() });
+        }
+        // A mirror that began at the same moment as the first step has registered before it looked, and is seen now.
+        facts = facts::gather(job).await?;
+        let problems = refuse::problems(&facts, asked(job));
+        if !problems.is_empty() {
+            return Err(AbandonError::Refused { problems });
         }
     }
-    Ok(done)
+    Err(AbandonError::Changed { slice: job.slice.to_owned(), begun: true })
 }
 
 fn asked(job: Job<'_>) -> Asked<'_> {
@@ -106,9 +132,10 @@ async fn compared(job: Job<'_>, facts: &Facts) -> Result<Option<Problem>, Abando
     ))
 }
 
-/// Names exactly what is done: every statement, but for what names the token itself.
-fn token(steps: &[Step]) -> String {
-    let text: String = steps.iter().map(Step::text).collect();
+/// Names exactly what is done: every statement, but for what names the token itself; and to which life of the slice, so that what was
+/// confirmed for one is nothing for the next.
+fn token(life: &str, steps: &[Step]) -> String {
+    let text: String = std::iter::once(life.to_owned()).chain(steps.iter().map(Step::text)).collect();
     shown(&Sha256::digest(text.as_bytes()))
 }
 
@@ -142,7 +169,7 @@ async fn take(job: Job<'_>, step: &Step, told: (&Facts, &Value)) -> Result<(), A
     if let Err(error) = transact(admin, job, step, entry.as_ref()).await {
         // When the connection broke there is nothing to roll back; the first error tells the story.
         let _ = admin.batch_execute("ROLLBACK").await;
-        return Err(error);
+        return Err(waited_for(admin, step, (error, told.0)).await);
     }
     failpoint::hit(step.kind.point());
     if step.tells() {
@@ -151,6 +178,23 @@ async fn take(job: Job<'_>, step: &Step, told: (&Facts, &Value)) -> Result<(), A
         tracing::debug!(service = job.service, ?anchored, "the ledger's head");
     }
     Ok(())
+}
+
+/// Says who was waited for in vain: a frozen mirror, for example, whose transaction is open.
+async fn waited_for(admin: &Client, step: &Step, (error, facts): (AbandonError, &Facts)) -> AbandonError {
+    let (database, purpose, object, source) = match error {
+        AbandonError::Step { database, purpose, object, source, .. } if sqlstate::is_lock_timeout(&source) => {
+            (database, purpose, object, source)
+        }
+        other => return other,
+    };
+    let tables: Vec<String> = match step.kind {
+        StepKind::Service => facts.in_service.tables.iter().map(|table| table.name.sql()).collect(),
+        StepKind::Begin | StepKind::Slot | StepKind::Monolith | StepKind::Schema => Vec::new(),
+    };
+    let holder = abandonment::holder(admin, &tables).await.ok().flatten();
+    let who = holder.unwrap_or_else(|| "a session that has just ended".to_owned());
+    AbandonError::Waited { database, purpose, object, who, source }
 }
 
 fn failed<'a>(step: &'a Step, sql: &'a str) -> impl FnOnce(tokio_postgres::Error) -> AbandonError + 'a {
@@ -189,7 +233,7 @@ async fn told_of(
     let begun = facts.begun.as_ref().map_or(body, |begun| &begun.body);
     let monolith = &job.databases.monolith;
     let there = crate::journal::migrate::form(monolith).await? == Form::Current;
-    let mut body = begun.clone();
+    let mut body = design::told(begun, facts);
     if let Some(fields) = body.as_object_mut() {
         let known = steps::all_told(service, there.then_some(monolith)).await?;
         fields.insert("journal".to_owned(), known);

@@ -121,7 +121,7 @@ fn preview(
     ui.data(&sql.join("\n"))?;
     let approved =
         arguments.approved_by.as_deref().map(|name| format!(" --approved-by {}", shell_word(name)));
-    let ledger = if arguments.drop_ledger { " --drop-ledger" } else { "" };
+    let ledger = if done.drop_ledger { " --drop-ledger" } else { "" };
     let before =
         if done.resumed { "it was begun before, and this is what is left" } else { "nothing was done" };
     ui.words(&opened.typed(&format!(
@@ -153,7 +153,7 @@ async fn finish(ui: &mut Ui, opened: &Opened, (slice, done): (&str, &Done)) -> R
     for problem in done
         .problems
         .iter()
-        .filter(|problem| matches!(problem.code, "schema-stays" | "key-stays-away" | "table-stays"))
+        .filter(|problem| matches!(problem.code, "schema-stays" | "key-stays-away" | "table-stays" | "rows-stay" | "stays-away"))
     {
         ui.words(check::list(&opened.typed_all(vec![problem.clone()])).trim_end());
         exit = Exit::Problems;

@@ -2,7 +2,7 @@
 //! leaves the slice alone meanwhile, whatever of it is gone already.
 
 use serde_json::Value;
-use tokio_postgres::types::Type;
+use tokio_postgres::types::{ToSql, Type};
 use tokio_postgres::{Client, Error};
 
 use super::{JournalError, ledger};
@@ -88,8 +88,9 @@ pub fn begin(slice: &str, (plan, token): (&str, &str), body: &Value) -> Vec<Stri
     ]
 }
 
-/// Fails unless the gate in this database is closed, and holds it so until the end of the transaction.
-fn require_fenced(slice: &str) -> String {
+/// SQL that fails unless the gate in this database is closed, and holds it so until the end of the transaction.
+#[must_use]
+pub fn require_fenced(slice: &str) -> String {
     let gate = quote_ident(&format!("gate_{slice}"));
     let message = quote_literal(&format!("the gate of slice {slice} is not closed here"));
     format!(
@@ -123,6 +124,123 @@ pub fn forget(slice: &str, tables: &[String]) -> Vec<String> {
     let delete =
         |table: &String| format!("DELETE FROM strangler.{} WHERE slice = {name}", quote_ident(table));
     first.into_iter().chain(last).map(delete).collect()
+}
+
+/// Action of the entry that says that a slice was taken back: what the journal says of it from before is of an earlier life.
+pub const TAKEN_BACK: &str = "take back slice";
+/// Action of the entry about what was set aside and could not be put back.
+const STAYS_AWAY: &str = "could not put back";
+/// Action of the entry about a foreign key between two slices that was put back.
+const PUT_BACK: &str = "put back between slices";
+
+/// A condition on entries of the journal under this name: they are of the life that a slice has now. `slice` is an expression.
+#[must_use]
+pub(super) fn of_this_life(entry: &str, slice: &str) -> String {
+    format!(
+        "{entry}.id > coalesce((SELECT max(ended.id) FROM strangler.journal ended \
+             WHERE ended.slice = {slice} AND ended.action = '{TAKEN_BACK}'), 0)"
+    )
+}
+
+/// The same of the ledger's entries.
+#[must_use]
+pub(super) fn told_of_this_life(entry: &str, slice: &str) -> String {
+    format!(
+        "{entry}.id > coalesce((SELECT max(ended.id) FROM strangler.ledger ended \
+             WHERE ended.slice = {slice} AND ended.kind = '{}'), 0)",
+        ledger::ABANDON
+    )
+}
+
+/// Whether a slice was taken back from this database, and nothing was provisioned for it since. The tables must be there.
+///
+/// # Errors
+/// [`JournalError::Database`].
+pub async fn has_ended(service: &Client, slice: &str) -> Result<bool, JournalError> {
+    let sql = "SELECT NOT EXISTS (SELECT FROM strangler.slice WHERE slice = $1) \
+                   AND EXISTS (SELECT FROM strangler.journal WHERE slice = $1 AND actor = $2 AND action = $3)";
+    let asked: [(&(dyn ToSql + Sync), Type); 3] =
+        [(&slice, Type::TEXT), (&ACTOR, Type::TEXT), (&TAKEN_BACK, Type::TEXT)];
+    let row = service.query_typed_one(sql, &asked).await;
+    Ok(row.map_err(JournalError::database("reading whether a slice was abandoned"))?.get(0))
+}
+
+/// SQL that puts back what was set aside, unless the rows or definitions that are there now do not allow it, which is written down.
+#[must_use]
+pub fn put_back(slice: &str, sql: &str) -> String {
+    let note = super::statements::insert_journal(
+        ACTOR,
+        Some(slice),
+        STAYS_AWAY,
+        &serde_json::json!({ "create_sql": sql }),
+    );
+    let body = format!(
+        " BEGIN EXECUTE {}; EXCEPTION WHEN integrity_constraint_violation OR duplicate_table OR duplicate_object OR undefined_table \
+             OR undefined_column OR undefined_object OR invalid_foreign_key OR invalid_table_definition THEN {note}; END ",
+        quote_literal(sql)
+    );
+    format!("DO {}", quote_literal(&body))
+}
+
+/// SQL that notes that a foreign key between two slices was to come back, so that it is done once.
+#[must_use]
+pub fn note_put_back(slice: &str, object: &str) -> String {
+    let detail = serde_json::json!({ "object": object });
+    super::statements::insert_journal(ACTOR, Some(slice), PUT_BACK, &detail)
+}
+
+/// What an abandonment could not put back, as SQL, of those entries that are behind this one; 0 for all.
+///
+/// # Errors
+/// [`JournalError::Database`].
+pub async fn stays_away(service: &Client, slice: &str, after: i64) -> Result<Vec<String>, JournalError> {
+    let sql = "SELECT detail ->> 'create_sql' FROM strangler.journal WHERE slice = $1 AND action = $2 AND id > $3 ORDER BY id";
+    let asked: [(&(dyn ToSql + Sync), Type); 3] =
+        [(&slice, Type::TEXT), (&STAYS_AWAY, Type::TEXT), (&after, Type::INT8)];
+    let rows = service.query_typed(sql, &asked).await;
+    let rows = rows.map_err(JournalError::database("reading what could not be put back"))?;
+    Ok(rows.iter().map(|row| row.get(0)).collect())
+}
+
+/// The number of the journal's last entry; 0 where there is none.
+///
+/// # Errors
+/// [`JournalError::Database`].
+pub async fn last_entry(client: &Client) -> Result<i64, JournalError> {
+    let sql = "SELECT coalesce(max(id), 0) FROM strangler.journal";
+    let row = client.query_typed_one(sql, &[]).await;
+    Ok(row.map_err(JournalError::database("reading the journal"))?.get(0))
+}
+
+/// Who holds locks in this database on what is ours or on these tables for the longest time, in words.
+///
+/// # Errors
+/// [`JournalError::Database`].
+pub async fn holder(client: &Client, tables: &[String]) -> Result<Option<String>, JournalError> {
+    let sql = "SELECT coalesce(format('process %s (%s)%s', l.pid, \
+                   coalesce(nullif(a.application_name, ''), 'role ' || a.usename, 'no application name'), \
+                   ', whose transaction is open for ' || round(extract(epoch FROM clock_timestamp() - a.xact_start)) || ' s'), \
+                   'a prepared transaction') || ' holds ' || string_agg(DISTINCT l.relation::regclass::text, ', ') \
+               FROM pg_locks l LEFT JOIN pg_stat_activity a ON a.pid = l.pid JOIN pg_class c ON c.oid = l.relation \
+                   JOIN pg_namespace n ON n.oid = c.relnamespace \
+               WHERE l.locktype = 'relation' AND l.granted AND l.pid IS DISTINCT FROM pg_backend_pid() \
+                   AND l.database = (SELECT oid FROM pg_database WHERE datname = current_database()) \
+                   AND (n.nspname = 'strangler' OR c.oid IN (SELECT to_regclass(t)::oid FROM unnest($1::text[]) AS t)) \
+                   AND c.relkind IN ('r', 'p') \
+               GROUP BY l.pid, a.application_name, a.usename, a.xact_start ORDER BY a.xact_start LIMIT 1";
+    let row = client.query_typed_opt(sql, &[(&tables, Type::TEXT_ARRAY)]).await;
+    Ok(row.map_err(JournalError::database("looking for who holds a lock"))?.map(|row| row.get(0)))
+}
+
+/// Tells the life of a slice from any other that it has had in this database; `None` where it has none.
+///
+/// # Errors
+/// [`JournalError::Database`].
+pub async fn life(client: &Client, slice: &str) -> Result<Option<String>, JournalError> {
+    let sql = "SELECT concat_ws(' ', d.uuid, (extract(epoch FROM s.provisioned_at) * 1000000)::bigint) \
+               FROM strangler.slice s LEFT JOIN strangler.database d ON true WHERE s.slice = $1";
+    let row = client.query_typed_opt(sql, &[(&slice, Type::TEXT)]).await;
+    Ok(row.map_err(JournalError::database("reading the slice"))?.map(|row| row.get(0)))
 }
 
 /// SQL after which the slice is being taken back no longer.
@@ -173,10 +291,13 @@ pub async fn others(client: &Client, slice: &str) -> Result<Others, JournalError
 /// # Errors
 /// [`JournalError::Database`].
 pub async fn origins(service: &Client, slice: &str) -> Result<Vec<(String, String)>, JournalError> {
-    let sql = "SELECT DISTINCT ON (detail ->> 'object') detail ->> 'object', action FROM strangler.journal \
-               WHERE slice = $1 AND action IN ('create table', 'adopt table') AND detail ? 'object' \
-               ORDER BY detail ->> 'object', id DESC";
-    let rows = service.query_typed(sql, &[(&slice, Type::TEXT)]).await;
+    let sql = format!(
+        "SELECT DISTINCT ON (detail ->> 'object') detail ->> 'object', action FROM strangler.journal j \
+         WHERE slice = $1 AND action IN ('create table', 'adopt table') AND detail ? 'object' AND {} \
+         ORDER BY detail ->> 'object', id DESC",
+        of_this_life("j", "$1")
+    );
+    let rows = service.query_typed(&sql, &[(&slice, Type::TEXT)]).await;
     let rows = rows.map_err(JournalError::database("reading which tables were made"))?;
     Ok(rows.iter().map(|row| (row.get(0), row.get(1))).collect())
 }
@@ -202,6 +323,8 @@ pub async fn keys_between(service: &Client, slice: &str) -> Result<Vec<(String, 
     let sql = "SELECT DISTINCT ON (detail ->> 'object') detail ->> 'object', detail ->> 'create_sql' \
                FROM strangler.journal j WHERE action = 'set aside between slices' \
                    AND (slice = $1 OR NOT EXISTS (SELECT FROM strangler.slice s WHERE s.slice = j.slice)) \
+                   AND NOT EXISTS (SELECT FROM strangler.journal b WHERE b.action = 'put back between slices' \
+                       AND b.detail ->> 'object' = j.detail ->> 'object' AND b.id > j.id) \
                ORDER BY detail ->> 'object', id DESC";
     let rows = service.query_typed(sql, &[(&slice, Type::TEXT)]).await;
     let rows = rows.map_err(JournalError::database("reading which foreign keys were set aside"))?;
@@ -219,8 +342,8 @@ pub async fn waiting(service: &Client, slice: &str) -> Result<Vec<(String, Strin
     Ok(rows.iter().map(|row| (row.get(0), row.get(1))).collect())
 }
 
-/// What outside of our schema depends on something in it: with that it is not dropped. As kind and identity; gates that hang on tables
-/// are left out, since they go with their slice, or stop it.
+/// What of others depends on our schema: what outside of it leans on something in it, and what is in it and not ours. With that it is not
+/// dropped. As kind and identity; gates that hang on tables are left out, since they go with their slice, or stop it.
 ///
 /// # Errors
 /// The server's.
@@ -230,22 +353,35 @@ pub async fn foreign(client: &Client) -> Result<Vec<String>, JournalError> {
     Ok(rows.iter().map(|row| row.get(0)).collect())
 }
 
-/// Views, functions and the like of others that lean on our relations and functions, under one more condition. What belongs to our own
-/// objects is in `ours`.
+/// Our relations beside the gates, each made by a migration.
+const RELATIONS: &[&str] = &[
+    "abandonment", "alarm", "archive", "authority", "baseline", "begun_empty", "canary", "cut_key", "database", "deferred", "freshness",
+    "granted", "home", "journal", "ledger", "mirror_process", "mirror_table", "move_group", "operator", "own_scan", "part", "piece",
+    "quarantine", "quarantined", "reconcile_chunk", "reconcile_run", "repair", "retirement", "revoked_right", "schema_history", "slice",
+    "stream", "table_use", "table_user", "touched", "touched_floor",
+];
+/// Our functions beside the gates'.
+const FUNCTIONS: &[&str] = &["append_only", "authority_rows"];
+
+/// Objects of others as above, under one more condition on triggers. What belongs to our own objects, as their indexes, types and
+/// sequences do, is ours.
 fn foreign_sql(condition: &str) -> String {
+    let list = |names: &[&str]| names.iter().map(|name| quote_literal(name)).collect::<Vec<_>>().join(", ");
     format!(
         "WITH RECURSIVE ours (class, oid) AS ( \
         SELECT 'pg_class'::regclass::oid, c.oid FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace \
-            WHERE n.nspname = 'strangler' \
+            WHERE n.nspname = 'strangler' AND c.relkind IN ('r', 'v') \
+                AND (c.relname IN ({relations}) OR left(c.relname::text, 5) = 'gate_' AND c.relkind = 'r') \
         UNION SELECT 'pg_proc'::regclass::oid, p.oid FROM pg_proc p JOIN pg_namespace n ON n.oid = p.pronamespace \
-            WHERE n.nspname = 'strangler' \
-        UNION SELECT 'pg_type'::regclass::oid, t.oid FROM pg_type t JOIN pg_namespace n ON n.oid = t.typnamespace \
-            WHERE n.nspname = 'strangler' \
+            WHERE n.nspname = 'strangler' AND p.pronargs = 0 AND (p.proname IN ({functions}) OR left(p.proname::text, 5) = 'gate_') \
         UNION SELECT d.classid, d.objid FROM ours o JOIN pg_depend d ON d.refclassid = o.class AND d.refobjid = o.oid \
             WHERE d.deptype IN ('a', 'i')), \
     leaning AS (SELECT DISTINCT d.classid, d.objid FROM ours o \
         JOIN pg_depend d ON d.refclassid = o.class AND d.refobjid = o.oid AND d.deptype = 'n' \
-        WHERE NOT EXISTS (SELECT FROM ours x WHERE x.class = d.classid AND x.oid = d.objid)) \
+        WHERE NOT EXISTS (SELECT FROM ours x WHERE x.class = d.classid AND x.oid = d.objid) \
+        UNION SELECT d.classid, d.objid FROM pg_depend d WHERE d.refclassid = 'pg_namespace'::regclass \
+            AND d.refobjid = to_regnamespace('strangler')::oid AND d.deptype = 'n' \
+            AND NOT EXISTS (SELECT FROM ours x WHERE x.class = d.classid AND x.oid = d.objid)) \
     SELECT DISTINCT i.type || ' ' || i.identity FROM leaning l \
         LEFT JOIN pg_rewrite r ON l.classid = 'pg_rewrite'::regclass AND r.oid = l.objid \
         LEFT JOIN (SELECT t.oid FROM pg_trigger t JOIN pg_proc p ON p.oid = t.tgfoid WHERE left(p.proname::text, 5) = 'gate_') g \
@@ -253,18 +389,27 @@ fn foreign_sql(condition: &str) -> String {
         CROSS JOIN LATERAL pg_identify_object(CASE WHEN r.oid IS NULL THEN l.classid ELSE 'pg_class'::regclass END, \
             CASE WHEN r.oid IS NULL THEN l.objid ELSE r.ev_class END, 0) i \
         WHERE (r.oid IS NULL OR NOT EXISTS (SELECT FROM ours x WHERE x.class = 'pg_class'::regclass AND x.oid = r.ev_class)) {condition} \
-    ORDER BY 1"
+    ORDER BY 1",
+        relations = list(RELATIONS),
+        functions = list(FUNCTIONS),
     )
 }
 
-/// SQL that drops our schema, where no slice is left in it and nothing of others depends on it: that is looked at under the locks.
+/// SQL that drops our schema, where no slice is left in it, nothing of others depends on it and, unless the ledger goes
+/// with it, nothing told there: all that is looked at under the locks.
 #[must_use]
-pub fn drop_schema() -> String {
+pub fn drop_schema(with_ledger: bool) -> String {
+    let ledger = if with_ledger {
+        ""
+    } else {
+        "IF EXISTS (SELECT FROM strangler.ledger) THEN RAISE EXCEPTION 'a ledger is kept here'; END IF; "
+    };
     format!(
         "DO $strangler$ DECLARE one text; BEGIN \
          FOR one IN SELECT format('%I.%I', 'strangler', c.relname) FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace \
              WHERE n.nspname = 'strangler' AND c.relkind = 'r' LOOP EXECUTE 'LOCK TABLE ' || one; END LOOP; \
          IF EXISTS (SELECT FROM strangler.slice) THEN RAISE EXCEPTION 'a slice is provisioned here'; END IF; \
+         IF EXISTS (SELECT FROM strangler.abandonment) THEN RAISE EXCEPTION 'a slice is being taken back here'; END IF; {ledger}\
          SELECT string_agg(f.words, ', ') INTO one FROM ({}) AS f (words); \
          IF one IS NOT NULL THEN RAISE EXCEPTION 'of others there depends on the schema strangler: %', one; END IF; \
          DROP SCHEMA strangler CASCADE; END $strangler$",

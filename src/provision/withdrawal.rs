@@ -97,7 +97,8 @@ impl Standing {
         statements.extend(abandonment::forget(&self.slice, &self.tables));
         if !self.tables.is_empty() {
             let detail = serde_json::json!({ "object": self.slice });
-            statements.push(statements::insert_journal(actor, Some(&self.slice), "take back slice", &detail));
+            let taken_back = abandonment::TAKEN_BACK;
+            statements.push(statements::insert_journal(actor, Some(&self.slice), taken_back, &detail));
         }
         statements
     }
@@ -116,8 +117,12 @@ pub(crate) fn drop_gate(slice: &str) -> [String; 2] {
 
 /// What drops our schema, and behind it the role that mirrors act as, where it was made here and no database of the server needs it any
 /// more; and what that role was let do, where it was let do it here.
-pub(crate) fn drop_schema((made_role, quieted): (bool, bool), server_major: u32) -> Vec<String> {
-    let mut statements = vec![abandonment::drop_schema()];
+pub(crate) fn drop_schema(
+    with_ledger: bool,
+    (made_role, quieted): (bool, bool),
+    server_major: u32,
+) -> Vec<String> {
+    let mut statements = vec![abandonment::drop_schema(with_ledger)];
     statements.extend(drop_role((made_role, quieted), server_major));
     statements
 }

@@ -2,7 +2,6 @@
 
 use super::{Exit, Page, SILENT, ended_as_idle, lost_connection};
 use crate::abandon::AbandonError;
-use crate::postgres::sqlstate;
 use crate::provision::ProvisionError;
 
 /// Steps that were taken stay in all of these.
@@ -17,8 +16,8 @@ pub(super) fn page(error: &AbandonError) -> Page {
             let hint = "the same command without --confirm shows what is to be done now";
             (Exit::Refused, "abandon-changed", Some(hint.to_owned()))
         }
-        AbandonError::Step { source, .. } if sqlstate::is_lock_timeout(source) => {
-            let hint = "somebody else's transaction held what is needed: once it has ended, type the same command again";
+        AbandonError::Waited { .. } => {
+            let hint = "once that transaction has ended, type the same command again; where its process is frozen or gone: SELECT pg_terminate_backend(PID)";
             (Exit::Unreachable, "abandon-waited", Some(hint.to_owned()))
         }
         AbandonError::Journal(_)

@@ -37,3 +37,25 @@ INSERT INTO strangler.granted
     FROM pg_attribute t JOIN pg_class c ON c.oid = t.attrelid JOIN pg_namespace n ON n.oid = c.relnamespace
         CROSS JOIN LATERAL aclexplode(t.attacl) a JOIN pg_roles r ON r.oid = a.grantee
     WHERE r.rolname = 'strangler_apply' AND n.nspname <> 'strangler' AND EXISTS (SELECT FROM strangler.slice);
+
+CREATE TABLE strangler.home (
+    slice text PRIMARY KEY,
+    service text NOT NULL,
+    uuid uuid NOT NULL,
+    database text NOT NULL,
+    at timestamptz NOT NULL DEFAULT now()
+);
+COMMENT ON TABLE strangler.home IS
+    'On the monolith: the database of the service that a slice was provisioned in first. Only there may abandon take it back';
+COMMENT ON COLUMN strangler.home.uuid IS 'That of strangler.database there';
+COMMENT ON COLUMN strangler.home.database IS 'Its name, for words to an operator';
+
+CREATE TABLE strangler.begun_empty (
+    slice text NOT NULL,
+    target_table text NOT NULL,
+    relation oid NOT NULL,
+    PRIMARY KEY (slice, target_table, relation)
+);
+COMMENT ON TABLE strangler.begun_empty IS
+    'In the service: tables that held no row when provision made or adopted them, each with its partitions of that moment. '
+    'What is not here may hold rows of the service''s own, and abandon leaves it as it is';
