@@ -149,7 +149,9 @@ pub enum AbandonError {
         begun: bool,
     },
     /// Somebody held what a step needs; those before it are done, and nothing of this one.
-    #[error("{database}: could not {purpose} {object}: {who}, and was waited for in vain; nothing of this step was done")]
+    #[error(
+        "{database}: could not {purpose} {object}: {who}, and was waited for in vain; nothing of this step was done"
+    )]
     Waited {
         /// Where.
         database: Database,

@@ -10,6 +10,8 @@ pub mod hooks;
 /// Every kill point of the mirror, in the order in which a run meets them. A test kills at each.
 pub const MIRROR: &[&str] = &[
     "stream-row-inserted",
+    "slot-wanted",
+    "slot-asked-for",
     "slot-created",
     "stream-row-running",
     "nonce-taken",

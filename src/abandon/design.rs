@@ -117,7 +117,10 @@ fn action(fate: Fate) -> Option<&'static str> {
 #[must_use]
 pub(super) fn tables_of(body: &Value) -> BTreeSet<String> {
     let taken = body.get("taken").and_then(Value::as_array).into_iter().flatten();
-    taken.filter(|step| is_about_a_table(step)).filter_map(|step| Some(step.get("object")?.as_str()?.to_owned())).collect()
+    taken
+        .filter(|step| is_about_a_table(step))
+        .filter_map(|step| Some(step.get("object")?.as_str()?.to_owned()))
+        .collect()
 }
 
 fn is_about_a_table(step: &Value) -> bool {

@@ -188,8 +188,7 @@ fn remember(facts: &mut Facts, body: &Value) {
         side.others.made_role |= flag(name, "made_role");
         side.others.quieted |= flag(name, "quieted");
     }
-    facts.drop_ledger =
-        known.and_then(|known| known.get("drop_ledger")?.as_bool()).unwrap_or_default();
+    facts.drop_ledger = known.and_then(|known| known.get("drop_ledger")?.as_bool()).unwrap_or_default();
 }
 
 /// What [`remember`] reads, for the first step to write down.

@@ -95,7 +95,11 @@ async fn take_all(
         let before = if writes_down { abandonment::last_entry(service).await? } else { 0 };
         take(job, &step, (&facts, body)).await?;
         if step.kind == StepKind::Service {
-            return Ok(if writes_down { abandonment::stays_away(service, job.slice, before).await? } else { Vec::new() });
+            return Ok(if writes_down {
+                abandonment::stays_away(service, job.slice, before).await?
+            } else {
+                Vec::new()
+            });
         }
         // A mirror that began at the same moment as the first step has registered before it looked, and is seen now.
         facts = facts::gather(job).await?;
@@ -182,12 +186,10 @@ async fn take(job: Job<'_>, step: &Step, told: (&Facts, &Value)) -> Result<(), A
 
 /// Says who was waited for in vain: a frozen mirror, for example, whose transaction is open.
 async fn waited_for(admin: &Client, step: &Step, (error, facts): (AbandonError, &Facts)) -> AbandonError {
-    let (database, purpose, object, source) = match error {
-        AbandonError::Step { database, purpose, object, source, .. } if sqlstate::is_lock_timeout(&source) => {
-            (database, purpose, object, source)
-        }
-        other => return other,
-    };
+    let AbandonError::Step { database, purpose, object, sql, source } = error else { return error };
+    if !sqlstate::is_lock_timeout(&source) {
+        return AbandonError::Step { database, purpose, object, sql, source };
+    }
     let tables: Vec<String> = match step.kind {
         StepKind::Service => facts.in_service.tables.iter().map(|table| table.name.sql()).collect(),
         StepKind::Begin | StepKind::Slot | StepKind::Monolith | StepKind::Schema => Vec::new(),

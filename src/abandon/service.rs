@@ -113,9 +113,11 @@ impl Standing {
         let back = |sql: &String| if goes { sql.clone() } else { abandonment::put_back(slice, sql) };
         statements.extend(self.waiting.iter().map(back));
         if alone {
-            statements.extend(self.keys_between.iter().flat_map(|(object, sql)| {
-                [back(sql), abandonment::note_put_back(slice, object)]
-            }));
+            statements.extend(
+                self.keys_between
+                    .iter()
+                    .flat_map(|(object, sql)| [back(sql), abandonment::note_put_back(slice, object)]),
+            );
         }
         statements
     }
@@ -133,8 +135,13 @@ impl Standing {
     /// nor tables that inherit.
     pub(super) fn emptied_by_hand(&self) -> Option<String> {
         let stays = |table: &&OwnTable| table.fate() == Fate::Stay && table.origin == Origin::Adopted;
-        let names: Vec<String> =
-            self.tables.iter().filter(stays).flat_map(|table| &table.leaves).map(|name| format!("ONLY {}", name.sql())).collect();
+        let names: Vec<String> = self
+            .tables
+            .iter()
+            .filter(stays)
+            .flat_map(|table| &table.leaves)
+            .map(|name| format!("ONLY {}", name.sql()))
+            .collect();
         (!names.is_empty()).then(|| format!("TRUNCATE {};", names.join(", ")))
     }
 
@@ -162,11 +169,15 @@ impl Standing {
             .collect();
         self.doubt(unconfirmed);
         let adopted = || self.tables.iter().filter(|table| table.origin == Origin::Adopted);
-        let Some(other) = adopted().find(|table| !table.doubts.is_empty()).map(|table| table.name.to_string()) else {
+        let Some(other) =
+            adopted().find(|table| !table.doubts.is_empty()).map(|table| table.name.to_string())
+        else {
             return;
         };
         let why = format!("adopted tables of a slice are emptied together, and {other} stays");
-        let rest = adopted().filter(|table| table.doubts.is_empty()).map(|table| (table.name.to_string(), why.clone()));
+        let rest = adopted()
+            .filter(|table| table.doubts.is_empty())
+            .map(|table| (table.name.to_string(), why.clone()));
         let rest = rest.collect();
         self.doubt(rest);
     }

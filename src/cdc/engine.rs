@@ -208,7 +208,7 @@ impl Engine {
         let _ = beating.await;
         match ended {
             // In the middle of a transaction close() leaves it to the next start.
-            Ok(()) | Err(MirrorError::Stopped) => self.close().await,
+            Ok(()) | Err(MirrorError::Stopped) => Box::pin(self.close()).await,
             Err(error) => Err(error),
         }
     }

@@ -158,7 +158,7 @@ async fn prepare(
     let row = start::claim_stream(
         &links.target,
         starting,
-        (provisioned.epoch, &publication),
+        (provisioned.epoch, &publication, &provisioned.life),
         &identity,
         (memory, &config.admin),
     )
@@ -170,7 +170,7 @@ async fn prepare(
         row
     };
     memory.rebuild &= !rebuild;
-    let applied = prepare_slot(config, &mut links, &row, (identity.database_oid, &identity.uuid)).await?;
+    let applied = prepare_slot(config, &mut links, &row, (&identity, &provisioned.life)).await?;
     let claim = claim(config, &row, applied);
     if claim.direction == Direction::Forward && claim.mode == Mode::Tripwire {
         forget_retries(slice, memory);
@@ -299,7 +299,7 @@ async fn prepare_slot(
     config: &SliceConfig,
     links: &mut Links,
     row: &StreamRow,
-    (database, uuid): (u32, &str),
+    (identity, life): (&streams::Source, &str),
 ) -> Result<Lsn, MirrorError> {
     let slice = config.mapping.slice.as_str();
     let tell = |text: &str| config.board.phase(config.of(), "waiting", Some(text));
@@ -311,8 +311,13 @@ async fn prepare_slot(
             tell("the new replication slot waits for running transactions of the monolith's cluster");
             start::wait_for_slot(&links.source, &row.slot, &tell).await?;
             let Links { source, replication, target, .. } = links;
-            let begun = start::create_slot(source, replication, target, (slice, row), &tell).await?;
-            match begun {
+            let begun = start::create_slot(source, replication, target, (slice, life, row), &tell).await;
+            if !matches!(begun, Ok(Some(_)))
+                && let Ok(another) = open(&config.apply, slice).await
+            {
+                start::give_back(replication, &another, (slice, &row.slot)).await;
+            }
+            match begun? {
                 Some(start) => Ok(start),
                 None => Err(rewatch::not_begun(config, (source, target), row).await),
             }
@@ -339,7 +344,8 @@ async fn prepare_slot(
                 Vec::new()
             };
             let (of, stream) = (config.of(), (row, config.direction));
-            let fault = start::find_fault(stream, &links.system, (database, uuid), slot.as_ref(), &history);
+            let database = (identity.database_oid, identity.uuid.as_str());
+            let fault = start::find_fault(stream, &links.system, database, slot.as_ref(), &history);
             if let Some(fault) = fault {
                 note_fault(config, links, row, &fault).await?;
                 return Err(refuse(config, links, row, Some(&fault.detail)).await);

@@ -29,13 +29,14 @@ const APPLICATION: &str = "strangler abandon";
 /// On the monolith go the slot, the publication, the gate, the rights that provision and arm have granted and no other slice needs, and
 /// what is remembered of the slice. With the last slice of every plan the schema strangler goes as well, and the role strangler_apply,
 /// where it was made from there and nothing on the server depends on it. In the service, tables that provision made are dropped;
-/// tables that it adopted are emptied and get back the indexes and constraints that were set aside. Anything else stays: types, schemas,
-/// free sequences, the service's own roles.
+/// tables that it adopted are emptied and get back the indexes and constraints that were set aside. A table whose rows need not all be the
+/// mirror's stays as it is, and is named: one that held rows when it was adopted, for example, or got partitions since. Anything else
+/// stays: types, schemas, free sequences, the service's own roles.
 ///
 /// The service's ledger stays, with the schema strangler and the rights on it, since it is the evidence of what was done:
 /// strangler ledger goes on to show it. With --drop-ledger they go together with the service's last slice.
 ///
-/// Refused while the service has or may have the authority, while the slice is armed or retired, while a mirror or a comparison of it
+/// Refused in databases that are not those that the slice was provisioned in, while the service has or may have the authority, while the slice is armed or retired, while a mirror or a comparison of it
 /// runs, and while something of the service's own depends on a table that would be dropped. From the first step on no other verb touches
 /// the slice; a run that died is finished by the same command. At the end doctor looks whether anything of the slice is left.
 ///
@@ -150,11 +151,9 @@ async fn finish(ui: &mut Ui, opened: &Opened, (slice, done): (&str, &Done)) -> R
         ui.words(&format!("left: {database}: {} {}: {}", object.kind.as_str(), object.name, object.detail));
         exit = Exit::Problems;
     }
-    for problem in done
-        .problems
-        .iter()
-        .filter(|problem| matches!(problem.code, "schema-stays" | "key-stays-away" | "table-stays" | "rows-stay" | "stays-away"))
-    {
+    for problem in done.problems.iter().filter(|problem| {
+        matches!(problem.code, "schema-stays" | "key-stays-away" | "table-stays" | "rows-stay" | "stays-away")
+    }) {
         ui.words(check::list(&opened.typed_all(vec![problem.clone()])).trim_end());
         exit = Exit::Problems;
     }

@@ -138,7 +138,7 @@ const PUT_BACK: &str = "put back between slices";
 pub(super) fn of_this_life(entry: &str, slice: &str) -> String {
     format!(
         "{entry}.id > coalesce((SELECT max(ended.id) FROM strangler.journal ended \
-             WHERE ended.slice = {slice} AND ended.action = '{TAKEN_BACK}'), 0)"
+             WHERE ended.slice = {slice} AND ended.action IN ('{TAKEN_BACK}', 'undone by hand')), 0)"
     )
 }
 
@@ -355,10 +355,42 @@ pub async fn foreign(client: &Client) -> Result<Vec<String>, JournalError> {
 
 /// Our relations beside the gates, each made by a migration.
 const RELATIONS: &[&str] = &[
-    "abandonment", "alarm", "archive", "authority", "baseline", "begun_empty", "canary", "cut_key", "database", "deferred", "freshness",
-    "granted", "home", "journal", "ledger", "mirror_process", "mirror_table", "move_group", "operator", "own_scan", "part", "piece",
-    "quarantine", "quarantined", "reconcile_chunk", "reconcile_run", "repair", "retirement", "revoked_right", "schema_history", "slice",
-    "stream", "table_use", "table_user", "touched", "touched_floor",
+    "abandonment",
+    "alarm",
+    "archive",
+    "authority",
+    "baseline",
+    "begun_empty",
+    "canary",
+    "cut_key",
+    "database",
+    "deferred",
+    "freshness",
+    "granted",
+    "home",
+    "journal",
+    "ledger",
+    "mirror_process",
+    "mirror_table",
+    "move_group",
+    "operator",
+    "own_scan",
+    "part",
+    "piece",
+    "quarantine",
+    "quarantined",
+    "reconcile_chunk",
+    "reconcile_run",
+    "repair",
+    "retirement",
+    "revoked_right",
+    "schema_history",
+    "slice",
+    "stream",
+    "table_use",
+    "table_user",
+    "touched",
+    "touched_floor",
 ];
 /// Our functions beside the gates'.
 const FUNCTIONS: &[&str] = &["append_only", "authority_rows"];

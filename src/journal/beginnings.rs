@@ -112,10 +112,14 @@ pub async fn doubts(
         return Ok(Vec::new());
     }
     if !slices::has_gate(service, slice).await? {
-        let gone = |(table, _): &(TableName, bool)| (table.to_string(), "the slice's gate is gone".to_owned());
+        let gone =
+            |(table, _): &(TableName, bool)| (table.to_string(), "the slice's gate is gone".to_owned());
         return Ok(tables.iter().map(gone).collect());
     }
-    let sql = format!("SELECT DISTINCT label, why FROM ({}) AS d (label, why) ORDER BY 1, 2", doubts_sql(slice, tables));
+    let sql = format!(
+        "SELECT DISTINCT label, why FROM ({}) AS d (label, why) ORDER BY 1, 2",
+        doubts_sql(slice, tables)
+    );
     let rows = service.query_typed(&sql, &[]).await;
     let rows = rows.map_err(JournalError::database("looking whose rows the service's tables hold"))?;
     Ok(rows.iter().map(|row| (row.get(0), row.get(1))).collect())
@@ -126,14 +130,19 @@ pub async fn doubts(
 ///
 /// # Errors
 /// [`JournalError::Database`].
-pub async fn leaves(service: &Client, slice: &str, table: &TableName) -> Result<Vec<TableName>, JournalError> {
+pub async fn leaves(
+    service: &Client,
+    slice: &str,
+    table: &TableName,
+) -> Result<Vec<TableName>, JournalError> {
     let sql = "WITH RECURSIVE below (oid) AS (SELECT to_regclass($1)::oid \
             UNION SELECT i.inhrelid FROM below b JOIN pg_inherits i ON i.inhparent = b.oid) \
         SELECT n.nspname::text, c.relname::text FROM below b JOIN pg_class c ON c.oid = b.oid JOIN pg_namespace n ON n.oid = c.relnamespace \
         WHERE c.relkind = 'r' AND (c.oid = to_regclass($1)::oid OR EXISTS (SELECT FROM strangler.begun_empty e \
             WHERE e.slice = $2 AND e.target_table = $3 AND e.relation = c.oid)) ORDER BY 1, 2";
     let (name, label) = (table.sql(), table.to_string());
-    let asked: [(&(dyn ToSql + Sync), Type); 3] = [(&name, Type::TEXT), (&slice, Type::TEXT), (&label, Type::TEXT)];
+    let asked: [(&(dyn ToSql + Sync), Type); 3] =
+        [(&name, Type::TEXT), (&slice, Type::TEXT), (&label, Type::TEXT)];
     let rows = service.query_typed(sql, &asked).await;
     let rows = rows.map_err(JournalError::database("reading a table's partitions"))?;
     Ok(rows.iter().map(|row| TableName::new(row.get::<_, String>(0), row.get::<_, String>(1))).collect())

@@ -89,7 +89,9 @@ impl Granted {
 }
 
 /// A table is needed while another slice publishes it or has its gate on it; a schema while such a table, a type of one of its columns, or a
-/// table into which another slice is mirrored is in it.
+/// table into which another slice is mirrored is in it, and while the role may use anything else there, by rights that are none of ours
+/// to take back or because it owns it. A right that somebody has made grantable since is not the one that was granted: who else has got it
+/// through that is not ours to judge, so it stays, and is forgotten.
 const DISPENSABLE: &str = "WITH RECURSIVE gated AS ( \
         SELECT g.tgrelid AS oid FROM pg_trigger g JOIN pg_proc p ON p.oid = g.tgfoid JOIN pg_namespace n ON n.oid = p.pronamespace \
             WHERE n.nspname = 'strangler' AND left(p.proname::text, 5) = 'gate_' AND p.proname <> 'gate_' || $1 \
@@ -102,22 +104,40 @@ const DISPENSABLE: &str = "WITH RECURSIVE gated AS ( \
     needed (catalog, object) AS (SELECT 'pg_class', oid FROM tables \
         UNION SELECT 'pg_namespace', c.relnamespace FROM tables t JOIN pg_class c ON c.oid = t.oid \
         UNION SELECT 'pg_namespace', y.typnamespace FROM types t JOIN pg_type y ON y.oid = t.oid), \
-    rights AS (SELECT 'pg_namespace' AS catalog, n.oid AS object, 0 AS attnum, a.grantee, a.privilege_type FROM pg_namespace n \
+    rights AS (SELECT 'pg_namespace' AS catalog, n.oid AS object, 0 AS attnum, a.grantee, a.privilege_type, a.is_grantable FROM pg_namespace n \
             CROSS JOIN LATERAL aclexplode(n.nspacl) a \
-        UNION ALL SELECT 'pg_class', c.oid, 0, a.grantee, a.privilege_type FROM pg_class c CROSS JOIN LATERAL aclexplode(c.relacl) a \
-        UNION ALL SELECT 'pg_class', t.attrelid, t.attnum, a.grantee, a.privilege_type FROM pg_attribute t \
-            CROSS JOIN LATERAL aclexplode(t.attacl) a WHERE NOT t.attisdropped) \
+        UNION ALL SELECT 'pg_class', c.oid, 0, a.grantee, a.privilege_type, a.is_grantable FROM pg_class c CROSS JOIN LATERAL aclexplode(c.relacl) a \
+        UNION ALL SELECT 'pg_class', t.attrelid, t.attnum, a.grantee, a.privilege_type, a.is_grantable FROM pg_attribute t \
+            CROSS JOIN LATERAL aclexplode(t.attacl) a WHERE NOT t.attisdropped), \
+    going AS (SELECT e.relation AS oid FROM strangler.begun_empty e WHERE e.slice = $1), \
+    ours AS (SELECT g.object, g.attnum, g.grantee, g.privilege FROM strangler.granted g WHERE g.catalog = 'pg_class' \
+        AND NOT EXISTS (SELECT FROM needed d WHERE d.catalog = g.catalog AND d.object = g.object)), \
+    uses (schema, grantee) AS (SELECT c.relnamespace, g.grantee FROM strangler.granted g JOIN pg_roles r ON r.rolname = g.grantee \
+            JOIN pg_class c ON c.relnamespace = g.object AND c.relkind IN ('r', 'p', 'v', 'm', 'f', 'S') \
+            WHERE g.catalog = 'pg_namespace' AND pg_has_role(r.oid, c.relowner, 'USAGE') AND NOT r.rolsuper \
+                AND c.oid NOT IN (SELECT oid FROM going) \
+        UNION SELECT c.relnamespace, g.grantee FROM strangler.granted g JOIN pg_roles r ON r.rolname = g.grantee \
+            JOIN pg_class c ON c.relnamespace = g.object JOIN rights w ON w.catalog = 'pg_class' AND w.object = c.oid \
+            WHERE g.catalog = 'pg_namespace' AND CASE WHEN g.grantee = 'strangler_apply' THEN w.grantee = r.oid \
+                    WHEN w.grantee = 0 THEN true ELSE w.grantee = r.oid OR pg_has_role(r.oid, w.grantee, 'USAGE') END \
+                AND w.grantee IS DISTINCT FROM c.relowner \
+                AND NOT EXISTS (SELECT FROM ours o WHERE (o.object, o.attnum) = (w.object, w.attnum) AND w.grantee = r.oid \
+                    AND o.grantee = g.grantee AND o.privilege = w.privilege_type AND NOT w.is_grantable) \
+        UNION SELECT p.pronamespace, g.grantee FROM strangler.granted g JOIN pg_roles r ON r.rolname = g.grantee \
+            JOIN pg_proc p ON p.pronamespace = g.object WHERE g.catalog = 'pg_namespace' AND g.grantee <> 'strangler_apply' \
+                AND p.prorettype <> 'trigger'::regtype AND has_function_privilege(r.oid, p.oid, 'EXECUTE')) \
     SELECT g.catalog, g.object, g.attnum, g.grantee, g.privilege, \
         CASE WHEN w.object IS NULL THEN NULL WHEN g.catalog = 'pg_namespace' THEN 'SCHEMA ' || quote_ident(n.nspname) \
             ELSE CASE WHEN c.relkind = 'S' THEN 'SEQUENCE ' ELSE 'TABLE ' END \
                 || quote_ident(s.nspname) || '.' || quote_ident(c.relname) END, a.attname::text \
     FROM strangler.granted g LEFT JOIN pg_roles r ON r.rolname = g.grantee \
         LEFT JOIN LATERAL (SELECT DISTINCT w.object FROM rights w WHERE (w.catalog, w.object, w.attnum) = (g.catalog, g.object, g.attnum) \
-            AND w.grantee = r.oid AND w.privilege_type = g.privilege) w ON true \
+            AND w.grantee = r.oid AND w.privilege_type = g.privilege AND NOT w.is_grantable) w ON true \
         LEFT JOIN pg_namespace n ON g.catalog = 'pg_namespace' AND n.oid = g.object \
         LEFT JOIN pg_class c ON g.catalog = 'pg_class' AND c.oid = g.object LEFT JOIN pg_namespace s ON s.oid = c.relnamespace \
         LEFT JOIN pg_attribute a ON g.attnum <> 0 AND a.attrelid = c.oid AND a.attnum = g.attnum \
     WHERE NOT EXISTS (SELECT FROM needed d WHERE d.catalog = g.catalog AND d.object = g.object) \
+        AND NOT EXISTS (SELECT FROM uses u WHERE g.catalog = 'pg_namespace' AND (u.schema, u.grantee) = (g.object, g.grantee)) \
         AND ($2 OR c.relkind IS DISTINCT FROM 'S') \
     ORDER BY 6 NULLS LAST, g.grantee, g.privilege, 7";
 

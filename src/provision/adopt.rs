@@ -35,7 +35,8 @@ pub(super) fn adopt(draft: &mut Draft<'_>, site: &Site<'_>) {
         if !site.known(slice, mapping) {
             let what = ("adopt table", &*mapping.target.to_string());
             let noted = beginnings::note_adopted(&slice.slice, &mapping.target);
-            let statements = std::iter::once(mirror_row(slice, mapping)).chain(noted).map(Statement::from).collect();
+            let statements =
+                std::iter::once(mirror_row(slice, mapping)).chain(noted).map(Statement::from).collect();
             draft.journaled(site.database(), Some(&slice.slice), what, statements);
         }
     }

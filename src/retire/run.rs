@@ -10,7 +10,7 @@ use sha2::{Digest, Sha256};
 use tokio_postgres::Client;
 
 use super::called;
-use super::gather::{self, Asked, RetireError};
+use super::gather::{self, Asked, RetireError, not_abandoned};
 use super::judge::{self, SliceReport};
 use super::moving;
 use super::quarantine::{self, Moving};
@@ -277,6 +277,9 @@ pub async fn restore(
 ) -> Result<Option<Restored>, RetireError> {
     locked(work.databases, async || {
         let (monolith, slice) = (&work.databases.monolith, work.slice);
+        for service in work.databases.services.values() {
+            not_abandoned(service, slice).await?;
+        }
         itself(monolith, slice).await?;
         let stage = retirement::read(monolith, slice).await?.map(|done| done.stage);
         if stage.is_none() && retirement::rights(monolith, slice).await?.is_empty() {

@@ -3,7 +3,11 @@
 mod adopted;
 mod catalogs;
 mod crashes;
+mod identity;
+mod lives;
+mod meanwhile;
 mod refusals;
+mod rights;
 
 use strangler::cluster::{Binaries, Options};
 use tokio_postgres::Client;

@@ -161,9 +161,10 @@ struct Named {
 }
 
 async fn named(service: &Client, slice: &str) -> Result<Named, JournalError> {
-    let sql = "SELECT (SELECT plan_hash FROM strangler.ledger WHERE slice = $1 AND plan_hash IS NOT NULL \
-                   ORDER BY id DESC LIMIT 1), \
-               (SELECT body ->> 'policy_hash' FROM strangler.ledger WHERE slice = $1 AND kind = $2 ORDER BY id DESC LIMIT 1)";
+    let sql = "WITH now AS (SELECT id, kind, plan_hash, body FROM strangler.ledger WHERE slice = $1 \
+                   AND id > (SELECT coalesce(max(id), 0) FROM strangler.ledger WHERE slice = $1 AND kind = 'abandon')) \
+               SELECT (SELECT plan_hash FROM now WHERE plan_hash IS NOT NULL ORDER BY id DESC LIMIT 1), \
+               (SELECT body ->> 'policy_hash' FROM now WHERE kind = $2 ORDER BY id DESC LIMIT 1)";
     let row = service.query_one(sql, &[&slice, &PLAN]).await.map_err(reading())?;
     Ok(Named { mapping: row.get(0), policy: row.get(1) })
 }

@@ -1,5 +1,7 @@
 //! Tables that the service's own migrations made are emptied, and are as those left them.
 
+use tokio_postgres::Client;
+
 use super::catalogs::{assert_untouched, catalogs};
 use super::{refused, take_back};
 use crate::support::split::Split;
@@ -82,4 +84,102 @@ async fn adopted_tables_are_emptied_and_are_as_their_migrations_left_them() {
     )
     .await;
     mirror.stop();
+}
+
+const FOUR: &str = "version: 1\nplan: split\nmonolith: { url: \"${MONOLITH}\" }
+services: { service: { url: \"${SERVICE}\", ddl: adopt, into: sales } }
+slices:
+  early: { service: service, tables: { early: {} } }
+  parent: { service: service, tables: { parent: {} } }
+  parted: { service: service, tables: { parted: {} } }
+  clean: { service: service, tables: { clean: {} } }\n";
+
+const NAMES: [&str; 4] = ["early", "parent", "parted", "clean"];
+
+/// A table with rows of its own, and three that are empty when they are adopted.
+async fn adopted_with_rows_of_their_own() -> (Split, Client, Client) {
+    let each = |sql: &str| NAMES.map(|name| sql.replace("NAME", name)).join("; ");
+    let setup = each(
+        "CREATE TABLE NAME (id int PRIMARY KEY, v text); INSERT INTO NAME SELECT i, 'v' || i FROM generate_series(1, 20) i",
+    );
+    let (split, monolith, service) = Split::with_plan(FOUR, &setup).await;
+    let own = "CREATE SCHEMA sales; CREATE TABLE sales.early (id int PRIMARY KEY, v text);
+        INSERT INTO sales.early SELECT 1000 + i, 'own' FROM generate_series(1, 3) i;
+        CREATE TABLE sales.parent (id int PRIMARY KEY, v text); CREATE TABLE sales.clean (id int PRIMARY KEY, v text);
+        CREATE TABLE sales.parted (id int PRIMARY KEY, v text) PARTITION BY RANGE (id);
+        CREATE TABLE sales.parted_1 PARTITION OF sales.parted FOR VALUES FROM (1) TO (100)";
+    service.batch_execute(own).await.unwrap();
+    split.provision();
+    let mirror = split.mirror(None);
+    mirror.caught_up(&monolith, &service).await;
+    mirror.stop();
+    // What the service's own people built since.
+    let since = "CREATE TABLE sales.heir () INHERITS (sales.parent); INSERT INTO sales.heir VALUES (1000, 'own');
+        CREATE TABLE sales.parted_2 (id int NOT NULL, v text); INSERT INTO sales.parted_2 VALUES (1000, 'own');
+        ALTER TABLE sales.parted ATTACH PARTITION sales.parted_2 FOR VALUES FROM (1000) TO (2000)";
+    service.batch_execute(since).await.unwrap();
+    (split, monolith, service)
+}
+
+async fn count(service: &Client, table: &str) -> i64 {
+    service.query_one(&format!("SELECT count(*) FROM {table}"), &[]).await.unwrap().get(0)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn rows_that_need_not_be_the_mirrors_stay_and_are_named_with_what_takes_them_by_hand() {
+    let (split, _monolith, service) = adopted_with_rows_of_their_own().await;
+    for (slice, rows, why, by_hand) in [
+        (
+            "early",
+            23,
+            "nothing says that it held no row when it was adopted",
+            "TRUNCATE ONLY \"sales\".\"early\";",
+        ),
+        ("parent", 21, "sales.heir has become a part of it", "TRUNCATE ONLY \"sales\".\"parent\";"),
+        ("parted", 21, "sales.parted_2 has become a part of it", "TRUNCATE ONLY \"sales\".\"parted_1\";"),
+        ("clean", 0, "", ""),
+    ] {
+        let preview = super::abandon(&split, slice, &[]);
+        let truncates = preview.stdout.lines().any(|line| line.starts_with("TRUNCATE"));
+        assert_eq!(truncates, rows == 0, "{slice}: {}", preview.page());
+        let done = super::abandon(&split, slice, &["--confirm", &super::token(&preview)]);
+        assert_eq!(done.exit, Some(i32::from(rows != 0)), "{slice}: {}", done.page());
+        assert_eq!(count(&service, &format!("sales.{slice}")).await, rows, "{slice}: {}", done.page());
+        if rows != 0 {
+            for words in ["(rows-stay)", why, by_hand] {
+                assert!(super::flat(&preview.stderr).contains(words), "{slice}, {words}: {}", preview.page());
+                assert!(super::flat(&done.stderr).contains(words), "{slice}, {words}: {}", done.page());
+            }
+        }
+        let hinges = "SELECT count(*) FROM pg_trigger WHERE tgname LIKE '%strangler%' AND tgrelid::regclass::text LIKE 'sales.' || $1 || '%'";
+        let hinges: i64 = service.query_one(hinges, &[&slice]).await.unwrap().get(0);
+        assert_eq!(hinges, 0, "{slice}: its own people may write again");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn rows_that_come_while_a_run_stands_still_stay() {
+    let (split, _monolith, service) = adopted_with_rows_of_their_own().await;
+    let shown = super::token(&super::abandon(&split, "clean", &[]));
+    let mut command = split.command(&["abandon", "plan.yaml", "--slice", "clean", "--confirm", &shown]);
+    command.env("STRANGLER_FREEZE", "abandon-monolith-cleared");
+    let mut frozen = split.start_command(command);
+    assert!(frozen.stands_still());
+    let heir =
+        "CREATE TABLE sales.late () INHERITS (sales.clean); INSERT INTO sales.late VALUES (1000, 'own')";
+    service.batch_execute(heir).await.unwrap();
+    frozen.signal(rustix::process::Signal::CONT);
+    refused(&frozen.ended(), "abandon-changed", &["it was begun, and is not gone on with"]);
+    assert_eq!(count(&service, "sales.clean").await, 21);
+    let ended = super::abandon(&split, "clean", &["--confirm", &shown]);
+    assert_eq!(ended.exit, Some(1), "{}", ended.page());
+    assert!(super::flat(&ended.stderr).contains("sales.late has become a part of it"), "{}", ended.page());
+    assert_eq!(count(&service, "sales.clean").await, 21);
+    // What was to stay when it was confirmed is not taken by a run that goes on, though nothing stands in its way any more.
+    let shown = super::token(&super::abandon(&split, "parent", &[]));
+    super::crashes::killed_at(&split, "parent", "abandon-begun", &[&shown]);
+    service.batch_execute("DROP TABLE sales.heir").await.unwrap();
+    let ended = super::abandon(&split, "parent", &["--confirm", &shown]);
+    assert_eq!(ended.exit, Some(1), "{}", ended.page());
+    assert_eq!(count(&service, "sales.parent").await, 20);
 }

@@ -13,9 +13,11 @@ use crate::support::split::Split;
 const SETUP: &str = "CREATE TABLE orders (id int PRIMARY KEY, v text); \
     INSERT INTO orders SELECT i, 'v' || i FROM generate_series(1, 100) i";
 
-/// Runs it until a kill point ends it.
-fn killed_at(split: &Split, name: &str, token: &str) {
-    let mut command = split.command(&["abandon", "plan.yaml", "--confirm", token]);
+/// Runs it until a kill point ends it. The last argument is the token.
+pub fn killed_at(split: &Split, slice: &str, name: &str, arguments: &[&str]) {
+    let (token, more) = arguments.split_last().unwrap();
+    let start = ["abandon", "plan.yaml", "--slice", slice, "--confirm", token];
+    let mut command = split.command(&[&start[..], more].concat());
     command.env("STRANGLER_FAILPOINT", name);
     let output = command.output().unwrap();
     assert!(output.status.signal() == Some(9), "it never came to {name}: {}", Ended::of(output).page());
@@ -38,6 +40,9 @@ fn left_alone(split: &Split, name: &str) {
         ("arm", &[]),
         ("disarm", &[]),
         ("flip", &["--accept-no-evidence", "a test"]),
+        ("retire", &["--stage", "revoke"]),
+        ("retire", &["--report"]),
+        ("unretire", &[]),
         ("reconcile", &[]),
     ] {
         let ended = split.run(verb, arguments);
@@ -65,7 +70,7 @@ async fn killed_behind_any_step_it_is_named_and_left_alone_and_the_same_command_
     for name in ABANDON {
         mirrored(&split, &monolith, &service).await;
         let shown = token(&abandon(&split, "one", &[]));
-        killed_at(&split, name, &shown);
+        killed_at(&split, "one", name, &[&shown]);
         let over = *name == "abandon-service-cleared";
         if over {
             let status = split.run("status", &[]);
@@ -101,8 +106,7 @@ async fn a_slice_that_was_provisioned_half_way_is_taken_back_too() {
     let on_monolith: String =
         first.lines().filter(|line| !line.starts_with("--")).collect::<Vec<_>>().join("\n");
     monolith.batch_execute(&on_monolith).await.unwrap();
-    let nothing = abandon(&split, "one", &[]);
-    assert_eq!(nothing.exit, Some(0), "{}", nothing.page());
+    refused(&abandon(&split, "one", &[]), "slice-unknown", &[]);
     // Its own schema alone, as a provision leaves it that died behind its first step.
     monolith.batch_execute("DROP SCHEMA strangler CASCADE").await.unwrap();
     assert_untouched(&before, &catalogs(&monolith).await);
