@@ -342,6 +342,17 @@ mod tests {
     }
 
     #[test]
+    fn what_lacks_an_approval_says_whether_it_was_begun() {
+        let asked = Asked { slice: "one", service: "s", not_approved: true };
+        let said = |facts: &Facts| problems(facts, asked).first().unwrap().consequence.clone();
+        let mut found = facts(gate("OPEN"), gate("FENCED"));
+        assert_eq!(said(&found), "nothing was begun");
+        found.begun =
+            Some(Abandonment { plan: "p".into(), token: "t".into(), body: serde_json::Value::Null });
+        assert_eq!(said(&found), "it was begun, and is not gone on with");
+    }
+
+    #[test]
     fn each_stage_that_was_not_taken_back_is_named_with_the_verb_that_takes_it_back() {
         let mut found = facts(gate("OPEN"), gate("FENCED"));
         found.later.way_back = true;

@@ -128,6 +128,8 @@ pub fn forget(slice: &str, tables: &[String]) -> Vec<String> {
 
 /// Action of the entry that says that a slice was taken back: what the journal says of it from before is of an earlier life.
 pub const TAKEN_BACK: &str = "take back slice";
+/// The same where an administrator did it, as docs/runbooks/start-anew.md has it.
+const UNDONE_BY_HAND: &str = "undone by hand";
 /// Action of the entry about what was set aside and could not be put back.
 const STAYS_AWAY: &str = "could not put back";
 /// Action of the entry about a foreign key between two slices that was put back.
@@ -138,7 +140,9 @@ const PUT_BACK: &str = "put back between slices";
 pub(super) fn of_this_life(entry: &str, slice: &str) -> String {
     format!(
         "{entry}.id > coalesce((SELECT max(ended.id) FROM strangler.journal ended \
-             WHERE ended.slice = {slice} AND ended.action IN ('{TAKEN_BACK}', 'undone by hand')), 0)"
+             WHERE ended.slice = {slice} AND ended.action IN ({}, {})), 0)",
+        quote_literal(TAKEN_BACK),
+        quote_literal(UNDONE_BY_HAND)
     )
 }
 
@@ -147,8 +151,8 @@ pub(super) fn of_this_life(entry: &str, slice: &str) -> String {
 pub(super) fn told_of_this_life(entry: &str, slice: &str) -> String {
     format!(
         "{entry}.id > coalesce((SELECT max(ended.id) FROM strangler.ledger ended \
-             WHERE ended.slice = {slice} AND ended.kind = '{}'), 0)",
-        ledger::ABANDON
+             WHERE ended.slice = {slice} AND ended.kind = {}), 0)",
+        quote_literal(ledger::ABANDON)
     )
 }
 

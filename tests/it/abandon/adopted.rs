@@ -183,3 +183,34 @@ async fn rows_that_come_while_a_run_stands_still_stay() {
     assert_eq!(ended.exit, Some(1), "{}", ended.page());
     assert_eq!(count(&service, "sales.parent").await, 20);
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_the_rows_that_stay_do_not_allow_is_named_and_the_rest_comes_back() {
+    let (split, _monolith, service) = Split::with_plan(PLAN, SETUP).await;
+    service.batch_execute(ADOPTED).await.unwrap();
+    split.provision();
+    let past_the_gate = "ALTER TABLE sales.orders DISABLE TRIGGER ALL;
+        INSERT INTO sales.orders (id, number) VALUES (1, 'twice'), (2, 'twice'); ALTER TABLE sales.orders ENABLE ALWAYS TRIGGER aa_strangler_gate;
+        INSERT INTO strangler.alarm (slice, dir, epoch, lsn, xid, source_table, operation, key)
+            VALUES ('one', 'reverse', 1, '0/1', 1, 'orders', 'insert', '{1}')";
+    service.batch_execute(past_the_gate).await.unwrap();
+    let preview = super::abandon(&split, "one", &[]);
+    for words in
+        ["somebody wrote in the service past the gate", "adopted tables of a slice are emptied together"]
+    {
+        assert!(super::flat(&preview.stderr).contains(words), "{words}: {}", preview.page());
+    }
+    let done = super::abandon(&split, "one", &["--confirm", &super::token(&preview)]);
+    assert_eq!(done.exit, Some(1), "{}", done.page());
+    for words in ["(stays-away)", "ADD CONSTRAINT orders_number_key"] {
+        assert!(super::flat(&done.stderr).contains(words), "{words}: {}", done.page());
+    }
+    assert_eq!(count(&service, "sales.orders").await, 2);
+    let keys =
+        "SELECT count(*) FROM pg_constraint WHERE conrelid = 'sales.lines'::regclass AND contype = 'f'";
+    assert_eq!(
+        service.query_one(keys, &[]).await.unwrap().get::<_, i64>(0),
+        1,
+        "the key of the lines is back"
+    );
+}

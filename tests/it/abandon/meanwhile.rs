@@ -45,14 +45,16 @@ async fn a_name_that_somebody_else_has_taken_since_is_none_of_the_slices() {
     );
 }
 
-/// A mirror that stands still at a point, whose sessions in the service are gone.
-async fn frozen_at(split: &Split, service: &Client, point: &str) -> Background {
+/// A mirror that stands still at a point, whose sessions in the service are gone, and that which reads the stream.
+async fn frozen_at(split: &Split, (monolith, service): (&Client, &Client), point: &str) -> Background {
     let mut command = split.command(&["mirror", "plan.yaml"]);
     command.env("STRANGLER_FREEZE", point);
     let mut frozen = split.start_command(command);
     assert!(frozen.stands_still(), "{point}");
     let end = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name LIKE 'strangler mirror%'";
     service.query(end, &[]).await.unwrap();
+    let end = "SELECT pg_terminate_backend(active_pid) FROM pg_replication_slots WHERE active";
+    monolith.query(end, &[]).await.unwrap();
     until("the frozen mirror is taken for gone", SOON, async || {
         let ended = abandon(split, "one", &[]);
         if ended.exit != Some(0) {
@@ -76,7 +78,7 @@ async fn a_mirror_that_wakes_up_behind_it_leaves_no_slot_and_says_why_it_ends() 
         ("round-ended", false),
     ] {
         split.provision();
-        let frozen = frozen_at(&split, &service, point).await;
+        let frozen = frozen_at(&split, (&monolith, &service), point).await;
         take_back(&split, "one", &[]);
         if anew {
             split.provision();
