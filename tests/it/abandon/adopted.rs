@@ -195,14 +195,11 @@ async fn what_the_rows_that_stay_do_not_allow_is_named_and_the_rest_comes_back()
             VALUES ('one', 'reverse', 1, '0/1', 1, 'orders', 'insert', '{1}')";
     service.batch_execute(past_the_gate).await.unwrap();
     let preview = super::abandon(&split, "one", &[]);
-    for words in
-        ["somebody wrote in the service past the gate", "adopted tables of a slice are emptied together"]
-    {
-        assert!(super::flat(&preview.stderr).contains(words), "{words}: {}", preview.page());
-    }
+    let words = "somebody wrote in the service past the gate";
+    assert!(super::flat(&preview.stderr).contains(words), "{}", preview.page());
     let done = super::abandon(&split, "one", &["--confirm", &super::token(&preview)]);
     assert_eq!(done.exit, Some(1), "{}", done.page());
-    for words in ["(stays-away)", "ADD CONSTRAINT orders_number_key"] {
+    for words in ["(stays-away)", "ADD CONSTRAINT \"orders_number_key\""] {
         assert!(super::flat(&done.stderr).contains(words), "{words}: {}", done.page());
     }
     assert_eq!(count(&service, "sales.orders").await, 2);
