@@ -6,6 +6,8 @@
 //! was sent behind it: a source whose mark is lower lacks something that was applied. That a mark has come down the stream first is what
 //! keeps a promoted standby, of which nothing is missing that was applied, from looking set back.
 
+use std::collections::VecDeque;
+
 use tokio_postgres::Client;
 
 use super::error::MirrorError;
@@ -43,29 +45,34 @@ pub(super) async fn set_back(
     )))
 }
 
+/// Marks that may be on their way down the stream: those of some two hours, in 64 kB. Where it is further behind, the marks are further apart.
+const SENT_MAX: usize = 4_096;
+
 /// What a pulse knows of its stream's marks.
 #[derive(Debug, Default)]
 pub(super) struct Marks {
     /// The source's.
     known: Option<i64>,
-    /// The heartbeat behind which a mark was written that is to be noted.
-    sent: Option<(u64, i64)>,
+    /// Marks that are to be noted, each with the heartbeat that was sent behind it, in their order.
+    sent: VecDeque<(u64, i64)>,
     /// That it could not be written was said.
     said: bool,
 }
 
 impl Marks {
-    /// Writes a mark in front of heartbeat `number`, once the one before has come down the stream: `applied` is the last heartbeat that
-    /// has. Says what the source lacks, if it was set back. Where it can't be written, the stream goes on without.
+    /// Writes a mark in front of heartbeat `number`, and notes those that have come down the stream: `applied` is the last heartbeat that
+    /// has. Says what the source lacks, if it was set back. Where it may not be written, the stream goes on without.
+    ///
+    /// # Errors
+    /// [`MirrorError`], of what passes.
     pub(super) async fn beat(
         &mut self,
         (source, target): (&Client, &Client),
         stream: Stream<'_>,
         (number, applied): (u64, u64),
-    ) -> Option<String> {
+    ) -> Result<Option<String>, MirrorError> {
         match self.count((source, target), stream, (number, applied)).await {
-            Ok(fault) => fault,
-            Err(error) => {
+            Err(error) if !error.is_retryable() => {
                 if !std::mem::replace(&mut self.said, true) {
                     tracing::warn!(
                         slice = stream.of.slice,
@@ -74,8 +81,9 @@ impl Marks {
                         "the source can't be marked: if it is set back to an earlier state, that is not noticed"
                     );
                 }
-                None
+                Ok(None)
             }
+            counted => counted,
         }
     }
 
@@ -86,12 +94,12 @@ impl Marks {
         (number, applied): (u64, u64),
     ) -> Result<Option<String>, MirrorError> {
         let Stream { of, slot, nonce } = stream;
-        if let Some((beat, mark)) = self.sent {
-            if applied < beat {
-                return Ok(None);
-            }
+        let come = self.sent.iter().take_while(|(beat, _)| *beat <= applied).count();
+        if let Some((_, mark)) = self.sent.drain(..come).next_back() {
             lineage::note(target, of, nonce, (slot, mark)).await?;
-            self.sent = None;
+        }
+        if self.sent.len() >= SENT_MAX {
+            return Ok(None);
         }
         let known = match self.known {
             Some(known) => known,
@@ -105,7 +113,7 @@ impl Marks {
         };
         if lineage::advance(source, of, (slot, known)).await? {
             self.known = Some(known + 1);
-            self.sent = Some((number, known + 1));
+            self.sent.push_back((number, known + 1));
             return Ok(None);
         }
         // Another mirror counts as well, or it was set back.

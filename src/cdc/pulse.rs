@@ -291,7 +291,7 @@ impl Pulse {
                 None => self.watch_contents(source, target, seen).await?,
                 fault => fault,
             };
-            let fault = match self.watch_lineage(source, target, number, seen).await {
+            let fault = match self.watch_lineage(source, target, number, seen).await? {
                 None => fault,
                 set_back => set_back,
             };
@@ -362,13 +362,13 @@ impl Pulse {
         target: &Session,
         number: u64,
         seen: &mut Seen,
-    ) -> Option<Refusal> {
+    ) -> Result<Option<Refusal>, MirrorError> {
         let applied = self.vitals.with(|inner| inner.applied_beat);
         let stream = lineage::Stream { of: self.of(), slot: &self.slot, nonce: self.nonce };
         let lacks = seen.marks.beat((source, target), stream, (number, applied)).await?;
         // The next start writes it down, and says what helps.
         let next = format!("strangler mirror PLAN --slice {}", self.slice);
-        Some(Refusal { what: lacks, next, anew: false })
+        Ok(lacks.map(|what| Refusal { what, next, anew: false }))
     }
 
     /// Who still uses the monolith's tables. What goes wrong with it concerns nobody else: the next look makes up for it. `false`

@@ -15,13 +15,16 @@ pub async fn read(client: &Client, of: StreamOf<'_>, slot: &str) -> Result<Optio
     Ok(row.map_err(JournalError::database("reading the mark of a stream"))?.map(|row| row.get(0)))
 }
 
-/// In the source: makes the mark of a stream that has none. That of an earlier slot gives way to it.
+/// In the source: makes the mark of a stream that has none. That of an earlier slot gives way to it once that slot is gone; a mirror that
+/// was shut out, and wakes up, has none to begin with.
 ///
 /// # Errors
 /// [`JournalError::Database`].
 pub async fn begin(source: &Client, of: StreamOf<'_>, slot: &str) -> Result<(), JournalError> {
-    let sql = "INSERT INTO strangler.lineage AS l (slice, dir, slot, mark) VALUES ($1, $2, $3, 0) \
-               ON CONFLICT (slice, dir) DO UPDATE SET slot = excluded.slot, mark = 0 WHERE l.slot <> excluded.slot";
+    let sql = "INSERT INTO strangler.lineage AS l (slice, dir, slot, mark) SELECT $1::text, $2::text, $3::text, 0 \
+                   WHERE EXISTS (SELECT FROM pg_replication_slots WHERE slot_name = $3::text) \
+               ON CONFLICT (slice, dir) DO UPDATE SET slot = excluded.slot, mark = 0 WHERE l.slot <> excluded.slot \
+                   AND NOT EXISTS (SELECT FROM pg_replication_slots WHERE slot_name::text = l.slot)";
     let begun = source.execute(sql, &[&of.slice, &of.direction.as_str(), &slot]).await;
     begun.map(drop).map_err(JournalError::database("marking the source of a stream"))
 }
