@@ -416,9 +416,12 @@ fn gather(tables: &[TableName], rows: &[Row]) -> Vec<Relation> {
         let number = usize::try_from(row.get::<_, i64>(0) - 1).unwrap_or(usize::MAX);
         let Some(root) = tables.get(number) else { continue };
         let (schema, name): (String, String) = (row.get(1), row.get(2));
-        // One that was moved away goes by the name that it had.
-        let is_root = (root.place_schema(), &root.name) == (schema.as_str(), &name);
-        let table = if is_root { root.clone() } else { TableName::new(schema, name) };
+        // What was moved away with its root goes by the name that it had.
+        let table = if schema == root.place_schema() {
+            TableName::new(&root.schema, name).standing_in(&schema)
+        } else {
+            TableName::new(schema, name)
+        };
         let relation = found.entry(table.clone()).or_insert_with(|| Relation {
             table,
             root: root.clone(),

@@ -123,13 +123,7 @@ fn of_catalog(catalog: &Catalog, tables: &Old) -> Vec<Dependent> {
 
 /// Whether a policy, named `policy on table`, stands on a table that is not among these.
 fn on_other_table(name: &str, tables: &Old) -> bool {
-    tables.keys().all(|table| {
-        // As the plan writes it, and as the server does.
-        let whole = format!("{}.{}", table.schema, table.name);
-        ![table.to_string(), whole, table.unmoved().sql()]
-            .iter()
-            .any(|table| name.ends_with(&format!(" on {table}")))
-    })
+    tables.keys().all(|table| !name.ends_with(&format!(" on {table}")))
 }
 
 async fn definitions(monolith: &Client, found: &[Dependent]) -> Result<BTreeMap<String, String>, Error> {

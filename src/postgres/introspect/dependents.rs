@@ -25,7 +25,7 @@ pub(super) async fn read(client: &Client, tables: &Tables, places: &Places) -> R
             let detail: String = row.try_get("detail")?;
             let view = if detail == "m" { DependentKind::MaterializedView } else { DependentKind::View };
             if tables.contains_key(&table) {
-                let name = name_at(&row, "of_schema", "of_name")?.to_string();
+                let name = places.translated(name_at(&row, "of_schema", "of_name")?).to_string();
                 let own_word: Option<String> = row.try_get("own")?;
                 let name = own_word.map_or(name.clone(), |own| format!("{own} on {name}"));
                 let fires = matches!(kind, Some(DependentKind::Trigger | DependentKind::Rule));
