@@ -6,5 +6,6 @@ pub mod gate;
 pub mod guard;
 pub mod hooks;
 pub mod identified;
+pub mod keys;
 pub mod readiness;
 pub mod together;

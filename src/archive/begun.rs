@@ -153,6 +153,7 @@ mod tests {
         place.put("holiday.jpg", Vec::new()).await.unwrap();
         assert_eq!(look(&place, &ours).await.unwrap(), There::Other("is not empty".to_owned()));
     }
+
     #[tokio::test]
     async fn of_two_that_found_a_place_empty_one_gets_it() {
         let folder = tempfile::tempdir().unwrap();

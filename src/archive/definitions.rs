@@ -316,9 +316,10 @@ impl<'a> Making<'a> {
             let set = format!("SELECT setval({}, {value}, {called})", quote_literal(&name.sql()));
             // One that others draw from may be there already, and stays where it is if it has gone on. A new one stands at its start,
             // which may be behind where it stood.
-            let sql = match self.owns(sequence) {
-                true => set,
-                false => format!("{set} FROM {} WHERE last_value {behind} {value}", name.sql()),
+            let sql = if self.owns(sequence) {
+                set
+            } else {
+                format!("{set} FROM {} WHERE last_value {behind} {value}", name.sql())
             };
             self.add(Phase::After, "sequence value", name, sql);
             if let Some(words) = &sequence.comment {

@@ -13,7 +13,7 @@ use crate::dualwrite::gate::{self, TriggerKind};
 use crate::dualwrite::guard::{Fault, Lack, Relation};
 use crate::journal::streams::Mode;
 use crate::journal::{arming, statements};
-use crate::mapping::{SliceMapping, collated};
+use crate::mapping::SliceMapping;
 use crate::name::TableName;
 use crate::plan::Plan;
 use crate::problem::Problem;
@@ -197,8 +197,7 @@ fn arm(draft: &mut Draft<'_>, slice: &SliceMapping, facts: &SliceFacts, logins: 
     let here = facts.guard.problems("monolith").into_iter();
     let there = facts.subscribed.iter().map(|one| one.problem(&service));
     let there = there.chain(facts.firing.iter().map(|one| one.problem(&service)));
-    let apart = facts.collated.iter().map(|misfit| collated::problem(&slice.service, misfit.clone()));
-    here.chain(there).chain(apart).chain(facts.keyless.iter().cloned()).for_each(|one| draft.problem(one));
+    here.chain(there).chain(facts.keys.iter().cloned()).for_each(|one| draft.problem(one));
     gates(draft, slice, facts);
     keys::cut(draft, slice);
     if draft.steps() > before {

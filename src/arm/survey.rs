@@ -8,18 +8,17 @@ use super::ArmError;
 use crate::cdc::publication;
 use crate::cdc::source::{self, SlotFacts};
 use crate::dualwrite::guard::{self, Guard, Subscribed};
+use crate::dualwrite::keys;
 use crate::journal::JournalError;
 use crate::journal::arming::{self, Armed, CutKey};
 use crate::journal::copies;
 use crate::journal::retirement;
 use crate::journal::slices::{self, GateRow};
 use crate::journal::streams::StreamRow;
-use crate::mapping::adopted::Misfit;
-use crate::mapping::{self, Mappings, SliceMapping, TableMapping, compile};
+use crate::mapping::{Mappings, SliceMapping, TableMapping, compile};
 use crate::name::TableName;
 use crate::plan::Plan;
 use crate::postgres::firing::{self, Firing};
-use crate::postgres::{collations, keyed};
 use crate::problem::{Problem, arm_anew};
 use crate::provision::{self, Database, Databases};
 
@@ -70,10 +69,8 @@ pub struct SliceFacts {
     pub armed: Armed,
     /// Its old tables were taken away.
     pub retired: bool,
-    /// Keys by which the sides don't tell the same rows apart.
-    pub collated: Vec<Misfit>,
-    /// Tables of the service in which nothing keeps a row of a key from being there twice.
-    pub keyless: Vec<Problem>,
+    /// Keys by which both sides don't mean the same rows.
+    pub keys: Vec<Problem>,
 }
 
 /// What matters of a service's server.
@@ -161,18 +158,10 @@ async fn read_slice(
     let reverse = arming::reverse(monolith, name).await.map_err(here)?;
     let failed = JournalError::database("looking for triggers");
     let failed = |source| there(failed(source));
-    let collated = collations::apart((monolith, service), slice.tables.iter()).await;
-    let collated = collated.map_err(|source| {
+    let keys = keys::problems((monolith, service), slice).await.map_err(|source| {
         let database = Database::Service(slice.service.clone());
-        ArmError::Read { database, what: "how its keys are collated", source }
+        ArmError::Read { database, what: "how its keys tell rows apart", source }
     })?;
-    let collated = collated.into_iter().map(|(_, misfit)| misfit).collect();
-    let keyless = keyed::keyless(service, &slice.tables).await.map_err(|source| {
-        let database = Database::Service(slice.service.clone());
-        ArmError::Read { database, what: "the keys of its tables", source }
-    })?;
-    let of = |table: &TableMapping| format!("service {}, table {}", slice.service, table.target);
-    let keyless = keyless.into_iter().map(|table| mapping::keyed::problem(table, of(table))).collect();
     let (slot, left) = match &reverse {
         Some(row) => (
             read_slot(service, &slice.service, &row.slot).await?,
@@ -193,8 +182,7 @@ async fn read_slice(
         asked_anew: asked_anew(monolith, name).await.map_err(here)?,
         armed: arming::armed(monolith, name).await.map_err(here)?,
         retired: retirement::read(monolith, name).await.map_err(here)?.is_some(),
-        collated,
-        keyless,
+        keys,
     }))
 }
 

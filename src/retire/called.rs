@@ -6,7 +6,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use tokio_postgres::types::Type;
 use tokio_postgres::{Client, Error, Row};
 
-use super::rights::Relation;
+use super::rights::{Relation, oids};
 use crate::name::{TableName, identifiers_in, is_named, quote_ident};
 use crate::problem::Problem;
 
@@ -59,7 +59,7 @@ pub(super) async fn problems(
     relations: &[Relation],
     old: &[TableName],
 ) -> Result<Vec<Problem>, Error> {
-    let oids: Vec<u32> = relations.iter().map(|relation| relation.oid).collect();
+    let oids = oids(relations);
     let rows = monolith.query_typed(CALLED, &[(&oids, Type::OID_ARRAY)]).await?;
     let called: BTreeMap<u32, String> = rows.iter().map(|row| (row.get(0), row.get(1))).collect();
     if called.is_empty() {

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use tokio_postgres::types::{ToSql, Type};
 use tokio_postgres::{Client, Error, Row};
 
-use super::rights::Relation;
+use super::rights::{Relation, oids};
 use crate::journal::holdings::Holding;
 use crate::name::{TableName, quote_ident};
 use crate::problem::Problem;
@@ -52,7 +52,7 @@ pub(super) async fn objects(monolith: &Client, relations: &[Relation]) -> Result
         ours: relation.ours,
     };
     let mut found: Vec<Object> = relations.iter().map(of).collect();
-    let oids: Vec<u32> = relations.iter().map(|relation| relation.oid).collect();
+    let oids = oids(relations);
     let rows = monolith.query_typed(STATISTICS, &[(&oids, Type::OID_ARRAY)]).await?;
     found.extend(rows.iter().map(|row| Object {
         name: TableName::new(row.get::<_, String>(0), row.get::<_, String>(1)),
@@ -142,7 +142,7 @@ pub(super) async fn followers(
     relations: &[Relation],
     told: &[&str],
 ) -> Result<Vec<Problem>, Error> {
-    let oids: Vec<u32> = relations.iter().map(|relation| relation.oid).collect();
+    let oids = oids(relations);
     let rows = monolith.query_typed(FOLLOWERS, &[(&oids, Type::OID_ARRAY)]).await?;
     let rows = rows.iter().filter(|row| !told.contains(&row.get::<_, &str>(0)));
     Ok(rows.map(follower).collect())

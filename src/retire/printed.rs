@@ -3,7 +3,7 @@
 use tokio_postgres::types::Type;
 use tokio_postgres::{Client, Error};
 
-use super::rights::Relation;
+use super::rights::{Relation, oids};
 use crate::problem::Problem;
 
 /// Columns of relations, with what their types are made of at any depth.
@@ -73,8 +73,4 @@ pub(super) async fn collations(monolith: &Client, relations: &[Relation]) -> Res
             .next("give them a collation that PostgreSQL brings, on both sides; else the tables stay in quarantine")
     };
     Ok(rows.iter().map(problem).collect())
-}
-
-fn oids(relations: &[Relation]) -> Vec<u32> {
-    relations.iter().map(|relation| relation.oid).collect()
 }

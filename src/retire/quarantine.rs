@@ -186,8 +186,7 @@ fn places_of(moving: Moving<'_>, schemas: &Schemas) -> Places {
 
 /// Every relation stands where it should, with the rights that it had.
 async fn arrived(transaction: &Transaction<'_>, expected: &[Relation]) -> Result<(), RetireError> {
-    let oids: Vec<u32> = expected.iter().map(|relation| relation.oid).collect();
-    let found = rights::read_oids(transaction.monolith, &oids).await;
+    let found = rights::read_oids(transaction.monolith, &rights::oids(expected)).await;
     let found = found.map_err(RetireError::database("the rights on old tables"))?;
     let there = |relation: &&Relation| {
         let same = |now: &&Relation| {

@@ -65,6 +65,11 @@ pub(super) async fn read(monolith: &Client, tables: &[TableName]) -> Result<Vec<
     found(monolith, &names, &[]).await
 }
 
+/// Numbers of relations, in their order.
+pub(super) fn oids(relations: &[Relation]) -> Vec<u32> {
+    relations.iter().map(|relation| relation.oid).collect()
+}
+
 /// Reads those of relations, and everything below them, by oid.
 ///
 /// # Errors

@@ -11,8 +11,8 @@ use crate::support::wait::{SOON, until};
 
 const SETUP: &str = "CREATE TABLE t (id int PRIMARY KEY); INSERT INTO t SELECT generate_series(1, 100)";
 
-fn shell(program: &str, words: &[&Path]) {
-    assert!(Command::new(program).arg("-a").args(words).status().unwrap().success(), "{program} {words:?}");
+fn copy_folder(from: &Path, to: &Path) {
+    assert!(Command::new("cp").arg("-a").args([from, to]).status().unwrap().success(), "{from:?}");
 }
 
 async fn number(client: &Client, sql: &str) -> i64 {
@@ -48,7 +48,7 @@ async fn a_monolith_whose_files_were_put_back_is_not_followed_until_it_is_copied
     drop(monolith);
     let (data, copy) = (split.pair.monolith.data_dir(), split.pair.monolith.dir().join("copy"));
     split.pair.monolith.stop(StopMode::Fast).unwrap();
-    shell("cp", &[&data, &copy]);
+    copy_folder(&data, &copy);
     split.pair.monolith.start().unwrap();
 
     let monolith = split.pair.monolith().await;

@@ -56,7 +56,7 @@ pub(super) enum Form {
 
 /// What the target has of a key.
 #[derive(Debug)]
-pub(super) struct Held {
+struct Held {
     /// How many rows: more than one only where nothing guards the key.
     rows: i64,
     /// A column that is not mapped, quoted, and that holds a value in one of them.
@@ -231,11 +231,7 @@ impl Applier {
     ) -> Result<bool, MirrorError> {
         self.savepoint("SAVEPOINT repair; SET CONSTRAINTS ALL IMMEDIATE").await?;
         let rows: Vec<&SourceRow> = rows.iter().map(|(_, row)| *row).collect();
-        let put = match self.held(table, &rows).await {
-            Ok(there) => self.put(table, (&rows, &there), form).await,
-            Err(refusal) => Err(refusal),
-        };
-        match put {
+        match self.put(table, &rows, form).await {
             Ok(()) => self.savepoint("RELEASE SAVEPOINT repair").await.map(|()| true),
             Err(Refusal::Fatal(error)) => Err(error),
             Err(Refusal::Table(_)) => {
@@ -248,12 +244,13 @@ impl Applier {
     pub(super) async fn put(
         &mut self,
         table: &TableRun,
-        (rows, there): (&[&SourceRow], &[Held]),
+        rows: &[&SourceRow],
         form: Form,
     ) -> Result<(), Refusal> {
+        let there = self.held(table, rows).await?;
         let mut sets = Sets { respell_keys: true, ..Sets::default() };
         let mut several = Vec::new();
-        for (row, held) in rows.iter().zip(there) {
+        for (row, held) in rows.iter().zip(&there) {
             if let Some(why) = held.is_ambiguous() {
                 return Err(Refusal::Table(why.into()));
             }
@@ -285,7 +282,7 @@ impl Applier {
     }
 
     /// What the target has of each row's key.
-    pub(super) async fn held(&mut self, table: &TableRun, rows: &[&SourceRow]) -> Result<Vec<Held>, Refusal> {
+    async fn held(&mut self, table: &TableRun, rows: &[&SourceRow]) -> Result<Vec<Held>, Refusal> {
         let sql = statements::held((&table.written, &table.left_behind), &table.equality);
         let found = self.ask(table, &sql, rows).await?;
         Ok(found.iter().map(|row| Held { rows: row.get(0), filled: row.get(1) }).collect())

@@ -188,10 +188,7 @@ impl Applier {
         let form = forms(table).first().copied().unwrap_or(Form::Anew);
         let rows: Vec<&SourceRow> = rows.iter().map(|(_, row)| *row).collect();
         self.savepoint("SAVEPOINT one").await?;
-        let set = match self.held(table, &rows).await {
-            Ok(there) => self.put(table, (&rows, &there), form).await,
-            Err(refusal) => Err(refusal),
-        };
+        let set = self.put(table, &rows, form).await;
         self.close_one(set).await
     }
 

@@ -15,13 +15,13 @@ use crate::cdc::source::{self, MARKER_PREFIX};
 use crate::dualwrite::flip::FlipError;
 use crate::dualwrite::flip::sequences::Pairs;
 use crate::dualwrite::gate::{APPLY_ROLE, LOCK_CLASS};
-use crate::dualwrite::{guard, identified};
+use crate::dualwrite::{guard, identified, keys};
 use crate::journal::operators::{self, Operator};
 use crate::journal::readiness::{Mirror, Told};
 use crate::journal::{JournalError, alarms, authority, grounds, ledger, readiness, retirement};
-use crate::mapping::{self, SliceMapping, TableMapping, collated};
+use crate::mapping::SliceMapping;
 use crate::name::TableName;
-use crate::postgres::{collations, keyed, sqlstate};
+use crate::postgres::sqlstate;
 use crate::problem::Problem;
 use crate::reconcile::evidence;
 use crate::words::statement;
@@ -161,14 +161,10 @@ pub async fn unguarded(sessions: Sessions<'_>, mapping: &SliceMapping) -> Result
     let unguarded = there.holes().into_iter().chain(faults).collect();
     let mut ways_past: Vec<_> =
         there.problems("monolith").into_iter().chain(here.problems("service")).collect();
-    let apart = collations::apart((sessions.monolith, sessions.service), mapping.tables.iter()).await;
-    let apart = apart.map_err(failed("reading how keys are collated"))?;
-    ways_past.extend(apart.into_iter().map(|(_, misfit)| collated::problem(&mapping.service, misfit)));
-    let keyless = keyed::keyless(sessions.service, &mapping.tables).await;
-    let keyless = keyless.map_err(failed("reading the keys of the service's tables"))?;
-    let of = |table: &TableMapping| format!("service {}, table {}", mapping.service, table.target);
-    ways_past.extend(keyless.into_iter().map(|table| mapping::keyed::problem(table, of(table))));
-    let computed = generated::find_fault((sessions.monolith, sessions.service), mapping).await;
+    let both = (sessions.monolith, sessions.service);
+    let keys = keys::problems(both, mapping).await;
+    ways_past.extend(keys.map_err(failed("reading how keys tell rows apart"))?);
+    let computed = generated::find_fault(both, mapping).await;
     let computed = computed.map_err(|error| FlipError::Failed {
         what: "reading how generated columns are computed",
         words: chain_of(&error),
