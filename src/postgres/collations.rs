@@ -35,7 +35,7 @@ const KEY_COLUMNS: &str = "
     JOIN pg_attribute a ON a.attrelid = c.oid AND a.attname = w.col AND a.attnum > 0 AND NOT a.attisdropped";
 
 /// Key columns that can't be told from each other where the sides' collations differ, each with its table by the monolith's name.
-/// `tables` are mappings of the way there.
+/// `tables` are mappings of the way there. A running mirror asks this every other second, so most databases answer a short question.
 ///
 /// # Errors
 /// What a server said.
@@ -49,12 +49,55 @@ pub async fn apart<'a>(
     let here = tables
         .clone()
         .map(|table| (&table.target, table.key_columns().map(|column| column.target.as_str()).collect()));
-    let (there, here) = tokio::try_join!(read(monolith, there), read(service, here))?;
+    let there = Columns::of(there);
+    let here = Columns::of(here);
+    if let (false, false) = tokio::try_join!(may_differ(monolith, &there), may_differ(service, &here))? {
+        return Ok(Vec::new());
+    }
+    let (there, here) = tokio::try_join!(read_columns(monolith, &there), read_columns(service, &here))?;
     let of = |table: &TableMapping| -> Vec<(TableName, Misfit)> {
         let found = collated::apart(table, &there, &here).into_iter();
         found.map(|misfit| (table.source.clone(), misfit)).collect()
     };
     Ok(tables.flat_map(of).collect())
+}
+
+/// The key columns of tables, as a statement takes them.
+struct Columns<'a> {
+    asked: Asked<'a>,
+    schemas: Vec<&'a str>,
+    names: Vec<&'a str>,
+    columns: Vec<&'a str>,
+}
+
+impl<'a> Columns<'a> {
+    fn of(tables: impl Iterator<Item = (&'a TableName, Vec<&'a str>)>) -> Self {
+        let tables: Vec<(&TableName, Vec<&str>)> = tables.collect();
+        let asked = Asked::of(tables.iter().map(|(table, _)| *table));
+        let (mut schemas, mut names, mut columns) = (Vec::new(), Vec::new(), Vec::new());
+        for (table, key) in &tables {
+            for column in key {
+                schemas.push(table.place_schema());
+                names.push(table.name.as_str());
+                columns.push(*column);
+            }
+        }
+        Self { asked, schemas, names, columns }
+    }
+
+    fn parameters(&self) -> [&(dyn ToSql + Sync); 3] {
+        [&self.schemas, &self.names, &self.columns]
+    }
+}
+
+/// Whether this database can tell keys apart in another way than by their bytes: it has a collation that is not deterministic, or a key
+/// column of a type that says for itself what is equal.
+async fn may_differ(client: &Client, of: &Columns<'_>) -> Result<bool, Error> {
+    let sql = format!(
+        "SELECT EXISTS (SELECT FROM pg_collation WHERE NOT collisdeterministic) \
+            OR EXISTS (SELECT FROM ({KEY_COLUMNS}) AS k WHERE k.atttypid >= {FIRST_USER_OID})"
+    );
+    client.query_one(&sql, &of.parameters()).await?.try_get(0)
 }
 
 /// What this database says of the key columns of tables. Columns that are not there are left out.
@@ -65,16 +108,10 @@ pub async fn read<'a>(
     client: &Client,
     tables: impl Iterator<Item = (&'a TableName, Vec<&'a str>)>,
 ) -> Result<Keys, Error> {
-    let tables: Vec<(&TableName, Vec<&str>)> = tables.collect();
-    let asked = Asked::of(tables.iter().map(|(table, _)| *table));
-    let (mut schemas, mut names, mut columns) = (Vec::new(), Vec::new(), Vec::new());
-    for (table, key) in &tables {
-        for column in key {
-            schemas.push(table.place_schema());
-            names.push(table.name.as_str());
-            columns.push(*column);
-        }
-    }
+    read_columns(client, &Columns::of(tables)).await
+}
+
+async fn read_columns(client: &Client, of: &Columns<'_>) -> Result<Keys, Error> {
     let sql = format!(
         "WITH k AS ({KEY_COLUMNS}) SELECT k.schema, k.name, k.col, format_type(k.atttypid, k.atttypmod), k.atttypid, \
             p.place, l.collisdeterministic, {RULE}, {OWN_TYPE} \
@@ -92,12 +129,12 @@ pub async fn read<'a>(
         "SELECT {RULE} FROM pg_collation l JOIN pg_namespace ln ON ln.oid = l.collnamespace \
          WHERE NOT l.collisdeterministic AND l.collencoding IN (-1, (SELECT encoding FROM pg_database WHERE datname = current_database()))"
     );
-    let of: [&(dyn ToSql + Sync); 3] = [&schemas, &names, &columns];
-    let (rows, known) = tokio::try_join!(client.query(&sql, &of), client.query(&loose, &[]))?;
+    let (rows, known) =
+        tokio::try_join!(async { client.query(&sql, &of.parameters()).await }, client.query(&loose, &[]))?;
     let collations: BTreeMap<String, Rule> = known.iter().map(|row| (row.get(0), rule(row, 1))).collect();
     let mut keys = Keys { columns: BTreeMap::new(), collations };
     for row in &rows {
-        let column = keys.columns.entry((asked.table(row.get(0), row.get(1)), row.get(2)));
+        let column = keys.columns.entry((of.asked.table(row.get(0), row.get(1)), row.get(2)));
         let column = column.or_insert_with(|| KeyColumn {
             type_sql: row.get(3),
             own_type: row.get(11),
@@ -114,18 +151,13 @@ pub async fn read<'a>(
         }
     }
     if !keys.collations.is_empty() && rows.iter().any(|row| row.get::<_, u32>(4) >= FIRST_USER_OID) {
-        look_into_types(client, (&schemas, &names, &columns), &asked, &mut keys).await?;
+        look_into_types(client, of, &mut keys).await?;
     }
     Ok(keys)
 }
 
 /// Adds what attributes of composite types, and ranges, have of such collations, at any depth.
-async fn look_into_types(
-    client: &Client,
-    (schemas, names, columns): (&[&str], &[&str], &[&str]),
-    asked: &Asked<'_>,
-    keys: &mut Keys,
-) -> Result<(), Error> {
+async fn look_into_types(client: &Client, of: &Columns<'_>, keys: &mut Keys) -> Result<(), Error> {
     let sql = reached(&format!(
         "SELECT concat_ws(' ', k.relid, k.attnum), k.atttypid FROM ({KEY_COLUMNS}) AS k"
     )) + &format!(
@@ -137,9 +169,9 @@ async fn look_into_types(
                 UNION ALL SELECT format_type(y.oid, -1), g.rngcollation FROM pg_range g WHERE g.rngtypid = y.oid) AS p \
              JOIN pg_collation l ON l.oid = p.oid AND NOT l.collisdeterministic JOIN pg_namespace ln ON ln.oid = l.collnamespace"
     );
-    for row in client.query(&sql, &[&schemas, &names, &columns]).await? {
-        let of = (asked.table(row.get(0), row.get(1)), row.get(2));
-        if let Some(column) = keys.columns.get_mut(&of) {
+    for row in client.query(&sql, &of.parameters()).await? {
+        let place = (of.asked.table(row.get(0), row.get(1)), row.get(2));
+        if let Some(column) = keys.columns.get_mut(&place) {
             column.loose.insert(Place::Within(row.get(3)), (row.get(4), rule(&row, 5)));
         }
     }

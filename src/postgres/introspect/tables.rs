@@ -254,13 +254,15 @@ fn column_of(row: &Row) -> Result<Column, Error> {
     })
 }
 
-/// Fills in what `ANALYZE` found about the order of columns, as far as the role may see it.
+/// Fills in what `ANALYZE` found about the order of columns, as far as the role may see it. The view is asked for names of schemas by
+/// itself: it looks up every column's rights, and the catalogs' are most of them.
 pub(super) async fn read_correlations(client: &Client, tables: &mut Tables) -> Result<(), Error> {
     let sql = format!(
         "SELECT n.nspname::text AS schema, s.tablename::text AS table, s.attname::text AS name, \
                 s.correlation::float8 AS correlation \
          FROM pg_stats s JOIN pg_namespace n ON n.nspname = s.schemaname AND {USER_SCHEMA} \
-         WHERE s.correlation IS NOT NULL AND NOT s.inherited"
+         WHERE s.schemaname <> 'pg_catalog' AND s.schemaname <> 'information_schema' \
+             AND s.correlation IS NOT NULL AND NOT s.inherited"
     );
     for row in client.query(&sql, &[]).await? {
         let Some(table) = tables.get_mut(&name_at(&row, "schema", "table")?) else { continue };

@@ -190,14 +190,16 @@ async fn dump(client: &Client) -> Vec<String> {
 
 async fn client(number: i32, links: &[String; 2], book: &Book, stop: &AtomicBool) {
     let mut random = fastrand::Rng::with_seed(u64::from(number.unsigned_abs()) + 1);
-    let (mut side, mut session) = (Side::Monolith, None);
+    // A pool to either side, as applications have: whoever is refused here need not sign in over there anew.
+    let (mut side, mut sessions) = (Side::Monolith, [None, None]);
     for seq in 0_i64.. {
         loop {
             if stop.load(Ordering::SeqCst) {
                 return;
             }
+            let session = &mut sessions[side as usize];
             if session.is_none() {
-                session = login(&links[side as usize]).await;
+                *session = login(&links[side as usize]).await;
             }
             let Some(open) = session.as_ref() else {
                 side = side.other();
@@ -216,18 +218,23 @@ async fn client(number: i32, links: &[String; 2], book: &Book, stop: &AtomicBool
                     let code = error.code().map(|code| code.code().to_owned());
                     let again = after(code.as_deref(), (committing, &error), book);
                     if open.batch_execute("ROLLBACK").await.is_err() {
-                        session = None;
+                        *session = None;
                     }
                     match again {
                         Again::Here => {}
-                        Again::There => (side, session) = (side.other(), None),
+                        Again::There => side = side.other(),
                         Again::Never => {
                             book.outcomes.lock().unwrap().insert((number, seq), Outcome::Unclear);
-                            session = None;
+                            *session = None;
                             break;
                         }
                     }
-                    tokio::time::sleep(Duration::from_millis(random.u64(1..15))).await;
+                    tokio::time::sleep(Duration::from_millis(random.u64(if soak() {
+                        1..15
+                    } else {
+                        10..30
+                    })))
+                    .await;
                 }
             }
         }
@@ -341,7 +348,7 @@ async fn both_open(slice: &str, links: [String; 2], stop: Arc<AtomicBool>) -> u6
             assert!(!(still && m.starts_with("OPEN") && s.starts_with("OPEN")), "both are open: {seen:?}");
             looks += 1;
         }
-        tokio::time::sleep(Duration::from_millis(if soak() { 2 } else { 5 })).await;
+        tokio::time::sleep(Duration::from_millis(if soak() { 2 } else { 20 })).await;
     }
     looks
 }
@@ -370,7 +377,7 @@ async fn sums(link: String, stop: Arc<AtomicBool>) -> u64 {
                 Err(_) => session = None,
             }
         }
-        tokio::time::sleep(Duration::from_millis(if soak() { 10 } else { 25 })).await;
+        tokio::time::sleep(Duration::from_millis(if soak() { 10 } else { 50 })).await;
     }
     looks
 }
