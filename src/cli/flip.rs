@@ -390,8 +390,13 @@ async fn rehearse(
     if !readiness::is_in_vain(&problems) {
         let mut drivers = moves::drivers(members, order).await.map_err(|error| fail(error.into()))?;
         let tried = rehearse::rehearse(&mut drivers, side, times).await;
-        found = tried.map_err(|error| fail(error.into()))?;
+        let (tried, fault) = tried.map_err(|error| fail(error.into()))?;
         drop(drivers);
+        // What the judgement names a flip would be refused for before it holds anybody.
+        if let Some(fault) = fault.filter(|_| !forbid(&problems)) {
+            return Err(fail(fault.into()));
+        }
+        found = tried;
         let told = record::rehearsed(members, order, &found).await;
         told.map_err(|error| fail(error.into()))?;
         problems.extend(none_came_through(&found, (opened, order.intent, &slices)));
@@ -405,8 +410,11 @@ async fn rehearse(
         }
         Format::Json => ui.json(&rehearsed(&opened.plan.name, slices, (&found, &problems)), false)?,
     }
-    let forbids = problems.iter().any(|problem| problem.severity == Severity::Error);
-    if forbids { Ok(Exit::Refused) } else { Ok(Exit::Clean) }
+    if forbid(&problems) { Ok(Exit::Refused) } else { Ok(Exit::Clean) }
+}
+
+fn forbid(problems: &[Problem]) -> bool {
+    problems.iter().any(|problem| problem.severity == Severity::Error)
 }
 
 /// A rehearsal whose attempts all ran out of time has shown that a flip would, too.

@@ -2,15 +2,20 @@
 
 mod stage;
 
+use std::time::Duration;
+
 use strangler::authority::Side;
+use strangler::cluster::Cluster;
 use strangler::dualwrite::guard::Subscribed;
-use strangler::dualwrite::readiness::{Findings, judge};
+use strangler::dualwrite::readiness::{Findings, judge, left_behind};
 use strangler::journal::operators::{self, Operator};
 use strangler::name::TableName;
+use strangler::postgres::SessionRole;
 use strangler::problem::{Problem, Severity};
 use tokio_postgres::Client;
 
-use crate::support::cluster::connect;
+use crate::replication::server::server;
+use crate::support::cluster::{connect, launch};
 use crate::support::follower::Follower;
 use crate::support::split::Split;
 use crate::support::wait::{SOON, until};
@@ -453,4 +458,25 @@ async fn what_can_not_be_asked_is_an_error_and_never_a_go() {
     run(&stage.service, "ALTER TABLE strangler.ledger RENAME TO away").await;
     let error = stage.facts(&stage.to_service(None), Findings::default()).await.unwrap_err();
     assert!(error.to_string().starts_with("reading whether a flip may begin failed"), "{error}");
+}
+
+#[tokio::test]
+async fn a_look_that_gets_no_time_because_writers_ended_late_says_nothing_of_the_filter() {
+    let cluster = launch();
+    let link = cluster.url("postgres");
+    let (monolith, holder) = (connect(&link).await, connect(&link).await);
+    let mapping = stage::untouched(&monolith).await;
+    let session = server(&link, SessionRole::Admin).connect("a flip").await.unwrap();
+    let budget = Duration::from_secs(1);
+    let look =
+        async |left| left_behind::again(&session, &mapping, (Side::Monolith, left, budget)).await.unwrap();
+    assert_eq!(look(budget).await, Some(Vec::new()));
+    holder.batch_execute("BEGIN; LOCK TABLE \"Days\"").await.unwrap();
+    assert_eq!(look(Duration::from_millis(1)).await, None);
+    let slow = look(Duration::from_millis(200)).await.unwrap();
+    assert_eq!(slow.len(), 1);
+    assert!(slow[0].contains("could not be told within write_pause_budget"), "{slow:?}");
+    holder.batch_execute("ROLLBACK; INSERT INTO \"Days\" VALUES ('2026-03-05')").await.unwrap();
+    let there = look(budget).await.unwrap();
+    assert!(there[0].starts_with("table Days of the monolith has rows"), "{there:?}");
 }

@@ -9,7 +9,7 @@ use futures_util::future::join_all;
 
 use super::moves::MoveError;
 use super::{Driver, FlipError};
-use crate::authority::{Effect, Event, Refusal};
+use crate::authority::{Effect, Event, Refusal, Side};
 use crate::lsn::Lsn;
 
 /// Writers that are held in an open transaction of the driver's acting session.
@@ -47,9 +47,10 @@ pub(super) async fn fence(mut drivers: Vec<&mut Driver>) -> Result<(), MoveError
     let mut late = Vec::new();
     let mut refused = None;
     for (driver, hold) in drivers.iter_mut().zip(holds) {
+        let side = driver.fenced_side();
         // What was found under the lock is said also where the drain took too long: it may be what kept the mirror from going on.
         let fault = match &hold {
-            Ok(Ok(hold)) => driver.fault(hold),
+            Ok(Ok(hold)) => side.and_then(|side| driver.fault(side, hold)),
             Ok(Err(_)) | Err(_) => None,
         };
         match (hold, fault) {
@@ -117,9 +118,16 @@ impl Driver {
         }
     }
 
-    /// Why the gate must not be closed, as was found under the lock.
-    fn fault(&self, held: &Held) -> Option<FlipError> {
-        let Some(Effect::Fence { side, .. }) = self.effect else { return None };
+    /// The side whose gate is due to be closed.
+    fn fenced_side(&self) -> Option<Side> {
+        match self.effect {
+            Some(Effect::Fence { side, .. }) => Some(side),
+            _ => None,
+        }
+    }
+
+    /// Why the gate of `side` must not be closed, as was found under the lock; a rehearsal says the same.
+    pub(super) fn fault(&self, side: Side, held: &Held) -> Option<FlipError> {
         if !held.unguarded.is_empty() {
             return Some(FlipError::Unguarded { places: held.unguarded.clone() });
         }

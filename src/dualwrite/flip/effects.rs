@@ -190,11 +190,12 @@ impl Driver {
             Err(event) => return Ok(Err(event)),
         };
         let (judged, mapping) = (self.judged.clone(), Arc::clone(&self.mapping));
-        let (acting, looking, peer, idle) = self.links.four_in_transaction(side).await?;
-        let (monolith, service) = if side == Side::Monolith { (looking, idle) } else { (idle, looking) };
+        let sessions = self.links.four_in_transaction(side).await?;
+        let (acting, looking, peer, _) = sessions;
         let slot = incoming::slot_of(looking, &slice, side).await?;
         let begun = Instant::now();
-        let deadline = begun + self.limits.pause_budget;
+        let budget = self.limits.pause_budget;
+        let deadline = begun + budget;
         self.timeline.writers_wait();
         // A session does what it is sent in order, each with a snapshot of its own: where the sequences and the log stand is
         // read behind the lock, although both are sent before it is granted.
@@ -225,31 +226,14 @@ impl Driver {
         };
         let short = sequences.short(&noted, side.peer(), (self.limits.sequence_margin, 1));
         let sequences = serde_json::to_string(&noted).unwrap_or_else(|_| "{}".to_owned());
-        // Beside the drain, so that it costs writers nothing as long as it is the quicker one.
-        let left = deadline.saturating_duration_since(Instant::now());
-        let (drained, lost, changed, outside) = tokio::join!(
-            biased;
-            reached(peer, &slice, (drain, fence), deadline),
-            incoming::is_lost((acting, peer), &slice, (side, slot.as_deref())),
-            still_as_judged(judged.as_ref(), (monolith, service), (side, &slice)),
-            left_behind::again(looking, &mapping, (side, left))
-        );
-        let drained = drained?;
-        let mut changed = match changed {
-            Ok(changed) => changed,
-            Err(error) => return event_of(&error, "asking again what was judged", false).map(Err),
-        };
-        changed.extend(lost?);
-        match outside {
-            Ok(outside) => changed.extend(outside),
-            Err(error) => {
-                return of_database(&error, "looking for rows that no filter takes", false).map(Err);
+        let look = Barrier { sessions, judged: judged.as_ref(), mapping: &mapping, side, budget };
+        let (drained, changed) = match look.drain((drain, fence), slot.as_deref(), deadline).await? {
+            Ok(found) => found,
+            Err(event) => {
+                self.timeline.note("drain", draining, "out of time");
+                return Ok(Err(event));
             }
-        }
-        if side == Side::Monolith && changed.is_empty() {
-            let not_whole = judged::not_whole(peer, &slice).await;
-            changed = not_whole.map_err(|error| failed("reading the states of tables", &error))?;
-        }
+        };
         self.timeline.note("drain", draining, if drained { "done" } else { "out of time" });
         failpoint::hit("flip-drained");
         let lock_ms = millis(draining.duration_since(begun));
@@ -549,6 +533,61 @@ async fn lock_tables(
         acting.batch_execute(&keep).await?;
     }
     Ok(plain)
+}
+
+/// What is looked at while the writers of `side` are held.
+struct Barrier<'a> {
+    /// The one that holds them, another one on the same side, one on the peer, and another one there.
+    sessions: (&'a Session, &'a Session, &'a Session, &'a Session),
+    judged: Option<&'a Judged>,
+    mapping: &'a SliceMapping,
+    side: Side,
+    /// How long writers may be held in all.
+    budget: Duration,
+}
+
+impl Barrier<'_> {
+    /// Waits until everything up to the fence is applied on the peer, or time is up: `false`. Beside it, so that it costs writers
+    /// nothing as long as it is the quicker one, asks again what was judged; what is not so any more, in words. An event when time
+    /// was up for that.
+    async fn drain(
+        &self,
+        (direction, fence): (Direction, Lsn),
+        slot: Option<&str>,
+        deadline: Instant,
+    ) -> Result<Result<(bool, Vec<String>), Event>, FlipError> {
+        let (side, slice) = (self.side, self.mapping.slice.as_str());
+        let (acting, looking, peer, idle) = self.sessions;
+        let (monolith, service) = if side == Side::Monolith { (looking, idle) } else { (idle, looking) };
+        let left = deadline.saturating_duration_since(Instant::now());
+        let (drained, lost, changed, outside) = tokio::join!(
+            biased;
+            reached(peer, slice, (direction, fence), deadline),
+            incoming::is_lost((acting, peer), slice, (side, slot)),
+            still_as_judged(self.judged, (monolith, service), (side, slice)),
+            left_behind::again(looking, self.mapping, (side, left, self.budget))
+        );
+        let drained = drained?;
+        let mut changed = match changed {
+            Ok(changed) => changed,
+            Err(error) => return event_of(&error, "asking again what was judged", false).map(Err),
+        };
+        changed.extend(lost?);
+        match outside {
+            Ok(Some(outside)) => changed.extend(outside),
+            // What was found beside it is said.
+            Ok(None) if changed.is_empty() => return Ok(Err(Event::OutOfTime)),
+            Ok(None) => {}
+            Err(error) => {
+                return of_database(&error, "looking for rows that no filter takes", false).map(Err);
+            }
+        }
+        if side == Side::Monolith && changed.is_empty() {
+            let not_whole = judged::not_whole(peer, slice).await;
+            changed = not_whole.map_err(|error| failed("reading the states of tables", &error))?;
+        }
+        Ok(Ok((drained, changed)))
+    }
 }
 
 /// What is not as it was judged where authority goes away from `side`; of the data nothing where this driver did not judge it.

@@ -68,17 +68,22 @@ impl Rehearsal {
 }
 
 /// Rehearses taking authority over all these slices from `side` at one barrier, so many times. Nothing is changed; writers wait
-/// for as long as each attempt takes, at most the budget. When the first ones all run out of time it ends.
+/// for as long as each attempt takes, at most the budget. When the first ones all run out of time it ends. Beside what it took comes
+/// the first thing for which a flip would not have closed a gate, seen while the writers were held.
 ///
 /// # Errors
 /// [`MoveError`].
-pub async fn rehearse(drivers: &mut [Driver], side: Side, times: usize) -> Result<Rehearsal, MoveError> {
+pub async fn rehearse(
+    drivers: &mut [Driver],
+    side: Side,
+    times: usize,
+) -> Result<(Rehearsal, Option<MoveError>), MoveError> {
     for driver in drivers.iter_mut() {
         let opened = driver.links.open().await;
         opened.map_err(|source| MoveError { slice: driver.slice.clone(), source })?;
         driver.warm_up(side).await;
     }
-    let mut found = Rehearsal::default();
+    let (mut found, mut fault) = (Rehearsal::default(), None);
     for _ in 0..times {
         let attempts =
             join_all(drivers.iter_mut().map(|driver| driver.hold_and_drain(side, side.outgoing()))).await;
@@ -87,7 +92,9 @@ pub async fn rehearse(drivers: &mut [Driver], side: Side, times: usize) -> Resul
         for (driver, attempt) in drivers.iter_mut().zip(attempts) {
             let of = |source| MoveError { slice: driver.slice.clone(), source };
             let released = driver.links.roll_back(side).await;
-            samples.push(match attempt.map_err(of)? {
+            let attempt = attempt.map_err(of)?;
+            fault = fault.or(attempt.as_ref().ok().and_then(|held| driver.fault(side, held)).map(of));
+            samples.push(match attempt {
                 Ok(Held { drained: false, .. }) => Err(Event::OutOfTime),
                 attempt => attempt.map(|held| (held.lock_ms, held.drain_ms)),
             });
@@ -108,7 +115,7 @@ pub async fn rehearse(drivers: &mut [Driver], side: Side, times: usize) -> Resul
         }
         tokio::time::sleep(PAUSE.mul_f64(0.5 + fastrand::f64())).await;
     }
-    Ok(found)
+    Ok((found, fault))
 }
 
 /// What would follow once the writers are held and everything is drained, while nobody is held any more: the fences, and what

@@ -42,7 +42,8 @@ impl Driver {
                 }
             }
             // Which side will be closed is known, and only there are rows of no filter asked for.
-            let of = (asked, self.limits.pause_budget);
+            let budget = self.limits.pause_budget;
+            let of = (asked, budget, budget);
             if side == asked
                 && let Err(error) = left_behind::again(looking, &mapping, of).await
             {

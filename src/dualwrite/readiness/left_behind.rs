@@ -98,24 +98,24 @@ async fn look(from: &Client, table: &Filtered, budget: Duration) -> Result<Optio
     }
 }
 
-/// Asks for them once more while the writers are held: all tables by one statement that the session has planned, in at most so long.
-/// What was found, in words; nothing where no table is moved in part. Who calls it: a flip under the gate's lock, and before,
-/// for the plan.
+/// Asks for them once more while the writers are held: all tables by one statement that the session has planned, in what is `left` of
+/// the budget. What was found, in words; nothing where no table is moved in part, and `None` when time was up before a look of usual
+/// length could end: that says nothing of the tables. Who calls it: a flip under the gate's lock, and before, for the plan.
 ///
 /// # Errors
 /// The server's.
 pub async fn again(
     session: &Session,
     mapping: &SliceMapping,
-    (side, limit): (Side, Duration),
-) -> Result<Vec<String>, tokio_postgres::Error> {
+    (side, left, budget): (Side, Duration, Duration),
+) -> Result<Option<Vec<String>>, tokio_postgres::Error> {
     let tables: Vec<_> = mapping.tables.iter().filter_map(|table| filtered(table, side)).collect();
     if tables.is_empty() {
-        return Ok(Vec::new());
+        return Ok(Some(Vec::new()));
     }
     let asked: Vec<String> = tables.iter().map(|table| exists(&table.sql, &outside(&table.filter))).collect();
     let planned = session.planned(&format!("SELECT ARRAY[{}]", asked.join(", "))).await?;
-    let begin = format!("BEGIN READ ONLY; SET LOCAL statement_timeout = {}", limit.as_millis().max(1));
+    let begin = format!("BEGIN READ ONLY; SET LOCAL statement_timeout = {}", left.as_millis().max(1));
     // Sent together, since writers may wait.
     let (begun, row, ended) = tokio::join!(
         biased;
@@ -126,19 +126,20 @@ pub async fn again(
     begun?;
     let found: Vec<bool> = match row {
         Ok(row) => row.try_get(0)?,
-        Err(error) if sqlstate::code(&error) == Some("57014") => return Ok(vec![too_long(&tables, side)]),
+        Err(error) if sqlstate::code(&error) == Some("57014") => {
+            return Ok((left >= budget / CALM_PART).then(|| vec![too_long(&tables, side)]));
+        }
         Err(error) => return Err(error),
     };
     ended?;
     let there = tables.iter().zip(found).filter_map(|(table, found)| found.then_some(table));
-    Ok(there
-        .map(|Filtered { name, filter, .. }| {
-            format!(
-                "table {name} of the {side} has rows that the slice's filter does not take: {}",
-                outside(filter)
-            )
-        })
-        .collect())
+    let words = there.map(|Filtered { name, filter, .. }| {
+        format!(
+            "table {name} of the {side} has rows that the slice's filter does not take: {}",
+            outside(filter)
+        )
+    });
+    Ok(Some(words.collect()))
 }
 
 fn too_long(tables: &[Filtered], side: Side) -> String {

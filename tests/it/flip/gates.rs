@@ -4,7 +4,7 @@ use rustix::process::Signal;
 
 use super::crash::frozen;
 use super::{UNPROVEN, armed, bank::Side, complete, flip, owner};
-use crate::support::wait::until_blocking;
+use crate::support::wait::{LONG, until_blocking};
 
 const OFF: &str = "ALTER TABLE accounts DISABLE TRIGGER aa_strangler_gate";
 
@@ -28,6 +28,26 @@ async fn a_gate_that_is_taken_off_after_it_was_judged_is_not_closed() {
         assert_eq!(repaired.exit, Some(0), "{}", repaired.page());
         flip(&split, &mirror, to);
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_rehearsal_says_what_a_flip_would_say_of_a_gate_that_was_taken_off_after_it_was_judged() {
+    let (split, monolith, _service, _mirror) = armed().await;
+    let rehearsal = until_blocking("the rehearsal stands still", LONG, || {
+        let mut command =
+            split.command(&[&["flip", "plan.yaml", "--rehearse", "2"], &UNPROVEN as &[&str]].concat());
+        command.env("STRANGLER_FREEZE", "flip-looked");
+        let mut rehearsal = split.start_command(command);
+        rehearsal.stands_still().then_some(rehearsal)
+    });
+    monolith.batch_execute(OFF).await.unwrap();
+    rehearsal.signal(Signal::CONT);
+    let ended = rehearsal.ended();
+    assert_eq!(ended.exit, Some(3), "{}", ended.page());
+    assert!(ended.stderr.contains("(not-armed)"), "{}", ended.page());
+    assert!(ended.stderr.contains("trigger aa_strangler_gate of table"), "{}", ended.page());
+    assert_eq!(owner(&monolith).await.0, "OPEN");
+    monolith.execute("UPDATE accounts SET touched = touched + 1 WHERE id = 1", &[]).await.unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread")]

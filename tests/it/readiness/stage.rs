@@ -49,6 +49,17 @@ fn plan(policy: &str) -> Plan {
     parsed.unwrap_or_else(|found| panic!("{}", found.render(false))).plan
 }
 
+async fn mapping(plan: &Plan, monolith: &Client) -> SliceMapping {
+    let (mut mappings, _) = compile(plan, &introspect::read(monolith).await.unwrap());
+    mappings.remove("one").unwrap()
+}
+
+/// A monolith that nothing was done to, and what its slice would be.
+pub async fn untouched(monolith: &Client) -> SliceMapping {
+    monolith.batch_execute(SCHEMA).await.unwrap();
+    mapping(&plan("min_mirror_time: 0s"), monolith).await
+}
+
 impl Stage {
     pub async fn ready() -> Self {
         let usual = "min_mirror_time: 0s";
@@ -59,8 +70,7 @@ impl Stage {
         let mirror = split.mirror(None);
         mirror.caught_up(&monolith, &service).await;
         let plan = plan(usual);
-        let (mut mappings, _) = compile(&plan, &introspect::read(&monolith).await.unwrap());
-        let mapping = mappings.remove("one").unwrap();
+        let mapping = mapping(&plan, &monolith).await;
         let stage = Self { split, monolith, service, mirror, plan, mapping };
         stage.arm().await;
         stage.prove();
