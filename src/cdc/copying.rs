@@ -32,6 +32,8 @@ pub(crate) const ROWS_PER_RANGE_FIRST: u64 = 50_000;
 const ROWS_PER_RANGE: (u64, u64) = (2_000, 2_000_000);
 /// Small tables that are copied whole share a round up to so many rows.
 const SMALL_ROUND_ROWS: u64 = 50_000;
+/// So many small tables take one worker about as long as the two sessions of another worker take to open.
+const SMALL_TABLES_PER_WORKER: usize = 4;
 /// How often the barrier is looked at.
 const BARRIER_EVERY: Duration = Duration::from_millis(20);
 /// From when on the operator is told what the barrier waits for.
@@ -246,9 +248,21 @@ impl Engine {
         Ok(jobs)
     }
 
-    async fn open_round_sessions(&mut self) -> Result<(), MirrorError> {
+    /// How many workers these jobs keep busy: a handful of small tables is done before a second one has signed in.
+    fn busy_workers(&self, jobs: &[Job]) -> usize {
+        let workers = self.config.options.workers.max(1);
+        let small = |job: &&Job| matches!(job.extent, JobExtent::Part { parts: 1, .. });
+        let tables = jobs.iter().filter(small).filter_map(|job| self.tables.get(job.table));
+        let rows = usize::try_from(tables.map(|run| expected_rows(&run.mapping)).sum::<u64>());
+        let per_worker = usize::try_from(SMALL_ROUND_ROWS).unwrap_or(usize::MAX) / workers;
+        let (small, rows) = (jobs.iter().filter(small).count(), rows.unwrap_or(usize::MAX));
+        let for_small = small.div_ceil(SMALL_TABLES_PER_WORKER).max(rows / per_worker.max(1));
+        (jobs.len() - small).saturating_add(for_small).clamp(1, workers)
+    }
+
+    async fn open_round_sessions(&mut self, wanted: usize) -> Result<(), MirrorError> {
         let slice = self.config.mapping.slice.clone();
-        while self.copying.workers.len() < self.config.options.workers.max(1) {
+        while self.copying.workers.len() < wanted {
             let source = open(&self.config.read, &slice).await?;
             let target = open(&self.config.apply, &slice).await?;
             self.copying.workers.push(WorkerSessions::new(source, target, self.applier.claim()).await?);
@@ -260,7 +274,8 @@ impl Engine {
     }
 
     async fn run_round(&mut self, jobs: &[Job], stop: &CancellationToken) -> Result<RoundEnd, MirrorError> {
-        self.open_round_sessions().await?;
+        let wanted = self.busy_workers(jobs);
+        self.open_round_sessions(wanted).await?;
         let plan = RoundPlan {
             claim: self.applier.claim().clone(),
             jobs: jobs.to_vec(),
@@ -271,8 +286,9 @@ impl Engine {
         let Some(exporter) = self.copying.exporter.take() else { return Ok(RoundEnd::Complete) };
         let workers = std::mem::take(&mut self.copying.workers);
         let watcher = open(&self.config.apply, self.slice()).await?;
+        let busy = workers.get(..wanted).unwrap_or(&workers);
         let sessions =
-            RoundSessions { exporter: &exporter, source: &self.source, target: &watcher, workers: &workers };
+            RoundSessions { exporter: &exporter, source: &self.source, target: &watcher, workers: busy };
         let (sender, mut receiver) = mpsc::channel(256);
         let vitals = Arc::clone(&self.vitals);
         let (board, slice) = (self.config.board.clone(), self.config.mapping.slice.clone());

@@ -1,6 +1,6 @@
 //! Relations and their columns.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use tokio_postgres::{Client, Error, Row};
 
@@ -130,12 +130,12 @@ pub(super) async fn read_columns(client: &Client, tables: &mut Tables) -> Result
     Ok(())
 }
 
-/// `layer` walks each type down through arrays and domains: `depth` 0 is the type itself.
+/// `layer` walks each type that a column of a user's relation has down through arrays and domains: `depth` 0 is the type itself.
 const LAYERS: &str = "layer AS ( \
     SELECT t.oid AS start, 0 AS depth, t.oid, t.typtype, t.typnamespace, t.typname, \
            t.typtype = 'b' AND t.typsubscript = 'array_subscript_handler'::regproc AS is_array, \
            t.typelem, t.typbasetype \
-    FROM pg_type t \
+    FROM pg_type t WHERE t.oid IN (SELECT u.atttypid FROM pg_attribute u WHERE u.attrelid >= 16384 AND u.attnum > 0) \
     UNION ALL \
     SELECT l.start, l.depth + 1, t.oid, t.typtype, t.typnamespace, t.typname, \
            t.typtype = 'b' AND t.typsubscript = 'array_subscript_handler'::regproc, t.typelem, t.typbasetype \
@@ -254,17 +254,18 @@ fn column_of(row: &Row) -> Result<Column, Error> {
     })
 }
 
-/// Fills in what `ANALYZE` found about the order of columns, as far as the role may see it. The view is asked for names of schemas by
-/// itself: it looks up every column's rights, and the catalogs' are most of them.
+/// Fills in what `ANALYZE` found about the order of columns, as far as the role may see it. The view is asked for names of tables: it
+/// looks up every column's rights, and in most databases the catalogs have most of them.
 pub(super) async fn read_correlations(client: &Client, tables: &mut Tables) -> Result<(), Error> {
+    let names: BTreeSet<&str> = tables.keys().map(|table| table.name.as_str()).collect();
+    let names: Vec<&str> = names.into_iter().collect();
     let sql = format!(
         "SELECT n.nspname::text AS schema, s.tablename::text AS table, s.attname::text AS name, \
                 s.correlation::float8 AS correlation \
          FROM pg_stats s JOIN pg_namespace n ON n.nspname = s.schemaname AND {USER_SCHEMA} \
-         WHERE s.schemaname <> 'pg_catalog' AND s.schemaname <> 'information_schema' \
-             AND s.correlation IS NOT NULL AND NOT s.inherited"
+         WHERE s.tablename = ANY($1::text[]::name[]) AND s.correlation IS NOT NULL AND NOT s.inherited"
     );
-    for row in client.query(&sql, &[]).await? {
+    for row in client.query(&sql, &[&names]).await? {
         let Some(table) = tables.get_mut(&name_at(&row, "schema", "table")?) else { continue };
         let name: String = row.try_get("name")?;
         if let Some(column) = table.columns.iter_mut().find(|column| column.name == name) {
