@@ -67,9 +67,10 @@ pub enum RepairError {
     },
     /// The mirror took no request.
     #[error(
-        "{} took no repair in {} s; {waiting} requests stay, and a mirror that runs does them",
-        if *.alive { format!("the mirror of slice {slice} runs, and") } else { format!("no mirror of slice {slice} runs, and none") },
-        PATIENCE.as_secs()
+        "{} of slice {slice} runs, and nothing was repaired in {} s; {} for a mirror",
+        if *.alive { "the mirror" } else { "no mirror" },
+        PATIENCE.as_secs(),
+        if *.waiting == 1 { "1 request waits".to_owned() } else { format!("{waiting} requests wait") },
     )]
     NotTaken {
         /// Slice.
