@@ -13,6 +13,7 @@ pub const MIRROR: &[&str] = &[
     "slot-created",
     "stream-row-running",
     "nonce-taken",
+    "round-marked",
     "range-before-commit",
     "range-landed",
     "part-before-commit",

@@ -313,13 +313,13 @@ impl<'a> Making<'a> {
         for (name, (value, called)) in &source.sequences {
             let Some(sequence) = source.catalog.sequences.get(name) else { continue };
             let behind = if sequence.increment > 0 { "<=" } else { ">=" };
-            let set = format!("SELECT setval({}, {value}, {called})", quote_literal(&name.sql()));
+            let set = self.set_value(sequence, (*value, *called));
             // One that others draw from may be there already, and stays where it is if it has gone on. A new one stands at its start,
             // which may be behind where it stood.
             let sql = if self.owns(sequence) {
                 set
             } else {
-                format!("{set} FROM {} WHERE last_value {behind} {value}", name.sql())
+                format!("{set}, {} WHERE last_value {behind} {value}", name.sql())
             };
             self.add(Phase::After, "sequence value", name, sql);
             if let Some(words) = &sequence.comment {
@@ -327,6 +327,36 @@ impl<'a> Making<'a> {
                 self.add(Phase::Optional, "comment", name, sql);
             }
         }
+    }
+
+    /// Sets a sequence to where it stood, or to the furthest value that its columns have: while a service has the authority, its rows come
+    /// to the old tables with numbers that the monolith's sequence never gave out.
+    fn set_value(&self, sequence: &Sequence, (value, called): (i64, bool)) -> String {
+        let columns = sequence.used_by.iter().chain(&sequence.owned_by);
+        let drawn: BTreeSet<(String, String)> = columns
+            .filter(|(table, column)| self.has_numbers(table, column))
+            .map(|(table, column)| (table.sql(), quote_ident(column)))
+            .collect();
+        let (furthest, passed) = if sequence.increment > 0 { ("max", ">=") } else { ("min", "<=") };
+        let within = format!("BETWEEN {} AND {}", sequence.min, sequence.max);
+        let of = |(table, column): &(String, String)| {
+            format!("SELECT {furthest}({column})::bigint AS value FROM {table} WHERE {column} {within}")
+        };
+        let looks: Vec<String> = drawn.iter().map(of).chain(["SELECT NULL::bigint".to_owned()]).collect();
+        let name = quote_literal(&sequence.name.sql());
+        format!(
+            "SELECT CASE WHEN f.value {passed} {value} THEN setval({name}, f.value) ELSE setval({name}, {value}, {called}) END \
+             FROM (SELECT {furthest}(value) AS value FROM ({}) AS c) AS f",
+            looks.join(" UNION ALL ")
+        )
+    }
+
+    fn has_numbers(&self, table: &TableName, column: &str) -> bool {
+        let table = self.source.tables.iter().find(|one| one.name == *table);
+        let mut columns = table.into_iter().flat_map(|table| &table.columns);
+        columns.any(|one| {
+            one.name == column && ["smallint", "integer", "bigint"].contains(&one.type_sql.as_str())
+        })
     }
 
     fn comments(&mut self, table: &Table) {

@@ -110,9 +110,12 @@ async fn within(restoring: Restoring<'_>, catalog: &Catalog) -> Result<Restored,
     Ok(restored)
 }
 
-/// A type that is there as it was: others may need it.
+/// A schema that is there, since to make one asks for rights on the whole database even where there is nothing to make; a type that is
+/// there as it was, since others may need it.
 fn is_there(catalog: &Catalog, one: &Definition) -> bool {
-    one.kind == "type" && present_types(catalog).any(|(name, sql)| name == one.object && sql == one.sql)
+    one.kind == "schema" && catalog.schemas.contains(&one.object)
+        || one.kind == "type"
+            && present_types(catalog).any(|(name, sql)| name == one.object && sql == one.sql)
 }
 
 fn present_types(catalog: &Catalog) -> impl Iterator<Item = (String, String)> + '_ {

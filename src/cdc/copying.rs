@@ -63,10 +63,12 @@ pub(crate) struct Copying {
     workers: Vec<WorkerSessions>,
     exporter: Option<Session>,
     waiting: Option<String>,
+    /// Of the stream.
+    slot: String,
 }
 
 impl Copying {
-    pub(crate) fn new(rows_per_range: Option<u64>, same_major: bool) -> Self {
+    pub(crate) fn new(slot: &str, rows_per_range: Option<u64>, same_major: bool) -> Self {
         Self {
             ring: Ring::default(),
             trust: Trust::Unknown,
@@ -77,6 +79,7 @@ impl Copying {
             workers: Vec::new(),
             exporter: None,
             waiting: None,
+            slot: slot.to_owned(),
         }
     }
 
@@ -268,7 +271,11 @@ impl Engine {
             self.copying.workers.push(WorkerSessions::new(source, target, self.applier.claim()).await?);
         }
         if self.copying.exporter.is_none() {
-            self.copying.exporter = Some(open(&self.config.read, &slice).await?);
+            let exporter = open(&self.config.read, &slice).await?;
+            // As for a heartbeat: a standby that is away must not keep a copy.
+            let local = exporter.batch_execute("SET synchronous_commit = local").await;
+            local.map_err(MirrorError::sql("setting up a round's session"))?;
+            self.copying.exporter = Some(exporter);
         }
         Ok(())
     }
@@ -278,6 +285,7 @@ impl Engine {
         self.open_round_sessions(wanted).await?;
         let plan = RoundPlan {
             claim: self.applier.claim().clone(),
+            slot: self.copying.slot.clone(),
             jobs: jobs.to_vec(),
             tables: self.tables.iter().map(|table| self.copying.table(table)).collect(),
             hooks: self.config.options.hooks.clone(),

@@ -442,7 +442,7 @@ async fn bring_up(
     };
     let finished = claim.direction == Direction::Reverse || claim.mode != Mode::Apply;
     let same_major = links.source.server_major() == links.target.server_major();
-    let copying = Copying::new(config.options.rows_per_range, same_major);
+    let copying = Copying::new(slot, config.options.rows_per_range, same_major);
     let (nonce, applied) = (claim.nonce, claim.applied);
     let reader = open(&config.read, slice).await?;
     let stream =

@@ -45,6 +45,36 @@ pub(super) async fn set_back(
     )))
 }
 
+/// Counts a mark up in the source in front of a snapshot, whose rows come to the target ahead of the stream: with the mark noted there
+/// before them, a source that lacks what the snapshot saw is told from the one that was read. `None` where it can't be written; the pulse
+/// says so.
+///
+/// # Errors
+/// [`MirrorError::Restart`] where the source was set back already: the next start says what it lacks.
+pub(super) async fn before_snapshot(
+    (source, target): (&Client, &Client),
+    of: StreamOf<'_>,
+    slot: &str,
+) -> Result<Option<i64>, MirrorError> {
+    let counting = async {
+        loop {
+            if set_back((source, target), of, slot).await?.is_some() {
+                return Err(MirrorError::Restart { why: "the source was set back to an earlier state" });
+            }
+            lineage::begin(source, of, slot).await?;
+            let Some(known) = lineage::read(source, of, slot).await? else { return Ok(None) };
+            // The pulse counts as well.
+            if lineage::advance(source, of, (slot, known)).await? {
+                return Ok(Some(known + 1));
+            }
+        }
+    };
+    match counting.await {
+        Err(error) if !error.is_retryable() => Ok(None),
+        counted => counted,
+    }
+}
+
 /// Marks that may be on their way down the stream: those of some two hours, in 64 kB. Where it is further behind, the marks are further apart.
 const SENT_MAX: usize = 4_096;
 

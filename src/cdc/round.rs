@@ -15,11 +15,13 @@ use tokio_util::sync::CancellationToken;
 use super::borders::{Job, JobExtent};
 use super::copy::{Copied, Report, RoundWork, WorkerSessions, work};
 use super::error::MirrorError;
+use super::lineage;
 use super::record::Recorder;
 use super::source;
+use crate::failpoint;
 use crate::failpoint::hooks::{Hooks, Mutant};
 use crate::journal::claims::Claim;
-use crate::journal::streams;
+use crate::journal::{self, streams};
 use crate::landing::ring::Ring;
 use crate::lsn::Lsn;
 use crate::postgres::connect::Session;
@@ -48,7 +50,7 @@ pub enum RoundEnd {
 /// The sessions of a round.
 #[derive(Debug)]
 pub struct RoundSessions<'a> {
-    /// Exports the snapshot; takes no lock.
+    /// Exports the snapshot, and marks the source before; takes no lock, and its commits wait for no standby.
     pub exporter: &'a Session,
     /// Reads positions and locks while the round runs.
     pub source: &'a Session,
@@ -63,6 +65,8 @@ pub struct RoundSessions<'a> {
 pub struct RoundPlan {
     /// Claim at P.
     pub claim: Claim,
+    /// Slot of the stream.
+    pub slot: String,
     /// Jobs in order.
     pub jobs: Vec<Job>,
     /// All tables of the slice by number.
@@ -92,6 +96,8 @@ pub async fn run(
     if lock_tables(sessions, &names, (stop, &plan.hooks), waiting).await? == RoundEnd::Stopped {
         return Ok((Lsn::ZERO, RoundEnd::Stopped));
     }
+    let of = plan.claim.of();
+    let mark = lineage::before_snapshot((sessions.exporter, sessions.target), of, &plan.slot).await?;
     let Some((snapshot, snapshot_name)) =
         export_snapshot(sessions, ring, (&oids, stop, &plan.hooks), waiting).await?
     else {
@@ -99,6 +105,10 @@ pub async fn run(
         return Ok((Lsn::ZERO, if stop.is_cancelled() { RoundEnd::Stopped } else { RoundEnd::GaveWay }));
     };
     let lsn = source::insert_position(sessions.source).await?;
+    if let Some(mark) = mark {
+        journal::lineage::note(sessions.target, of, plan.claim.nonce, (&plan.slot, mark)).await?;
+        failpoint::hit("round-marked");
+    }
     for worker in sessions.workers {
         worker
             .source

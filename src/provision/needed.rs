@@ -15,14 +15,16 @@ pub(crate) struct Needed<'a> {
     pub(crate) extensions: BTreeSet<String>,
     /// Types in the order in which they can be created.
     pub(crate) types: Vec<TableName>,
+    /// Those, and the ones that are being looked into.
+    met: BTreeSet<TableName>,
     /// Who needs which function, operator or operator class: kind and identity, and the first definition that calls it.
     pub(crate) routines: BTreeMap<(String, String), String>,
 }
 
 impl<'a> Needed<'a> {
     pub(crate) fn new(monolith: &'a Catalog, anatomy: &'a Anatomy) -> Self {
-        let (extensions, types, routines) = Default::default();
-        Self { monolith, anatomy, extensions, types, routines }
+        let (extensions, types, met, routines) = Default::default();
+        Self { monolith, anatomy, extensions, types, met, routines }
     }
 
     /// Adds what a table needs, with those of its columns that are `kept`.
@@ -59,22 +61,17 @@ impl<'a> Needed<'a> {
         }
     }
 
-    /// Adds a type behind those it needs itself. PostgreSQL has no circles among types.
+    /// Adds a type behind those it needs itself. A domain with a CHECK needs itself, too.
     fn follow_type(&mut self, name: &TableName) {
-        if self.types.contains(name) {
-            return;
-        }
         let Some(of) = self.monolith.types.get(name) else { return };
         if let Some(extension) = &of.extension {
             self.extensions.insert(extension.clone());
             return;
         }
-        let used = Used::Type(name.clone());
-        let own = Reference::Type(name.clone());
-        if !self.anatomy.needs_of(&used).contains(&own) {
-            self.follow(&used);
+        if self.met.insert(name.clone()) {
+            self.follow(&Used::Type(name.clone()));
+            self.types.push(name.clone());
         }
-        self.types.push(name.clone());
     }
 }
 

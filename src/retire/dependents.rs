@@ -25,7 +25,7 @@ pub enum Kind {
     ForeignKey,
     /// A row security policy of another table.
     Policy,
-    /// A rewrite rule.
+    /// A rewrite rule of another table.
     Rule,
     /// A publication of somebody else.
     Publication,
@@ -95,11 +95,12 @@ fn of_catalog(catalog: &Catalog, tables: &Old) -> Vec<Dependent> {
             DependentKind::View => Kind::View,
             DependentKind::MaterializedView => Kind::MaterializedView,
             DependentKind::Function => Kind::Function,
-            DependentKind::Rule => Kind::Rule,
+            DependentKind::Rule if on_other_table(&one.name, tables) => Kind::Rule,
             DependentKind::Policy if on_other_table(&one.name, tables) => Kind::Policy,
             DependentKind::Publication if !one.name.starts_with(OWN_PUBLICATION) => Kind::Publication,
             // What stands on the table itself goes with it.
             DependentKind::Policy
+            | DependentKind::Rule
             | DependentKind::Publication
             | DependentKind::Trigger
             | DependentKind::Subscription => continue,
@@ -121,7 +122,7 @@ fn of_catalog(catalog: &Catalog, tables: &Old) -> Vec<Dependent> {
     found
 }
 
-/// Whether a policy, named `policy on table`, stands on a table that is not among these.
+/// Whether a policy or rule, named `policy on table`, stands on a table that is not among these.
 fn on_other_table(name: &str, tables: &Old) -> bool {
     tables.keys().all(|table| !name.ends_with(&format!(" on {table}")))
 }

@@ -427,7 +427,8 @@ fn of_dependent(table: &str, one: &Dependent) -> Problem {
             "retire-publication",
             "publication",
             "its subscribers would silently get nothing more of the table",
-            "move its subscribers to the service's database, then take the table out: ALTER PUBLICATION … DROP TABLE …",
+            "move its subscribers to the service's database, then take the table out: ALTER PUBLICATION … DROP TABLE …; one FOR ALL TABLES or \
+             FOR TABLES IN SCHEMA leaves none out: make one that names the tables that stay, and DROP PUBLICATION …",
         ),
         Kind::Job => (
             Severity::Error,

@@ -127,7 +127,7 @@ async fn nothing_is_lost_when_the_mirror_is_killed_at_every_durable_step() {
         }
         // A table that is copied again brings the points of copying back.
         let arguments: &[&str] = match *name {
-            "range-before-commit" | "range-landed" | "round-ended" => &["--retry", "events"],
+            "round-marked" | "range-before-commit" | "range-landed" | "round-ended" => &["--retry", "events"],
             "part-before-commit" | "part-landed" | "whole-before-commit" | "whole-landed" => {
                 &["--retry", "sessions"]
             }

@@ -84,3 +84,42 @@ async fn a_monolith_whose_files_were_put_back_is_not_followed_until_it_is_copied
     mirror.caught_up(&monolith, &service).await;
     mirror.stop();
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_monolith_whose_files_were_put_back_behind_what_a_copy_has_read_is_not_followed() {
+    let (mut split, monolith, service) = Split::launch("{ t: {} }", SETUP).await;
+    split.provision();
+    let (status, log) = split.mirror(Some("stream-row-running")).ended();
+    assert_eq!(status.code(), None, "{log}");
+    drop(monolith);
+    let (data, copy) = (split.pair.monolith.data_dir(), split.pair.monolith.dir().join("copy"));
+    split.pair.monolith.stop(StopMode::Fast).unwrap();
+    copy_folder(&data, &copy);
+    split.pair.monolith.start().unwrap();
+
+    let monolith = split.pair.monolith().await;
+    monolith.batch_execute("INSERT INTO t SELECT generate_series(101, 200)").await.unwrap();
+    let (status, log) = split.mirror(Some("whole-landed")).ended();
+    assert_eq!(status.code(), None, "{log}");
+    assert_eq!(number(&service, "SELECT count(*) FROM t").await, 200);
+    let end = monolith.query_one("SELECT pg_current_wal_flush_lsn()::text", &[]).await.unwrap();
+    let end: String = end.get(0);
+    drop(monolith);
+    split.pair.monolith.stop(StopMode::Fast).unwrap();
+    std::fs::remove_dir_all(&data).unwrap();
+    std::fs::rename(&copy, &data).unwrap();
+    split.pair.monolith.start().unwrap();
+    let monolith = split.pair.monolith().await;
+    writes_past(&monolith, &end).await;
+
+    let (status, log) = split.mirror(None).ended();
+    assert_ne!(status.code(), Some(0), "{log}");
+    assert!(log.contains("the monolith was set back to an earlier state"), "{log}");
+    let mirror = split.mirror_with(None, &["--rebuild"]);
+    until("the copy is what the monolith has", SOON, async || {
+        (number(&service, "SELECT count(*) FROM t").await == 100).then_some(())
+    })
+    .await;
+    mirror.caught_up(&monolith, &service).await;
+    mirror.stop();
+}
