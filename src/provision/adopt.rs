@@ -40,6 +40,25 @@ pub(super) fn adopt(draft: &mut Draft<'_>, site: &Site<'_>) {
     set_aside(draft, site);
 }
 
+/// Tables through which rows come past the gate of `table`, whose triggers are of statements: those that inherit from it and those that
+/// are above it. What is said of each, and the SQL that ends it.
+fn related(catalog: &Catalog, table: &Table) -> Vec<(String, String)> {
+    let own = table.name.sql();
+    let heirs = catalog.tables.values().filter(|one| one.inherits.contains(&table.name)).map(|heir| {
+        let fact = format!("{} inherits from it, and a gate on it does not guard {}", heir.name, heir.name);
+        (fact, format!("ALTER TABLE {} NO INHERIT {own}", heir.name.sql()))
+    });
+    let whole = table.partition_of.iter().map(|parent| {
+        let fact = format!("it is a partition of {parent}, and what is written through that passes the gate");
+        (fact, format!("ALTER TABLE {} DETACH PARTITION {own}", parent.sql()))
+    });
+    let above = table.inherits.iter().map(|parent| {
+        let fact = format!("it inherits from {parent}, and what is written through that passes the gate");
+        (fact, format!("ALTER TABLE {own} NO INHERIT {}", parent.sql()))
+    });
+    heirs.chain(whole).chain(above).collect()
+}
+
 /// All mismatches between a mapping and the table that is there.
 fn verify(draft: &Draft<'_>, site: &Site<'_>, mapping: &TableMapping) -> Vec<Problem> {
     let object = in_service(site, format!("table {}", mapping.target));
@@ -59,13 +78,8 @@ fn verify(draft: &Draft<'_>, site: &Site<'_>, mapping: &TableMapping) -> Vec<Pro
     if !matches!(table.kind, TableKind::Ordinary | TableKind::Partitioned) {
         problems.push(refused("it is not a table".to_owned(), "name a table with `to:`".to_owned()));
     }
-    let heirs = site.catalog.tables.values().filter(|one| one.inherits.contains(&table.name));
-    problems.extend(heirs.map(|heir| {
-        refused(
-            format!("{} inherits from it, and a gate on it does not guard {}", heir.name, heir.name),
-            format!("run in the service: ALTER TABLE {} NO INHERIT {}", heir.name.sql(), table.name.sql()),
-        )
-    }));
+    let related = related(site.catalog, table).into_iter();
+    problems.extend(related.map(|(fact, sql)| refused(fact, format!("run in the service: {sql}"))));
     problems.extend(unlogged(site.catalog, &table.name).map(|name| {
         Problem::error("adopt-mismatch", &object)
             .fact(format!("{name} is UNLOGGED"))

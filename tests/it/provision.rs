@@ -589,6 +589,34 @@ async fn every_mismatch_of_an_adopted_table_is_said_at_once() {
 }
 
 #[tokio::test]
+async fn a_table_with_a_parent_is_not_adopted_because_writes_through_that_pass_its_gate() {
+    let mut setup = Setup::new(Arc::new(launch()), "a", SCHEMA).await;
+    setup.plan.services.get_mut("orders").unwrap().ddl = Ddl::Adopt;
+    let orders = setup.connect("orders").await;
+    let statements = [
+        (
+            "CREATE SCHEMA sales; CREATE TABLE sales.everything (id bigint) PARTITION BY RANGE (id); \
+             CREATE TABLE sales.order_lines PARTITION OF sales.everything DEFAULT",
+            "it is a partition of sales.everything, and what is written through that passes the gate",
+            "ALTER TABLE \"sales\".\"everything\" DETACH PARTITION \"sales\".\"order_lines\"",
+        ),
+        (
+            "DROP TABLE sales.everything; CREATE TABLE sales.above (id bigint); \
+             CREATE TABLE sales.order_lines () INHERITS (sales.above)",
+            "it inherits from sales.above, and what is written through that passes the gate",
+            "ALTER TABLE \"sales\".\"order_lines\" NO INHERIT \"sales\".\"above\"",
+        ),
+    ];
+    for (made, fact, next) in statements {
+        orders.batch_execute(made).await.unwrap();
+        let refused = setup.refused().await;
+        let told = refused.iter().find(|problem| problem.fact == fact);
+        let told = told.unwrap_or_else(|| panic!("{fact}: {refused:#?}"));
+        assert!(told.next.contains(next), "{told:?}");
+    }
+}
+
+#[tokio::test]
 async fn adopted_table_with_rows_is_left_as_it_is() {
     let mut setup = Setup::new(Arc::new(launch()), "a", SCHEMA).await;
     setup.plan.services.get_mut("orders").unwrap().ddl = Ddl::Adopt;
