@@ -8,6 +8,7 @@
 
 mod design;
 mod facts;
+mod lacking;
 mod lost;
 mod refuse;
 mod run;

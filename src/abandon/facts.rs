@@ -5,8 +5,8 @@ use std::collections::BTreeSet;
 use serde_json::{Value, json};
 use tokio_postgres::Client;
 
-use super::service;
 use super::{AbandonError, Job};
+use super::{lacking, service};
 use crate::journal::abandonment::{self, Abandonment, Others};
 use crate::journal::alarms::{self, Uncleared};
 use crate::journal::arming::{self, Armed};
@@ -84,6 +84,8 @@ pub(super) struct Facts {
     pub(super) names: Vec<String>,
     pub(super) strays: Option<Uncleared>,
     pub(super) outside: Option<Outside>,
+    /// What the monolith does not have any more of what was read from it.
+    pub(super) lacks: Option<String>,
 }
 
 /// Asks both databases. Every link must be outside of a transaction; the mirror's lock is taken in the service's session, which keeps
@@ -112,6 +114,10 @@ pub(super) async fn gather(job: Job<'_>) -> Result<Facts, AbandonError> {
     };
     let names = [traces.publication, traces.slot].into_iter().flatten().map(str::to_owned).collect();
     let on_monolith = withdrawal::standing(monolith, traces).await?;
+    let lacks = match stream.as_ref().filter(|_| here.row.is_some()) {
+        Some(stream) => lacking::lacking((monolith, service), slice, stream).await?,
+        None => None,
+    };
     let life = life(job, (&here, &there)).await?;
     let mut facts = Facts {
         astray,
@@ -131,6 +137,7 @@ pub(super) async fn gather(job: Job<'_>) -> Result<Facts, AbandonError> {
         names,
         strays: None,
         outside: None,
+        lacks,
         monolith: here,
         service: there,
     };
@@ -170,7 +177,9 @@ async fn of_service(service: &Client, slice: &str, facts: &mut Facts) -> Result<
     let last = facts.service.others.slices.is_empty();
     facts.outside = outside::uncleared(service, slice).await?;
     let outside = facts.outside.is_some();
-    let asked = service::Asked { slice, last, outside, confirmed: confirmed.as_ref() };
+    let lacks = facts.lacks.clone();
+    let asked =
+        service::Asked { slice, last, outside, lacks: lacks.as_deref(), confirmed: confirmed.as_ref() };
     facts.in_service = service::standing(service, asked).await?;
     facts.strays = alarms::uncleared(service, slice).await?;
     facts.mirror_lock = process::try_lock(service, slice).await?;

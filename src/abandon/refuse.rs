@@ -289,6 +289,7 @@ mod tests {
             names: Vec::new(),
             strays: None,
             outside: None,
+            lacks: None,
         }
     }
 

@@ -191,6 +191,8 @@ pub(super) struct Asked<'a> {
     pub(super) last: bool,
     /// The service's application wrote rows that its filter forbids, and the way back did not carry them.
     pub(super) outside: bool,
+    /// What the monolith lacks of what was read from it.
+    pub(super) lacks: Option<&'a str>,
     /// The tables that a run which has begun was to take; `None` where none has begun.
     pub(super) confirmed: Option<&'a BTreeSet<String>>,
 }
@@ -224,8 +226,10 @@ pub(super) async fn standing(service: &Client, asked: Asked<'_>) -> Result<Stand
     let judged: Vec<(TableName, bool)> =
         found.tables.iter().map(|table| (table.name.clone(), table.origin == Origin::Made)).collect();
     found.doubt(beginnings::doubts(service, slice, &judged).await?);
-    if asked.outside {
-        let why = "the service's application wrote rows that the slice's filter forbids, and they are in no other place";
+    let outside = asked.outside.then_some(
+        "the service's application wrote rows that the slice's filter forbids, and they are in no other place",
+    );
+    for why in outside.into_iter().chain(asked.lacks) {
         let all = found.tables.iter().map(|table| (table.name.to_string(), why.to_owned())).collect();
         found.doubt(all);
     }

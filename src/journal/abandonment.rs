@@ -66,7 +66,7 @@ async fn readable(client: &Client) -> Result<bool, Error> {
 }
 
 /// SQL with which the service says that the slice is being taken back: refused unless its gate is closed, and no mirror of it may
-/// write from then on, nor one that begins, nor miss its marks on the monolith. It waits for what a mirror writes at this moment.
+/// write from then on, nor one that begins. It waits for what a mirror writes at this moment.
 #[must_use]
 pub fn begin(slice: &str, (plan, token): (&str, &str), body: &Value) -> Vec<String> {
     let name = quote_literal(slice);
@@ -85,9 +85,6 @@ pub fn begin(slice: &str, (plan, token): (&str, &str), body: &Value) -> Vec<Stri
         format!(
             "UPDATE strangler.stream SET nonce = nonce + 1, holder = NULL, mode = 'OFF' WHERE slice = {name}"
         ),
-        // The monolith forgets its marks before the service does; a mirror that wakes up between the two must not say that the monolith
-        // was set back.
-        format!("DELETE FROM strangler.lineage WHERE slice = {name}"),
     ]
 }
 

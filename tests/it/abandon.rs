@@ -9,6 +9,7 @@ mod meanwhile;
 mod refusals;
 mod retired;
 mod rights;
+mod set_back;
 mod upgraded;
 
 use strangler::cluster::{Binaries, Options};
@@ -17,7 +18,7 @@ use tokio_postgres::Client;
 use catalogs::{assert_untouched, catalogs};
 
 use crate::flip::{complete, mirrored_and_armed};
-use crate::support::binary::Ended;
+use crate::support::binary::{Ended, flat};
 use crate::support::cluster::{Pair, launch_with};
 use crate::support::privilege;
 use crate::support::split::Split;
@@ -52,11 +53,6 @@ slices:
   one: { service: service, tables: { shop.orders: {}, shop.moves: {} } }
   two: { service: service, tables: { shop.people: {} } }
 policy: { min_mirror_time: 0s, write_pause_budget: 2s }\n";
-
-/// Words that were wrapped, on one line.
-fn flat(text: &str) -> String {
-    text.split_whitespace().collect::<Vec<_>>().join(" ")
-}
 
 fn abandon(split: &Split, slice: &str, arguments: &[&str]) -> Ended {
     split.run("abandon", &[&["--slice", slice], arguments].concat())
