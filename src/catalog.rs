@@ -2,11 +2,15 @@
 //!
 //! `postgres::introspect` fills it; `check`, `mapping` and `provision` decide on it. Nothing here does I/O.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use crate::name::TableName;
+
+mod fragment;
+
+pub use fragment::Fragment;
 
 /// Who a database is. Clusters copied from one template share a system identifier, and a clone shares the uuid,
 /// so an identity is all of it together.
@@ -49,10 +53,12 @@ pub struct Catalog {
     pub schemas: Vec<String>,
     /// Extensions: name to version.
     pub extensions: BTreeMap<String, String>,
+    /// Tables that are here as they were before `retire` dropped them, so that mappings and references go on to be known.
+    pub dropped: BTreeSet<TableName>,
 }
 
 /// What kind of relation.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum TableKind {
     /// `relkind` r.
@@ -68,7 +74,7 @@ pub enum TableKind {
 }
 
 /// `pg_class.relpersistence`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Persistence {
     /// Written to the WAL.
@@ -80,7 +86,7 @@ pub enum Persistence {
 }
 
 /// `pg_class.relreplident`.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum ReplicaIdentity {
     /// The primary key, if there is one.
@@ -94,7 +100,7 @@ pub enum ReplicaIdentity {
 }
 
 /// A relation.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Table {
     /// `pg_class.oid`.
     pub oid: u32,
@@ -139,7 +145,7 @@ pub struct Table {
 }
 
 /// A column.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Column {
     /// `attnum`.
     pub number: i16,
@@ -184,7 +190,7 @@ pub struct Column {
 }
 
 /// An index.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Index {
     /// Name, in the table's schema.
     pub name: String,
@@ -215,7 +221,7 @@ pub struct Index {
 }
 
 /// What an index has that the definition of its constraint does not say.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct IndexSettings {
     /// `WITH`, as `name=value, …`.
     pub storage_sql: Option<String>,
@@ -226,7 +232,7 @@ pub struct IndexSettings {
 }
 
 /// What a constraint is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum ConstraintKind {
     /// `contype` p.
     PrimaryKey,
@@ -241,7 +247,7 @@ pub enum ConstraintKind {
 }
 
 /// A constraint other than a foreign key.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Constraint {
     /// Name.
     pub name: String,
@@ -258,7 +264,7 @@ pub struct Constraint {
 }
 
 /// A foreign key.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct ForeignKey {
     /// Constraint name.
     pub name: String,
@@ -285,7 +291,7 @@ pub struct ForeignKey {
 }
 
 /// What a type of a user schema is.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum UserTypeKind {
     /// Labels in their order.
     Enum(Vec<String>),
@@ -309,7 +315,7 @@ pub enum UserTypeKind {
 }
 
 /// A type of a user schema.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct UserType {
     /// Exact name.
     pub name: TableName,
@@ -324,7 +330,7 @@ pub struct UserType {
 }
 
 /// A sequence.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Sequence {
     /// Exact name.
     pub name: TableName,

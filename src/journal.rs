@@ -12,6 +12,7 @@ pub mod canaries;
 pub mod claims;
 pub mod copies;
 pub mod deferred;
+pub mod dropped;
 pub mod grounds;
 pub mod holdings;
 pub mod inventory;
