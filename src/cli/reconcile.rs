@@ -165,6 +165,7 @@ fn since(text: &str) -> Result<Since, String> {
 
 pub(super) async fn run(ui: &mut Ui, arguments: &Arguments) -> Result<Exit, CliError> {
     let opened = open::open(ui, &arguments.plan, &arguments.slices.slices, Needs::Rows)?.answering();
+    let Some(opened) = opened.living(ui, &arguments.slices.slices, Needs::Rows).await? else { return Ok(Exit::Clean) };
     arguments.output.as_deref().map_or(Ok(()), can_write)?;
     let mut interrupts = Interrupts::listen().map_err(CliError::Start)?;
     let stop = CancellationToken::new();

@@ -140,6 +140,9 @@ pub enum CliError {
     /// A stage of retirement is not allowed.
     #[error("the old tables stay as they are")]
     RetireRefused(Vec<Problem>),
+    /// The old tables of slices that were named are dropped.
+    #[error("the slice is retired")]
+    SliceDropped(Vec<Problem>),
     /// An archive could not be proven or restored.
     #[error(transparent)]
     Archive(Box<ArchiveError>),
@@ -330,6 +333,7 @@ impl CliError {
                     format!("{provision} makes it, and grants strangler_apply what it needs to read it");
                 page(Exit::Incomplete, "ledger-unreadable", Some(hint))
             }
+            Self::SliceDropped(_) => page(Exit::Refused, "slice-dropped", None),
             Self::RetireRefused(_) => page(Exit::Refused, "retire-refused", None),
             Self::Retire { provision, source, .. } => retirement::page(source, provision),
             Self::Archive(error) => archive::page(error),
@@ -489,6 +493,7 @@ fn mirror_page(error: &MirrorError, plan: &str) -> Page {
         | MirrorError::Restart { .. }
         | MirrorError::Turned { .. }
         | MirrorError::NotArmed { .. }
+        | MirrorError::Retired { .. }
         | MirrorError::Stopped => (Exit::Incomplete, "mirror-failed"),
     };
     Page { exit, code, hint: error.next().map(|next| next.replace(" PLAN", &format!(" {plan}"))) }
@@ -549,6 +554,7 @@ pub fn finish(ui: &mut Ui, outcome: Result<Exit, CliError>) -> Exit {
         | CliError::Astray(problems)
         | CliError::FlipRefused(problems)
         | CliError::RetireRefused(problems)
+        | CliError::SliceDropped(problems)
         | CliError::Provision(ProvisionError::Refused { problems }) => {
             show_behind(ui, problems, &error, &page);
         }

@@ -72,6 +72,12 @@ async fn work(ui: &mut Ui, arguments: &Arguments, opened: &Opened) -> Result<Exi
         user: &admin.login()?.0,
         author: &Environment.author(),
     };
+    if !arguments.dry_run {
+        let state = retire::reconsider(work).await.map_err(|source| failed(opened, "given back", source))?;
+        if state {
+            ui.words("that they are to be dropped is taken back: nothing of them was");
+        }
+    }
     let restored = retire::restore(work, (!arguments.dry_run, arguments.give_up)).await;
     let Some(restored) = restored.map_err(|error| failed(opened, "brought back", error))? else {
         ui.words("nothing is retired: no rights were taken away");

@@ -11,6 +11,7 @@ use super::{JournalError, statements};
 use crate::catalog::Fragment;
 use crate::lsn::Lsn;
 use crate::name::{quote_ident, quote_literal};
+use crate::problem::Problem;
 
 /// Our tables that outlive a slice in a database, though they have a column for it.
 const KEPT: &[&str] = &["journal", "ledger", "dropped"];
@@ -18,6 +19,9 @@ const KEPT: &[&str] = &["journal", "ledger", "dropped"];
 /// Our tables in a service that only a mirror needs.
 const OF_MIRRORS: &[&str] =
     &["canary", "lineage", "mirror_process", "operator", "part", "piece", "touched", "touched_floor"];
+
+/// Code of a slice whose old tables are dropped; every verb says it.
+const SLICE_DROPPED: &str = "slice-dropped";
 
 /// A slice whose old tables are dropped, or are about to be.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -84,6 +88,23 @@ const COLUMNS: &str = "slice, plan, service, epoch, token, place, manifest_sha25
     to_char(ended_at AT TIME ZONE 'UTC', 'YYYY-MM-DD\"T\"HH24:MI:SS\"Z\"')";
 
 impl Dropped {
+    /// Why no other verb touches the slice.
+    #[must_use]
+    pub fn problem(&self) -> Problem {
+        let Self { slice, place, .. } = self;
+        let problem = Problem::error(SLICE_DROPPED, format!("slice {slice}"));
+        match &self.ended_at {
+            None => problem
+                .fact(format!("its old tables are being dropped since {}, and that is not over", self.begun_at))
+                .consequence("parts of what is between the two databases may be gone already, so no other verb touches it")
+                .next(format!("strangler retire PLAN --slice {slice} --stage drop")),
+            Some(at) => problem
+                .fact(format!("its old tables were dropped at {at}; the service has the rows, and {place} an archive of the tables"))
+                .consequence("the monolith has nothing of it any more, so there is nothing to be done there")
+                .next(format!("strangler restore --from {} --to URL, for what they held", crate::words::shell_word(place))),
+        }
+    }
+
     fn of(row: &Row) -> Result<Self, JournalError> {
         let leftover: &str = row.get(9);
         let unreadable =
@@ -214,19 +235,52 @@ pub fn shut_out_mirrors(slice: &str) -> String {
     )
 }
 
-/// SQL that forgets in the service what only mirrors need, takes the gate's function away, and says that nothing is left to do. The gate's
-/// row stays, open: by it others know who has the rows. `last` when no slice is left on the monolith.
+/// SQL that forgets in the service what only mirrors need, and takes the gate's function away, which hangs on no table any more. The
+/// gate's row stays, open: by it others know who has the rows.
 #[must_use]
-pub fn end(slice: &str) -> Vec<String> {
+pub fn clear_service(slice: &str) -> Vec<String> {
     let name = quote_literal(slice);
     let gate = quote_ident(&format!("gate_{slice}"));
     let forget = |table: &&str| format!("DELETE FROM strangler.{} WHERE slice = {name}", quote_ident(table));
-    let mut sql = vec![format!("DROP FUNCTION IF EXISTS strangler.{gate}()")];
-    sql.extend(OF_MIRRORS.iter().map(forget));
-    sql.push(format!(
-        "UPDATE strangler.dropped SET ended_at = now() WHERE slice = {name} AND ended_at IS NULL"
-    ));
-    sql
+    let function = format!("DROP FUNCTION IF EXISTS strangler.{gate}()");
+    std::iter::once(function).chain(OF_MIRRORS.iter().map(forget)).collect()
+}
+
+/// SQL that takes the gate off each table of the service on which it hangs. A partition's trigger goes with its root's.
+///
+/// # Errors
+/// [`JournalError::Database`].
+pub async fn hinges(service: &Client, slice: &str) -> Result<Vec<String>, JournalError> {
+    let function = format!("strangler.{}()", quote_ident(&format!("gate_{slice}")));
+    let sql = "SELECT format('DROP TRIGGER %I ON %I.%I', t.tgname, n.nspname, c.relname) FROM pg_trigger t \
+                   JOIN pg_class c ON c.oid = t.tgrelid JOIN pg_namespace n ON n.oid = c.relnamespace \
+               WHERE t.tgfoid = to_regprocedure($1) AND t.tgparentid = 0 ORDER BY n.nspname, c.relname, t.tgname";
+    let rows = service.query_typed(sql, &[(&function, Type::TEXT)]).await;
+    let rows = rows.map_err(JournalError::database("looking where the gate hangs"))?;
+    Ok(rows.iter().map(|row| row.get(0)).collect())
+}
+
+/// SQL that says that nothing is left to do.
+#[must_use]
+pub fn end(slice: &str) -> String {
+    format!(
+        "UPDATE strangler.dropped SET ended_at = now() WHERE slice = {} AND ended_at IS NULL",
+        quote_literal(slice)
+    )
+}
+
+/// Whether a slice still has a side on the monolith.
+///
+/// # Errors
+/// [`JournalError::Database`].
+pub async fn has_side(monolith: &Client, slice: &str) -> Result<bool, JournalError> {
+    let failed = || JournalError::database("looking for the slice");
+    let there = "SELECT to_regclass('strangler.slice') IS NOT NULL";
+    if !monolith.query_typed_one(there, &[]).await.map_err(failed())?.get::<_, bool>(0) {
+        return Ok(false);
+    }
+    let sql = "SELECT EXISTS (SELECT FROM strangler.slice WHERE slice = $1)";
+    Ok(monolith.query_typed_one(sql, &[(&slice, Type::TEXT)]).await.map_err(failed())?.get(0))
 }
 
 /// Our tables in this database that hold rows of slices, but for what outlives them.
@@ -300,4 +354,72 @@ pub fn tell(slice: &str, (action, object): (&str, &str), approved_by: Option<&st
         detail.insert("approved_by".to_owned(), Value::from(name));
     }
     statements::insert_journal(super::ledger::RETIRE, Some(slice), action, &detail)
+}
+
+/// What of others depends on our schema on the monolith, as kind and identity.
+///
+/// # Errors
+/// [`JournalError::Database`].
+pub async fn foreign(monolith: &Client) -> Result<Vec<String>, JournalError> {
+    let sql = "WITH RECURSIVE ours (class, oid) AS ( \
+            SELECT 'pg_class'::regclass::oid, c.oid FROM pg_class c WHERE c.relnamespace = to_regnamespace('strangler') \
+            UNION SELECT 'pg_proc'::regclass::oid, p.oid FROM pg_proc p WHERE p.pronamespace = to_regnamespace('strangler') \
+            UNION SELECT d.classid, d.objid FROM ours o JOIN pg_depend d ON d.refclassid = o.class AND d.refobjid = o.oid \
+                WHERE d.deptype IN ('a', 'i')) \
+        SELECT DISTINCT i.type || ' ' || i.identity FROM ours o \
+            JOIN pg_depend d ON d.refclassid = o.class AND d.refobjid = o.oid AND d.deptype = 'n' \
+            LEFT JOIN pg_rewrite r ON d.classid = 'pg_rewrite'::regclass AND r.oid = d.objid \
+            CROSS JOIN LATERAL pg_identify_object(d.classid, d.objid, 0) i \
+        WHERE NOT EXISTS (SELECT FROM ours x WHERE x.class = d.classid AND x.oid = d.objid) \
+            AND NOT EXISTS (SELECT FROM ours x WHERE x.class = 'pg_class'::regclass AND x.oid = r.ev_class) ORDER BY 1";
+    let rows = monolith.query_typed(sql, &[]).await;
+    let rows = rows.map_err(JournalError::database("looking what depends on the schema"))?;
+    Ok(rows.iter().map(|row| row.get(0)).collect())
+}
+
+/// SQL that drops our schema from the monolith, where no slice is left in it, which is looked at under the locks; then what the role that
+/// mirrors act as was let do in this database; and that role, where `arm` made it from here and nothing on the server needs it.
+///
+/// # Errors
+/// [`JournalError::Database`].
+pub async fn drop_schema(monolith: &Client, server_major: u32) -> Result<Vec<String>, JournalError> {
+    let made = "SELECT EXISTS (SELECT FROM strangler.journal WHERE action = 'create role' \
+                    AND detail ->> 'object' = 'strangler_apply')";
+    let made = monolith.query_typed_one(made, &[]).await;
+    let made: bool = made.map_err(JournalError::database("reading who made the role"))?.get(0);
+    let schema = "DO $strangler$ DECLARE one text; BEGIN \
+        FOR one IN SELECT format('%I.%I', 'strangler', c.relname) FROM pg_class c \
+            WHERE c.relnamespace = to_regnamespace('strangler') AND c.relkind = 'r' LOOP EXECUTE 'LOCK TABLE ' || one; END LOOP; \
+        IF EXISTS (SELECT FROM strangler.slice) THEN RAISE EXCEPTION 'a slice is provisioned here'; END IF; \
+        DROP SCHEMA strangler CASCADE; END $strangler$";
+    let loud = if server_major >= 15 {
+        "REVOKE SET ON PARAMETER session_replication_role FROM strangler_apply;"
+    } else {
+        "ALTER ROLE strangler_apply RESET session_replication_role;"
+    };
+    // What a role was let set is written down among its dependencies, under no database.
+    let role = format!(
+        "DO $strangler$ DECLARE one text; BEGIN IF to_regrole('strangler_apply') IS NULL THEN RETURN; END IF; \
+        FOR one IN SELECT 'REVOKE ALL ON ' || CASE WHEN n.oid IS NOT NULL THEN format('SCHEMA %I', n.nspname) \
+                WHEN c.oid IS NOT NULL THEN format(CASE c.relkind WHEN 'S' THEN 'SEQUENCE' ELSE 'TABLE' END || ' %s', c.oid::regclass) \
+                ELSE format('TYPE %s', t.oid::regtype) END || ' FROM strangler_apply' \
+            FROM pg_shdepend d LEFT JOIN pg_namespace n ON d.classid = 'pg_namespace'::regclass AND n.oid = d.objid \
+                LEFT JOIN pg_class c ON d.classid = 'pg_class'::regclass AND c.oid = d.objid \
+                LEFT JOIN pg_type t ON d.classid = 'pg_type'::regclass AND t.oid = d.objid \
+            WHERE d.refclassid = 'pg_authid'::regclass AND d.refobjid = to_regrole('strangler_apply') AND d.deptype = 'a' \
+                AND d.dbid = (SELECT oid FROM pg_database WHERE datname = current_database()) \
+                AND (n.oid IS NOT NULL OR c.oid IS NOT NULL OR t.oid IS NOT NULL) \
+        LOOP EXECUTE one; END LOOP; {} END $strangler$",
+        if made {
+            format!(
+                "IF NOT EXISTS (SELECT FROM pg_shdepend d WHERE d.refclassid = 'pg_authid'::regclass \
+                    AND d.refobjid = to_regrole('strangler_apply') \
+                    AND d.classid IS DISTINCT FROM to_regclass('pg_catalog.pg_parameter_acl')::oid) \
+                 THEN {loud} DROP ROLE strangler_apply; END IF;"
+            )
+        } else {
+            String::new()
+        }
+    );
+    Ok(vec![schema.to_owned(), role])
 }

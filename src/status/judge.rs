@@ -2,6 +2,7 @@
 
 mod back;
 mod moving;
+mod retired;
 
 use self::moving::Moving;
 use super::arming::{self, ArmedState, ArmedStatus};
@@ -70,6 +71,9 @@ impl Commands {
 pub fn judge(facts: &SliceFacts, commands: &Commands) -> SliceStatus {
     if !facts.astray.is_empty() {
         return astray(facts, commands);
+    }
+    if let Some(dropped) = facts.service_side.facts().and_then(|service| service.dropped.as_ref()) {
+        return retired::judge(facts, dropped, commands);
     }
     let service = facts.service_side.facts();
     let monolith = facts.monolith_side.facts();
@@ -148,6 +152,15 @@ fn astray(facts: &SliceFacts, commands: &Commands) -> SliceStatus {
         format!("{}: {}", problem.object, problem.fact)
     };
     SliceStatus {
+        alarms: facts.astray.iter().map(alarm).collect(),
+        next: Some(commands.check()),
+        ..nothing(facts)
+    }
+}
+
+/// A slice of which nothing is known yet.
+fn nothing(facts: &SliceFacts) -> SliceStatus {
+    SliceStatus {
         slice: facts.slice.clone(),
         service: facts.service.clone(),
         phase: Phase::Unknown,
@@ -168,8 +181,8 @@ fn astray(facts: &SliceFacts, commands: &Commands) -> SliceStatus {
         retirement: None,
         outdated: Vec::new(),
         unreachable: unreachable(facts),
-        alarms: facts.astray.iter().map(alarm).collect(),
-        next: Some(commands.check()),
+        alarms: Vec::new(),
+        next: None,
     }
 }
 
@@ -526,7 +539,9 @@ fn of_stream(status: &SliceStatus, service: Option<&ServiceFacts>, slot: SlotFac
             | Phase::Copying
             | Phase::CatchingUp
             | Phase::Streaming
-            | Phase::Stopped,
+            | Phase::Stopped
+            | Phase::Dropping
+            | Phase::Retired,
             _,
         ) => None,
     }
@@ -631,7 +646,7 @@ fn next(
         return unfit.next.clone().or_else(|| arm(status, commands));
     }
     match status.phase {
-        Phase::Unknown => None,
+        Phase::Unknown | Phase::Dropping | Phase::Retired => None,
         Phase::NotProvisioned => of("provision", ""),
         Phase::Provisioned | Phase::Stopped | Phase::Dead => {
             let again: Vec<String> = status
