@@ -163,8 +163,8 @@ pub fn hit(name: &'static str) {
     static COUNTS: [AtomicU64; 2] = [AtomicU64::new(0), AtomicU64::new(0)];
     debug_assert!(
         [
-            MIRROR, COPY_AGAIN, START, REPAIR, REVERSE, ARM, DISARM, RETIRE, QUARANTINE, ARCHIVE, DROP, RESTORE,
-            LEDGER, RECORD, FLIP
+            MIRROR, COPY_AGAIN, START, REPAIR, REVERSE, ARM, DISARM, RETIRE, QUARANTINE, ARCHIVE, DROP,
+            RESTORE, LEDGER, RECORD, FLIP
         ]
         .concat()
         .contains(&name),

@@ -57,7 +57,9 @@ pub(super) async fn run(ui: &mut Ui, arguments: &Arguments) -> Result<Exit, CliE
 /// Both verbs.
 pub(super) async fn go(ui: &mut Ui, verb: Verb, arguments: &Shared) -> Result<Exit, CliError> {
     let opened = open::open(ui, &arguments.plan, &arguments.slices.slices, Needs::All)?;
-    let Some(opened) = opened.living(ui, &arguments.slices.slices, Needs::All).await? else { return Ok(Exit::Clean) };
+    let Some(opened) = opened.living(ui, &arguments.slices.slices, Needs::All).await? else {
+        return Ok(Exit::Clean);
+    };
     let proofs = opened.monolith.admin.clone();
     let opened = opened.answering();
     let other = match verb {

@@ -86,7 +86,9 @@ fn folder(text: &str) -> Result<PathBuf, String> {
 
 pub(super) async fn run(ui: &mut Ui, arguments: &Arguments) -> Result<Exit, CliError> {
     let opened = open::open(ui, &arguments.plan, &arguments.slices.slices, Needs::All)?;
-    let Some(opened) = opened.living(ui, &arguments.slices.slices, Needs::All).await? else { return Ok(Exit::Clean) };
+    let Some(opened) = opened.living(ui, &arguments.slices.slices, Needs::All).await? else {
+        return Ok(Exit::Clean);
+    };
     let (mappings, unfit) = opened.fitting(ui).await?;
     let retry = tables(&arguments.retry, &opened, (&mappings, &unfit))?;
     let (board, progress) = Board::new(&mappings.keys().cloned().collect::<Vec<_>>());
@@ -124,7 +126,9 @@ pub(super) async fn run(ui: &mut Ui, arguments: &Arguments) -> Result<Exit, CliE
         ends.into_iter().partition(|end| matches!(end.result, Err(MirrorError::Retired { .. })));
     let retired: BTreeSet<&String> = over.iter().map(|end| &end.slice).collect();
     for slice in retired {
-        ui.words(&format!("slice {slice} is retired: its old tables are dropped, and there is nothing to mirror any more"));
+        ui.words(&format!(
+            "slice {slice} is retired: its old tables are dropped, and there is nothing to mirror any more"
+        ));
     }
     if ends.iter().all(|end| over.iter().any(|one| one.slice == end.slice)) && left_out.is_empty() {
         return Ok(Exit::Clean);

@@ -131,11 +131,25 @@ impl Opened {
     /// # Errors
     /// One of them was named: [`CliError::SliceDropped`].
     pub(super) async fn living(
-        mut self,
+        self,
         ui: &mut Ui,
         named: &[String],
         needs: Needs,
     ) -> Result<Option<Self>, CliError> {
+        let opened = self.without_dropped(ui, named, needs).await?;
+        Ok((!opened.slices.is_empty()).then_some(opened))
+    }
+
+    /// The same for whoever has something to do also where none is left.
+    ///
+    /// # Errors
+    /// As [`Self::living`].
+    pub(super) async fn without_dropped(
+        mut self,
+        ui: &mut Ui,
+        named: &[String],
+        needs: Needs,
+    ) -> Result<Self, CliError> {
         self.ask_dropped(needs).await;
         let refused: Vec<Problem> =
             named.iter().filter_map(|slice| self.dropped.get(slice)).map(Dropped::problem).collect();
@@ -146,7 +160,7 @@ impl Opened {
             ui.words(&format!("slice {slice} is retired, and left out"));
         }
         self.slices.retain(|slice| !self.dropped.contains_key(slice));
-        Ok((!self.slices.is_empty()).then_some(self))
+        Ok(self)
     }
 
     /// Asks the services which slices are retired for good. One that can't be asked is met by whoever works with it.
@@ -254,7 +268,9 @@ impl Opened {
         let names: Vec<String> = self.plan.slices.keys().cloned().collect();
         let mut fragments = Vec::new();
         for ways in self.services.values() {
-            let Ok(session) = ways.clone().answering().apply.connect("strangler mirror").await else { continue };
+            let Ok(session) = ways.clone().answering().apply.connect("strangler mirror").await else {
+                continue;
+            };
             fragments.extend(dropped::fragments(&session, &names).await?);
         }
         Ok(catalog.with_dropped(fragments))

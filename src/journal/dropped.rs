@@ -160,7 +160,8 @@ pub async fn fragments(service: &Client, slices: &[String]) -> Result<Vec<Fragme
     }
     let sql = "SELECT fragment::text FROM strangler.dropped WHERE slice = ANY ($1) ORDER BY slice";
     let rows = service.query_typed(sql, &[(&slices, Type::TEXT_ARRAY)]).await.map_err(failed())?;
-    let unreadable = |_| JournalError::Unreadable { what: "dropped.fragment", found: "no catalog".to_owned() };
+    let unreadable =
+        |_| JournalError::Unreadable { what: "dropped.fragment", found: "no catalog".to_owned() };
     rows.iter().map(|row| serde_json::from_str(row.get(0)).map_err(unreadable)).collect()
 }
 
@@ -176,14 +177,16 @@ async fn are_there(client: &Client) -> Result<bool, Error> {
 #[must_use]
 pub fn begin(noting: Noting<'_>) -> [String; 2] {
     let gate = quote_ident(&format!("gate_{}", noting.slice));
-    let message = quote_literal(&format!("the service does not have the authority over slice {}", noting.slice));
+    let message =
+        quote_literal(&format!("the service does not have the authority over slice {}", noting.slice));
     let epoch = noting.archive.epoch;
     [
         format!(
             "DO $strangler$ BEGIN PERFORM FROM strangler.{gate} WHERE state = 'OPEN' AND epoch = {epoch} FOR SHARE; \
              IF NOT FOUND THEN RAISE EXCEPTION USING ERRCODE = '25006', MESSAGE = {message}; END IF; END $strangler$"
         ),
-        insert(noting, "service") + " ON CONFLICT (slice) DO UPDATE SET token = excluded.token, place = excluded.place, \
+        insert(noting, "service")
+            + " ON CONFLICT (slice) DO UPDATE SET token = excluded.token, place = excluded.place, \
              manifest_sha256 = excluded.manifest_sha256, archived_at = excluded.archived_at, reverse_lsn = excluded.reverse_lsn, \
              leftover = excluded.leftover, fragment = excluded.fragment, epoch = excluded.epoch",
     ]
@@ -306,7 +309,8 @@ pub fn forget(slice: &str, tables: &[String], names: &[String]) -> Vec<String> {
     let delete =
         |table: &String| format!("DELETE FROM strangler.{} WHERE slice = {name}", quote_ident(table));
     let gone = names.iter().map(|name| quote_literal(name)).collect::<Vec<_>>().join(", ");
-    let keys = format!("DELETE FROM strangler.cut_key WHERE child_table IN ({gone}) OR parent_table IN ({gone})");
+    let keys =
+        format!("DELETE FROM strangler.cut_key WHERE child_table IN ({gone}) OR parent_table IN ({gone})");
     let gate = quote_ident(&format!("gate_{slice}"));
     first
         .into_iter()

@@ -222,9 +222,10 @@ async fn proven(dropping: Dropping<'_>, epoch: i64, since: &str) -> Result<Archi
             "the archive of {} is older than the stage before, which is of {since}",
             archive.at
         ))),
-        Kept::Lost(archive, ArchiveError::Missing { .. }) => {
-            Err(missing(format!("no archive is at {}, where one was written down at {}", archive.place, archive.at)))
-        }
+        Kept::Lost(archive, ArchiveError::Missing { .. }) => Err(missing(format!(
+            "no archive is at {}, where one was written down at {}",
+            archive.place, archive.at
+        ))),
         Kept::Lost(archive, ArchiveError::Another { found, .. }) => {
             Err(RetireError::Refused { problems: vec![kept_archive::changed(&archive, &found)] })
         }

@@ -123,13 +123,16 @@ pub(super) async fn transact(client: &Client, sql: &[String]) -> Result<(), Reti
         }
         tokio::time::sleep(PAUSE).await;
     }
-    Err(RetireError::Left { what: format!("somebody else's transaction holds what is needed: {}", sql.join("; ")) })
+    Err(RetireError::Left {
+        what: format!("somebody else's transaction holds what is needed: {}", sql.join("; ")),
+    })
 }
 
 /// Drops a slot, and ends the session that reads it, as either of the two. Does nothing where there is none.
 async fn drop_slot((client, reader): (&Client, &Client), slot: &str) -> Result<(), RetireError> {
     let failed = || RetireError::database("the replication slots");
-    let sql = "SELECT active_pid FROM pg_replication_slots WHERE slot_name = $1 AND database = current_database()";
+    let sql =
+        "SELECT active_pid FROM pg_replication_slots WHERE slot_name = $1 AND database = current_database()";
     for _ in 0..TRIES {
         let Some(row) = client.query_opt(sql, &[&slot]).await.map_err(failed())? else { return Ok(()) };
         if let Some(pid) = row.get::<_, Option<i32>>(0) {

@@ -7,8 +7,8 @@ use serde::Deserialize;
 
 use super::arming::ArmingFacts;
 use super::evidence::EvidenceFacts;
-use crate::journal::dropped::Dropped;
 use crate::journal::alarms::Uncleared;
+use crate::journal::dropped::Dropped;
 use crate::journal::migrate::Form;
 use crate::journal::moves::Blocked;
 use crate::journal::outside::Outside;

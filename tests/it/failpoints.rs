@@ -5,8 +5,8 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use strangler::failpoint::{
-    ARCHIVE, ARM, COPY_AGAIN, DISARM, DROP, LEDGER, MIRROR, QUARANTINE, RECORD, REPAIR, RESTORE, RETIRE, REVERSE,
-    START,
+    ARCHIVE, ARM, COPY_AGAIN, DISARM, DROP, LEDGER, MIRROR, QUARANTINE, RECORD, REPAIR, RESTORE, RETIRE,
+    REVERSE, START,
 };
 
 /// Calls and statements that make something durable. What is written inside a transaction becomes so at its COMMIT.

@@ -51,7 +51,10 @@ pub(super) fn page(error: &RetireError, provision: &str) -> Page {
         RetireError::Left { .. } => (
             Exit::Unreachable,
             "retire-left",
-            Some("once that has ended, type the same command again; strangler status says what is done".to_owned()),
+            Some(
+                "once that has ended, type the same command again; strangler status says what is done"
+                    .to_owned(),
+            ),
         ),
         RetireError::Kept { .. } => (Exit::Incomplete, "retire-failed", None),
         RetireError::Catalog(_) => (Exit::Incomplete, "catalog-unreadable", None),

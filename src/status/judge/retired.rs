@@ -13,7 +13,11 @@ pub(super) fn judge(facts: &SliceFacts, dropped: &Dropped, commands: &Commands) 
     let restore = format!("strangler restore --from {} --to URL", shell_word(&dropped.place));
     let finish = commands.of("retire", &facts.slice, " --stage drop");
     let alarm = || {
-        let how = if stands { "their drop was begun" } else { "they are dropped, and what is behind that is not done" };
+        let how = if stands {
+            "their drop was begun"
+        } else {
+            "they are dropped, and what is behind that is not done"
+        };
         format!("slice {}: of its old tables, {how}; {finish} finishes it [slice-dropped]", facts.slice)
     };
     SliceStatus {

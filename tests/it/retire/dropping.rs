@@ -8,10 +8,12 @@ use tokio_postgres::Client;
 use super::archive::{away, keep, manifest, other_database, restore};
 use super::quarantine::place;
 use super::{ROLES, SETUP, TABLES, entries, refused, ripe_of, ripen, token};
+use crate::flip::mirrored_and_armed;
 use crate::support::binary::Ended;
 use crate::support::catalogs::catalogs;
 use crate::support::privilege;
 use crate::support::split::{Mirror, Split};
+use crate::support::wait::{SOON, until, until_blocking};
 
 /// Tables of the shop that stay, one of which names an old one by a text that nobody checks.
 const STAYING: &str = "; CREATE TABLE staying (id int PRIMARY KEY, account int, text text); CREATE SEQUENCE free;
@@ -136,16 +138,7 @@ async fn old_tables_go_as_shown_and_nothing_of_ours_is_left_on_the_monolith() {
 /// Something that speaks against it, what ends it, and how it is called.
 const AGAINST: &[(&str, &str, &str)] = &[
     ("CREATE VIEW reads AS SELECT id FROM {q}.accounts", "DROP VIEW reads", "retire-view"),
-    (
-        "CREATE TABLE refers (id int REFERENCES {q}.accounts)",
-        "DROP TABLE refers",
-        "retire-foreign-key",
-    ),
-    (
-        "SET check_function_bodies = off; CREATE FUNCTION asks() RETURNS bigint LANGUAGE sql AS 'SELECT count(*) FROM accounts'",
-        "DROP FUNCTION asks()",
-        "retire-function",
-    ),
+    ("CREATE TABLE refers (id int REFERENCES {q}.accounts)", "DROP TABLE refers", "retire-foreign-key"),
     ("CREATE PUBLICATION theirs FOR TABLE {q}.accounts", "DROP PUBLICATION theirs", "retire-publication"),
     ("CREATE TABLE {q}.stray (id int)", "DROP TABLE {q}.stray", "quarantine-used"),
     ("GRANT SELECT ON {q}.accounts TO clerk", "REVOKE SELECT ON {q}.accounts FROM clerk", "stage-before"),
@@ -256,8 +249,99 @@ async fn a_mirror_that_stood_still_meanwhile_makes_nothing_anew_when_it_wakes() 
     mirror.signal(rustix::process::Signal::CONT);
     let (ended, said) = mirror.ended();
     assert_eq!(ended.code(), Some(0), "{said}");
-    let ours = "SELECT NOT EXISTS (SELECT FROM pg_replication_slots) AND NOT EXISTS (SELECT FROM pg_publication)";
+    let ours =
+        "SELECT NOT EXISTS (SELECT FROM pg_replication_slots) AND NOT EXISTS (SELECT FROM pg_publication)";
     for client in [&monolith, &service] {
         assert!(client.query_one(ours, &[]).await.unwrap().get::<_, bool>(0));
     }
+}
+
+/// Two slices of which each refers to the other.
+const TWO: &str =
+    "{ accounts: {}, moves: {}, notes: {} } }\n  two: { service: service, tables: { lines: {} }";
+const REFERRING: &str = "; CREATE TABLE lines (id int PRIMARY KEY, account int REFERENCES accounts, text text);
+    CREATE TABLE notes (id int PRIMARY KEY, line int REFERENCES lines);
+    INSERT INTO lines SELECT i, i, 'x' FROM generate_series(1, 20) i; INSERT INTO notes SELECT i, i FROM generate_series(1, 20) i;
+    GRANT SELECT ON lines, notes TO shop_read; ANALYZE lines, notes";
+
+fn moved(split: &Split, arguments: &[&str]) {
+    let evidence = ["--accept-no-evidence", "a test"];
+    until_blocking("the authority moves", SOON, || {
+        let ended = split.run("flip", &[arguments, &evidence].concat());
+        (ended.exit == Some(0)).then_some(())
+    });
+}
+
+/// Takes a stage of slice `one` as it is shown.
+fn staged(split: &Split, stage: &str, to: &[&str]) -> Ended {
+    let arguments = [&["--slice", "one", "--stage", stage], to].concat();
+    let shown = token(&split.run("retire", &arguments));
+    let done = split.run("retire", &[&arguments[..], &["--confirm", &shown]].concat());
+    assert_eq!(done.exit, Some(0), "{}", done.page());
+    done
+}
+
+/// Slice `one` of two, dropped, with the mirror of both at work.
+async fn one_of_two_dropped() -> (Split, Client, Client, Mirror) {
+    let (split, monolith, service) = privilege::open(TWO, &format!("{SETUP}{REFERRING}")).await;
+    let policy = "policy: { min_mirror_time: 0s, write_pause_budget: 2s }\n";
+    split.write_plan(&format!("{}{policy}", split.plan_text()));
+    monolith.batch_execute(ROLES).await.unwrap();
+    split.provision();
+    let mirror = mirrored_and_armed(&split, &monolith, &service).await;
+    moved(&split, &["--slice", "one"]);
+    let policy = "write_pause_budget: 2s, safety_period: 0s, quiet_period: 0s, clean_runs_before_retire: 1";
+    split.change_plan("write_pause_budget: 2s", policy);
+    let watched = "SELECT count(*) >= 3 FROM strangler.table_use WHERE slice = 'one'";
+    until("the old tables are watched", SOON, async || {
+        monolith.query_one(watched, &[]).await.unwrap().get::<_, bool>(0).then_some(())
+    })
+    .await;
+    monolith.batch_execute("UPDATE strangler.table_use SET since = now() - interval '1 hour'").await.unwrap();
+    let compared = split.run("reconcile", &["--slice", "one"]);
+    assert_eq!(compared.exit, Some(0), "{}", compared.page());
+    let folder = tempfile::tempdir().unwrap();
+    staged(&split, "revoke", &[]);
+    staged(&split, "quarantine", &[]);
+    staged(&split, "archive", &["--to", folder.path().to_str().unwrap()]);
+    staged(&split, "drop", &[]);
+    (split, monolith, service, mirror)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_other_slice_goes_on_and_references_between_the_two_are_still_looked_at() {
+    let (split, monolith, service, mirror) = one_of_two_dropped().await;
+    let arrived = async |id: i32| {
+        let sql = "SELECT EXISTS (SELECT FROM sales.lines WHERE id = $1)";
+        until("the line arrives", SOON, async || {
+            assert!(mirror.exited().is_none(), "{}", mirror.log());
+            service.query_one(sql, &[&id]).await.unwrap().get::<_, bool>(0).then_some(())
+        })
+        .await;
+    };
+    monolith.batch_execute("INSERT INTO lines VALUES (100, 1, 'after')").await.unwrap();
+    arrived(100).await;
+    moved(&split, &["--slice", "two"]);
+    moved(&split, &["--slice", "two", "--back"]);
+    monolith.batch_execute("INSERT INTO lines VALUES (101, 1, 'home again')").await.unwrap();
+    arrived(101).await;
+    for (verb, arguments) in [("check", &[][..]), ("provision", &[]), ("arm", &[]), ("reconcile", &[])] {
+        let ended = split.run(verb, arguments);
+        assert_eq!(ended.exit, Some(0), "{verb}: {}", ended.page());
+    }
+    service.batch_execute("INSERT INTO sales.notes VALUES (900, 77777)").await.unwrap();
+    let from = split.run("reconcile", &[]);
+    assert_eq!(from.exit, Some(1), "{}", from.page());
+    assert!(from.stderr.contains("rows which are not there: 1"), "{}", from.page());
+    service.batch_execute("DELETE FROM sales.notes WHERE id = 900").await.unwrap();
+    monolith.batch_execute("INSERT INTO lines VALUES (102, 88888, 'orphan')").await.unwrap();
+    arrived(102).await;
+    let to = split.run("reconcile", &[]);
+    assert!(to.exit == Some(1) && to.stdout.contains("orphan"), "{}", to.page());
+    monolith.batch_execute("DELETE FROM lines WHERE id = 102").await.unwrap();
+    let disarmed = split.run("disarm", &["--slice", "two"]);
+    assert_eq!(disarmed.exit, Some(0), "{}", disarmed.page());
+    let status = split.run("status", &["--format", "json"]);
+    let document: serde_json::Value = serde_json::from_str(&status.stdout).unwrap();
+    assert_eq!((status.exit, &document["slices"][0]["phase"]), (Some(0), &"retired".into()), "{document:#}");
 }
