@@ -70,7 +70,10 @@ impl Catalog {
             self.foreign_keys.retain(|key| !gone(key));
             self.dependents.retain(|one| !names.contains(&one.table));
             self.foreign_keys.extend(fragment.foreign_keys);
-            self.tables.extend(fragment.tables.into_iter().map(|table| (table.name.clone(), table)));
+            // Nobody has to be let do anything with them, and no row of them comes from anywhere any more.
+            let free =
+                |table: Table| Table { can_select: true, can_own: true, open_partitions: false, ..table };
+            self.tables.extend(fragment.tables.into_iter().map(|table| (table.name.clone(), free(table))));
             for sequence in fragment.sequences {
                 match self.sequences.get_mut(&sequence.name) {
                     Some(standing) => draw_also(standing, &sequence, &names),

@@ -63,11 +63,14 @@ pub async fn gather(
     let roles: Vec<String> = roles.into_iter().collect();
     let monolith_facts = look(&monolith, &roles).await;
     let joined = monolith_facts.catalog.as_ref().map(|catalog| join(plan, catalog));
-    let (mut mappings, mut mapping_problems, moved) = joined.unwrap_or_default();
+    let (mut mappings, mut mapping_problems, mut moved) = joined.unwrap_or_default();
     mappings.retain(|slice, _| slices.contains(slice));
     mapping_problems.retain(|problem| problem.concerns(slices));
+    moved.retain(|_, takers| takers.iter().any(|taker| slices.contains(taker)));
+    let mut living = plan.clone();
+    living.slices.retain(|slice, _| slices.contains(slice));
     let mut facts = Facts {
-        plan: plan.clone(),
+        plan: living,
         left_behind: look_for_left_behind(&monolith, &mappings).await,
         mappings,
         mapping_problems,
@@ -94,7 +97,9 @@ pub async fn gather(
         facts.services.insert(name.clone(), database);
     }
     let services = services.into_iter().map(|(name, links)| (name, links.admin)).collect();
-    match foresee::ask(&facts, monolith.admin, services).await {
+    // No names mean all.
+    let only = if slices.len() == plan.slices.len() { &[][..] } else { slices };
+    match foresee::ask(&facts, (plan, only), monolith.admin, services).await {
         Ok(problems) => facts.foreseen = problems,
         Err(error) => facts.monolith.unread.push(LinkFailure::new(&error).words),
     }
