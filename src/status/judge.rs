@@ -69,12 +69,16 @@ impl Commands {
 /// Where a slice stands.
 #[must_use]
 pub fn judge(facts: &SliceFacts, commands: &Commands) -> SliceStatus {
-    if !facts.astray.is_empty() {
-        return astray(facts, commands);
+    let dropped = facts.service_side.facts().and_then(|service| service.dropped.as_ref());
+    match dropped {
+        _ if !facts.astray.is_empty() => astray(facts, commands),
+        Some(dropped) => retired::judge(facts, dropped, commands),
+        None => of_both(facts, commands),
     }
-    if let Some(dropped) = facts.service_side.facts().and_then(|service| service.dropped.as_ref()) {
-        return retired::judge(facts, dropped, commands);
-    }
+}
+
+/// Where a slice stands that has its two sides.
+fn of_both(facts: &SliceFacts, commands: &Commands) -> SliceStatus {
     let service = facts.service_side.facts();
     let monolith = facts.monolith_side.facts();
     let (authority, epoch) =
