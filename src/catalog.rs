@@ -51,6 +51,9 @@ pub struct Catalog {
     pub extensions: BTreeMap<String, String>,
 }
 
+/// The types of whole numbers, each wider than the one before it.
+pub const INTEGERS: &[&str] = &["smallint", "integer", "bigint"];
+
 /// What kind of relation.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]

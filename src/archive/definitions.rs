@@ -9,8 +9,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use super::details::{Details, Hanging};
 use super::manifest::{Definition, Phase};
 use crate::catalog::{
-    Catalog, Column, Constraint, ConstraintKind, ForeignKey, Index, ReplicaIdentity, Sequence, Table,
-    TableKind,
+    Catalog, Column, Constraint, ConstraintKind, ForeignKey, INTEGERS, Index, ReplicaIdentity, Sequence,
+    Table, TableKind,
 };
 use crate::journal::retirement::Right;
 use crate::name::{TableName, quote_ident, quote_literal};
@@ -312,15 +312,7 @@ impl<'a> Making<'a> {
         }
         for (name, (value, called)) in &source.sequences {
             let Some(sequence) = source.catalog.sequences.get(name) else { continue };
-            let behind = if sequence.increment > 0 { "<=" } else { ">=" };
-            let set = self.set_value(sequence, (*value, *called));
-            // One that others draw from may be there already, and stays where it is if it has gone on. A new one stands at its start,
-            // which may be behind where it stood.
-            let sql = if self.owns(sequence) {
-                set
-            } else {
-                format!("{set}, {} WHERE last_value {behind} {value}", name.sql())
-            };
+            let sql = self.set_value(sequence, (*value, *called));
             self.add(Phase::After, "sequence value", name, sql);
             if let Some(words) = &sequence.comment {
                 let sql = format!("COMMENT ON SEQUENCE {} IS {}", name.sql(), quote_literal(words));
@@ -330,33 +322,39 @@ impl<'a> Making<'a> {
     }
 
     /// Sets a sequence to where it stood, or to the furthest value that its columns have: while a service has the authority, its rows come
-    /// to the old tables with numbers that the monolith's sequence never gave out.
+    /// to the old tables with numbers that the monolith's sequence never gave out. One that others draw from may be there already, and
+    /// stays where it is if it has gone on. A new one stands at its start, which may be behind where it stood.
     fn set_value(&self, sequence: &Sequence, (value, called): (i64, bool)) -> String {
         let columns = sequence.used_by.iter().chain(&sequence.owned_by);
         let drawn: BTreeSet<(String, String)> = columns
             .filter(|(table, column)| self.has_numbers(table, column))
             .map(|(table, column)| (table.sql(), quote_ident(column)))
             .collect();
-        let (furthest, passed) = if sequence.increment > 0 { ("max", ">=") } else { ("min", "<=") };
-        let within = format!("BETWEEN {} AND {}", sequence.min, sequence.max);
+        let (furthest, order, behind) =
+            if sequence.increment > 0 { ("max", "DESC", "<=") } else { ("min", "ASC", ">=") };
+        let (min, max, name) = (sequence.min, sequence.max, sequence.name.sql());
         let of = |(table, column): &(String, String)| {
-            format!("SELECT {furthest}({column})::bigint AS value FROM {table} WHERE {column} {within}")
+            format!(
+                " UNION ALL SELECT {furthest}({column}), true FROM {table} WHERE {column} BETWEEN {min} AND {max}"
+            )
         };
-        let looks: Vec<String> = drawn.iter().map(of).chain(["SELECT NULL::bigint".to_owned()]).collect();
-        let name = quote_literal(&sequence.name.sql());
+        let looks: String = drawn.iter().map(of).collect();
+        let only_forward = if self.owns(sequence) {
+            String::new()
+        } else {
+            format!(", {name} WHERE last_value {behind} f.value")
+        };
         format!(
-            "SELECT CASE WHEN f.value {passed} {value} THEN setval({name}, f.value) ELSE setval({name}, {value}, {called}) END \
-             FROM (SELECT {furthest}(value) AS value FROM ({}) AS c) AS f",
-            looks.join(" UNION ALL ")
+            "SELECT setval({}, f.value, f.called) FROM (SELECT {value}::bigint AS value, {called} AS called{looks} \
+             ORDER BY value {order} NULLS LAST, called DESC LIMIT 1) AS f{only_forward}",
+            quote_literal(&name)
         )
     }
 
     fn has_numbers(&self, table: &TableName, column: &str) -> bool {
         let table = self.source.tables.iter().find(|one| one.name == *table);
         let mut columns = table.into_iter().flat_map(|table| &table.columns);
-        columns.any(|one| {
-            one.name == column && ["smallint", "integer", "bigint"].contains(&one.type_sql.as_str())
-        })
+        columns.any(|one| one.name == column && INTEGERS.contains(&one.type_sql.as_str()))
     }
 
     fn comments(&mut self, table: &Table) {

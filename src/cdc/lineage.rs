@@ -45,6 +45,29 @@ pub(super) async fn set_back(
     )))
 }
 
+/// How a source stands that is about to be marked.
+enum Look {
+    /// It was set back, and what it lacks.
+    Lacks(String),
+    /// Its mark.
+    Has(i64),
+    /// The slot is gone, and with it what a mark would stand for.
+    Gone,
+}
+
+/// Looks at the source's mark, and makes one where there is none.
+async fn look(
+    (source, target): (&Client, &Client),
+    of: StreamOf<'_>,
+    slot: &str,
+) -> Result<Look, MirrorError> {
+    if let Some(lacks) = set_back((source, target), of, slot).await? {
+        return Ok(Look::Lacks(lacks));
+    }
+    lineage::begin(source, of, slot).await?;
+    Ok(lineage::read(source, of, slot).await?.map_or(Look::Gone, Look::Has))
+}
+
 /// Counts a mark up in the source in front of a snapshot, whose rows come to the target ahead of the stream: with the mark noted there
 /// before them, a source that lacks what the snapshot saw is told from the one that was read. `None` where it can't be written; the pulse
 /// says so.
@@ -58,14 +81,16 @@ pub(super) async fn before_snapshot(
 ) -> Result<Option<i64>, MirrorError> {
     let counting = async {
         loop {
-            if set_back((source, target), of, slot).await?.is_some() {
-                return Err(MirrorError::Restart { why: "the source was set back to an earlier state" });
-            }
-            lineage::begin(source, of, slot).await?;
-            let Some(known) = lineage::read(source, of, slot).await? else { return Ok(None) };
-            // The pulse counts as well.
-            if lineage::advance(source, of, (slot, known)).await? {
-                return Ok(Some(known + 1));
+            match look((source, target), of, slot).await? {
+                Look::Lacks(_) => {
+                    return Err(MirrorError::Restart { why: "the source was set back to an earlier state" });
+                }
+                Look::Gone => return Ok(None),
+                // The pulse counts as well.
+                Look::Has(known) if lineage::advance(source, of, (slot, known)).await? => {
+                    return Ok(Some(known + 1));
+                }
+                Look::Has(_) => {}
             }
         }
     };
@@ -133,13 +158,11 @@ impl Marks {
         }
         let known = match self.known {
             Some(known) => known,
-            None => {
-                if let Some(lacks) = set_back((source, target), of, slot).await? {
-                    return Ok(Some(lacks));
-                }
-                lineage::begin(source, of, slot).await?;
-                lineage::read(source, of, slot).await?.unwrap_or(0)
-            }
+            None => match look((source, target), of, slot).await? {
+                Look::Lacks(lacks) => return Ok(Some(lacks)),
+                Look::Has(known) => known,
+                Look::Gone => return Ok(None),
+            },
         };
         if lineage::advance(source, of, (slot, known)).await? {
             self.known = Some(known + 1);

@@ -2,7 +2,7 @@
 
 use super::input::is_users;
 use super::{ColumnMapping, TableMapping, expression};
-use crate::catalog::{Catalog, Column, DependentKind, Table, UserTypeKind};
+use crate::catalog::{Catalog, Column, DependentKind, INTEGERS, Table, UserTypeKind};
 use crate::name::{TableName, quote_ident, quote_literal};
 
 /// A fact about a service's table, and the statement that mends it there.
@@ -105,7 +105,6 @@ fn labels_apart(name: &TableName, theirs: &[String], ours: &[String]) -> Option<
 /// Equal, or a type that holds every value of the other one in the same text form.
 #[must_use]
 pub fn wider(from: &str, to: &str) -> bool {
-    const INTEGERS: [&str; 3] = ["smallint", "integer", "bigint"];
     if from == to {
         return true;
     }

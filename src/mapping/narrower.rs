@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 
 use super::adopted::Misfit;
 use super::type_tree::TypeTree;
+use crate::catalog::INTEGERS;
 use crate::name::{quote_ident, quote_literal};
 
 /// A domain that a column's type is made of.
@@ -101,7 +102,7 @@ pub fn rounds(from: &str, to: &str) -> bool {
         let keeps = keeps.filter(|digits| from == "numeric" || *digits < 6);
         return keeps.is_some_and(|keeps| kept.is_none_or(|kept| keeps < kept));
     }
-    let is_whole = |name: &str| ["smallint", "integer", "bigint"].contains(&name);
+    let is_whole = |name: &str| INTEGERS.contains(&name);
     match from.as_str() {
         "numeric" => is_whole(&to) || to == "real" || to == "double precision",
         "double precision" => is_whole(&to) || to == "real" || to == "numeric",

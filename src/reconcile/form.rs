@@ -7,6 +7,7 @@
 
 use std::collections::BTreeMap;
 
+use crate::catalog::INTEGERS;
 use crate::mapping::input::is_users;
 use crate::mapping::{ColumnMapping, TableMapping};
 use crate::name::{TableName, quote_ident};
@@ -40,9 +41,6 @@ const HASHABLE: &[&str] = &[
 /// Hashable types with a collation. A nondeterministic one would call different texts equal, so all are hashed
 /// under `C`.
 const HASHABLE_TEXT: &[&str] = &["bpchar", "character varying", "text"];
-
-/// Types of which an adopted column may be a larger one than the monolith's.
-pub(super) const INTEGERS: &[&str] = &["smallint", "integer", "bigint"];
 
 /// Hashable types with several representations of equal values: `1.0` and `1.00`, `-0` and `0`, `1 day` and
 /// `24 hours`, trailing blanks.

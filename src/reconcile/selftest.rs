@@ -11,8 +11,9 @@ use std::collections::BTreeMap;
 use tokio_postgres::Client;
 use tokio_postgres::types::{ToSql, Type};
 
-use super::form::{ColumnForm, INTEGERS, Side, TableForm, direct_hash, text_sql};
+use super::form::{ColumnForm, Side, TableForm, direct_hash, text_sql};
 use super::sides::Sides;
+use crate::catalog::INTEGERS;
 use crate::mapping::input::value_sql;
 use crate::name::{TableName, quote_ident};
 use crate::postgres::sqlstate::{self, Failure};

@@ -15,6 +15,24 @@ fn copy_folder(from: &Path, to: &Path) {
     assert!(Command::new("cp").arg("-a").args([from, to]).status().unwrap().success(), "{from:?}");
 }
 
+/// Keeps a copy of the monolith's files as they are now.
+async fn kept(split: &mut Split) -> Client {
+    split.pair.monolith.stop(StopMode::Fast).unwrap();
+    copy_folder(&split.pair.monolith.data_dir(), &split.pair.monolith.dir().join("copy"));
+    split.pair.monolith.start().unwrap();
+    split.pair.monolith().await
+}
+
+/// Puts that copy back in their place.
+async fn put_back(split: &mut Split) -> Client {
+    let data = split.pair.monolith.data_dir();
+    split.pair.monolith.stop(StopMode::Fast).unwrap();
+    std::fs::remove_dir_all(&data).unwrap();
+    std::fs::rename(split.pair.monolith.dir().join("copy"), &data).unwrap();
+    split.pair.monolith.start().unwrap();
+    split.pair.monolith().await
+}
+
 async fn number(client: &Client, sql: &str) -> i64 {
     client.query_one(sql, &[]).await.unwrap().get(0)
 }
@@ -46,12 +64,7 @@ async fn a_monolith_whose_files_were_put_back_is_not_followed_until_it_is_copied
     mirror.caught_up(&monolith, &service).await;
     marked_again(&service).await;
     drop(monolith);
-    let (data, copy) = (split.pair.monolith.data_dir(), split.pair.monolith.dir().join("copy"));
-    split.pair.monolith.stop(StopMode::Fast).unwrap();
-    copy_folder(&data, &copy);
-    split.pair.monolith.start().unwrap();
-
-    let monolith = split.pair.monolith().await;
+    let monolith = kept(&mut split).await;
     monolith.batch_execute("INSERT INTO t SELECT generate_series(101, 200)").await.unwrap();
     mirror.caught_up(&monolith, &service).await;
     marked_again(&service).await;
@@ -60,11 +73,7 @@ async fn a_monolith_whose_files_were_put_back_is_not_followed_until_it_is_copied
     let applied: String =
         service.query_one("SELECT applied_lsn::text FROM strangler.stream", &[]).await.unwrap().get(0);
     drop(monolith);
-    split.pair.monolith.stop(StopMode::Fast).unwrap();
-    std::fs::remove_dir_all(&data).unwrap();
-    std::fs::rename(&copy, &data).unwrap();
-    split.pair.monolith.start().unwrap();
-    let monolith = split.pair.monolith().await;
+    let monolith = put_back(&mut split).await;
     writes_past(&monolith, &applied).await;
     assert_eq!(number(&monolith, "SELECT count(*) FROM t").await, 100);
 
@@ -92,12 +101,7 @@ async fn a_monolith_whose_files_were_put_back_behind_what_a_copy_has_read_is_not
     let (status, log) = split.mirror(Some("stream-row-running")).ended();
     assert_eq!(status.code(), None, "{log}");
     drop(monolith);
-    let (data, copy) = (split.pair.monolith.data_dir(), split.pair.monolith.dir().join("copy"));
-    split.pair.monolith.stop(StopMode::Fast).unwrap();
-    copy_folder(&data, &copy);
-    split.pair.monolith.start().unwrap();
-
-    let monolith = split.pair.monolith().await;
+    let monolith = kept(&mut split).await;
     monolith.batch_execute("INSERT INTO t SELECT generate_series(101, 200)").await.unwrap();
     let (status, log) = split.mirror(Some("whole-landed")).ended();
     assert_eq!(status.code(), None, "{log}");
@@ -105,11 +109,7 @@ async fn a_monolith_whose_files_were_put_back_behind_what_a_copy_has_read_is_not
     let end = monolith.query_one("SELECT pg_current_wal_flush_lsn()::text", &[]).await.unwrap();
     let end: String = end.get(0);
     drop(monolith);
-    split.pair.monolith.stop(StopMode::Fast).unwrap();
-    std::fs::remove_dir_all(&data).unwrap();
-    std::fs::rename(&copy, &data).unwrap();
-    split.pair.monolith.start().unwrap();
-    let monolith = split.pair.monolith().await;
+    let monolith = put_back(&mut split).await;
     writes_past(&monolith, &end).await;
 
     let (status, log) = split.mirror(None).ended();

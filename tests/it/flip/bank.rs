@@ -229,12 +229,8 @@ async fn client(number: i32, links: &[String; 2], book: &Book, stop: &AtomicBool
                             break;
                         }
                     }
-                    tokio::time::sleep(Duration::from_millis(random.u64(if soak() {
-                        1..15
-                    } else {
-                        10..30
-                    })))
-                    .await;
+                    let pause_ms = if soak() { 1..15 } else { 10..30 };
+                    tokio::time::sleep(Duration::from_millis(random.u64(pause_ms))).await;
                 }
             }
         }

@@ -98,8 +98,18 @@ async fn two_operators_who_start_together_do_no_harm_and_get_one_flip() {
 
 /// Starts a flip that stops at this point as a frozen machine does, and waits until it stands there.
 pub(super) fn frozen(split: &Split, point: &str, to: Side, links: &[(&str, &str)]) -> Background {
+    frozen_with(split, point, back(to), links)
+}
+
+/// The same with these arguments.
+pub(super) fn frozen_with(
+    split: &Split,
+    point: &str,
+    arguments: &[&str],
+    links: &[(&str, &str)],
+) -> Background {
     until_blocking("the flip stands still", LONG, || {
-        let mut command = split.command(&[&["flip", "plan.yaml"], back(to), &UNPROVEN].concat());
+        let mut command = split.command(&[&["flip", "plan.yaml"], arguments, &UNPROVEN].concat());
         command.env("STRANGLER_FREEZE", point).envs(links.iter().copied());
         let mut flip = split.start_command(command);
         if flip.stands_still() {

@@ -2,9 +2,9 @@
 
 use rustix::process::Signal;
 
-use super::crash::frozen;
+use super::crash::{frozen, frozen_with};
 use super::{UNPROVEN, armed, bank::Side, complete, flip, owner};
-use crate::support::wait::{LONG, until_blocking};
+use crate::support::wait::until_blocking;
 
 const OFF: &str = "ALTER TABLE accounts DISABLE TRIGGER aa_strangler_gate";
 
@@ -33,13 +33,7 @@ async fn a_gate_that_is_taken_off_after_it_was_judged_is_not_closed() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_rehearsal_says_what_a_flip_would_say_of_a_gate_that_was_taken_off_after_it_was_judged() {
     let (split, monolith, _service, _mirror) = armed().await;
-    let rehearsal = until_blocking("the rehearsal stands still", LONG, || {
-        let mut command =
-            split.command(&[&["flip", "plan.yaml", "--rehearse", "2"], &UNPROVEN as &[&str]].concat());
-        command.env("STRANGLER_FREEZE", "flip-looked");
-        let mut rehearsal = split.start_command(command);
-        rehearsal.stands_still().then_some(rehearsal)
-    });
+    let rehearsal = frozen_with(&split, "flip-looked", &["--rehearse", "2"], &[]);
     monolith.batch_execute(OFF).await.unwrap();
     rehearsal.signal(Signal::CONT);
     let ended = rehearsal.ended();

@@ -316,6 +316,9 @@ async fn every_kind_of_value_and_table_comes_back_as_it_was() {
     let lacking = restore(&split, &at, &[]);
     refused(&lacking, &["restore-routine"]);
     elsewhere.batch_execute(DOUBLED).await.unwrap();
+    // One that no column owns is there and has gone past where it stood, and not past what the column has.
+    let gone_on = "CREATE SEQUENCE down INCREMENT BY -1; SELECT setval('down', -10)";
+    elsewhere.batch_execute(gone_on).await.unwrap();
     let restored = restore(&split, &at, &["--digest", &digest]);
     assert_eq!(restored.exit, Some(0), "{}", restored.page());
     for left in
