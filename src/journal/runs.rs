@@ -301,6 +301,20 @@ pub async fn chunks(client: &Client, run: &Run, source_table: &str) -> Result<Ve
     Ok(rows.iter().map(chunk).collect())
 }
 
+/// Gives up every other run of the slice, in the transaction in which this one says that rows differ: what the others have settled
+/// may be otherwise since, and a verdict of theirs would stand behind this one and take it back.
+///
+/// # Errors
+/// [`JournalError::Database`].
+pub async fn end_others(client: &Client, run: &Run) -> Result<(), JournalError> {
+    let sql = "WITH given_up AS (UPDATE strangler.reconcile_run \
+             SET state = 'given_up', finished_at = clock_timestamp() \
+             WHERE slice = $1 AND state = 'running' AND run <> $2::text::uuid RETURNING run) \
+         DELETE FROM strangler.reconcile_chunk WHERE run IN (SELECT run FROM given_up)";
+    let done = client.execute(sql, &[&run.slice, &run.id]).await;
+    done.map(drop).map_err(JournalError::database("giving up older runs"))
+}
+
 /// How a run ends.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum End {
