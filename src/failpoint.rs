@@ -10,6 +10,8 @@ pub mod hooks;
 /// Every kill point of the mirror, in the order in which a run meets them. A test kills at each.
 pub const MIRROR: &[&str] = &[
     "stream-row-inserted",
+    "slot-wanted",
+    "slot-asked-for",
     "slot-created",
     "stream-row-running",
     "nonce-taken",
@@ -97,6 +99,15 @@ pub const RETIRE: &[&str] =
 /// Kill points of the stage of retirement that moves tables away, in their order. Taking it back has those of [`RETIRE`].
 pub const QUARANTINE: &[&str] = &["quarantine-before-commit", "quarantine-committed"];
 
+/// Kill points of `abandon`, in their order: one behind each durable step.
+pub const ABANDON: &[&str] = &[
+    "abandon-begun",
+    "abandon-slot-dropped",
+    "abandon-monolith-cleared",
+    "abandon-schema-dropped",
+    "abandon-service-cleared",
+];
+
 /// Kill points of `retire --stage archive`, in their order.
 pub const ARCHIVE: &[&str] = &[
     "archive-begun",
@@ -150,7 +161,7 @@ pub fn hit(name: &'static str) {
     debug_assert!(
         [
             MIRROR, COPY_AGAIN, START, REPAIR, REVERSE, ARM, DISARM, RETIRE, QUARANTINE, ARCHIVE, RESTORE,
-            LEDGER, RECORD, FLIP
+            ABANDON, LEDGER, RECORD, FLIP
         ]
         .concat()
         .contains(&name),

@@ -3,15 +3,18 @@
 //! Statements of one step run on the caller's session, inside the caller's transaction where there is one, so that
 //! what they record is durable together with what it is about.
 
+pub mod abandonment;
 pub mod alarms;
 pub mod archives;
 pub mod arming;
 pub mod authority;
 pub mod baselines;
+pub mod beginnings;
 pub mod canaries;
 pub mod claims;
 pub mod copies;
 pub mod deferred;
+pub mod granted;
 pub mod grounds;
 pub mod holdings;
 pub mod inventory;

@@ -33,6 +33,7 @@ mod state;
 mod storage;
 mod tables;
 mod type_rights;
+pub(crate) mod withdrawal;
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -52,7 +53,7 @@ pub(crate) use objects::{create_type, options as sequence_options, validated};
 pub(crate) use preflight::not_a_table;
 pub(crate) use publication::exact as exact_publication;
 pub(crate) use record::{Run, record};
-pub(crate) use rights::DML_AND_TRUNCATE;
+pub(crate) use rights::{DML_AND_TRUNCATE, note as note_granted};
 pub use run::{execute, foresee, prepare, run, survey};
 pub(crate) use run::{lock, unlock};
 pub(crate) use schema_rights::{Closed, no_create_in_schema, ungrantable};

@@ -27,6 +27,7 @@ pub use gather::{Asked, RetireError, gather};
 pub use judge::{Met, SliceReport, TableReport, judge};
 pub use revoke::Restored;
 pub use rights::words;
+pub(crate) use run::shown;
 pub use run::{Done, Job, Work, quarantine, restore, revoke};
 pub use stage::Grounds;
 pub use text::text;

@@ -159,7 +159,7 @@ async fn prepare(
     let row = start::claim_stream(
         &links.target,
         starting,
-        (provisioned.epoch, &publication),
+        (provisioned.epoch, &publication, &provisioned.life),
         &identity,
         (memory, &config.admin),
     )
@@ -171,7 +171,7 @@ async fn prepare(
         row
     };
     memory.rebuild &= !rebuild;
-    let applied = prepare_slot(config, &mut links, &row, (identity.database_oid, &identity.uuid)).await?;
+    let applied = prepare_slot(config, &mut links, &row, (&identity, &provisioned.life)).await?;
     let claim = claim(config, &row, applied);
     if claim.direction == Direction::Forward && claim.mode == Mode::Tripwire {
         forget_retries(slice, memory);
@@ -300,7 +300,7 @@ async fn prepare_slot(
     config: &SliceConfig,
     links: &mut Links,
     row: &StreamRow,
-    (database, uuid): (u32, &str),
+    (identity, life): (&streams::Source, &str),
 ) -> Result<Lsn, MirrorError> {
     let slice = config.mapping.slice.as_str();
     let tell = |text: &str| config.board.phase(config.of(), "waiting", Some(text));
@@ -312,8 +312,13 @@ async fn prepare_slot(
             tell("the new replication slot waits for running transactions of the monolith's cluster");
             start::wait_for_slot(&links.source, &row.slot, &tell).await?;
             let Links { source, replication, target, .. } = links;
-            let begun = start::create_slot(source, replication, target, (slice, row), &tell).await?;
-            match begun {
+            let begun = start::create_slot(source, replication, target, (slice, life, row), &tell).await;
+            if !matches!(begun, Ok(Some(_)))
+                && let Ok(another) = open(&config.apply, slice).await
+            {
+                start::give_back(replication, &another, (slice, &row.slot)).await;
+            }
+            match begun? {
                 Some(start) => Ok(start),
                 None => Err(rewatch::not_begun(config, (source, target), row).await),
             }
@@ -340,7 +345,8 @@ async fn prepare_slot(
                 Vec::new()
             };
             let (of, stream) = (config.of(), (row, config.direction));
-            let fault = start::find_fault(stream, &links.system, (database, uuid), slot.as_ref(), &history);
+            let database = (identity.database_oid, identity.uuid.as_str());
+            let fault = start::find_fault(stream, &links.system, database, slot.as_ref(), &history);
             let fault = match fault {
                 None => {
                     let lacks = lineage::set_back((&links.source, &links.target), of, &row.slot).await?;

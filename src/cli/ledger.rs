@@ -92,6 +92,8 @@ enum Kind {
     Retire,
     /// Old tables that were brought back
     Unretire,
+    /// A slice was taken back to where nothing of it was provisioned
+    Abandon,
     /// What a mirror met that a human must look at
     Alarm,
     /// Another mapping or policy than before
@@ -113,6 +115,7 @@ impl Kind {
             Self::Disarm => ledger::DISARM,
             Self::Retire => ledger::RETIRE,
             Self::Unretire => ledger::UNRETIRE,
+            Self::Abandon => ledger::ABANDON,
             Self::Alarm => ledger::ALARM,
             Self::Plan => ledger::PLAN,
             Self::Accepted => ledger::ACCEPTED,
@@ -305,6 +308,8 @@ fn refuse_others(
         .iter()
         .filter(of)
         .flat_map(|slice| whereabouts::astray(route(slice), monolith, Some(there)))
+        // What was told of it stays to be read.
+        .filter(|one| !matches!(one, Astray::Abandoned { .. }))
         .collect();
     if found.is_empty() {
         return Ok(());

@@ -1,6 +1,7 @@
 //! Every way a command can end, and the one place that says what is shown for it: a heading, the numbered causes,
 //! a hint with what to type, and the exit code. docs/errors.md explains each code.
 
+mod abandonment;
 mod archive;
 mod reconciliation;
 mod retirement;
@@ -12,6 +13,7 @@ use std::time::Duration;
 
 use super::logging::WORDS;
 use super::ui::{Ink, Paint, Ui};
+use crate::abandon::AbandonError;
 use crate::archive::ArchiveError;
 use crate::arm::ArmError;
 use crate::cdc::error::MirrorError;
@@ -140,6 +142,18 @@ pub enum CliError {
     /// A stage of retirement is not allowed.
     #[error("the old tables stay as they are")]
     RetireRefused(Vec<Problem>),
+    /// A slice could not be taken back, or not all of it.
+    #[error("slice {slice} is not taken back")]
+    Abandon {
+        /// The slice.
+        slice: String,
+        /// Why.
+        #[source]
+        source: Box<AbandonError>,
+    },
+    /// A slice may not be taken back.
+    #[error("the slice stays as it is")]
+    AbandonRefused(Vec<Problem>),
     /// An archive could not be proven or restored.
     #[error(transparent)]
     Archive(Box<ArchiveError>),
@@ -331,6 +345,8 @@ impl CliError {
                 page(Exit::Incomplete, "ledger-unreadable", Some(hint))
             }
             Self::RetireRefused(_) => page(Exit::Refused, "retire-refused", None),
+            Self::Abandon { source, .. } => abandonment::page(source),
+            Self::AbandonRefused(_) => page(Exit::Refused, "abandon-refused", None),
             Self::Retire { provision, source, .. } => retirement::page(source, provision),
             Self::Archive(error) => archive::page(error),
             Self::Clean(CleanError::Busy { .. }) => page(Exit::Refused, "databases-busy", None),
@@ -536,19 +552,12 @@ pub fn finish(ui: &mut Ui, outcome: Result<Exit, CliError>) -> Exit {
             }
         }
         CliError::Repair { source, .. } => show(ui, &source.to_string(), source.as_ref(), &page),
-        CliError::FlipLeft(behind) => {
-            if !behind.problems.is_empty() {
-                ui.words(check::list(&behind.problems).trim_end());
-            }
-            match &behind.source {
-                Some(source) => show(ui, &format!("{error}: {source}"), source, &page),
-                None => show(ui, &error.to_string(), &error, &page),
-            }
-        }
+        CliError::FlipLeft(behind) => left_behind(ui, (&error, behind), &page),
         CliError::Unfit(problems)
         | CliError::Astray(problems)
         | CliError::FlipRefused(problems)
         | CliError::RetireRefused(problems)
+        | CliError::AbandonRefused(problems)
         | CliError::Provision(ProvisionError::Refused { problems }) => {
             show_behind(ui, problems, &error, &page);
         }
@@ -563,6 +572,7 @@ pub fn finish(ui: &mut Ui, outcome: Result<Exit, CliError>) -> Exit {
         | CliError::Journal(_)
         | CliError::Ledger { .. }
         | CliError::Retire { .. }
+        | CliError::Abandon { .. }
         | CliError::Clean(_)
         | CliError::Demo(_)
         | CliError::Output(_)
@@ -572,6 +582,17 @@ pub fn finish(ui: &mut Ui, outcome: Result<Exit, CliError>) -> Exit {
         | CliError::Start(_) => show(ui, &error.to_string(), &error, &page),
     }
     page.exit
+}
+
+/// A move that stopped after it had changed something.
+fn left_behind(ui: &mut Ui, (error, behind): (&CliError, &LeftBehind), page: &Page) {
+    if !behind.problems.is_empty() {
+        ui.words(check::list(&behind.problems).trim_end());
+    }
+    match &behind.source {
+        Some(source) => show(ui, &format!("{error}: {source}"), source, page),
+        None => show(ui, &error.to_string(), error, page),
+    }
 }
 
 /// What stood in the way, where that is why.

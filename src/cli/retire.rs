@@ -200,11 +200,16 @@ async fn look(ui: &mut Ui, opened: &Opened) -> Result<Vec<SliceReport>, CliError
             monolith: &monolith,
             service: &session,
         };
-        let failed = |source| CliError::Retire {
-            slice: slice.clone(),
-            done: "looked at",
-            provision: opened.typed(&format!("strangler provision PLAN --slice {slice}")),
-            source: Box::new(source),
+        let failed = |source| {
+            if let RetireError::Refused { problems } = source {
+                return CliError::RetireRefused(opened.typed_all(problems));
+            }
+            CliError::Retire {
+                slice: slice.clone(),
+                done: "looked at",
+                provision: opened.typed(&format!("strangler provision PLAN --slice {slice}")),
+                source: Box::new(source),
+            }
         };
         slices.push(retire::judge(&retire::gather(asked).await.map_err(failed)?));
     }

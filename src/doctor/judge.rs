@@ -222,6 +222,14 @@ impl Judge<'_> {
                 .next(format!("name it in the plan as it was; or take it back: {START_ANEW}"));
             return object.like("not in the plan").wrong(problem);
         };
+        let home = self.facts.seen(&Place::Service(service.clone()));
+        if home.is_some_and(|seen| seen.entries.abandoned.iter().any(|one| one == slice)) {
+            let problem = Problem::error("slice-abandoned", slice)
+                .fact("it is being taken back: strangler abandon has begun, and has not ended")
+                .consequence("no other verb touches it")
+                .next(format!("strangler abandon PLAN --slice {slice}"));
+            return object.like("is being abandoned").wrong(problem);
+        }
         let other = match self.place {
             Place::Monolith => Place::Service(service.clone()),
             Place::Service(_) => Place::Monolith,

@@ -4,7 +4,7 @@
 use tokio_postgres::types::{ToSql, Type};
 use tokio_postgres::{Client, Error};
 
-use super::{JournalError, whereabouts};
+use super::{JournalError, abandonment, whereabouts};
 use crate::name::TableName;
 use crate::postgres::places::{self, Quarantine};
 
@@ -88,6 +88,8 @@ pub struct Entries {
     pub rights: Vec<RightsAway>,
     /// Schemas that old tables were moved into.
     pub quarantines: Vec<Quarantine>,
+    /// Slices that are being taken back.
+    pub abandoned: Vec<String>,
     /// Archives of old tables.
     pub archives: Vec<ArchiveEntry>,
 }
@@ -278,6 +280,7 @@ FROM strangler.archive a LEFT JOIN strangler.retirement r USING (slice) ORDER BY
 pub async fn entries(client: &Client) -> Result<Entries, JournalError> {
     let failed = || JournalError::database("reading what is provisioned");
     let mut entries = read_entries(client).await.map_err(failed())?;
+    entries.abandoned = abandonment::all(client).await?;
     if !entries.slices.is_empty() {
         entries.itself = Some(whereabouts::is_itself(client).await?);
     }

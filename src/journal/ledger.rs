@@ -23,7 +23,8 @@ use crate::lsn::Lsn;
 pub use anchor::{Anchor, Anchored, accept, anchor, anchors};
 pub use chain::Hash;
 pub use kinds::{
-    ACCEPTED, ALARM, ARM, COPY, DISARM, FLIP, PLAN, PROVISION, REHEARSAL, REPAIR, RETIRE, UNRETIRE, VERDICT,
+    ABANDON, ACCEPTED, ALARM, ARM, COPY, DISARM, FLIP, PLAN, PROVISION, REHEARSAL, REPAIR, RETIRE, UNRETIRE,
+    VERDICT,
 };
 pub use subject::{Subject, transaction, what_changed};
 pub use verify::{Broken, Fault, Remembered, Verified, VerifyError, remembered, verify, verify_from};
@@ -126,13 +127,15 @@ pub async fn lock(client: &Client) -> Result<(), JournalError> {
     locked.map(drop).map_err(JournalError::database("locking the ledger"))
 }
 
-/// Whether there is an entry about the change of authority that made this epoch.
+/// Whether there is an entry about the change of authority that made this epoch. A slice that was abandoned begins with the first epoch
+/// again, so only entries since then count.
 ///
 /// # Errors
 /// [`JournalError::Database`].
 pub async fn has_move(client: &Client, slice: &str, epoch: i64) -> Result<bool, JournalError> {
-    let sql = "SELECT EXISTS (SELECT FROM strangler.ledger WHERE kind = $1 AND slice = $2 AND epoch = $3)";
-    let row = client.query_one(sql, &[&FLIP, &slice, &epoch]).await;
+    let sql = "SELECT EXISTS (SELECT FROM strangler.ledger WHERE kind = $1 AND slice = $2 AND epoch = $3 \
+                   AND id > coalesce((SELECT max(id) FROM strangler.ledger WHERE kind = $4 AND slice = $2), 0))";
+    let row = client.query_one(sql, &[&FLIP, &slice, &epoch, &ABANDON]).await;
     Ok(row.map_err(JournalError::database("reading the ledger"))?.get(0))
 }
 

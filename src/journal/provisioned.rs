@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use tokio_postgres::{Client, Error};
 
 use super::JournalError;
+use super::abandonment::of_this_life;
 
 /// A row of `strangler.slice`.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -106,9 +107,12 @@ async fn read_all(client: &Client) -> Result<Provisioned, Error> {
         let key = (row.try_get(0)?, row.try_get(1)?, row.try_get(2)?, row.try_get(3)?);
         found.deferred.insert(key, DeferredRow { create_sql: row.try_get(4)?, done: row.try_get(5)? });
     }
-    let sql = "SELECT slice, action, detail ->> 'object' FROM strangler.journal \
-               WHERE slice IS NOT NULL AND detail ? 'object'";
-    for row in client.query(sql, &[]).await? {
+    let sql = format!(
+        "SELECT slice, action, detail ->> 'object' FROM strangler.journal j \
+               WHERE slice IS NOT NULL AND detail ? 'object' AND {}",
+        of_this_life("j", "j.slice")
+    );
+    for row in client.query(&sql, &[]).await? {
         found.notes.insert((row.try_get(0)?, row.try_get(1)?, row.try_get(2)?));
     }
     Ok(found)

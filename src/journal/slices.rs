@@ -75,3 +75,13 @@ pub async fn database_uuid(client: &Client) -> Result<Option<String>, JournalErr
         .map_err(JournalError::database("reading the database's identity"))?;
     Ok(row.map(|row| row.get(0)))
 }
+
+/// Whether the gate's table of a slice is there.
+///
+/// # Errors
+/// [`JournalError::Database`].
+pub async fn has_gate(client: &Client, slice: &str) -> Result<bool, JournalError> {
+    let table = format!("strangler.{}", quote_ident(&format!("gate_{slice}")));
+    let row = client.query_one("SELECT to_regclass($1) IS NOT NULL", &[&table]).await;
+    Ok(row.map_err(JournalError::database("looking for the gate"))?.get(0))
+}

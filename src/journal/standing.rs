@@ -34,6 +34,7 @@ SELECT s.slice, jsonb_build_object(
             || ' (SQLSTATE ' || f.code || ')' ORDER BY d.id), '[]')
         FROM strangler.deferred d CROSS JOIN LATERAL (SELECT j.detail ->> 'sqlstate' AS code FROM strangler.journal j
             WHERE j.slice = d.slice AND j.action = 'deferred-failed' AND j.detail ->> 'object' = d.object
+              AND j.id > coalesce((SELECT max(e.id) FROM strangler.journal e WHERE e.slice = d.slice AND e.action = 'take back slice'), 0)
             ORDER BY j.id DESC LIMIT 1) AS f
         WHERE d.slice = s.slice AND done_at IS NULL AND NOT EXISTS (SELECT FROM strangler.mirror_table m
             WHERE m.slice = s.slice AND m.state IN ('pending', 'copying'))))::text

@@ -4,7 +4,7 @@ use tokio_postgres::Client;
 use tokio_postgres::types::{PgLsn, ToSql, Type};
 
 use super::JournalError;
-use super::ledger::{FLIP, VERDICT};
+use super::ledger::{ABANDON, FLIP, VERDICT};
 use crate::lsn::Lsn;
 
 /// A verdict's entry.
@@ -47,6 +47,7 @@ pub async fn last(client: &Client, slice: &str, full: bool) -> Result<Option<Ver
                 'differing', (SELECT coalesce(json_agg(t -> 'source_table'), '[]') \
                     FROM json_array_elements(body -> 'tables') AS t WHERE t ->> 'outcome' = 'differs'))::text \
         FROM strangler.ledger WHERE slice = $1 AND kind = $2 AND (NOT $3 OR body ->> 'full' = 'true') \
+            AND id > (SELECT coalesce(max(id), 0) FROM strangler.ledger WHERE slice = $1 AND kind = 'abandon') \
         ORDER BY id DESC LIMIT 1";
     let row = client.query_opt(sql, &[&slice, &VERDICT, &full]).await.map_err(reading())?;
     Ok(row.map(|row| VerdictRow {
@@ -79,8 +80,8 @@ pub async fn differs_after(client: &Client, slice: &str, entry: i64) -> Result<D
     let sql = "SELECT count(*) > 0, count(*) FILTER (WHERE EXISTS (SELECT FROM json_each_text(body -> 'counts') AS c \
                    WHERE c.key <> 'orphan' AND c.value <> '0')) > 0 \
                FROM strangler.ledger WHERE slice = $1 AND kind = $2 \
-               AND id > greatest($3, (SELECT max(id) FROM strangler.ledger WHERE slice = $1 AND kind = $2 \
-                   AND body ->> 'full' = 'true' AND body ->> 'outcome' = 'clean')) \
+               AND id > greatest($3, (SELECT max(id) FROM strangler.ledger WHERE slice = $1 AND (kind = 'abandon' OR kind = $2 \
+                   AND body ->> 'full' = 'true' AND body ->> 'outcome' = 'clean'))) \
                AND body ->> 'outcome' = 'differs'";
     let asked: [(&(dyn ToSql + Sync), Type); 3] =
         [(&slice, Type::TEXT), (&VERDICT, Type::TEXT), (&entry, Type::INT8)];
@@ -124,8 +125,8 @@ pub async fn differed_before(
                        WHERE t ->> 'outcome' = 'differs') \
                FROM strangler.ledger WHERE slice = $1 AND kind = $2 AND epoch < $3 AND body ->> 'authority' <> $4 \
                    AND EXISTS (SELECT FROM json_each_text(body -> 'counts') AS c WHERE c.key <> 'orphan' AND c.value <> '0') \
-                   AND id > coalesce((SELECT max(id) FROM strangler.ledger WHERE slice = $1 AND kind = $2 \
-                       AND body ->> 'full' = 'true' AND body ->> 'outcome' = 'clean'), 0) \
+                   AND id > coalesce((SELECT max(id) FROM strangler.ledger WHERE slice = $1 AND (kind = 'abandon' OR kind = $2 \
+                       AND body ->> 'full' = 'true' AND body ->> 'outcome' = 'clean')), 0) \
                ORDER BY id DESC LIMIT 1";
     let row = client.query_opt(sql, &[&slice, &VERDICT, &epoch, &authority]).await.map_err(reading())?;
     Ok(row.map(|row| DifferedBefore { entry: row.get(0), at: row.get(1), tables: row.get(2) }))
@@ -140,7 +141,7 @@ pub struct SinceMove {
     pub clean: i64,
 }
 
-/// The same; `None` where the ledger has no entry of the move that made `epoch`.
+/// The same; `None` where the ledger has no entry of the move that made `epoch`, since the slice was abandoned, if it ever was.
 ///
 /// # Errors
 /// [`JournalError::Database`].
@@ -148,8 +149,10 @@ pub async fn since_move(client: &Client, slice: &str, epoch: i64) -> Result<Opti
     let sql = "SELECT greatest(0, extract(epoch FROM clock_timestamp() - m.at))::float8, \
                    (SELECT count(*) FROM strangler.ledger v WHERE v.slice = $1 AND v.kind = $2 AND v.id > m.id \
                        AND v.body ->> 'full' = 'true' AND v.body ->> 'outcome' = 'clean') \
-               FROM strangler.ledger m WHERE m.slice = $1 AND m.kind = $3 AND m.epoch = $4 ORDER BY m.id LIMIT 1";
-    let row = client.query_opt(sql, &[&slice, &VERDICT, &FLIP, &epoch]).await.map_err(reading())?;
+               FROM strangler.ledger m WHERE m.slice = $1 AND m.kind = $3 AND m.epoch = $4 \
+                   AND m.id > coalesce((SELECT max(id) FROM strangler.ledger WHERE slice = $1 AND kind = $5), 0) \
+               ORDER BY m.id LIMIT 1";
+    let row = client.query_opt(sql, &[&slice, &VERDICT, &FLIP, &epoch, &ABANDON]).await.map_err(reading())?;
     Ok(row.map(|row| SinceMove { ago_s: row.get(0), clean: row.get(1) }))
 }
 
@@ -160,10 +163,12 @@ pub async fn since_move(client: &Client, slice: &str, epoch: i64) -> Result<Opti
 /// [`JournalError::Database`].
 pub async fn differs_strictly(client: &Client, slice: &str) -> Result<bool, JournalError> {
     let sql = "SELECT coalesce((SELECT (body ->> 'differs_strictly')::bool FROM strangler.ledger \
-            WHERE slice = $1 AND kind = $2 ORDER BY id DESC LIMIT 1), \
+            WHERE slice = $1 AND kind = $2 \
+                AND id > (SELECT coalesce(max(id), 0) FROM strangler.ledger WHERE slice = $1 AND kind = 'abandon') \
+            ORDER BY id DESC LIMIT 1), \
         EXISTS (SELECT FROM strangler.ledger WHERE slice = $1 AND kind = $2 \
-            AND id > coalesce((SELECT max(id) FROM strangler.ledger WHERE slice = $1 AND kind = $2 \
-                AND body ->> 'strict' = 'true' AND body ->> 'full' = 'true' AND body ->> 'outcome' = 'clean'), 0) \
+            AND id > coalesce((SELECT max(id) FROM strangler.ledger WHERE slice = $1 AND (kind = 'abandon' OR kind = $2 \
+                AND body ->> 'strict' = 'true' AND body ->> 'full' = 'true' AND body ->> 'outcome' = 'clean')), 0) \
             AND body ->> 'strict' = 'true' AND coalesce(body -> 'counts' ->> 'differs', '0') <> '0'))";
     let row = client.query_one(sql, &[&slice, &VERDICT]).await.map_err(reading())?;
     Ok(row.get(0))

@@ -11,6 +11,7 @@ use super::objects::validated;
 use super::slices::new_hash;
 use super::tables::{guard, mirror_row, refuse_rows};
 use crate::catalog::{Catalog, Column, Index, Persistence, Table, TableKind};
+use crate::journal::beginnings;
 use crate::journal::statements as ours;
 use crate::mapping::{ColumnMapping, SliceMapping, TableMapping, adopted};
 use crate::name::{TableName, quote_ident, quote_list};
@@ -33,7 +34,9 @@ pub(super) fn adopt(draft: &mut Draft<'_>, site: &Site<'_>) {
         guard(draft, site, slice, &mapping.target);
         if !site.known(slice, mapping) {
             let what = ("adopt table", &*mapping.target.to_string());
-            let statements = vec![mirror_row(slice, mapping).into()];
+            let noted = beginnings::note_adopted(&slice.slice, &mapping.target);
+            let statements =
+                std::iter::once(mirror_row(slice, mapping)).chain(noted).map(Statement::from).collect();
             draft.journaled(site.database(), Some(&slice.slice), what, statements);
         }
     }

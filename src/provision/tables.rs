@@ -17,6 +17,7 @@ use super::state::Trigger;
 use super::storage;
 use crate::catalog::{Constraint, ConstraintKind, Index, ReplicaIdentity, Table, TableKind};
 use crate::dualwrite::gate::{self, Hinge};
+use crate::journal::beginnings;
 use crate::journal::statements as ours;
 use crate::mapping::{SliceMapping, SoftReference, TableMapping};
 use crate::name::{TableName, quote_ident, quote_literal};
@@ -135,6 +136,7 @@ fn one(
     statements.extend(not_null_comments(site, mapping, table));
     statements.extend(gate::create_triggers(&slice.slice, &mapping.target, Hinge::Statement));
     statements.push(mirror_row(slice, mapping));
+    statements.extend(beginnings::note_made(&slice.slice, &mapping.target));
     let statements = statements.into_iter().map(Statement::from).collect();
     let what = ("create table", &*mapping.target.to_string());
     draft.journaled(site.database(), Some(&slice.slice), what, statements);

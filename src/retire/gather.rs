@@ -10,7 +10,8 @@ use crate::archive::ArchiveError;
 use crate::authority::Side;
 use crate::catalog::Catalog;
 use crate::journal::usage::{self, STATEMENT_CHARS, TableUser};
-use crate::journal::{JournalError, alarms, slices};
+use crate::journal::whereabouts::Astray;
+use crate::journal::{JournalError, abandonment, alarms, slices};
 use crate::mapping::SliceMapping;
 use crate::name::TableName;
 use crate::postgres::introspect::IntrospectError;
@@ -172,6 +173,7 @@ impl RetireError {
 pub async fn gather(asked: Asked<'_>) -> Result<SliceFacts, RetireError> {
     let Asked { mapping, monolith, service, .. } = asked;
     let slice = mapping.slice.as_str();
+    not_abandoned(service, slice).await?;
     let (here, there) = (slices::gate(monolith, slice).await?, slices::gate(service, slice).await?);
     let (Some(here), Some(there)) = (here, there) else {
         return Err(RetireError::NotProvisioned { slice: slice.to_owned() });
@@ -218,6 +220,15 @@ pub async fn gather(asked: Asked<'_>) -> Result<SliceFacts, RetireError> {
         uncounted: uncounted.iter().map(|row| row.get(0)).collect(),
         hidden: !row.get::<_, bool>(1),
     })
+}
+
+/// Refuses a slice that is being taken back: what is asked about it may be gone already.
+pub(super) async fn not_abandoned(service: &Client, slice: &str) -> Result<(), RetireError> {
+    if abandonment::read(service, slice).await?.is_none() {
+        return Ok(());
+    }
+    let problems = vec![Astray::Abandoned { slice: slice.to_owned() }.problem()];
+    Err(RetireError::Refused { problems })
 }
 
 /// Whoever was met before, and whoever is there now, also where no mirror has looked since.

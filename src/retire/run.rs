@@ -10,7 +10,7 @@ use sha2::{Digest, Sha256};
 use tokio_postgres::Client;
 
 use super::called;
-use super::gather::{self, Asked, RetireError};
+use super::gather::{self, Asked, RetireError, not_abandoned};
 use super::judge::{self, SliceReport};
 use super::moving;
 use super::printed;
@@ -278,6 +278,9 @@ pub async fn restore(
 ) -> Result<Option<Restored>, RetireError> {
     locked(work.databases, async || {
         let (monolith, slice) = (&work.databases.monolith, work.slice);
+        for service in work.databases.services.values() {
+            not_abandoned(service, slice).await?;
+        }
         itself(monolith, slice).await?;
         let stage = retirement::read(monolith, slice).await?.map(|done| done.stage);
         if stage.is_none() && retirement::rights(monolith, slice).await?.is_empty() {
@@ -466,7 +469,7 @@ fn token(epoch: i64, taken: &[Right]) -> String {
 }
 
 /// The beginning of a hash, as it is typed.
-pub(super) fn shown(hash: &[u8]) -> String {
+pub(crate) fn shown(hash: &[u8]) -> String {
     words::hex(hash).chars().take(8).collect()
 }
 

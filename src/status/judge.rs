@@ -12,7 +12,7 @@ use super::{
     Unreachable, Wal, WalLimit, WalReading,
 };
 use crate::journal::migrate::Form;
-use crate::journal::whereabouts::Astray;
+use crate::journal::whereabouts::{self, Astray};
 use crate::words;
 pub use crate::words::shell_word;
 
@@ -169,7 +169,10 @@ fn astray(facts: &SliceFacts, commands: &Commands) -> SliceStatus {
         outdated: Vec::new(),
         unreachable: unreachable(facts),
         alarms: facts.astray.iter().map(alarm).collect(),
-        next: Some(commands.check()),
+        next: Some(match whereabouts::is_abandoned(&facts.astray) {
+            true => commands.of("abandon", &facts.slice, ""),
+            false => commands.check(),
+        }),
     }
 }
 

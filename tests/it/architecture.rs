@@ -13,7 +13,7 @@ const LADDER: &[&[&str]] = &[
     &["postgres", "journal", "cluster"],
     &["authority", "cdc"],
     &["reconcile"],
-    &["dualwrite", "provision", "arm", "check", "archive", "retire", "doctor"],
+    &["dualwrite", "provision", "arm", "check", "archive", "retire", "doctor", "abandon"],
     &["status", "demo"],
     &["cli"],
 ];

@@ -84,7 +84,7 @@ const AGAIN: [&str; 5] = [
 ];
 
 /// Runs a flip to its end.
-fn complete(split: &Split, mirror: &Mirror, arguments: &[&str]) {
+pub fn complete(split: &Split, mirror: &Mirror, arguments: &[&str]) {
     until_blocking("the flip is made", SOON, || {
         let ended = split.run("flip", arguments);
         let again = AGAIN.iter().any(|reason| ended.stderr.contains(reason));

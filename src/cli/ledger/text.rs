@@ -87,7 +87,7 @@ fn summary(entry: &Shown) -> String {
         "repair" => repair(body),
         "flip" => flip(body),
         "rehearsal" => kinds::rehearsal(body),
-        "provision" | "arm" | "disarm" | "retire" | "unretire" => kinds::steps(body),
+        "provision" | "arm" | "disarm" | "retire" | "unretire" | "abandon" => kinds::steps(body),
         "copy" => kinds::copy(body),
         "alarm" => kinds::alarm(body),
         "plan" => kinds::plan(body),

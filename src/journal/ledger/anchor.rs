@@ -125,6 +125,9 @@ pub async fn anchors(
     monolith: &Client,
     database: Option<&str>,
 ) -> Result<BTreeMap<String, Anchor>, JournalError> {
+    if !has_journal(monolith).await? {
+        return Ok(BTreeMap::new());
+    }
     let rows = monolith.query(ANCHORS, &[&database]).await.map_err(reading())?;
     let anchor =
         |row: &Row| Anchor { head: Known { id: row.get(1), hash: row.get(2) }, accepted: row.get(3) };
@@ -135,12 +138,21 @@ pub(super) async fn latest(monolith: &Client, database: &str) -> Result<Option<A
     Ok(anchors(monolith, Some(database)).await?.remove(database))
 }
 
+/// A monolith whose last slice was abandoned has none, and remembers nothing.
+async fn has_journal(monolith: &Client) -> Result<bool, JournalError> {
+    let sql = "SELECT to_regclass('strangler.journal') IS NOT NULL";
+    Ok(monolith.query_one(sql, &[]).await.map_err(reading())?.get(0))
+}
+
 /// The heads that the journal holds of entries in (after, upto], since the last acceptance.
 pub(super) async fn between(
     monolith: &Client,
     database: &str,
     (after, upto): (i64, i64),
 ) -> Result<Vec<Known>, JournalError> {
+    if !has_journal(monolith).await? {
+        return Ok(Vec::new());
+    }
     let sql = "SELECT DISTINCT (detail ->> 'id')::bigint, detail ->> 'hash' FROM strangler.journal \
                WHERE action = 'ledger-head' AND detail ->> 'database' = $1 \
                  AND (detail ->> 'id')::bigint > $2 AND (detail ->> 'id')::bigint <= $3 \

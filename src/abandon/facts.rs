@@ -1,0 +1,253 @@
+//! What is asked before a slice is taken back.
+
+use std::collections::BTreeSet;
+
+use serde_json::{Value, json};
+use tokio_postgres::Client;
+
+use super::{AbandonError, Job};
+use super::{lacking, service};
+use crate::journal::abandonment::{self, Abandonment, Others};
+use crate::journal::alarms::{self, Uncleared};
+use crate::journal::arming::{self, Armed};
+use crate::journal::beginnings::{self, Home};
+use crate::journal::holdings;
+use crate::journal::migrate::{self, Form};
+use crate::journal::outside::{self, Outside};
+use crate::journal::process::{self, ProcessRow};
+use crate::journal::retirement;
+use crate::journal::slices::{self, GateRow, SliceRow};
+use crate::journal::streams::{self, StreamOf};
+use crate::journal::whereabouts::{self, Astray, Route};
+use crate::name::TableName;
+use crate::provision::withdrawal::{self, Traces};
+use crate::provision::{Database, ProvisionError};
+
+/// One database.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Side {
+    pub(super) form: Form,
+    /// It is no clone or restored copy; `true` where nothing says what it should be.
+    pub(super) itself: bool,
+    pub(super) row: Option<SliceRow>,
+    pub(super) gate: Option<GateRow>,
+    /// Who else is provisioned here; nobody where our schema is not there.
+    pub(super) others: Others,
+    /// What of others depends on our schema.
+    pub(super) foreign: Vec<String>,
+    /// Its own name for itself; none where our schema is not there.
+    pub(super) uuid: Option<String>,
+    /// Its name.
+    pub(super) database: String,
+    pub(super) server: String,
+    pub(super) server_major: u32,
+}
+
+/// What the monolith's books say of later stages.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Later {
+    pub(super) armed: Armed,
+    /// A way back is written down.
+    pub(super) way_back: bool,
+    /// Tables of the monolith on which the slice's gate hangs.
+    pub(super) gated: Vec<TableName>,
+    /// The stage of retirement that stands.
+    pub(super) stage: Option<&'static str>,
+    /// Rights that were taken away and not given back.
+    pub(super) rights: usize,
+    /// Schemas that hold old tables.
+    pub(super) quarantines: Vec<String>,
+}
+
+/// All of it.
+#[derive(Debug, Clone)]
+pub(super) struct Facts {
+    pub(super) astray: BTreeSet<Astray>,
+    pub(super) monolith: Side,
+    pub(super) service: Side,
+    pub(super) begun: Option<Abandonment>,
+    /// The slice was taken back from the service's database, and nothing was provisioned for it since.
+    pub(super) ended: bool,
+    /// The database that it was provisioned in, as the monolith knows it.
+    pub(super) home: Option<Home>,
+    /// Tells this life of the slice from any other.
+    pub(super) life: String,
+    /// The service's ledger goes as well: as it was typed when it was begun.
+    pub(super) drop_ledger: bool,
+    pub(super) later: Later,
+    /// The mirror of the way there, which is the way back's as well; a slice that is not armed has no way back.
+    pub(super) mirror: Option<ProcessRow>,
+    /// The lock that a running mirror holds is ours now.
+    pub(super) mirror_lock: bool,
+    pub(super) on_monolith: withdrawal::Standing,
+    pub(super) in_service: service::Standing,
+    pub(super) names: Vec<String>,
+    pub(super) strays: Option<Uncleared>,
+    pub(super) outside: Option<Outside>,
+    /// What the monolith does not have any more of what was read from it.
+    pub(super) lacks: Option<String>,
+}
+
+/// Asks both databases. Every link must be outside of a transaction; the mirror's lock is taken in the service's session, which keeps
+/// it until it ends.
+///
+/// # Errors
+/// [`AbandonError`].
+pub(super) async fn gather(job: Job<'_>) -> Result<Facts, AbandonError> {
+    let slice = job.slice;
+    let (monolith, service) = (&job.databases.monolith, service_of(job)?);
+    let places = (whereabouts::read(monolith).await?, whereabouts::read(service).await?);
+    let route = Route { plan: &job.plan.name, slice, service: job.service };
+    let mut astray = whereabouts::astray(route, Some(&places.0), Some(&places.1));
+    astray.retain(|one| !matches!(one, Astray::Abandoned { .. }));
+    let (here, there) = (side(monolith, slice).await?, side(service, slice).await?);
+    let stream = match there.form {
+        Form::Current => streams::read(service, StreamOf::forward(slice)).await?,
+        Form::Absent | Form::Older => None,
+    };
+    let row = here.row.as_ref().or(there.row.as_ref());
+    let traces = Traces {
+        slice,
+        publication: row.map(|row| row.publication.as_str()),
+        slot: stream.as_ref().map(|stream| stream.slot.as_str()),
+        last: here.others.slices.is_empty(),
+    };
+    let names = [traces.publication, traces.slot].into_iter().flatten().map(str::to_owned).collect();
+    let on_monolith = withdrawal::standing(monolith, traces).await?;
+    let lacks = match stream.as_ref().filter(|_| here.row.is_some()) {
+        Some(stream) => lacking::lacking((monolith, service), slice, stream).await?,
+        None => None,
+    };
+    let life = life(job, (&here, &there)).await?;
+    let mut facts = Facts {
+        astray,
+        begun: None,
+        ended: false,
+        home: match here.form {
+            Form::Current => beginnings::home(monolith, slice).await?,
+            Form::Absent | Form::Older => None,
+        },
+        life,
+        drop_ledger: job.drop_ledger,
+        later: later(monolith, slice, here.form).await?,
+        mirror: None,
+        mirror_lock: true,
+        on_monolith,
+        in_service: service::Standing::default(),
+        names,
+        strays: None,
+        outside: None,
+        lacks,
+        monolith: here,
+        service: there,
+    };
+    if facts.service.form == Form::Current {
+        of_service(service, slice, &mut facts).await?;
+    }
+    Ok(facts)
+}
+
+pub(super) fn service_of(job: Job<'_>) -> Result<&Client, AbandonError> {
+    let database = Database::Service(job.service.to_owned());
+    let client = job.databases.get(&database);
+    client.ok_or(AbandonError::Provision(ProvisionError::NoConnection { database }))
+}
+
+/// One side after the other forgets the slice; what is asked for a token is so before the first one does.
+async fn life(job: Job<'_>, (here, there): (&Side, &Side)) -> Result<String, AbandonError> {
+    let service = match there.form {
+        Form::Current => abandonment::life(service_of(job)?, job.slice).await?,
+        Form::Absent | Form::Older => None,
+    };
+    let monolith = match here.form {
+        Form::Current => abandonment::life(&job.databases.monolith, job.slice).await?,
+        Form::Absent | Form::Older => None,
+    };
+    Ok(service.or(monolith).unwrap_or_default())
+}
+
+async fn of_service(service: &Client, slice: &str, facts: &mut Facts) -> Result<(), AbandonError> {
+    facts.begun = abandonment::read(service, slice).await?;
+    facts.ended = abandonment::has_ended(service, slice).await?;
+    let body = facts.begun.as_ref().map(|begun| begun.body.clone());
+    if let Some(body) = &body {
+        remember(facts, body);
+    }
+    let confirmed = body.as_ref().map(super::design::tables_of);
+    let last = facts.service.others.slices.is_empty();
+    facts.outside = outside::uncleared(service, slice).await?;
+    let outside = facts.outside.is_some();
+    let lacks = facts.lacks.clone();
+    let asked =
+        service::Asked { slice, last, outside, lacks: lacks.as_deref(), confirmed: confirmed.as_ref() };
+    facts.in_service = service::standing(service, asked).await?;
+    facts.strays = alarms::uncleared(service, slice).await?;
+    facts.mirror_lock = process::try_lock(service, slice).await?;
+    facts.mirror = process::read(service, StreamOf::forward(slice)).await?;
+    Ok(())
+}
+
+/// What an earlier run knew, and nobody can find out any more once the monolith has forgotten it.
+fn remember(facts: &mut Facts, body: &Value) {
+    let known = body.get(RESUMED_WITH);
+    let flag = |side: &str, name: &str| {
+        known.and_then(|known| known.get(side)?.get(name)?.as_bool()).unwrap_or_default()
+    };
+    for (side, name) in [(&mut facts.monolith, "monolith"), (&mut facts.service, "service")] {
+        side.others.made_role |= flag(name, "made_role");
+        side.others.quieted |= flag(name, "quieted");
+    }
+    facts.drop_ledger = known.and_then(|known| known.get("drop_ledger")?.as_bool()).unwrap_or_default();
+}
+
+/// What [`remember`] reads, for the first step to write down.
+pub(super) fn to_remember(facts: &Facts) -> Value {
+    let of = |side: &Side| json!({ "made_role": side.others.made_role, "quieted": side.others.quieted });
+    json!({ "monolith": of(&facts.monolith), "service": of(&facts.service), "drop_ledger": facts.drop_ledger })
+}
+
+/// Where it is in what is written down.
+pub(super) const RESUMED_WITH: &str = "resumed_with";
+
+async fn side(client: &Client, slice: &str) -> Result<Side, AbandonError> {
+    let sql = "SELECT (SELECT system_identifier FROM pg_control_system())::text || ' ' \
+                   || extract(epoch FROM pg_postmaster_start_time())::text, current_setting('server_version_num')::int4, \
+                   current_database()::text";
+    let row = client.query_one(sql, &[]).await.map_err(AbandonError::database("which server it is"))?;
+    let major = u32::try_from(row.get::<_, i32>(1) / 10_000).unwrap_or_default();
+    let form = migrate::form(client).await?;
+    let (server, database) = (row.get(0), row.get(2));
+    let mut side = Side { form, itself: true, server, database, server_major: major, ..Side::default() };
+    if form != Form::Current {
+        return Ok(side);
+    }
+    side.uuid = slices::database_uuid(client).await?;
+    if side.uuid.is_some() {
+        side.itself = whereabouts::is_itself(client).await?;
+    }
+    side.row = slices::read(client, slice).await?;
+    side.others = abandonment::others(client, slice).await?;
+    side.foreign = abandonment::foreign(client).await?;
+    if slices::has_gate(client, slice).await? {
+        side.gate = slices::gate(client, slice).await?;
+    }
+    Ok(side)
+}
+
+async fn later(monolith: &Client, slice: &str, form: Form) -> Result<Later, AbandonError> {
+    let holdings = holdings::read(monolith).await?;
+    let gated = holdings.into_iter().filter(|one| one.gated && one.slice == slice);
+    let mut later = Later { gated: gated.map(|one| one.table).collect(), ..Later::default() };
+    if form != Form::Current {
+        return Ok(later);
+    }
+    later.armed = arming::armed(monolith, slice).await?;
+    later.way_back = arming::reverse(monolith, slice).await?.is_some();
+    later.stage = retirement::read(monolith, slice).await?.map(|done| done.stage.as_str());
+    later.rights = retirement::rights(monolith, slice).await?.len();
+    let places = crate::postgres::places::read(monolith).await;
+    let places = places.map_err(AbandonError::database("where old tables stand"))?;
+    let ours = places.0.into_iter().filter(|place| place.slice == slice);
+    later.quarantines = ours.map(|place| place.quarantine).collect();
+    Ok(later)
+}

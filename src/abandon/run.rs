@@ -1,0 +1,266 @@
+//! Looks, and takes the steps, while other verbs are kept away from both databases.
+
+use serde_json::{Value, json};
+use sha2::{Digest, Sha256};
+use tokio_postgres::Client;
+
+use super::facts::{self, Facts};
+use super::refuse::{self, Asked};
+use super::{AbandonError, Done, Job, Step, StepKind, design, lost};
+use crate::failpoint;
+use crate::journal::ledger::{self, ABANDON, NewEntry, steps};
+use crate::journal::migrate::Form;
+use crate::journal::{abandonment, runs};
+use crate::plan::Approval;
+use crate::postgres::connect::idle_limit;
+use crate::postgres::sqlstate;
+use crate::problem::Problem;
+use crate::provision::{self, Database};
+use crate::retire::shown;
+
+/// How every step begins. Definitions that are put back come with qualified names, so no other path must be able to capture them;
+/// whoever locks a table for longer is at work with it; and a process that was frozen must not hold readers of a table.
+pub(super) fn begin() -> String {
+    format!(
+        "BEGIN ISOLATION LEVEL READ COMMITTED; SET LOCAL search_path = pg_catalog; SET LOCAL lock_timeout = {LOCK_MS}; {}",
+        idle_limit()
+    )
+}
+
+/// How long a step waits for one lock, in milliseconds.
+const LOCK_MS: u32 = 10_000;
+
+/// Takes the slice back, where that is still what `confirm` names; without `confirm` it only says what it would do. A run that died is
+/// gone on with by its own token, and by the one that is shown now.
+///
+/// # Errors
+/// [`AbandonError::Refused`] where something stands in the way, [`AbandonError::Changed`] where something else would be done than was
+/// confirmed. [`AbandonError`]; steps that were taken stay, and the same command goes on behind them.
+pub async fn run(job: Job<'_>, confirm: Option<&str>) -> Result<Done, AbandonError> {
+    provision::lock(job.databases).await?;
+    let done = locked(job, confirm).await;
+    provision::unlock(job.databases).await;
+    done
+}
+
+async fn locked(job: Job<'_>, confirm: Option<&str>) -> Result<Done, AbandonError> {
+    let facts = facts::gather(job).await?;
+    let mut problems = refuse::problems(&facts, asked(job));
+    if problems.is_empty() {
+        problems.extend(compared(job, &facts).await?);
+    }
+    if !problems.is_empty() {
+        return Err(AbandonError::Refused { problems });
+    }
+    let bare = design::steps(&facts, job, ("", &Value::Null));
+    let body = design::body(&facts, job, &bare);
+    let token = token(&facts.life, &bare);
+    let steps = design::steps(&facts, job, (&token, &body));
+    let mut done = Done {
+        token,
+        problems: lost::problems(&facts, job),
+        resumed: facts.begun.is_some(),
+        drop_ledger: facts.drop_ledger,
+        names: facts.names.clone(),
+        steps,
+    };
+    let Some(confirm) = confirm.filter(|_| !done.steps.is_empty()) else { return Ok(done) };
+    let begun = facts.begun.as_ref().map(|begun| begun.token.as_str());
+    if confirm != done.token && Some(confirm) != begun {
+        return Err(AbandonError::Changed { slice: job.slice.to_owned(), begun: begun.is_some() });
+    }
+    let away = take_all(job, &done, (facts, &body)).await?;
+    done.problems.extend(lost::could_not_put_back(job, &away));
+    Ok(done)
+}
+
+/// Steps of a run: each kind is taken once, and the slot again where a mirror that was frozen has made it meanwhile.
+const STEPS_MAX: usize = 12;
+
+/// Takes what was shown. Each step may wait, for a lock or for the network, so before each all is asked again: what would be done now must
+/// still be what was shown. Returns what could not be put back.
+async fn take_all(
+    job: Job<'_>,
+    shown: &Done,
+    (mut facts, body): (Facts, &Value),
+) -> Result<Vec<String>, AbandonError> {
+    for _ in 0..STEPS_MAX {
+        let left = design::steps(&facts, job, (&shown.token, body));
+        let Some(step) = left.into_iter().next() else { return Ok(Vec::new()) };
+        if step.kind != StepKind::Slot && !shown.steps.contains(&step) {
+            break;
+        }
+        let service = facts::service_of(job)?;
+        let writes_down = step.kind == StepKind::Service && step.told;
+        let before = if writes_down { abandonment::last_entry(service).await? } else { 0 };
+        take(job, &step, (&facts, body)).await?;
+        if step.kind == StepKind::Service {
+            return Ok(if writes_down {
+                abandonment::stays_away(service, job.slice, before).await?
+            } else {
+                Vec::new()
+            });
+        }
+        // A mirror that began at the same moment as the first step has registered before it looked, and is seen now.
+        facts = facts::gather(job).await?;
+        let problems = refuse::problems(&facts, asked(job));
+        if !problems.is_empty() {
+            return Err(AbandonError::Refused { problems });
+        }
+    }
+    Err(AbandonError::Changed { slice: job.slice.to_owned(), begun: true })
+}
+
+fn asked(job: Job<'_>) -> Asked<'_> {
+    let policy = job.plan.slices.get(job.slice).map_or(&job.plan.policy, |slice| &slice.policy);
+    let not_approved = policy.approval == Approval::Required && job.approved_by.is_none();
+    Asked { slice: job.slice, service: job.service, not_approved }
+}
+
+/// A comparison that is at work. Its lock is ours from then on, until the session ends.
+async fn compared(job: Job<'_>, facts: &Facts) -> Result<Option<Problem>, AbandonError> {
+    if facts.service.form != Form::Current || facts.service.row.is_none() {
+        return Ok(None);
+    }
+    let runs::Lock::Held(holder) = runs::lock(facts::service_of(job)?, job.slice).await? else {
+        return Ok(None);
+    };
+    let who = holder.map_or_else(String::new, |holder| {
+        format!(" by {} as process {}, since {}", holder.author.operator, holder.pid, holder.started_at)
+    });
+    Ok(Some(
+        Problem::error("comparison-runs", format!("slice {}", job.slice))
+            .fact(format!("it is being compared{who}"))
+            .consequence("its verdict would be about what is not there any more")
+            .next("wait until it has ended, or end it; then type the same command again"),
+    ))
+}
+
+/// Names exactly what is done: every statement, but for what names the token itself; and to which life of the slice, so that what was
+/// confirmed for one is nothing for the next.
+fn token(life: &str, steps: &[Step]) -> String {
+    let text: String = std::iter::once(life.to_owned()).chain(steps.iter().map(Step::text)).collect();
+    shown(&Sha256::digest(text.as_bytes()))
+}
+
+impl StepKind {
+    /// The kill point behind it.
+    fn point(self) -> &'static str {
+        match self {
+            Self::Begin => "abandon-begun",
+            Self::Slot => "abandon-slot-dropped",
+            Self::Monolith => "abandon-monolith-cleared",
+            Self::Schema => "abandon-schema-dropped",
+            Self::Service => "abandon-service-cleared",
+        }
+    }
+}
+
+/// Takes one step; it is kept as a whole or not at all.
+async fn take(job: Job<'_>, step: &Step, told: (&Facts, &Value)) -> Result<(), AbandonError> {
+    let admin = match &step.database {
+        Database::Monolith => &job.databases.monolith,
+        Database::Service(_) => facts::service_of(job)?,
+    };
+    if step.kind == StepKind::Slot {
+        for sql in &step.statements {
+            job.slots.batch_execute(sql).await.map_err(failed(step, sql))?;
+        }
+        failpoint::hit(step.kind.point());
+        return Ok(());
+    }
+    let entry = if step.tells() { Some(told_of(admin, job, told).await?) } else { None };
+    if let Err(error) = transact(admin, job, step, entry.as_ref()).await {
+        // When the connection broke there is nothing to roll back; the first error tells the story.
+        let _ = admin.batch_execute("ROLLBACK").await;
+        return Err(waited_for(admin, step, (error, told.0)).await);
+    }
+    failpoint::hit(step.kind.point());
+    if step.tells() {
+        let monolith = Some(&job.databases.monolith);
+        let anchored = ledger::anchor(admin, monolith, job.service).await;
+        tracing::debug!(service = job.service, ?anchored, "the ledger's head");
+    }
+    Ok(())
+}
+
+/// Says who was waited for in vain: a frozen mirror, for example, whose transaction is open.
+async fn waited_for(admin: &Client, step: &Step, (error, facts): (AbandonError, &Facts)) -> AbandonError {
+    let AbandonError::Step { database, purpose, object, sql, source } = error else { return error };
+    if !sqlstate::is_lock_timeout(&source) {
+        return AbandonError::Step { database, purpose, object, sql, source };
+    }
+    let tables: Vec<String> = match step.kind {
+        StepKind::Service => facts.in_service.tables.iter().map(|table| table.name.sql()).collect(),
+        StepKind::Begin | StepKind::Slot | StepKind::Monolith | StepKind::Schema => Vec::new(),
+    };
+    let holder = abandonment::holder(admin, &tables).await.ok().flatten();
+    let who = holder.unwrap_or_else(|| "a session that has just ended".to_owned());
+    AbandonError::Waited { database, purpose, object, who, source }
+}
+
+fn failed<'a>(step: &'a Step, sql: &'a str) -> impl FnOnce(tokio_postgres::Error) -> AbandonError + 'a {
+    move |source| AbandonError::Step {
+        database: step.database.clone(),
+        purpose: step.purpose,
+        object: step.object.clone(),
+        sql: crate::words::one_line(sql, 400),
+        source,
+    }
+}
+
+async fn transact(
+    admin: &Client,
+    job: Job<'_>,
+    step: &Step,
+    entry: Option<&(Option<i64>, Value)>,
+) -> Result<(), AbandonError> {
+    let begin = begin();
+    admin.batch_execute(&begin).await.map_err(failed(step, &begin))?;
+    for sql in &step.statements {
+        admin.batch_execute(sql).await.map_err(failed(step, sql))?;
+    }
+    if let Some((epoch, body)) = entry {
+        tell(admin, job, (*epoch, body)).await?;
+    }
+    admin.batch_execute("COMMIT").await.map_err(failed(step, "COMMIT"))
+}
+
+/// What the ledger is told, and the epoch: asked before the transaction that tells it, which holds locks.
+async fn told_of(
+    service: &Client,
+    job: Job<'_>,
+    (facts, body): (&Facts, &Value),
+) -> Result<(Option<i64>, Value), AbandonError> {
+    let begun = facts.begun.as_ref().map_or(body, |begun| &begun.body);
+    let monolith = &job.databases.monolith;
+    let there = crate::journal::migrate::form(monolith).await? == Form::Current;
+    let mut body = design::told(begun, facts);
+    if let Some(fields) = body.as_object_mut() {
+        let known = steps::all_told(service, there.then_some(monolith)).await?;
+        fields.insert("journal".to_owned(), known);
+        fields.insert("resumed".to_owned(), json!(facts.begun.is_some()));
+    }
+    let gate = facts.service.gate.as_ref().or(facts.monolith.gate.as_ref());
+    Ok((gate.map(|gate| gate.epoch), body))
+}
+
+/// Appends the entry, in the transaction in which the last of the slice goes.
+async fn tell(
+    service: &Client,
+    job: Job<'_>,
+    (epoch, body): (Option<i64>, &Value),
+) -> Result<(), AbandonError> {
+    let entry = NewEntry {
+        kind: ABANDON,
+        plan: &job.plan.name,
+        slice: Some(job.slice),
+        author: job.author,
+        epoch,
+        lsn: None,
+        plan_hash: None,
+        body,
+    };
+    ledger::append(service, &entry).await?;
+    Ok(())
+}

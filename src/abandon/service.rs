@@ -1,0 +1,347 @@
+//! What of a slice stands in its service: tables that `provision` made, tables that it adopted, and what depends on them.
+
+use std::collections::BTreeSet;
+
+use tokio_postgres::types::{ToSql, Type};
+use tokio_postgres::{Client, Error};
+
+use super::AbandonError;
+use crate::dualwrite::gate;
+use crate::journal::granted::{self, Granted};
+use crate::journal::{abandonment, beginnings};
+use crate::name::{TableName, quote_ident};
+
+/// What `provision` did about a table, as its journal says.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Origin {
+    /// It made it.
+    Made,
+    /// The service's migrations made it, and it adopted it.
+    Adopted,
+    /// The journal does not say.
+    Unknown,
+}
+
+/// What becomes of a table.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Fate {
+    /// It goes with its rows, which the mirror has put there.
+    Drop,
+    /// Its rows go, which the mirror has put there.
+    Empty,
+    /// It stays as it is: whose its rows are can't be proven.
+    Stay,
+}
+
+/// One table of the slice that is there.
+#[derive(Debug, Clone)]
+pub(super) struct OwnTable {
+    pub(super) name: TableName,
+    pub(super) origin: Origin,
+    /// Why its rows need not be the mirror's; none where they are.
+    pub(super) doubts: Vec<String>,
+    /// As `status` knows it.
+    pub(super) rows_copied: i64,
+    /// In the order of the table.
+    pub(super) columns: Vec<String>,
+    /// Triggers of the service's own.
+    pub(super) triggers: Vec<String>,
+    partitioned: bool,
+    /// What has its rows: itself, or the partitions that it had when it was adopted and still has.
+    leaves: Vec<TableName>,
+    /// Triggers of the slice's gate, but for those that partitions get from their root.
+    gates: Vec<(TableName, String)>,
+    oid: u32,
+}
+
+impl OwnTable {
+    /// What becomes of it.
+    pub(super) fn fate(&self) -> Fate {
+        match (self.origin, self.doubts.is_empty()) {
+            (Origin::Made, true) => Fate::Drop,
+            (Origin::Adopted, true) => Fate::Empty,
+            (Origin::Made | Origin::Adopted, false) | (Origin::Unknown, _) => Fate::Stay,
+        }
+    }
+}
+
+/// What is there.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Standing {
+    pub(super) tables: Vec<OwnTable>,
+    /// What others have built on tables that would be dropped: kind and identity.
+    pub(super) dependents: Vec<String>,
+    /// What keeps tables from being emptied, with what to do about it.
+    pub(super) in_the_way: Vec<(String, String)>,
+    /// Indexes and constraints of adopted tables that are off, with what puts them back.
+    pub(super) waiting: Vec<String>,
+    /// Foreign keys between adopted tables of two slices that are off.
+    pub(super) keys_between: Vec<(String, String)>,
+    pub(super) granted: Vec<Granted>,
+    pub(super) own_tables: Vec<String>,
+}
+
+impl Standing {
+    /// Tables of one fate.
+    pub(super) fn of(&self, fate: Fate) -> impl Iterator<Item = &OwnTable> {
+        self.tables.iter().filter(move |table| table.fate() == fate)
+    }
+
+    /// What drops the tables that were made, empties those that were adopted, and gives these back what was set aside: they are as their
+    /// migrations left them. Behind the locks it is looked once more whose the rows are. `alone`: no other slice is left in the service.
+    /// What the rows of tables that stay do not allow is left away and written down, unless the journal `goes` as well.
+    pub(super) fn statements(&self, slice: &str, (alone, goes): (bool, bool)) -> Vec<String> {
+        let list = |fate| self.of(fate).map(|table| table.name.sql()).collect::<Vec<_>>();
+        let taken: Vec<(TableName, bool)> = [Fate::Drop, Fate::Empty]
+            .into_iter()
+            .flat_map(|fate| self.of(fate).map(move |table| (table.name.clone(), fate == Fate::Drop)))
+            .collect();
+        let mut statements = vec![abandonment::require_fenced(slice)];
+        if !taken.is_empty() {
+            let names: Vec<String> = taken.iter().map(|(name, _)| name.sql()).collect();
+            statements.push(format!("LOCK TABLE {} IN ACCESS EXCLUSIVE MODE", names.join(", ")));
+            statements.push(beginnings::require_proof(slice, &taken));
+        }
+        let (made, emptied) = (list(Fate::Drop), self.truncated());
+        statements.extend((!made.is_empty()).then(|| format!("DROP TABLE {}", made.join(", "))));
+        let stays = |table: &&OwnTable| table.fate() != Fate::Drop;
+        let gates = self.tables.iter().filter(stays).flat_map(|table| &table.gates);
+        statements.extend(
+            gates.map(|(table, trigger)| format!("DROP TRIGGER {} ON {}", quote_ident(trigger), table.sql())),
+        );
+        statements.extend((!emptied.is_empty()).then(|| format!("TRUNCATE {}", emptied.join(", "))));
+        let back = |sql: &String| if goes { sql.clone() } else { abandonment::put_back(slice, sql) };
+        statements.extend(self.waiting.iter().map(back));
+        if alone {
+            statements.extend(
+                self.keys_between
+                    .iter()
+                    .flat_map(|(object, sql)| [back(sql), abandonment::note_put_back(slice, object)]),
+            );
+        }
+        statements
+    }
+
+    /// As they stand in TRUNCATE, which takes no table that inherits from another one.
+    fn truncated(&self) -> Vec<String> {
+        let one = |table: &OwnTable| match table.partitioned {
+            true => table.name.sql(),
+            false => format!("ONLY {}", table.name.sql()),
+        };
+        self.of(Fate::Empty).map(one).collect()
+    }
+
+    /// What an operator may run who knows that no row of adopted tables that stay is needed. Partitions that came later are not in it,
+    /// nor tables that inherit.
+    pub(super) fn emptied_by_hand(&self) -> Option<String> {
+        let stays = |table: &&OwnTable| table.fate() == Fate::Stay && table.origin == Origin::Adopted;
+        let names: Vec<String> = self
+            .tables
+            .iter()
+            .filter(stays)
+            .flat_map(|table| &table.leaves)
+            .map(|name| format!("ONLY {}", name.sql()))
+            .collect();
+        (!names.is_empty()).then(|| format!("TRUNCATE {};", names.join(", ")))
+    }
+
+    /// Adds a doubt to tables by name.
+    pub(super) fn doubt(&mut self, found: Vec<(String, String)>) {
+        for (label, why) in found {
+            let named = |table: &&mut OwnTable| table.name.to_string() == label;
+            if let Some(table) = self.tables.iter_mut().find(named)
+                && !table.doubts.contains(&why)
+            {
+                table.doubts.push(why);
+            }
+        }
+    }
+
+    /// Adopted tables are emptied together or not at all, because foreign keys between them come back. Where an earlier run was confirmed
+    /// to take certain tables, no others are taken.
+    fn settle(&mut self, confirmed: Option<&BTreeSet<String>>) {
+        let unconfirmed: Vec<(String, String)> = self
+            .tables
+            .iter()
+            .map(|table| table.name.to_string())
+            .filter(|label| confirmed.is_some_and(|confirmed| !confirmed.contains(label)))
+            .map(|label| (label, "it was to stay when the abandonment was confirmed".to_owned()))
+            .collect();
+        self.doubt(unconfirmed);
+        let adopted = || self.tables.iter().filter(|table| table.origin == Origin::Adopted);
+        let Some(other) =
+            adopted().find(|table| !table.doubts.is_empty()).map(|table| table.name.to_string())
+        else {
+            return;
+        };
+        let why = format!("adopted tables of a slice are emptied together, and {other} stays");
+        let rest = adopted()
+            .filter(|table| table.doubts.is_empty())
+            .map(|table| (table.name.to_string(), why.clone()));
+        let rest = rest.collect();
+        self.doubt(rest);
+    }
+}
+
+/// Whose slice it is that is looked at, and what was confirmed about it.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Asked<'a> {
+    pub(super) slice: &'a str,
+    /// No other slice is left in the service.
+    pub(super) last: bool,
+    /// The service's application wrote rows that its filter forbids, and the way back did not carry them.
+    pub(super) outside: bool,
+    /// What the monolith lacks of what was read from it.
+    pub(super) lacks: Option<&'a str>,
+    /// The tables that a run which has begun was to take; `None` where none has begun.
+    pub(super) confirmed: Option<&'a BTreeSet<String>>,
+}
+
+/// Reads it. The tables of ours must be there.
+///
+/// # Errors
+/// [`AbandonError`].
+pub(super) async fn standing(service: &Client, asked: Asked<'_>) -> Result<Standing, AbandonError> {
+    let slice = asked.slice;
+    let origins = abandonment::origins(service, slice).await?;
+    let mut found = Standing {
+        granted: granted::dispensable(service, slice, asked.last).await?,
+        own_tables: abandonment::tables_of_slices(service).await?,
+        ..Standing::default()
+    };
+    for (target, rows_copied) in abandonment::targets(service, slice).await? {
+        let Ok(name) = TableName::parse(&target, "public") else { continue };
+        let origin = origins.iter().find(|(table, _)| *table == target);
+        let origin = match origin.map(|(_, action)| action.as_str()) {
+            Some("create table") => Origin::Made,
+            Some("adopt table") => Origin::Adopted,
+            Some(_) | None => Origin::Unknown,
+        };
+        let read = table(service, slice, (name, origin, rows_copied)).await;
+        found.tables.extend(read.map_err(AbandonError::database("the service's tables"))?);
+    }
+    for table in &mut found.tables {
+        table.leaves = beginnings::leaves(service, slice, &table.name).await?;
+    }
+    let judged: Vec<(TableName, bool)> =
+        found.tables.iter().map(|table| (table.name.clone(), table.origin == Origin::Made)).collect();
+    found.doubt(beginnings::doubts(service, slice, &judged).await?);
+    let outside = asked.outside.then_some(
+        "the service's application wrote rows that the slice's filter forbids, and they are in no other place",
+    );
+    for why in outside.into_iter().chain(asked.lacks) {
+        let all = found.tables.iter().map(|table| (table.name.to_string(), why.to_owned())).collect();
+        found.doubt(all);
+    }
+    found.settle(asked.confirmed);
+    let oids = |fate| found.of(fate).map(|table| table.oid).collect::<Vec<_>>();
+    let failed = || AbandonError::database("what depends on the service's tables");
+    let (made, adopted) = (oids(Fate::Drop), oids(Fate::Empty));
+    found.dependents = dependents(service, &made).await.map_err(failed())?;
+    found.in_the_way = in_the_way(service, &adopted).await.map_err(failed())?;
+    let adopted = found.tables.iter().filter(|table| table.origin == Origin::Adopted);
+    let adopted: Vec<String> = adopted.map(|table| table.name.to_string()).collect();
+    let waiting = abandonment::waiting(service, slice).await?;
+    let waiting = waiting.into_iter().filter(|(table, _)| adopted.contains(table));
+    found.waiting = waiting.map(|(_, sql)| sql).collect();
+    let keys = abandonment::keys_between(service, slice).await?;
+    let off = missing_keys(service, keys).await;
+    found.keys_between = off.map_err(failed())?;
+    Ok(found)
+}
+
+const TABLE: &str = "SELECT c.oid, c.relkind = 'p', \
+        ARRAY(SELECT a.attname::text FROM pg_attribute a WHERE a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped \
+            ORDER BY a.attnum), \
+        ARRAY(SELECT t.tgname::text FROM pg_trigger t WHERE t.tgrelid = c.oid AND NOT t.tgisinternal \
+            AND t.tgfoid IS DISTINCT FROM to_regprocedure($2)::oid ORDER BY 1) \
+    FROM pg_class c WHERE c.oid = to_regclass($1) AND c.relkind IN ('r', 'p')";
+
+const GATES: &str = "SELECT n.nspname::text, r.relname::text, t.tgname::text \
+    FROM (SELECT $1::oid AS relid UNION SELECT relid FROM pg_partition_tree($1::oid)) AS p \
+        JOIN pg_trigger t ON t.tgrelid = p.relid AND t.tgfoid = to_regprocedure($2) AND t.tgparentid = 0 \
+        JOIN pg_class r ON r.oid = p.relid JOIN pg_namespace n ON n.oid = r.relnamespace ORDER BY 1, 2, 3";
+
+async fn table(
+    service: &Client,
+    slice: &str,
+    (name, origin, rows_copied): (TableName, Origin, i64),
+) -> Result<Option<OwnTable>, Error> {
+    let function = format!("{}()", gate::name(slice).sql());
+    let asked: [(&(dyn ToSql + Sync), Type); 2] = [(&name.sql(), Type::TEXT), (&function, Type::TEXT)];
+    let Some(row) = service.query_typed_opt(TABLE, &asked).await? else { return Ok(None) };
+    let oid: u32 = row.try_get(0)?;
+    let asked: [(&(dyn ToSql + Sync), Type); 2] = [(&oid, Type::OID), (&function, Type::TEXT)];
+    let gates = service.query_typed(GATES, &asked).await?;
+    let gates: Vec<_> = gates
+        .iter()
+        .map(|row| (TableName::new(row.get::<_, String>(0), row.get::<_, String>(1)), row.get(2)))
+        .collect();
+    Ok(Some(OwnTable {
+        origin,
+        doubts: Vec::new(),
+        name,
+        rows_copied,
+        partitioned: row.try_get(1)?,
+        leaves: Vec::new(),
+        columns: row.try_get(2)?,
+        triggers: row.try_get(3)?,
+        gates,
+        oid,
+    }))
+}
+
+/// What is not a part of the tables and would keep them from being dropped. What goes with a table, its indexes, keys, triggers and
+/// owned sequences, is followed to see what depends on that.
+const DEPENDENTS: &str = "WITH RECURSIVE going (class, oid) AS (SELECT 'pg_class'::regclass::oid, unnest($1::oid[]) \
+        UNION SELECT d.classid, d.objid FROM going g JOIN pg_depend d ON d.refclassid = g.class AND d.refobjid = g.oid \
+            WHERE d.deptype IN ('a', 'i')), \
+    leaning AS (SELECT DISTINCT d.classid, d.objid FROM going g \
+        JOIN pg_depend d ON d.refclassid = g.class AND d.refobjid = g.oid AND d.deptype = 'n' \
+        WHERE NOT EXISTS (SELECT FROM going x WHERE x.class = d.classid AND x.oid = d.objid)) \
+    SELECT DISTINCT i.type || ' ' || i.identity FROM leaning l \
+        LEFT JOIN pg_rewrite r ON l.classid = 'pg_rewrite'::regclass AND r.oid = l.objid AND r.rulename = '_RETURN' \
+        CROSS JOIN LATERAL pg_identify_object(CASE WHEN r.oid IS NULL THEN l.classid ELSE 'pg_class'::regclass END, \
+            CASE WHEN r.oid IS NULL THEN l.objid ELSE r.ev_class END, 0) i ORDER BY 1";
+
+async fn dependents(service: &Client, tables: &[u32]) -> Result<Vec<String>, Error> {
+    let rows = service.query_typed(DEPENDENTS, &[(&tables, Type::OID_ARRAY)]).await?;
+    Ok(rows.iter().map(|row| row.get(0)).collect())
+}
+
+/// A foreign key of another table forbids TRUNCATE, and a trigger of the service's own would fire on it.
+const IN_THE_WAY: &str = "WITH emptied AS (SELECT unnest($1::oid[]) AS oid \
+        UNION SELECT p.relid FROM unnest($1::oid[]) AS t (oid) CROSS JOIN LATERAL pg_partition_tree(t.oid) p) \
+    SELECT format('foreign key %I of %s refers to %s', k.conname, k.conrelid::regclass, k.confrelid::regclass), \
+        format('ALTER TABLE %s DROP CONSTRAINT %I', k.conrelid::regclass, k.conname) \
+    FROM pg_constraint k WHERE k.contype = 'f' AND k.conparentid = 0 AND k.confrelid IN (SELECT oid FROM emptied) \
+        AND k.conrelid NOT IN (SELECT oid FROM emptied) \
+    UNION ALL SELECT format('trigger %I of %s fires on TRUNCATE', t.tgname, t.tgrelid::regclass), \
+        format('ALTER TABLE %s DISABLE TRIGGER %I', t.tgrelid::regclass, t.tgname) \
+    FROM pg_trigger t JOIN pg_proc p ON p.oid = t.tgfoid JOIN pg_namespace n ON n.oid = p.pronamespace \
+    WHERE t.tgrelid IN (SELECT oid FROM emptied) AND t.tgtype & 32 <> 0 AND t.tgenabled IN ('O', 'A') AND NOT t.tgisinternal \
+        AND NOT (n.nspname = 'strangler' AND left(p.proname::text, 5) = 'gate_') ORDER BY 1";
+
+async fn in_the_way(service: &Client, tables: &[u32]) -> Result<Vec<(String, String)>, Error> {
+    let rows = service.query_typed(IN_THE_WAY, &[(&tables, Type::OID_ARRAY)]).await?;
+    Ok(rows.iter().map(|row| (row.get(0), row.get(1))).collect())
+}
+
+/// Those that are not there: as they are written down, `foreign key NAME of TABLE`.
+async fn missing_keys(service: &Client, keys: Vec<(String, String)>) -> Result<Vec<(String, String)>, Error> {
+    let sql = "SELECT EXISTS (SELECT FROM pg_constraint k JOIN pg_class c ON c.oid = k.conrelid \
+                   JOIN pg_namespace n ON n.oid = c.relnamespace \
+               WHERE k.contype = 'f' AND k.conname = $1 AND n.nspname = $2 AND c.relname = $3)";
+    let mut missing = Vec::new();
+    for (object, sql_back) in keys {
+        let of = object.strip_prefix("foreign key ").and_then(|rest| rest.rsplit_once(" of "));
+        let Some((key, table)) = of else { continue };
+        let Ok(table) = TableName::parse(table, "public") else { continue };
+        let asked: [(&(dyn ToSql + Sync), Type); 3] =
+            [(&key, Type::TEXT), (&table.schema, Type::TEXT), (&table.name, Type::TEXT)];
+        if !service.query_typed_one(sql, &asked).await?.try_get::<_, bool>(0)? {
+            missing.push((object.clone(), sql_back));
+        }
+    }
+    Ok(missing)
+}

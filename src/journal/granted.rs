@@ -1,0 +1,161 @@
+//! Rights outside our schema that `provision` and `arm` have granted, so that `abandon` takes back these and no others.
+
+use tokio_postgres::Client;
+
+use super::JournalError;
+use crate::name::{TableName, quote_ident, quote_literal};
+
+/// What a right is on.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum On<'a> {
+    /// A schema.
+    Schema(&'a str),
+    /// A table, view, partitioned table or sequence.
+    Relation(&'a TableName),
+    /// A column.
+    Column(&'a TableName, &'a str),
+}
+
+/// SQL that writes rights down, in the transaction that grants them; none for what is in our own schema, which goes with it.
+#[must_use]
+pub fn note(on: &On<'_>, grantee: &str, privileges: &[String]) -> Option<String> {
+    let relation = |name: &TableName| format!("to_regclass({})", quote_literal(&name.sql()));
+    let (catalog, object, attnum) = match on {
+        On::Schema("strangler") => return None,
+        On::Relation(name) | On::Column(name, _) if name.schema == "strangler" => return None,
+        On::Schema(name) => (
+            "pg_namespace",
+            format!("to_regnamespace({})", quote_literal(&quote_ident(name))),
+            "0".to_owned(),
+        ),
+        On::Relation(name) => ("pg_class", relation(name), "0".to_owned()),
+        On::Column(name, column) => {
+            let of = relation(name);
+            let attnum = format!(
+                "(SELECT attnum FROM pg_attribute WHERE attrelid = {of} AND attname = {})",
+                quote_literal(column)
+            );
+            ("pg_class", of, attnum)
+        }
+    };
+    let privileges: Vec<String> = privileges.iter().map(|one| quote_literal(one)).collect();
+    Some(format!(
+        "INSERT INTO strangler.granted SELECT {}, {object}, {attnum}, {}, p FROM unnest(ARRAY[{}]) AS p ON CONFLICT DO NOTHING",
+        quote_literal(catalog),
+        quote_literal(grantee),
+        privileges.join(", ")
+    ))
+}
+
+/// A right that was granted and that no slice but one needs.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Granted {
+    catalog: String,
+    object: u32,
+    attnum: i16,
+    grantee: String,
+    privilege: String,
+    /// Quoted for SQL, with its sort; `None` where the object or the role is gone, or the right.
+    on: Option<String>,
+    column: Option<String>,
+}
+
+impl Granted {
+    /// What takes it back, where there is something to take back.
+    #[must_use]
+    pub fn revoke(&self) -> Option<String> {
+        let column = self.column.as_ref().map(|name| format!(" ({})", quote_ident(name)));
+        let on = self.on.as_ref()?;
+        Some(format!(
+            "REVOKE {}{} ON {on} FROM {}",
+            self.privilege,
+            column.unwrap_or_default(),
+            quote_ident(&self.grantee)
+        ))
+    }
+
+    /// SQL that forgets it.
+    #[must_use]
+    pub fn forget(&self) -> String {
+        format!(
+            "DELETE FROM strangler.granted WHERE (catalog, object, attnum, grantee, privilege) = ({}, {}, {}, {}, {})",
+            quote_literal(&self.catalog),
+            self.object,
+            self.attnum,
+            quote_literal(&self.grantee),
+            quote_literal(&self.privilege)
+        )
+    }
+}
+
+/// A table is needed while another slice publishes it or has its gate on it; a schema while such a table, a type of one of its columns, or a
+/// table into which another slice is mirrored is in it, and while the role may use anything else there, by rights that are none of ours
+/// to take back or because it owns it. A right that somebody has made grantable since is not the one that was granted: who else has got it
+/// through that is not ours to judge, so it stays, and is forgotten.
+const DISPENSABLE: &str = "WITH RECURSIVE gated AS ( \
+        SELECT g.tgrelid AS oid FROM pg_trigger g JOIN pg_proc p ON p.oid = g.tgfoid JOIN pg_namespace n ON n.oid = p.pronamespace \
+            WHERE n.nspname = 'strangler' AND left(p.proname::text, 5) = 'gate_' AND p.proname <> 'gate_' || $1 \
+        UNION SELECT i.inhparent FROM gated t JOIN pg_inherits i ON i.inhrelid = t.oid), \
+    tables AS (SELECT oid FROM gated UNION SELECT r.prrelid FROM pg_publication_rel r JOIN pg_publication p ON p.oid = r.prpubid \
+            JOIN strangler.slice s ON s.publication = p.pubname AND s.side = 'monolith' WHERE s.slice <> $1), \
+    types AS (SELECT a.atttypid AS oid FROM tables t JOIN pg_attribute a ON a.attrelid = t.oid AND a.attnum > 0 AND NOT a.attisdropped \
+        UNION SELECT CASE WHEN y.typelem <> 0 THEN y.typelem ELSE y.typbasetype END FROM types t JOIN pg_type y ON y.oid = t.oid \
+            WHERE y.typelem <> 0 OR y.typbasetype <> 0), \
+    needed (catalog, object) AS (SELECT 'pg_class', oid FROM tables \
+        UNION SELECT 'pg_namespace', c.relnamespace FROM tables t JOIN pg_class c ON c.oid = t.oid \
+        UNION SELECT 'pg_namespace', y.typnamespace FROM types t JOIN pg_type y ON y.oid = t.oid), \
+    rights AS (SELECT 'pg_namespace' AS catalog, n.oid AS object, 0 AS attnum, a.grantee, a.privilege_type, a.is_grantable FROM pg_namespace n \
+            CROSS JOIN LATERAL aclexplode(n.nspacl) a \
+        UNION ALL SELECT 'pg_class', c.oid, 0, a.grantee, a.privilege_type, a.is_grantable FROM pg_class c CROSS JOIN LATERAL aclexplode(c.relacl) a \
+        UNION ALL SELECT 'pg_class', t.attrelid, t.attnum, a.grantee, a.privilege_type, a.is_grantable FROM pg_attribute t \
+            CROSS JOIN LATERAL aclexplode(t.attacl) a WHERE NOT t.attisdropped), \
+    going AS (SELECT e.relation AS oid FROM strangler.begun_empty e WHERE e.slice = $1), \
+    ours AS (SELECT g.object, g.attnum, g.grantee, g.privilege FROM strangler.granted g WHERE g.catalog = 'pg_class' \
+        AND NOT EXISTS (SELECT FROM needed d WHERE d.catalog = g.catalog AND d.object = g.object)), \
+    uses (schema, grantee) AS (SELECT c.relnamespace, g.grantee FROM strangler.granted g JOIN pg_roles r ON r.rolname = g.grantee \
+            JOIN pg_class c ON c.relnamespace = g.object AND c.relkind IN ('r', 'p', 'v', 'm', 'f', 'S') \
+            WHERE g.catalog = 'pg_namespace' AND pg_has_role(r.oid, c.relowner, 'USAGE') AND NOT r.rolsuper \
+                AND c.oid NOT IN (SELECT oid FROM going) \
+        UNION SELECT c.relnamespace, g.grantee FROM strangler.granted g JOIN pg_roles r ON r.rolname = g.grantee \
+            JOIN pg_class c ON c.relnamespace = g.object JOIN rights w ON w.catalog = 'pg_class' AND w.object = c.oid \
+            WHERE g.catalog = 'pg_namespace' AND CASE WHEN g.grantee = 'strangler_apply' THEN w.grantee = r.oid \
+                    WHEN w.grantee = 0 THEN true ELSE w.grantee = r.oid OR pg_has_role(r.oid, w.grantee, 'USAGE') END \
+                AND w.grantee IS DISTINCT FROM c.relowner \
+                AND NOT EXISTS (SELECT FROM ours o WHERE (o.object, o.attnum) = (w.object, w.attnum) AND w.grantee = r.oid \
+                    AND o.grantee = g.grantee AND o.privilege = w.privilege_type AND NOT w.is_grantable) \
+        UNION SELECT p.pronamespace, g.grantee FROM strangler.granted g JOIN pg_roles r ON r.rolname = g.grantee \
+            JOIN pg_proc p ON p.pronamespace = g.object WHERE g.catalog = 'pg_namespace' AND g.grantee <> 'strangler_apply' \
+                AND p.prorettype <> 'trigger'::regtype AND has_function_privilege(r.oid, p.oid, 'EXECUTE')) \
+    SELECT g.catalog, g.object, g.attnum, g.grantee, g.privilege, \
+        CASE WHEN w.object IS NULL THEN NULL WHEN g.catalog = 'pg_namespace' THEN 'SCHEMA ' || quote_ident(n.nspname) \
+            ELSE CASE WHEN c.relkind = 'S' THEN 'SEQUENCE ' ELSE 'TABLE ' END \
+                || quote_ident(s.nspname) || '.' || quote_ident(c.relname) END, a.attname::text \
+    FROM strangler.granted g LEFT JOIN pg_roles r ON r.rolname = g.grantee \
+        LEFT JOIN LATERAL (SELECT DISTINCT w.object FROM rights w WHERE (w.catalog, w.object, w.attnum) = (g.catalog, g.object, g.attnum) \
+            AND w.grantee = r.oid AND w.privilege_type = g.privilege AND NOT w.is_grantable) w ON true \
+        LEFT JOIN pg_namespace n ON g.catalog = 'pg_namespace' AND n.oid = g.object \
+        LEFT JOIN pg_class c ON g.catalog = 'pg_class' AND c.oid = g.object LEFT JOIN pg_namespace s ON s.oid = c.relnamespace \
+        LEFT JOIN pg_attribute a ON g.attnum <> 0 AND a.attrelid = c.oid AND a.attnum = g.attnum \
+    WHERE NOT EXISTS (SELECT FROM needed d WHERE d.catalog = g.catalog AND d.object = g.object) \
+        AND NOT EXISTS (SELECT FROM uses u WHERE g.catalog = 'pg_namespace' AND (u.schema, u.grantee) = (g.object, g.grantee)) \
+        AND ($2 OR c.relkind IS DISTINCT FROM 'S') \
+    ORDER BY 6 NULLS LAST, g.grantee, g.privilege, 7";
+
+/// Rights that no slice but this one needs. What sequences are for is not written down, so theirs go with the `last` slice.
+///
+/// # Errors
+/// [`JournalError::Database`].
+pub async fn dispensable(client: &Client, slice: &str, last: bool) -> Result<Vec<Granted>, JournalError> {
+    let rows = client.query(DISPENSABLE, &[&slice, &last]).await;
+    let rows = rows.map_err(JournalError::database("reading which rights were granted"))?;
+    let of = |row: &tokio_postgres::Row| Granted {
+        catalog: row.get(0),
+        object: row.get(1),
+        attnum: row.get(2),
+        grantee: row.get(3),
+        privilege: row.get(4),
+        on: row.get(5),
+        column: row.get(6),
+    };
+    Ok(rows.iter().map(of).collect())
+}
