@@ -34,6 +34,7 @@ mod question;
 pub mod record;
 pub mod refetch;
 pub(crate) mod repair;
+mod retired;
 mod rewatch;
 mod rights;
 pub mod round;

@@ -119,6 +119,21 @@ pub const ARCHIVE: &[&str] = &[
     "archive-committed",
 ];
 
+/// Kill points of `retire --stage drop`, in their order; the last one is of `unretire`, which takes back what is not committed.
+pub const DROP: &[&str] = &[
+    "drop-noted",
+    "drop-before-commit",
+    "drop-committed",
+    "drop-mirrors-stopped",
+    "drop-forward-slot",
+    "drop-reverse-slot",
+    "drop-service-cleared",
+    "drop-journal-kept",
+    "drop-schema-gone",
+    "drop-ended",
+    "drop-taken-back",
+];
+
 /// Kill points of `restore`, in their order.
 pub const RESTORE: &[&str] = &["restore-before-commit", "restore-committed"];
 
@@ -160,8 +175,8 @@ pub fn hit(name: &'static str) {
     static COUNTS: [AtomicU64; 2] = [AtomicU64::new(0), AtomicU64::new(0)];
     debug_assert!(
         [
-            MIRROR, COPY_AGAIN, START, REPAIR, REVERSE, ARM, DISARM, RETIRE, QUARANTINE, ARCHIVE, RESTORE,
-            ABANDON, LEDGER, RECORD, FLIP
+            MIRROR, COPY_AGAIN, START, REPAIR, REVERSE, ARM, DISARM, RETIRE, QUARANTINE, ARCHIVE, DROP,
+            RESTORE, ABANDON, LEDGER, RECORD, FLIP
         ]
         .concat()
         .contains(&name),

@@ -14,6 +14,7 @@ pub mod canaries;
 pub mod claims;
 pub mod copies;
 pub mod deferred;
+pub mod dropped;
 pub mod granted;
 pub mod grounds;
 pub mod holdings;

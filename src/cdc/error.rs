@@ -81,6 +81,12 @@ pub enum MirrorError {
         /// Slice.
         slice: String,
     },
+    /// The old tables of a slice are dropped: there is nothing to run any more.
+    #[error("slice {slice} is retired: its old tables are dropped, and its service has the rows alone")]
+    Retired {
+        /// Slice.
+        slice: String,
+    },
     /// A stored value can't be read.
     #[error("{what} can't be read")]
     Unreadable {
@@ -152,6 +158,7 @@ impl MirrorError {
             | Self::Denied { .. }
             | Self::Unreadable { .. }
             | Self::NotArmed { .. }
+            | Self::Retired { .. }
             | Self::Stopped => false,
         }
     }
@@ -184,6 +191,7 @@ impl MirrorError {
             | Self::Restart { .. }
             | Self::Turned { .. }
             | Self::NotArmed { .. }
+            | Self::Retired { .. }
             | Self::Stopped => None,
         }
     }

@@ -20,6 +20,7 @@ use super::publication::{self, Named, Published};
 use super::pulse::Vitals;
 use super::record::Happened;
 use super::repair::Repairs;
+use super::retired;
 use super::rewatch;
 use super::rights;
 use super::route::Router;
@@ -67,6 +68,7 @@ pub async fn run_once(
     match start_and_run(config, process, memory, stop).await {
         Ok(()) => Ok(()),
         Err(error) => {
+            let error = Box::pin(retired::explain(config, error)).await;
             let error = match memory.located.take() {
                 Some(known) => located::explain(config, &known, error).await,
                 None => error,

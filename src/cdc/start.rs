@@ -9,6 +9,7 @@ use tokio_postgres::error::SqlState;
 
 use super::engine::{SliceConfig, hit};
 use super::error::MirrorError;
+use super::retired;
 use super::source::{self, SlotFacts};
 use super::truncate::InVain;
 use crate::failpoint;
@@ -190,6 +191,9 @@ pub async fn check_provisioned(both: Both<'_>, starting: Starting<'_>) -> Result
     let slice = starting.slice;
     let provision = || format!("strangler provision PLAN --slice {slice}");
     let refused = |what: String, next: String| Err(MirrorError::Refused { what, next });
+    if retired::is_gone((both.service, both.monolith), slice).await? {
+        return Err(MirrorError::Retired { slice: slice.to_owned() });
+    }
     for (client, database) in [(both.service, "its service"), (both.monolith, "the monolith")] {
         if migrate::form(client).await? == Form::Older {
             return refused(

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use super::facts::{Facts, LinkName};
 use super::gather::Opened;
+use crate::plan::Plan;
 use crate::problem::Problem;
 use crate::provision::{self, Databases, Login, Logins, ProvisionError};
 
@@ -23,6 +24,7 @@ const SAID_ELSEWHERE: &[&str] = &[
 /// Asks `provision`, unless one of its links is not open: what it would say then is not about the plan.
 pub(super) async fn ask(
     facts: &Facts,
+    of: (&Plan, &[String]),
     monolith: Opened,
     services: BTreeMap<String, Opened>,
 ) -> Result<Vec<Problem>, ProvisionError> {
@@ -41,7 +43,7 @@ pub(super) async fn ask(
             .collect(),
     };
     let databases = Databases { monolith, services };
-    provision::foresee(&facts.plan, &databases, &logins).await
+    provision::foresee(of, &databases, &logins).await
 }
 
 /// The foreseen problems that are not among those already found.

@@ -49,8 +49,12 @@ impl Links {
     }
 }
 
-/// Looks at all databases of a plan. A link that failed is itself a fact, and the rest is still looked at.
-pub async fn gather(plan: &Plan, monolith: Links, services: BTreeMap<String, Links>) -> Facts {
+/// Looks at all databases of a plan. A link that failed is itself a fact, and the rest is still looked at. Only these `slices` are judged; the others of the plan are retired for good, and still say what theirs was.
+pub async fn gather(
+    plan: &Plan,
+    slices: &[String],
+    (monolith, services): (Links, BTreeMap<String, Links>),
+) -> Facts {
     let mut roles: BTreeSet<String> = plan.monolith.app_roles.iter().cloned().collect();
     roles.insert(APPLY_ROLE.to_owned());
     for service in plan.services.values() {
@@ -59,9 +63,14 @@ pub async fn gather(plan: &Plan, monolith: Links, services: BTreeMap<String, Lin
     let roles: Vec<String> = roles.into_iter().collect();
     let monolith_facts = look(&monolith, &roles).await;
     let joined = monolith_facts.catalog.as_ref().map(|catalog| join(plan, catalog));
-    let (mappings, mapping_problems, moved) = joined.unwrap_or_default();
+    let (mut mappings, mut mapping_problems, mut moved) = joined.unwrap_or_default();
+    mappings.retain(|slice, _| slices.contains(slice));
+    mapping_problems.retain(|problem| problem.concerns(slices));
+    moved.retain(|_, takers| takers.iter().any(|taker| slices.contains(taker)));
+    let mut living = plan.clone();
+    living.slices.retain(|slice, _| slices.contains(slice));
     let mut facts = Facts {
-        plan: plan.clone(),
+        plan: living,
         left_behind: look_for_left_behind(&monolith, &mappings).await,
         mappings,
         mapping_problems,
@@ -88,7 +97,9 @@ pub async fn gather(plan: &Plan, monolith: Links, services: BTreeMap<String, Lin
         facts.services.insert(name.clone(), database);
     }
     let services = services.into_iter().map(|(name, links)| (name, links.admin)).collect();
-    match foresee::ask(&facts, monolith.admin, services).await {
+    // No names mean all.
+    let only = if slices.len() == plan.slices.len() { &[][..] } else { slices };
+    match foresee::ask(&facts, (plan, only), monolith.admin, services).await {
         Ok(problems) => facts.foreseen = problems,
         Err(error) => facts.monolith.unread.push(LinkFailure::new(&error).words),
     }

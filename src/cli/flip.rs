@@ -106,6 +106,9 @@ struct Rehearsed<'a> {
 
 pub(super) async fn run(ui: &mut Ui, arguments: &Arguments) -> Result<Exit, CliError> {
     let opened = open::open(ui, &arguments.plan, &arguments.slices, Needs::All)?;
+    let Some(opened) = opened.living(ui, &arguments.slices, Needs::All).await? else {
+        return Ok(Exit::Clean);
+    };
     if arguments.slices.is_empty() && opened.slices.len() > 1 {
         return Err(CliError::WhichSlice { verb: "flip", one: false, known: opened.slices.clone() });
     }

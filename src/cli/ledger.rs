@@ -12,7 +12,9 @@ use super::interrupt;
 use super::open::{self, Needs, Opened, PlanFile, Slices};
 use super::report::{CliError, Exit};
 use super::ui::{Format, Ui};
+use crate::journal::dropped;
 use crate::journal::ledger::{self, Broken, Entry, Latest, NewEntry, Verified, VerifyError};
+use crate::journal::migrate::{self, Form};
 use crate::journal::whereabouts::{self, Astray, Route, Whereabouts};
 use crate::journal::{JournalError, grounds};
 use crate::lsn::Lsn;
@@ -347,7 +349,9 @@ async fn verify(
     (service, monolith): (&Client, &Client),
     reason: Option<&str>,
 ) -> Result<Verification, JournalError> {
-    let found = match ledger::verify(service, Some(monolith)).await {
+    // With the last slice our schema went from the monolith, and what it remembered of ledgers.
+    let remembers = migrate::form(monolith).await? != Form::Absent || dropped::all(service).await?.is_empty();
+    let found = match ledger::verify(service, remembers.then_some(monolith)).await {
         Ok(verified) => return Ok(Verification::of(verified)),
         Err(VerifyError::Broken(broken)) => broken,
         Err(VerifyError::Journal(error)) => return Err(error),

@@ -11,6 +11,8 @@ use super::ui::{Paint, Ui};
 use crate::catalog::Catalog;
 use crate::cdc::mirror::chain_of;
 use crate::check;
+use crate::journal::dropped::{self, Dropped};
+use crate::journal::migrate::{self, Form};
 use crate::journal::whereabouts::{self, Route, Whereabouts};
 use crate::mapping::{self, Mappings};
 use crate::name::TableName;
@@ -64,6 +66,8 @@ pub(super) struct Opened {
     pub(super) monolith: Ways,
     /// The services that the slices belong to.
     pub(super) services: BTreeMap<String, Ways>,
+    /// Slices of the plan whose old tables are dropped, or about to be, as far as that was asked.
+    pub(super) dropped: BTreeMap<String, Dropped>,
     /// The plan's other services. Nobody has looked at their links: who needs one is told then what is wrong with it.
     pub(super) others: BTreeMap<String, Ways>,
 }
@@ -120,6 +124,61 @@ impl Opened {
         let ways = std::iter::once(&self.monolith).chain(self.services.values());
         let servers = ways.flat_map(|ways| [&ways.admin, &ways.read, &ways.apply]);
         outcome.map_err(|error| error.over_silence(servers))
+    }
+
+    /// Leaves out the slices whose old tables are dropped, with a line about each. `None` where no other is left, and nothing to be done.
+    ///
+    /// # Errors
+    /// One of them was named: [`CliError::SliceDropped`].
+    pub(super) async fn living(
+        self,
+        ui: &mut Ui,
+        named: &[String],
+        needs: Needs,
+    ) -> Result<Option<Self>, CliError> {
+        let opened = self.without_dropped(ui, named, needs).await?;
+        Ok((!opened.slices.is_empty()).then_some(opened))
+    }
+
+    /// The same for whoever has something to do also where none is left.
+    ///
+    /// # Errors
+    /// As [`Self::living`].
+    pub(super) async fn without_dropped(
+        mut self,
+        ui: &mut Ui,
+        named: &[String],
+        needs: Needs,
+    ) -> Result<Self, CliError> {
+        self.ask_dropped(needs).await;
+        let refused: Vec<Problem> =
+            named.iter().filter_map(|slice| self.dropped.get(slice)).map(Dropped::problem).collect();
+        if !refused.is_empty() {
+            return Err(CliError::SliceDropped(self.typed_all(refused)));
+        }
+        for slice in self.slices.iter().filter(|slice| self.dropped.contains_key(*slice)) {
+            ui.words(&format!("slice {slice} is retired, and left out"));
+        }
+        self.slices.retain(|slice| !self.dropped.contains_key(slice));
+        Ok(self)
+    }
+
+    /// Asks the services which slices are retired for good. One that can't be asked is met by whoever works with it.
+    pub(super) async fn ask_dropped(&mut self, needs: Needs) {
+        for ways in self.services.values() {
+            let link = if needs == Needs::Rows { &ways.apply } else { &ways.admin };
+            let Ok(session) = link.clone().answering_within(ANSWER_MAX).connect("strangler").await else {
+                continue;
+            };
+            let found = dropped::all(&session).await.unwrap_or_default();
+            let ours = found.into_iter().filter(|dropped| dropped.plan == self.plan.name);
+            self.dropped.extend(ours.map(|dropped| (dropped.slice.clone(), dropped)));
+        }
+    }
+
+    /// The slices for a verb that takes none for all: those that are chosen, where others are to be left out.
+    pub(super) fn only<'a>(&'a self, named: &'a [String]) -> &'a [String] {
+        if self.dropped.is_empty() { named } else { &self.slices }
     }
 
     /// What to type about this plan.
@@ -201,7 +260,20 @@ impl Opened {
     async fn catalog(&self, monolith: &Server) -> Result<Catalog, CliError> {
         let session = monolith.connect("strangler mirror").await?;
         self.stay_away(&whereabouts::read(&session).await?).await?;
-        Ok(introspect::read(&session).await?)
+        let catalog = introspect::read(&session).await?;
+        if migrate::form(&session).await? != Form::Absent {
+            return Ok(catalog);
+        }
+        // Our schema went with the last slice: what its tables were is known to the services alone.
+        let names: Vec<String> = self.plan.slices.keys().cloned().collect();
+        let mut fragments = Vec::new();
+        for ways in self.services.values() {
+            let Ok(session) = ways.clone().answering().apply.connect("strangler mirror").await else {
+                continue;
+            };
+            fragments.extend(dropped::fragments(&session, &names).await?);
+        }
+        Ok(catalog.with_dropped(fragments))
     }
 
     /// Refuses a monolith's link that leads to a service's database, before its tables are taken for the monolith's. The
@@ -264,7 +336,7 @@ pub(super) fn open(
         return Err(CliError::Plan(source.problems(problems)));
     }
     let path = file.plan.display().to_string();
-    Ok(Opened { plan, path, slices, monolith, services, others })
+    Ok(Opened { plan, path, slices, monolith, services, dropped: BTreeMap::new(), others })
 }
 
 fn chosen(plan: &Plan, wanted: &[String]) -> Result<Vec<String>, CliError> {

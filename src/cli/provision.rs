@@ -38,16 +38,20 @@ pub(super) struct Arguments {
 
 pub(super) async fn run(ui: &mut Ui, arguments: &Arguments) -> Result<Exit, CliError> {
     let opened = open::open(ui, &arguments.plan, &arguments.slices.slices, Needs::All)?.answering();
+    let Some(opened) = opened.living(ui, &arguments.slices.slices, Needs::All).await? else {
+        return Ok(Exit::Clean);
+    };
     let state = "steps that were finished stay, the one at work is undone; type it again to go on";
     let ended = interrupt::unless(state, async {
         let mut databases = connect(&opened).await?;
         let logins = logins(&opened)?;
         if arguments.dry_run {
             let design =
-                provision::prepare(&opened.plan, &arguments.slices.slices, &databases, &logins).await?;
+                provision::prepare(&opened.plan, opened.only(&arguments.slices.slices), &databases, &logins)
+                    .await?;
             return show(ui, design, &opened);
         }
-        let only = &arguments.slices.slices;
+        let only = opened.only(&arguments.slices.slices);
         let author = Environment.author();
         let mut tell = |event: Event<'_>| {
             if let Event::Started { number, total, step } = event {

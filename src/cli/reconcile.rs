@@ -24,6 +24,7 @@ use pass::Pass;
 
 mod display;
 mod pass;
+mod retired;
 mod scheduled;
 
 /// A run is gone on with for this long after it began: a verdict is as old as the first rows that were compared.
@@ -165,6 +166,7 @@ fn since(text: &str) -> Result<Since, String> {
 
 pub(super) async fn run(ui: &mut Ui, arguments: &Arguments) -> Result<Exit, CliError> {
     let opened = open::open(ui, &arguments.plan, &arguments.slices.slices, Needs::Rows)?.answering();
+    let opened = opened.without_dropped(ui, &arguments.slices.slices, Needs::Rows).await?;
     arguments.output.as_deref().map_or(Ok(()), can_write)?;
     let mut interrupts = Interrupts::listen().map_err(CliError::Start)?;
     let stop = CancellationToken::new();
@@ -172,11 +174,20 @@ pub(super) async fn run(ui: &mut Ui, arguments: &Arguments) -> Result<Exit, CliE
         return Box::pin(scheduled::run(ui, arguments, &opened, schedule, &mut interrupts, &stop)).await;
     }
     let mappings = opened.mappings(ui).await?;
+    let referring = if arguments.tables.is_empty() && arguments.slices.slices.is_empty() {
+        Box::pin(retired::look(ui, &opened, &mappings)).await?
+    } else {
+        Exit::Clean
+    };
+    if opened.slices.is_empty() {
+        return Ok(referring);
+    }
     let options = options(arguments, asked(arguments, &opened, &mappings)?);
     let jobs = jobs(&opened, mappings, &options);
     let pass = Pass { arguments, options: &options, plan: shell_word(&opened.path) };
     let ended = pass.compare(ui, &jobs, &mut interrupts, &stop).await;
-    opened.heard(pass.finish(ui, &jobs, ended, &mut interrupts, &stop).await)
+    let exit = opened.heard(pass.finish(ui, &jobs, ended, &mut interrupts, &stop).await)?;
+    Ok(if exit == Exit::Clean { referring } else { exit })
 }
 
 /// Makes sure that a report can be written to a file before hours of work go into it. What is there stays as it is.

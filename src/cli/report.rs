@@ -154,6 +154,9 @@ pub enum CliError {
     /// A slice may not be taken back.
     #[error("the slice stays as it is")]
     AbandonRefused(Vec<Problem>),
+    /// The old tables of slices that were named are dropped.
+    #[error("the slice is retired")]
+    SliceDropped(Vec<Problem>),
     /// An archive could not be proven or restored.
     #[error(transparent)]
     Archive(Box<ArchiveError>),
@@ -344,6 +347,7 @@ impl CliError {
                     format!("{provision} makes it, and grants strangler_apply what it needs to read it");
                 page(Exit::Incomplete, "ledger-unreadable", Some(hint))
             }
+            Self::SliceDropped(_) => page(Exit::Refused, "slice-dropped", None),
             Self::RetireRefused(_) => page(Exit::Refused, "retire-refused", None),
             Self::Abandon { source, .. } => abandonment::page(source),
             Self::AbandonRefused(_) => page(Exit::Refused, "abandon-refused", None),
@@ -505,6 +509,7 @@ fn mirror_page(error: &MirrorError, plan: &str) -> Page {
         | MirrorError::Restart { .. }
         | MirrorError::Turned { .. }
         | MirrorError::NotArmed { .. }
+        | MirrorError::Retired { .. }
         | MirrorError::Stopped => (Exit::Incomplete, "mirror-failed"),
     };
     Page { exit, code, hint: error.next().map(|next| next.replace(" PLAN", &format!(" {plan}"))) }
@@ -558,6 +563,7 @@ pub fn finish(ui: &mut Ui, outcome: Result<Exit, CliError>) -> Exit {
         | CliError::FlipRefused(problems)
         | CliError::RetireRefused(problems)
         | CliError::AbandonRefused(problems)
+        | CliError::SliceDropped(problems)
         | CliError::Provision(ProvisionError::Refused { problems }) => {
             show_behind(ui, problems, &error, &page);
         }

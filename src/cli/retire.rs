@@ -1,5 +1,7 @@
 //! `strangler retire`.
 
+mod dropping;
+
 use std::collections::{BTreeMap, BTreeSet};
 
 use clap::ValueEnum;
@@ -100,6 +102,9 @@ enum StageName {
     Quarantine,
     /// Keep their rows and definitions in an archive
     Archive,
+    /// Drop them, with everything that stood between the two databases for the slice
+    #[value(hide = true)]
+    Drop,
 }
 
 /// What a stage takes away.
@@ -148,19 +153,22 @@ struct Document<'a> {
 
 pub(super) async fn run(ui: &mut Ui, arguments: &Arguments) -> Result<Exit, CliError> {
     match arguments.stage {
-        Some(StageName::Revoke | StageName::Quarantine) if arguments.to.is_some() => {
+        Some(StageName::Revoke | StageName::Quarantine | StageName::Drop) if arguments.to.is_some() => {
             let words = "--to is where an archive goes: it belongs to --stage archive";
             Err(CliError::CommandLine(clap::Error::raw(ErrorKind::ArgumentConflict, words)))
         }
         Some(StageName::Revoke) => Box::pin(stage(ui, arguments, Taking::Rights)).await,
         Some(StageName::Quarantine) => Box::pin(stage(ui, arguments, Taking::Tables)).await,
         Some(StageName::Archive) => Box::pin(archive(ui, arguments)).await,
+        Some(StageName::Drop) => Box::pin(dropping::run(ui, arguments)).await,
         None => Box::pin(report(ui, arguments)).await,
     }
 }
 
 async fn report(ui: &mut Ui, arguments: &Arguments) -> Result<Exit, CliError> {
-    let opened = open::open(ui, &arguments.plan, &arguments.slices.slices, Needs::Rows)?.answering();
+    let named = &arguments.slices.slices;
+    let opened = open::open(ui, &arguments.plan, named, Needs::Rows)?.answering();
+    let Some(opened) = opened.living(ui, named, Needs::Rows).await? else { return Ok(Exit::Clean) };
     let mut slices = Vec::new();
     for slice in opened.heard(interrupt::unless(UNTOUCHED, Box::pin(look(ui, &opened))).await)? {
         let problems = opened.typed_all(slice.problems);
@@ -217,7 +225,7 @@ async fn look(ui: &mut Ui, opened: &Opened) -> Result<Vec<SliceReport>, CliError
 }
 
 async fn stage(ui: &mut Ui, arguments: &Arguments, taking: Taking) -> Result<Exit, CliError> {
-    let opened = one_slice(ui, "retire", &arguments.plan, &arguments.slices)?;
+    let opened = standing(one_slice(ui, "retire", &arguments.plan, &arguments.slices)?).await?;
     let words = taking.words();
     let state =
         "nothing is half-done: the stage is taken, or nothing of it; strangler status PLAN says which";
@@ -257,7 +265,7 @@ async fn stage(ui: &mut Ui, arguments: &Arguments, taking: Taking) -> Result<Exi
 
 async fn archive(ui: &mut Ui, arguments: &Arguments) -> Result<Exit, CliError> {
     let place = super::restore::place(arguments.to.as_deref().unwrap_or_default())?;
-    let opened = one_slice(ui, "retire", &arguments.plan, &arguments.slices)?;
+    let opened = standing(one_slice(ui, "retire", &arguments.plan, &arguments.slices)?).await?;
     let state = opened.typed(
         "nothing was taken from anybody; what is at the place is begun anew by the same command, or proven and written down",
     );
@@ -343,6 +351,18 @@ pub(super) fn one_slice(
         return Err(CliError::WhichSlice { verb, one: true, known: opened.slices.clone() });
     }
     Ok(opened)
+}
+
+/// The same, unless its old tables are dropped, or about to be.
+async fn standing(mut opened: Opened) -> Result<Opened, CliError> {
+    opened.ask_dropped(Needs::All).await;
+    match opened.slices.first().and_then(|slice| opened.dropped.get(slice)) {
+        None => Ok(opened),
+        Some(dropped) => {
+            let problems = opened.typed_all(vec![dropped.problem()]);
+            Err(CliError::SliceDropped(problems))
+        }
+    }
 }
 
 /// The sessions and facts that a stage works with.

@@ -72,6 +72,9 @@ async fn work(ui: &mut Ui, arguments: &Arguments, opened: &Opened) -> Result<Exi
         user: &admin.login()?.0,
         author: &Environment.author(),
     };
+    if !arguments.dry_run {
+        reconsider(ui, opened, work).await?;
+    }
     let restored = retire::restore(work, (!arguments.dry_run, arguments.give_up)).await;
     let Some(restored) = restored.map_err(|error| failed(opened, "brought back", error))? else {
         ui.words("nothing is retired: no rights were taken away");
@@ -114,6 +117,15 @@ async fn work(ui: &mut Ui, arguments: &Arguments, opened: &Opened) -> Result<Exi
         "they stay written down; to forget them: strangler unretire PLAN --slice {slice} --give-up"
     )));
     Ok(Exit::Problems)
+}
+
+/// Tables that were about to be dropped, and were not, stay.
+async fn reconsider(ui: &mut Ui, opened: &Opened, work: Work<'_>) -> Result<(), CliError> {
+    let taken_back = retire::reconsider(work).await;
+    if taken_back.map_err(|source| failed(opened, "given back", source))? {
+        ui.words("that they are to be dropped is taken back: nothing of them was");
+    }
+    Ok(())
 }
 
 /// The monolith has all that is needed; the service only its ledger.

@@ -230,6 +230,16 @@ impl Judge<'_> {
                 .next(format!("strangler abandon PLAN --slice {slice}"));
             return object.like("is being abandoned").wrong(problem);
         }
+        if let Some((_, over)) = self.seen.entries.dropped.iter().find(|(dropped, _)| dropped == slice) {
+            if *over {
+                return object.like("retired: its old tables are dropped");
+            }
+            let problem = Problem::warning("slice-dropped", slice)
+                .fact("its old tables are being dropped, and that is not over")
+                .consequence("no other verb touches it meanwhile")
+                .next(format!("strangler retire PLAN --slice {slice} --stage drop"));
+            return object.like("being retired").wrong(problem);
+        }
         let other = match self.place {
             Place::Monolith => Place::Service(service.clone()),
             Place::Service(_) => Place::Monolith,
@@ -481,6 +491,9 @@ impl Judge<'_> {
     /// A stream that ends here and whose slot is gone.
     fn lost_slot(&self, stream: &StreamEntry) -> Option<Object> {
         let slice = &stream.slice;
+        if self.seen.entries.dropped.iter().any(|(dropped, _)| dropped == slice) {
+            return None;
+        }
         let source = match stream.reverse {
             true => Place::Service(self.facts.slices.get(slice)?.clone()),
             false => Place::Monolith,

@@ -25,6 +25,7 @@ pub const VERSIONS: &[(&str, &str)] = &[
     ("V9__archive", include_str!("migrations/V9__archive.sql")),
     ("V10__lineage", include_str!("migrations/V10__lineage.sql")),
     ("V11__abandonment", include_str!("migrations/V11__abandonment.sql")),
+    ("V12__dropped", include_str!("migrations/V12__dropped.sql")),
 ];
 
 /// A table or index that each version makes, in their order: who may not read the history sees in the catalog how far it goes.
@@ -40,6 +41,7 @@ const MARKS: &[&str] = &[
     "archive",
     "lineage",
     "abandonment",
+    "dropped",
 ];
 
 /// Advisory lock under which versions are applied. Gates use the same class with keys from 1.

@@ -4,6 +4,7 @@
 //! rights of an ordinary role; what such a role may not see (statistics of tables it can't read) stays empty.
 
 mod dependents;
+mod dropped;
 mod keys;
 mod objects;
 mod quarantined;
@@ -94,6 +95,12 @@ pub enum IntrospectError {
         /// The connected role, quoted for SQL.
         role: String,
     },
+    /// What was kept of dropped tables can't be read.
+    #[error("strangler.dropped, which says what dropped tables were, does not look as this version left it")]
+    Dropped {
+        /// What did not fit.
+        source: serde_json::Error,
+    },
     /// Foreign keys may have been cut, yet this role can't tell which: the mapping would be another one.
     #[error(
         "role {role} may not read strangler.cut_key, which holds the foreign keys that arm has dropped; \
@@ -160,7 +167,12 @@ async fn read_all(client: &Client) -> Result<Catalog, IntrospectError> {
     let rows = client.query(schemas, &[]).await.map_err(failed("schemas"))?;
     catalog.schemas =
         rows.iter().map(|row| row.try_get(0)).collect::<Result<_, _>>().map_err(failed("schemas"))?;
-    Ok(if places.0.is_empty() { catalog } else { quarantined::known_by_their_names(catalog, &places) })
+    let dropped = dropped::read(client).await.map_err(failed("dropped tables"))?;
+    let dropped = dropped.into_iter().collect::<Result<_, _>>();
+    let dropped = dropped.map_err(|source| IntrospectError::Dropped { source })?;
+    let catalog =
+        if places.0.is_empty() { catalog } else { quarantined::known_by_their_names(catalog, &places) };
+    Ok(catalog.with_dropped(dropped))
 }
 
 /// Where old tables stand, as far as this role may know it.
@@ -217,6 +229,7 @@ async fn read_database(client: &Client) -> Result<Catalog, IntrospectError> {
         settings: BTreeMap::new(),
         schemas: Vec::new(),
         extensions: BTreeMap::new(),
+        dropped: BTreeSet::new(),
     })
 }
 

@@ -75,15 +75,19 @@ pub async fn prepare(
 /// # Errors
 /// As [`prepare`].
 pub async fn foresee(
-    plan: &Plan,
+    (plan, only): (&Plan, &[String]),
     databases: &Databases,
     logins: &Logins,
 ) -> Result<Vec<Problem>, ProvisionError> {
     let survey = survey(databases).await?;
-    let (outlined, _) = outline(plan, &[], &survey, logins);
-    let (mappings, problems) = compile(plan, &survey.monolith);
+    let (outlined, _) = outline(plan, only, &survey, logins);
+    let (mut mappings, mut problems) = compile(plan, &survey.monolith);
+    if !only.is_empty() {
+        mappings.retain(|slice, _| only.contains(slice));
+        problems.retain(|problem| problem.concerns(only));
+    }
     let spoilt = problems.iter().any(|problem| problem.severity == Severity::Error);
-    if !spoilt || !astray(plan, &[], &survey).is_empty() {
+    if !spoilt || !astray(plan, only, &survey).is_empty() {
         return Ok(outlined.problems);
     }
     let whole = mappings.into_iter().map(|(name, slice)| (name, slice.with_spoilt())).collect();

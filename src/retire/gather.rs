@@ -99,6 +99,18 @@ pub enum RetireError {
         #[source]
         source: tokio_postgres::Error,
     },
+    /// Somebody holds what a step behind the tables needs.
+    #[error("a step could not be done, and whatever comes behind it: {what}")]
+    Left {
+        /// What, and who.
+        what: String,
+    },
+    /// What the catalogs say of tables can't be written down.
+    #[error("what the catalogs say of the old tables could not be written down")]
+    Kept {
+        /// Why.
+        source: serde_json::Error,
+    },
     /// The databases are held by somebody else.
     #[error(transparent)]
     Provision(#[from] ProvisionError),

@@ -157,7 +157,7 @@ impl Job<'_> {
         plan.slices.get(self.work.slice).map_or(&plan.policy, |slice| &slice.policy)
     }
 
-    fn tables(&self) -> Vec<TableName> {
+    pub(super) fn tables(&self) -> Vec<TableName> {
         self.mapping.tables.iter().map(|table| table.source.clone()).collect()
     }
 }
@@ -336,7 +336,7 @@ pub(super) async fn allowed(job: &Job<'_>, step: Step, known: Option<&Catalog>) 
 /// service's side. The transaction's session is idle meanwhile, for about as long as the first look `took`.
 ///
 /// `known` are the catalogs where they can't be read meanwhile, because the transaction has locked the tables.
-async fn look_again(
+pub(super) async fn look_again(
     job: &Job<'_>,
     transaction: &Transaction<'_>,
     (step, known): (Step, Option<&Catalog>),
@@ -389,11 +389,16 @@ async fn look(job: &Job<'_>, step: Step, known: Option<&Catalog>) -> Result<Look
             problems.extend(bound);
             problems
         }
-        Step::Archive => {
+        Step::Archive | Step::Drop => {
             let taken = (taken, revoked(job, taken, &relations));
             let mut problems = stage::before_archiving(&report, &grounds, taken);
             problems.extend(printed::names(monolith, &relations).await.map_err(failed())?);
             problems.extend(printed::collations(monolith, &relations).await.map_err(failed())?);
+            if step == Step::Drop {
+                let bound = in_the_way_of_dropping(job, &relations, known.is_some()).await?;
+                problems.retain(|problem| !stage::is_said_of(problem, &bound));
+                problems.extend(bound);
+            }
             problems
         }
     };
@@ -443,6 +448,21 @@ async fn in_the_way_of_moving(
     problems.extend(no_way_back);
     problems.extend(called::problems(monolith, relations, &job.tables()).await.map_err(failed())?);
     problems.extend(printed::names(monolith, relations).await.map_err(failed())?);
+    Ok(problems)
+}
+
+/// What would break, or stop it, when tables are dropped.
+async fn in_the_way_of_dropping(
+    job: &Job<'_>,
+    relations: &[Relation],
+    locked: bool,
+) -> Result<Vec<Problem>, RetireError> {
+    const TOLD: &[&str] = &["view", "materialized view", "rewrite rule", "policy", "foreign key"];
+    let monolith = &job.work.databases.monolith;
+    let told = if locked { &[] } else { TOLD };
+    let failed = || RetireError::database("what depends on the old tables");
+    let mut problems = moving::followers(monolith, relations, told).await.map_err(failed())?;
+    problems.extend(moving::shared(job.work.slice, &job.tables(), &holdings::read(monolith).await?));
     Ok(problems)
 }
 

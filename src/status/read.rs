@@ -13,7 +13,7 @@ use crate::dualwrite::readiness::{TableLock, locks};
 use crate::dualwrite::{guard, identified};
 use crate::journal::ledger::{self, Anchor};
 use crate::journal::migrate::{self, Form};
-use crate::journal::{JournalError, alarms, authority, grounds, moves, outside, standing};
+use crate::journal::{JournalError, alarms, authority, dropped, grounds, moves, outside, standing};
 use crate::lsn::Lsn;
 use crate::name::{TableName, quote_ident, quote_literal};
 use crate::reconcile::evidence;
@@ -76,6 +76,11 @@ pub async fn service(client: &Client, slices: &[&str]) -> Result<BTreeMap<String
     }
     let form = migrate::form(client).await?;
     let slots = slots(client).await?;
+    for done in dropped::all(client).await? {
+        if let Some(facts) = facts.get_mut(&done.slice) {
+            facts.dropped = Some(done);
+        }
+    }
     for (slice, facts) in &mut facts {
         facts.form = form;
         facts.slots.clone_from(&slots);

@@ -64,7 +64,8 @@ async fn links(cluster: &LocalCluster, roles: [&str; 3], database: &str) -> Link
 
 async fn checked(plan: &Plan, monolith: Links, services: Vec<(&str, Links)>) -> Report {
     let services = services.into_iter().map(|(name, links)| (name.to_owned(), links)).collect();
-    check::report(&check::gather(plan, monolith, services).await)
+    let slices: Vec<String> = plan.slices.keys().cloned().collect();
+    check::report(&check::gather(plan, &slices, (monolith, services)).await)
 }
 
 const SPOILT: &str = r#"

@@ -5,8 +5,8 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use strangler::failpoint::{
-    ABANDON, ARCHIVE, ARM, COPY_AGAIN, DISARM, LEDGER, MIRROR, QUARANTINE, RECORD, REPAIR, RESTORE, RETIRE,
-    REVERSE, START,
+    ABANDON, ARCHIVE, ARM, COPY_AGAIN, DISARM, DROP, LEDGER, MIRROR, QUARANTINE, RECORD, REPAIR, RESTORE,
+    RETIRE, REVERSE, START,
 };
 
 /// Calls and statements that make something durable. What is written inside a transaction becomes so at its COMMIT.
@@ -112,7 +112,7 @@ fn every_durable_write_is_followed_by_a_kill_point() {
 fn every_kill_point_is_met_by_the_code_and_listed_once() {
     let code: String = sources().into_values().flatten().collect::<Vec<_>>().join("\n");
     let mut names: Vec<&str> = [
-        MIRROR, COPY_AGAIN, START, REPAIR, REVERSE, ARM, DISARM, RETIRE, QUARANTINE, ARCHIVE, RESTORE,
+        MIRROR, COPY_AGAIN, START, REPAIR, REVERSE, ARM, DISARM, RETIRE, QUARANTINE, ARCHIVE, DROP, RESTORE,
         ABANDON, LEDGER, RECORD,
     ]
     .concat();

@@ -2,6 +2,7 @@
 
 mod again;
 mod archive;
+mod dropping;
 mod meanwhile;
 mod quarantine;
 mod rights;
@@ -105,15 +106,21 @@ async fn ripe() -> (Split, Client, Client, Mirror) {
 async fn ripe_of(tables: &str, (setup, prepared): (&str, &str)) -> (Split, Client, Client, Mirror) {
     let (split, monolith, service) = privilege::open(tables, setup).await;
     service.batch_execute(prepared).await.unwrap();
+    monolith.batch_execute(ROLES).await.unwrap();
+    let mirror = ripen(&split, &monolith, &service).await;
+    (split, monolith, service, mirror)
+}
+
+/// From a plan that was never provisioned on.
+async fn ripen(split: &Split, monolith: &Client, service: &Client) -> Mirror {
     let policy = "policy: { min_mirror_time: 0s, write_pause_budget: 2s }\n";
     split.write_plan(&format!("{}{policy}", split.plan_text()));
-    monolith.batch_execute(ROLES).await.unwrap();
     split.provision();
-    let mirror = mirrored_and_armed(&split, &monolith, &service).await;
+    let mirror = mirrored_and_armed(split, monolith, service).await;
     monolith.batch_execute(RIGHTS).await.unwrap();
-    refused(&revoke(&split, &[]), &["not-flipped"]);
-    flip_to_service(&split, &mirror);
-    refused(&revoke(&split, &[]), &["safety-period", "clean-runs", "no-evidence"]);
+    refused(&revoke(split, &[]), &["not-flipped"]);
+    flip_to_service(split, &mirror);
+    refused(&revoke(split, &[]), &["safety-period", "clean-runs", "no-evidence"]);
     let policy = "write_pause_budget: 2s, safety_period: 0s, quiet_period: 0s, clean_runs_before_retire: 1";
     split.change_plan("write_pause_budget: 2s", policy);
     let watched = "SELECT count(*) >= 2 AND count(*) = (SELECT count(*) FROM strangler.mirror_table) FROM strangler.table_use";
@@ -121,11 +128,11 @@ async fn ripe_of(tables: &str, (setup, prepared): (&str, &str)) -> (Split, Clien
         monolith.query_one(watched, &[]).await.unwrap().get::<_, bool>(0).then_some(())
     })
     .await;
-    refused(&revoke(&split, &[]), &["quiet-period", "clean-runs"]);
+    refused(&revoke(split, &[]), &["quiet-period", "clean-runs"]);
     monolith.batch_execute("UPDATE strangler.table_use SET since = now() - interval '1 hour'").await.unwrap();
     let compared = split.run("reconcile", &[]);
     assert_eq!(compared.exit, Some(0), "{}", compared.page());
-    (split, monolith, service, mirror)
+    mirror
 }
 
 async fn may_read(split: &Split) -> bool {

@@ -4,6 +4,7 @@ use std::io::Write as _;
 
 pub mod bench;
 pub mod binary;
+pub mod catalogs;
 pub mod cluster;
 pub mod follower;
 pub mod privilege;

@@ -11,6 +11,7 @@ use crate::support::split::Split;
 /// Takes back what later versions added, so that a database is as the first one leaves it.
 const BACK_TO_V1: &str = "
 DROP TABLE strangler.abandonment, strangler.granted, strangler.home, strangler.begun_empty;
+DROP TABLE strangler.dropped;
 DROP TABLE strangler.lineage;
 DROP TABLE strangler.archive;
 DROP TABLE strangler.retirement, strangler.revoked_right, strangler.quarantine, strangler.quarantined;

@@ -48,6 +48,15 @@ pub(super) fn page(error: &RetireError, provision: &str) -> Page {
             (Exit::Incomplete, "retire-failed", Some(hint.to_owned()))
         }
         RetireError::Provision(_) => (Exit::Incomplete, "retire-failed", None),
+        RetireError::Left { .. } => (
+            Exit::Unreachable,
+            "retire-left",
+            Some(
+                "once that has ended, type the same command again; strangler status says what is done"
+                    .to_owned(),
+            ),
+        ),
+        RetireError::Kept { .. } => (Exit::Incomplete, "retire-failed", None),
         RetireError::Catalog(_) => (Exit::Incomplete, "catalog-unreadable", None),
         RetireError::Journal(_)
         | RetireError::NotProvisioned { .. }

@@ -69,6 +69,7 @@ fn streaming() -> SliceFacts {
             outside: None,
             lost_writes: None,
             way_back_slot: None,
+            dropped: None,
             evidence: None,
         }),
         monolith_side: Side::Read(MonolithFacts {

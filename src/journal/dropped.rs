@@ -1,0 +1,429 @@
+//! Slices whose old tables are dropped. The row in the service stands from the moment when that is decided, and for good: by it every
+//! verb knows that the slice has no side on the monolith any more. What is read there is read by whoever may look into our schema.
+
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+use tokio_postgres::types::{PgLsn, ToSql, Type};
+use tokio_postgres::{Client, Error, Row};
+
+use super::archives::Archive;
+use super::{JournalError, statements};
+use crate::catalog::Fragment;
+use crate::lsn::Lsn;
+use crate::name::{quote_ident, quote_literal};
+use crate::problem::Problem;
+
+/// Our tables that outlive a slice in a database, though they have a column for it.
+const KEPT: &[&str] = &["journal", "ledger", "dropped"];
+
+/// Our tables in a service that only a mirror needs.
+const OF_MIRRORS: &[&str] =
+    &["canary", "lineage", "mirror_process", "operator", "part", "piece", "touched", "touched_floor"];
+
+/// Code of a slice whose old tables are dropped; every verb says it.
+const SLICE_DROPPED: &str = "slice-dropped";
+
+/// A slice whose old tables are dropped, or are about to be.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Dropped {
+    /// The slice.
+    pub slice: String,
+    /// Its plan.
+    pub plan: String,
+    /// Its service.
+    pub service: String,
+    /// Epoch of the authority at that time.
+    pub epoch: i64,
+    /// What was confirmed.
+    pub token: String,
+    /// The folder of the archive.
+    pub place: String,
+    /// SHA-256 of its manifest.
+    pub manifest_sha256: String,
+    /// When the archive was written down, RFC 3339 in UTC.
+    pub archived_at: String,
+    /// Position in the service's WAL up to which its rows have everything.
+    pub reverse_lsn: Lsn,
+    /// What goes behind the tables.
+    pub leftover: Leftover,
+    /// When it was decided, RFC 3339 in UTC.
+    pub begun_at: String,
+    /// When nothing was left to do; `None` while there is.
+    pub ended_at: Option<String>,
+}
+
+/// Objects of a slice that are no part of the transaction that drops its tables.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Leftover {
+    /// Slot on the monolith.
+    pub forward_slot: Option<String>,
+    /// Slot on the service.
+    pub reverse_slot: Option<String>,
+    /// Publication on the service.
+    pub reverse_publication: Option<String>,
+}
+
+/// What is noted when it is decided.
+#[derive(Debug, Clone, Copy)]
+pub struct Noting<'a> {
+    /// The slice.
+    pub slice: &'a str,
+    /// Its plan.
+    pub plan: &'a str,
+    /// Its service.
+    pub service: &'a str,
+    /// What was confirmed.
+    pub token: &'a str,
+    /// The archive that was read back.
+    pub archive: &'a Archive,
+    /// What goes behind the tables.
+    pub leftover: &'a Leftover,
+    /// What the catalogs say of the tables.
+    pub fragment: &'a str,
+}
+
+const COLUMNS: &str = "slice, plan, service, epoch, token, place, manifest_sha256, \
+    to_char(archived_at AT TIME ZONE 'UTC', 'YYYY-MM-DD\"T\"HH24:MI:SS\"Z\"'), reverse_lsn, leftover::text, \
+    to_char(begun_at AT TIME ZONE 'UTC', 'YYYY-MM-DD\"T\"HH24:MI:SS\"Z\"'), \
+    to_char(ended_at AT TIME ZONE 'UTC', 'YYYY-MM-DD\"T\"HH24:MI:SS\"Z\"')";
+
+impl Dropped {
+    /// Why no other verb touches the slice.
+    #[must_use]
+    pub fn problem(&self) -> Problem {
+        let Self { slice, place, .. } = self;
+        let problem = Problem::error(SLICE_DROPPED, format!("slice {slice}"));
+        match &self.ended_at {
+            None => problem
+                .fact(format!("its old tables are being dropped since {}, and that is not over", self.begun_at))
+                .consequence("parts of what is between the two databases may be gone already, so no other verb touches it")
+                .next(format!("strangler retire PLAN --slice {slice} --stage drop")),
+            Some(at) => problem
+                .fact(format!("its old tables were dropped at {at}; the service has the rows, and {place} an archive of the tables"))
+                .consequence("the monolith has nothing of it any more, so there is nothing to be done there")
+                .next(format!("strangler restore --from {} --to URL, for what they held", crate::words::shell_word(place))),
+        }
+    }
+
+    fn of(row: &Row) -> Result<Self, JournalError> {
+        let leftover: &str = row.get(9);
+        let unreadable =
+            |_| JournalError::Unreadable { what: "dropped.leftover", found: leftover.to_owned() };
+        Ok(Self {
+            slice: row.get(0),
+            plan: row.get(1),
+            service: row.get(2),
+            epoch: row.get(3),
+            token: row.get(4),
+            place: row.get(5),
+            manifest_sha256: row.get(6),
+            archived_at: row.get(7),
+            reverse_lsn: row.get::<_, PgLsn>(8).into(),
+            leftover: serde_json::from_str(leftover).map_err(unreadable)?,
+            begun_at: row.get(10),
+            ended_at: row.get(11),
+        })
+    }
+}
+
+/// The slices that this database has such a row of: a service the slices that it has alone, the monolith those whose tables are gone
+/// from it. None in a database that an earlier version provisioned, or none.
+///
+/// # Errors
+/// [`JournalError`].
+pub async fn all(client: &Client) -> Result<Vec<Dropped>, JournalError> {
+    let failed = || JournalError::database("reading which slices are retired");
+    if !are_there(client).await.map_err(failed())? {
+        return Ok(Vec::new());
+    }
+    let sql = format!("SELECT {COLUMNS} FROM strangler.dropped ORDER BY slice");
+    let rows = client.query_typed(&sql, &[]).await.map_err(failed())?;
+    rows.iter().map(Dropped::of).collect()
+}
+
+/// The same of one slice.
+///
+/// # Errors
+/// [`JournalError`].
+pub async fn read(client: &Client, slice: &str) -> Result<Option<Dropped>, JournalError> {
+    Ok(all(client).await?.into_iter().find(|dropped| dropped.slice == slice))
+}
+
+/// What the monolith's catalogs said of the tables of slices, as a service keeps it.
+///
+/// # Errors
+/// [`JournalError`].
+pub async fn fragments(service: &Client, slices: &[String]) -> Result<Vec<Fragment>, JournalError> {
+    let failed = || JournalError::database("reading what dropped tables were");
+    if !are_there(service).await.map_err(failed())? {
+        return Ok(Vec::new());
+    }
+    let sql = "SELECT fragment::text FROM strangler.dropped WHERE slice = ANY ($1) ORDER BY slice";
+    let rows = service.query_typed(sql, &[(&slices, Type::TEXT_ARRAY)]).await.map_err(failed())?;
+    let unreadable =
+        |_| JournalError::Unreadable { what: "dropped.fragment", found: "no catalog".to_owned() };
+    rows.iter().map(|row| serde_json::from_str(row.get(0)).map_err(unreadable)).collect()
+}
+
+async fn are_there(client: &Client) -> Result<bool, Error> {
+    let sql = "SELECT EXISTS (SELECT FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace \
+               WHERE n.nspname = 'strangler' AND c.relname = 'dropped' \
+                   AND has_schema_privilege(n.oid, 'USAGE') AND has_table_privilege(c.oid, 'SELECT'))";
+    client.query_typed_one(sql, &[]).await?.try_get(0)
+}
+
+/// SQL that notes it in the service: refused unless the service's gate is open in this epoch, which is held so until the end of the
+/// transaction.
+#[must_use]
+pub fn begin(noting: Noting<'_>) -> [String; 2] {
+    let gate = quote_ident(&format!("gate_{}", noting.slice));
+    let message =
+        quote_literal(&format!("the service does not have the authority over slice {}", noting.slice));
+    let epoch = noting.archive.epoch;
+    [
+        format!(
+            "DO $strangler$ BEGIN PERFORM FROM strangler.{gate} WHERE state = 'OPEN' AND epoch = {epoch} FOR SHARE; \
+             IF NOT FOUND THEN RAISE EXCEPTION USING ERRCODE = '25006', MESSAGE = {message}; END IF; END $strangler$"
+        ),
+        insert(noting, "service")
+            + " ON CONFLICT (slice) DO UPDATE SET token = excluded.token, place = excluded.place, \
+             manifest_sha256 = excluded.manifest_sha256, archived_at = excluded.archived_at, reverse_lsn = excluded.reverse_lsn, \
+             leftover = excluded.leftover, fragment = excluded.fragment, epoch = excluded.epoch",
+    ]
+}
+
+/// SQL that notes it on the monolith, in the transaction that drops the tables.
+#[must_use]
+pub fn note_on_monolith(noting: Noting<'_>) -> String {
+    insert(noting, "monolith")
+}
+
+fn insert(noting: Noting<'_>, side: &str) -> String {
+    let Noting { slice, plan, service, token, archive, leftover, fragment } = noting;
+    let leftover = serde_json::to_string(leftover).unwrap_or_default();
+    let lsn = archive.reverse_lsn.to_string();
+    let texts = [
+        slice,
+        plan,
+        service,
+        side,
+        token,
+        &archive.place,
+        &archive.manifest_sha256,
+        &archive.at,
+        &lsn,
+        &leftover,
+        fragment,
+    ];
+    format!(
+        "INSERT INTO strangler.dropped (slice, plan, service, side, token, place, manifest_sha256, archived_at, reverse_lsn, leftover, \
+         fragment, epoch) VALUES ({}, {})",
+        texts.map(quote_literal).join(", "),
+        archive.epoch
+    )
+}
+
+/// SQL that forgets that it was decided; it changes nothing once the tables are gone, which the monolith says.
+#[must_use]
+pub fn take_back(slice: &str) -> String {
+    format!("DELETE FROM strangler.dropped WHERE slice = {} AND ended_at IS NULL", quote_literal(slice))
+}
+
+/// SQL after which no mirror of the slice writes in the service, nor one that begins.
+#[must_use]
+pub fn shut_out_mirrors(slice: &str) -> String {
+    format!(
+        "UPDATE strangler.stream SET nonce = nonce + 1, holder = NULL, mode = 'OFF' WHERE slice = {} AND mode <> 'OFF'",
+        quote_literal(slice)
+    )
+}
+
+/// SQL that forgets in the service what only mirrors need, and takes the gate's function away, which hangs on no table any more. The
+/// gate's row stays, open: by it others know who has the rows.
+#[must_use]
+pub fn clear_service(slice: &str) -> Vec<String> {
+    let name = quote_literal(slice);
+    let gate = quote_ident(&format!("gate_{slice}"));
+    let forget = |table: &&str| format!("DELETE FROM strangler.{} WHERE slice = {name}", quote_ident(table));
+    let function = format!("DROP FUNCTION IF EXISTS strangler.{gate}()");
+    std::iter::once(function).chain(OF_MIRRORS.iter().map(forget)).collect()
+}
+
+/// SQL that takes the gate off each table of the service on which it hangs. A partition's trigger goes with its root's.
+///
+/// # Errors
+/// [`JournalError::Database`].
+pub async fn hinges(service: &Client, slice: &str) -> Result<Vec<String>, JournalError> {
+    let function = format!("strangler.{}()", quote_ident(&format!("gate_{slice}")));
+    let sql = "SELECT format('DROP TRIGGER %I ON %I.%I', t.tgname, n.nspname, c.relname) FROM pg_trigger t \
+                   JOIN pg_class c ON c.oid = t.tgrelid JOIN pg_namespace n ON n.oid = c.relnamespace \
+               WHERE t.tgfoid = to_regprocedure($1) AND t.tgparentid = 0 ORDER BY n.nspname, c.relname, t.tgname";
+    let rows = service.query_typed(sql, &[(&function, Type::TEXT)]).await;
+    let rows = rows.map_err(JournalError::database("looking where the gate hangs"))?;
+    Ok(rows.iter().map(|row| row.get(0)).collect())
+}
+
+/// SQL that says that nothing is left to do.
+#[must_use]
+pub fn end(slice: &str) -> String {
+    format!(
+        "UPDATE strangler.dropped SET ended_at = now() WHERE slice = {} AND ended_at IS NULL",
+        quote_literal(slice)
+    )
+}
+
+/// Whether a slice still has a side on the monolith.
+///
+/// # Errors
+/// [`JournalError::Database`].
+pub async fn has_side(monolith: &Client, slice: &str) -> Result<bool, JournalError> {
+    let failed = || JournalError::database("looking for the slice");
+    let there = "SELECT to_regclass('strangler.slice') IS NOT NULL";
+    if !monolith.query_typed_one(there, &[]).await.map_err(failed())?.get::<_, bool>(0) {
+        return Ok(false);
+    }
+    let sql = "SELECT EXISTS (SELECT FROM strangler.slice WHERE slice = $1)";
+    Ok(monolith.query_typed_one(sql, &[(&slice, Type::TEXT)]).await.map_err(failed())?.get(0))
+}
+
+/// Our tables in this database that hold rows of slices, but for what outlives them.
+///
+/// # Errors
+/// [`JournalError::Database`].
+pub async fn tables_of_slices(client: &Client) -> Result<Vec<String>, JournalError> {
+    let sql = "SELECT c.relname::text FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace \
+                   JOIN pg_attribute a ON a.attrelid = c.oid AND a.attname = 'slice' AND NOT a.attisdropped \
+               WHERE n.nspname = 'strangler' AND c.relkind = 'r' ORDER BY 1";
+    let rows = client.query_typed(sql, &[]).await;
+    let rows = rows.map_err(JournalError::database("looking for rows of slices"))?;
+    let names = rows.iter().map(|row| row.get::<_, String>(0));
+    Ok(names.filter(|name| !KEPT.contains(&name.as_str())).collect())
+}
+
+/// SQL that forgets on the monolith what these tables of ours hold of a slice, and keys that were cut at its tables, whichever slice was
+/// armed then: there is nothing any more that they could be put back to. `slice` itself comes last.
+#[must_use]
+pub fn forget(slice: &str, tables: &[String], names: &[String]) -> Vec<String> {
+    let name = quote_literal(slice);
+    let (last, first): (Vec<&String>, Vec<&String>) = tables.iter().partition(|table| *table == "slice");
+    let delete =
+        |table: &String| format!("DELETE FROM strangler.{} WHERE slice = {name}", quote_ident(table));
+    let gone = names.iter().map(|name| quote_literal(name)).collect::<Vec<_>>().join(", ");
+    let keys =
+        format!("DELETE FROM strangler.cut_key WHERE child_table IN ({gone}) OR parent_table IN ({gone})");
+    let gate = quote_ident(&format!("gate_{slice}"));
+    first
+        .into_iter()
+        .chain(last)
+        .map(delete)
+        .chain([keys, format!("DROP TABLE strangler.{gate}"), format!("DROP FUNCTION strangler.{gate}()")])
+        .collect()
+}
+
+/// Whether any slice, of whatever plan, is provisioned in this database.
+///
+/// # Errors
+/// [`JournalError::Database`].
+pub async fn has_slices(client: &Client) -> Result<bool, JournalError> {
+    let row = client.query_typed_one("SELECT EXISTS (SELECT FROM strangler.slice)", &[]).await;
+    Ok(row.map_err(JournalError::database("looking who else is provisioned"))?.get(0))
+}
+
+/// The monolith's journal as one JSON text, for a service to keep.
+///
+/// # Errors
+/// [`JournalError::Database`].
+pub async fn journal(monolith: &Client) -> Result<String, JournalError> {
+    let sql = "SELECT coalesce(json_agg(j ORDER BY j.id), '[]')::text FROM strangler.journal j";
+    let row = monolith.query_typed_one(sql, &[]).await;
+    Ok(row.map_err(JournalError::database("reading the journal"))?.get(0))
+}
+
+/// Keeps the monolith's journal in the service, beside the slice that was the last one.
+///
+/// # Errors
+/// [`JournalError::Database`].
+pub async fn keep_journal(service: &Client, slice: &str, journal: &str) -> Result<(), JournalError> {
+    let sql = "UPDATE strangler.dropped SET monolith_journal = $2::text::json WHERE slice = $1";
+    let asked: [(&(dyn ToSql + Sync), Type); 2] = [(&slice, Type::TEXT), (&journal, Type::TEXT)];
+    let kept = service.query_typed(sql, &asked).await;
+    kept.map(drop).map_err(JournalError::database("keeping the monolith's journal"))
+}
+
+/// SQL that tells the service's journal of a step, and with it the ledger.
+#[must_use]
+pub fn tell(slice: &str, (action, object): (&str, &str), approved_by: Option<&str>) -> String {
+    let mut detail = serde_json::json!({ "object": object });
+    if let (Some(name), Some(detail)) = (approved_by, detail.as_object_mut()) {
+        detail.insert("approved_by".to_owned(), Value::from(name));
+    }
+    statements::insert_journal(super::ledger::RETIRE, Some(slice), action, &detail)
+}
+
+/// What of others depends on our schema on the monolith, as kind and identity.
+///
+/// # Errors
+/// [`JournalError::Database`].
+pub async fn foreign(monolith: &Client) -> Result<Vec<String>, JournalError> {
+    let sql = "WITH RECURSIVE ours (class, oid) AS ( \
+            SELECT 'pg_class'::regclass::oid, c.oid FROM pg_class c WHERE c.relnamespace = to_regnamespace('strangler') \
+            UNION SELECT 'pg_proc'::regclass::oid, p.oid FROM pg_proc p WHERE p.pronamespace = to_regnamespace('strangler') \
+            UNION SELECT d.classid, d.objid FROM ours o JOIN pg_depend d ON d.refclassid = o.class AND d.refobjid = o.oid \
+                WHERE d.deptype IN ('a', 'i')) \
+        SELECT DISTINCT i.type || ' ' || i.identity FROM ours o \
+            JOIN pg_depend d ON d.refclassid = o.class AND d.refobjid = o.oid AND d.deptype = 'n' \
+            LEFT JOIN pg_rewrite r ON d.classid = 'pg_rewrite'::regclass AND r.oid = d.objid \
+            CROSS JOIN LATERAL pg_identify_object(d.classid, d.objid, 0) i \
+        WHERE NOT EXISTS (SELECT FROM ours x WHERE x.class = d.classid AND x.oid = d.objid) \
+            AND NOT EXISTS (SELECT FROM ours x WHERE x.class = 'pg_class'::regclass AND x.oid = r.ev_class) ORDER BY 1";
+    let rows = monolith.query_typed(sql, &[]).await;
+    let rows = rows.map_err(JournalError::database("looking what depends on the schema"))?;
+    Ok(rows.iter().map(|row| row.get(0)).collect())
+}
+
+/// SQL that drops our schema from the monolith, where no slice is left in it, which is looked at under the locks; then what the role that
+/// mirrors act as was let do in this database; and that role, where `arm` made it from here and nothing on the server needs it.
+///
+/// # Errors
+/// [`JournalError::Database`].
+pub async fn drop_schema(monolith: &Client, server_major: u32) -> Result<Vec<String>, JournalError> {
+    let made = "SELECT EXISTS (SELECT FROM strangler.journal WHERE action = 'create role' \
+                    AND detail ->> 'object' = 'strangler_apply')";
+    let made = monolith.query_typed_one(made, &[]).await;
+    let made: bool = made.map_err(JournalError::database("reading who made the role"))?.get(0);
+    let schema = "DO $strangler$ DECLARE one text; BEGIN \
+        FOR one IN SELECT format('%I.%I', 'strangler', c.relname) FROM pg_class c \
+            WHERE c.relnamespace = to_regnamespace('strangler') AND c.relkind = 'r' LOOP EXECUTE 'LOCK TABLE ' || one; END LOOP; \
+        IF EXISTS (SELECT FROM strangler.slice) THEN RAISE EXCEPTION 'a slice is provisioned here'; END IF; \
+        DROP SCHEMA strangler CASCADE; END $strangler$";
+    let loud = if server_major >= 15 {
+        "REVOKE SET ON PARAMETER session_replication_role FROM strangler_apply;"
+    } else {
+        "ALTER ROLE strangler_apply RESET session_replication_role;"
+    };
+    // What a role was let set is written down among its dependencies, under no database.
+    let role = format!(
+        "DO $strangler$ DECLARE one text; BEGIN IF to_regrole('strangler_apply') IS NULL THEN RETURN; END IF; \
+        FOR one IN SELECT 'REVOKE ALL ON ' || CASE WHEN n.oid IS NOT NULL THEN format('SCHEMA %I', n.nspname) \
+                WHEN c.oid IS NOT NULL THEN format(CASE c.relkind WHEN 'S' THEN 'SEQUENCE' ELSE 'TABLE' END || ' %s', c.oid::regclass) \
+                ELSE format('TYPE %s', t.oid::regtype) END || ' FROM strangler_apply' \
+            FROM pg_shdepend d LEFT JOIN pg_namespace n ON d.classid = 'pg_namespace'::regclass AND n.oid = d.objid \
+                LEFT JOIN pg_class c ON d.classid = 'pg_class'::regclass AND c.oid = d.objid \
+                LEFT JOIN pg_type t ON d.classid = 'pg_type'::regclass AND t.oid = d.objid \
+            WHERE d.refclassid = 'pg_authid'::regclass AND d.refobjid = to_regrole('strangler_apply') AND d.deptype = 'a' \
+                AND d.dbid = (SELECT oid FROM pg_database WHERE datname = current_database()) \
+                AND (n.oid IS NOT NULL OR c.oid IS NOT NULL OR t.oid IS NOT NULL) \
+        LOOP EXECUTE one; END LOOP; {} END $strangler$",
+        if made {
+            format!(
+                "IF NOT EXISTS (SELECT FROM pg_shdepend d WHERE d.refclassid = 'pg_authid'::regclass \
+                    AND d.refobjid = to_regrole('strangler_apply') \
+                    AND d.classid IS DISTINCT FROM to_regclass('pg_catalog.pg_parameter_acl')::oid) \
+                 THEN {loud} DROP ROLE strangler_apply; END IF;"
+            )
+        } else {
+            String::new()
+        }
+    );
+    Ok(vec![schema.to_owned(), role])
+}

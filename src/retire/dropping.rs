@@ -1,0 +1,370 @@
+//! The last stage: old tables are dropped, and with them everything that stood between the two databases for the slice.
+//!
+//! The service writes down that it is decided, while the transaction that drops the tables stands open on the monolith behind all its locks
+//! and looks; then that one is committed, from where on nothing brings the tables back but the archive. What is no part of it, slots and
+//! what the service has, goes step by step behind that. Each step looks at nothing but what is there, so the same command goes on from wherever one
+//! was cut off; until the COMMIT `unretire` takes it back as well.
+
+use std::collections::BTreeSet;
+
+use sha2::{Digest, Sha256};
+use tokio_postgres::Client;
+use tokio_util::sync::CancellationToken;
+
+use super::archive::{self as kept_archive, Kept, kept, still_away, taken, way_back};
+use super::gather::RetireError;
+use super::leaving;
+use super::quarantine;
+use super::revoke::Transaction;
+use super::rights::Relation;
+use super::run::{Commit, Job, Work, allowed, itself, locked, look_again, shown, within};
+use super::stage::Step;
+use crate::archive::{self, ArchiveError, Place, PlaceError, Tell};
+use crate::catalog::{Catalog, Fragment};
+use crate::failpoint;
+use crate::journal::archives::Archive;
+use crate::journal::arming;
+use crate::journal::dropped::{self, Dropped, Leftover, Noting};
+use crate::journal::ledger::RETIRE;
+use crate::journal::retirement;
+use crate::journal::streams::{self, StreamOf};
+use crate::journal::{quarantine as moved_away, slices};
+use crate::name::{TableName, quote_ident, quote_literal};
+use crate::postgres::places;
+use crate::problem::Problem;
+use crate::reconcile::stop;
+
+/// What the last stage commits first.
+pub(super) const DROPPING: Commit = Commit {
+    verb: RETIRE,
+    done: "the old tables are dropped",
+    before: "drop-before-commit",
+    behind: "drop-committed",
+};
+
+/// What the stage works with.
+#[derive(Clone, Copy)]
+pub struct Dropping<'a> {
+    /// As every stage.
+    pub job: &'a Job<'a>,
+    /// A session on the monolith that may drop slots.
+    pub slots: &'a Client,
+    /// Makes a place of what is written down of an archive.
+    pub open: &'a (dyn Fn(&str) -> Result<Place, PlaceError> + Sync),
+    /// Who hears how far the proof of the archive is.
+    pub tell: Tell<'a>,
+    /// Somebody asked to stop.
+    pub stop: &'a CancellationToken,
+}
+
+/// What was done, or would be.
+#[derive(Debug, Clone)]
+pub struct Gone {
+    /// The statements of the transaction on the monolith, in their order; none where it was committed before.
+    pub statements: Vec<String>,
+    /// What goes behind it, in words.
+    pub behind: Vec<String>,
+    /// The archive, in words: where, what is in it, and since when.
+    pub archive: String,
+    /// Names exactly what goes.
+    pub token: String,
+    /// What is to be known.
+    pub problems: Vec<Problem>,
+    /// An earlier run has dropped the tables, and what is behind that is left.
+    pub begun: bool,
+    /// Nothing was left to do.
+    pub before: bool,
+}
+
+/// Drops a slice's old tables, where what goes is still what `confirm` names, with all that only this slice needs, and tells the
+/// ledger. Without `confirm` the transaction is made and rolled back, and the rest is said in words.
+///
+/// # Errors
+/// [`RetireError`]; from the COMMIT on whatever is left is done by the same command.
+pub async fn drop_tables(dropping: Dropping<'_>, confirm: Option<&str>) -> Result<Gone, RetireError> {
+    let Dropping { job, .. } = dropping;
+    let (slice, databases) = (job.work.slice, job.work.databases);
+    let service = service_of(job)?;
+    locked(databases, async || {
+        let known = dropped::read(service, slice).await?;
+        let known = match known {
+            Some(known) if known.ended_at.is_some() => return Ok(of_before(known)),
+            Some(known) if !dropped::has_side(&databases.monolith, slice).await? => {
+                let gone = begun(&known);
+                match confirm {
+                    None => return Ok(gone),
+                    Some(confirm) if confirm != known.token => {
+                        return Err(RetireError::Changed { slice: slice.to_owned() });
+                    }
+                    Some(_) => (known, gone),
+                }
+            }
+            Some(_) | None => {
+                let gone = Box::pin(tables(dropping, confirm)).await?;
+                if confirm.is_none() {
+                    return Ok(gone);
+                }
+                let known = dropped::read(service, slice).await?;
+                (known.ok_or_else(|| RetireError::NotProvisioned { slice: slice.to_owned() })?, gone)
+            }
+        };
+        let (known, gone) = known;
+        Box::pin(leaving::finish((job, dropping.slots), service, &known)).await?;
+        Ok(gone)
+    })
+    .await
+}
+
+/// Takes back that it was decided, where the tables are still there; `false` where it was not. Who calls it: `unretire`.
+///
+/// # Errors
+/// [`RetireError::Refused`] once the tables are gone.
+pub async fn reconsider(work: Work<'_>) -> Result<bool, RetireError> {
+    let (slice, databases) = (work.slice, work.databases);
+    locked(databases, async || {
+        let mut taken_back = false;
+        for service in databases.services.values() {
+            let Some(known) = dropped::read(service, slice).await? else { continue };
+            if known.ended_at.is_some() || !dropped::has_side(&databases.monolith, slice).await? {
+                return Err(RetireError::Refused { problems: vec![known.problem()] });
+            }
+            let sql = [dropped::take_back(slice)];
+            leaving::transact(service, &sql).await?;
+            failpoint::hit("drop-taken-back");
+            taken_back = true;
+        }
+        Ok(taken_back)
+    })
+    .await
+}
+
+fn service_of<'a>(job: &Job<'a>) -> Result<&'a Client, RetireError> {
+    let service = job.work.databases.services.get(&job.mapping.service);
+    service.ok_or_else(|| RetireError::NotProvisioned { slice: job.work.slice.to_owned() })
+}
+
+fn of_before(known: Dropped) -> Gone {
+    Gone { before: true, begun: true, ..begun(&known) }
+}
+
+fn begun(known: &Dropped) -> Gone {
+    Gone {
+        statements: Vec::new(),
+        behind: leaving::words(&known.leftover),
+        archive: format!(
+            "the archive of {} is at {}, manifest {}",
+            known.archived_at, known.place, known.manifest_sha256
+        ),
+        token: known.token.clone(),
+        problems: Vec::new(),
+        begun: true,
+        before: false,
+    }
+}
+
+/// The transaction on the monolith, or what it would be.
+async fn tables(dropping: Dropping<'_>, confirm: Option<&str>) -> Result<Gone, RetireError> {
+    let Dropping { job, .. } = dropping;
+    let (monolith, slice) = (&job.work.databases.monolith, job.work.slice);
+    itself(monolith, slice).await?;
+    let begun = std::time::Instant::now();
+    let look = Box::pin(allowed(job, Step::Drop, None)).await?;
+    let took = begun.elapsed();
+    let since = taken(monolith, slice, look.epoch).await?;
+    still_away(job, &look.catalog).await?;
+    way_back(monolith, slice).await?;
+    let archive = Box::pin(proven(dropping, look.epoch, &since)).await?;
+    let leftover = leftover(job).await?;
+    let fragment = Fragment::of(&look.catalog, &job.tables());
+    let going = Going {
+        job,
+        archive: &archive,
+        leftover: &leftover,
+        names: fragment.names().map(ToString::to_string).collect(),
+        fragment: serde_json::to_string(&fragment).map_err(|source| RetireError::Kept { source })?,
+    };
+    let take = async |transaction: &mut Transaction<'_>| {
+        Box::pin(drop_in(transaction, &going, (confirm, &look.catalog, took))).await
+    };
+    let (token, statements) = within(job.work, confirm.map(|_| DROPPING), take).await?;
+    Ok(Gone {
+        statements,
+        behind: leaving::words(&leftover),
+        archive: format!(
+            "every byte of the archive was read back: {} rows as of {}, of {}, at {}, manifest {}",
+            archive.rows, archive.reverse_lsn, archive.at, archive.place, archive.manifest_sha256
+        ),
+        token,
+        problems: look.problems,
+        begun: false,
+        before: false,
+    })
+}
+
+/// The archive that is written down, once every byte of it was read back in this run.
+async fn proven(dropping: Dropping<'_>, epoch: i64, since: &str) -> Result<Archive, RetireError> {
+    let Dropping { job, open, tell, stop: asked, .. } = dropping;
+    let (monolith, slice) = (&job.work.databases.monolith, job.work.slice);
+    let missing = |fact: String| {
+        let problem = Problem::error("archive-missing", format!("slice {slice}"))
+            .fact(fact)
+            .consequence("what is in the old tables would be nowhere but in the service")
+            .next(format!("strangler retire PLAN --slice {slice} --stage archive --to file:///folder"));
+        RetireError::Refused { problems: vec![problem] }
+    };
+    match kept(monolith, (slice, epoch), open).await? {
+        Kept::No => Err(missing("its old tables are not archived".to_owned())),
+        Kept::OfAnotherEpoch(archive) => Err(missing(format!(
+            "the archive of {} at {} is of epoch {}, and the authority has moved since",
+            archive.at, archive.place, archive.epoch
+        ))),
+        Kept::Yes(archive, ..) if archive.at.as_str() < since => Err(missing(format!(
+            "the archive of {} is older than the stage before, which is of {since}",
+            archive.at
+        ))),
+        Kept::Lost(archive, ArchiveError::Missing { .. }) => Err(missing(format!(
+            "no archive is at {}, where one was written down at {}",
+            archive.place, archive.at
+        ))),
+        Kept::Lost(archive, ArchiveError::Another { found, .. }) => {
+            Err(RetireError::Refused { problems: vec![kept_archive::changed(&archive, &found)] })
+        }
+        Kept::Lost(_, error) => Err(error.into()),
+        Kept::Yes(archive, manifest, place) => {
+            let proving = archive::verify(&place, &manifest, tell);
+            stop::wait(asked, proving).await.map_err(ArchiveError::from)??;
+            Ok(archive)
+        }
+    }
+}
+
+/// What is no part of the transaction, by what is written down of it.
+async fn leftover(job: &Job<'_>) -> Result<Leftover, RetireError> {
+    let slice = job.work.slice;
+    let forward = streams::read(service_of(job)?, StreamOf::forward(slice)).await?;
+    let reverse = arming::reverse(&job.work.databases.monolith, slice).await?;
+    Ok(Leftover {
+        forward_slot: forward.map(|row| row.slot),
+        reverse_slot: reverse.as_ref().map(|row| row.slot.clone()),
+        reverse_publication: reverse.map(|row| row.publication),
+    })
+}
+
+/// What goes, and what stays to tell of it.
+struct Going<'a> {
+    job: &'a Job<'a>,
+    archive: &'a Archive,
+    leftover: &'a Leftover,
+    /// The tables' names as our journal writes them.
+    names: Vec<String>,
+    fragment: String,
+}
+
+/// Everything of the slice on the monolith, in one transaction; returns the token that names exactly that. Where it was confirmed, the
+/// service has it written down when this returns.
+async fn drop_in(
+    transaction: &mut Transaction<'_>,
+    going: &Going<'_>,
+    (confirm, catalog, took): (Option<&str>, &Catalog, std::time::Duration),
+) -> Result<String, RetireError> {
+    let Going { job, archive, leftover, .. } = going;
+    let (slice, monolith) = (job.work.slice, transaction.monolith);
+    let tables = job.tables();
+    let relations = transaction.read(&tables).await?;
+    quarantine::lock(transaction, slice, &relations).await?;
+    if transaction.read(&tables).await? != relations {
+        return Err(RetireError::Raced);
+    }
+    let changed = || RetireError::Changed { slice: slice.to_owned() };
+    if transaction.rows(retirement::only_in_epoch(slice, archive.epoch)).await? == 0 {
+        return Err(changed());
+    }
+    if confirm.is_some() {
+        let step = (Step::Drop, Some(catalog));
+        Box::pin(look_again(job, transaction, step, took)).await?;
+    }
+    let publication = slices::read(monolith, slice).await?.map(|row| row.publication);
+    drop_objects(transaction, (slice, &relations), publication.as_deref()).await?;
+    let oids: Vec<u32> = relations.iter().map(|relation| relation.oid).collect();
+    let named = (&transaction.statements, oids, &archive.place, &archive.manifest_sha256, leftover);
+    let token = shown(&Sha256::digest(format!("drop {} {named:?}", archive.epoch).as_bytes()));
+    if confirm.is_some_and(|wanted| wanted != token) {
+        return Err(changed());
+    }
+    let noting = Noting {
+        slice,
+        plan: &job.work.plan.name,
+        service: &job.mapping.service,
+        token: &token,
+        archive,
+        leftover,
+        fragment: &going.fragment,
+    };
+    // Told before the slice's rows go; the journal outlives them.
+    let tables = relations.iter().map(|relation| ("drop table".to_owned(), known(relation, catalog)));
+    let stage = format!(
+        "take stage dropped: {} rows as of {} are archived, manifest {}",
+        archive.rows, archive.reverse_lsn, archive.manifest_sha256
+    );
+    for (action, object) in tables.chain([(stage, archive.place.clone())]) {
+        transaction.run(retirement::tell(RETIRE, slice, (&action, &object), job.approved_by)).await?;
+    }
+    for sql in dropped::forget(slice, &dropped::tables_of_slices(monolith).await?, &going.names) {
+        transaction.run(sql).await?;
+    }
+    // Neither is shown: what the catalogs say of the tables is long, and nobody types it.
+    let shown = transaction.statements.len();
+    transaction.run(dropped::note_on_monolith(noting)).await?;
+    transaction.statements.truncate(shown);
+    if confirm.is_some() {
+        leaving::transact(service_of(job)?, &dropped::begin(noting)).await?;
+        failpoint::hit("drop-noted");
+    }
+    Ok(token)
+}
+
+/// The name by which the plan knows it.
+fn known(relation: &Relation, catalog: &Catalog) -> String {
+    let table = catalog.tables.values().find(|table| table.oid == relation.oid);
+    table.map_or_else(|| relation.name.to_string(), |table| table.name.to_string())
+}
+
+/// Exactly the relations that stand in the slice's quarantine, with nothing that depends on them; what is below them goes with them. Then
+/// the schemas, which must be empty by then, and the publication.
+async fn drop_objects(
+    transaction: &mut Transaction<'_>,
+    (slice, relations): (&str, &[Relation]),
+    publication: Option<&str>,
+) -> Result<(), RetireError> {
+    let places = places::read(transaction.monolith).await;
+    let places = places.map_err(RetireError::database("where old tables stand"))?;
+    let of: Vec<_> = places.0.into_iter().filter(|place| place.slice == slice).collect();
+    let noted = moved_away::moved(transaction.monolith, slice).await?;
+    let is_away = |name: &TableName| of.iter().any(|place| place.quarantine == name.place_schema());
+    let away: Vec<&Relation> = relations.iter().filter(|relation| is_away(&relation.name)).collect();
+    let found: BTreeSet<u32> = relations.iter().map(|relation| relation.oid).collect();
+    if away.is_empty() || !noted.iter().any(|(oid, _)| found.contains(oid)) {
+        return Err(RetireError::Changed { slice: slice.to_owned() });
+    }
+    let names: Vec<String> = away.iter().map(|relation| relation.name.sql()).collect();
+    transaction.run(format!("DROP TABLE {}", names.join(", "))).await?;
+    let left = quarantine::drop_schemas(transaction, &of).await?;
+    let problem = |(schema, holds): &(String, String)| {
+        Problem::error("quarantine-used", schema)
+            .fact(format!("it holds what is none of the slice's old tables: {holds}"))
+            .consequence("the schema would stay, and nobody would know whose it is")
+            .next(format!("ALTER … SET SCHEMA … moves it away, or drop it; SELECT * FROM pg_class WHERE relnamespace = {}::regnamespace names tables", quote_literal(&quote_ident(schema))))
+    };
+    let problems: Vec<Problem> = left.iter().map(problem).collect();
+    if !problems.is_empty() {
+        return Err(RetireError::Refused { problems });
+    }
+    if let Some(name) = publication {
+        let there = "SELECT EXISTS (SELECT FROM pg_publication WHERE pubname = $1)";
+        let row = transaction.monolith.query_one(there, &[&name]).await;
+        if row.map_err(RetireError::database("the publications"))?.get(0) {
+            transaction.run(format!("DROP PUBLICATION {}", quote_ident(name))).await?;
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,155 @@
+//! What is left of a slice between the two databases once its old tables are dropped, and how it goes. Every step looks at what is there,
+//! and does nothing where that is nothing.
+
+use std::time::Duration;
+
+use tokio_postgres::Client;
+
+use super::gather::RetireError;
+use super::run::{Job, tell};
+use crate::failpoint;
+use crate::journal::dropped::{self, Dropped, Leftover};
+use crate::journal::migrate::{self, Form};
+use crate::name::{quote_ident, quote_literal};
+use crate::postgres::sqlstate;
+use crate::problem::Problem;
+
+/// How long one statement waits for a lock, in milliseconds: an application is at the service's tables, and waits behind it.
+const LOCK_MS: u32 = 500;
+
+/// How often that is tried, and the pause between two tries, which lets everybody pass.
+const TRIES: u32 = 30;
+const PAUSE: Duration = Duration::from_millis(500);
+
+/// How long a server gets to end a session that reads a slot which is to go, in milliseconds.
+const END_WAIT_MS: i64 = 2_000;
+
+/// What it is, in words.
+pub(super) fn words(leftover: &Leftover) -> Vec<String> {
+    let of = |what: &str, name: &Option<String>, place: &str| {
+        name.as_ref().map(|name| format!("{what} {name} in the {place}"))
+    };
+    let named = [
+        of("replication slot", &leftover.forward_slot, "monolith, which is no part of any transaction"),
+        of("replication slot", &leftover.reverse_slot, "service, which is no part of any transaction"),
+        of("publication", &leftover.reverse_publication, "service"),
+    ];
+    let last = [
+        "the gate's triggers on the service's tables, which are ordinary tables then".to_owned(),
+        "with the last slice of every plan: the schema strangler in the monolith, and the role strangler_apply, where it was made from there and \
+         nothing on the server needs it"
+            .to_owned(),
+    ];
+    named.into_iter().flatten().chain(last).collect()
+}
+
+/// Takes all of it away, and tells the ledger.
+///
+/// # Errors
+/// [`RetireError`]; what was taken away stays so, and the next run takes the rest.
+pub(super) async fn finish(
+    (job, slots): (&Job<'_>, &Client),
+    service: &Client,
+    known: &Dropped,
+) -> Result<(), RetireError> {
+    let (slice, monolith) = (job.work.slice, &job.work.databases.monolith);
+    let Leftover { forward_slot, reverse_slot, reverse_publication } = &known.leftover;
+    transact(service, &[dropped::shut_out_mirrors(slice)]).await?;
+    failpoint::hit("drop-mirrors-stopped");
+    if let Some(slot) = forward_slot {
+        drop_slot((slots, slots), slot).await?;
+        failpoint::hit("drop-forward-slot");
+    }
+    if let Some(slot) = reverse_slot {
+        // A mirror reads it as who applies there, and so may that role alone end it.
+        drop_slot((service, job.service), slot).await?;
+        failpoint::hit("drop-reverse-slot");
+    }
+    let mut sql = dropped::hinges(service, slice).await?;
+    if let Some(name) = reverse_publication {
+        sql.push(format!("DROP PUBLICATION IF EXISTS {}", quote_ident(name)));
+    }
+    sql.extend(dropped::clear_service(slice));
+    transact(service, &sql).await?;
+    failpoint::hit("drop-service-cleared");
+    if migrate::form(monolith).await? != Form::Absent {
+        tell(job.work, super::dropping::DROPPING).await?;
+        Box::pin(schema(job, service)).await?;
+    }
+    transact(service, &[dropped::end(slice)]).await?;
+    failpoint::hit("drop-ended");
+    Ok(())
+}
+
+/// With the last slice of every plan our schema goes from the monolith, unless this plan has more to come.
+async fn schema(job: &Job<'_>, service: &Client) -> Result<(), RetireError> {
+    let (slice, monolith) = (job.work.slice, &job.work.databases.monolith);
+    let gone = dropped::all(monolith).await?;
+    let more = |slice: &String| gone.iter().all(|dropped| dropped.slice != *slice);
+    if dropped::has_slices(monolith).await? || job.work.plan.slices.keys().any(more) {
+        return Ok(());
+    }
+    let foreign = dropped::foreign(monolith).await?;
+    if !foreign.is_empty() {
+        let problem = Problem::error("schema-used", "monolith")
+            .fact(format!("of others there depends on the schema strangler: {}", foreign.join(", ")))
+            .consequence("it would go with the schema, which is all that is left there of ours; the old tables are dropped")
+            .next(format!("drop it, then strangler retire PLAN --slice {slice} --stage drop"));
+        return Err(RetireError::Refused { problems: vec![problem] });
+    }
+    let journal = dropped::journal(monolith).await?;
+    dropped::keep_journal(service, slice, &journal).await?;
+    failpoint::hit("drop-journal-kept");
+    let failed = || RetireError::database("the server's version");
+    let major = "SELECT current_setting('server_version_num')::int4 / 10000";
+    let major: i32 = monolith.query_one(major, &[]).await.map_err(failed())?.get(0);
+    let sql = dropped::drop_schema(monolith, u32::try_from(major).unwrap_or(0)).await?;
+    transact(monolith, &sql).await?;
+    failpoint::hit("drop-schema-gone");
+    Ok(())
+}
+
+/// Runs statements in one transaction, once more where somebody holds what they need.
+///
+/// # Errors
+/// [`RetireError::Statement`], [`RetireError::Left`]; nothing of them was done.
+pub(super) async fn transact(client: &Client, sql: &[String]) -> Result<(), RetireError> {
+    let text = format!("BEGIN; SET LOCAL lock_timeout = {LOCK_MS}; {}; COMMIT", sql.join("; "));
+    for _ in 0..TRIES {
+        let Err(source) = client.batch_execute(&text).await else { return Ok(()) };
+        let _ = client.batch_execute("ROLLBACK").await;
+        if !sqlstate::is_lock_timeout(&source) && !sqlstate::is_concurrent_change(&source) {
+            return Err(RetireError::Statement { sql: sql.join("; "), owner: None, source });
+        }
+        tokio::time::sleep(PAUSE).await;
+    }
+    Err(RetireError::Left {
+        what: format!("somebody else's transaction holds what is needed: {}", sql.join("; ")),
+    })
+}
+
+/// Drops a slot, and ends the session that reads it, as either of the two. Does nothing where there is none.
+async fn drop_slot((client, reader): (&Client, &Client), slot: &str) -> Result<(), RetireError> {
+    let failed = || RetireError::database("the replication slots");
+    let sql =
+        "SELECT active_pid FROM pg_replication_slots WHERE slot_name = $1 AND database = current_database()";
+    for _ in 0..TRIES {
+        let Some(row) = client.query_opt(sql, &[&slot]).await.map_err(failed())? else { return Ok(()) };
+        if let Some(pid) = row.get::<_, Option<i32>>(0) {
+            let end = "SELECT pg_terminate_backend($1, $2)";
+            if client.execute(end, &[&pid, &END_WAIT_MS]).await.is_err()
+                && reader.execute(end, &[&pid, &END_WAIT_MS]).await.is_err()
+            {
+                tokio::time::sleep(PAUSE).await;
+            }
+        }
+        let drop = format!("SELECT pg_drop_replication_slot({})", quote_literal(slot));
+        match client.batch_execute(&drop).await {
+            Ok(()) => return Ok(()),
+            // Whoever was ended may have been quicker, or a reader come back.
+            Err(error) if matches!(sqlstate::code(&error), Some("42704" | "55006")) => {}
+            Err(source) => return Err(RetireError::Statement { sql: drop, owner: None, source }),
+        }
+    }
+    Err(RetireError::Left { what: format!("slot {slot}, which somebody reads who can't be ended") })
+}
