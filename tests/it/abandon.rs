@@ -1,7 +1,6 @@
 //! A slice that is abandoned leaves nothing behind: the catalogs of the monolith are what they were before it was provisioned.
 
 mod adopted;
-mod catalogs;
 mod crashes;
 mod identity;
 mod lives;
@@ -15,10 +14,9 @@ mod upgraded;
 use strangler::cluster::{Binaries, Options};
 use tokio_postgres::Client;
 
-use catalogs::{assert_untouched, catalogs};
-
 use crate::flip::{complete, mirrored_and_armed};
 use crate::support::binary::{Ended, flat};
+use crate::support::catalogs::{assert_untouched, catalogs};
 use crate::support::cluster::{Pair, launch_with};
 use crate::support::privilege;
 use crate::support::split::Split;

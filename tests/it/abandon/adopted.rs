@@ -2,8 +2,8 @@
 
 use tokio_postgres::Client;
 
-use super::catalogs::{assert_untouched, catalogs};
 use super::{refused, take_back};
+use crate::support::catalogs::{assert_untouched, catalogs};
 use crate::support::split::Split;
 use crate::support::tables::{Side, assert_same};
 

@@ -5,9 +5,9 @@ use std::os::unix::process::ExitStatusExt;
 use strangler::failpoint::ABANDON;
 use tokio_postgres::Client;
 
-use super::catalogs::{assert_untouched, catalogs};
 use super::{abandon, flat, refused, succeed, token};
 use crate::support::binary::Ended;
+use crate::support::catalogs::{assert_untouched, catalogs};
 use crate::support::split::Split;
 
 const SETUP: &str = "CREATE TABLE orders (id int PRIMARY KEY, v text); \

@@ -2,8 +2,8 @@
 
 use strangler::cluster::Cluster;
 
-use super::catalogs::{assert_untouched, catalogs};
 use super::{abandon, refused, succeed, token};
+use crate::support::catalogs::{assert_untouched, catalogs};
 use crate::support::cluster::connect;
 use crate::support::split::Split;
 

@@ -3,9 +3,9 @@
 use strangler::cluster::Cluster;
 use tokio_postgres::Client;
 
-use super::catalogs::{assert_untouched, catalogs};
 use super::{abandon, flat, refused, succeed, token};
 use crate::flip::{flip_to_service, mirrored_and_armed};
+use crate::support::catalogs::{assert_untouched, catalogs};
 use crate::support::cluster::{Pair, connect};
 use crate::support::split::{Mirror, Split};
 use crate::support::wait::{SOON, until};

@@ -1,8 +1,8 @@
 //! Old tables that were taken away keep their slice; once all of it is taken back, the slice goes and leaves nothing.
 
-use super::catalogs::{assert_untouched, catalogs};
 use super::{abandon, refused, succeed, take_back, token};
 use crate::flip::{complete, flip_to_service, mirrored_and_armed};
+use crate::support::catalogs::{assert_untouched, catalogs};
 use crate::support::split::Split;
 use crate::support::tables::{Side, assert_same};
 use crate::support::wait::{SOON, until};

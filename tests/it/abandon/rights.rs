@@ -1,7 +1,7 @@
 //! Rights are taken back that were granted for the slice, and that nobody has built upon.
 
-use super::catalogs::{assert_untouched, catalogs};
 use super::{abandon, flat, take_back, token};
+use crate::support::catalogs::{assert_untouched, catalogs};
 use crate::support::split::Split;
 
 const PLAN: &str = "version: 1\nplan: split\nmonolith: { url: \"${MONOLITH}\" }

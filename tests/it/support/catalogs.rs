@@ -100,3 +100,12 @@ pub async fn catalogs(client: &Client) -> Vec<String> {
     lines.sort();
     lines
 }
+
+/// Fails with the lines that are on one side only.
+pub fn assert_untouched(before: &[String], after: &[String]) {
+    let only = |one: &[String], other: &[String]| -> Vec<String> {
+        one.iter().filter(|line| !other.contains(line)).cloned().collect()
+    };
+    let (gone, new) = (only(before, after), only(after, before));
+    assert!(gone.is_empty() && new.is_empty(), "gone:\n{}\nnew:\n{}", gone.join("\n"), new.join("\n"));
+}
