@@ -10,6 +10,7 @@ mod design;
 mod facts;
 mod lacking;
 mod lost;
+mod monolith;
 mod refuse;
 mod run;
 mod service;

@@ -5,6 +5,7 @@ use std::collections::BTreeSet;
 use serde_json::{Value, json};
 use tokio_postgres::Client;
 
+use super::monolith::{self, Identity, Known};
 use super::{AbandonError, Job};
 use super::{lacking, service};
 use crate::journal::abandonment::{self, Abandonment, Others};
@@ -17,7 +18,7 @@ use crate::journal::outside::{self, Outside};
 use crate::journal::process::{self, ProcessRow};
 use crate::journal::retirement;
 use crate::journal::slices::{self, GateRow, SliceRow};
-use crate::journal::streams::{self, StreamOf};
+use crate::journal::streams::{self, Source, StreamOf};
 use crate::journal::whereabouts::{self, Astray, Route};
 use crate::name::TableName;
 use crate::provision::withdrawal::{self, Traces};
@@ -39,6 +40,7 @@ pub(super) struct Side {
     pub(super) uuid: Option<String>,
     /// Its name.
     pub(super) database: String,
+    pub(super) identity: Identity,
     pub(super) server: String,
     pub(super) server_major: u32,
 }
@@ -66,6 +68,10 @@ pub(super) struct Facts {
     pub(super) monolith: Side,
     pub(super) service: Side,
     pub(super) begun: Option<Abandonment>,
+    /// The monolith, as the run that has begun wrote it down.
+    pub(super) known_monolith: Option<Known>,
+    /// The database that the mirror has read from, where one ever did.
+    pub(super) source: Option<Source>,
     /// The slice was taken back from the service's database, and nothing was provisioned for it since.
     pub(super) ended: bool,
     /// The database that it was provisioned in, as the monolith knows it.
@@ -114,14 +120,16 @@ pub(super) async fn gather(job: Job<'_>) -> Result<Facts, AbandonError> {
     };
     let names = [traces.publication, traces.slot].into_iter().flatten().map(str::to_owned).collect();
     let on_monolith = withdrawal::standing(monolith, traces).await?;
-    let lacks = match stream.as_ref().filter(|_| here.row.is_some()) {
-        Some(stream) => lacking::lacking((monolith, service), slice, stream).await?,
+    let lacks = match &stream {
+        Some(stream) => lacking::lacking((monolith, service), (slice, here.row.is_some()), stream).await?,
         None => None,
     };
     let life = life(job, (&here, &there)).await?;
     let mut facts = Facts {
         astray,
         begun: None,
+        known_monolith: None,
+        source: stream.map(|stream| stream.source),
         ended: false,
         home: match here.form {
             Form::Current => beginnings::home(monolith, slice).await?,
@@ -193,6 +201,7 @@ fn remember(facts: &mut Facts, body: &Value) {
     let flag = |side: &str, name: &str| {
         known.and_then(|known| known.get(side)?.get(name)?.as_bool()).unwrap_or_default()
     };
+    facts.known_monolith = known.and_then(|known| monolith::remembered(known.get("monolith")?));
     for (side, name) in [(&mut facts.monolith, "monolith"), (&mut facts.service, "service")] {
         side.others.made_role |= flag(name, "made_role");
         side.others.quieted |= flag(name, "quieted");
@@ -203,21 +212,28 @@ fn remember(facts: &mut Facts, body: &Value) {
 /// What [`remember`] reads, for the first step to write down.
 pub(super) fn to_remember(facts: &Facts) -> Value {
     let of = |side: &Side| json!({ "made_role": side.others.made_role, "quieted": side.others.quieted });
-    json!({ "monolith": of(&facts.monolith), "service": of(&facts.service), "drop_ledger": facts.drop_ledger })
+    let mut here = of(&facts.monolith);
+    if let (Some(here), Value::Object(more)) = (here.as_object_mut(), monolith::to_remember(facts)) {
+        here.extend(more);
+    }
+    json!({ "monolith": here, "service": of(&facts.service), "drop_ledger": facts.drop_ledger })
 }
 
 /// Where it is in what is written down.
 pub(super) const RESUMED_WITH: &str = "resumed_with";
 
 async fn side(client: &Client, slice: &str) -> Result<Side, AbandonError> {
-    let sql = "SELECT (SELECT system_identifier FROM pg_control_system())::text || ' ' \
-                   || extract(epoch FROM pg_postmaster_start_time())::text, current_setting('server_version_num')::int4, \
-                   current_database()::text";
+    let sql = "SELECT (SELECT system_identifier FROM pg_control_system())::text, \
+                   extract(epoch FROM pg_postmaster_start_time())::text, current_setting('server_version_num')::int4, \
+                   datname::text, oid FROM pg_database WHERE datname = current_database()";
     let row = client.query_one(sql, &[]).await.map_err(AbandonError::database("which server it is"))?;
-    let major = u32::try_from(row.get::<_, i32>(1) / 10_000).unwrap_or_default();
+    let major = u32::try_from(row.get::<_, i32>(2) / 10_000).unwrap_or_default();
     let form = migrate::form(client).await?;
-    let (server, database) = (row.get(0), row.get(2));
-    let mut side = Side { form, itself: true, server, database, server_major: major, ..Side::default() };
+    let identity = Identity { system_identifier: row.get(0), database_oid: row.get(4) };
+    let server = format!("{} {}", identity.system_identifier, row.get::<_, String>(1));
+    let database = row.get(3);
+    let mut side =
+        Side { form, itself: true, server, database, identity, server_major: major, ..Side::default() };
     if form != Form::Current {
         return Ok(side);
     }

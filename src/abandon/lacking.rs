@@ -8,14 +8,14 @@ use super::AbandonError;
 use crate::journal::lineage;
 use crate::journal::streams::{StreamOf, StreamRow, StreamState};
 
-/// What it lacks, or may lack, in words; nothing where it has all of it. Asked while the monolith knows the slice: with that it
-/// forgets the marks, too.
+/// What it lacks, or may lack, in words; nothing where it has all of it. The marks are asked for while the monolith `knows` the slice: with
+/// that it forgets them, too.
 ///
 /// # Errors
 /// [`AbandonError`].
 pub(super) async fn lacking(
     (monolith, service): (&Client, &Client),
-    slice: &str,
+    (slice, knows): (&str, bool),
     stream: &StreamRow,
 ) -> Result<Option<String>, AbandonError> {
     match stream.state {
@@ -29,7 +29,8 @@ pub(super) async fn lacking(
         StreamState::Running | StreamState::Gap => {}
     }
     let of = StreamOf::forward(slice);
-    if let Some(noted) = lineage::read(service, of, &stream.slot).await?
+    if knows
+        && let Some(noted) = lineage::read(service, of, &stream.slot).await?
         && lineage::read(monolith, of, &stream.slot).await?.is_none_or(|has| has < noted)
     {
         return Ok(Some(format!(

@@ -179,6 +179,11 @@ pub(super) fn could_not_put_back(job: Job<'_>, away: &[String]) -> Vec<Problem> 
     away.iter().map(one).collect()
 }
 
+/// Whether our schema goes from the monolith with its last slice, whoever takes that back.
+pub(super) fn schema_may_go(facts: &Facts) -> bool {
+    facts.monolith.foreign.is_empty() && !facts.monolith.others.ledger
+}
+
 /// Whether our schema goes from a database with this step.
 pub(super) fn drops_schema(facts: &Facts, kind: StepKind) -> bool {
     let (side, ledger_stays) = match kind {

@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 
 use super::facts::{Facts, Side};
+use super::monolith;
 use super::service::Fate;
 use crate::journal::migrate::Form;
 use crate::journal::process::ProcessRow;
@@ -34,7 +35,7 @@ pub(super) fn problems(facts: &Facts, asked: Asked<'_>) -> Vec<Problem> {
         problems.extend(itself(side, name, asked.slice));
     }
     if problems.is_empty() {
-        problems.extend(identity(facts, asked));
+        problems.extend(identity(facts, asked).or_else(|| monolith::problem(facts, asked.slice)));
     }
     if !problems.is_empty() {
         // So it would be then.
@@ -277,6 +278,8 @@ mod tests {
             monolith: side(here),
             service: side(there),
             begun: None,
+            known_monolith: None,
+            source: None,
             ended: false,
             home: Some(Home { uuid: "u".into(), database: "d".into() }),
             life: String::new(),
@@ -337,6 +340,8 @@ mod tests {
         assert_eq!(codes(&unknown(forgotten(elsewhere(found())))), ["slice-unknown"]);
         let begun = Abandonment { plan: "p".into(), token: "t".into(), body: serde_json::Value::Null };
         let resumed = Facts { begun: Some(begun), ..unknown(forgotten(found())) };
+        assert_eq!(codes(&resumed), ["other-monolith"], "nobody wrote down which one it was");
+        let resumed = Facts { known_monolith: monolith::remembered(&monolith::to_remember(&found())), ..resumed };
         assert_eq!(codes(&resumed), Vec::<&str>::new(), "the monolith has forgotten it on the way");
         let over = Facts { ended: true, ..unknown(forgotten(elsewhere(found()))) };
         assert_eq!(codes(&over), Vec::<&str>::new());

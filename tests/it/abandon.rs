@@ -5,6 +5,7 @@ mod crashes;
 mod identity;
 mod lives;
 mod meanwhile;
+mod monolith;
 mod refusals;
 mod retired;
 mod rights;
