@@ -82,7 +82,10 @@ pub fn doubts_sql(slice: &str, tables: &[(TableName, bool)]) -> String {
             WHERE EXISTS (SELECT FROM known k WHERE (k.label, k.oid) = (m.label, m.oid)) \
                 AND NOT EXISTS (SELECT FROM known k WHERE (k.label, k.oid) = (b.label, b.oid)) \
         UNION ALL SELECT m.label, format('it has become a part of %s', i.inhparent::regclass) \
-            FROM meant m JOIN pg_inherits i ON i.inhrelid = m.oid WHERE m.made \
+            FROM meant m JOIN pg_inherits i ON i.inhrelid = m.oid \
+        UNION ALL SELECT b.label, format('%s has become a part of %s', b.oid::regclass, i.inhparent::regclass) \
+            FROM below b JOIN meant m ON m.label = b.label AND m.oid <> b.oid JOIN pg_inherits i ON i.inhrelid = b.oid \
+            WHERE NOT EXISTS (SELECT FROM below p WHERE (p.label, p.oid) = (b.label, i.inhparent)) \
         UNION ALL SELECT m.label, 'it is no plain table any more' FROM meant m JOIN pg_class c ON c.oid = m.oid \
             WHERE m.made AND c.relkind <> 'r' \
         UNION ALL SELECT m.label, format('slice %s has it for a table of its own', o.slice) \

@@ -6,6 +6,7 @@ mod identity;
 mod lives;
 mod meanwhile;
 mod monolith;
+mod parents;
 mod refusals;
 mod retired;
 mod rights;
