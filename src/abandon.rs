@@ -14,6 +14,7 @@ mod monolith;
 mod refuse;
 mod run;
 mod service;
+mod verdicts;
 
 use tokio_postgres::Client;
 

@@ -50,7 +50,7 @@ pub(super) fn steps(facts: &Facts, job: Job<'_>, (token, body): (&str, &Value)) 
         add(Database::Monolith, ("drop", "schema strangler".to_owned()), StepKind::Schema, statements);
     }
     if in_service || goes {
-        let mut statements = if in_service { of_service(facts, job, goes) } else { Vec::new() };
+        let mut statements = if in_service { of_service(facts, job) } else { Vec::new() };
         if goes {
             let role = (
                 made.1.made_role || same_server && made.0.made_role,
@@ -63,11 +63,11 @@ pub(super) fn steps(facts: &Facts, job: Job<'_>, (token, body): (&str, &Value)) 
     steps
 }
 
-fn of_service(facts: &Facts, job: Job<'_>, goes: bool) -> Vec<String> {
+fn of_service(facts: &Facts, job: Job<'_>) -> Vec<String> {
     let alone = facts.service.others.slices.is_empty();
     // Before the tables go on which the rights are.
     let mut statements = withdrawal::revoke(&facts.in_service.granted);
-    statements.extend(facts.in_service.statements(job.slice, (alone, goes)));
+    statements.extend(facts.in_service.statements(job.slice, alone));
     statements.extend(withdrawal::drop_gate(job.slice));
     statements.extend(abandonment::forget(job.slice, &facts.in_service.own_tables));
     let detail = json!({ "object": job.slice });

@@ -3,6 +3,7 @@
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 use tokio_postgres::Client;
+use tokio_postgres::error::SqlState;
 
 use super::facts::{self, Facts};
 use super::refuse::{self, Asked};
@@ -90,16 +91,9 @@ async fn take_all(
         if step.kind != StepKind::Slot && !shown.steps.contains(&step) {
             break;
         }
-        let service = facts::service_of(job)?;
-        let writes_down = step.kind == StepKind::Service && step.told;
-        let before = if writes_down { abandonment::last_entry(service).await? } else { 0 };
-        take(job, &step, (&facts, body)).await?;
+        let away = take(job, &step, (&facts, body)).await?;
         if step.kind == StepKind::Service {
-            return Ok(if writes_down {
-                abandonment::stays_away(service, job.slice, before).await?
-            } else {
-                Vec::new()
-            });
+            return Ok(away);
         }
         // A mirror that began at the same moment as the first step has registered before it looked, and is seen now.
         facts = facts::gather(job).await?;
@@ -156,8 +150,8 @@ impl StepKind {
     }
 }
 
-/// Takes one step; it is kept as a whole or not at all.
-async fn take(job: Job<'_>, step: &Step, told: (&Facts, &Value)) -> Result<(), AbandonError> {
+/// Takes one step; it is kept as a whole or not at all. Returns what could not be put back.
+async fn take(job: Job<'_>, step: &Step, told: (&Facts, &Value)) -> Result<Vec<String>, AbandonError> {
     let admin = match &step.database {
         Database::Monolith => &job.databases.monolith,
         Database::Service(_) => facts::service_of(job)?,
@@ -167,21 +161,33 @@ async fn take(job: Job<'_>, step: &Step, told: (&Facts, &Value)) -> Result<(), A
             job.slots.batch_execute(sql).await.map_err(failed(step, sql))?;
         }
         failpoint::hit(step.kind.point());
-        return Ok(());
+        return Ok(Vec::new());
     }
     let entry = if step.tells() { Some(told_of(admin, job, told).await?) } else { None };
-    if let Err(error) = transact(admin, job, step, entry.as_ref()).await {
-        // When the connection broke there is nothing to roll back; the first error tells the story.
-        let _ = admin.batch_execute("ROLLBACK").await;
-        return Err(waited_for(admin, step, (error, told.0)).await);
-    }
+    let away = match transact(admin, job, step, entry.as_ref()).await {
+        Ok(away) => away,
+        Err(error) => {
+            // When the connection broke there is nothing to roll back; the first error tells the story.
+            let _ = admin.batch_execute("ROLLBACK").await;
+            if step.kind == StepKind::Service && has_lost_its_proof(&error) {
+                return Err(AbandonError::Changed { slice: job.slice.to_owned(), begun: true });
+            }
+            return Err(waited_for(admin, step, (error, told.0)).await);
+        }
+    };
     failpoint::hit(step.kind.point());
     if step.tells() {
         let monolith = Some(&job.databases.monolith);
         let anchored = ledger::anchor(admin, monolith, job.service).await;
         tracing::debug!(service = job.service, ?anchored, "the ledger's head");
     }
-    Ok(())
+    Ok(away)
+}
+
+/// Behind the locks it was found that rows need not be the mirror's: the preview says which, and why.
+fn has_lost_its_proof(error: &AbandonError) -> bool {
+    let AbandonError::Step { source, .. } = error else { return false };
+    source.code() == Some(&SqlState::OBJECT_NOT_IN_PREREQUISITE_STATE)
 }
 
 /// Says who was waited for in vain: a frozen mirror, for example, whose transaction is open.
@@ -214,16 +220,27 @@ async fn transact(
     job: Job<'_>,
     step: &Step,
     entry: Option<&(Option<i64>, Value)>,
-) -> Result<(), AbandonError> {
+) -> Result<Vec<String>, AbandonError> {
     let begin = begin();
     admin.batch_execute(&begin).await.map_err(failed(step, &begin))?;
+    let puts_back = step.kind == StepKind::Service;
+    let before = if puts_back { abandonment::last_entry(admin).await? } else { 0 };
+    let mut away = Vec::new();
     for sql in &step.statements {
+        if puts_back && *sql == abandonment::drop_schema(true) {
+            // What is written down of it goes with the schema.
+            away = abandonment::stays_away(admin, job.slice, before).await?;
+        }
         admin.batch_execute(sql).await.map_err(failed(step, sql))?;
+    }
+    if puts_back && step.told {
+        away = abandonment::stays_away(admin, job.slice, before).await?;
     }
     if let Some((epoch, body)) = entry {
         tell(admin, job, (*epoch, body)).await?;
     }
-    admin.batch_execute("COMMIT").await.map_err(failed(step, "COMMIT"))
+    admin.batch_execute("COMMIT").await.map_err(failed(step, "COMMIT"))?;
+    Ok(away)
 }
 
 /// What the ledger is told, and the epoch: asked before the transaction that tells it, which holds locks.

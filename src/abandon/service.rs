@@ -3,9 +3,9 @@
 use std::collections::BTreeSet;
 
 use tokio_postgres::types::{ToSql, Type};
-use tokio_postgres::{Client, Error};
+use tokio_postgres::{Client, Error, Row};
 
-use super::AbandonError;
+use super::{AbandonError, verdicts};
 use crate::dualwrite::gate;
 use crate::journal::granted::{self, Granted};
 use crate::journal::{abandonment, beginnings};
@@ -49,9 +49,17 @@ pub(super) struct OwnTable {
     partitioned: bool,
     /// What has its rows: itself, or the partitions that it had when it was adopted and still has.
     leaves: Vec<TableName>,
-    /// Triggers of the slice's gate, but for those that partitions get from their root.
-    gates: Vec<(TableName, String)>,
     oid: u32,
+}
+
+/// A trigger of the slice's gate.
+#[derive(Debug, Clone)]
+struct Hinge {
+    table: TableName,
+    oid: u32,
+    trigger: String,
+    /// The table is one of the slice's, or a part of one.
+    known: bool,
 }
 
 impl OwnTable {
@@ -79,9 +87,16 @@ pub(super) struct Standing {
     pub(super) keys_between: Vec<(String, String)>,
     pub(super) granted: Vec<Granted>,
     pub(super) own_tables: Vec<String>,
+    /// Wherever the slice's gate hangs, but for triggers that partitions get from their root.
+    gates: Vec<Hinge>,
 }
 
 impl Standing {
+    /// Tables on which the slice's gate hangs, though none of the slice's tables has such a name.
+    pub(super) fn strange(&self) -> BTreeSet<&TableName> {
+        self.gates.iter().filter(|hinge| !hinge.known).map(|hinge| &hinge.table).collect()
+    }
+
     /// Tables of one fate.
     pub(super) fn of(&self, fate: Fate) -> impl Iterator<Item = &OwnTable> {
         self.tables.iter().filter(move |table| table.fate() == fate)
@@ -89,8 +104,8 @@ impl Standing {
 
     /// What drops the tables that were made, empties those that were adopted, and gives these back what was set aside: they are as their
     /// migrations left them. Behind the locks it is looked once more whose the rows are. `alone`: no other slice is left in the service.
-    /// What the rows of tables that stay do not allow is left away and written down, unless the journal `goes` as well.
-    pub(super) fn statements(&self, slice: &str, (alone, goes): (bool, bool)) -> Vec<String> {
+    /// What the rows of tables that stay do not allow is left away and written down.
+    pub(super) fn statements(&self, slice: &str, alone: bool) -> Vec<String> {
         let list = |fate| self.of(fate).map(|table| table.name.sql()).collect::<Vec<_>>();
         let taken: Vec<(TableName, bool)> = [Fate::Drop, Fate::Empty]
             .into_iter()
@@ -104,13 +119,15 @@ impl Standing {
         }
         let (made, emptied) = (list(Fate::Drop), self.truncated());
         statements.extend((!made.is_empty()).then(|| format!("DROP TABLE {}", made.join(", "))));
-        let stays = |table: &&OwnTable| table.fate() != Fate::Drop;
-        let gates = self.tables.iter().filter(stays).flat_map(|table| &table.gates);
+        // Those of tables that are dropped go with them; and no other may be left, or the gate's function could not go.
+        let left = self.gates.iter().filter(|hinge| self.of(Fate::Drop).all(|table| table.oid != hinge.oid));
         statements.extend(
-            gates.map(|(table, trigger)| format!("DROP TRIGGER {} ON {}", quote_ident(trigger), table.sql())),
+            left.map(|hinge| {
+                format!("DROP TRIGGER {} ON {}", quote_ident(&hinge.trigger), hinge.table.sql())
+            }),
         );
         statements.extend((!emptied.is_empty()).then(|| format!("TRUNCATE {}", emptied.join(", "))));
-        let back = |sql: &String| if goes { sql.clone() } else { abandonment::put_back(slice, sql) };
+        let back = |sql: &String| abandonment::put_back(slice, sql);
         statements.extend(self.waiting.iter().map(back));
         if alone {
             statements.extend(
@@ -220,12 +237,16 @@ pub(super) async fn standing(service: &Client, asked: Asked<'_>) -> Result<Stand
         let read = table(service, slice, (name, origin, rows_copied)).await;
         found.tables.extend(read.map_err(AbandonError::database("the service's tables"))?);
     }
+    let ours: Vec<u32> = found.tables.iter().map(|table| table.oid).collect();
+    let gates = gates(service, slice, &ours).await;
+    found.gates = gates.map_err(AbandonError::database("where the slice's gate hangs"))?;
     for table in &mut found.tables {
         table.leaves = beginnings::leaves(service, slice, &table.name).await?;
     }
     let judged: Vec<(TableName, bool)> =
         found.tables.iter().map(|table| (table.name.clone(), table.origin == Origin::Made)).collect();
     found.doubt(beginnings::doubts(service, slice, &judged).await?);
+    found.doubt(verdicts::doubts(service, slice).await?);
     let outside = asked.outside.then_some(
         "the service's application wrote rows that the slice's filter forbids, and they are in no other place",
     );
@@ -257,10 +278,24 @@ const TABLE: &str = "SELECT c.oid, c.relkind = 'p', \
             AND t.tgfoid IS DISTINCT FROM to_regprocedure($2)::oid ORDER BY 1) \
     FROM pg_class c WHERE c.oid = to_regclass($1) AND c.relkind IN ('r', 'p')";
 
-const GATES: &str = "SELECT n.nspname::text, r.relname::text, t.tgname::text \
-    FROM (SELECT $1::oid AS relid UNION SELECT relid FROM pg_partition_tree($1::oid)) AS p \
-        JOIN pg_trigger t ON t.tgrelid = p.relid AND t.tgfoid = to_regprocedure($2) AND t.tgparentid = 0 \
-        JOIN pg_class r ON r.oid = p.relid JOIN pg_namespace n ON n.oid = r.relnamespace ORDER BY 1, 2, 3";
+/// By the function, not by the names of tables: those may have changed.
+const GATES: &str = "WITH RECURSIVE ours (oid) AS (SELECT unnest($2::oid[]) UNION SELECT i.inhrelid FROM ours o JOIN pg_inherits i ON i.inhparent = o.oid) \
+    SELECT n.nspname::text, r.relname::text, t.tgrelid, t.tgname::text, t.tgrelid IN (SELECT oid FROM ours) \
+    FROM pg_trigger t JOIN pg_class r ON r.oid = t.tgrelid JOIN pg_namespace n ON n.oid = r.relnamespace \
+    WHERE t.tgfoid = to_regprocedure($1) AND t.tgparentid = 0 ORDER BY 1, 2, 4";
+
+async fn gates(service: &Client, slice: &str, ours: &[u32]) -> Result<Vec<Hinge>, Error> {
+    let function = format!("{}()", gate::name(slice).sql());
+    let asked: [(&(dyn ToSql + Sync), Type); 2] = [(&function, Type::TEXT), (&ours, Type::OID_ARRAY)];
+    let rows = service.query_typed(GATES, &asked).await?;
+    let hinge = |row: &Row| Hinge {
+        table: TableName::new(row.get::<_, String>(0), row.get::<_, String>(1)),
+        oid: row.get(2),
+        trigger: row.get(3),
+        known: row.get(4),
+    };
+    Ok(rows.iter().map(hinge).collect())
+}
 
 async fn table(
     service: &Client,
@@ -271,12 +306,6 @@ async fn table(
     let asked: [(&(dyn ToSql + Sync), Type); 2] = [(&name.sql(), Type::TEXT), (&function, Type::TEXT)];
     let Some(row) = service.query_typed_opt(TABLE, &asked).await? else { return Ok(None) };
     let oid: u32 = row.try_get(0)?;
-    let asked: [(&(dyn ToSql + Sync), Type); 2] = [(&oid, Type::OID), (&function, Type::TEXT)];
-    let gates = service.query_typed(GATES, &asked).await?;
-    let gates: Vec<_> = gates
-        .iter()
-        .map(|row| (TableName::new(row.get::<_, String>(0), row.get::<_, String>(1)), row.get(2)))
-        .collect();
     Ok(Some(OwnTable {
         origin,
         doubts: Vec::new(),
@@ -286,7 +315,6 @@ async fn table(
         leaves: Vec::new(),
         columns: row.try_get(2)?,
         triggers: row.try_get(3)?,
-        gates,
         oid,
     }))
 }
@@ -327,19 +355,25 @@ async fn in_the_way(service: &Client, tables: &[u32]) -> Result<Vec<(String, Str
     Ok(rows.iter().map(|row| (row.get(0), row.get(1))).collect())
 }
 
-/// Those that are not there: as they are written down, `foreign key NAME of TABLE`.
+/// Those that are not there: as they are written down, `foreign key NAME of TABLE`. Both names may hold an ` of `, so each place is tried.
 async fn missing_keys(service: &Client, keys: Vec<(String, String)>) -> Result<Vec<(String, String)>, Error> {
     let sql = "SELECT EXISTS (SELECT FROM pg_constraint k JOIN pg_class c ON c.oid = k.conrelid \
                    JOIN pg_namespace n ON n.oid = c.relnamespace \
                WHERE k.contype = 'f' AND k.conname = $1 AND n.nspname = $2 AND c.relname = $3)";
     let mut missing = Vec::new();
     for (object, sql_back) in keys {
-        let of = object.strip_prefix("foreign key ").and_then(|rest| rest.rsplit_once(" of "));
-        let Some((key, table)) = of else { continue };
-        let Ok(table) = TableName::parse(table, "public") else { continue };
-        let asked: [(&(dyn ToSql + Sync), Type); 3] =
-            [(&key, Type::TEXT), (&table.schema, Type::TEXT), (&table.name, Type::TEXT)];
-        if !service.query_typed_one(sql, &asked).await?.try_get::<_, bool>(0)? {
+        let Some(names) = object.strip_prefix("foreign key ") else { continue };
+        let mut there = false;
+        for (at, between) in names.match_indices(" of ") {
+            let (Some(key), Some(table)) = (names.get(..at), names.get(at + between.len()..)) else {
+                continue;
+            };
+            let Ok(table) = TableName::parse(table, "public") else { continue };
+            let asked: [(&(dyn ToSql + Sync), Type); 3] =
+                [(&key, Type::TEXT), (&table.schema, Type::TEXT), (&table.name, Type::TEXT)];
+            there |= service.query_typed_one(sql, &asked).await?.try_get::<_, bool>(0)?;
+        }
+        if !there {
             missing.push((object.clone(), sql_back));
         }
     }

@@ -89,6 +89,52 @@ pub async fn differs_after(client: &Client, slice: &str, entry: i64) -> Result<D
     Ok(DiffersAfter { any: row.get(0), rows: row.get(1) })
 }
 
+/// What verdicts of this life of a slice say of one of its tables, and no later comparison of all its rows, nor a new copy, has taken back.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Named {
+    /// The table by the service's name, as it is shown.
+    pub target_table: String,
+    /// Number of the verdict's entry.
+    pub entry: i64,
+    /// When it was given, by the service's clock, as RFC 3339.
+    pub at: String,
+    /// Who held the authority then: `monolith` or `service`.
+    pub authority: String,
+    /// JSON object with the findings, by kind.
+    pub findings: String,
+}
+
+/// Reads it. Which kinds of findings matter is the caller's to say.
+///
+/// # Errors
+/// [`JournalError::Database`].
+pub async fn named(service: &Client, slice: &str) -> Result<Vec<Named>, JournalError> {
+    let sql = "WITH told AS (SELECT l.id, l.at, l.body ->> 'authority' AS authority, t ->> 'target_table' AS target, \
+                t ->> 'source_table' AS source, t -> 'coverage' ->> 'kind' AS coverage, t ->> 'outcome' AS outcome, t -> 'findings' AS findings, \
+                (l.body -> 'ground' -> 'tables' -> (t ->> 'source_table') ->> 'copy')::int AS copy \
+            FROM strangler.ledger l CROSS JOIN LATERAL json_array_elements(l.body -> 'tables') AS t \
+            WHERE l.slice = $1 AND l.kind = $2 \
+                AND l.id > coalesce((SELECT max(id) FROM strangler.ledger WHERE slice = $1 AND kind = $3), 0)) \
+        SELECT target, id, to_char(at AT TIME ZONE 'UTC', 'YYYY-MM-DD\"T\"HH24:MI:SS\"Z\"'), coalesce(authority, 'monolith'), findings::text \
+        FROM told WHERE target IS NOT NULL AND findings IS NOT NULL AND outcome = 'differs' \
+            AND NOT EXISTS (SELECT FROM told whole WHERE whole.source = told.source AND whole.id > told.id \
+                AND whole.coverage = 'full' AND whole.outcome <> 'incomplete') \
+            AND NOT EXISTS (SELECT FROM strangler.mirror_table m WHERE m.slice = $1 AND m.source_table = told.source \
+                AND (m.copy_number <> told.copy OR m.state IN ('pending', 'copying'))) \
+        ORDER BY id";
+    let asked: [(&(dyn ToSql + Sync), Type); 3] =
+        [(&slice, Type::TEXT), (&VERDICT, Type::TEXT), (&ABANDON, Type::TEXT)];
+    let rows = service.query_typed(sql, &asked).await.map_err(reading())?;
+    let named = |row: &tokio_postgres::Row| Named {
+        target_table: row.get(0),
+        entry: row.get(1),
+        at: row.get(2),
+        authority: row.get(3),
+        findings: row.get(4),
+    };
+    Ok(rows.iter().map(named).collect())
+}
+
 /// The number of the last verdict on a slice, 0 without one.
 ///
 /// # Errors

@@ -12,6 +12,7 @@ mod retired;
 mod rights;
 mod set_back;
 mod upgraded;
+mod verdicts;
 
 use strangler::cluster::{Binaries, Options};
 use tokio_postgres::Client;
