@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 
 use serde_json::{Value, json};
 use tokio_postgres::Client;
+use tokio_postgres::types::Type;
 
 use super::monolith::{self, Identity, Known};
 use super::{AbandonError, Job};
@@ -12,6 +13,7 @@ use crate::journal::abandonment::{self, Abandonment, Others};
 use crate::journal::alarms::{self, Uncleared};
 use crate::journal::arming::{self, Armed};
 use crate::journal::beginnings::{self, Home};
+use crate::journal::dropped::{self, Dropped};
 use crate::journal::holdings;
 use crate::journal::migrate::{self, Form};
 use crate::journal::outside::{self, Outside};
@@ -51,6 +53,8 @@ pub(super) struct Later {
     pub(super) armed: Armed,
     /// A way back is written down.
     pub(super) way_back: bool,
+    /// Tables of the slice are published in the service.
+    pub(super) published: bool,
     /// Tables of the monolith on which the slice's gate hangs.
     pub(super) gated: Vec<TableName>,
     /// The stage of retirement that stands.
@@ -76,6 +80,8 @@ pub(super) struct Facts {
     pub(super) ended: bool,
     /// The database that it was provisioned in, as the monolith knows it.
     pub(super) home: Option<Home>,
+    /// What either database says of the slice's old tables, where they are dropped or about to be.
+    pub(super) dropped: Option<Dropped>,
     /// Tells this life of the slice from any other.
     pub(super) life: String,
     /// The service's ledger goes as well: as it was typed when it was begun.
@@ -135,9 +141,13 @@ pub(super) async fn gather(job: Job<'_>) -> Result<Facts, AbandonError> {
             Form::Current => beginnings::home(monolith, slice).await?,
             Form::Absent | Form::Older => None,
         },
+        dropped: dropped(slice, (monolith, service)).await?,
         life,
         drop_ledger: job.drop_ledger,
-        later: later(monolith, slice, here.form).await?,
+        later: Later {
+            published: published(service, row.map(|row| row.publication.as_str())).await?,
+            ..later(monolith, slice, here.form).await?
+        },
         mirror: None,
         mirror_lock: true,
         on_monolith,
@@ -159,6 +169,17 @@ pub(super) fn service_of(job: Job<'_>) -> Result<&Client, AbandonError> {
     let database = Database::Service(job.service.to_owned());
     let client = job.databases.get(&database);
     client.ok_or(AbandonError::Provision(ProvisionError::NoConnection { database }))
+}
+
+/// The service says it first, and for good.
+async fn dropped(
+    slice: &str,
+    (monolith, service): (&Client, &Client),
+) -> Result<Option<Dropped>, AbandonError> {
+    match dropped::read(service, slice).await? {
+        Some(dropped) => Ok(Some(dropped)),
+        None => Ok(dropped::read(monolith, slice).await?),
+    }
 }
 
 /// One side after the other forgets the slice; what is asked for a token is so before the first one does.
@@ -248,6 +269,13 @@ async fn side(client: &Client, slice: &str) -> Result<Side, AbandonError> {
         side.gate = slices::gate(client, slice).await?;
     }
     Ok(side)
+}
+
+/// Whether `arm` has published the slice's tables in the service, under the name that they are published by on the monolith.
+async fn published(service: &Client, publication: Option<&str>) -> Result<bool, AbandonError> {
+    let sql = "SELECT EXISTS (SELECT FROM pg_publication WHERE pubname = $1)";
+    let row = service.query_typed_one(sql, &[(&publication, Type::TEXT)]).await;
+    Ok(row.map_err(AbandonError::database("what is published"))?.get(0))
 }
 
 async fn later(monolith: &Client, slice: &str, form: Form) -> Result<Later, AbandonError> {

@@ -1,6 +1,6 @@
 //! What goes with a slice, and what stays, in words for whoever confirms it. Pure.
 
-use super::facts::Facts;
+use super::facts::{Facts, Side};
 use super::service::{Fate, Origin, OwnTable};
 use super::{Job, StepKind};
 use crate::problem::Problem;
@@ -20,6 +20,15 @@ pub(super) fn problems(facts: &Facts, job: Job<'_>) -> Vec<Problem> {
                 .map(|problem| Problem { object: of(&format!("table {}", table.name)), ..problem }),
         );
     }
+    problems.extend(facts.in_service.strange().into_iter().map(|name| {
+        Problem::warning("table-stays", of(&format!("table {name}")))
+            .fact("the slice's gate hangs on it, and no table of the slice has that name: it was renamed or moved")
+            .consequence("the gate goes from it; it stays as it is, with its rows")
+            .next(format!(
+                "look at it; if none of it is needed, run in the service once it is done: DROP TABLE {};",
+                name.sql()
+            ))
+    }));
     if let Some(strays) = facts.strays.as_ref().filter(|strays| strays.side == "service") {
         problems.push(
             Problem::warning("stray-writes", of(&format!("slice {}", job.slice)))
@@ -87,43 +96,53 @@ fn own<'a>(table: &'a OwnTable, facts: &'a Facts, job: Job<'a>) -> impl Iterator
     let pinned = facts.service.row.as_ref().map(|row| row.plan_hash.as_str());
     let mapping = job.mapping.filter(|mapping| pinned.is_some_and(|hash| mapping.is_pinned_by(hash)));
     let mapped = mapping.and_then(|mapping| mapping.tables.iter().find(|one| one.target == table.name));
-    let columns: Vec<&str> = mapped.map_or_else(Vec::new, |mapped| {
-        let own = |name: &&String| mapped.columns.iter().all(|column| column.target != **name);
-        table.columns.iter().filter(own).map(String::as_str).collect()
-    });
+    let own = |name: &&String| {
+        mapped.is_none_or(|mapped| mapped.columns.iter().all(|column| column.target != **name))
+    };
+    let columns: Vec<&str> = table.columns.iter().filter(own).map(String::as_str).collect();
     let triggers: Vec<&str> =
         table.triggers.iter().map(String::as_str).filter(|_| table.fate() == Fate::Drop).collect();
-    let found = [("column", columns), ("trigger", triggers)];
-    found.into_iter().filter(|(_, names)| !names.is_empty() && table.fate() != Fate::Stay).map(
-        |(what, names)| {
-            Problem::warning("of-its-own", "")
-                .fact(format!(
-                    "the service's own {}: {}",
-                    if names.len() == 1 { what.to_owned() } else { format!("{what}s") },
-                    names.join(", ")
-                ))
-                .consequence("what is in them did not come from the monolith, and goes with the rows")
-                .next("save what matters of it first")
-        },
-    )
+    let of_its_own = |what: &str, names: &[&str]| {
+        let whats = if names.len() == 1 { what.to_owned() } else { format!("{what}s") };
+        format!("the service's own {whats}: {}", names.join(", "))
+    };
+    let said = match mapped {
+        Some(_) => of_its_own("column", &columns),
+        // Which columns the mirror wrote is known by the mapping alone.
+        None => format!(
+            "the plan maps the slice otherwise than it was provisioned, so nobody can tell which of its columns are the service's own: {}",
+            columns.join(", ")
+        ),
+    };
+    let found = [(columns.is_empty(), said), (triggers.is_empty(), of_its_own("trigger", &triggers))];
+    found.into_iter().filter(|(none, _)| !none && table.fate() != Fate::Stay).map(|(_, fact)| {
+        Problem::warning("of-its-own", "")
+            .fact(fact)
+            .consequence("what is in them did not come from the monolith, and goes with the rows")
+            .next("save what matters of it first")
+    })
 }
 
 /// What is not taken back, and why.
 fn stays(facts: &Facts, job: Job<'_>) -> Vec<Problem> {
     let mut problems = Vec::new();
     let last = facts.monolith.others.slices.is_empty();
-    let in_use = |foreign: &[String], ledger: bool| {
+    let in_use = |side: &Side, ledger: bool| {
         let ledger = ledger.then(|| "a ledger, because it is a service of another split".to_owned());
-        let found: Vec<String> = foreign.iter().cloned().chain(ledger).collect();
+        let dropped = &side.others.dropped;
+        let dropped = (!dropped.is_empty()).then(|| {
+            format!("what is written down of slices whose old tables are dropped: {}", dropped.join(", "))
+        });
+        let found: Vec<String> = side.foreign.iter().cloned().chain(dropped).chain(ledger).collect();
         (!found.is_empty()).then(|| found.join(", "))
     };
     let stays = |place: String, what: String| {
         Problem::warning("schema-stays", place)
             .fact(format!("no slice is left there, and the schema strangler is needed by {what}"))
             .consequence("it stays")
-            .next("once that is gone: DROP SCHEMA strangler CASCADE;")
+            .next("once nobody needs that any more: DROP SCHEMA strangler CASCADE;")
     };
-    let monolith = in_use(&facts.monolith.foreign, facts.monolith.others.ledger);
+    let monolith = in_use(&facts.monolith, facts.monolith.others.ledger);
     problems.extend(monolith.filter(|_| last).map(|what| stays("monolith".to_owned(), what)));
     let alone = facts.service.others.slices.is_empty();
     let place = format!("service {}", job.service);
@@ -135,7 +154,7 @@ fn stays(facts: &Facts, job: Job<'_>) -> Vec<Problem> {
                 .next("once it is done, the same command with --drop-ledger"),
         );
     } else if alone && facts.drop_ledger {
-        problems.extend(in_use(&facts.service.foreign, false).map(|what| stays(place.clone(), what)));
+        problems.extend(in_use(&facts.service, false).map(|what| stays(place.clone(), what)));
     } else if facts.drop_ledger {
         problems.push(
             Problem::warning("ledger-stays", &place)
@@ -181,7 +200,8 @@ pub(super) fn could_not_put_back(job: Job<'_>, away: &[String]) -> Vec<Problem> 
 
 /// Whether our schema goes from the monolith with its last slice, whoever takes that back.
 pub(super) fn schema_may_go(facts: &Facts) -> bool {
-    facts.monolith.foreign.is_empty() && !facts.monolith.others.ledger
+    let here = &facts.monolith;
+    here.foreign.is_empty() && !here.others.ledger && here.others.dropped.is_empty()
 }
 
 /// Whether our schema goes from a database with this step.
@@ -195,5 +215,6 @@ pub(super) fn drops_schema(facts: &Facts, kind: StepKind) -> bool {
     side.form == crate::journal::migrate::Form::Current
         && side.others.slices.is_empty()
         && side.foreign.is_empty()
+        && side.others.dropped.is_empty()
         && !ledger_stays
 }

@@ -71,9 +71,8 @@ fn another(facts: &Facts, slice: &str) -> Option<String> {
     let known = facts.known_monolith.as_ref();
     // Where our schema was to go, whoever provisions there next gives the database another name for itself.
     let anew = known.is_some_and(|known| known.schema_may_go) && here.row.is_none();
-    let other_uuid = |then: Option<&str>| {
-        !anew && then.zip(here.uuid.as_deref()).is_some_and(|(then, now)| then != now)
-    };
+    let other_uuid =
+        |then: Option<&str>| !anew && then.zip(here.uuid.as_deref()).is_some_and(|(then, now)| then != now);
     if let Some(source) = &facts.source {
         let then = Identity {
             system_identifier: source.system_identifier.clone(),

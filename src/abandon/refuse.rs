@@ -5,6 +5,7 @@ use std::collections::BTreeSet;
 use super::facts::{Facts, Side};
 use super::monolith;
 use super::service::Fate;
+use crate::journal::dropped::Dropped;
 use crate::journal::migrate::Form;
 use crate::journal::process::ProcessRow;
 use crate::journal::whereabouts::{Astray, CLONED};
@@ -36,6 +37,9 @@ pub(super) fn problems(facts: &Facts, asked: Asked<'_>) -> Vec<Problem> {
     }
     if problems.is_empty() {
         problems.extend(identity(facts, asked).or_else(|| monolith::problem(facts, asked.slice)));
+    }
+    if problems.is_empty() {
+        problems.extend(facts.dropped.as_ref().map(Dropped::problem));
     }
     if !problems.is_empty() {
         // So it would be then.
@@ -163,6 +167,9 @@ fn armed(facts: &Facts, slice: &str) -> Option<Problem> {
     if later.armed.cut_keys > 0 {
         found.push(format!("foreign keys of the monolith are dropped for it: {}", later.armed.cut_keys));
     }
+    if later.published {
+        found.push("its tables are published in the service, for the way back".to_owned());
+    }
     if later.way_back {
         found.push("its way back is written down".to_owned());
     }
@@ -282,6 +289,7 @@ mod tests {
             source: None,
             ended: false,
             home: Some(Home { uuid: "u".into(), database: "d".into() }),
+            dropped: None,
             life: String::new(),
             drop_ledger: false,
             later: super::super::facts::Later::default(),
@@ -341,7 +349,8 @@ mod tests {
         let begun = Abandonment { plan: "p".into(), token: "t".into(), body: serde_json::Value::Null };
         let resumed = Facts { begun: Some(begun), ..unknown(forgotten(found())) };
         assert_eq!(codes(&resumed), ["other-monolith"], "nobody wrote down which one it was");
-        let resumed = Facts { known_monolith: monolith::remembered(&monolith::to_remember(&found())), ..resumed };
+        let resumed =
+            Facts { known_monolith: monolith::remembered(&monolith::to_remember(&found())), ..resumed };
         assert_eq!(codes(&resumed), Vec::<&str>::new(), "the monolith has forgotten it on the way");
         let over = Facts { ended: true, ..unknown(forgotten(elsewhere(found()))) };
         assert_eq!(codes(&over), Vec::<&str>::new());

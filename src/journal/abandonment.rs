@@ -23,7 +23,7 @@ pub struct Abandonment {
 }
 
 /// Tables of ours that outlive a slice, though they have a column for it.
-const KEPT: &[&str] = &["journal", "ledger", "abandonment"];
+const KEPT: &[&str] = &["journal", "ledger", "abandonment", "dropped"];
 
 /// Whether a slice is being taken back; asked of its service. Never in a database that an earlier version provisioned, or none.
 ///
@@ -169,7 +169,8 @@ pub async fn has_ended(service: &Client, slice: &str) -> Result<bool, JournalErr
     Ok(row.map_err(JournalError::database("reading whether a slice was abandoned"))?.get(0))
 }
 
-/// SQL that puts back what was set aside, unless the rows or definitions that are there now do not allow it, which is written down.
+/// SQL that puts back what was set aside, unless what is there now does not allow it, which is written down, whatever it is. Where somebody
+/// holds what it needs it is an error, and the next run does it; a statement that is cancelled, or whose session ends, never gets there.
 #[must_use]
 pub fn put_back(slice: &str, sql: &str) -> String {
     let note = super::statements::insert_journal(
@@ -179,8 +180,7 @@ pub fn put_back(slice: &str, sql: &str) -> String {
         &serde_json::json!({ "create_sql": sql }),
     );
     let body = format!(
-        " BEGIN EXECUTE {}; EXCEPTION WHEN integrity_constraint_violation OR duplicate_table OR duplicate_object OR undefined_table \
-             OR undefined_column OR undefined_object OR invalid_foreign_key OR invalid_table_definition THEN {note}; END ",
+        " BEGIN EXECUTE {}; EXCEPTION WHEN lock_not_available OR deadlock_detected THEN RAISE; WHEN OTHERS OR assert_failure THEN {note}; END ",
         quote_literal(sql)
     );
     format!("DO {}", quote_literal(&body))
@@ -260,6 +260,8 @@ pub struct Others {
     pub slices: Vec<String>,
     /// The ledger has entries.
     pub ledger: bool,
+    /// Slices whose old tables are dropped: what is written down of them is in no other place.
+    pub dropped: Vec<String>,
     /// `provision` or `arm` made the role that mirrors act as, as this database's journal tells.
     pub made_role: bool,
     /// `provision` let that role keep triggers quiet.
@@ -278,7 +280,8 @@ pub async fn others(client: &Client, slice: &str) -> Result<Others, JournalError
                    EXISTS (SELECT FROM strangler.journal WHERE action = 'create role' AND detail ->> 'object' = 'strangler_apply'), \
                    EXISTS (SELECT FROM strangler.journal WHERE action = 'let the mirror keep triggers quiet:'), \
                    ARRAY(SELECT DISTINCT detail ->> 'object' FROM strangler.journal \
-                       WHERE action = 'create role' AND detail ->> 'object' <> 'strangler_apply' ORDER BY 1)";
+                       WHERE action = 'create role' AND detail ->> 'object' <> 'strangler_apply' ORDER BY 1), \
+                   ARRAY(SELECT slice FROM strangler.dropped ORDER BY slice)";
     let row = client.query_typed_one(sql, &[(&slice, Type::TEXT)]).await;
     let row = row.map_err(JournalError::database("looking who else is provisioned"))?;
     Ok(Others {
@@ -287,6 +290,7 @@ pub async fn others(client: &Client, slice: &str) -> Result<Others, JournalError
         made_role: row.get(2),
         quieted: row.get(3),
         roles: row.get(4),
+        dropped: row.get(5),
     })
 }
 
@@ -369,6 +373,7 @@ const RELATIONS: &[&str] = &[
     "cut_key",
     "database",
     "deferred",
+    "dropped",
     "freshness",
     "granted",
     "home",
@@ -432,8 +437,8 @@ fn foreign_sql(condition: &str) -> String {
     )
 }
 
-/// SQL that drops our schema, where no slice is left in it, nothing of others depends on it and, unless the ledger goes
-/// with it, nothing told there: all that is looked at under the locks.
+/// SQL that drops our schema, where no slice is left in it, nothing is written down of one whose old tables are dropped, nothing of others
+/// depends on it and, unless the ledger goes with it, nothing told there: all that is looked at under the locks.
 #[must_use]
 pub fn drop_schema(with_ledger: bool) -> String {
     let ledger = if with_ledger {
@@ -446,7 +451,8 @@ pub fn drop_schema(with_ledger: bool) -> String {
          FOR one IN SELECT format('%I.%I', 'strangler', c.relname) FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace \
              WHERE n.nspname = 'strangler' AND c.relkind = 'r' LOOP EXECUTE 'LOCK TABLE ' || one; END LOOP; \
          IF EXISTS (SELECT FROM strangler.slice) THEN RAISE EXCEPTION 'a slice is provisioned here'; END IF; \
-         IF EXISTS (SELECT FROM strangler.abandonment) THEN RAISE EXCEPTION 'a slice is being taken back here'; END IF; {ledger}\
+         IF EXISTS (SELECT FROM strangler.abandonment) THEN RAISE EXCEPTION 'a slice is being taken back here'; END IF; \
+         IF EXISTS (SELECT FROM strangler.dropped) THEN RAISE EXCEPTION 'what was dropped is written down here'; END IF; {ledger}\
          SELECT string_agg(f.words, ', ') INTO one FROM ({}) AS f (words); \
          IF one IS NOT NULL THEN RAISE EXCEPTION 'of others there depends on the schema strangler: %', one; END IF; \
          DROP SCHEMA strangler CASCADE; END $strangler$",

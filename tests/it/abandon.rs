@@ -2,6 +2,7 @@
 
 mod adopted;
 mod crashes;
+mod dropped;
 mod identity;
 mod lives;
 mod meanwhile;
@@ -11,6 +12,7 @@ mod refusals;
 mod retired;
 mod rights;
 mod set_back;
+mod stays;
 mod upgraded;
 mod verdicts;
 
