@@ -470,6 +470,7 @@ fn arm_page(error: &ArmError) -> Page {
         || Some("solve what the cause says and type the same command again: it does the rest".to_owned());
     match error {
         ArmError::Refused { .. } => page(Exit::Refused, "arm-refused", None),
+        ArmError::Survey(ProvisionError::Busy { .. }) => page(Exit::Refused, "databases-busy", None),
         ArmError::Waited { next, .. } => page(Exit::Unreachable, "arm-waited", Some(next.clone())),
         ArmError::Connect(error) => page(Exit::Unreachable, "database-unreachable", reach_it(error)),
         error if lost_connection(error) || ended_as_idle(error) => {

@@ -149,3 +149,46 @@ async fn a_database_that_is_not_itself_and_a_slice_of_another_plan_are_refused()
     split.lead("MONOLITH", &link);
     succeed(&split, "abandon", &["--confirm", &token(&abandon(&split, "one", &[]))]);
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_an_arm_that_died_has_left_in_the_service_keeps_the_slice() {
+    let (split, _monolith, service, mirror) = running().await;
+    let published = "SELECT count(*) FROM pg_publication";
+    let published = async || service.query_one(published, &[]).await.unwrap().get::<_, i64>(0);
+    let mut command = split.command(&["arm", "plan.yaml"]);
+    command.env("STRANGLER_FAILPOINT", "arm-published");
+    split.start_command(command).ended();
+    assert_eq!(published().await, 1);
+    mirror.stop();
+    let words = [
+        "its tables are published in the service, for the way back",
+        "strangler disarm plan.yaml --slice one",
+    ];
+    refused(&abandon(&split, "one", &[]), "armed", &words);
+    succeed(&split, "disarm", &[]);
+    super::take_back(&split, "one", &[]);
+    assert_eq!(published().await, 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn whoever_types_another_verb_beside_it_is_refused_and_told_what_to_wait_for() {
+    let (split, _monolith, _service, mirror) = running().await;
+    mirror.stop();
+    let mut command = split.command(&[
+        "abandon",
+        "plan.yaml",
+        "--slice",
+        "one",
+        "--confirm",
+        &token(&abandon(&split, "one", &[])),
+    ]);
+    command.env("STRANGLER_FREEZE", "abandon-begun");
+    let mut frozen = split.start_command(command);
+    assert!(frozen.stands_still());
+    for verb in ["arm", "disarm"] {
+        let ended = split.run(verb, &["--slice", "one"]);
+        refused(&ended, "databases-busy", &["wait until it has ended"]);
+    }
+    frozen.signal(rustix::process::Signal::CONT);
+    assert_eq!(frozen.ended().exit, Some(0));
+}
