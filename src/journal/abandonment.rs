@@ -369,6 +369,7 @@ const RELATIONS: &[&str] = &[
     "cut_key",
     "database",
     "deferred",
+    "dropped",
     "freshness",
     "granted",
     "home",
