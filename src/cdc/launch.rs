@@ -316,9 +316,10 @@ async fn prepare_slot(
             let Links { source, replication, target, .. } = links;
             let begun = start::create_slot(source, replication, target, (slice, life, row), &tell).await;
             if !matches!(begun, Ok(Some(_)))
-                && let Ok(another) = open(&config.apply, slice).await
+                && let Ok(target) = open(&config.apply, slice).await
+                && let Ok(source) = open(&config.read, slice).await
             {
-                start::give_back(replication, &another, (slice, &row.slot)).await;
+                start::give_back(replication, (&source, &target), (slice, &row.slot)).await;
             }
             match begun? {
                 Some(start) => Ok(start),

@@ -557,6 +557,9 @@ pub async fn create_slot(
     }
     failpoint::hit("slot-wanted");
     still_provisioned(target, (slice, life)).await?;
+    if retired::is_gone((target, source), slice).await? {
+        return Err(MirrorError::Retired { slice: slice.to_owned() });
+    }
     if streams::current_nonce(target, StreamOf::forward(slice)).await? != Some(row.nonce) {
         return Ok(None);
     }
@@ -571,15 +574,22 @@ pub async fn create_slot(
     Ok(begun.then_some(start))
 }
 
-/// Drops a slot that was made while the slice was taken back: nobody else knows of it, and it would keep WAL. It is told by that its
-/// stream's row is gone, names another slot, or is of a slice that is being taken back; whoever else holds the stream makes the slot of that
-/// name himself. `target` is a session of its own, since the one that waited for the slot may be gone. What can't be done here `doctor`
-/// names.
-pub async fn give_back(replication: &mut Connection, target: &Client, (slice, slot): (&str, &str)) {
+/// Drops a slot that was made while the slice was taken back, or its old tables dropped: nobody else knows of it, and it would keep WAL. It
+/// is told by that its stream's row is gone, names another slot, or is of a slice that is being taken back or has nothing on the monolith;
+/// whoever else holds the stream makes the slot of that name himself, and whoever takes the slice's side away looks for slots behind that.
+/// Both are sessions of their own, since the one that waited for the slot may be gone. What can't be done here `doctor` names.
+pub async fn give_back(
+    replication: &mut Connection,
+    (source, target): (&Client, &Client),
+    (slice, slot): (&str, &str),
+) {
     let stray = match streams::read(target, StreamOf::forward(slice)).await {
         Ok(None) => true,
         Ok(Some(row)) if row.slot != slot => true,
-        Ok(Some(_)) => matches!(abandonment::read(target, slice).await, Ok(Some(_))),
+        Ok(Some(_)) => {
+            matches!(abandonment::read(target, slice).await, Ok(Some(_)))
+                || retired::is_gone((target, source), slice).await.unwrap_or(false)
+        }
         Err(error) => is_missing(&error),
     };
     if stray && let Err(error) = replication.drop_slot(slot).await {

@@ -37,7 +37,10 @@ pub(super) struct Arguments {
 
 pub(super) async fn run(ui: &mut Ui, arguments: &Arguments) -> Result<Exit, CliError> {
     let opened = open::open(ui, &arguments.plan, &[], Needs::All)?;
-    let Some(opened) = opened.living(ui, &[], Needs::All).await? else { return Ok(Exit::Clean) };
+    let opened = opened.reachable(ui, &[], Needs::All).await?;
+    if opened.slices.is_empty() {
+        return Ok(Exit::Clean);
+    }
     let report =
         interrupt::unless("check changes nothing", Box::pin(async { Ok(look(&opened).await) })).await?;
     match arguments.format {

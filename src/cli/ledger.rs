@@ -12,9 +12,7 @@ use super::interrupt;
 use super::open::{self, Needs, Opened, PlanFile, Slices};
 use super::report::{CliError, Exit};
 use super::ui::{Format, Ui};
-use crate::journal::dropped;
-use crate::journal::ledger::{self, Broken, Entry, Latest, NewEntry, Verified, VerifyError};
-use crate::journal::migrate::{self, Form};
+use crate::journal::ledger::{self, Broken, Entry, Latest, Memory, NewEntry, Verified, VerifyError};
 use crate::journal::whereabouts::{self, Astray, Route, Whereabouts};
 use crate::journal::{JournalError, grounds};
 use crate::lsn::Lsn;
@@ -197,10 +195,12 @@ struct Verification {
     accepted: Option<i64>,
     broken_entry: Option<i64>,
     fault: Option<String>,
+    /// Where the monolith's journal was asked: there, or in a service that keeps it.
+    journal: &'static str,
 }
 
 impl Verification {
-    fn of(verified: Verified) -> Self {
+    fn of(verified: Verified, memory: Memory<'_>) -> Self {
         Self {
             whole: true,
             entries: Some(verified.head.map_or(0, |head| head.id)),
@@ -209,10 +209,11 @@ impl Verification {
             accepted: verified.accepted,
             broken_entry: None,
             fault: None,
+            journal: kept_where(memory),
         }
     }
 
-    fn broken(broken: &Broken) -> Self {
+    fn broken(broken: &Broken, memory: Memory<'_>) -> Self {
         Self {
             whole: false,
             entries: None,
@@ -221,7 +222,15 @@ impl Verification {
             accepted: None,
             broken_entry: Some(broken.id),
             fault: Some(broken.fault.to_string()),
+            journal: kept_where(memory),
         }
+    }
+}
+
+fn kept_where(memory: Memory<'_>) -> &'static str {
+    match memory {
+        Memory::Monolith(_) => "monolith",
+        Memory::Kept(_) => "service",
     }
 }
 
@@ -259,10 +268,14 @@ async fn read(opened: &Opened, arguments: &Arguments) -> Result<Vec<ServiceLedge
         },
         None => None,
     };
+    let mut sessions = Vec::new();
+    for ways in opened.services.values() {
+        sessions.push(ways.apply.connect(APPLICATION).await?);
+    }
+    let keepers: Vec<&Client> = sessions.iter().map(|session| &**session).collect();
     let mut services = Vec::new();
-    for (name, ways) in &opened.services {
-        let session = ways.apply.connect(APPLICATION).await?;
-        refuse_others(opened, name, (here.as_ref(), &whereabouts::read(&session).await?))?;
+    for (name, session) in opened.services.keys().zip(&sessions) {
+        refuse_others(opened, name, (here.as_ref(), &whereabouts::read(session).await?))?;
         let failed = |source| CliError::Ledger {
             service: name.clone(),
             provision: opened.typed("strangler provision PLAN"),
@@ -272,7 +285,8 @@ async fn read(opened: &Opened, arguments: &Arguments) -> Result<Vec<ServiceLedge
         match &monolith {
             Some(monolith) => {
                 let reason = arguments.accept_broken.as_deref();
-                let verified = verify((&opened.plan.name, name), (&session, monolith), reason).await;
+                let memory = Memory::of(session, monolith, &keepers).await.map_err(failed)?;
+                let verified = verify((&opened.plan.name, name), (session, memory), reason).await;
                 found.verification = Some(verified.map_err(failed)?);
             }
             None => {
@@ -281,13 +295,13 @@ async fn read(opened: &Opened, arguments: &Arguments) -> Result<Vec<ServiceLedge
                     kind: arguments.kind.map(Kind::as_str),
                     number: i64::from(arguments.last),
                 };
-                let entries = ledger::latest(&session, latest).await.map_err(failed)?;
+                let entries = ledger::latest(session, latest).await.map_err(failed)?;
                 let mut entries: Vec<Shown> = entries.into_iter().map(Shown::from).collect();
                 let of = |slice: &&String| {
                     opened.plan.service_of(slice).is_some_and(|(service, _)| service == name)
                 };
                 for slice in opened.slices.iter().filter(of) {
-                    mark(&mut entries, slice, (&session, reader.as_deref())).await.map_err(failed)?;
+                    mark(&mut entries, slice, (session, reader.as_deref())).await.map_err(failed)?;
                 }
                 found.entries = Some(entries);
             }
@@ -346,17 +360,15 @@ async fn mark(
 /// Recomputes a chain; one that is broken is accepted first where there is a reason to.
 async fn verify(
     (plan, name): (&str, &str),
-    (service, monolith): (&Client, &Client),
+    (service, memory): (&Client, Memory<'_>),
     reason: Option<&str>,
 ) -> Result<Verification, JournalError> {
-    // With the last slice our schema went from the monolith, and what it remembered of ledgers.
-    let remembers = migrate::form(monolith).await? != Form::Absent || dropped::all(service).await?.is_empty();
-    let found = match ledger::verify(service, remembers.then_some(monolith)).await {
-        Ok(verified) => return Ok(Verification::of(verified)),
+    let found = match ledger::verify_by(service, Some(memory)).await {
+        Ok(verified) => return Ok(Verification::of(verified, memory)),
         Err(VerifyError::Broken(broken)) => broken,
         Err(VerifyError::Journal(error)) => return Err(error),
     };
-    let Some(reason) = reason else { return Ok(Verification::broken(&found)) };
+    let Some(reason) = reason else { return Ok(Verification::broken(&found, memory)) };
     let entry = NewEntry {
         kind: ledger::ACCEPTED,
         plan,
@@ -367,6 +379,6 @@ async fn verify(
         plan_hash: None,
         body: &json!({ "reason": reason, "broken_entry": found.id, "fault": found.fault.to_string() }),
     };
-    ledger::accept(service, monolith, (name, &entry)).await?;
-    Box::pin(verify((plan, name), (service, monolith), None)).await
+    ledger::accept(service, memory, (name, &entry)).await?;
+    Box::pin(verify((plan, name), (service, memory), None)).await
 }

@@ -86,9 +86,10 @@ fn folder(text: &str) -> Result<PathBuf, String> {
 
 pub(super) async fn run(ui: &mut Ui, arguments: &Arguments) -> Result<Exit, CliError> {
     let opened = open::open(ui, &arguments.plan, &arguments.slices.slices, Needs::All)?;
-    let Some(opened) = opened.living(ui, &arguments.slices.slices, Needs::All).await? else {
+    let opened = opened.reachable(ui, &arguments.slices.slices, Needs::All).await?;
+    if opened.slices.is_empty() {
         return Ok(Exit::Clean);
-    };
+    }
     let (mappings, unfit) = opened.fitting(ui).await?;
     let retry = tables(&arguments.retry, &opened, (&mappings, &unfit))?;
     let (board, progress) = Board::new(&mappings.keys().cloned().collect::<Vec<_>>());

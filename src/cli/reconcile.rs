@@ -166,28 +166,28 @@ fn since(text: &str) -> Result<Since, String> {
 
 pub(super) async fn run(ui: &mut Ui, arguments: &Arguments) -> Result<Exit, CliError> {
     let opened = open::open(ui, &arguments.plan, &arguments.slices.slices, Needs::Rows)?.answering();
-    let opened = opened.without_dropped(ui, &arguments.slices.slices, Needs::Rows).await?;
+    let schedule = arguments.schedule()?;
     arguments.output.as_deref().map_or(Ok(()), can_write)?;
+    let opened = opened.reachable(ui, &arguments.slices.slices, Needs::Rows).await?;
     let mut interrupts = Interrupts::listen().map_err(CliError::Start)?;
     let stop = CancellationToken::new();
-    if let Some(schedule) = arguments.schedule()? {
+    if let Some(schedule) = schedule {
         return Box::pin(scheduled::run(ui, arguments, &opened, schedule, &mut interrupts, &stop)).await;
     }
     let mappings = opened.mappings(ui).await?;
-    let referring = if arguments.tables.is_empty() && arguments.slices.slices.is_empty() {
-        Box::pin(retired::look(ui, &opened, &mappings)).await?
+    let retired = if arguments.tables.is_empty() && arguments.slices.slices.is_empty() {
+        Box::pin(retired::verdicts(&opened, &mappings, arguments.list)).await
     } else {
-        Exit::Clean
+        Vec::new()
     };
-    if opened.slices.is_empty() {
-        return Ok(referring);
+    if opened.slices.is_empty() && retired.is_empty() {
+        return Ok(Exit::Clean);
     }
     let options = options(arguments, asked(arguments, &opened, &mappings)?);
     let jobs = jobs(&opened, mappings, &options);
-    let pass = Pass { arguments, options: &options, plan: shell_word(&opened.path) };
+    let pass = Pass { arguments, options: &options, plan: shell_word(&opened.path), retired };
     let ended = pass.compare(ui, &jobs, &mut interrupts, &stop).await;
-    let exit = opened.heard(pass.finish(ui, &jobs, ended, &mut interrupts, &stop).await)?;
-    Ok(if exit == Exit::Clean { referring } else { exit })
+    opened.heard(pass.finish(ui, &jobs, ended, &mut interrupts, &stop).await)
 }
 
 /// Makes sure that a report can be written to a file before hours of work go into it. What is there stays as it is.

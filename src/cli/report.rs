@@ -310,7 +310,13 @@ impl CliError {
             return Self::Reconcile { plan, ends };
         }
         if let Self::Retire { source, .. } = &self
-            && matches!(**source, RetireError::Untold { .. } | RetireError::Unknown { .. })
+            && matches!(
+                **source,
+                RetireError::Untold { .. }
+                    | RetireError::Unknown { .. }
+                    | RetireError::Behind { .. }
+                    | RetireError::Decided { .. }
+            )
         {
             // What was done matters more than who keeps silent about it.
             return self;

@@ -63,9 +63,17 @@ const UNTOUCHED: &str = "retire --report changes nothing";
 /// same command begins an archive anew that was cut off, and proves one that is there. strangler restore makes the tables from it, in any
 /// database.
 ///
+/// --stage drop, behind that, drops the old tables, and nothing brings them back but the archive, every byte of which it reads back first. With
+/// them go the gates and their triggers, both publications and slots, and the rights that no other slice needs. With the last slice of every plan
+/// the tool's own schema goes from the monolith, whose journal the service keeps, and the role strangler_apply, where it was made from there and
+/// nothing on the server needs it. It asks for what the stages before ask for, and for nothing that depends on the tables, all of it once more behind the
+/// locks. There is no way to force it: only another policy in the plan allows more, and the ledger tells of that. A run that is cut off is
+/// finished by the same command, which status names; until the tables are gone unretire takes it back as well. The mirror of
+/// the slice ends by itself, every other verb leaves the slice out, and reconcile goes on to look at what its rows refer to.
+///
 /// Exit code of --report 0: nothing stands in the way. 1: something does. Of --stage 0: done, or shown and allowed. 3: refused. 4:
 /// a database could not be reached, or others held the tables' rights. 5: nothing was done, or all of it and only the ledger's entry is
-/// missing; the message says which.
+/// missing, or, of --stage drop, not all that goes behind the tables; the message says which.
 #[derive(Debug, clap::Args)]
 #[command(group = clap::ArgGroup::new("what").required(true).args(["report", "stage"]))]
 pub(super) struct Arguments {
@@ -103,7 +111,6 @@ enum StageName {
     /// Keep their rows and definitions in an archive
     Archive,
     /// Drop them, with everything that stood between the two databases for the slice
-    #[value(hide = true)]
     Drop,
 }
 
@@ -355,7 +362,7 @@ pub(super) fn one_slice(
 
 /// The same, unless its old tables are dropped, or about to be.
 async fn standing(mut opened: Opened) -> Result<Opened, CliError> {
-    opened.ask_dropped(Needs::All).await;
+    opened.ask_dropped(Needs::All).await?;
     match opened.slices.first().and_then(|slice| opened.dropped.get(slice)) {
         None => Ok(opened),
         Some(dropped) => {
@@ -437,6 +444,10 @@ impl Hands {
 pub(super) fn failed(opened: &Opened, done: &'static str, source: RetireError) -> CliError {
     if let RetireError::Refused { problems } = source {
         return CliError::RetireRefused(opened.typed_all(problems));
+    }
+    let mut source = source;
+    if let RetireError::Behind { next, .. } | RetireError::Decided { next, .. } = &mut source {
+        *next = opened.typed(next);
     }
     CliError::Retire {
         slice: opened.slices.join(", "),

@@ -1,20 +1,17 @@
 //! Slices whose old tables are dropped. The row in the service stands from the moment when that is decided, and for good: by it every
-//! verb knows that the slice has no side on the monolith any more. What is read there is read by whoever may look into our schema.
+//! verb knows that the slice has no side on the monolith any more. A role that may not read it is told so by the server: whoever does not
+//! know must not take a slice for one that has both its sides.
 
 use serde::{Deserialize, Serialize};
-use serde_json::Value;
 use tokio_postgres::types::{PgLsn, ToSql, Type};
 use tokio_postgres::{Client, Error, Row};
 
 use super::archives::Archive;
-use super::{JournalError, statements};
+use super::{JournalError, abandonment};
 use crate::catalog::Fragment;
 use crate::lsn::Lsn;
 use crate::name::{quote_ident, quote_literal};
 use crate::problem::Problem;
-
-/// Our tables that outlive a slice in a database, though they have a column for it.
-const KEPT: &[&str] = &["journal", "ledger", "dropped"];
 
 /// Our tables in a service that only a mirror needs.
 const OF_MIRRORS: &[&str] =
@@ -130,7 +127,7 @@ impl Dropped {
 /// from it. None in a database that an earlier version provisioned, or none.
 ///
 /// # Errors
-/// [`JournalError`].
+/// [`JournalError`], also where the role may not read them.
 pub async fn all(client: &Client) -> Result<Vec<Dropped>, JournalError> {
     let failed = || JournalError::database("reading which slices are retired");
     if !are_there(client).await.map_err(failed())? {
@@ -167,8 +164,7 @@ pub async fn fragments(service: &Client, slices: &[String]) -> Result<Vec<Fragme
 
 async fn are_there(client: &Client) -> Result<bool, Error> {
     let sql = "SELECT EXISTS (SELECT FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace \
-               WHERE n.nspname = 'strangler' AND c.relname = 'dropped' \
-                   AND has_schema_privilege(n.oid, 'USAGE') AND has_table_privilege(c.oid, 'SELECT'))";
+               WHERE n.nspname = 'strangler' AND c.relname = 'dropped')";
     client.query_typed_one(sql, &[]).await?.try_get(0)
 }
 
@@ -286,38 +282,15 @@ pub async fn has_side(monolith: &Client, slice: &str) -> Result<bool, JournalErr
     Ok(monolith.query_typed_one(sql, &[(&slice, Type::TEXT)]).await.map_err(failed())?.get(0))
 }
 
-/// Our tables in this database that hold rows of slices, but for what outlives them.
-///
-/// # Errors
-/// [`JournalError::Database`].
-pub async fn tables_of_slices(client: &Client) -> Result<Vec<String>, JournalError> {
-    let sql = "SELECT c.relname::text FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace \
-                   JOIN pg_attribute a ON a.attrelid = c.oid AND a.attname = 'slice' AND NOT a.attisdropped \
-               WHERE n.nspname = 'strangler' AND c.relkind = 'r' ORDER BY 1";
-    let rows = client.query_typed(sql, &[]).await;
-    let rows = rows.map_err(JournalError::database("looking for rows of slices"))?;
-    let names = rows.iter().map(|row| row.get::<_, String>(0));
-    Ok(names.filter(|name| !KEPT.contains(&name.as_str())).collect())
-}
-
 /// SQL that forgets on the monolith what these tables of ours hold of a slice, and keys that were cut at its tables, whichever slice was
-/// armed then: there is nothing any more that they could be put back to. `slice` itself comes last.
+/// armed then: there is nothing any more that they could be put back to. What says that it is dropped stays.
 #[must_use]
 pub fn forget(slice: &str, tables: &[String], names: &[String]) -> Vec<String> {
-    let name = quote_literal(slice);
-    let (last, first): (Vec<&String>, Vec<&String>) = tables.iter().partition(|table| *table == "slice");
-    let delete =
-        |table: &String| format!("DELETE FROM strangler.{} WHERE slice = {name}", quote_ident(table));
+    let tables: Vec<String> = tables.iter().filter(|table| *table != "dropped").cloned().collect();
     let gone = names.iter().map(|name| quote_literal(name)).collect::<Vec<_>>().join(", ");
     let keys =
         format!("DELETE FROM strangler.cut_key WHERE child_table IN ({gone}) OR parent_table IN ({gone})");
-    let gate = quote_ident(&format!("gate_{slice}"));
-    first
-        .into_iter()
-        .chain(last)
-        .map(delete)
-        .chain([keys, format!("DROP TABLE strangler.{gate}"), format!("DROP FUNCTION strangler.{gate}()")])
-        .collect()
+    abandonment::forget(slice, &tables).into_iter().chain([keys]).collect()
 }
 
 /// Whether any slice, of whatever plan, is provisioned in this database.
@@ -348,82 +321,4 @@ pub async fn keep_journal(service: &Client, slice: &str, journal: &str) -> Resul
     let asked: [(&(dyn ToSql + Sync), Type); 2] = [(&slice, Type::TEXT), (&journal, Type::TEXT)];
     let kept = service.query_typed(sql, &asked).await;
     kept.map(drop).map_err(JournalError::database("keeping the monolith's journal"))
-}
-
-/// SQL that tells the service's journal of a step, and with it the ledger.
-#[must_use]
-pub fn tell(slice: &str, (action, object): (&str, &str), approved_by: Option<&str>) -> String {
-    let mut detail = serde_json::json!({ "object": object });
-    if let (Some(name), Some(detail)) = (approved_by, detail.as_object_mut()) {
-        detail.insert("approved_by".to_owned(), Value::from(name));
-    }
-    statements::insert_journal(super::ledger::RETIRE, Some(slice), action, &detail)
-}
-
-/// What of others depends on our schema on the monolith, as kind and identity.
-///
-/// # Errors
-/// [`JournalError::Database`].
-pub async fn foreign(monolith: &Client) -> Result<Vec<String>, JournalError> {
-    let sql = "WITH RECURSIVE ours (class, oid) AS ( \
-            SELECT 'pg_class'::regclass::oid, c.oid FROM pg_class c WHERE c.relnamespace = to_regnamespace('strangler') \
-            UNION SELECT 'pg_proc'::regclass::oid, p.oid FROM pg_proc p WHERE p.pronamespace = to_regnamespace('strangler') \
-            UNION SELECT d.classid, d.objid FROM ours o JOIN pg_depend d ON d.refclassid = o.class AND d.refobjid = o.oid \
-                WHERE d.deptype IN ('a', 'i')) \
-        SELECT DISTINCT i.type || ' ' || i.identity FROM ours o \
-            JOIN pg_depend d ON d.refclassid = o.class AND d.refobjid = o.oid AND d.deptype = 'n' \
-            LEFT JOIN pg_rewrite r ON d.classid = 'pg_rewrite'::regclass AND r.oid = d.objid \
-            CROSS JOIN LATERAL pg_identify_object(d.classid, d.objid, 0) i \
-        WHERE NOT EXISTS (SELECT FROM ours x WHERE x.class = d.classid AND x.oid = d.objid) \
-            AND NOT EXISTS (SELECT FROM ours x WHERE x.class = 'pg_class'::regclass AND x.oid = r.ev_class) ORDER BY 1";
-    let rows = monolith.query_typed(sql, &[]).await;
-    let rows = rows.map_err(JournalError::database("looking what depends on the schema"))?;
-    Ok(rows.iter().map(|row| row.get(0)).collect())
-}
-
-/// SQL that drops our schema from the monolith, where no slice is left in it, which is looked at under the locks; then what the role that
-/// mirrors act as was let do in this database; and that role, where `arm` made it from here and nothing on the server needs it.
-///
-/// # Errors
-/// [`JournalError::Database`].
-pub async fn drop_schema(monolith: &Client, server_major: u32) -> Result<Vec<String>, JournalError> {
-    let made = "SELECT EXISTS (SELECT FROM strangler.journal WHERE action = 'create role' \
-                    AND detail ->> 'object' = 'strangler_apply')";
-    let made = monolith.query_typed_one(made, &[]).await;
-    let made: bool = made.map_err(JournalError::database("reading who made the role"))?.get(0);
-    let schema = "DO $strangler$ DECLARE one text; BEGIN \
-        FOR one IN SELECT format('%I.%I', 'strangler', c.relname) FROM pg_class c \
-            WHERE c.relnamespace = to_regnamespace('strangler') AND c.relkind = 'r' LOOP EXECUTE 'LOCK TABLE ' || one; END LOOP; \
-        IF EXISTS (SELECT FROM strangler.slice) THEN RAISE EXCEPTION 'a slice is provisioned here'; END IF; \
-        DROP SCHEMA strangler CASCADE; END $strangler$";
-    let loud = if server_major >= 15 {
-        "REVOKE SET ON PARAMETER session_replication_role FROM strangler_apply;"
-    } else {
-        "ALTER ROLE strangler_apply RESET session_replication_role;"
-    };
-    // What a role was let set is written down among its dependencies, under no database.
-    let role = format!(
-        "DO $strangler$ DECLARE one text; BEGIN IF to_regrole('strangler_apply') IS NULL THEN RETURN; END IF; \
-        FOR one IN SELECT 'REVOKE ALL ON ' || CASE WHEN n.oid IS NOT NULL THEN format('SCHEMA %I', n.nspname) \
-                WHEN c.oid IS NOT NULL THEN format(CASE c.relkind WHEN 'S' THEN 'SEQUENCE' ELSE 'TABLE' END || ' %s', c.oid::regclass) \
-                ELSE format('TYPE %s', t.oid::regtype) END || ' FROM strangler_apply' \
-            FROM pg_shdepend d LEFT JOIN pg_namespace n ON d.classid = 'pg_namespace'::regclass AND n.oid = d.objid \
-                LEFT JOIN pg_class c ON d.classid = 'pg_class'::regclass AND c.oid = d.objid \
-                LEFT JOIN pg_type t ON d.classid = 'pg_type'::regclass AND t.oid = d.objid \
-            WHERE d.refclassid = 'pg_authid'::regclass AND d.refobjid = to_regrole('strangler_apply') AND d.deptype = 'a' \
-                AND d.dbid = (SELECT oid FROM pg_database WHERE datname = current_database()) \
-                AND (n.oid IS NOT NULL OR c.oid IS NOT NULL OR t.oid IS NOT NULL) \
-        LOOP EXECUTE one; END LOOP; {} END $strangler$",
-        if made {
-            format!(
-                "IF NOT EXISTS (SELECT FROM pg_shdepend d WHERE d.refclassid = 'pg_authid'::regclass \
-                    AND d.refobjid = to_regrole('strangler_apply') \
-                    AND d.classid IS DISTINCT FROM to_regclass('pg_catalog.pg_parameter_acl')::oid) \
-                 THEN {loud} DROP ROLE strangler_apply; END IF;"
-            )
-        } else {
-            String::new()
-        }
-    );
-    Ok(vec![schema.to_owned(), role])
 }

@@ -20,14 +20,16 @@ use tokio_postgres::{Client, Row};
 use super::JournalError;
 use crate::lsn::Lsn;
 
-pub use anchor::{Anchor, Anchored, accept, anchor, anchors};
+pub use anchor::{Anchor, Anchored, Memory, accept, anchor, anchors};
 pub use chain::Hash;
 pub use kinds::{
     ABANDON, ACCEPTED, ALARM, ARM, COPY, DISARM, FLIP, PLAN, PROVISION, REHEARSAL, REPAIR, RETIRE, UNRETIRE,
     VERDICT,
 };
 pub use subject::{Subject, transaction, what_changed};
-pub use verify::{Broken, Fault, Remembered, Verified, VerifyError, remembered, verify, verify_from};
+pub use verify::{
+    Broken, Fault, Remembered, Verified, VerifyError, remembered, verify, verify_by, verify_from,
+};
 
 /// Longest body. A verdict takes some 500 bytes per table, so this is enough for thousands of tables, and a page of
 /// entries fits into memory.

@@ -18,6 +18,7 @@ use super::places::{self, Places};
 use super::sqlstate::Failure;
 use crate::catalog::{Catalog, Identity};
 use crate::name::TableName;
+use dropped::Kept;
 use keys::CutKeys;
 
 /// The oldest major version whose catalogs are understood.
@@ -101,6 +102,15 @@ pub enum IntrospectError {
         /// What did not fit.
         source: serde_json::Error,
     },
+    /// Tables may have been dropped, yet this role can't tell which, and would take what came since under their names for them.
+    #[error(
+        "role {role} may not read strangler.dropped, which says what dropped tables were; \
+         run: strangler provision PLAN, or GRANT SELECT ON strangler.dropped TO {role}"
+    )]
+    NoDropped {
+        /// The connected role, quoted for SQL.
+        role: String,
+    },
     /// Foreign keys may have been cut, yet this role can't tell which: the mapping would be another one.
     #[error(
         "role {role} may not read strangler.cut_key, which holds the foreign keys that arm has dropped; \
@@ -167,8 +177,10 @@ async fn read_all(client: &Client) -> Result<Catalog, IntrospectError> {
     let rows = client.query(schemas, &[]).await.map_err(failed("schemas"))?;
     catalog.schemas =
         rows.iter().map(|row| row.try_get(0)).collect::<Result<_, _>>().map_err(failed("schemas"))?;
-    let dropped = dropped::read(client).await.map_err(failed("dropped tables"))?;
-    let dropped = dropped.into_iter().collect::<Result<_, _>>();
+    let dropped = match dropped::read(client).await.map_err(failed("dropped tables"))? {
+        Kept::Closed => return Err(IntrospectError::NoDropped { role: role(client).await? }),
+        Kept::Read(dropped) => dropped.into_iter().collect::<Result<_, _>>(),
+    };
     let dropped = dropped.map_err(|source| IntrospectError::Dropped { source })?;
     let catalog =
         if places.0.is_empty() { catalog } else { quarantined::known_by_their_names(catalog, &places) };

@@ -39,6 +39,7 @@ const APPLY_ON_OURS: &[(&str, &[&str])] = &[
     ("schema_history", &["SELECT"]),
     ("cut_key", &["SELECT"]),
     ("abandonment", &["SELECT"]),
+    ("dropped", &["SELECT"]),
     ("ledger", &["SELECT", "INSERT"]),
     ("reconcile_run", DML),
     ("reconcile_chunk", DML),

@@ -5,6 +5,7 @@
 //! what the service has, goes step by step behind that. Each step looks at nothing but what is there, so the same command goes on from wherever one
 //! was cut off; until the COMMIT `unretire` takes it back as well.
 
+use std::cell::Cell;
 use std::collections::BTreeSet;
 
 use sha2::{Digest, Sha256};
@@ -28,10 +29,11 @@ use crate::journal::dropped::{self, Dropped, Leftover, Noting};
 use crate::journal::ledger::RETIRE;
 use crate::journal::retirement;
 use crate::journal::streams::{self, StreamOf};
-use crate::journal::{quarantine as moved_away, slices};
+use crate::journal::{abandonment, granted, quarantine as moved_away, slices};
 use crate::name::{TableName, quote_ident, quote_literal};
-use crate::postgres::places;
+use crate::postgres::{places, sqlstate};
 use crate::problem::Problem;
+use crate::provision::withdrawal;
 use crate::reconcile::stop;
 
 /// What the last stage commits first.
@@ -104,38 +106,59 @@ pub async fn drop_tables(dropping: Dropping<'_>, confirm: Option<&str>) -> Resul
                 if confirm.is_none() {
                     return Ok(gone);
                 }
-                let known = dropped::read(service, slice).await?;
-                (known.ok_or_else(|| RetireError::NotProvisioned { slice: slice.to_owned() })?, gone)
+                let known = dropped::read(service, slice).await.map_err(RetireError::from);
+                let lost = || RetireError::NotProvisioned { slice: slice.to_owned() };
+                let behind = |source| RetireError::Behind {
+                    next: format!("strangler retire PLAN --slice {slice} --stage drop"),
+                    source: Box::new(source),
+                };
+                (known.and_then(|known| known.ok_or_else(lost)).map_err(behind)?, gone)
             }
         };
         let (known, gone) = known;
-        Box::pin(leaving::finish((job, dropping.slots), service, &known)).await?;
+        let next = format!("strangler retire PLAN --slice {slice} --stage drop --confirm {}", known.token);
+        let behind = |source| RetireError::Behind { next, source: Box::new(source) };
+        Box::pin(leaving::finish((job, dropping.slots), service, &known)).await.map_err(behind)?;
         Ok(gone)
     })
     .await
 }
 
-/// Takes back that it was decided, where the tables are still there; `false` where it was not. Who calls it: `unretire`.
+/// Takes back that it was decided, where the tables are still there; `false` where it was not. Without `commit` it only looks. Who calls
+/// it: `unretire`.
 ///
 /// # Errors
-/// [`RetireError::Refused`] once the tables are gone.
-pub async fn reconsider(work: Work<'_>) -> Result<bool, RetireError> {
+/// [`RetireError::Refused`] once the tables are gone, and where nobody knows.
+pub async fn reconsider(work: Work<'_>, commit: bool) -> Result<bool, RetireError> {
     let (slice, databases) = (work.slice, work.databases);
     locked(databases, async || {
+        let has_side = dropped::has_side(&databases.monolith, slice).await?;
         let mut taken_back = false;
+        if !has_side && databases.services.is_empty() {
+            return Err(RetireError::Refused { problems: vec![unknown(slice)] });
+        }
         for service in databases.services.values() {
             let Some(known) = dropped::read(service, slice).await? else { continue };
-            if known.ended_at.is_some() || !dropped::has_side(&databases.monolith, slice).await? {
+            if known.ended_at.is_some() || !has_side {
                 return Err(RetireError::Refused { problems: vec![known.problem()] });
             }
-            let sql = [dropped::take_back(slice)];
-            leaving::transact(service, &sql).await?;
-            failpoint::hit("drop-taken-back");
+            if commit {
+                leaving::transact(service, &[dropped::take_back(slice)]).await?;
+                failpoint::hit("drop-taken-back");
+            }
             taken_back = true;
         }
         Ok(taken_back)
     })
     .await
+}
+
+/// The monolith has nothing of the slice, and its service, which may know why, can't be reached.
+fn unknown(slice: &str) -> Problem {
+    Problem::error("service-unknown", format!("slice {slice}"))
+        .fact("the monolith has nothing of it, and its service can't be reached")
+        .consequence("nobody knows whether its old tables are dropped, or were never taken away")
+        .next(format!("once the service answers: strangler status PLAN --slice {slice}"))
 }
 
 fn service_of<'a>(job: &Job<'a>) -> Result<&'a Client, RetireError> {
@@ -176,8 +199,10 @@ async fn tables(dropping: Dropping<'_>, confirm: Option<&str>) -> Result<Gone, R
     let archive = Box::pin(proven(dropping, look.epoch, &since)).await?;
     let leftover = leftover(job).await?;
     let fragment = Fragment::of(&look.catalog, &job.tables());
+    let noting = Cell::new(false);
     let going = Going {
         job,
+        noting: &noting,
         archive: &archive,
         leftover: &leftover,
         names: fragment.names().map(ToString::to_string).collect(),
@@ -186,7 +211,8 @@ async fn tables(dropping: Dropping<'_>, confirm: Option<&str>) -> Result<Gone, R
     let take = async |transaction: &mut Transaction<'_>| {
         Box::pin(drop_in(transaction, &going, (confirm, &look.catalog, took))).await
     };
-    let (token, statements) = within(job.work, confirm.map(|_| DROPPING), take).await?;
+    let done = within(job.work, confirm.map(|_| DROPPING), take).await;
+    let (token, statements) = done.map_err(|source| decided(source, (slice, noting.get())))?;
     Ok(Gone {
         statements,
         behind: leaving::words(&leftover),
@@ -201,6 +227,19 @@ async fn tables(dropping: Dropping<'_>, confirm: Option<&str>) -> Result<Gone, R
     })
 }
 
+/// What it came to where the service was told, or may have been, and the monolith has dropped nothing.
+fn decided(source: RetireError, (slice, noting): (&str, bool)) -> RetireError {
+    // There it is not known whether they are dropped.
+    if !noting || matches!(source, RetireError::Unknown { .. }) {
+        return source;
+    }
+    let next = format!(
+        "strangler retire PLAN --slice {slice} --stage drop shows it anew and drops them; strangler unretire PLAN --slice {slice} \
+         takes back that they are to be"
+    );
+    RetireError::Decided { next, source: Box::new(source) }
+}
+
 /// The archive that is written down, once every byte of it was read back in this run.
 async fn proven(dropping: Dropping<'_>, epoch: i64, since: &str) -> Result<Archive, RetireError> {
     let Dropping { job, open, tell, stop: asked, .. } = dropping;
@@ -209,7 +248,7 @@ async fn proven(dropping: Dropping<'_>, epoch: i64, since: &str) -> Result<Archi
         let problem = Problem::error("archive-missing", format!("slice {slice}"))
             .fact(fact)
             .consequence("what is in the old tables would be nowhere but in the service")
-            .next(format!("strangler retire PLAN --slice {slice} --stage archive --to file:///folder"));
+            .next(format!("strangler retire PLAN --slice {slice} --stage archive --to WHERE"));
         RetireError::Refused { problems: vec![problem] }
     };
     match kept(monolith, (slice, epoch), open).await? {
@@ -253,6 +292,8 @@ async fn leftover(job: &Job<'_>) -> Result<Leftover, RetireError> {
 /// What goes, and what stays to tell of it.
 struct Going<'a> {
     job: &'a Job<'a>,
+    /// The service was told that the tables are to be dropped, or may have been.
+    noting: &'a Cell<bool>,
     archive: &'a Archive,
     leftover: &'a Leftover,
     /// The tables' names as our journal writes them.
@@ -285,6 +326,7 @@ async fn drop_in(
     }
     let publication = slices::read(monolith, slice).await?.map(|row| row.publication);
     drop_objects(transaction, (slice, &relations), publication.as_deref()).await?;
+    give_up_rights(transaction, slice).await?;
     let oids: Vec<u32> = relations.iter().map(|relation| relation.oid).collect();
     let named = (&transaction.statements, oids, &archive.place, &archive.manifest_sha256, leftover);
     let token = shown(&Sha256::digest(format!("drop {} {named:?}", archive.epoch).as_bytes()));
@@ -309,7 +351,8 @@ async fn drop_in(
     for (action, object) in tables.chain([(stage, archive.place.clone())]) {
         transaction.run(retirement::tell(RETIRE, slice, (&action, &object), job.approved_by)).await?;
     }
-    for sql in dropped::forget(slice, &dropped::tables_of_slices(monolith).await?, &going.names) {
+    let forgotten = dropped::forget(slice, &abandonment::tables_of_slices(monolith).await?, &going.names);
+    for sql in forgotten.into_iter().chain(withdrawal::drop_gate(slice)) {
         transaction.run(sql).await?;
     }
     // Neither is shown: what the catalogs say of the tables is long, and nobody types it.
@@ -317,10 +360,34 @@ async fn drop_in(
     transaction.run(dropped::note_on_monolith(noting)).await?;
     transaction.statements.truncate(shown);
     if confirm.is_some() {
-        leaving::transact(service_of(job)?, &dropped::begin(noting)).await?;
-        failpoint::hit("drop-noted");
+        note(monolith, going, noting).await?;
     }
     Ok(token)
+}
+
+/// Has the service write it down, and remembers whether it may have.
+async fn note(monolith: &Client, going: &Going<'_>, noting: Noting<'_>) -> Result<(), RetireError> {
+    let service = service_of(going.job)?;
+    let noted = leaving::note((monolith, service), &dropped::begin(noting)).await;
+    going.noting.set(match &noted {
+        // The service said that nothing of it was done.
+        Err(RetireError::Unnoted { why, .. }) => why == leaving::SILENT,
+        Err(RetireError::Statement { source, .. }) => sqlstate::is_connection_lost(source),
+        Ok(()) | Err(_) => true,
+    });
+    noted?;
+    failpoint::hit("drop-noted");
+    Ok(())
+}
+
+/// Rights that were granted for the slice, and that no other one needs.
+async fn give_up_rights(transaction: &mut Transaction<'_>, slice: &str) -> Result<(), RetireError> {
+    let last = abandonment::others(transaction.monolith, slice).await?.slices.is_empty();
+    let granted = granted::dispensable(transaction.monolith, slice, last).await?;
+    for sql in withdrawal::revoke(&granted) {
+        transaction.run(sql).await?;
+    }
+    Ok(())
 }
 
 /// The name by which the plan knows it.

@@ -99,11 +99,56 @@ pub enum RetireError {
         #[source]
         source: tokio_postgres::Error,
     },
+    /// A step behind the tables failed.
+    #[error("a step behind the old tables failed: {sql}")]
+    Step {
+        /// The statements of its transaction.
+        sql: String,
+        /// Why.
+        #[source]
+        source: tokio_postgres::Error,
+    },
     /// Somebody holds what a step behind the tables needs.
-    #[error("a step could not be done, and whatever comes behind it: {what}")]
+    #[error("a step behind the old tables could not be done: {what}")]
     Left {
         /// What, and who.
         what: String,
+    },
+    /// Somebody else needs our schema.
+    #[error(
+        "the schema strangler stays in the monolith, because of others depends on it: {objects}; drop that, or move it away"
+    )]
+    Used {
+        /// What, as kind and identity.
+        objects: String,
+    },
+    /// The service did not write down in time that the tables are to be dropped, and they are not.
+    #[error(
+        "the service did not write down within {limit:?} that the old tables are to be dropped: {why}; nothing was dropped"
+    )]
+    Unnoted {
+        /// How long everybody would have waited for the old tables meanwhile.
+        limit: Duration,
+        /// What it waited for, as far as that is known.
+        why: String,
+    },
+    /// The service has it written down that the tables are to be dropped, or may have, and they are not.
+    #[error("the old tables are not dropped, and their service may have it written down that they are to be")]
+    Decided {
+        /// What the operator may type.
+        next: String,
+        /// Why they are not.
+        #[source]
+        source: Box<RetireError>,
+    },
+    /// The old tables are dropped, and not all that goes behind them.
+    #[error("the old tables are dropped, and what goes behind them is not all done")]
+    Behind {
+        /// The command that does the rest.
+        next: String,
+        /// Why it was not.
+        #[source]
+        source: Box<RetireError>,
     },
     /// What the catalogs say of tables can't be written down.
     #[error("what the catalogs say of the old tables could not be written down")]

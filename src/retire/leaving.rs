@@ -8,11 +8,14 @@ use tokio_postgres::Client;
 use super::gather::RetireError;
 use super::run::{Job, tell};
 use crate::failpoint;
+use crate::journal::abandonment;
 use crate::journal::dropped::{self, Dropped, Leftover};
 use crate::journal::migrate::{self, Form};
+use crate::journal::streams::{self, StreamOf};
 use crate::name::{quote_ident, quote_literal};
+use crate::postgres::connect::idle_limit;
 use crate::postgres::sqlstate;
-use crate::problem::Problem;
+use crate::provision::withdrawal;
 
 /// How long one statement waits for a lock, in milliseconds: an application is at the service's tables, and waits behind it.
 const LOCK_MS: u32 = 500;
@@ -23,6 +26,16 @@ const PAUSE: Duration = Duration::from_millis(500);
 
 /// How long a server gets to end a session that reads a slot which is to go, in milliseconds.
 const END_WAIT_MS: i64 = 2_000;
+
+/// How long the old tables are held locked for the service to write down that they are to be dropped, and how much longer until the
+/// monolith's server ends a session that has not gone on by then. In milliseconds.
+const NOTE_MS: u32 = 2_000;
+const NOTE_LEFT_MS: u32 = 1_000;
+/// How long one statement of that may take, so that the service mostly says itself that it took too long.
+const STATEMENT_MS: u32 = 1_500;
+
+/// Why nothing was written down, where nobody knows whether it was.
+pub(super) const SILENT: &str = "it does not answer";
 
 /// What it is, in words.
 pub(super) fn words(leftover: &Leftover) -> Vec<String> {
@@ -56,7 +69,9 @@ pub(super) async fn finish(
     let Leftover { forward_slot, reverse_slot, reverse_publication } = &known.leftover;
     transact(service, &[dropped::shut_out_mirrors(slice)]).await?;
     failpoint::hit("drop-mirrors-stopped");
-    if let Some(slot) = forward_slot {
+    // The stream may have got another one since that was written down; who makes it asks behind that, and drops it himself.
+    let now = streams::read(service, StreamOf::forward(slice)).await?.map(|row| row.slot);
+    for slot in forward_slot.iter().chain(now.iter().filter(|slot| Some(*slot) != forward_slot.as_ref())) {
         drop_slot((slots, slots), slot).await?;
         failpoint::hit("drop-forward-slot");
     }
@@ -89,13 +104,9 @@ async fn schema(job: &Job<'_>, service: &Client) -> Result<(), RetireError> {
     if dropped::has_slices(monolith).await? || job.work.plan.slices.keys().any(more) {
         return Ok(());
     }
-    let foreign = dropped::foreign(monolith).await?;
+    let foreign = abandonment::foreign(monolith).await?;
     if !foreign.is_empty() {
-        let problem = Problem::error("schema-used", "monolith")
-            .fact(format!("of others there depends on the schema strangler: {}", foreign.join(", ")))
-            .consequence("it would go with the schema, which is all that is left there of ours; the old tables are dropped")
-            .next(format!("drop it, then strangler retire PLAN --slice {slice} --stage drop"));
-        return Err(RetireError::Refused { problems: vec![problem] });
+        return Err(RetireError::Used { objects: foreign.join(", ") });
     }
     let journal = dropped::journal(monolith).await?;
     dropped::keep_journal(service, slice, &journal).await?;
@@ -103,7 +114,9 @@ async fn schema(job: &Job<'_>, service: &Client) -> Result<(), RetireError> {
     let failed = || RetireError::database("the server's version");
     let major = "SELECT current_setting('server_version_num')::int4 / 10000";
     let major: i32 = monolith.query_one(major, &[]).await.map_err(failed())?.get(0);
-    let sql = dropped::drop_schema(monolith, u32::try_from(major).unwrap_or(0)).await?;
+    let others = abandonment::others(monolith, slice).await?;
+    let roles = (others.made_role, others.quieted);
+    let sql = withdrawal::drop_schema(true, roles, u32::try_from(major).unwrap_or(0));
     transact(monolith, &sql).await?;
     failpoint::hit("drop-schema-gone");
     Ok(())
@@ -112,20 +125,55 @@ async fn schema(job: &Job<'_>, service: &Client) -> Result<(), RetireError> {
 /// Runs statements in one transaction, once more where somebody holds what they need.
 ///
 /// # Errors
-/// [`RetireError::Statement`], [`RetireError::Left`]; nothing of them was done.
+/// [`RetireError::Step`], [`RetireError::Left`]; nothing of them was done.
 pub(super) async fn transact(client: &Client, sql: &[String]) -> Result<(), RetireError> {
     let text = format!("BEGIN; SET LOCAL lock_timeout = {LOCK_MS}; {}; COMMIT", sql.join("; "));
     for _ in 0..TRIES {
         let Err(source) = client.batch_execute(&text).await else { return Ok(()) };
         let _ = client.batch_execute("ROLLBACK").await;
         if !sqlstate::is_lock_timeout(&source) && !sqlstate::is_concurrent_change(&source) {
-            return Err(RetireError::Statement { sql: sql.join("; "), owner: None, source });
+            return Err(RetireError::Step { sql: sql.join("; "), source });
         }
         tokio::time::sleep(PAUSE).await;
     }
     Err(RetireError::Left {
         what: format!("somebody else's transaction holds what is needed: {}", sql.join("; ")),
     })
+}
+
+/// Has the service write down that the tables are to be dropped, while the monolith's transaction stands open behind its locks. Whoever needs
+/// the tables waits for no longer than that may take, whatever becomes of the service, of this process or of the links between.
+///
+/// # Errors
+/// [`RetireError::Unnoted`], or what the service said. Where no answer came the service may have done it.
+pub(super) async fn note((monolith, service): (&Client, &Client), sql: &[String]) -> Result<(), RetireError> {
+    let limit = format!("SET LOCAL idle_in_transaction_session_timeout = {}", NOTE_MS + NOTE_LEFT_MS);
+    let limited = monolith.batch_execute(&limit).await;
+    limited.map_err(RetireError::database("how long the service may take"))?;
+    let text = format!(
+        "BEGIN; SET LOCAL lock_timeout = {LOCK_MS}; SET LOCAL statement_timeout = {STATEMENT_MS}; {}; COMMIT",
+        sql.join("; ")
+    );
+    let limit = Duration::from_millis(NOTE_MS.into());
+    let noted = tokio::time::timeout(limit, service.batch_execute(&text)).await;
+    let unnoted = |why: &str| RetireError::Unnoted { limit, why: why.to_owned() };
+    let source = match noted {
+        Err(_) => return Err(unnoted(SILENT)),
+        Ok(Ok(())) => {
+            let limited = monolith.batch_execute(&idle_limit()).await;
+            return limited.map_err(RetireError::database("how long a transaction may be idle"));
+        }
+        Ok(Err(source)) => source,
+    };
+    let _ = tokio::time::timeout(limit, service.batch_execute("ROLLBACK")).await;
+    if sqlstate::is_lock_timeout(&source) || sqlstate::is_concurrent_change(&source) {
+        return Err(unnoted("somebody else's transaction there holds the slice's gate, or our tables"));
+    }
+    // A statement that was cancelled.
+    if sqlstate::code(&source) == Some("57014") {
+        return Err(unnoted("it takes longer"));
+    }
+    Err(RetireError::Statement { sql: sql.join("; "), owner: None, source })
 }
 
 /// Drops a slot, and ends the session that reads it, as either of the two. Does nothing where there is none.
@@ -148,7 +196,7 @@ async fn drop_slot((client, reader): (&Client, &Client), slot: &str) -> Result<(
             Ok(()) => return Ok(()),
             // Whoever was ended may have been quicker, or a reader come back.
             Err(error) if matches!(sqlstate::code(&error), Some("42704" | "55006")) => {}
-            Err(source) => return Err(RetireError::Statement { sql: drop, owner: None, source }),
+            Err(source) => return Err(RetireError::Step { sql: drop, source }),
         }
     }
     Err(RetireError::Left { what: format!("slot {slot}, which somebody reads who can't be ended") })

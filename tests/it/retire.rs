@@ -2,7 +2,9 @@
 
 mod again;
 mod archive;
+mod dropped;
 mod dropping;
+mod dropping_meanwhile;
 mod meanwhile;
 mod quarantine;
 mod rights;

@@ -60,11 +60,14 @@ fn verified(found: &Verification, paint: Paint) -> String {
         _ => {
             let entries = found.entries.unwrap_or(0);
             let last = found.head.as_deref().map(|hash| format!(", the last one's hash is {hash}"));
+            let kept = if found.journal == "service" { ", which a service keeps now," } else { "" };
             let confirmed = match found.confirmed {
                 Some(confirmed) if confirmed == entries => {
-                    "; the monolith's journal confirms all of them".to_owned()
+                    format!("; the monolith's journal{kept} confirms all of them")
                 }
-                Some(confirmed) => format!("; the monolith's journal confirms them up to entry {confirmed}"),
+                Some(confirmed) => {
+                    format!("; the monolith's journal{kept} confirms them up to entry {confirmed}")
+                }
                 None if entries == 0 => String::new(),
                 None => "; the monolith's journal remembers none of them".to_owned(),
             };
@@ -249,6 +252,7 @@ mod tests {
             accepted: None,
             broken_entry: (!whole).then_some(3),
             fault: (!whole).then(|| "was changed: its content does not have its hash".to_owned()),
+            journal: "monolith",
         };
         let all = [
             verification(true, Some(12), Some(12)),

@@ -1,53 +1,134 @@
 //! References that the tables of retired slices hold: there is nothing to compare them with, and their rows may still name others that are not
-//! there.
+//! there. What is found is a verdict like any other's, in every form of the report; only that nothing of it is written down.
+
+use std::time::{Duration, Instant};
 
 use crate::cdc::mirror::chain_of;
 use crate::cli::open::Opened;
-use crate::cli::report::{CliError, Exit};
-use crate::cli::ui::Ui;
-use crate::mapping::Mappings;
+use crate::clock::{Clock, SystemClock};
+use crate::journal::dropped::Dropped;
+use crate::lsn::Lsn;
+use crate::mapping::{Mappings, SliceMapping, TableMapping};
+use crate::reconcile::finding::{Finding, FindingKind};
 use crate::reconcile::form::{Side, TableForm};
-use crate::reconcile::orphans::{Neighbour, orphans};
+use crate::reconcile::orphans::{Neighbour, Orphans, orphans};
 use crate::reconcile::redact::Redactor;
 use crate::reconcile::sides::Sides;
+use crate::reconcile::verdict::{Counts, Coverage, Outcome, TableVerdict, Verdict};
+use crate::words;
 
-/// Looks at all of them and says what is found; values are not shown. Who calls it: a comparison of everything.
-pub(super) async fn look(ui: &mut Ui, opened: &Opened, mappings: &Mappings) -> Result<Exit, CliError> {
+/// In the place of a run's uuid: the ledger has no entry of it.
+const NO_RUN: &str = "not recorded";
+
+/// Looks at the references of those of the retired slices that hold any; `list` findings are listed of each table, all are counted. Who calls
+/// it: a comparison of everything.
+pub(super) async fn verdicts(opened: &Opened, mappings: &Mappings, list: usize) -> Vec<Verdict> {
+    let mut found = Vec::new();
+    for dropped in opened.dropped.values() {
+        found.extend(of_one((opened, mappings), dropped, list).await);
+    }
+    found
+}
+
+/// The same of one slice; `None` where it holds none.
+pub(super) async fn of_one(
+    (opened, mappings): (&Opened, &Mappings),
+    dropped: &Dropped,
+    list: usize,
+) -> Option<Verdict> {
+    let mapping = mappings.get(&dropped.slice)?;
+    let refers = mapping.tables.iter().any(|table| !table.soft_references.is_empty());
+    if refers { Some(verdict((opened, mappings), (mapping, dropped), list).await) } else { None }
+}
+
+async fn verdict(
+    (opened, mappings): (&Opened, &Mappings),
+    (mapping, dropped): (&SliceMapping, &Dropped),
+    list: usize,
+) -> Verdict {
+    let now = || words::exact_instant(SystemClock.now_us());
+    let mut verdict = Verdict {
+        run: NO_RUN.to_owned(),
+        plan: opened.plan.name.clone(),
+        slice: mapping.slice.clone(),
+        service: mapping.service.clone(),
+        outcome: Outcome::Incomplete,
+        strict: false,
+        every_table: true,
+        plan_hash: mapping.hash.clone(),
+        epoch: dropped.epoch,
+        authority: "service",
+        lsn: Lsn::ZERO,
+        from_lsn: Lsn::ZERO,
+        started_at: now(),
+        finished_at: String::new(),
+        tables: Vec::new(),
+        listed: Vec::new(),
+        reasons: Vec::new(),
+        repairs: Vec::new(),
+    };
+    for table in mapping.tables.iter().filter(|table| !table.soft_references.is_empty()) {
+        let begun = Instant::now();
+        let looked = look((opened, mappings), (mapping, table), list).await;
+        let (told, listed) = told(table, looked, begun.elapsed());
+        verdict.tables.push(told);
+        verdict.listed.extend(listed);
+    }
+    verdict.outcome = Outcome::of(verdict.tables.iter().map(|table| table.outcome));
+    verdict.finished_at = now();
+    verdict
+}
+
+/// What is found of one table; why it could not be looked at, where it could not.
+async fn look(
+    (opened, mappings): (&Opened, &Mappings),
+    (mapping, table): (&SliceMapping, &TableMapping),
+    list: usize,
+) -> Result<Orphans, String> {
     let server = |service: &String| opened.services.get(service).or_else(|| opened.others.get(service));
     let neighbours: Vec<Neighbour<'_>> = mappings
         .values()
         .filter_map(|mapping| Some(Neighbour { mapping, server: &server(&mapping.service)?.apply }))
         .collect();
-    let mut exit = Exit::Clean;
-    // No value is shown, so that a key to hide them with is made and not needed.
-    let Ok(redactor) = Redactor::new() else { return Ok(Exit::Incomplete) };
-    for mapping in opened.dropped.keys().filter_map(|slice| mappings.get(slice)) {
-        let Some(ways) = server(&mapping.service) else { continue };
-        let sides = Sides {
-            authority: Side::Target,
-            monolith_read: opened.monolith.read.clone(),
-            monolith_apply: opened.monolith.apply.clone(),
-            service_apply: ways.apply.clone(),
-        };
-        for table in mapping.tables.iter().filter(|table| !table.soft_references.is_empty()) {
-            let form = TableForm::new(table.clone(), false);
-            let found = orphans(&sides, &mapping.slice, &form, &neighbours, &redactor, 0).await;
-            let (count, reasons) = match found {
-                Ok(found) => (found.count, found.reasons),
-                Err(error) => (0, vec![chain_of(&error)]),
-            };
-            for reason in reasons {
-                ui.words(&format!("slice {} is retired; {reason}", mapping.slice));
-                exit = if exit == Exit::Problems { exit } else { Exit::Incomplete };
-            }
-            if count > 0 {
-                ui.words(&format!(
-                    "slice {} is retired; rows of {} that refer to rows which are not there: {count}",
-                    mapping.slice, table.target
-                ));
-                exit = Exit::Problems;
-            }
-        }
-    }
-    Ok(exit)
+    let ways = server(&mapping.service).ok_or_else(|| "its service is not in the plan".to_owned())?;
+    let redactor = Redactor::new().map_err(|error| chain_of(&error))?;
+    let sides = Sides {
+        authority: Side::Target,
+        monolith_read: opened.monolith.read.clone(),
+        monolith_apply: opened.monolith.apply.clone(),
+        service_apply: ways.apply.clone(),
+    };
+    let form = TableForm::new(table.clone(), false);
+    let found = orphans(&sides, &mapping.slice, &form, &neighbours, &redactor, list).await;
+    found.map_err(|error| chain_of(&error))
+}
+
+fn told(
+    table: &TableMapping,
+    looked: Result<Orphans, String>,
+    duration: Duration,
+) -> (TableVerdict, Vec<Finding>) {
+    let (count, listed, reasons) = match looked {
+        Ok(found) => (found.count, found.listed, found.reasons),
+        Err(reason) => (0, Vec::new(), vec![reason]),
+    };
+    let outcome = match (count, reasons.is_empty()) {
+        (1.., _) => Outcome::Differs,
+        (0, false) => Outcome::Incomplete,
+        (0, true) => Outcome::Clean,
+    };
+    let findings: Counts = (count > 0).then_some((FindingKind::Orphan, count)).into_iter().collect();
+    let told = TableVerdict {
+        source_table: table.source.clone(),
+        target_table: table.target.clone(),
+        outcome,
+        coverage: Coverage::References,
+        rows_authority: 0,
+        rows_copy: 0,
+        bytes: 0,
+        duration,
+        findings,
+        reasons,
+    };
+    (told, listed)
 }

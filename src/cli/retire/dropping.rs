@@ -15,7 +15,7 @@ use crate::words::shell_word;
 
 pub(super) async fn run(ui: &mut Ui, arguments: &Arguments) -> Result<Exit, CliError> {
     let mut opened = one_slice(ui, "retire", &arguments.plan, &arguments.slices)?;
-    opened.ask_dropped(Needs::All).await;
+    opened.ask_dropped(Needs::All).await?;
     if let Some(done) =
         opened.slices.first().and_then(|slice| opened.dropped.get(slice)).filter(|one| one.ended_at.is_some())
     {

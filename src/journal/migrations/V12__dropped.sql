@@ -25,5 +25,3 @@ COMMENT ON COLUMN strangler.dropped.fragment IS
 COMMENT ON COLUMN strangler.dropped.monolith_journal IS
     'The monolith''s journal, kept here when our schema went there with the last slice';
 COMMENT ON COLUMN strangler.dropped.ended_at IS 'When nothing was left to do; null while there is';
--- Whoever may look into this schema looks here first: nobody is to make anew what is gone.
-GRANT SELECT ON strangler.dropped TO PUBLIC;

@@ -11,7 +11,8 @@ pub(super) fn judge(facts: &SliceFacts, dropped: &Dropped, commands: &Commands) 
     // While the tables stand, it can be taken back.
     let stands = facts.monolith_side.facts().is_some_and(|monolith| monolith.gate.is_some());
     let restore = format!("strangler restore --from {} --to URL", shell_word(&dropped.place));
-    let finish = commands.of("retire", &facts.slice, " --stage drop");
+    let slice = shell_word(&facts.slice);
+    let finish = commands.typed(&format!("strangler retire PLAN --slice {slice} --stage drop"));
     let alarm = || {
         let how = if stands {
             "their drop was begun"

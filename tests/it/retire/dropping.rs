@@ -2,13 +2,20 @@
 
 use std::path::Path;
 
+use strangler::cdc::error::MirrorError;
+use strangler::cdc::start;
 use strangler::failpoint;
+use strangler::journal::abandonment;
+use strangler::journal::streams::{self, StreamOf};
+use strangler::postgres::SessionRole;
+use strangler::postgres::replication::SlotOptions;
 use tokio_postgres::Client;
 
 use super::archive::{away, keep, manifest, other_database, restore};
 use super::quarantine::place;
 use super::{ROLES, SETUP, TABLES, entries, refused, ripe_of, ripen, token};
 use crate::flip::mirrored_and_armed;
+use crate::replication::server::server;
 use crate::support::binary::Ended;
 use crate::support::catalogs::catalogs;
 use crate::support::privilege;
@@ -19,12 +26,12 @@ use crate::support::wait::{SOON, until, until_blocking};
 const STAYING: &str = "; CREATE TABLE staying (id int PRIMARY KEY, account int, text text); CREATE SEQUENCE free;
     CREATE VIEW seen AS SELECT id, text FROM staying; INSERT INTO staying VALUES (1, 1, 'x'); GRANT SELECT ON staying TO shop_read";
 
-fn drop_stage(split: &Split, arguments: &[&str]) -> Ended {
+pub(super) fn drop_stage(split: &Split, arguments: &[&str]) -> Ended {
     split.run("retire", &[&["--stage", "drop"], arguments].concat())
 }
 
 /// A slice whose next stage is the last one.
-async fn archived() -> (Split, Client, Client, Mirror, tempfile::TempDir) {
+pub(super) async fn archived() -> (Split, Client, Client, Mirror, tempfile::TempDir) {
     let (split, monolith, service, mirror) = ripe_of(TABLES, (&format!("{SETUP}{STAYING}"), "")).await;
     let folder = tempfile::tempdir().unwrap();
     away(&split);
@@ -33,13 +40,13 @@ async fn archived() -> (Split, Client, Client, Mirror, tempfile::TempDir) {
     (split, monolith, service, mirror, folder)
 }
 
-fn allowed(split: &Split) -> Ended {
+pub(super) fn allowed(split: &Split) -> Ended {
     let shown = drop_stage(split, &[]);
     assert_eq!(shown.exit, Some(0), "{}", shown.page());
     shown
 }
 
-fn status(split: &Split) -> (Option<i32>, serde_json::Value) {
+pub(super) fn status(split: &Split) -> (Option<i32>, serde_json::Value) {
     let status = split.run("status", &["--format", "json"]);
     let document: serde_json::Value = serde_json::from_str(&status.stdout).unwrap();
     (status.exit, document["slices"][0].clone())
@@ -58,7 +65,7 @@ async fn assert_only_old_tables_are_gone(monolith: &Client, before: &[String]) {
 }
 
 /// What has neither slots, publications nor triggers of ours.
-async fn assert_service_is_alone(service: &Client) {
+pub(super) async fn assert_service_is_alone(service: &Client) {
     let sql = "SELECT (SELECT count(*) FROM pg_replication_slots WHERE database = current_database()) + (SELECT count(*) FROM pg_publication) \
         + (SELECT count(*) FROM pg_trigger t JOIN pg_proc p ON p.oid = t.tgfoid WHERE p.proname LIKE 'gate%')";
     assert_eq!(service.query_one(sql, &[]).await.unwrap().get::<_, i64>(0), 0);
@@ -242,6 +249,9 @@ async fn the_command_that_status_names_finishes_or_takes_back_what_was_killed_at
 async fn a_mirror_that_stood_still_meanwhile_makes_nothing_anew_when_it_wakes() {
     let (split, monolith, service, mirror, _folder) = archived().await;
     let shown = token(&allowed(&split));
+    let of = StreamOf::forward("one");
+    let row = streams::read(&service, of).await.unwrap().unwrap();
+    let life = abandonment::life(&service, "one").await.unwrap().unwrap();
     mirror.signal(rustix::process::Signal::STOP);
     let done = drop_stage(&split, &["--confirm", &shown]);
     assert_eq!(done.exit, Some(0), "{}", done.page());
@@ -249,6 +259,15 @@ async fn a_mirror_that_stood_still_meanwhile_makes_nothing_anew_when_it_wakes() 
     mirror.signal(rustix::process::Signal::CONT);
     let (ended, said) = mirror.ended();
     assert_eq!(ended.code(), Some(0), "{said}");
+    let server = server(&split.pair.monolith_url(), SessionRole::Read);
+    let mut replication = server.replicate("a mirror that wakes").await.unwrap();
+    let asked = ("one", life.as_str(), &row);
+    let made = start::create_slot(&monolith, &mut replication, &service, asked, &|_| {}).await;
+    assert!(matches!(made, Err(MirrorError::Retired { .. })), "{made:?}");
+    // It had asked before, and makes the slot now.
+    let plain = SlotOptions { temporary: false, failover: false };
+    replication.create_slot(&row.slot, plain).await.unwrap();
+    start::give_back(&mut replication, (&monolith, &service), ("one", &row.slot)).await;
     let ours =
         "SELECT NOT EXISTS (SELECT FROM pg_replication_slots) AND NOT EXISTS (SELECT FROM pg_publication)";
     for client in [&monolith, &service] {
@@ -264,7 +283,7 @@ const REFERRING: &str = "; CREATE TABLE lines (id int PRIMARY KEY, account int R
     INSERT INTO lines SELECT i, i, 'x' FROM generate_series(1, 20) i; INSERT INTO notes SELECT i, i FROM generate_series(1, 20) i;
     GRANT SELECT ON lines, notes TO shop_read; ANALYZE lines, notes";
 
-fn moved(split: &Split, arguments: &[&str]) {
+pub(super) fn moved(split: &Split, arguments: &[&str]) {
     let evidence = ["--accept-no-evidence", "a test"];
     until_blocking("the authority moves", SOON, || {
         let ended = split.run("flip", &[arguments, &evidence].concat());
@@ -272,17 +291,33 @@ fn moved(split: &Split, arguments: &[&str]) {
     });
 }
 
-/// Takes a stage of slice `one` as it is shown.
-fn staged(split: &Split, stage: &str, to: &[&str]) -> Ended {
-    let arguments = [&["--slice", "one", "--stage", stage], to].concat();
+/// Takes a stage of a slice as it is shown.
+pub(super) fn staged(split: &Split, (slice, stage): (&str, &str), to: &[&str]) -> Ended {
+    let arguments = [&["--slice", slice, "--stage", stage], to].concat();
     let shown = token(&split.run("retire", &arguments));
     let done = split.run("retire", &[&arguments[..], &["--confirm", &shown]].concat());
     assert_eq!(done.exit, Some(0), "{}", done.page());
     done
 }
 
+/// Takes all stages of a slice that its service has the authority over, which has so many tables.
+pub(super) async fn all_stages(split: &Split, monolith: &Client, (slice, tables): (&str, i64), to: &Path) {
+    let watched = "SELECT count(*) >= $2 FROM strangler.table_use WHERE slice = $1";
+    until("the old tables are watched", SOON, async || {
+        monolith.query_one(watched, &[&slice, &tables]).await.unwrap().get::<_, bool>(0).then_some(())
+    })
+    .await;
+    monolith.batch_execute("UPDATE strangler.table_use SET since = now() - interval '1 hour'").await.unwrap();
+    let compared = split.run("reconcile", &["--slice", slice]);
+    assert_eq!(compared.exit, Some(0), "{}", compared.page());
+    staged(split, (slice, "revoke"), &[]);
+    staged(split, (slice, "quarantine"), &[]);
+    staged(split, (slice, "archive"), &["--to", to.to_str().unwrap()]);
+    staged(split, (slice, "drop"), &[]);
+}
+
 /// Slice `one` of two, dropped, with the mirror of both at work.
-async fn one_of_two_dropped() -> (Split, Client, Client, Mirror) {
+pub(super) async fn one_of_two_dropped() -> (Split, Client, Client, Mirror) {
     let (split, monolith, service) = privilege::open(TWO, &format!("{SETUP}{REFERRING}")).await;
     let policy = "policy: { min_mirror_time: 0s, write_pause_budget: 2s }\n";
     split.write_plan(&format!("{}{policy}", split.plan_text()));
@@ -292,20 +327,28 @@ async fn one_of_two_dropped() -> (Split, Client, Client, Mirror) {
     moved(&split, &["--slice", "one"]);
     let policy = "write_pause_budget: 2s, safety_period: 0s, quiet_period: 0s, clean_runs_before_retire: 1";
     split.change_plan("write_pause_budget: 2s", policy);
-    let watched = "SELECT count(*) >= 3 FROM strangler.table_use WHERE slice = 'one'";
-    until("the old tables are watched", SOON, async || {
-        monolith.query_one(watched, &[]).await.unwrap().get::<_, bool>(0).then_some(())
-    })
-    .await;
-    monolith.batch_execute("UPDATE strangler.table_use SET since = now() - interval '1 hour'").await.unwrap();
-    let compared = split.run("reconcile", &["--slice", "one"]);
-    assert_eq!(compared.exit, Some(0), "{}", compared.page());
     let folder = tempfile::tempdir().unwrap();
-    staged(&split, "revoke", &[]);
-    staged(&split, "quarantine", &[]);
-    staged(&split, "archive", &["--to", folder.path().to_str().unwrap()]);
-    staged(&split, "drop", &[]);
+    all_stages(&split, &monolith, ("one", 3), folder.path()).await;
     (split, monolith, service, mirror)
+}
+
+/// What the retired slice refers to is part of the report, in every form of it.
+fn dangles(split: &Split) {
+    let said = split.run("reconcile", &[]);
+    assert_eq!(said.exit, Some(1), "{}", said.page());
+    assert!(said.stdout.contains("references alone, because the slice is retired"), "{}", said.page());
+    assert!(said.stderr.contains("Orphans only"), "{}", said.page());
+    let said = split.run("reconcile", &["--format", "json"]);
+    assert_eq!(said.exit, Some(1), "{}", said.page());
+    let document: serde_json::Value = serde_json::from_str(&said.stdout).unwrap();
+    let slices = document["slices"].as_array().unwrap();
+    let one = slices.iter().find(|slice| slice["slice"] == "one").unwrap_or_else(|| panic!("{document:#}"));
+    assert_eq!((&document["outcome"], &one["outcome"]), (&"differs".into(), &"differs".into()), "{one:#}");
+    assert_eq!((&one["counts"]["orphan"], &one["full"]), (&1.into(), &false.into()), "{one:#}");
+    assert_eq!(one["tables"][0]["coverage"]["kind"], "references", "{one:#}");
+    assert_eq!(one["findings"][0]["key"][0]["value"]["value"], "900", "{one:#}");
+    let repaired = split.run("reconcile", &["--repair"]);
+    assert_eq!(repaired.exit, Some(1), "no repair helps: {}", repaired.page());
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -330,14 +373,13 @@ async fn the_other_slice_goes_on_and_references_between_the_two_are_still_looked
         assert_eq!(ended.exit, Some(0), "{verb}: {}", ended.page());
     }
     service.batch_execute("INSERT INTO sales.notes VALUES (900, 77777)").await.unwrap();
-    let from = split.run("reconcile", &[]);
-    assert_eq!(from.exit, Some(1), "{}", from.page());
-    assert!(from.stderr.contains("rows which are not there: 1"), "{}", from.page());
+    dangles(&split);
     service.batch_execute("DELETE FROM sales.notes WHERE id = 900").await.unwrap();
     monolith.batch_execute("INSERT INTO lines VALUES (102, 88888, 'orphan')").await.unwrap();
     arrived(102).await;
     let to = split.run("reconcile", &[]);
     assert!(to.exit == Some(1) && to.stdout.contains("orphan"), "{}", to.page());
+    assert!(to.stdout.contains("every row that is referred to is there"), "{}", to.page());
     monolith.batch_execute("DELETE FROM lines WHERE id = 102").await.unwrap();
     let disarmed = split.run("disarm", &["--slice", "two"]);
     assert_eq!(disarmed.exit, Some(0), "{}", disarmed.page());
