@@ -302,6 +302,12 @@ pub async fn has_slices(client: &Client) -> Result<bool, JournalError> {
     Ok(row.map_err(JournalError::database("looking who else is provisioned"))?.get(0))
 }
 
+/// SQL that forgets on the monolith which slices are dropped, in the transaction that drops our schema: their services have it for good.
+#[must_use]
+pub fn forget_on_monolith() -> String {
+    "DELETE FROM strangler.dropped WHERE side = 'monolith'".to_owned()
+}
+
 /// The monolith's journal as one JSON text, for a service to keep.
 ///
 /// # Errors

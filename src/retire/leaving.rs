@@ -116,7 +116,8 @@ async fn schema(job: &Job<'_>, service: &Client) -> Result<(), RetireError> {
     let major: i32 = monolith.query_one(major, &[]).await.map_err(failed())?.get(0);
     let others = abandonment::others(monolith, slice).await?;
     let roles = (others.made_role, others.quieted);
-    let sql = withdrawal::drop_schema(true, roles, u32::try_from(major).unwrap_or(0));
+    let mut sql = vec![dropped::forget_on_monolith()];
+    sql.extend(withdrawal::drop_schema(true, roles, u32::try_from(major).unwrap_or(0)));
     transact(monolith, &sql).await?;
     failpoint::hit("drop-schema-gone");
     Ok(())
