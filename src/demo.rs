@@ -254,7 +254,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_plan_of_the_play_differs_in_its_mirror_time_and_its_pause_alone() {
+    fn the_plan_of_the_play_differs_in_its_periods_alone() {
         for (old, new) in CHANGES {
             assert_eq!((RETAIL_PLAN.matches(old).count(), plan_text().matches(new).count()), (1, 1));
         }
