@@ -93,6 +93,9 @@ pub enum MirrorError {
         /// The table, and who uses it.
         what: String,
     },
+    /// WAL that the source holds for the slot is near its limit, and the plan says that the slot is dropped then.
+    #[error("the WAL that the monolith holds is near its limit")]
+    Overfull,
     /// The engine lets go of everything and starts over at once.
     #[error("starting over: {why}")]
     Restart {
@@ -152,6 +155,7 @@ impl MirrorError {
             | Self::Denied { .. }
             | Self::Unreadable { .. }
             | Self::NotArmed { .. }
+            | Self::Overfull
             | Self::Stopped => false,
         }
     }
@@ -184,6 +188,7 @@ impl MirrorError {
             | Self::Restart { .. }
             | Self::Turned { .. }
             | Self::NotArmed { .. }
+            | Self::Overfull
             | Self::Stopped => None,
         }
     }
