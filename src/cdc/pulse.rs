@@ -24,7 +24,7 @@ use super::usage::UseWatch;
 use super::watch::{self, Watch};
 use crate::journal::process::{self, Sighting};
 use crate::journal::streams::{Direction, Mode, StreamOf};
-use crate::journal::{alarms, repairs};
+use crate::journal::{alarms, authority, repairs};
 use crate::lsn::Lsn;
 use crate::mapping::{SliceMapping, TableMapping};
 use crate::name::TableName;
@@ -306,6 +306,9 @@ impl Pulse {
         if number % SIGHT_EVERY == 1 {
             if let Some(slot) = source::slot(source, &self.slot).await? {
                 let pressure = seen.meter.watch(self.of(), (slot.held_bytes, slot.safe_bytes), self.wal);
+                // A move of authority needs the stream more than the disk needs the room.
+                let kept = pressure == Pressure::Full && !authority::is_open(source, &self.slice).await?;
+                let pressure = if kept { Pressure::Tight } else { pressure };
                 self.vitals.press(slot.held_bytes, pressure);
             }
             let fault = match self.watch_publication(source, target).await? {

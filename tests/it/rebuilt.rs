@@ -92,11 +92,14 @@ async fn a_rebuild_keeps_the_rows_that_are_right_and_copies_the_pieces_that_diff
     assert_eq!(killed.ended().0.signal(), Some(9));
     let rows: i64 = service.query_one("SELECT count(*) FROM same", &[]).await.unwrap().get(0);
     assert_eq!(rows, 3000, "readers keep what there is");
+    let known = "SELECT as_of IS NOT NULL FROM strangler.freshness";
+    assert!(!service.query_one(known, &[]).await.unwrap().get::<_, bool>(0), "and nobody says how old it is");
     let killed = split.mirror(Some("range-landed"));
     assert_eq!(killed.ended().0.signal(), Some(9));
     let mirror = split.mirror(None);
     mirror.caught_up(&monolith, &service).await;
     assert_all_the_same(&monolith, &service).await;
+    assert!(service.query_one(known, &[]).await.unwrap().get::<_, bool>(0));
     assert_eq!(copied(&service, "same").await, (3000, 0), "nothing of it differs");
     let (rows, bytes) = copied(&service, "r").await;
     assert_eq!(rows, 5000);
