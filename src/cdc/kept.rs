@@ -70,7 +70,7 @@ pub(super) async fn settle(
 
 async fn digests(client: &Client, rows: &str) -> Result<BTreeMap<i64, Digest>, tokio_postgres::Error> {
     let sql = format!(
-        "SELECT part, count(*), sum(hashtextextended(t, 0)::numeric)::text, bit_xor(hashtextextended(t, {SEED})) \
+        "SELECT part, count(*), sum(hashtextextended(t, 0))::text, bit_xor(hashtextextended(t, {SEED})) \
          FROM ({rows}) AS s GROUP BY part"
     );
     let found = client.query(&sql, &[]).await?;

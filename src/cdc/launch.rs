@@ -104,7 +104,11 @@ async fn start_and_run(
     let named = named(config, (&publication, mode), Some(slot.as_str()));
     let Err(error) = Box::pin(engine.run(slot.clone(), stop)).await else { return Ok(()) };
     if let MirrorError::Overfull = error {
-        return Err(let_slot_go(config, nonce).await?);
+        let letting_go = let_slot_go(config, nonce);
+        return Err(tokio::select! {
+            let_go = letting_go => let_go?,
+            () = stop.cancelled() => MirrorError::Stopped,
+        });
     }
     // `arm` and `disarm` shut a running way back out, too: the next start finds out who did.
     if config.direction == Direction::Reverse && matches!(error, MirrorError::Fenced { .. }) {
@@ -369,22 +373,26 @@ async fn prepare_slot(
 /// Drops the slice's own slot, for which the monolith holds too much WAL, and notes the gap. What was seen may be over by now, and whoever
 /// has the stream or the authority may be another one: then nothing is dropped.
 async fn let_slot_go(config: &SliceConfig, nonce: i64) -> Result<MirrorError, MirrorError> {
+    const OVER: MirrorError = MirrorError::Restart {
+        why: "the monolith's WAL was near its limit, and is not, or not this mirror's to drop",
+    };
     let slice = config.mapping.slice.as_str();
     let mut links = connect(config).await?;
-    let tell = |text: &str| config.board.phase(config.of(), "waiting", Some(text));
-    let Some(row) = streams::read(&links.target, config.of()).await? else {
-        return Err(MirrorError::Fenced { slice: slice.to_owned() });
+    let ours = async |target: &Session| -> Result<Option<StreamRow>, MirrorError> {
+        let row = streams::read(target, config.of()).await?;
+        let is_ours = |row: &StreamRow| {
+            row.nonce == nonce && row.state == StreamState::Running && row.mode == Mode::Apply
+        };
+        Ok(row.filter(is_ours))
     };
+    let tell = |text: &str| config.board.phase(config.of(), "waiting", Some(text));
+    // A session that holds the slot is ended: it may only be this mirror's own.
+    let Some(row) = ours(&links.target).await? else { return Ok(OVER) };
     start::wait_for_slot(&links.source, &row.slot, &tell).await?;
     let slot = source::slot(&links.source, &row.slot).await?;
     let full = slot.filter(|slot| config.wal.gives_up(slot.held_bytes, slot.safe_bytes));
-    let ours = row.nonce == nonce && row.state == StreamState::Running && row.mode == Mode::Apply;
     let open = authority::is_open(&links.source, slice).await?;
-    let Some(slot) = full.filter(|_| ours && open) else {
-        return Ok(MirrorError::Restart {
-            why: "the monolith's WAL was near its limit, and is not, or not the mirror's to drop",
-        });
-    };
+    let (Some(slot), true, Some(row)) = (full, open, ours(&links.target).await?) else { return Ok(OVER) };
     let detail = headroom::dropped_words(&row.slot, (slot.held_bytes, slot.safe_bytes), config.wal);
     tracing::error!(slice, slot = row.slot, held_bytes = slot.held_bytes, "{detail}");
     // Before it is noted: a mirror that starts behind a crash finds that its slot is gone, which is a gap, too. The other way round a
