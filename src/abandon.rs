@@ -73,13 +73,15 @@ pub struct Step {
 pub(crate) enum StepKind {
     /// The service says that the slice is being taken back.
     Begin,
+    /// The rows that the mirror has put into the service go, while the monolith can still be asked whether it has them.
+    Copies,
     /// The slot on the monolith goes.
     Slot,
     /// What else the monolith has of the slice goes.
     Monolith,
     /// The monolith's last slice is gone, and our schema goes.
     Schema,
-    /// What the service has of the slice goes, and the ledger is told.
+    /// What else the service has of the slice goes, and the ledger is told.
     Service,
 }
 
@@ -96,7 +98,11 @@ impl Step {
         let lines = self.statements.iter().map(String::as_str);
         let lines: Vec<&str> = match self.kind {
             StepKind::Slot => lines.collect(),
-            StepKind::Begin | StepKind::Monolith | StepKind::Schema | StepKind::Service => {
+            StepKind::Begin
+            | StepKind::Copies
+            | StepKind::Monolith
+            | StepKind::Schema
+            | StepKind::Service => {
                 std::iter::once(begin.as_str()).chain(lines).chain(["COMMIT"]).collect()
             }
         };

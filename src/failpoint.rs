@@ -102,11 +102,15 @@ pub const QUARANTINE: &[&str] = &["quarantine-before-commit", "quarantine-commit
 /// Kill points of `abandon`, in their order: one behind each durable step.
 pub const ABANDON: &[&str] = &[
     "abandon-begun",
+    "abandon-copies-taken",
     "abandon-slot-dropped",
     "abandon-monolith-cleared",
     "abandon-schema-dropped",
     "abandon-service-cleared",
 ];
+
+/// Kill point of `abandon` behind the note that the monolith lacks something, whether or not anything is confirmed.
+pub const LACK: &[&str] = &["abandon-lack-noted"];
 
 /// Kill points of `retire --stage archive`, in their order.
 pub const ARCHIVE: &[&str] = &[
@@ -176,7 +180,7 @@ pub fn hit(name: &'static str) {
     debug_assert!(
         [
             MIRROR, COPY_AGAIN, START, REPAIR, REVERSE, ARM, DISARM, RETIRE, QUARANTINE, ARCHIVE, DROP,
-            RESTORE, ABANDON, LEDGER, RECORD, FLIP
+            RESTORE, ABANDON, LACK, LEDGER, RECORD, FLIP
         ]
         .concat()
         .contains(&name),

@@ -30,6 +30,10 @@ pub(super) fn steps(facts: &Facts, job: Job<'_>, (token, body): (&str, &Value)) 
         let begin = abandonment::begin(job.slice, (&job.plan.name, token), body);
         add(service(), ("begin to take back slice", job.slice.to_owned()), StepKind::Begin, begin);
     }
+    if in_service && facts.decided.is_none() {
+        let copies = facts.in_service.take_copies(job.slice);
+        add(service(), ("take the copies of slice", job.slice.to_owned()), StepKind::Copies, copies);
+    }
     if let Some(drop) = facts.on_monolith.slot_sql() {
         let slot = facts.on_monolith.slot.clone().unwrap_or_default();
         add(Database::Monolith, ("drop slot", slot), StepKind::Slot, vec![drop]);
@@ -65,9 +69,7 @@ pub(super) fn steps(facts: &Facts, job: Job<'_>, (token, body): (&str, &Value)) 
 
 fn of_service(facts: &Facts, job: Job<'_>) -> Vec<String> {
     let alone = facts.service.others.slices.is_empty();
-    // Before the tables go on which the rights are.
-    let mut statements = withdrawal::revoke(&facts.in_service.granted);
-    statements.extend(facts.in_service.statements(job.slice, alone));
+    let mut statements = facts.in_service.statements(job.slice, alone);
     statements.extend(withdrawal::drop_gate(job.slice));
     statements.extend(abandonment::forget(job.slice, &facts.in_service.own_tables));
     let detail = json!({ "object": job.slice });
@@ -94,7 +96,7 @@ pub(super) fn body(facts: &Facts, job: Job<'_>, steps: &[Step]) -> Value {
     };
     for step in steps.iter().filter(|step| step.kind != StepKind::Begin) {
         let side = if step.database == Database::Monolith { "monolith" } else { "service" };
-        if step.kind == StepKind::Service {
+        if step.kind == StepKind::Copies {
             for table in &facts.in_service.tables {
                 let Some(action) = action(table.fate()) else { continue };
                 tell(side, action, &table.name.to_string());
@@ -123,6 +125,13 @@ pub(super) fn tables_of(body: &Value) -> BTreeSet<String> {
         .collect()
 }
 
+/// The tables whose rows are taken, where that is over; `None` while nothing was taken.
+#[must_use]
+pub(super) fn decided(body: &Value) -> Option<BTreeSet<String>> {
+    let taken = body.get(abandonment::DECIDED)?.as_array()?;
+    Some(taken.iter().filter_map(|table| Some(table.as_str()?.to_owned())).collect())
+}
+
 fn is_about_a_table(step: &Value) -> bool {
     let action = step.get("action").and_then(Value::as_str);
     [Fate::Drop, Fate::Empty].into_iter().any(|fate| action == self::action(fate))
@@ -134,11 +143,15 @@ pub(super) fn told(begun: &Value, facts: &Facts) -> Value {
     let goes = |step: &Value| {
         let object = step.get("object").and_then(Value::as_str).unwrap_or_default();
         let of = |table: &&OwnTable| table.name.to_string() == object;
+        if let Some(decided) = &facts.decided {
+            return decided.contains(object);
+        }
         facts.in_service.tables.iter().find(of).is_some_and(|table| table.fate() != Fate::Stay)
     };
     let mut body = begun.clone();
     if let Some(fields) = body.as_object_mut() {
         fields.remove(facts::RESUMED_WITH);
+        fields.remove(abandonment::DECIDED);
         if let Some(taken) = fields.get_mut("taken").and_then(Value::as_array_mut) {
             taken.retain(|step| !is_about_a_table(step) || goes(step));
             let count = taken.len();

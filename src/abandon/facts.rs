@@ -8,7 +8,8 @@ use tokio_postgres::types::Type;
 
 use super::monolith::{self, Identity, Known};
 use super::{AbandonError, Job};
-use super::{lacking, service};
+use super::lacking::{self, Lacks};
+use super::{design, service};
 use crate::journal::abandonment::{self, Abandonment, Others};
 use crate::journal::alarms::{self, Uncleared};
 use crate::journal::arming::{self, Armed};
@@ -97,7 +98,9 @@ pub(super) struct Facts {
     pub(super) strays: Option<Uncleared>,
     pub(super) outside: Option<Outside>,
     /// What the monolith does not have any more of what was read from it.
-    pub(super) lacks: Option<String>,
+    pub(super) lacks: Lacks,
+    /// The tables whose rows an earlier run has taken, where it came so far.
+    pub(super) decided: Option<BTreeSet<String>>,
 }
 
 /// Asks both databases. Every link must be outside of a transaction; the mirror's lock is taken in the service's session, which keeps
@@ -126,14 +129,23 @@ pub(super) async fn gather(job: Job<'_>) -> Result<Facts, AbandonError> {
     };
     let names = [traces.publication, traces.slot].into_iter().flatten().map(str::to_owned).collect();
     let on_monolith = withdrawal::standing(monolith, traces).await?;
+    let begun = match there.form {
+        Form::Current => abandonment::read(service, slice).await?,
+        Form::Absent | Form::Older => None,
+    };
+    let decided = begun.as_ref().and_then(|begun| design::decided(&begun.body));
     let lacks = match &stream {
-        Some(stream) => lacking::lacking((monolith, service), (slice, here.row.is_some()), stream).await?,
-        None => None,
+        Some(stream) if decided.is_none() => {
+            lacking::lacking((monolith, service), (slice, here.row.as_ref()), stream).await?
+        }
+        // Behind that the monolith is about to forget what it could be asked for, or has.
+        Some(_) => lacking::noted(service, slice).await?,
+        None => Lacks::default(),
     };
     let life = life(job, (&here, &there)).await?;
     let mut facts = Facts {
         astray,
-        begun: None,
+        begun,
         known_monolith: None,
         source: stream.map(|stream| stream.source),
         ended: false,
@@ -156,6 +168,7 @@ pub(super) async fn gather(job: Job<'_>) -> Result<Facts, AbandonError> {
         strays: None,
         outside: None,
         lacks,
+        decided,
         monolith: here,
         service: there,
     };
@@ -196,19 +209,23 @@ async fn life(job: Job<'_>, (here, there): (&Side, &Side)) -> Result<String, Aba
 }
 
 async fn of_service(service: &Client, slice: &str, facts: &mut Facts) -> Result<(), AbandonError> {
-    facts.begun = abandonment::read(service, slice).await?;
     facts.ended = abandonment::has_ended(service, slice).await?;
     let body = facts.begun.as_ref().map(|begun| begun.body.clone());
     if let Some(body) = &body {
         remember(facts, body);
     }
-    let confirmed = body.as_ref().map(super::design::tables_of);
+    let confirmed = body.as_ref().map(design::tables_of);
     let last = facts.service.others.slices.is_empty();
     facts.outside = outside::uncleared(service, slice).await?;
     let outside = facts.outside.is_some();
-    let lacks = facts.lacks.clone();
-    let asked =
-        service::Asked { slice, last, outside, lacks: lacks.as_deref(), confirmed: confirmed.as_ref() };
+    let asked = service::Asked {
+        slice,
+        last,
+        outside,
+        lacks: &facts.lacks,
+        confirmed: confirmed.as_ref(),
+        decided: facts.decided.as_ref(),
+    };
     facts.in_service = service::standing(service, asked).await?;
     facts.strays = alarms::uncleared(service, slice).await?;
     facts.mirror_lock = process::try_lock(service, slice).await?;

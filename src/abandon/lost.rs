@@ -12,7 +12,9 @@ pub(super) fn problems(facts: &Facts, job: Job<'_>) -> Vec<Problem> {
     let of = |object: &str| format!("service {}, {object}", job.service);
     let mut problems = Vec::new();
     let emptied_by = facts.in_service.emptied_by_hand();
-    for table in &facts.in_service.tables {
+    // Those that an earlier run has emptied are what their own people made of them since.
+    let over = |table: &&OwnTable| facts.decided.is_some() && table.fate() == Fate::Empty;
+    for table in facts.in_service.tables.iter().filter(|table| !over(table)) {
         let object = of(&format!("table {}", table.name));
         problems.push(rows(table, (&object, emptied_by.as_deref())));
         problems.extend(
@@ -208,7 +210,7 @@ pub(super) fn schema_may_go(facts: &Facts) -> bool {
 pub(super) fn drops_schema(facts: &Facts, kind: StepKind) -> bool {
     let (side, ledger_stays) = match kind {
         StepKind::Service => (&facts.service, !facts.drop_ledger),
-        StepKind::Begin | StepKind::Slot | StepKind::Monolith | StepKind::Schema => {
+        StepKind::Begin | StepKind::Copies | StepKind::Slot | StepKind::Monolith | StepKind::Schema => {
             (&facts.monolith, facts.monolith.others.ledger)
         }
     };

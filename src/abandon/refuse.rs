@@ -300,7 +300,8 @@ mod tests {
             names: Vec::new(),
             strays: None,
             outside: None,
-            lacks: None,
+            lacks: super::super::lacking::Lacks::default(),
+            decided: None,
         }
     }
 

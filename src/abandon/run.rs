@@ -7,7 +7,7 @@ use tokio_postgres::error::SqlState;
 
 use super::facts::{self, Facts};
 use super::refuse::{self, Asked};
-use super::{AbandonError, Done, Job, Step, StepKind, design, lost};
+use super::{AbandonError, Done, Job, Step, StepKind, design, lacking, lost};
 use crate::failpoint;
 use crate::journal::ledger::{self, ABANDON, NewEntry, steps};
 use crate::journal::migrate::Form;
@@ -53,6 +53,7 @@ async fn locked(job: Job<'_>, confirm: Option<&str>) -> Result<Done, AbandonErro
     if !problems.is_empty() {
         return Err(AbandonError::Refused { problems });
     }
+    lacking::note(facts::service_of(job)?, job.slice, &facts.lacks).await?;
     let bare = design::steps(&facts, job, ("", &Value::Null));
     let body = design::body(&facts, job, &bare);
     let token = token(&facts.life, &bare);
@@ -101,6 +102,7 @@ async fn take_all(
         if !problems.is_empty() {
             return Err(AbandonError::Refused { problems });
         }
+        lacking::note(facts::service_of(job)?, job.slice, &facts.lacks).await?;
     }
     Err(AbandonError::Changed { slice: job.slice.to_owned(), begun: true })
 }
@@ -142,6 +144,7 @@ impl StepKind {
     fn point(self) -> &'static str {
         match self {
             Self::Begin => "abandon-begun",
+            Self::Copies => "abandon-copies-taken",
             Self::Slot => "abandon-slot-dropped",
             Self::Monolith => "abandon-monolith-cleared",
             Self::Schema => "abandon-schema-dropped",
@@ -169,7 +172,7 @@ async fn take(job: Job<'_>, step: &Step, told: (&Facts, &Value)) -> Result<Vec<S
         Err(error) => {
             // When the connection broke there is nothing to roll back; the first error tells the story.
             let _ = admin.batch_execute("ROLLBACK").await;
-            if step.kind == StepKind::Service && has_lost_its_proof(&error) {
+            if step.kind == StepKind::Copies && has_lost_its_proof(&error) {
                 return Err(AbandonError::Changed { slice: job.slice.to_owned(), begun: true });
             }
             return Err(waited_for(admin, step, (error, told.0)).await);
@@ -197,7 +200,9 @@ async fn waited_for(admin: &Client, step: &Step, (error, facts): (AbandonError, 
         return AbandonError::Step { database, purpose, object, sql, source };
     }
     let tables: Vec<String> = match step.kind {
-        StepKind::Service => facts.in_service.tables.iter().map(|table| table.name.sql()).collect(),
+        StepKind::Copies | StepKind::Service => {
+            facts.in_service.tables.iter().map(|table| table.name.sql()).collect()
+        }
         StepKind::Begin | StepKind::Slot | StepKind::Monolith | StepKind::Schema => Vec::new(),
     };
     let holder = abandonment::holder(admin, &tables).await.ok().flatten();

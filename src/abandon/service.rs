@@ -5,11 +5,13 @@ use std::collections::BTreeSet;
 use tokio_postgres::types::{ToSql, Type};
 use tokio_postgres::{Client, Error, Row};
 
+use super::lacking::Lacks;
 use super::{AbandonError, verdicts};
 use crate::dualwrite::gate;
 use crate::journal::granted::{self, Granted};
 use crate::journal::{abandonment, beginnings};
 use crate::name::{TableName, quote_ident};
+use crate::provision::withdrawal;
 
 /// What `provision` did about a table, as its journal says.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -102,16 +104,18 @@ impl Standing {
         self.tables.iter().filter(move |table| table.fate() == fate)
     }
 
-    /// What drops the tables that were made, empties those that were adopted, and gives these back what was set aside: they are as their
-    /// migrations left them. Behind the locks it is looked once more whose the rows are. `alone`: no other slice is left in the service.
-    /// What the rows of tables that stay do not allow is left away and written down.
-    pub(super) fn statements(&self, slice: &str, alone: bool) -> Vec<String> {
+    /// What takes rights back, drops the tables that were made, empties those that were adopted, and writes down that it did: the copies
+    /// go once, and what is under their names afterwards is somebody else's. Behind the locks it is looked once more whose the rows are.
+    pub(super) fn take_copies(&self, slice: &str) -> Vec<String> {
         let list = |fate| self.of(fate).map(|table| table.name.sql()).collect::<Vec<_>>();
         let taken: Vec<(TableName, bool)> = [Fate::Drop, Fate::Empty]
             .into_iter()
             .flat_map(|fate| self.of(fate).map(move |table| (table.name.clone(), fate == Fate::Drop)))
             .collect();
+        let labels: Vec<String> = taken.iter().map(|(name, _)| name.to_string()).collect();
         let mut statements = vec![abandonment::require_fenced(slice)];
+        // Before the tables go on which the rights are.
+        statements.extend(withdrawal::revoke(&self.granted));
         if !taken.is_empty() {
             let names: Vec<String> = taken.iter().map(|(name, _)| name.sql()).collect();
             statements.push(format!("LOCK TABLE {} IN ACCESS EXCLUSIVE MODE", names.join(", ")));
@@ -119,14 +123,22 @@ impl Standing {
         }
         let (made, emptied) = (list(Fate::Drop), self.truncated());
         statements.extend((!made.is_empty()).then(|| format!("DROP TABLE {}", made.join(", "))));
-        // Those of tables that are dropped go with them; and no other may be left, or the gate's function could not go.
+        statements.extend((!emptied.is_empty()).then(|| format!("TRUNCATE {}", emptied.join(", "))));
+        statements.push(abandonment::decide(slice, &labels));
+        statements
+    }
+
+    /// What lets the tables that are left go, and gives adopted ones back what was set aside: they are as their migrations left them.
+    /// `alone`: no other slice is left in the service. What the rows of tables that stay do not allow is left away and written down.
+    pub(super) fn statements(&self, slice: &str, alone: bool) -> Vec<String> {
+        let mut statements = vec![abandonment::require_fenced(slice)];
+        // Those of tables that are dropped went with them; and no other may be left, or the gate's function could not go.
         let left = self.gates.iter().filter(|hinge| self.of(Fate::Drop).all(|table| table.oid != hinge.oid));
         statements.extend(
             left.map(|hinge| {
                 format!("DROP TRIGGER {} ON {}", quote_ident(&hinge.trigger), hinge.table.sql())
             }),
         );
-        statements.extend((!emptied.is_empty()).then(|| format!("TRUNCATE {}", emptied.join(", "))));
         let back = |sql: &String| abandonment::put_back(slice, sql);
         statements.extend(self.waiting.iter().map(back));
         if alone {
@@ -174,6 +186,29 @@ impl Standing {
         }
     }
 
+    /// Adds what is known of rows that are in no other place.
+    fn lacks(&mut self, asked: Asked<'_>) {
+        let outside = asked.outside.then(|| {
+            "the service's application wrote rows that the slice's filter forbids, and they are in no other place"
+                .to_owned()
+        });
+        for why in outside.iter().chain(&asked.lacks.all) {
+            self.doubt(self.tables.iter().map(|table| (table.name.to_string(), why.clone())).collect());
+        }
+    }
+
+    /// The copies were taken: every table but those that were emptied then stays, also one that was made anew under the name of one that
+    /// was dropped.
+    fn is_over(&mut self, decided: &BTreeSet<String>, lacks: &Lacks) {
+        for table in &mut self.tables {
+            if table.origin == Origin::Adopted && decided.contains(&table.name.to_string()) {
+                continue;
+            }
+            table.doubts.extend(lacks.all.iter().cloned());
+            table.doubts.push("it was none of those whose rows went with the copies of the slice".to_owned());
+        }
+    }
+
     /// Adopted tables are emptied together or not at all, because foreign keys between them come back. Where an earlier run was confirmed
     /// to take certain tables, no others are taken.
     fn settle(&mut self, confirmed: Option<&BTreeSet<String>>) {
@@ -209,9 +244,11 @@ pub(super) struct Asked<'a> {
     /// The service's application wrote rows that its filter forbids, and the way back did not carry them.
     pub(super) outside: bool,
     /// What the monolith lacks of what was read from it.
-    pub(super) lacks: Option<&'a str>,
+    pub(super) lacks: &'a Lacks,
     /// The tables that a run which has begun was to take; `None` where none has begun.
     pub(super) confirmed: Option<&'a BTreeSet<String>>,
+    /// The tables whose rows a run which has begun has taken; `None` where none was.
+    pub(super) decided: Option<&'a BTreeSet<String>>,
 }
 
 /// Reads it. The tables of ours must be there.
@@ -245,17 +282,17 @@ pub(super) async fn standing(service: &Client, asked: Asked<'_>) -> Result<Stand
     }
     let judged: Vec<(TableName, bool)> =
         found.tables.iter().map(|table| (table.name.clone(), table.origin == Origin::Made)).collect();
-    found.doubt(beginnings::doubts(service, slice, &judged).await?);
-    found.doubt(verdicts::doubts(service, slice).await?);
-    let outside = asked.outside.then_some(
-        "the service's application wrote rows that the slice's filter forbids, and they are in no other place",
-    );
-    for why in outside.into_iter().chain(asked.lacks) {
-        let all = found.tables.iter().map(|table| (table.name.to_string(), why.to_owned())).collect();
-        found.doubt(all);
+    match asked.decided {
+        Some(decided) => found.is_over(decided, asked.lacks),
+        None => {
+            found.doubt(beginnings::doubts(service, slice, &judged).await?);
+            found.doubt(verdicts::doubts(service, slice).await?);
+            found.lacks(asked);
+            found.settle(asked.confirmed);
+        }
     }
-    found.settle(asked.confirmed);
-    let oids = |fate| found.of(fate).map(|table| table.oid).collect::<Vec<_>>();
+    let to_go = |fate| found.of(fate).filter(|_| asked.decided.is_none());
+    let oids = |fate| to_go(fate).map(|table| table.oid).collect::<Vec<_>>();
     let failed = || AbandonError::database("what depends on the service's tables");
     let (made, adopted) = (oids(Fate::Drop), oids(Fate::Empty));
     found.dependents = dependents(service, &made).await.map_err(failed())?;

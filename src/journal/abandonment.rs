@@ -102,6 +102,50 @@ pub fn require_fenced(slice: &str) -> String {
     )
 }
 
+/// Where it stands in the body which tables' rows were taken.
+pub const DECIDED: &str = "decided";
+
+/// SQL that writes down which tables' rows were taken, in the transaction that takes them; it fails unless the slice is being taken back.
+#[must_use]
+pub fn decide(slice: &str, tables: &[String]) -> String {
+    let body = format!(
+        " BEGIN UPDATE strangler.abandonment SET body = (body::jsonb || {}::jsonb)::json WHERE slice = {}; \
+         IF NOT FOUND THEN RAISE EXCEPTION 'the slice is not being taken back'; END IF; END ",
+        quote_literal(&serde_json::json!({ DECIDED: tables }).to_string()),
+        quote_literal(slice)
+    );
+    format!("DO {}", quote_literal(&body))
+}
+
+/// Action of the entry that says what the monolith was found to lack.
+const LACKS: &str = "the monolith lacks rows";
+
+/// Writes down what the monolith was found to lack: what can be seen of that may be gone later. Who calls it: every run that saw it.
+///
+/// # Errors
+/// [`JournalError::Database`].
+pub async fn note_lack(service: &Client, slice: &str, fact: &str) -> Result<(), JournalError> {
+    let detail = serde_json::json!({ "fact": fact });
+    let sql = super::statements::insert_journal(ACTOR, Some(slice), LACKS, &detail);
+    service.batch_execute(&sql).await.map_err(JournalError::database("writing down what the monolith lacks"))
+}
+
+/// What was written down of that in this life of the slice.
+///
+/// # Errors
+/// [`JournalError::Database`].
+pub async fn noted_lacks(service: &Client, slice: &str) -> Result<Vec<String>, JournalError> {
+    let sql = format!(
+        "SELECT DISTINCT detail ->> 'fact' FROM strangler.journal j WHERE slice = $1 AND actor = $2 AND action = $3 AND {} ORDER BY 1",
+        of_this_life("j", "$1")
+    );
+    let asked: [(&(dyn ToSql + Sync), Type); 3] =
+        [(&slice, Type::TEXT), (&ACTOR, Type::TEXT), (&LACKS, Type::TEXT)];
+    let rows = service.query_typed(&sql, &asked).await;
+    let rows = rows.map_err(JournalError::database("reading what the monolith lacks"))?;
+    Ok(rows.iter().map(|row| row.get(0)).collect())
+}
+
 /// Our tables in this database that hold rows of slices, but for what outlives them.
 ///
 /// # Errors

@@ -162,7 +162,7 @@ async fn rows_that_come_while_a_run_stands_still_stay() {
     let (split, _monolith, service) = adopted_with_rows_of_their_own().await;
     let shown = super::token(&super::abandon(&split, "clean", &[]));
     let mut command = split.command(&["abandon", "plan.yaml", "--slice", "clean", "--confirm", &shown]);
-    command.env("STRANGLER_FREEZE", "abandon-monolith-cleared");
+    command.env("STRANGLER_FREEZE", "abandon-begun");
     let mut frozen = split.start_command(command);
     assert!(frozen.stands_still());
     let heir =

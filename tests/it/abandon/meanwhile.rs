@@ -21,7 +21,7 @@ async fn a_name_that_somebody_else_has_taken_since_is_none_of_the_slices() {
     mirror.caught_up(&monolith, &service).await;
     mirror.stop();
     let shown = token(&abandon(&split, "one", &[]));
-    killed_at(&split, "one", "abandon-monolith-cleared", &[&shown]);
+    killed_at(&split, "one", "abandon-begun", &[&shown]);
     let others = "DROP TABLE orders; CREATE TABLE orders (id int PRIMARY KEY); INSERT INTO orders VALUES (1);
         INSERT INTO strangler.mirror_table (slice, source_table, target_table, state) VALUES ('other', 'x', 'lines', 'pending')";
     service.batch_execute(others).await.unwrap();
