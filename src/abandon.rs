@@ -6,6 +6,7 @@
 //!
 //! What is taken from the monolith is in `provision::withdrawal`, which goes the other way of what `provision` does there.
 
+mod asides;
 mod design;
 mod facts;
 mod lacking;
@@ -14,10 +15,12 @@ mod monolith;
 mod refuse;
 mod run;
 mod service;
+mod sources;
 mod verdicts;
 
 use tokio_postgres::Client;
 
+use crate::cdc::error::MirrorError;
 use crate::doctor::{Belongs, DatabaseReport, Kind, Object};
 use crate::journal::JournalError;
 use crate::journal::ledger::Author;
@@ -102,9 +105,7 @@ impl Step {
             | StepKind::Copies
             | StepKind::Monolith
             | StepKind::Schema
-            | StepKind::Service => {
-                std::iter::once(begin.as_str()).chain(lines).chain(["COMMIT"]).collect()
-            }
+            | StepKind::Service => std::iter::once(begin.as_str()).chain(lines).chain(["COMMIT"]).collect(),
         };
         for line in lines {
             text.push_str(line);
@@ -137,6 +138,9 @@ pub enum AbandonError {
     /// Our own tables.
     #[error(transparent)]
     Journal(#[from] JournalError),
+    /// What the monolith's tables consist of could not be read.
+    #[error(transparent)]
+    Mirror(Box<MirrorError>),
     /// Other verbs could not be kept away.
     #[error(transparent)]
     Provision(#[from] ProvisionError),

@@ -6,9 +6,10 @@ use serde_json::{Value, json};
 use tokio_postgres::Client;
 use tokio_postgres::types::Type;
 
-use super::monolith::{self, Identity, Known};
-use super::{AbandonError, Job};
 use super::lacking::{self, Lacks};
+use super::monolith::{self, Identity, Known};
+use super::sources::{self, Sources};
+use super::{AbandonError, Job};
 use super::{design, service};
 use crate::journal::abandonment::{self, Abandonment, Others};
 use crate::journal::alarms::{self, Uncleared};
@@ -21,7 +22,7 @@ use crate::journal::outside::{self, Outside};
 use crate::journal::process::{self, ProcessRow};
 use crate::journal::retirement;
 use crate::journal::slices::{self, GateRow, SliceRow};
-use crate::journal::streams::{self, Source, StreamOf};
+use crate::journal::streams::{self, Source, StreamOf, StreamRow, StreamState};
 use crate::journal::whereabouts::{self, Astray, Route};
 use crate::name::TableName;
 use crate::provision::withdrawal::{self, Traces};
@@ -99,6 +100,8 @@ pub(super) struct Facts {
     pub(super) outside: Option<Outside>,
     /// What the monolith does not have any more of what was read from it.
     pub(super) lacks: Lacks,
+    /// What became of the monolith's tables that were read.
+    pub(super) sources: Sources,
     /// The tables whose rows an earlier run has taken, where it came so far.
     pub(super) decided: Option<BTreeSet<String>>,
 }
@@ -134,13 +137,12 @@ pub(super) async fn gather(job: Job<'_>) -> Result<Facts, AbandonError> {
         Form::Absent | Form::Older => None,
     };
     let decided = begun.as_ref().and_then(|begun| design::decided(&begun.body));
-    let lacks = match &stream {
-        Some(stream) if decided.is_none() => {
-            lacking::lacking((monolith, service), (slice, here.row.as_ref()), stream).await?
-        }
-        // Behind that the monolith is about to forget what it could be asked for, or has.
-        Some(_) => lacking::noted(service, slice).await?,
-        None => Lacks::default(),
+    let beside = beside(job, (&here, &there), stream.as_ref().filter(|_| decided.is_none())).await?;
+    // Behind that the monolith is about to forget what it could be asked for, or has.
+    let (lacks, sources) = match (&stream, beside) {
+        (_, Some(beside)) => beside,
+        (Some(_), None) => (lacking::noted(service, slice).await?, Sources::default()),
+        (None, None) => Default::default(),
     };
     let life = life(job, (&here, &there)).await?;
     let mut facts = Facts {
@@ -168,6 +170,7 @@ pub(super) async fn gather(job: Job<'_>) -> Result<Facts, AbandonError> {
         strays: None,
         outside: None,
         lacks,
+        sources,
         decided,
         monolith: here,
         service: there,
@@ -176,6 +179,33 @@ pub(super) async fn gather(job: Job<'_>) -> Result<Facts, AbandonError> {
         of_service(service, slice, &mut facts).await?;
     }
     Ok(facts)
+}
+
+/// What the monolith lacks of what was read from it, and what became of the tables that it was read from; `None` where no stream has begun.
+async fn beside(
+    job: Job<'_>,
+    (here, there): (&Side, &Side),
+    stream: Option<&StreamRow>,
+) -> Result<Option<(Lacks, Sources)>, AbandonError> {
+    let Some(stream) = stream else { return Ok(None) };
+    let both = (&job.databases.monolith, service_of(job)?);
+    let lacks = lacking::lacking(both, (job.slice, here.row.as_ref()), stream).await?;
+    let known = here.row.as_ref().filter(|_| stream.state != StreamState::Creating).zip(there.row.as_ref());
+    let sources = match known {
+        Some((here, there)) => sources::look(both, job, (&here.publication, &there.plan_hash)).await?,
+        None => Sources::default(),
+    };
+    Ok(Some((lacks, sources)))
+}
+
+/// The same once more, within transactions: whether nothing of it is otherwise than in `facts`.
+///
+/// # Errors
+/// [`AbandonError`].
+pub(super) async fn is_as_before(job: Job<'_>, facts: &Facts) -> Result<bool, AbandonError> {
+    let stream = streams::read(service_of(job)?, StreamOf::forward(job.slice)).await?;
+    let now = beside(job, (&facts.monolith, &facts.service), stream.as_ref()).await?.unwrap_or_default();
+    Ok(now.0.is_same(&facts.lacks) && now.1 == facts.sources)
 }
 
 pub(super) fn service_of(job: Job<'_>) -> Result<&Client, AbandonError> {
@@ -223,6 +253,7 @@ async fn of_service(service: &Client, slice: &str, facts: &mut Facts) -> Result<
         last,
         outside,
         lacks: &facts.lacks,
+        sources: &facts.sources,
         confirmed: confirmed.as_ref(),
         decided: facts.decided.as_ref(),
     };

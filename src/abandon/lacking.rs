@@ -1,14 +1,16 @@
 //! Whether the monolith still has everything that the mirror has read from it. One that was set back to an earlier state has not, and then
 //! the service's copies may be the only rows that are left.
 
+use std::collections::BTreeSet;
+
 use tokio_postgres::Client;
 use tokio_postgres::types::{PgLsn, Type};
 
 use super::AbandonError;
 use crate::failpoint;
-use crate::journal::{abandonment, lineage};
 use crate::journal::slices::SliceRow;
 use crate::journal::streams::{StreamOf, StreamRow, StreamState};
+use crate::journal::{abandonment, lineage};
 
 /// What it lacks, or may lack.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -17,6 +19,14 @@ pub(super) struct Lacks {
     pub(super) all: Vec<String>,
     /// Those that are to be written down, because they may not be seen again.
     fresh: Vec<String>,
+}
+
+impl Lacks {
+    /// Whether both say the same, noted or not.
+    pub(super) fn is_same(&self, other: &Self) -> bool {
+        let all = |of: &Self| of.all.iter().cloned().collect::<BTreeSet<String>>();
+        all(self) == all(other)
+    }
 }
 
 /// Asks for it, while the monolith knows the slice. Before the copies go nothing of ours makes it forget that, so one that does not is

@@ -3,6 +3,7 @@
 use super::facts::{Facts, Side};
 use super::service::{Fate, Origin, OwnTable};
 use super::{Job, StepKind};
+use crate::name::quote_ident;
 use crate::problem::Problem;
 use crate::words;
 
@@ -22,9 +23,12 @@ pub(super) fn problems(facts: &Facts, job: Job<'_>) -> Vec<Problem> {
                 .map(|problem| Problem { object: of(&format!("table {}", table.name)), ..problem }),
         );
     }
-    problems.extend(facts.in_service.strange().into_iter().map(|name| {
+    problems.extend(facts.in_service.strange().into_iter().map(|(name, part_of)| {
         Problem::warning("table-stays", of(&format!("table {name}")))
-            .fact("the slice's gate hangs on it, and no table of the slice has that name: it was renamed or moved")
+            .fact(part_of.map_or_else(
+                || "the slice's gate hangs on it, and no table of the slice has that name: it was renamed or moved".to_owned(),
+                |whole| format!("the slice's gate hangs on it: it was a partition of {whole} when that was adopted, and was detached since"),
+            ))
             .consequence("the gate goes from it; it stays as it is, with its rows")
             .next(format!(
                 "look at it; if none of it is needed, run in the service once it is done: DROP TABLE {};",
@@ -116,13 +120,21 @@ fn own<'a>(table: &'a OwnTable, facts: &'a Facts, job: Job<'a>) -> impl Iterator
             columns.join(", ")
         ),
     };
-    let found = [(columns.is_empty(), said), (triggers.is_empty(), of_its_own("trigger", &triggers))];
-    found.into_iter().filter(|(none, _)| !none && table.fate() != Fate::Stay).map(|(_, fact)| {
-        Problem::warning("of-its-own", "")
-            .fact(fact)
-            .consequence("what is in them did not come from the monolith, and goes with the rows")
-            .next("save what matters of it first")
-    })
+    const ROWS: &str = "what is in them did not come from the monolith, and goes with the rows";
+    let built = format!("somebody else's on it: {}", table.built.join(", "));
+    let found = [
+        (columns.is_empty(), said, ROWS),
+        (triggers.is_empty(), of_its_own("trigger", &triggers), ROWS),
+        (table.built.is_empty(), built, "it goes with the table"),
+    ];
+    found.into_iter().filter(|(none, ..)| !none && table.fate() != Fate::Stay).map(
+        |(_, fact, consequence)| {
+            Problem::warning("of-its-own", "")
+                .fact(fact)
+                .consequence(consequence)
+                .next("save what matters of it first")
+        },
+    )
 }
 
 /// What is not taken back, and why.
@@ -169,13 +181,25 @@ fn stays(facts: &Facts, job: Job<'_>) -> Vec<Problem> {
         );
     }
     if !alone {
-        problems.extend(facts.in_service.keys_between.iter().map(|(object, sql)| {
+        problems.extend(facts.in_service.keys_between.iter().map(|(object, aside)| {
             Problem::warning("key-stays-away", format!("{place}, {object}"))
                 .fact("it was set aside, because its tables are of two slices")
                 .consequence("it stays away as long as another slice is mirrored into the service")
-                .next(format!("then run there: {sql};"))
+                .next(format!("then run there: {};", aside.sql))
         }));
     }
+    let kept = [("monolith", &facts.on_monolith.relied_on), (&place, &facts.in_service.relied_on)];
+    let kept = kept.iter().flat_map(|(place, kept)| kept.iter().map(move |right| (place, right)));
+    problems.extend(kept.map(|(place, right)| {
+        Problem::note("right-stays", format!("{place}, role {}", right.grantee))
+            .fact(format!("provision or arm granted {}, and {}", right.right, right.why))
+            .consequence("it stays")
+            .next(format!(
+                "once nobody relies on it: REVOKE {} FROM {};",
+                right.right,
+                quote_ident(&right.grantee)
+            ))
+    }));
     let roles = &facts.service.others.roles;
     if alone && !roles.is_empty() {
         problems.push(
@@ -193,9 +217,9 @@ fn stays(facts: &Facts, job: Job<'_>) -> Vec<Problem> {
 pub(super) fn could_not_put_back(job: Job<'_>, away: &[String]) -> Vec<Problem> {
     let one = |sql: &String| {
         Problem::warning("stays-away", format!("service {}", job.service))
-            .fact("what was set aside of an adopted table could not be put back: rows that stay there, or what is there now, do not allow it")
+            .fact("what was set aside of an adopted table could not be put back: rows that stay there, or what is there now, do not allow it, or its table is gone")
             .consequence("it stays away")
-            .next(format!("once they do, run in the service: {sql};"))
+            .next(format!("once they do, on the table that it should be on, run in the service: {sql};"))
     };
     away.iter().map(one).collect()
 }

@@ -250,11 +250,14 @@ fn dependents(facts: &Facts, asked: Asked<'_>) -> Vec<Problem> {
                 "save its definition and drop it in the service's database; then type the same command again",
             )
     });
-    let in_adopted = facts.in_service.in_the_way.iter().map(|(found, sql)| {
-        Problem::error("in-the-way", of(found))
+    let in_adopted = facts.in_service.in_the_way.iter().map(|found| {
+        Problem::error("in-the-way", of(&found.object))
             .fact("the table is to be emptied, and this keeps it from that, or would act on it")
             .consequence("its rows would stay, or others would go")
-            .next(format!("run in the service's database: {sql}; then type the same command again"))
+            .next(format!(
+                "run in the service's database: {}; then type the same command again; once the slice is taken back: {};",
+                found.sql, found.back
+            ))
     });
     in_made.chain(in_adopted).collect()
 }
@@ -301,6 +304,7 @@ mod tests {
             strays: None,
             outside: None,
             lacks: super::super::lacking::Lacks::default(),
+            sources: super::super::sources::Sources::default(),
             decided: None,
         }
     }

@@ -7,6 +7,7 @@ use tokio_postgres::error::SqlState;
 
 use super::facts::{self, Facts};
 use super::refuse::{self, Asked};
+use super::service::Fate;
 use super::{AbandonError, Done, Job, Step, StepKind, design, lacking, lost};
 use crate::failpoint;
 use crate::journal::ledger::{self, ABANDON, NewEntry, steps};
@@ -167,7 +168,15 @@ async fn take(job: Job<'_>, step: &Step, told: (&Facts, &Value)) -> Result<Vec<S
         return Ok(Vec::new());
     }
     let entry = if step.tells() { Some(told_of(admin, job, told).await?) } else { None };
-    let away = match transact(admin, job, step, entry.as_ref()).await {
+    if step.kind == StepKind::Copies {
+        hold(job, step, told.0).await?;
+    }
+    let taken = transact(admin, job, step, entry.as_ref()).await;
+    if step.kind == StepKind::Copies {
+        // Nothing was done there. Where the connection broke, whoever asks next says so.
+        let _ = job.databases.monolith.batch_execute("ROLLBACK").await;
+    }
+    let away = match taken {
         Ok(away) => away,
         Err(error) => {
             // When the connection broke there is nothing to roll back; the first error tells the story.
@@ -186,6 +195,64 @@ async fn take(job: Job<'_>, step: &Step, told: (&Facts, &Value)) -> Result<Vec<S
     }
     Ok(away)
 }
+
+/// Holds the monolith's tables, whose copies are to go, as they are until the copies are gone: nobody drops, exchanges or empties one
+/// meanwhile with anything but DELETE. What was found of them is asked once more behind that.
+async fn hold(job: Job<'_>, step: &Step, facts: &Facts) -> Result<(), AbandonError> {
+    let monolith = &job.databases.monolith;
+    let begin =
+        format!("BEGIN ISOLATION LEVEL READ COMMITTED; SET LOCAL lock_timeout = {LOCK_MS}; {}", idle_limit());
+    monolith.batch_execute(&begin).await.map_err(failed(step, &begin))?;
+    let held = held(job, step, facts).await;
+    if held.is_err() {
+        // The first error tells the story.
+        let _ = monolith.batch_execute("ROLLBACK").await;
+    }
+    held
+}
+
+async fn held(job: Job<'_>, step: &Step, facts: &Facts) -> Result<(), AbandonError> {
+    let monolith = &job.databases.monolith;
+    let going = facts.in_service.tables.iter().filter(|table| table.fate() != Fate::Stay);
+    let names: Vec<String> =
+        going.filter_map(|table| Some(facts.sources.names.get(&table.name.to_string())?.sql())).collect();
+    if !names.is_empty() {
+        let lock = format!("LOCK TABLE {} IN ACCESS SHARE MODE", names.join(", "));
+        if let Err(source) = monolith.batch_execute(&lock).await {
+            return Err(not_held(job, (step, &lock), (source, &names)).await);
+        }
+    }
+    if facts::is_as_before(job, facts).await? {
+        return Ok(());
+    }
+    Err(AbandonError::Changed { slice: job.slice.to_owned(), begun: true })
+}
+
+async fn not_held(
+    job: Job<'_>,
+    (step, lock): (&Step, &str),
+    (source, names): (tokio_postgres::Error, &[String]),
+) -> AbandonError {
+    if sqlstate::is_undefined_table(&source) {
+        return AbandonError::Changed { slice: job.slice.to_owned(), begun: true };
+    }
+    if !sqlstate::is_lock_timeout(&source) {
+        return failed(step, lock)(source);
+    }
+    let _ = job.databases.monolith.batch_execute("ROLLBACK").await;
+    let holder = abandonment::holder(&job.databases.monolith, names).await.ok().flatten();
+    let who = holder.unwrap_or_else(|| JUST_ENDED.to_owned());
+    AbandonError::Waited {
+        database: Database::Monolith,
+        purpose: step.purpose,
+        object: step.object.clone(),
+        who,
+        source,
+    }
+}
+
+/// Whoever held a lock that was waited for in vain, where nobody is seen to hold it any more.
+const JUST_ENDED: &str = "a session that has just ended";
 
 /// Behind the locks it was found that rows need not be the mirror's: the preview says which, and why.
 fn has_lost_its_proof(error: &AbandonError) -> bool {
@@ -206,7 +273,7 @@ async fn waited_for(admin: &Client, step: &Step, (error, facts): (AbandonError, 
         StepKind::Begin | StepKind::Slot | StepKind::Monolith | StepKind::Schema => Vec::new(),
     };
     let holder = abandonment::holder(admin, &tables).await.ok().flatten();
-    let who = holder.unwrap_or_else(|| "a session that has just ended".to_owned());
+    let who = holder.unwrap_or_else(|| JUST_ENDED.to_owned());
     AbandonError::Waited { database, purpose, object, who, source }
 }
 

@@ -5,11 +5,13 @@ use std::collections::BTreeSet;
 use tokio_postgres::types::{ToSql, Type};
 use tokio_postgres::{Client, Error, Row};
 
+use super::asides::{self, Aside};
 use super::lacking::Lacks;
+use super::sources::Sources;
 use super::{AbandonError, verdicts};
 use crate::dualwrite::gate;
-use crate::journal::granted::{self, Granted};
-use crate::journal::{abandonment, beginnings};
+use crate::journal::granted::{self, Granted, ReliedOn};
+use crate::journal::{abandonment, beginnings, built_on, set_aside};
 use crate::name::{TableName, quote_ident};
 use crate::provision::withdrawal;
 
@@ -48,6 +50,8 @@ pub(super) struct OwnTable {
     pub(super) columns: Vec<String>,
     /// Triggers of the service's own.
     pub(super) triggers: Vec<String>,
+    /// What others have built on it and what goes with it, where it goes: kind and name.
+    pub(super) built: Vec<String>,
     partitioned: bool,
     /// What has its rows: itself, or the partitions that it had when it was adopted and still has.
     leaves: Vec<TableName>,
@@ -62,6 +66,8 @@ struct Hinge {
     trigger: String,
     /// The table is one of the slice's, or a part of one.
     known: bool,
+    /// The slice's table of which it was a partition when that was adopted.
+    part_of: Option<String>,
 }
 
 impl OwnTable {
@@ -82,21 +88,30 @@ pub(super) struct Standing {
     /// What others have built on tables that would be dropped: kind and identity.
     pub(super) dependents: Vec<String>,
     /// What keeps tables from being emptied, with what to do about it.
-    pub(super) in_the_way: Vec<(String, String)>,
+    pub(super) in_the_way: Vec<InTheWay>,
     /// Indexes and constraints of adopted tables that are off, with what puts them back.
-    pub(super) waiting: Vec<String>,
+    pub(super) waiting: Vec<Aside>,
+    /// Replica identities that `arm` changed, as they were before.
+    pub(super) identities: Vec<Aside>,
     /// Foreign keys between adopted tables of two slices that are off.
-    pub(super) keys_between: Vec<(String, String)>,
+    pub(super) keys_between: Vec<(String, Aside)>,
     pub(super) granted: Vec<Granted>,
+    /// Rights that were granted for it and stay, since others rely on them.
+    pub(super) relied_on: Vec<ReliedOn>,
     pub(super) own_tables: Vec<String>,
     /// Wherever the slice's gate hangs, but for triggers that partitions get from their root.
     gates: Vec<Hinge>,
 }
 
 impl Standing {
-    /// Tables on which the slice's gate hangs, though none of the slice's tables has such a name.
-    pub(super) fn strange(&self) -> BTreeSet<&TableName> {
-        self.gates.iter().filter(|hinge| !hinge.known).map(|hinge| &hinge.table).collect()
+    /// Tables on which the slice's gate hangs, though none of the slice's tables has such a name, each with the table of which it was a
+    /// partition.
+    pub(super) fn strange(&self) -> BTreeSet<(&TableName, Option<&str>)> {
+        self.gates
+            .iter()
+            .filter(|hinge| !hinge.known)
+            .map(|hinge| (&hinge.table, hinge.part_of.as_deref()))
+            .collect()
     }
 
     /// Tables of one fate.
@@ -139,14 +154,11 @@ impl Standing {
                 format!("DROP TRIGGER {} ON {}", quote_ident(&hinge.trigger), hinge.table.sql())
             }),
         );
-        let back = |sql: &String| abandonment::put_back(slice, sql);
-        statements.extend(self.waiting.iter().map(back));
+        statements.extend(self.waiting.iter().chain(&self.identities).map(|aside| aside.put_back(slice)));
         if alone {
-            statements.extend(
-                self.keys_between
-                    .iter()
-                    .flat_map(|(object, sql)| [back(sql), abandonment::note_put_back(slice, object)]),
-            );
+            statements.extend(self.keys_between.iter().flat_map(|(object, aside)| {
+                [aside.put_back(slice), abandonment::note_put_back(slice, object)]
+            }));
         }
         statements
     }
@@ -197,6 +209,26 @@ impl Standing {
         }
     }
 
+    /// Finds out what is put back. Of a table that is not under its name any more, too: it was adopted all the same.
+    async fn put_back(
+        &mut self,
+        service: &Client,
+        slice: &str,
+        origins: &[(String, String)],
+    ) -> Result<(), AbandonError> {
+        let noted = set_aside::all(service).await?;
+        let adopted = |table: &str| origins.iter().any(|(name, action)| name == table && action == ADOPTED);
+        let mut waiting = abandonment::waiting(service, slice).await?;
+        waiting.retain(|(table, ..)| adopted(table));
+        let there = self.tables.iter().filter(|table| table.origin == Origin::Adopted);
+        let there: Vec<(TableName, u32)> = there.map(|table| (table.name.clone(), table.oid)).collect();
+        self.waiting = asides::waiting(slice, waiting, (&noted, &there));
+        let going: Vec<u32> = self.of(Fate::Drop).map(|table| table.oid).collect();
+        self.identities = asides::identities(service, slice, &going).await?;
+        self.keys_between = asides::between(service, slice, &noted).await?;
+        Ok(())
+    }
+
     /// The copies were taken: every table but those that were emptied then stays, also one that was made anew under the name of one that
     /// was dropped.
     fn is_over(&mut self, decided: &BTreeSet<String>, lacks: &Lacks) {
@@ -245,6 +277,8 @@ pub(super) struct Asked<'a> {
     pub(super) outside: bool,
     /// What the monolith lacks of what was read from it.
     pub(super) lacks: &'a Lacks,
+    /// What became of the monolith's tables that were read.
+    pub(super) sources: &'a Sources,
     /// The tables that a run which has begun was to take; `None` where none has begun.
     pub(super) confirmed: Option<&'a BTreeSet<String>>,
     /// The tables whose rows a run which has begun has taken; `None` where none was.
@@ -260,6 +294,7 @@ pub(super) async fn standing(service: &Client, asked: Asked<'_>) -> Result<Stand
     let origins = abandonment::origins(service, slice).await?;
     let mut found = Standing {
         granted: granted::dispensable(service, slice, asked.last).await?,
+        relied_on: granted::relied_on(service, slice, asked.last).await?,
         own_tables: abandonment::tables_of_slices(service).await?,
         ..Standing::default()
     };
@@ -268,7 +303,7 @@ pub(super) async fn standing(service: &Client, asked: Asked<'_>) -> Result<Stand
         let origin = origins.iter().find(|(table, _)| *table == target);
         let origin = match origin.map(|(_, action)| action.as_str()) {
             Some("create table") => Origin::Made,
-            Some("adopt table") => Origin::Adopted,
+            Some(ADOPTED) => Origin::Adopted,
             Some(_) | None => Origin::Unknown,
         };
         let read = table(service, slice, (name, origin, rows_copied)).await;
@@ -277,6 +312,10 @@ pub(super) async fn standing(service: &Client, asked: Asked<'_>) -> Result<Stand
     let ours: Vec<u32> = found.tables.iter().map(|table| table.oid).collect();
     let gates = gates(service, slice, &ours).await;
     found.gates = gates.map_err(AbandonError::database("where the slice's gate hangs"))?;
+    let parts = beginnings::partitions(service, slice).await?;
+    for hinge in found.gates.iter_mut().filter(|hinge| !hinge.known) {
+        hinge.part_of = parts.get(&hinge.oid).cloned();
+    }
     for table in &mut found.tables {
         table.leaves = beginnings::leaves(service, slice, &table.name).await?;
     }
@@ -288,8 +327,13 @@ pub(super) async fn standing(service: &Client, asked: Asked<'_>) -> Result<Stand
             found.doubt(beginnings::doubts(service, slice, &judged).await?);
             found.doubt(verdicts::doubts(service, slice).await?);
             found.lacks(asked);
+            found.doubt(asked.sources.doubts.clone());
             found.settle(asked.confirmed);
         }
+    }
+    for table in found.tables.iter_mut().filter(|table| table.fate() == Fate::Drop) {
+        let label = table.name.to_string();
+        table.built = built_on::read(service, slice, (table.oid, &label)).await?;
     }
     let to_go = |fate| found.of(fate).filter(|_| asked.decided.is_none());
     let oids = |fate| to_go(fate).map(|table| table.oid).collect::<Vec<_>>();
@@ -297,16 +341,12 @@ pub(super) async fn standing(service: &Client, asked: Asked<'_>) -> Result<Stand
     let (made, adopted) = (oids(Fate::Drop), oids(Fate::Empty));
     found.dependents = dependents(service, &made).await.map_err(failed())?;
     found.in_the_way = in_the_way(service, &adopted).await.map_err(failed())?;
-    let adopted = found.tables.iter().filter(|table| table.origin == Origin::Adopted);
-    let adopted: Vec<String> = adopted.map(|table| table.name.to_string()).collect();
-    let waiting = abandonment::waiting(service, slice).await?;
-    let waiting = waiting.into_iter().filter(|(table, _)| adopted.contains(table));
-    found.waiting = waiting.map(|(_, sql)| sql).collect();
-    let keys = abandonment::keys_between(service, slice).await?;
-    let off = missing_keys(service, keys).await;
-    found.keys_between = off.map_err(failed())?;
+    found.put_back(service, slice, &origins).await?;
     Ok(found)
 }
+
+/// What the journal calls it.
+const ADOPTED: &str = "adopt table";
 
 const TABLE: &str = "SELECT c.oid, c.relkind = 'p', \
         ARRAY(SELECT a.attname::text FROM pg_attribute a WHERE a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped \
@@ -330,6 +370,7 @@ async fn gates(service: &Client, slice: &str, ours: &[u32]) -> Result<Vec<Hinge>
         oid: row.get(2),
         trigger: row.get(3),
         known: row.get(4),
+        part_of: None,
     };
     Ok(rows.iter().map(hinge).collect())
 }
@@ -352,6 +393,7 @@ async fn table(
         leaves: Vec::new(),
         columns: row.try_get(2)?,
         triggers: row.try_get(3)?,
+        built: Vec::new(),
         oid,
     }))
 }
@@ -378,41 +420,30 @@ async fn dependents(service: &Client, tables: &[u32]) -> Result<Vec<String>, Err
 const IN_THE_WAY: &str = "WITH emptied AS (SELECT unnest($1::oid[]) AS oid \
         UNION SELECT p.relid FROM unnest($1::oid[]) AS t (oid) CROSS JOIN LATERAL pg_partition_tree(t.oid) p) \
     SELECT format('foreign key %I of %s refers to %s', k.conname, k.conrelid::regclass, k.confrelid::regclass), \
-        format('ALTER TABLE %s DROP CONSTRAINT %I', k.conrelid::regclass, k.conname) \
+        format('ALTER TABLE %s DROP CONSTRAINT %I', k.conrelid::regclass, k.conname), \
+        format('ALTER TABLE %s ADD CONSTRAINT %I %s', k.conrelid::regclass, k.conname, pg_get_constraintdef(k.oid)) \
     FROM pg_constraint k WHERE k.contype = 'f' AND k.conparentid = 0 AND k.confrelid IN (SELECT oid FROM emptied) \
         AND k.conrelid NOT IN (SELECT oid FROM emptied) \
     UNION ALL SELECT format('trigger %I of %s fires on TRUNCATE', t.tgname, t.tgrelid::regclass), \
-        format('ALTER TABLE %s DISABLE TRIGGER %I', t.tgrelid::regclass, t.tgname) \
+        format('ALTER TABLE %s DISABLE TRIGGER %I', t.tgrelid::regclass, t.tgname), \
+        format('ALTER TABLE %s ENABLE %sTRIGGER %I', t.tgrelid::regclass, CASE t.tgenabled WHEN 'A' THEN 'ALWAYS ' ELSE '' END, t.tgname) \
     FROM pg_trigger t JOIN pg_proc p ON p.oid = t.tgfoid JOIN pg_namespace n ON n.oid = p.pronamespace \
     WHERE t.tgrelid IN (SELECT oid FROM emptied) AND t.tgtype & 32 <> 0 AND t.tgenabled IN ('O', 'A') AND NOT t.tgisinternal \
         AND NOT (n.nspname = 'strangler' AND left(p.proname::text, 5) = 'gate_') ORDER BY 1";
 
-async fn in_the_way(service: &Client, tables: &[u32]) -> Result<Vec<(String, String)>, Error> {
-    let rows = service.query_typed(IN_THE_WAY, &[(&tables, Type::OID_ARRAY)]).await?;
-    Ok(rows.iter().map(|row| (row.get(0), row.get(1))).collect())
+/// Something that keeps a table from being emptied.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct InTheWay {
+    /// What it is.
+    pub(super) object: String,
+    /// What takes it out of the way.
+    pub(super) sql: String,
+    /// What puts it back once the slice is taken back.
+    pub(super) back: String,
 }
 
-/// Those that are not there: as they are written down, `foreign key NAME of TABLE`. Both names may hold an ` of `, so each place is tried.
-async fn missing_keys(service: &Client, keys: Vec<(String, String)>) -> Result<Vec<(String, String)>, Error> {
-    let sql = "SELECT EXISTS (SELECT FROM pg_constraint k JOIN pg_class c ON c.oid = k.conrelid \
-                   JOIN pg_namespace n ON n.oid = c.relnamespace \
-               WHERE k.contype = 'f' AND k.conname = $1 AND n.nspname = $2 AND c.relname = $3)";
-    let mut missing = Vec::new();
-    for (object, sql_back) in keys {
-        let Some(names) = object.strip_prefix("foreign key ") else { continue };
-        let mut there = false;
-        for (at, between) in names.match_indices(" of ") {
-            let (Some(key), Some(table)) = (names.get(..at), names.get(at + between.len()..)) else {
-                continue;
-            };
-            let Ok(table) = TableName::parse(table, "public") else { continue };
-            let asked: [(&(dyn ToSql + Sync), Type); 3] =
-                [(&key, Type::TEXT), (&table.schema, Type::TEXT), (&table.name, Type::TEXT)];
-            there |= service.query_typed_one(sql, &asked).await?.try_get::<_, bool>(0)?;
-        }
-        if !there {
-            missing.push((object.clone(), sql_back));
-        }
-    }
-    Ok(missing)
+async fn in_the_way(service: &Client, tables: &[u32]) -> Result<Vec<InTheWay>, Error> {
+    let rows = service.query_typed(IN_THE_WAY, &[(&tables, Type::OID_ARRAY)]).await?;
+    let found = |row: &Row| InTheWay { object: row.get(0), sql: row.get(1), back: row.get(2) };
+    Ok(rows.iter().map(found).collect())
 }

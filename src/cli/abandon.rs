@@ -157,6 +157,9 @@ async fn finish(ui: &mut Ui, opened: &Opened, (slice, done): (&str, &Done)) -> R
         ui.words(check::list(&opened.typed_all(vec![problem.clone()])).trim_end());
         exit = Exit::Problems;
     }
+    for problem in done.problems.iter().filter(|problem| problem.code == "right-stays") {
+        ui.words(check::list(&opened.typed_all(vec![problem.clone()])).trim_end());
+    }
     let roles = reports.iter().flat_map(|report| report.objects.iter().map(move |object| (report, object)));
     for (report, object) in roles.filter(|(_, object)| object.kind == Kind::Role) {
         if let Some(problem) = &object.problem {

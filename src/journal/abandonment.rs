@@ -6,7 +6,7 @@ use tokio_postgres::types::{ToSql, Type};
 use tokio_postgres::{Client, Error};
 
 use super::{JournalError, ledger};
-use crate::name::{quote_ident, quote_literal};
+use crate::name::{TableName, quote_ident, quote_literal};
 
 /// Actor of the journal's entries.
 pub const ACTOR: &str = ledger::ABANDON;
@@ -215,19 +215,33 @@ pub async fn has_ended(service: &Client, slice: &str) -> Result<bool, JournalErr
 
 /// SQL that puts back what was set aside, unless what is there now does not allow it, which is written down, whatever it is. Where somebody
 /// holds what it needs it is an error, and the next run does it; a statement that is cancelled, or whose session ends, never gets there.
+///
+/// `on` are the tables that it names, by their numbers: behind it, when it holds locks that keep their names as they are, they must be those.
 #[must_use]
-pub fn put_back(slice: &str, sql: &str) -> String {
-    let note = super::statements::insert_journal(
-        ACTOR,
-        Some(slice),
-        STAYS_AWAY,
-        &serde_json::json!({ "create_sql": sql }),
-    );
+pub fn put_back(slice: &str, sql: &str, on: &[(u32, TableName)]) -> String {
+    let others: Vec<String> = on
+        .iter()
+        .map(|(oid, name)| {
+            format!(
+                "IF to_regclass({}) IS DISTINCT FROM {oid} THEN RAISE 'another table has its name'; END IF; ",
+                quote_literal(&name.sql())
+            )
+        })
+        .collect();
     let body = format!(
-        " BEGIN EXECUTE {}; EXCEPTION WHEN lock_not_available OR deadlock_detected THEN RAISE; WHEN OTHERS OR assert_failure THEN {note}; END ",
-        quote_literal(sql)
+        " BEGIN EXECUTE {}; {}EXCEPTION WHEN lock_not_available OR deadlock_detected THEN RAISE; WHEN OTHERS OR assert_failure THEN {}; END ",
+        quote_literal(sql),
+        others.concat(),
+        leave_away(slice, sql)
     );
     format!("DO {}", quote_literal(&body))
+}
+
+/// SQL that writes down that something was not put back.
+#[must_use]
+pub fn leave_away(slice: &str, sql: &str) -> String {
+    let detail = serde_json::json!({ "create_sql": sql });
+    super::statements::insert_journal(ACTOR, Some(slice), STAYS_AWAY, &detail)
 }
 
 /// SQL that notes that a foreign key between two slices was to come back, so that it is done once.
@@ -383,15 +397,15 @@ pub async fn keys_between(service: &Client, slice: &str) -> Result<Vec<(String, 
     Ok(rows.iter().map(|row| (row.get(0), row.get(1))).collect())
 }
 
-/// Indexes and constraints of a slice's tables that wait, in the order in which they are put back.
+/// Indexes and constraints of a slice's tables that wait, with table, object and SQL, in the order in which they are put back.
 ///
 /// # Errors
 /// [`JournalError::Database`].
-pub async fn waiting(service: &Client, slice: &str) -> Result<Vec<(String, String)>, JournalError> {
-    let sql = "SELECT target_table, create_sql FROM strangler.deferred WHERE slice = $1 AND done_at IS NULL ORDER BY id";
+pub async fn waiting(service: &Client, slice: &str) -> Result<Vec<(String, String, String)>, JournalError> {
+    let sql = "SELECT target_table, object, create_sql FROM strangler.deferred WHERE slice = $1 AND done_at IS NULL ORDER BY id";
     let rows = service.query_typed(sql, &[(&slice, Type::TEXT)]).await;
     let rows = rows.map_err(JournalError::database("reading what waits"))?;
-    Ok(rows.iter().map(|row| (row.get(0), row.get(1))).collect())
+    Ok(rows.iter().map(|row| (row.get(0), row.get(1), row.get(2))).collect())
 }
 
 /// What of others depends on our schema: what outside of it leans on something in it, and what is in it and not ours. With that it is not

@@ -1,6 +1,8 @@
 //! What was so when a slice began, as it is needed when the slice is taken back: which of the service's tables held no row, and which
 //! database the service's was. Facts that nobody wrote down then can't be found out later, so what is not here is not known.
 
+use std::collections::BTreeMap;
+
 use tokio_postgres::Client;
 use tokio_postgres::types::{ToSql, Type};
 
@@ -150,6 +152,19 @@ pub async fn leaves(
     let rows = service.query_typed(sql, &asked).await;
     let rows = rows.map_err(JournalError::database("reading a table's partitions"))?;
     Ok(rows.iter().map(|row| TableName::new(row.get::<_, String>(0), row.get::<_, String>(1))).collect())
+}
+
+/// Partitions of a slice's tables as they were when those were adopted, by their numbers, each with the table as it is shown.
+///
+/// # Errors
+/// [`JournalError::Database`].
+pub async fn partitions(service: &Client, slice: &str) -> Result<BTreeMap<u32, String>, JournalError> {
+    let sql = "SELECT DISTINCT e.relation, e.target_table FROM strangler.begun_empty e JOIN strangler.begun_empty w USING (slice, target_table) \
+                   JOIN pg_class p ON p.oid = w.relation AND p.relkind = 'p' JOIN pg_class c ON c.oid = e.relation AND c.relkind = 'r' \
+               WHERE e.slice = $1";
+    let rows = service.query_typed(sql, &[(&slice, Type::TEXT)]).await;
+    let rows = rows.map_err(JournalError::database("reading which partitions there were"))?;
+    Ok(rows.iter().map(|row| (row.get(0), row.get(1))).collect())
 }
 
 /// SQL that fails where there is such a doubt about one of these tables, in the transaction that takes their rows and behind the locks

@@ -89,10 +89,10 @@ impl Granted {
 }
 
 /// A table is needed while another slice publishes it or has its gate on it; a schema while such a table, a type of one of its columns, or a
-/// table into which another slice is mirrored is in it, and while the role may use anything else there, by rights that are none of ours
-/// to take back or because it owns it. A right that somebody has made grantable since is not the one that was granted: who else has got it
-/// through that is not ours to judge, so it stays, and is forgotten.
-const DISPENSABLE: &str = "WITH RECURSIVE gated AS ( \
+/// table into which another slice is mirrored is in it, and while the role, or a member of it that has no other way into the schema, may use anything else
+/// there, by rights that are none of ours to take back or because it owns it. A right that somebody has made grantable since is not the one that
+/// was granted: who else has got it through that is not ours to judge, so it stays, and is forgotten.
+const JUDGED: &str = "WITH RECURSIVE gated AS ( \
         SELECT g.tgrelid AS oid FROM pg_trigger g JOIN pg_proc p ON p.oid = g.tgfoid JOIN pg_namespace n ON n.oid = p.pronamespace \
             WHERE n.nspname = 'strangler' AND left(p.proname::text, 5) = 'gate_' AND p.proname <> 'gate_' || $1 \
         UNION SELECT i.inhparent FROM gated t JOIN pg_inherits i ON i.inhrelid = t.oid), \
@@ -110,43 +110,81 @@ const DISPENSABLE: &str = "WITH RECURSIVE gated AS ( \
         UNION ALL SELECT 'pg_class', t.attrelid, t.attnum, a.grantee, a.privilege_type, a.is_grantable FROM pg_attribute t \
             CROSS JOIN LATERAL aclexplode(t.attacl) a WHERE NOT t.attisdropped), \
     going AS (SELECT e.relation AS oid FROM strangler.begun_empty e WHERE e.slice = $1), \
-    ours AS (SELECT g.object, g.attnum, g.grantee, g.privilege FROM strangler.granted g WHERE g.catalog = 'pg_class' \
-        AND NOT EXISTS (SELECT FROM needed d WHERE d.catalog = g.catalog AND d.object = g.object)), \
-    uses (schema, grantee) AS (SELECT c.relnamespace, g.grantee FROM strangler.granted g JOIN pg_roles r ON r.rolname = g.grantee \
-            JOIN pg_class c ON c.relnamespace = g.object AND c.relkind IN ('r', 'p', 'v', 'm', 'f', 'S') \
-            WHERE g.catalog = 'pg_namespace' AND pg_has_role(r.oid, c.relowner, 'USAGE') AND NOT r.rolsuper \
-                AND c.oid NOT IN (SELECT oid FROM going) \
-        UNION SELECT c.relnamespace, g.grantee FROM strangler.granted g JOIN pg_roles r ON r.rolname = g.grantee \
-            JOIN pg_class c ON c.relnamespace = g.object JOIN rights w ON w.catalog = 'pg_class' AND w.object = c.oid \
-            WHERE g.catalog = 'pg_namespace' AND CASE WHEN g.grantee = 'strangler_apply' THEN w.grantee = r.oid \
-                    WHEN w.grantee = 0 THEN true ELSE w.grantee = r.oid OR pg_has_role(r.oid, w.grantee, 'USAGE') END \
+    ours AS (SELECT g.object, g.attnum, r.oid AS grantee, g.privilege FROM strangler.granted g JOIN pg_roles r ON r.rolname = g.grantee \
+        WHERE g.catalog = 'pg_class' AND NOT EXISTS (SELECT FROM needed d WHERE d.catalog = g.catalog AND d.object = g.object)), \
+    users (schema, grantee, oid) AS (SELECT g.object, g.grantee, m.oid FROM strangler.granted g JOIN pg_roles r ON r.rolname = g.grantee \
+            JOIN pg_roles m ON m.oid = r.oid OR NOT m.rolsuper AND NOT r.rolsuper AND pg_has_role(m.oid, r.oid, 'USAGE') \
+                AND NOT EXISTS (SELECT FROM pg_namespace n WHERE n.oid = g.object AND pg_has_role(m.oid, n.nspowner, 'USAGE')) \
+                AND NOT EXISTS (SELECT FROM rights w WHERE w.catalog = 'pg_namespace' AND w.object = g.object AND w.privilege_type = 'USAGE' \
+                    AND w.grantee <> r.oid AND (w.grantee = 0 OR pg_has_role(m.oid, w.grantee, 'USAGE'))) \
+        WHERE g.catalog = 'pg_namespace' AND g.privilege = 'USAGE'), \
+    uses (schema, grantee, who, what) AS (SELECT c.relnamespace, u.grantee, u.oid, c.oid::regclass::text FROM users u JOIN pg_roles r ON r.oid = u.oid \
+            JOIN pg_class c ON c.relnamespace = u.schema AND c.relkind IN ('r', 'p', 'v', 'm', 'f', 'S') \
+            WHERE pg_has_role(u.oid, c.relowner, 'USAGE') AND NOT r.rolsuper AND c.oid NOT IN (SELECT oid FROM going) \
+        UNION SELECT c.relnamespace, u.grantee, u.oid, c.oid::regclass::text FROM users u \
+            JOIN pg_class c ON c.relnamespace = u.schema JOIN rights w ON w.catalog = 'pg_class' AND w.object = c.oid \
+            WHERE CASE WHEN u.grantee = 'strangler_apply' AND u.oid = to_regrole('strangler_apply')::oid THEN w.grantee = u.oid \
+                    WHEN w.grantee = 0 THEN true ELSE w.grantee = u.oid OR pg_has_role(u.oid, w.grantee, 'USAGE') END \
                 AND w.grantee IS DISTINCT FROM c.relowner \
-                AND NOT EXISTS (SELECT FROM ours o WHERE (o.object, o.attnum) = (w.object, w.attnum) AND w.grantee = r.oid \
-                    AND o.grantee = g.grantee AND o.privilege = w.privilege_type AND NOT w.is_grantable) \
-        UNION SELECT p.pronamespace, g.grantee FROM strangler.granted g JOIN pg_roles r ON r.rolname = g.grantee \
-            JOIN pg_proc p ON p.pronamespace = g.object WHERE g.catalog = 'pg_namespace' AND g.grantee <> 'strangler_apply' \
-                AND p.prorettype <> 'trigger'::regtype AND has_function_privilege(r.oid, p.oid, 'EXECUTE')) \
-    SELECT g.catalog, g.object, g.attnum, g.grantee, g.privilege, \
-        CASE WHEN w.object IS NULL THEN NULL WHEN g.catalog = 'pg_namespace' THEN 'SCHEMA ' || quote_ident(n.nspname) \
-            ELSE CASE WHEN c.relkind = 'S' THEN 'SEQUENCE ' ELSE 'TABLE ' END \
-                || quote_ident(s.nspname) || '.' || quote_ident(c.relname) END, a.attname::text \
-    FROM strangler.granted g LEFT JOIN pg_roles r ON r.rolname = g.grantee \
-        LEFT JOIN LATERAL (SELECT DISTINCT w.object FROM rights w WHERE (w.catalog, w.object, w.attnum) = (g.catalog, g.object, g.attnum) \
-            AND w.grantee = r.oid AND w.privilege_type = g.privilege AND NOT w.is_grantable) w ON true \
-        LEFT JOIN pg_namespace n ON g.catalog = 'pg_namespace' AND n.oid = g.object \
-        LEFT JOIN pg_class c ON g.catalog = 'pg_class' AND c.oid = g.object LEFT JOIN pg_namespace s ON s.oid = c.relnamespace \
-        LEFT JOIN pg_attribute a ON g.attnum <> 0 AND a.attrelid = c.oid AND a.attnum = g.attnum \
-    WHERE NOT EXISTS (SELECT FROM needed d WHERE d.catalog = g.catalog AND d.object = g.object) \
-        AND NOT EXISTS (SELECT FROM uses u WHERE g.catalog = 'pg_namespace' AND (u.schema, u.grantee) = (g.object, g.grantee)) \
-        AND ($2 OR c.relkind IS DISTINCT FROM 'S') \
-    ORDER BY 6 NULLS LAST, g.grantee, g.privilege, 7";
+                AND NOT EXISTS (SELECT FROM ours o WHERE (o.object, o.attnum) = (w.object, w.attnum) \
+                    AND o.grantee = w.grantee AND o.privilege = w.privilege_type AND NOT w.is_grantable) \
+        UNION SELECT p.pronamespace, u.grantee, u.oid, p.oid::regprocedure::text FROM users u \
+            JOIN pg_proc p ON p.pronamespace = u.schema WHERE u.grantee <> 'strangler_apply' \
+                AND p.prorettype <> 'trigger'::regtype AND has_function_privilege(u.oid, p.oid, 'EXECUTE')), \
+    held AS (SELECT g.catalog, g.object, g.attnum, g.grantee, g.privilege, w.is_grantable, \
+            CASE WHEN w.object IS NULL THEN NULL WHEN g.catalog = 'pg_namespace' THEN 'SCHEMA ' || quote_ident(n.nspname) \
+                ELSE CASE WHEN c.relkind = 'S' THEN 'SEQUENCE ' ELSE 'TABLE ' END \
+                    || quote_ident(s.nspname) || '.' || quote_ident(c.relname) END AS place, a.attname::text \
+        FROM strangler.granted g LEFT JOIN pg_roles r ON r.rolname = g.grantee \
+            LEFT JOIN LATERAL (SELECT w.object, bool_or(w.is_grantable) AS is_grantable FROM rights w \
+                WHERE (w.catalog, w.object, w.attnum) = (g.catalog, g.object, g.attnum) \
+                AND w.grantee = r.oid AND w.privilege_type = g.privilege GROUP BY w.object) w ON true \
+            LEFT JOIN pg_namespace n ON g.catalog = 'pg_namespace' AND n.oid = g.object \
+            LEFT JOIN pg_class c ON g.catalog = 'pg_class' AND c.oid = g.object LEFT JOIN pg_namespace s ON s.oid = c.relnamespace \
+            LEFT JOIN pg_attribute a ON g.attnum <> 0 AND a.attrelid = c.oid AND a.attnum = g.attnum \
+        WHERE NOT EXISTS (SELECT FROM needed d WHERE d.catalog = g.catalog AND d.object = g.object) \
+            AND ($2 OR c.relkind IS DISTINCT FROM 'S')) ";
+
+/// Those that go.
+const DISPENSABLE: &str = "SELECT h.catalog, h.object, h.attnum, h.grantee, h.privilege, CASE WHEN NOT h.is_grantable THEN h.place END, h.attname \
+    FROM held h WHERE NOT EXISTS (SELECT FROM uses u WHERE h.catalog = 'pg_namespace' AND (u.schema, u.grantee) = (h.object, h.grantee)) \
+    ORDER BY 6 NULLS LAST, h.grantee, h.privilege, 7";
+
+/// Those that no slice needs and that stay all the same, each with the first of those who rely on it.
+const RELIED_ON: &str = "SELECT h.privilege || CASE WHEN h.attname IS NOT NULL THEN format(' (%I)', h.attname) ELSE '' END || ' ON ' || h.place, \
+        h.grantee, coalesce((SELECT format('%s uses %s', pg_get_userbyid(u.who), u.what) FROM uses u WHERE h.catalog = 'pg_namespace' \
+            AND (u.schema, u.grantee) = (h.object, h.grantee) ORDER BY 1 LIMIT 1), 'somebody has made it grantable since') \
+    FROM held h WHERE h.place IS NOT NULL AND (h.is_grantable OR h.catalog = 'pg_namespace' AND EXISTS (SELECT FROM uses u \
+        WHERE (u.schema, u.grantee) = (h.object, h.grantee))) ORDER BY 1, 2";
+
+/// A right that was granted for slices, and that stays because others rely on it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ReliedOn {
+    /// `USAGE ON SCHEMA sales`, as it stands between REVOKE and FROM.
+    pub right: String,
+    /// The role that has it, as it is called.
+    pub grantee: String,
+    /// Who relies on it, in words.
+    pub why: String,
+}
+
+/// Rights that no slice but this one needs and that others rely on. `last` as in [`dispensable`].
+///
+/// # Errors
+/// [`JournalError::Database`].
+pub async fn relied_on(client: &Client, slice: &str, last: bool) -> Result<Vec<ReliedOn>, JournalError> {
+    let rows = client.query(&format!("{JUDGED}{RELIED_ON}"), &[&slice, &last]).await;
+    let rows = rows.map_err(JournalError::database("reading which rights are relied on"))?;
+    let of = |row: &tokio_postgres::Row| ReliedOn { right: row.get(0), grantee: row.get(1), why: row.get(2) };
+    Ok(rows.iter().map(of).collect())
+}
 
 /// Rights that no slice but this one needs. What sequences are for is not written down, so theirs go with the `last` slice.
 ///
 /// # Errors
 /// [`JournalError::Database`].
 pub async fn dispensable(client: &Client, slice: &str, last: bool) -> Result<Vec<Granted>, JournalError> {
-    let rows = client.query(DISPENSABLE, &[&slice, &last]).await;
+    let rows = client.query(&format!("{JUDGED}{DISPENSABLE}"), &[&slice, &last]).await;
     let rows = rows.map_err(JournalError::database("reading which rights were granted"))?;
     let of = |row: &tokio_postgres::Row| Granted {
         catalog: row.get(0),

@@ -49,8 +49,12 @@ fn taken(draft: &Draft<'_>, site: &Site<'_>, slice: &SliceMapping, table: &Table
     let held = held_by_another(&slice.slice, table, &site.state.holdings);
     let (fact, next) = held.map_or_else(
         || {
-            let next = "drop or rename it, or write `ddl: adopt` for the service in the plan";
-            ("it exists, and provision did not make it".to_owned(), next.to_owned())
+            let next = format!(
+                "look at its rows; where none is needed, as of a copy that stayed when its slice was abandoned, run in the service: DROP TABLE {}; \
+                 else rename it, or write `ddl: adopt` for the service in the plan; then type the same command again",
+                table.sql()
+            );
+            ("it exists, and provision did not make it".to_owned(), next)
         },
         |(whose, next)| (format!("it exists, and {whose}"), next),
     );

@@ -6,7 +6,7 @@ use tokio_postgres::types::Type;
 use tokio_postgres::{Client, Error};
 
 use crate::dualwrite::gate::{self, APPLY_ROLE};
-use crate::journal::granted::{self, Granted};
+use crate::journal::granted::{self, Granted, ReliedOn};
 use crate::journal::migrate::{self, Form};
 use crate::journal::{JournalError, abandonment, statements};
 use crate::name::{quote_ident, quote_literal};
@@ -35,6 +35,8 @@ pub(crate) struct Standing {
     publication: Option<String>,
     gate: (bool, bool),
     granted: Vec<Granted>,
+    /// Rights that were granted for it and stay, since others rely on them.
+    pub(crate) relied_on: Vec<ReliedOn>,
     /// Our tables that hold rows of slices; none where our schema is not there.
     tables: Vec<String>,
     row: bool,
@@ -51,6 +53,7 @@ pub(crate) async fn standing(monolith: &Client, traces: Traces<'_>) -> Result<St
         return Ok(found);
     }
     found.granted = granted::dispensable(monolith, traces.slice, traces.last).await?;
+    found.relied_on = granted::relied_on(monolith, traces.slice, traces.last).await?;
     found.tables = abandonment::tables_of_slices(monolith).await?;
     found.row = crate::journal::slices::read(monolith, traces.slice).await?.is_some();
     Ok(found)

@@ -21,6 +21,7 @@ pub(super) fn page(error: &AbandonError) -> Page {
             (Exit::Unreachable, "abandon-waited", Some(hint.to_owned()))
         }
         AbandonError::Journal(_)
+        | AbandonError::Mirror(_)
         | AbandonError::Provision(_)
         | AbandonError::Refused { .. }
         | AbandonError::Database { .. }

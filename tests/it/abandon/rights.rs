@@ -58,3 +58,33 @@ async fn what_an_administrator_made_in_our_schema_keeps_it_and_is_named() {
     assert_eq!(done.exit, Some(1), "{}", done.page());
     assert_eq!(monolith.query("TABLE strangler.mine", &[]).await.unwrap().len(), 1);
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_group_keeps_its_way_into_a_schema_where_a_member_uses_tables_of_others() {
+    let (split, _monolith, service) = Split::with_plan(PLAN, SETUP).await;
+    split.change_plan("url: \"${SERVICE}\"", "url: \"${SERVICE}\", ddl: adopt");
+    service.batch_execute(SETUP).await.unwrap();
+    split.provision();
+    let members = "CREATE ROLE clerk LOGIN; CREATE ROLE boss LOGIN; GRANT service_app TO clerk, boss;
+        CREATE TABLE shop.extra (id int); GRANT SELECT ON shop.extra TO clerk;
+        CREATE TABLE store.extra (id int); GRANT SELECT ON store.extra TO boss; GRANT USAGE ON SCHEMA store TO boss";
+    service.batch_execute(members).await.unwrap();
+    let preview = abandon(&split, "one", &[]);
+    for words in [
+        "(right-stays)",
+        "granted USAGE ON SCHEMA shop, and clerk uses shop.extra",
+        "REVOKE USAGE ON SCHEMA shop FROM \"service_app\";",
+    ] {
+        assert!(flat(&preview.stderr).contains(words), "{words}: {}", preview.page());
+    }
+    let done = take_back(&split, "one", &[]);
+    assert!(flat(&done.stderr).contains("(right-stays)"), "{}", done.page());
+    take_back(&split, "two", &[]);
+    let may = "SELECT has_schema_privilege($1, $2, 'USAGE')";
+    for (role, schema, expected) in
+        [("clerk", "shop", true), ("service_app", "store", false), ("boss", "store", true)]
+    {
+        let may: bool = service.query_one(may, &[&role, &schema]).await.unwrap().get(0);
+        assert_eq!(may, expected, "{role} in {schema}");
+    }
+}
