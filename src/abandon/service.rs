@@ -64,8 +64,8 @@ struct Hinge {
     table: TableName,
     oid: u32,
     trigger: String,
-    /// The table is one of the slice's, or a part of one.
-    known: bool,
+    /// The slice's table that it is, or a part of.
+    of: Option<u32>,
     /// The slice's table of which it was a partition when that was adopted.
     part_of: Option<String>,
 }
@@ -109,7 +109,7 @@ impl Standing {
     pub(super) fn strange(&self) -> BTreeSet<(&TableName, Option<&str>)> {
         self.gates
             .iter()
-            .filter(|hinge| !hinge.known)
+            .filter(|hinge| hinge.of.is_none())
             .map(|hinge| (&hinge.table, hinge.part_of.as_deref()))
             .collect()
     }
@@ -138,7 +138,12 @@ impl Standing {
         }
         let (made, emptied) = (list(Fate::Drop), self.truncated());
         statements.extend((!made.is_empty()).then(|| format!("DROP TABLE {}", made.join(", "))));
-        statements.extend((!emptied.is_empty()).then(|| format!("TRUNCATE {}", emptied.join(", "))));
+        if !emptied.is_empty() {
+            // The gate refuses TRUNCATE as well, and guards the table again until the end.
+            statements.extend(self.gates_of(Fate::Empty, "DISABLE"));
+            statements.push(format!("TRUNCATE {}", emptied.join(", ")));
+            statements.extend(self.gates_of(Fate::Empty, "ENABLE ALWAYS"));
+        }
         statements.push(abandonment::decide(slice, &labels));
         statements
     }
@@ -161,6 +166,14 @@ impl Standing {
             }));
         }
         statements
+    }
+
+    /// What does something to the slice's gate on tables of one fate.
+    fn gates_of(&self, fate: Fate, what: &'static str) -> impl Iterator<Item = String> {
+        let hangs = move |hinge: &&Hinge| self.of(fate).any(|table| hinge.of == Some(table.oid));
+        self.gates.iter().filter(hangs).map(move |hinge| {
+            format!("ALTER TABLE {} {what} TRIGGER {}", hinge.table.sql(), quote_ident(&hinge.trigger))
+        })
     }
 
     /// As they stand in TRUNCATE, which takes no table that inherits from another one.
@@ -313,7 +326,7 @@ pub(super) async fn standing(service: &Client, asked: Asked<'_>) -> Result<Stand
     let gates = gates(service, slice, &ours).await;
     found.gates = gates.map_err(AbandonError::database("where the slice's gate hangs"))?;
     let parts = beginnings::partitions(service, slice).await?;
-    for hinge in found.gates.iter_mut().filter(|hinge| !hinge.known) {
+    for hinge in found.gates.iter_mut().filter(|hinge| hinge.of.is_none()) {
         hinge.part_of = parts.get(&hinge.oid).cloned();
     }
     for table in &mut found.tables {
@@ -356,8 +369,9 @@ const TABLE: &str = "SELECT c.oid, c.relkind = 'p', \
     FROM pg_class c WHERE c.oid = to_regclass($1) AND c.relkind IN ('r', 'p')";
 
 /// By the function, not by the names of tables: those may have changed.
-const GATES: &str = "WITH RECURSIVE ours (oid) AS (SELECT unnest($2::oid[]) UNION SELECT i.inhrelid FROM ours o JOIN pg_inherits i ON i.inhparent = o.oid) \
-    SELECT n.nspname::text, r.relname::text, t.tgrelid, t.tgname::text, t.tgrelid IN (SELECT oid FROM ours) \
+const GATES: &str = "WITH RECURSIVE ours (root, oid) AS (SELECT o, o FROM unnest($2::oid[]) AS o \
+        UNION SELECT o.root, i.inhrelid FROM ours o JOIN pg_inherits i ON i.inhparent = o.oid) \
+    SELECT n.nspname::text, r.relname::text, t.tgrelid, t.tgname::text, (SELECT min(o.root) FROM ours o WHERE o.oid = t.tgrelid) \
     FROM pg_trigger t JOIN pg_class r ON r.oid = t.tgrelid JOIN pg_namespace n ON n.oid = r.relnamespace \
     WHERE t.tgfoid = to_regprocedure($1) AND t.tgparentid = 0 ORDER BY 1, 2, 4";
 
@@ -369,7 +383,7 @@ async fn gates(service: &Client, slice: &str, ours: &[u32]) -> Result<Vec<Hinge>
         table: TableName::new(row.get::<_, String>(0), row.get::<_, String>(1)),
         oid: row.get(2),
         trigger: row.get(3),
-        known: row.get(4),
+        of: row.get(4),
         part_of: None,
     };
     Ok(rows.iter().map(hinge).collect())

@@ -148,7 +148,7 @@ const JUDGED: &str = "WITH RECURSIVE gated AS ( \
 /// Those that go.
 const DISPENSABLE: &str = "SELECT h.catalog, h.object, h.attnum, h.grantee, h.privilege, CASE WHEN NOT h.is_grantable THEN h.place END, h.attname \
     FROM held h WHERE NOT EXISTS (SELECT FROM uses u WHERE h.catalog = 'pg_namespace' AND (u.schema, u.grantee) = (h.object, h.grantee)) \
-    ORDER BY 6 NULLS LAST, h.grantee, h.privilege, 7";
+    ORDER BY 6 NULLS LAST, h.grantee, h.privilege, 7, h.catalog, h.object, h.attnum";
 
 /// Those that no slice needs and that stay all the same, each with the first of those who rely on it.
 const RELIED_ON: &str = "SELECT h.privilege || CASE WHEN h.attname IS NOT NULL THEN format(' (%I)', h.attname) ELSE '' END || ' ON ' || h.place, \

@@ -66,8 +66,8 @@ pub async fn all(service: &Client) -> Result<Vec<SetAside>, JournalError> {
                    (x ->> 'relation')::oid, n.nspname::text, c.relname::text \
                FROM (SELECT DISTINCT ON (slice, detail ->> 'table', detail ->> 'object') slice, detail FROM strangler.journal \
                    WHERE action = $1 AND actor = 'provision' ORDER BY slice, detail ->> 'table', detail ->> 'object', id DESC) AS d \
-               CROSS JOIN LATERAL jsonb_array_elements(d.detail -> 'names') AS x \
-               LEFT JOIN (pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace) ON c.oid = (x ->> 'relation')::oid ORDER BY 1, 2, 3";
+               CROSS JOIN LATERAL jsonb_array_elements(d.detail -> 'names') WITH ORDINALITY AS e (x, number) \
+               LEFT JOIN (pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace) ON c.oid = (x ->> 'relation')::oid ORDER BY 1, 2, 3, e.number";
     let rows = service.query_typed(sql, &[(&SET_ASIDE, Type::TEXT)]).await;
     let rows = rows.map_err(JournalError::database("reading what was set aside"))?;
     let mut found: Vec<SetAside> = Vec::new();

@@ -21,10 +21,10 @@ async fn what_others_have_built_on_a_table_is_named_before_it_goes_with_it() {
     let preview = abandon(&split, "one", &[]);
     assert!(!flat(&preview.stderr).contains("somebody else's on it"), "{}", preview.page());
     let built = "CREATE PUBLICATION feed FOR TABLE orders; CREATE INDEX own ON orders (v, id);
-        CREATE RULE quiet AS ON DELETE TO orders WHERE OLD.id = 0 DO INSTEAD NOTHING; CREATE STATISTICS both ON number, v FROM orders";
+        CREATE RULE quiet AS ON DELETE TO orders WHERE OLD.id = 0 DO INSTEAD NOTHING; CREATE STATISTICS twins ON number, v FROM orders";
     service.batch_execute(built).await.unwrap();
     let preview = abandon(&split, "one", &[]);
-    let words = "somebody else's on it: index own, publication feed, rule quiet, statistics public.both";
+    let words = "somebody else's on it: index own, publication feed, rule quiet, statistics public.twins";
     assert!(flat(&preview.stderr).contains(words), "{}", preview.page());
 }
 
