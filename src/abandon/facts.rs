@@ -203,9 +203,12 @@ async fn beside(
 /// # Errors
 /// [`AbandonError`].
 pub(super) async fn is_as_before(job: Job<'_>, facts: &Facts) -> Result<bool, AbandonError> {
-    let stream = streams::read(service_of(job)?, StreamOf::forward(job.slice)).await?;
-    let now = beside(job, (&facts.monolith, &facts.service), stream.as_ref()).await?.unwrap_or_default();
-    Ok(now.0.is_same(&facts.lacks) && now.1 == facts.sources)
+    let (monolith, service) = (&job.databases.monolith, service_of(job)?);
+    let Some(stream) = streams::read(service, StreamOf::forward(job.slice)).await? else { return Ok(true) };
+    let row = slices::read(monolith, job.slice).await?;
+    let lacks = lacking::lacking((monolith, service), (job.slice, row.as_ref()), &stream).await?;
+    let publication = row.as_ref().map(|row| row.publication.as_str()).unwrap_or_default();
+    Ok(lacks.is_same(&facts.lacks) && sources::are_as_seen(monolith, publication, &facts.sources).await?)
 }
 
 pub(super) fn service_of(job: Job<'_>) -> Result<&Client, AbandonError> {

@@ -32,6 +32,10 @@ pub(super) fn begin() -> String {
 /// How long a step waits for one lock, in milliseconds.
 const LOCK_MS: u32 = 10_000;
 
+/// How long the monolith's tables are waited for, in milliseconds: meanwhile the service's transaction stands still, and is not to be taken for
+/// one of a process that was frozen.
+const HOLD_MS: u32 = 500;
+
 /// Takes the slice back, where that is still what `confirm` names; without `confirm` it only says what it would do. A run that died is
 /// gone on with by its own token, and by the one that is shown now.
 ///
@@ -46,6 +50,14 @@ pub async fn run(job: Job<'_>, confirm: Option<&str>) -> Result<Done, AbandonErr
 }
 
 async fn locked(job: Job<'_>, confirm: Option<&str>) -> Result<Done, AbandonError> {
+    // Tables are read as well, and somebody may be at work with one.
+    let limit = format!("SET lock_timeout = {LOCK_MS}");
+    for client in [&job.databases.monolith, facts::service_of(job)?] {
+        client
+            .batch_execute(&limit)
+            .await
+            .map_err(AbandonError::database("how long locks are waited for"))?;
+    }
     let facts = facts::gather(job).await?;
     let mut problems = refuse::problems(&facts, asked(job));
     if problems.is_empty() {
@@ -168,10 +180,7 @@ async fn take(job: Job<'_>, step: &Step, told: (&Facts, &Value)) -> Result<Vec<S
         return Ok(Vec::new());
     }
     let entry = if step.tells() { Some(told_of(admin, job, told).await?) } else { None };
-    if step.kind == StepKind::Copies {
-        hold(job, step, told.0).await?;
-    }
-    let taken = transact(admin, job, step, entry.as_ref()).await;
+    let taken = transact(admin, job, step, (entry.as_ref(), told.0)).await;
     if step.kind == StepKind::Copies {
         // Nothing was done there. Where the connection broke, whoever asks next says so.
         let _ = job.databases.monolith.batch_execute("ROLLBACK").await;
@@ -197,22 +206,13 @@ async fn take(job: Job<'_>, step: &Step, told: (&Facts, &Value)) -> Result<Vec<S
 }
 
 /// Holds the monolith's tables, whose copies are to go, as they are until the copies are gone: nobody drops, exchanges or empties one
-/// meanwhile with anything but DELETE. What was found of them is asked once more behind that.
+/// meanwhile with anything but DELETE. What was found of them is asked once more behind that. The copies are locked before, so that nobody
+/// is held for as long as those are waited for; whoever calls it ends the transaction there.
 async fn hold(job: Job<'_>, step: &Step, facts: &Facts) -> Result<(), AbandonError> {
     let monolith = &job.databases.monolith;
     let begin =
-        format!("BEGIN ISOLATION LEVEL READ COMMITTED; SET LOCAL lock_timeout = {LOCK_MS}; {}", idle_limit());
+        format!("BEGIN ISOLATION LEVEL READ COMMITTED; SET LOCAL lock_timeout = {HOLD_MS}; {}", idle_limit());
     monolith.batch_execute(&begin).await.map_err(failed(step, &begin))?;
-    let held = held(job, step, facts).await;
-    if held.is_err() {
-        // The first error tells the story.
-        let _ = monolith.batch_execute("ROLLBACK").await;
-    }
-    held
-}
-
-async fn held(job: Job<'_>, step: &Step, facts: &Facts) -> Result<(), AbandonError> {
-    let monolith = &job.databases.monolith;
     let going = facts.in_service.tables.iter().filter(|table| table.fate() != Fate::Stay);
     let names: Vec<String> =
         going.filter_map(|table| Some(facts.sources.names.get(&table.name.to_string())?.sql())).collect();
@@ -252,7 +252,7 @@ async fn not_held(
 }
 
 /// Whoever held a lock that was waited for in vain, where nobody is seen to hold it any more.
-const JUST_ENDED: &str = "a session that has just ended";
+pub(super) const JUST_ENDED: &str = "a session that has just ended";
 
 /// Behind the locks it was found that rows need not be the mirror's: the preview says which, and why.
 fn has_lost_its_proof(error: &AbandonError) -> bool {
@@ -291,19 +291,28 @@ async fn transact(
     admin: &Client,
     job: Job<'_>,
     step: &Step,
-    entry: Option<&(Option<i64>, Value)>,
+    (entry, facts): (Option<&(Option<i64>, Value)>, &Facts),
 ) -> Result<Vec<String>, AbandonError> {
     let begin = begin();
     admin.batch_execute(&begin).await.map_err(failed(step, &begin))?;
     let puts_back = step.kind == StepKind::Service;
     let before = if puts_back { abandonment::last_entry(admin).await? } else { 0 };
     let mut away = Vec::new();
+    let proof = (step.kind == StepKind::Copies).then(|| facts.in_service.proof(job.slice));
     for sql in &step.statements {
         if puts_back && *sql == abandonment::drop_schema(true) {
             // What is written down of it goes with the schema.
             away = abandonment::stays_away(admin, job.slice, before).await?;
         }
         admin.batch_execute(sql).await.map_err(failed(step, sql))?;
+        if proof.as_ref() == Some(sql) {
+            hold(job, step, facts).await?;
+        }
+    }
+    if proof.is_some_and(|proof| step.statements.contains(&proof)) {
+        // A session that stood still for too long was ended, and holds nothing any more.
+        let still = "SELECT 1";
+        job.databases.monolith.batch_execute(still).await.map_err(failed(step, still))?;
     }
     if puts_back && step.told {
         away = abandonment::stays_away(admin, job.slice, before).await?;

@@ -119,14 +119,24 @@ impl Standing {
         self.tables.iter().filter(move |table| table.fate() == fate)
     }
 
+    /// The tables whose rows go; `true` beside one that goes as a whole.
+    fn taken(&self) -> Vec<(TableName, bool)> {
+        [Fate::Drop, Fate::Empty]
+            .into_iter()
+            .flat_map(|fate| self.of(fate).map(move |table| (table.name.clone(), fate == Fate::Drop)))
+            .collect()
+    }
+
+    /// The statement of [`Self::take_copies`] behind which its locks are there and nothing is taken yet.
+    pub(super) fn proof(&self, slice: &str) -> String {
+        beginnings::require_proof(slice, &self.taken())
+    }
+
     /// What takes rights back, drops the tables that were made, empties those that were adopted, and writes down that it did: the copies
     /// go once, and what is under their names afterwards is somebody else's. Behind the locks it is looked once more whose the rows are.
     pub(super) fn take_copies(&self, slice: &str) -> Vec<String> {
         let list = |fate| self.of(fate).map(|table| table.name.sql()).collect::<Vec<_>>();
-        let taken: Vec<(TableName, bool)> = [Fate::Drop, Fate::Empty]
-            .into_iter()
-            .flat_map(|fate| self.of(fate).map(move |table| (table.name.clone(), fate == Fate::Drop)))
-            .collect();
+        let taken = self.taken();
         let labels: Vec<String> = taken.iter().map(|(name, _)| name.to_string()).collect();
         let mut statements = vec![abandonment::require_fenced(slice)];
         // Before the tables go on which the rights are.
@@ -134,7 +144,7 @@ impl Standing {
         if !taken.is_empty() {
             let names: Vec<String> = taken.iter().map(|(name, _)| name.sql()).collect();
             statements.push(format!("LOCK TABLE {} IN ACCESS EXCLUSIVE MODE", names.join(", ")));
-            statements.push(beginnings::require_proof(slice, &taken));
+            statements.push(self.proof(slice));
         }
         let (made, emptied) = (list(Fate::Drop), self.truncated());
         statements.extend((!made.is_empty()).then(|| format!("DROP TABLE {}", made.join(", "))));

@@ -3,17 +3,21 @@
 
 use std::collections::BTreeMap;
 
-use tokio_postgres::Client;
 use tokio_postgres::types::Type;
+use tokio_postgres::{Client, Row};
 
+use super::run::JUST_ENDED;
 use super::{AbandonError, Job};
 use crate::cdc::contents::{self, Contents, Heard, Judgement, TableContents};
 use crate::cdc::error::MirrorError;
-use crate::cdc::publication;
+use crate::cdc::publication::{self, Publication};
 use crate::journal::JournalError;
+use crate::journal::abandonment;
 use crate::journal::baselines::{self, Copied};
 use crate::journal::copies::UNHEARD;
 use crate::name::TableName;
+use crate::postgres::sqlstate;
+use crate::provision::Database;
 use crate::words;
 
 /// What became of them.
@@ -23,6 +27,15 @@ pub(super) struct Sources {
     pub(super) doubts: Vec<(String, String)>,
     /// The service's tables as they are shown, each with the monolith's table that it was copied from, under its name of now.
     pub(super) names: BTreeMap<String, TableName>,
+    /// The publication, and what its tables consist of; none where nobody looked.
+    seen: Option<(Option<Publication>, Contents)>,
+}
+
+/// Where a table is read.
+#[derive(Clone, Copy)]
+enum Side {
+    Monolith,
+    Service,
 }
 
 /// Both databases, and what is known of the slice.
@@ -47,24 +60,44 @@ pub(super) async fn look(
 ) -> Result<Sources, AbandonError> {
     let pinned = job.mapping.is_some_and(|mapping| mapping.is_pinned_by(plan_hash));
     let site = Site { monolith, service, job, publication, pinned };
-    let published = publication::read(monolith, publication).await.map_err(unread)?;
-    let entries: BTreeMap<u32, TableName> =
-        published.into_iter().flat_map(|found| found.tables).map(|(name, entry)| (entry, name)).collect();
-    let mut now = contents::read(monolith, publication).await.map_err(unread)?;
-    let mut sources = Sources::default();
+    let (published, mut now) = see(monolith, publication).await?;
+    let tables = published.iter().flat_map(|found| &found.tables);
+    let entries: BTreeMap<u32, TableName> = tables.map(|(name, entry)| (*entry, name.clone())).collect();
+    let mut sources = Sources { seen: Some((published, now.clone())), ..Sources::default() };
     for copied in baselines::copied(service, job.slice).await? {
-        if !site.has_rows(&copied).await? {
-            continue;
-        }
         if let Some(name) = copied.published_as.and_then(|entry| entries.get(&entry)) {
             sources.names.insert(copied.target_table.clone(), name.clone());
         }
         let name = sources.names.get(&copied.target_table);
-        if let Some(why) = site.doubt(&copied, name, &mut now).await? {
+        let why = site.doubt(&copied, name, &mut now).await?;
+        // Asked last, and only then: whoever reads a table waits for whoever alters it.
+        if let Some(why) = why
+            && site.has_rows(&copied).await?
+        {
             sources.doubts.push((copied.target_table, why));
         }
     }
     Ok(sources)
+}
+
+async fn see(monolith: &Client, publication: &str) -> Result<(Option<Publication>, Contents), AbandonError> {
+    let published = publication::read(monolith, publication).await.map_err(unread)?;
+    Ok((published, contents::read(monolith, publication).await.map_err(unread)?))
+}
+
+/// Whether the monolith's tables are as they were seen, by their numbers and files: asked behind locks that keep them so.
+///
+/// # Errors
+/// [`AbandonError`].
+pub(super) async fn are_as_seen(
+    monolith: &Client,
+    publication: &str,
+    sources: &Sources,
+) -> Result<bool, AbandonError> {
+    match &sources.seen {
+        Some(seen) => Ok(see(monolith, publication).await? == *seen),
+        None => Ok(true),
+    }
 }
 
 fn unread(error: MirrorError) -> AbandonError {
@@ -78,7 +111,7 @@ impl Site<'_> {
         match readable(self.service, &target).await? {
             None => Ok(false),
             Some(false) => Ok(true),
-            Some(true) => exists(self.service, &format!("SELECT FROM {}", target.sql())).await,
+            Some(true) => self.exists(Side::Service, (&target, "")).await,
         }
     }
 
@@ -140,8 +173,8 @@ impl Site<'_> {
                 "nobody can tell whether the monolith's {name} still has its rows: the admin link's role may not read all of them"
             )));
         }
-        let rows = format!("SELECT FROM {}{}", name.sql(), self.filter(copied));
-        if !exists(self.monolith, &rows).await? {
+        let filter = self.filter(copied);
+        if !self.exists(Side::Monolith, (name, &filter)).await? {
             return Ok(Some(format!(
                 "the monolith's {name} has none of the rows that are here: it was emptied, and these may be the only ones that are left"
             )));
@@ -153,8 +186,8 @@ impl Site<'_> {
         if same {
             return Ok(None);
         }
-        let there = count(self.monolith, &rows).await?;
-        let here = count(self.service, &format!("SELECT FROM {}", target.sql())).await?;
+        let there = self.count(Side::Monolith, (name, &filter)).await?;
+        let here = self.count(Side::Service, (&target, "")).await?;
         Ok((there < here).then(|| {
             format!(
                 "the monolith's {name} was emptied by TRUNCATE, or rewritten: {} rows are here where it has {}",
@@ -162,6 +195,40 @@ impl Site<'_> {
                 words::count(there)
             )
         }))
+    }
+
+    async fn exists(&self, side: Side, (table, filter): (&TableName, &str)) -> Result<bool, AbandonError> {
+        let sql = format!("SELECT EXISTS (SELECT FROM {}{filter})", table.sql());
+        Ok(self.one(side, table, &sql).await?.get(0))
+    }
+
+    async fn count(&self, side: Side, (table, filter): (&TableName, &str)) -> Result<u64, AbandonError> {
+        let sql = format!("SELECT count(*) FROM {}{filter}", table.sql());
+        Ok(u64::try_from(self.one(side, table, &sql).await?.get::<_, i64>(0)).unwrap_or_default())
+    }
+
+    /// Reads a table, and names whoever was waited for in vain.
+    async fn one(&self, side: Side, table: &TableName, sql: &str) -> Result<Row, AbandonError> {
+        let (client, database) = match side {
+            Side::Monolith => (self.monolith, Database::Monolith),
+            Side::Service => (self.service, Database::Service(self.job.service.to_owned())),
+        };
+        match client.query_typed_one(sql, &[]).await {
+            Ok(row) => Ok(row),
+            Err(source) if sqlstate::is_lock_timeout(&source) => {
+                // Where a transaction is open there is nothing more to be asked in it.
+                let holder = abandonment::holder(client, &[table.sql()]).await.ok().flatten();
+                let who = holder.unwrap_or_else(|| JUST_ENDED.to_owned());
+                Err(AbandonError::Waited {
+                    database,
+                    purpose: "look at",
+                    object: table.to_string(),
+                    who,
+                    source,
+                })
+            }
+            Err(source) => Err(failed()(source)),
+        }
     }
 
     fn filter(&self, copied: &Copied) -> String {
@@ -215,16 +282,6 @@ async fn readable(client: &Client, table: &TableName) -> Result<Option<bool>, Ab
                WHERE c.oid = to_regclass($1)";
     let row = client.query_typed_opt(sql, &[(&table.sql(), Type::TEXT)]).await;
     Ok(row.map_err(failed())?.map(|row| row.get(0)))
-}
-
-async fn exists(client: &Client, rows: &str) -> Result<bool, AbandonError> {
-    let row = client.query_typed_one(&format!("SELECT EXISTS ({rows})"), &[]).await;
-    Ok(row.map_err(failed())?.get(0))
-}
-
-async fn count(client: &Client, rows: &str) -> Result<u64, AbandonError> {
-    let row = client.query_typed_one(&format!("SELECT count(*) FROM ({rows}) AS r"), &[]).await;
-    Ok(u64::try_from(row.map_err(failed())?.get::<_, i64>(0)).unwrap_or_default())
 }
 
 fn failed() -> impl FnOnce(tokio_postgres::Error) -> AbandonError {
