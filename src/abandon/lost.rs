@@ -188,18 +188,7 @@ fn stays(facts: &Facts, job: Job<'_>) -> Vec<Problem> {
                 .next(format!("then run there: {};", aside.sql))
         }));
     }
-    let kept = [("monolith", &facts.on_monolith.relied_on), (&place, &facts.in_service.relied_on)];
-    let kept = kept.iter().flat_map(|(place, kept)| kept.iter().map(move |right| (place, right)));
-    problems.extend(kept.map(|(place, right)| {
-        Problem::note("right-stays", format!("{place}, role {}", right.grantee))
-            .fact(format!("provision or arm granted {}, and {}", right.right, right.why))
-            .consequence("it stays")
-            .next(format!(
-                "once nobody relies on it: REVOKE {} FROM {};",
-                right.right,
-                quote_ident(&right.grantee)
-            ))
-    }));
+    problems.extend(relied_on(facts, &place));
     let roles = &facts.service.others.roles;
     if alone && !roles.is_empty() {
         problems.push(
@@ -210,6 +199,23 @@ fn stays(facts: &Facts, job: Job<'_>) -> Vec<Problem> {
         );
     }
     problems
+}
+
+/// Rights that were granted for the slice, and that others rely on. `place` is the service.
+fn relied_on(facts: &Facts, place: &str) -> Vec<Problem> {
+    let sides = [("monolith", &facts.on_monolith.relied_on), (place, &facts.in_service.relied_on)];
+    let kept = sides.into_iter().flat_map(|(place, kept)| kept.iter().map(move |right| (place, right)));
+    kept.map(|(place, right)| {
+        Problem::note("right-stays", format!("{place}, role {}", right.grantee))
+            .fact(format!("provision or arm granted {}, and {}", right.right, right.why))
+            .consequence("it stays")
+            .next(format!(
+                "once nobody relies on it: REVOKE {} FROM {};",
+                right.right,
+                quote_ident(&right.grantee)
+            ))
+    })
+    .collect()
 }
 
 /// Definitions that the rows of adopted tables did not allow.

@@ -187,14 +187,7 @@ async fn take(job: Job<'_>, step: &Step, told: (&Facts, &Value)) -> Result<Vec<S
     }
     let away = match taken {
         Ok(away) => away,
-        Err(error) => {
-            // When the connection broke there is nothing to roll back; the first error tells the story.
-            let _ = admin.batch_execute("ROLLBACK").await;
-            if step.kind == StepKind::Copies && has_lost_its_proof(&error) {
-                return Err(AbandonError::Changed { slice: job.slice.to_owned(), begun: true });
-            }
-            return Err(waited_for(admin, step, (error, told.0)).await);
-        }
+        Err(error) => return Err(undone(admin, (job, step), (error, told.0)).await),
     };
     failpoint::hit(step.kind.point());
     if step.tells() {
@@ -253,6 +246,20 @@ async fn not_held(
 
 /// Whoever held a lock that was waited for in vain, where nobody is seen to hold it any more.
 pub(super) const JUST_ENDED: &str = "a session that has just ended";
+
+/// Rolls a step back, and says why it failed.
+async fn undone(
+    admin: &Client,
+    (job, step): (Job<'_>, &Step),
+    (error, facts): (AbandonError, &Facts),
+) -> AbandonError {
+    // When the connection broke there is nothing to roll back; the first error tells the story.
+    let _ = admin.batch_execute("ROLLBACK").await;
+    if step.kind == StepKind::Copies && has_lost_its_proof(&error) {
+        return AbandonError::Changed { slice: job.slice.to_owned(), begun: true };
+    }
+    waited_for(admin, step, (error, facts)).await
+}
 
 /// Behind the locks it was found that rows need not be the mirror's: the preview says which, and why.
 fn has_lost_its_proof(error: &AbandonError) -> bool {
