@@ -208,7 +208,7 @@ fn lacks(seen: &Seen, archive: &Archive, named: &Named<'_>) -> Vec<Problem> {
             ))
             .consequence("nothing says that the service still has everything that the archive and the old tables have")
             .next(format!(
-                "strangler reconcile PLAN --slice {slice}, then strangler retire PLAN --slice {slice} --stage archive --to another folder",
+                "strangler reconcile PLAN --slice {slice}, then strangler retire PLAN --slice {slice} --stage archive --to WHERE, an empty folder",
                 slice = named.slice
             ));
         return vec![problem];
