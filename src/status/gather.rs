@@ -203,7 +203,7 @@ impl Reader {
         let of = (self.plan.name.as_str(), unknown.as_slice());
         let asked = self.services.iter_mut().filter(|_| !unknown.is_empty()).map(async |(name, database)| {
             let read = async |session: &Session, _: &[&str]| Ok(dropped::fragments(session, of).await?);
-            database.ask(read).await.map_err(|_| name.as_str())
+            database.ask(read).await.map_err(|_| name.clone())
         });
         let (mut kept, mut silent) = (Vec::new(), Vec::new());
         for answer in join_all(asked).await {
@@ -215,7 +215,9 @@ impl Reader {
         let catalog = catalog.with_dropped(kept);
         let (mut mappings, problems) = mapping::compile(&self.plan, &catalog);
         let is_silent = |slice: &String| {
-            self.plan.service_of(slice).is_some_and(|(service, _)| silent.contains(&service))
+            let service = self.plan.service_of(slice).map(|(service, _)| service);
+            service
+                .is_some_and(|name| silent.iter().any(|one| one == name) || !self.services.contains_key(name))
         };
         if unknown.iter().any(|slice| is_silent(slice) && mapping::lacks_tables(&problems, slice)) {
             // What refers to tables that may be dropped is not known, and no mapping is said to be another one for that.
