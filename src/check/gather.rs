@@ -115,9 +115,8 @@ async fn remember(
     facts: &mut Database,
 ) {
     let (Some(client), Some(catalog)) = (monolith.any_open(), facts.catalog.take()) else { return };
-    let names: Vec<String> = plan.slices.keys().cloned().collect();
     let services = services.values().filter_map(Links::any_open);
-    let kept = dropped::elsewhere(client, services, (&plan.name, &names)).await;
+    let kept = dropped::elsewhere(client, services, &plan.name).await;
     let kept = kept.unwrap_or_else(|error| {
         facts.unread.push(chain_of(&error));
         Vec::new()

@@ -146,47 +146,47 @@ pub async fn read(client: &Client, slice: &str) -> Result<Option<Dropped>, Journ
     Ok(all(client).await?.into_iter().find(|dropped| dropped.slice == slice))
 }
 
-/// Those of a plan's slices of which this monolith says nothing to the role: they were never provisioned, or our schema went with them. Whether
-/// it is the one or the other, their services know.
+/// Slices that this monolith has a side of, or has written down as dropped, as far as the role may read it. Any other was never provisioned, or
+/// our schema went with it: which of the two, its service knows.
 ///
 /// # Errors
 /// [`JournalError`].
-pub async fn unknown_to(monolith: &Client, slices: &[String]) -> Result<Vec<String>, JournalError> {
+pub async fn known_to(monolith: &Client) -> Result<Vec<String>, JournalError> {
     let failed = || JournalError::database("looking which slices the monolith knows");
-    let mut unknown = slices.to_vec();
+    let mut known = Vec::new();
     for table in ["slice", "dropped"] {
         if is_open(monolith, table).await.map_err(failed())? {
             let sql = format!("SELECT slice FROM strangler.{} WHERE side = 'monolith'", quote_ident(table));
             let rows = monolith.query_typed(&sql, &[]).await.map_err(failed())?;
-            let known: Vec<String> = rows.iter().map(|row| row.get(0)).collect();
-            unknown.retain(|slice| !known.contains(slice));
+            known.extend(rows.iter().map(|row| row.get::<_, String>(0)));
         }
     }
-    Ok(unknown)
+    Ok(known)
 }
 
-/// What the monolith's catalogs said of the tables of a plan's slices, as a service keeps it.
+/// What the monolith's catalogs said of the tables of a plan's slices, as a service keeps it; also of slices that the plan has no more, and not
+/// of those that the monolith knows.
 ///
 /// # Errors
 /// [`JournalError`], also where the role may not read it.
 pub async fn fragments(
     service: &Client,
-    (plan, slices): (&str, &[String]),
+    (plan, known): (&str, &[String]),
 ) -> Result<Vec<Fragment>, JournalError> {
     let failed = || JournalError::database("reading what dropped tables were");
     if !is_there(service, "dropped").await.map_err(failed())? {
         return Ok(Vec::new());
     }
     let sql =
-        "SELECT fragment::text FROM strangler.dropped WHERE plan = $1 AND slice = ANY ($2) ORDER BY slice";
-    let asked: [(&(dyn ToSql + Sync), Type); 2] = [(&plan, Type::TEXT), (&slices, Type::TEXT_ARRAY)];
+        "SELECT fragment::text FROM strangler.dropped WHERE plan = $1 AND slice <> ALL ($2) ORDER BY slice";
+    let asked: [(&(dyn ToSql + Sync), Type); 2] = [(&plan, Type::TEXT), (&known, Type::TEXT_ARRAY)];
     let rows = service.query_typed(sql, &asked).await.map_err(failed())?;
     let unreadable =
         |_| JournalError::Unreadable { what: "dropped.fragment", found: "no catalog".to_owned() };
     rows.iter().map(|row| serde_json::from_str(row.get(0)).map_err(unreadable)).collect()
 }
 
-/// What these services keep of those of a plan's slices that the monolith does not know, for whoever reads the monolith's catalogs with
+/// What these services keep of slices of a plan that the monolith does not know, for whoever reads the monolith's catalogs with
 /// sessions on all of them at hand.
 ///
 /// # Errors
@@ -194,12 +194,12 @@ pub async fn fragments(
 pub async fn elsewhere(
     monolith: &Client,
     services: impl IntoIterator<Item = &Client>,
-    (plan, slices): (&str, &[String]),
+    plan: &str,
 ) -> Result<Vec<Fragment>, JournalError> {
-    let unknown = unknown_to(monolith, slices).await?;
+    let known = known_to(monolith).await?;
     let mut found = Vec::new();
     for service in services {
-        found.extend(fragments(service, (plan, &unknown)).await?);
+        found.extend(fragments(service, (plan, &known)).await?);
     }
     Ok(found)
 }

@@ -45,9 +45,7 @@ pub async fn survey(plan: &Plan, databases: &Databases) -> Result<Survey, Provis
         survey.services.insert(name.clone(), catalog);
         survey.service_states.insert(name.clone(), state);
     }
-    let names: Vec<String> = plan.slices.keys().cloned().collect();
-    let kept =
-        dropped::elsewhere(&databases.monolith, databases.services.values(), (&plan.name, &names)).await;
+    let kept = dropped::elsewhere(&databases.monolith, databases.services.values(), &plan.name).await;
     let failed = |source| ProvisionError::Journal { database: Database::Monolith, source };
     survey.monolith = survey.monolith.with_dropped(kept.map_err(failed)?);
     Ok(survey)

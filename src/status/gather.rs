@@ -194,13 +194,13 @@ impl Reader {
         if self.mapped.as_ref().is_some_and(|(at, _)| at.elapsed() < MAPPED_EVERY) {
             return;
         }
-        let names: Vec<String> = self.plan.slices.keys().cloned().collect();
         let read = async |session: &Session, _: &[&str]| {
-            let unknown = dropped::unknown_to(session, &names).await?;
-            Ok((introspect::read(session).await.ok(), unknown))
+            let known = dropped::known_to(session).await?;
+            Ok((introspect::read(session).await.ok(), known))
         };
-        let Ok((Some(catalog), unknown)) = self.monolith.ask(read).await else { return };
-        let of = (self.plan.name.as_str(), unknown.as_slice());
+        let Ok((Some(catalog), known)) = self.monolith.ask(read).await else { return };
+        let unknown: Vec<&String> = self.plan.slices.keys().filter(|slice| !known.contains(slice)).collect();
+        let of = (self.plan.name.as_str(), known.as_slice());
         let asked = self.services.iter_mut().filter(|_| !unknown.is_empty()).map(async |(name, database)| {
             let read = async |session: &Session, _: &[&str]| Ok(dropped::fragments(session, of).await?);
             database.ask(read).await.map_err(|_| name.clone())
@@ -214,7 +214,7 @@ impl Reader {
         }
         let catalog = catalog.with_dropped(kept);
         let (mut mappings, problems) = mapping::compile(&self.plan, &catalog);
-        let is_silent = |slice: &String| {
+        let is_silent = |slice: &str| {
             let service = self.plan.service_of(slice).map(|(service, _)| service);
             service
                 .is_some_and(|name| silent.iter().any(|one| one == name) || !self.services.contains_key(name))

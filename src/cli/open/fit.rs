@@ -131,15 +131,20 @@ impl Opened {
         self.stay_away(&whereabouts::read(&session).await?).await?;
         let catalog = introspect::read(&session).await?;
         // It keeps that itself, until our schema goes with the last slice; a schema that was made since knows nothing of those before it.
-        let names: Vec<String> = self.plan.slices.keys().cloned().collect();
+        let known = dropped::known_to(&session).await?;
         let mut unknown: BTreeMap<&str, Vec<String>> = BTreeMap::new();
-        for slice in dropped::unknown_to(&session, &names).await? {
-            if let Some((service, _)) = self.plan.service_of(&slice) {
-                unknown.entry(service).or_default().push(slice);
+        for slice in self.plan.slices.keys().filter(|slice| !known.contains(slice)) {
+            if let Some((service, _)) = self.plan.service_of(slice) {
+                unknown.entry(service).or_default().push(slice.clone());
             }
         }
+        // One that the plan has no slice of any more may keep what those of it had.
+        let is_used = |name: &String| self.plan.slices.values().any(|slice| slice.service == *name);
+        for name in self.plan.services.keys().filter(|name| !is_used(name)) {
+            unknown.entry(name).or_default();
+        }
         let asked = unknown.into_iter().map(async |(service, unknown)| {
-            let kept = self.kept(service, &unknown).await;
+            let kept = self.kept(service, &known).await;
             kept.map_err(|error| Silent { service: service.to_owned(), unknown, error })
         });
         let (mut fragments, mut silent) = (Vec::new(), Vec::new());
@@ -152,13 +157,13 @@ impl Opened {
         Ok((catalog.with_dropped(fragments), silent))
     }
 
-    /// What a service keeps of the tables of slices that are dropped.
-    async fn kept(&self, service: &str, slices: &[String]) -> Result<Vec<Fragment>, CliError> {
+    /// What a service keeps of the tables of slices that are dropped, and that the monolith does not know.
+    async fn kept(&self, service: &str, known: &[String]) -> Result<Vec<Fragment>, CliError> {
         let Some(ways) = self.ways_of(service) else { return Ok(Vec::new()) };
         let apply = ways.apply.clone().answering_within(ANSWER_MAX);
         let kept = async {
             let session = apply.connect(APPLICATION).await?;
-            Ok(dropped::fragments(&session, (&self.plan.name, slices)).await?)
+            Ok(dropped::fragments(&session, (&self.plan.name, known)).await?)
         };
         kept.await.map_err(|error: CliError| error.over_silence([&apply]))
     }
