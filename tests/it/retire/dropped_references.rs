@@ -201,15 +201,8 @@ async fn third_comes(both: &BothDropped) -> Mirror {
 
 /// The comparison comes to this once the mirror has brought what was written.
 fn comes_to(split: &Split, arguments: &[&str], expected: &(Option<i32>, Vec<(String, String, u64)>)) {
-    let mut last = None;
     until_blocking(&format!("{arguments:?} comes to {expected:?}"), SOON, || {
-        let found = compared(split, arguments);
-        let is_it = found == *expected;
-        if last.as_ref() != Some(&found) {
-            println!("{found:?}");
-            last = Some(found);
-        }
-        is_it.then_some(())
+        (compared(split, arguments) == *expected).then_some(())
     });
 }
 
