@@ -29,7 +29,7 @@ pub use manifest::{
 pub use place::{Place, PlaceError};
 pub use restore::{NotMade, Restored, Restoring, restore};
 pub use rows::Rows;
-pub use verify::{conclude, find, verify};
+pub use verify::{conclude, find, still_there, verify};
 pub use write::{Writing, sizes, write};
 
 use crate::journal::JournalError;

@@ -123,8 +123,10 @@ pub const ARCHIVE: &[&str] = &[
     "archive-committed",
 ];
 
-/// Kill points of `retire --stage drop`, in their order; the last one is of `unretire`, which takes back what is not committed.
+/// Kill points of `retire --stage drop`, in their order; the last two are of a service that was set back and is told, and of `unretire`,
+/// which takes back what is not committed.
 pub const DROP: &[&str] = &[
+    "drop-caught-up",
     "drop-noted",
     "drop-before-commit",
     "drop-committed",
@@ -132,9 +134,11 @@ pub const DROP: &[&str] = &[
     "drop-forward-slot",
     "drop-reverse-slot",
     "drop-service-cleared",
+    "drop-ended-on-monolith",
     "drop-journal-kept",
     "drop-schema-gone",
     "drop-ended",
+    "drop-told",
     "drop-taken-back",
 ];
 

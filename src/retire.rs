@@ -4,12 +4,14 @@
 //! [`revoke()`] takes the first stage, or shows what that does, word for word; [`quarantine()`] the second; [`archive()`] keeps what is in the
 //! tables, and takes nothing; [`drop_tables()`] is the last; [`restore()`] takes back what was taken. Who calls it: `strangler retire` and `strangler unretire`.
 
+mod again;
 mod archive;
 mod called;
 mod dependents;
 mod dropping;
 mod facts;
 mod gather;
+mod home;
 mod judge;
 mod leaving;
 mod moving;

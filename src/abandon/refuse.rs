@@ -35,11 +35,12 @@ pub(super) fn problems(facts: &Facts, asked: Asked<'_>) -> Vec<Problem> {
     for (side, name) in [(&facts.monolith, "monolith"), (&facts.service, service.as_str())] {
         problems.extend(itself(side, name, asked.slice));
     }
-    if problems.is_empty() {
-        problems.extend(identity(facts, asked).or_else(|| monolith::problem(facts, asked.slice)));
-    }
+    // With its side on the monolith what says where it was provisioned is gone as well.
     if problems.is_empty() {
         problems.extend(facts.dropped.as_ref().map(Dropped::problem));
+    }
+    if problems.is_empty() {
+        problems.extend(identity(facts, asked).or_else(|| monolith::problem(facts, asked.slice)));
     }
     if !problems.is_empty() {
         // So it would be then.

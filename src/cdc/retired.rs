@@ -6,7 +6,7 @@ use super::engine::SliceConfig;
 use super::error::MirrorError;
 use super::start::open;
 use crate::journal::JournalError;
-use crate::journal::dropped;
+use crate::journal::dropped::{self, OnMonolith};
 use crate::journal::streams::Direction;
 
 /// Whether the monolith's side of a slice is gone for good. While that is decided and not done, the mirror goes on.
@@ -17,7 +17,12 @@ pub(super) async fn is_gone(
     (service, monolith): (&Client, &Client),
     slice: &str,
 ) -> Result<bool, JournalError> {
-    Ok(dropped::read(service, slice).await?.is_some() && !dropped::has_side(monolith, slice).await?)
+    let Some(known) = dropped::read(service, slice).await? else { return Ok(false) };
+    Ok(match dropped::on_monolith(monolith, &known).await? {
+        OnMonolith::Side => false,
+        OnMonolith::Gone => true,
+        OnMonolith::Nobody(_) => known.ended_at.is_some(),
+    })
 }
 
 /// The same error, unless that is what is behind it, in whatever words a server said it.

@@ -68,6 +68,8 @@ pub(super) struct Opened {
     pub(super) services: BTreeMap<String, Ways>,
     /// Slices of the plan whose old tables are dropped, or about to be, as far as that was asked.
     pub(super) dropped: BTreeMap<String, Dropped>,
+    /// Slices that the monolith knows to be dropped, and their service does not, as far as that was asked.
+    pub(super) forgotten: BTreeMap<String, Dropped>,
     /// The plan's other services. Nobody has looked at their links: who needs one is told then what is wrong with it.
     pub(super) others: BTreeMap<String, Ways>,
 }
@@ -152,29 +154,48 @@ impl Opened {
         named: &[String],
         needs: Needs,
     ) -> Result<Self, CliError> {
+        let mut answered = BTreeSet::new();
         for (service, link) in self.asked(needs) {
             match self.ask_one(&link).await {
-                Ok(()) => {}
+                Ok(()) => drop(answered.insert(service)),
                 Err(CliError::Connect(_) | CliError::Silent { .. }) => ui.words(&format!(
                     "service {service} can't be reached, so nobody knows which of its slices are retired"
                 )),
                 Err(error) => return Err(error),
             }
         }
+        self.ask_monolith(needs, &answered).await?;
         self.leave_out(ui, named)
     }
 
     fn leave_out(mut self, ui: &mut Ui, named: &[String]) -> Result<Self, CliError> {
-        let refused: Vec<Problem> =
-            named.iter().filter_map(|slice| self.dropped.get(slice)).map(Dropped::problem).collect();
+        let of = |slice: &String| {
+            let forgotten = self.forgotten.get(slice).map(dropped::forgotten);
+            self.dropped.get(slice).map(Dropped::problem).or(forgotten)
+        };
+        let refused: Vec<Problem> = named.iter().filter_map(of).collect();
         if !refused.is_empty() {
             return Err(CliError::SliceDropped(self.typed_all(refused)));
         }
         for slice in self.slices.iter().filter(|slice| self.dropped.contains_key(*slice)) {
             ui.words(&format!("slice {slice} is retired, and left out"));
         }
-        self.slices.retain(|slice| !self.dropped.contains_key(slice));
+        let unknown: Vec<Problem> = self.forgotten.values().map(dropped::forgotten).collect();
+        if !unknown.is_empty() {
+            ui.words(check::list(&self.typed_all(unknown)).trim_end());
+        }
+        self.slices.retain(|slice| !self.dropped.contains_key(slice) && !self.forgotten.contains_key(slice));
         Ok(self)
+    }
+
+    /// Refuses where a service does not know that old tables of its are dropped: whoever makes something for the slice would begin from
+    /// nothing.
+    ///
+    /// # Errors
+    /// [`CliError::SliceDropped`].
+    pub(super) fn known_to_services(self) -> Result<Self, CliError> {
+        let problems: Vec<Problem> = self.forgotten.values().map(dropped::forgotten).collect();
+        if problems.is_empty() { Ok(self) } else { Err(CliError::SliceDropped(self.typed_all(problems))) }
     }
 
     /// Asks the services which slices are retired for good.
@@ -185,6 +206,26 @@ impl Opened {
         for (_, link) in self.asked(needs) {
             self.ask_one(&link).await?;
         }
+        self.ask_monolith(needs, &self.services.keys().cloned().collect()).await
+    }
+
+    /// Asks the monolith for slices whose old tables went from it, and whose services, which were asked, know nothing of that. One that can't be
+    /// reached is met by whoever needs it.
+    async fn ask_monolith(&mut self, needs: Needs, answered: &BTreeSet<String>) -> Result<(), CliError> {
+        let link = if needs == Needs::Rows { &self.monolith.apply } else { &self.monolith.admin };
+        let link = link.clone().answering_within(ANSWER_MAX);
+        let Ok(session) = link.connect("strangler").await else { return Ok(()) };
+        let found = async { Ok(dropped::all(&session).await?) };
+        let found = found.await.map_err(|error: CliError| error.over_silence([&link]))?;
+        let forgotten = found.into_iter().filter(|one| {
+            let asked = self.plan.service_of(&one.slice).is_some_and(|(name, _)| answered.contains(name));
+            one.side == "monolith"
+                && one.plan == self.plan.name
+                && asked
+                && !self.dropped.contains_key(&one.slice)
+        });
+        self.forgotten = forgotten.map(|one| (one.slice.clone(), one)).collect();
+        self.forgotten.retain(|slice, _| self.slices.contains(slice));
         Ok(())
     }
 
@@ -215,7 +256,7 @@ impl Opened {
 
     /// The slices for a verb that takes none for all: those that are chosen, where others are to be left out.
     pub(super) fn only<'a>(&'a self, named: &'a [String]) -> &'a [String] {
-        if self.dropped.is_empty() { named } else { &self.slices }
+        if self.dropped.is_empty() && self.forgotten.is_empty() { named } else { &self.slices }
     }
 
     /// What to type about this plan.
@@ -371,7 +412,16 @@ pub(super) fn open(
         return Err(CliError::Plan(source.problems(problems)));
     }
     let path = file.plan.display().to_string();
-    Ok(Opened { plan, path, slices, monolith, services, dropped: BTreeMap::new(), others })
+    Ok(Opened {
+        plan,
+        path,
+        slices,
+        monolith,
+        services,
+        dropped: BTreeMap::new(),
+        forgotten: BTreeMap::new(),
+        others,
+    })
 }
 
 fn chosen(plan: &Plan, wanted: &[String]) -> Result<Vec<String>, CliError> {

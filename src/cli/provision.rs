@@ -37,7 +37,9 @@ pub(super) struct Arguments {
 }
 
 pub(super) async fn run(ui: &mut Ui, arguments: &Arguments) -> Result<Exit, CliError> {
-    let opened = open::open(ui, &arguments.plan, &arguments.slices.slices, Needs::All)?.answering();
+    let mut opened = open::open(ui, &arguments.plan, &arguments.slices.slices, Needs::All)?.answering();
+    opened.ask_dropped(Needs::All).await?;
+    let opened = opened.known_to_services()?;
     let Some(opened) = opened.living(ui, &arguments.slices.slices, Needs::All).await? else {
         return Ok(Exit::Clean);
     };

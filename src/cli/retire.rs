@@ -364,7 +364,7 @@ pub(super) fn one_slice(
 async fn standing(mut opened: Opened) -> Result<Opened, CliError> {
     opened.ask_dropped(Needs::All).await?;
     match opened.slices.first().and_then(|slice| opened.dropped.get(slice)) {
-        None => Ok(opened),
+        None => opened.known_to_services(),
         Some(dropped) => {
             let problems = opened.typed_all(vec![dropped.problem()]);
             Err(CliError::SliceDropped(problems))

@@ -7,7 +7,7 @@ use tokio_postgres::types::{PgLsn, ToSql, Type};
 use tokio_postgres::{Client, Error, Row};
 
 use super::archives::Archive;
-use super::{JournalError, abandonment};
+use super::{JournalError, abandonment, slices};
 use crate::catalog::Fragment;
 use crate::lsn::Lsn;
 use crate::name::{quote_ident, quote_literal};
@@ -19,6 +19,8 @@ const OF_MIRRORS: &[&str] =
 
 /// Code of a slice whose old tables are dropped; every verb says it.
 const SLICE_DROPPED: &str = "slice-dropped";
+/// Code of a slice whose service does not know that they are.
+const DROP_FORGOTTEN: &str = "drop-forgotten";
 
 /// A slice whose old tables are dropped, or are about to be.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -29,6 +31,10 @@ pub struct Dropped {
     pub plan: String,
     /// Its service.
     pub service: String,
+    /// Which database's note it is: `monolith` or `service`.
+    pub side: String,
+    /// The monolith.
+    pub monolith: Monolith,
     /// Epoch of the authority at that time.
     pub epoch: i64,
     /// What was confirmed.
@@ -47,6 +53,30 @@ pub struct Dropped {
     pub begun_at: String,
     /// When nothing was left to do; `None` while there is.
     pub ended_at: Option<String>,
+    /// Our schema was about to go from the monolith with this slice, whose journal is kept here.
+    pub last: bool,
+}
+
+/// Tells the monolith from any other database: one that has nothing of a slice may never have had.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Monolith {
+    /// System identifier of its cluster.
+    pub system_identifier: String,
+    /// Its oid.
+    pub oid: u32,
+    /// Its own name for itself; empty where our schema is not there.
+    pub uuid: String,
+}
+
+/// What a monolith has of a slice whose service says that its old tables are dropped.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum OnMonolith {
+    /// The slice's own side, with its tables.
+    Side,
+    /// It has noted that they are dropped, or our schema went with the last slice.
+    Gone,
+    /// Nothing, and nothing that says why: in words.
+    Nobody(String),
 }
 
 /// Objects of a slice that are no part of the transaction that drops its tables.
@@ -69,6 +99,8 @@ pub struct Noting<'a> {
     pub plan: &'a str,
     /// Its service.
     pub service: &'a str,
+    /// The monolith.
+    pub monolith: &'a Monolith,
     /// What was confirmed.
     pub token: &'a str,
     /// The archive that was read back.
@@ -82,7 +114,8 @@ pub struct Noting<'a> {
 const COLUMNS: &str = "slice, plan, service, epoch, token, place, manifest_sha256, \
     to_char(archived_at AT TIME ZONE 'UTC', 'YYYY-MM-DD\"T\"HH24:MI:SS\"Z\"'), reverse_lsn, leftover::text, \
     to_char(begun_at AT TIME ZONE 'UTC', 'YYYY-MM-DD\"T\"HH24:MI:SS\"Z\"'), \
-    to_char(ended_at AT TIME ZONE 'UTC', 'YYYY-MM-DD\"T\"HH24:MI:SS\"Z\"')";
+    to_char(ended_at AT TIME ZONE 'UTC', 'YYYY-MM-DD\"T\"HH24:MI:SS\"Z\"'), monolith_system_identifier, monolith_oid, \
+    monolith_uuid::text, monolith_journal IS NOT NULL, side";
 
 impl Dropped {
     /// Why no other verb touches the slice.
@@ -119,6 +152,9 @@ impl Dropped {
             leftover: serde_json::from_str(leftover).map_err(unreadable)?,
             begun_at: row.get(10),
             ended_at: row.get(11),
+            monolith: Monolith { system_identifier: row.get(12), oid: row.get(13), uuid: row.get(14) },
+            last: row.get(15),
+            side: row.get(16),
         })
     }
 }
@@ -162,6 +198,24 @@ pub async fn fragments(service: &Client, slices: &[String]) -> Result<Vec<Fragme
     rows.iter().map(|row| serde_json::from_str(row.get(0)).map_err(unreadable)).collect()
 }
 
+/// What a service is to be told of a slice that the monolith alone knows to be dropped: it was set back to before.
+#[must_use]
+pub fn forgotten(known: &Dropped) -> Problem {
+    let Dropped { slice, service, place, .. } = known;
+    Problem::error(DROP_FORGOTTEN, format!("slice {slice}"))
+        .fact(format!(
+            "the monolith says that its old tables were dropped at {}, and service {service} knows nothing of that: it was set back to an \
+             earlier state, or its link leads to another database",
+            known.begun_at
+        ))
+        .consequence("what the service lacks since is in the archive and in its own backups alone, and nothing can be mirrored anew")
+        .next(format!(
+            "put the service forward to its last state, or bring what it lacks from the archive: strangler restore --from {} --to URL; then \
+             strangler retire PLAN --slice {slice} --stage drop, which tells the service",
+            crate::words::shell_word(place)
+        ))
+}
+
 async fn are_there(client: &Client) -> Result<bool, Error> {
     let sql = "SELECT EXISTS (SELECT FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace \
                WHERE n.nspname = 'strangler' AND c.relname = 'dropped')";
@@ -184,7 +238,9 @@ pub fn begin(noting: Noting<'_>) -> [String; 2] {
         insert(noting, "service")
             + " ON CONFLICT (slice) DO UPDATE SET token = excluded.token, place = excluded.place, \
              manifest_sha256 = excluded.manifest_sha256, archived_at = excluded.archived_at, reverse_lsn = excluded.reverse_lsn, \
-             leftover = excluded.leftover, fragment = excluded.fragment, epoch = excluded.epoch",
+             leftover = excluded.leftover, fragment = excluded.fragment, epoch = excluded.epoch, \
+             monolith_system_identifier = excluded.monolith_system_identifier, monolith_oid = excluded.monolith_oid, \
+             monolith_uuid = excluded.monolith_uuid, monolith_journal = NULL",
     ]
 }
 
@@ -195,7 +251,7 @@ pub fn note_on_monolith(noting: Noting<'_>) -> String {
 }
 
 fn insert(noting: Noting<'_>, side: &str) -> String {
-    let Noting { slice, plan, service, token, archive, leftover, fragment } = noting;
+    let Noting { slice, plan, service, monolith, token, archive, leftover, fragment } = noting;
     let leftover = serde_json::to_string(leftover).unwrap_or_default();
     let lsn = archive.reverse_lsn.to_string();
     let texts = [
@@ -210,11 +266,14 @@ fn insert(noting: Noting<'_>, side: &str) -> String {
         &lsn,
         &leftover,
         fragment,
+        &monolith.system_identifier,
+        &monolith.uuid,
     ];
     format!(
         "INSERT INTO strangler.dropped (slice, plan, service, side, token, place, manifest_sha256, archived_at, reverse_lsn, leftover, \
-         fragment, epoch) VALUES ({}, {})",
+         fragment, monolith_system_identifier, monolith_uuid, monolith_oid, epoch) VALUES ({}, {}, {})",
         texts.map(quote_literal).join(", "),
+        monolith.oid,
         archive.epoch
     )
 }
@@ -280,6 +339,66 @@ pub async fn has_side(monolith: &Client, slice: &str) -> Result<bool, JournalErr
     }
     let sql = "SELECT EXISTS (SELECT FROM strangler.slice WHERE slice = $1)";
     Ok(monolith.query_typed_one(sql, &[(&slice, Type::TEXT)]).await.map_err(failed())?.get(0))
+}
+
+/// Which database a monolith's link leads to.
+///
+/// # Errors
+/// [`JournalError::Database`].
+pub async fn identity(monolith: &Client) -> Result<Monolith, JournalError> {
+    let failed = || JournalError::database("looking which database the monolith is");
+    let sql = "SELECT c.system_identifier::text, b.oid, to_regclass('strangler.database') IS NOT NULL \
+               FROM pg_control_system() c, pg_database b WHERE b.datname = current_database()";
+    let row = monolith.query_typed_one(sql, &[]).await.map_err(failed())?;
+    let uuid = if row.get(2) { slices::database_uuid(monolith).await? } else { None };
+    Ok(Monolith { system_identifier: row.get(0), oid: row.get(1), uuid: uuid.unwrap_or_default() })
+}
+
+/// What a monolith has of a slice that its service has noted so. Another database, an empty one, and the monolith as it was before us have
+/// nothing of it either.
+///
+/// # Errors
+/// [`JournalError`].
+pub async fn on_monolith(monolith: &Client, known: &Dropped) -> Result<OnMonolith, JournalError> {
+    if has_side(monolith, &known.slice).await? {
+        return Ok(OnMonolith::Side);
+    }
+    let (now, then) = (identity(monolith).await?, &known.monolith);
+    if (&now.system_identifier, now.oid) != (&then.system_identifier, then.oid) {
+        return Ok(OnMonolith::Nobody(format!(
+            "its link leads to database {}/{}, and the old tables were in {}/{}",
+            now.system_identifier, now.oid, then.system_identifier, then.oid
+        )));
+    }
+    if now.uuid.is_empty() {
+        let why = "it has nothing of ours, and our schema never went from it with the last slice: it is as it was before provision";
+        return Ok(if known.last { OnMonolith::Gone } else { OnMonolith::Nobody(why.to_owned()) });
+    }
+    let noted = read(monolith, &known.slice)
+        .await?
+        .is_some_and(|row| row.side == "monolith" && row.token == known.token);
+    if noted && now.uuid == then.uuid {
+        return Ok(OnMonolith::Gone);
+    }
+    // Our schema may have gone with the last slice, and come again with another plan.
+    if known.last && now.uuid != then.uuid {
+        return Ok(OnMonolith::Gone);
+    }
+    Ok(OnMonolith::Nobody("it has neither the slice nor a note that its old tables are dropped".to_owned()))
+}
+
+/// SQL by which a service that was set back to before it was told learns it from the monolith's own note: its gate is open then, for
+/// the monolith has no side of the slice that could have the authority.
+#[must_use]
+pub fn tell_service(noting: Noting<'_>) -> [String; 2] {
+    let gate = quote_ident(&format!("gate_{}", noting.slice));
+    let epoch = noting.archive.epoch;
+    [
+        format!(
+            "UPDATE strangler.{gate} SET state = 'OPEN', owner = 'service', epoch = greatest(epoch, {epoch}), fence_lsn = NULL, move_group = NULL"
+        ),
+        insert(noting, "service"),
+    ]
 }
 
 /// SQL that forgets on the monolith what these tables of ours hold of a slice, and keys that were cut at its tables, whichever slice was

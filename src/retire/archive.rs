@@ -184,6 +184,7 @@ fn noted(
         place: place.to_string(),
         manifest_sha256,
         reverse_lsn: reverse_lsn.map_err(|_| unread("reverse_lsn is no position"))?,
+        way_back: None,
         rows: i64::try_from(manifest.rows()).map_err(|_| unread("it has too many rows"))?,
         bytes: i64::try_from(manifest.bytes()).map_err(|_| unread("it has too many bytes"))?,
         at: manifest.of.at.clone(),
@@ -205,7 +206,8 @@ async fn note(job: &Job<'_>, archive: &Archive) -> Result<(), RetireError> {
             if held == 0 || look.epoch != archive.epoch || archive.at < since {
                 return Err(changed());
             }
-            transaction.run(archives::note(slice, archive)).await?;
+            let way_back = arming::reverse(transaction.monolith, slice).await?.map(|row| row.slot);
+            transaction.run(archives::note(slice, &Archive { way_back, ..archive.clone() })).await?;
             let action = format!(
                 "archive {} rows as of {}, manifest {}",
                 archive.rows, archive.reverse_lsn, archive.manifest_sha256

@@ -7,25 +7,28 @@
 
 use std::cell::Cell;
 use std::collections::BTreeSet;
+use std::time::Duration;
 
 use sha2::{Digest, Sha256};
 use tokio_postgres::Client;
 use tokio_util::sync::CancellationToken;
 
+use super::again;
 use super::archive::{self as kept_archive, Kept, kept, still_away, taken, way_back};
 use super::gather::RetireError;
+use super::home;
 use super::leaving;
 use super::quarantine;
 use super::revoke::Transaction;
 use super::rights::Relation;
-use super::run::{Commit, Job, Work, allowed, itself, locked, look_again, shown, within};
+use super::run::{Commit, Job, Work, allowed, idle_ms, itself, locked, look_again, patiently, shown, within};
 use super::stage::Step;
 use crate::archive::{self, ArchiveError, Place, PlaceError, Tell};
 use crate::catalog::{Catalog, Fragment};
 use crate::failpoint;
 use crate::journal::archives::Archive;
 use crate::journal::arming;
-use crate::journal::dropped::{self, Dropped, Leftover, Noting};
+use crate::journal::dropped::{self, Dropped, Leftover, Noting, OnMonolith};
 use crate::journal::ledger::RETIRE;
 use crate::journal::retirement;
 use crate::journal::streams::{self, StreamOf};
@@ -59,6 +62,9 @@ pub struct Dropping<'a> {
     pub stop: &'a CancellationToken,
 }
 
+/// How long the archive's store may take to say that everything is still there, while others wait for the old tables.
+const STORE_MAX: Duration = Duration::from_secs(5);
+
 /// What was done, or would be.
 #[derive(Debug, Clone)]
 pub struct Gone {
@@ -88,40 +94,84 @@ pub async fn drop_tables(dropping: Dropping<'_>, confirm: Option<&str>) -> Resul
     let (slice, databases) = (job.work.slice, job.work.databases);
     let service = service_of(job)?;
     locked(databases, async || {
-        let known = dropped::read(service, slice).await?;
-        let known = match known {
-            Some(known) if known.ended_at.is_some() => return Ok(of_before(known)),
-            Some(known) if !dropped::has_side(&databases.monolith, slice).await? => {
-                let gone = begun(&known);
-                match confirm {
-                    None => return Ok(gone),
-                    Some(confirm) if confirm != known.token => {
-                        return Err(RetireError::Changed { slice: slice.to_owned() });
-                    }
-                    Some(_) => (known, gone),
-                }
-            }
-            Some(_) | None => {
-                let gone = Box::pin(tables(dropping, confirm)).await?;
-                if confirm.is_none() {
-                    return Ok(gone);
-                }
-                let known = dropped::read(service, slice).await.map_err(RetireError::from);
-                let lost = || RetireError::NotProvisioned { slice: slice.to_owned() };
-                let behind = |source| RetireError::Behind {
-                    next: format!("strangler retire PLAN --slice {slice} --stage drop"),
-                    source: Box::new(source),
-                };
-                (known.and_then(|known| known.ok_or_else(lost)).map_err(behind)?, gone)
-            }
-        };
-        let (known, gone) = known;
+        let (known, gone) = Box::pin(stand(dropping, confirm)).await?;
+        let Some(known) = known.filter(|_| confirm.is_some()) else { return Ok(gone) };
         let next = format!("strangler retire PLAN --slice {slice} --stage drop --confirm {}", known.token);
         let behind = |source| RetireError::Behind { next, source: Box::new(source) };
         Box::pin(leaving::finish((job, dropping.slots), service, &known)).await.map_err(behind)?;
         Ok(gone)
     })
     .await
+}
+
+/// Drops the tables, or shows what that does, where they are still there; else says what is left, and of which slice it is to be finished.
+async fn stand(
+    dropping: Dropping<'_>,
+    confirm: Option<&str>,
+) -> Result<(Option<Dropped>, Gone), RetireError> {
+    let Dropping { job, .. } = dropping;
+    let (monolith, slice, service) = (&job.work.databases.monolith, job.work.slice, service_of(job)?);
+    let Some(known) = dropped::read(service, slice).await? else {
+        if !dropped::has_side(monolith, slice).await?
+            && let Some(noted) = dropped::read(monolith, slice).await?
+        {
+            let gone = again::tell(job, service, (&noted, confirm)).await?;
+            return Ok((Some(noted), gone));
+        }
+        return Box::pin(dropped_now(dropping, confirm)).await;
+    };
+    let over = known.ended_at.is_some();
+    match dropped::on_monolith(monolith, &known).await? {
+        OnMonolith::Side if over => {
+            let gone = Box::pin(again::tables(dropping, &known, confirm)).await?;
+            return Ok((Some(known), gone));
+        }
+        OnMonolith::Side => return Box::pin(dropped_now(dropping, confirm)).await,
+        OnMonolith::Nobody(_) if over => return Ok((None, of_before(known))),
+        OnMonolith::Nobody(fact) => {
+            return Err(RetireError::Refused { problems: vec![nobody(slice, fact)] });
+        }
+        OnMonolith::Gone => {}
+    }
+    if over && !leaving::is_left(job, &known).await? {
+        return Ok((None, of_before(known)));
+    }
+    if confirm.is_some_and(|confirm| confirm != known.token) {
+        return Err(RetireError::Changed { slice: slice.to_owned() });
+    }
+    let gone = begun(&known);
+    Ok((Some(known), gone))
+}
+
+/// What the service has noted once the tables are gone in this run.
+async fn dropped_now(
+    dropping: Dropping<'_>,
+    confirm: Option<&str>,
+) -> Result<(Option<Dropped>, Gone), RetireError> {
+    let (slice, service) = (dropping.job.work.slice, service_of(dropping.job)?);
+    let gone = Box::pin(tables(dropping, confirm)).await?;
+    if confirm.is_none() {
+        return Ok((None, gone));
+    }
+    let known = dropped::read(service, slice).await.map_err(RetireError::from);
+    let lost = || RetireError::NotProvisioned { slice: slice.to_owned() };
+    let behind = |source| RetireError::Behind {
+        next: format!("strangler retire PLAN --slice {slice} --stage drop"),
+        source: Box::new(source),
+    };
+    let known = known.and_then(|known| known.ok_or_else(lost)).map_err(behind)?;
+    Ok((Some(known), gone))
+}
+
+/// The service has noted that the tables are to be dropped, and this monolith has nothing that says that they are.
+fn nobody(slice: &str, fact: String) -> Problem {
+    Problem::error("other-monolith", "monolith")
+        .fact(fact)
+        .consequence(format!("the old tables of slice {slice} may stand in the right one, and the slice would end without them"))
+        .next(
+            "correct the link of the monolith in the plan, or the variable that holds it, and type the same command again; where the monolith \
+             was set back to before strangler provision, put it forward to a later state",
+        )
 }
 
 /// Takes back that it was decided, where the tables are still there; `false` where it was not. Without `commit` it only looks. Who calls
@@ -138,12 +188,20 @@ pub async fn reconsider(work: Work<'_>, commit: bool) -> Result<bool, RetireErro
             return Err(RetireError::Refused { problems: vec![unknown(slice)] });
         }
         for service in databases.services.values() {
-            let Some(known) = dropped::read(service, slice).await? else { continue };
+            let Some(known) = dropped::read(service, slice).await? else {
+                let noted = dropped::read(&databases.monolith, slice).await?.filter(|_| !has_side);
+                match noted {
+                    Some(noted) => {
+                        return Err(RetireError::Refused { problems: vec![dropped::forgotten(&noted)] });
+                    }
+                    None => continue,
+                }
+            };
             if known.ended_at.is_some() || !has_side {
                 return Err(RetireError::Refused { problems: vec![known.problem()] });
             }
             if commit {
-                leaving::transact(service, &[dropped::take_back(slice)]).await?;
+                leaving::transact((service, None), &[dropped::take_back(slice)]).await?;
                 failpoint::hit("drop-taken-back");
             }
             taken_back = true;
@@ -161,7 +219,7 @@ fn unknown(slice: &str) -> Problem {
         .next(format!("once the service answers: strangler status PLAN --slice {slice}"))
 }
 
-fn service_of<'a>(job: &Job<'a>) -> Result<&'a Client, RetireError> {
+pub(super) fn service_of<'a>(job: &Job<'a>) -> Result<&'a Client, RetireError> {
     let service = job.work.databases.services.get(&job.mapping.service);
     service.ok_or_else(|| RetireError::NotProvisioned { slice: job.work.slice.to_owned() })
 }
@@ -170,7 +228,7 @@ fn of_before(known: Dropped) -> Gone {
     Gone { before: true, begun: true, ..begun(&known) }
 }
 
-fn begun(known: &Dropped) -> Gone {
+pub(super) fn begun(known: &Dropped) -> Gone {
     Gone {
         statements: Vec::new(),
         behind: leaving::words(&known.leftover),
@@ -207,7 +265,14 @@ async fn tables(dropping: Dropping<'_>, confirm: Option<&str>) -> Result<Gone, R
         leftover: &leftover,
         names: fragment.names().map(ToString::to_string).collect(),
         fragment: serde_json::to_string(&fragment).map_err(|source| RetireError::Kept { source })?,
+        open: dropping.open,
     };
+    if confirm.is_some() {
+        let home = home::Asked::new(job, service_of(job)?, &archive);
+        home.has_come_back().await?;
+        home.has_been_looked_through(false).await?;
+        failpoint::hit("drop-caught-up");
+    }
     let take = async |transaction: &mut Transaction<'_>| {
         Box::pin(drop_in(transaction, &going, (confirm, &look.catalog, took))).await
     };
@@ -244,13 +309,7 @@ fn decided(source: RetireError, (slice, noting): (&str, bool)) -> RetireError {
 async fn proven(dropping: Dropping<'_>, epoch: i64, since: &str) -> Result<Archive, RetireError> {
     let Dropping { job, open, tell, stop: asked, .. } = dropping;
     let (monolith, slice) = (&job.work.databases.monolith, job.work.slice);
-    let missing = |fact: String| {
-        let problem = Problem::error("archive-missing", format!("slice {slice}"))
-            .fact(fact)
-            .consequence("what is in the old tables would be nowhere but in the service")
-            .next(format!("strangler retire PLAN --slice {slice} --stage archive --to WHERE"));
-        RetireError::Refused { problems: vec![problem] }
-    };
+    let missing = |fact: String| missing(slice, fact);
     match kept(monolith, (slice, epoch), open).await? {
         Kept::No => Err(missing("its old tables are not archived".to_owned())),
         Kept::OfAnotherEpoch(archive) => Err(missing(format!(
@@ -299,6 +358,63 @@ struct Going<'a> {
     /// The tables' names as our journal writes them.
     names: Vec<String>,
     fragment: String,
+    /// Makes a place of what is written down of the archive.
+    open: &'a (dyn Fn(&str) -> Result<Place, PlaceError> + Sync),
+}
+
+impl Going<'_> {
+    /// Everything that was judged before the tables were locked, once more, with `took` for how long the first look at the catalog did.
+    async fn judged_again(
+        &self,
+        transaction: &Transaction<'_>,
+        (catalog, took): (&Catalog, Duration),
+    ) -> Result<(), RetireError> {
+        let home = home::Asked::new(self.job, service_of(self.job)?, self.archive);
+        home.has_been_looked_through(true).await?;
+        Box::pin(look_again(self.job, transaction, (Step::Drop, Some(catalog)), took)).await?;
+        patiently(transaction, idle_ms(took), home.has_everything()).await?;
+        way_back(transaction.monolith, self.job.work.slice).await?;
+        let store = STORE_MAX + Duration::from_secs(1);
+        patiently(transaction, store.as_millis(), self.archive_stands(transaction.monolith)).await
+    }
+
+    /// The archive is still the one that was proven in this run.
+    async fn archive_stands(&self, monolith: &Client) -> Result<(), RetireError> {
+        let (slice, noted) = (self.job.work.slice, self.archive);
+        let standing = async {
+            match kept(monolith, (slice, noted.epoch), self.open).await? {
+                Kept::Yes(archive, manifest, place) if archive == *noted => {
+                    archive::still_there(&place, &manifest).await.map_err(RetireError::from)
+                }
+                Kept::Lost(archive, ArchiveError::Another { found, .. }) => {
+                    Err(RetireError::Refused { problems: vec![kept_archive::changed(&archive, &found)] })
+                }
+                Kept::Lost(archive, ArchiveError::Missing { .. }) => {
+                    let fact =
+                        format!("the archive at {} went away while it was being judged", archive.place);
+                    Err(missing(slice, fact))
+                }
+                Kept::Lost(_, error) => Err(error.into()),
+                Kept::Yes(..) | Kept::No | Kept::OfAnotherEpoch(_) => {
+                    Err(RetireError::Changed { slice: slice.to_owned() })
+                }
+            }
+        };
+        let silent = |_| {
+            let fact =
+                format!("{} did not say within {STORE_MAX:?} that the archive is still there", noted.place);
+            Err(missing(slice, fact))
+        };
+        tokio::time::timeout(STORE_MAX, standing).await.unwrap_or_else(silent)
+    }
+}
+
+fn missing(slice: &str, fact: String) -> RetireError {
+    let problem = Problem::error("archive-missing", format!("slice {slice}"))
+        .fact(fact)
+        .consequence("what is in the old tables would be nowhere but in the service")
+        .next(format!("strangler retire PLAN --slice {slice} --stage archive --to WHERE"));
+    RetireError::Refused { problems: vec![problem] }
 }
 
 /// Everything of the slice on the monolith, in one transaction; returns the token that names exactly that. Where it was confirmed, the
@@ -321,9 +437,11 @@ async fn drop_in(
         return Err(changed());
     }
     if confirm.is_some() {
-        let step = (Step::Drop, Some(catalog));
-        Box::pin(look_again(job, transaction, step, took)).await?;
+        Box::pin(going.judged_again(transaction, (catalog, took))).await?;
+    } else {
+        home::Asked::new(job, service_of(job)?, archive).has_everything().await?;
     }
+    let identity = dropped::identity(monolith).await?;
     let publication = slices::read(monolith, slice).await?.map(|row| row.publication);
     drop_objects(transaction, (slice, &relations), publication.as_deref()).await?;
     give_up_rights(transaction, slice).await?;
@@ -337,6 +455,7 @@ async fn drop_in(
         slice,
         plan: &job.work.plan.name,
         service: &job.mapping.service,
+        monolith: &identity,
         token: &token,
         archive,
         leftover,
@@ -381,7 +500,10 @@ async fn note(monolith: &Client, going: &Going<'_>, noting: Noting<'_>) -> Resul
 }
 
 /// Rights that were granted for the slice, and that no other one needs.
-async fn give_up_rights(transaction: &mut Transaction<'_>, slice: &str) -> Result<(), RetireError> {
+pub(super) async fn give_up_rights(
+    transaction: &mut Transaction<'_>,
+    slice: &str,
+) -> Result<(), RetireError> {
     let last = abandonment::others(transaction.monolith, slice).await?.slices.is_empty();
     let granted = granted::dispensable(transaction.monolith, slice, last).await?;
     for sql in withdrawal::revoke(&granted) {
@@ -413,9 +535,18 @@ async fn drop_objects(
     if away.is_empty() || !noted.iter().any(|(oid, _)| found.contains(oid)) {
         return Err(RetireError::Changed { slice: slice.to_owned() });
     }
-    let names: Vec<String> = away.iter().map(|relation| relation.name.sql()).collect();
+    drop_relations(transaction, (&of, &away), publication).await
+}
+
+/// These relations without whatever depends on them, the schemas that they stand in, where these are the slice's, and its publication.
+pub(super) async fn drop_relations(
+    transaction: &mut Transaction<'_>,
+    (of, relations): (&[places::Quarantine], &[&Relation]),
+    publication: Option<&str>,
+) -> Result<(), RetireError> {
+    let names: Vec<String> = relations.iter().map(|relation| relation.name.sql()).collect();
     transaction.run(format!("DROP TABLE {}", names.join(", "))).await?;
-    let left = quarantine::drop_schemas(transaction, &of).await?;
+    let left = quarantine::drop_schemas(transaction, of).await?;
     let problem = |(schema, holds): &(String, String)| {
         Problem::error("quarantine-used", schema)
             .fact(format!("it holds what is none of the slice's old tables: {holds}"))

@@ -6,7 +6,7 @@ use std::time::Duration;
 use tokio_postgres::Client;
 
 use super::gather::RetireError;
-use super::run::{Job, tell};
+use super::run::{Job, tell, watched};
 use crate::failpoint;
 use crate::journal::abandonment;
 use crate::journal::dropped::{self, Dropped, Leftover};
@@ -67,7 +67,8 @@ pub(super) async fn finish(
 ) -> Result<(), RetireError> {
     let (slice, monolith) = (job.work.slice, &job.work.databases.monolith);
     let Leftover { forward_slot, reverse_slot, reverse_publication } = &known.leftover;
-    transact(service, &[dropped::shut_out_mirrors(slice)]).await?;
+    let here = (service, Some(job.service));
+    transact(here, &[dropped::shut_out_mirrors(slice)]).await?;
     failpoint::hit("drop-mirrors-stopped");
     // The stream may have got another one since that was written down; who makes it asks behind that, and drops it himself.
     let now = streams::read(service, StreamOf::forward(slice)).await?.map(|row| row.slot);
@@ -85,23 +86,50 @@ pub(super) async fn finish(
         sql.push(format!("DROP PUBLICATION IF EXISTS {}", quote_ident(name)));
     }
     sql.extend(dropped::clear_service(slice));
-    transact(service, &sql).await?;
+    transact(here, &sql).await?;
     failpoint::hit("drop-service-cleared");
     if migrate::form(monolith).await? != Form::Absent {
         tell(job.work, super::dropping::DROPPING).await?;
+        transact((monolith, Some(job.work.watch)), &[dropped::end(slice)]).await?;
+        failpoint::hit("drop-ended-on-monolith");
         Box::pin(schema(job, service)).await?;
     }
-    transact(service, &[dropped::end(slice)]).await?;
+    transact(here, &[dropped::end(slice)]).await?;
     failpoint::hit("drop-ended");
     Ok(())
 }
 
-/// With the last slice of every plan our schema goes from the monolith, unless this plan has more to come.
-async fn schema(job: &Job<'_>, service: &Client) -> Result<(), RetireError> {
+/// Whether something of the slice, or our schema, is still in a monolith that has noted that its tables are dropped: an earlier state of it
+/// was put back.
+///
+/// # Errors
+/// [`RetireError`].
+pub(super) async fn is_left(job: &Job<'_>, known: &Dropped) -> Result<bool, RetireError> {
+    let monolith = &job.work.databases.monolith;
+    if migrate::form(monolith).await? == Form::Absent {
+        return Ok(false);
+    }
+    let sql = "SELECT EXISTS (SELECT FROM pg_replication_slots WHERE slot_name = $1::text AND database = current_database())";
+    let row = monolith.query_one(sql, &[&known.leftover.forward_slot]).await;
+    let slot: bool = row.map_err(RetireError::database("the replication slots"))?.get(0);
+    let noted = dropped::read(monolith, &known.slice).await?;
+    Ok(slot || noted.is_some_and(|noted| noted.ended_at.is_none()) || is_last(job).await?)
+}
+
+/// Whether nobody needs our schema in the monolith any more: no slice of any plan has a side there, this plan has no more to come, and
+/// of no other slice is anything left to do behind its tables.
+async fn is_last(job: &Job<'_>) -> Result<bool, RetireError> {
     let (slice, monolith) = (job.work.slice, &job.work.databases.monolith);
     let gone = dropped::all(monolith).await?;
     let more = |slice: &String| gone.iter().all(|dropped| dropped.slice != *slice);
-    if dropped::has_slices(monolith).await? || job.work.plan.slices.keys().any(more) {
+    let begun = gone.iter().any(|dropped| dropped.slice != slice && dropped.ended_at.is_none());
+    Ok(!begun && !dropped::has_slices(monolith).await? && !job.work.plan.slices.keys().any(more))
+}
+
+/// With the last slice of every plan our schema goes from the monolith.
+async fn schema(job: &Job<'_>, service: &Client) -> Result<(), RetireError> {
+    let (slice, monolith) = (job.work.slice, &job.work.databases.monolith);
+    if !is_last(job).await? {
         return Ok(());
     }
     let foreign = abandonment::foreign(monolith).await?;
@@ -118,19 +146,32 @@ async fn schema(job: &Job<'_>, service: &Client) -> Result<(), RetireError> {
     let roles = (others.made_role, others.quieted);
     let mut sql = vec![dropped::forget_on_monolith()];
     sql.extend(withdrawal::drop_schema(true, roles, u32::try_from(major).unwrap_or(0)));
-    transact(monolith, &sql).await?;
+    transact((monolith, Some(job.work.watch)), &sql).await?;
     failpoint::hit("drop-schema-gone");
     Ok(())
 }
 
-/// Runs statements in one transaction, once more where somebody holds what they need.
+/// Runs statements in one transaction, once more where somebody holds what they need. `watch` is another session of the same database, to
+/// see who that is.
 ///
 /// # Errors
 /// [`RetireError::Step`], [`RetireError::Left`]; nothing of them was done.
-pub(super) async fn transact(client: &Client, sql: &[String]) -> Result<(), RetireError> {
+pub(super) async fn transact(
+    (client, watch): (&Client, Option<&Client>),
+    sql: &[String],
+) -> Result<(), RetireError> {
     let text = format!("BEGIN; SET LOCAL lock_timeout = {LOCK_MS}; {}; COMMIT", sql.join("; "));
+    let process = client.query_one("SELECT pg_backend_pid()", &[]).await;
+    let process: i32 = process.map_err(RetireError::database("which session it is"))?.get(0);
+    let mut who = None;
     for _ in 0..TRIES {
-        let Err(source) = client.batch_execute(&text).await else { return Ok(()) };
+        let doing = client.batch_execute(&text);
+        let (done, seen) = match watch {
+            Some(watch) => watched((watch, process), doing).await,
+            None => (doing.await, None),
+        };
+        who = seen.or(who);
+        let Err(source) = done else { return Ok(()) };
         let _ = client.batch_execute("ROLLBACK").await;
         if !sqlstate::is_lock_timeout(&source) && !sqlstate::is_concurrent_change(&source) {
             return Err(RetireError::Step { sql: sql.join("; "), source });
@@ -138,7 +179,11 @@ pub(super) async fn transact(client: &Client, sql: &[String]) -> Result<(), Reti
         tokio::time::sleep(PAUSE).await;
     }
     Err(RetireError::Left {
-        what: format!("somebody else's transaction holds what is needed: {}", sql.join("; ")),
+        what: format!(
+            "{} holds what is needed: {}",
+            who.unwrap_or_else(|| "somebody else's transaction".to_owned()),
+            sql.join("; ")
+        ),
     })
 }
 

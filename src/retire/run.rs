@@ -25,7 +25,7 @@ use crate::journal::ledger::{Author, RETIRE, UNRETIRE};
 use crate::journal::migrate::{self, Form};
 use crate::journal::retirement::{self, Right, Stage};
 use crate::journal::usage::How;
-use crate::journal::{grounds, holdings, verdicts, whereabouts};
+use crate::journal::{grounds, holdings, slices, verdicts, whereabouts};
 use crate::mapping::{Mappings, SliceMapping};
 use crate::name::TableName;
 use crate::plan::{Approval, Plan, Policy};
@@ -42,6 +42,9 @@ const LOCK_MS: u32 = 5_000;
 
 /// How often it is looked for whom a statement waits.
 const LOOK: Duration = Duration::from_millis(500);
+
+/// Less than the shortest time that a statement waits for a lock, so that it is seen whom it waits for.
+const LOOK_ON: Duration = Duration::from_millis(200);
 
 /// How often a transaction is tried that somebody else's change of rights came in between of.
 const ATTEMPTS: usize = 5;
@@ -203,7 +206,7 @@ pub async fn revoke(job: &Job<'_>, confirm: Option<&str>) -> Result<Done, Retire
                 return Err(RetireError::Changed { slice: slice.to_owned() });
             }
             if confirm.is_some() && !before {
-                look_again(job, transaction, (Step::Revoke, None), took).await?;
+                Box::pin(look_again(job, transaction, (Step::Revoke, None), took)).await?;
             }
             Ok((token, before))
         };
@@ -342,16 +345,26 @@ pub(super) async fn look_again(
     (step, known): (Step, Option<&Catalog>),
     took: Duration,
 ) -> Result<(), RetireError> {
-    let limit = format!("SET LOCAL idle_in_transaction_session_timeout = {}", idle_ms(took));
+    let look = async { Box::pin(allowed(job, step, known)).await.map(drop) };
+    patiently(transaction, idle_ms(took), look).await
+}
+
+/// Does something elsewhere while the transaction stands open, whose session may be idle for so many milliseconds.
+pub(super) async fn patiently(
+    transaction: &Transaction<'_>,
+    idle_ms: u128,
+    doing: impl Future<Output = Result<(), RetireError>>,
+) -> Result<(), RetireError> {
+    let limit = format!("SET LOCAL idle_in_transaction_session_timeout = {idle_ms}");
     let limited = transaction.monolith.batch_execute(&limit).await;
     limited.map_err(RetireError::database("how long a look may take"))?;
-    allowed(job, step, known).await?;
+    doing.await?;
     let limited = transaction.monolith.batch_execute(&idle_limit()).await;
     limited.map_err(RetireError::database("how long a transaction may be idle"))
 }
 
 /// Leaves a second look three times what the first one took, on a machine that others use as well, and one second.
-fn idle_ms(took: Duration) -> u128 {
+pub(super) fn idle_ms(took: Duration) -> u128 {
     took.as_millis() * 3 + 1_000
 }
 
@@ -451,8 +464,8 @@ async fn in_the_way_of_moving(
     Ok(problems)
 }
 
-/// What would break, or stop it, when tables are dropped.
-async fn in_the_way_of_dropping(
+/// What would break, or stop it, when tables are dropped. What the catalogs have told before the tables were `locked` is asked behind that.
+pub(super) async fn in_the_way_of_dropping(
     job: &Job<'_>,
     relations: &[Relation],
     locked: bool,
@@ -463,6 +476,11 @@ async fn in_the_way_of_dropping(
     let failed = || RetireError::database("what depends on the old tables");
     let mut problems = moving::followers(monolith, relations, told).await.map_err(failed())?;
     problems.extend(moving::shared(job.work.slice, &job.tables(), &holdings::read(monolith).await?));
+    if locked {
+        let own = slices::read(monolith, job.work.slice).await?.map(|row| row.publication);
+        let own = own.unwrap_or_default();
+        problems.extend(moving::published(monolith, relations, &own).await.map_err(failed())?);
+    }
     Ok(problems)
 }
 
@@ -588,7 +606,10 @@ async fn rolled_back(monolith: &Client) {
 }
 
 /// Does something in another session, and sees whom that waits for.
-async fn watched<T>((watch, process): (&Client, i32), doing: impl Future<Output = T>) -> (T, Option<String>) {
+pub(super) async fn watched<T>(
+    (watch, process): (&Client, i32),
+    doing: impl Future<Output = T>,
+) -> (T, Option<String>) {
     let who = Cell::new(None);
     let done = tokio::select! {
         done = doing => done,
@@ -599,7 +620,7 @@ async fn watched<T>((watch, process): (&Client, i32), doing: impl Future<Output 
 
 async fn look_on(watch: &Client, process: i32, who: &Cell<Option<String>>) -> Infallible {
     loop {
-        tokio::time::sleep(LOOK).await;
+        tokio::time::sleep(LOOK_ON).await;
         let seen = waits_for(watch, process).await;
         who.set(seen.or(who.take()));
     }

@@ -133,6 +133,9 @@ pub struct Unfit {
 /// What the monolith says about a slice.
 #[derive(Debug, Clone, Default, Deserialize)]
 pub struct MonolithFacts {
+    /// It has noted that the slice's old tables went from it.
+    #[serde(skip)]
+    pub dropped: Option<Dropped>,
     /// `now()` in microseconds since 1970.
     pub now_us: i64,
     /// `pg_current_wal_lsn()`.

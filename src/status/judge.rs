@@ -12,6 +12,7 @@ use super::{
     ArchiveStatus, Authority, Lag, Phase, Process, RetirementStatus, SliceFacts, SliceStatus, TableStatus,
     Unreachable, Wal, WalLimit, WalReading,
 };
+use crate::journal::dropped::Dropped;
 use crate::journal::migrate::Form;
 use crate::journal::whereabouts::{self, Astray};
 use crate::words;
@@ -73,8 +74,18 @@ pub fn judge(facts: &SliceFacts, commands: &Commands) -> SliceStatus {
     match dropped {
         _ if !facts.astray.is_empty() => astray(facts, commands),
         Some(dropped) => retired::judge(facts, dropped, commands),
-        None => of_both(facts, commands),
+        None => match forgotten(facts) {
+            Some(dropped) => retired::forgotten(facts, dropped, commands),
+            None => of_both(facts, commands),
+        },
     }
+}
+
+/// What the monolith alone has noted, where the service was asked and knows nothing of it.
+fn forgotten(facts: &SliceFacts) -> Option<&Dropped> {
+    facts.service_side.facts()?;
+    let monolith = facts.monolith_side.facts().filter(|monolith| monolith.gate.is_none())?;
+    monolith.dropped.as_ref()
 }
 
 /// Where a slice stands that has its two sides.

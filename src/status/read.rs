@@ -164,6 +164,7 @@ pub async fn monolith(
     shared.slots = slots(client).await?;
     let mut gates = gates(client, slices).await?;
     let form = migrate::form(client).await?;
+    let dropped = dropped::all(client).await?;
     let mut backs = BTreeMap::new();
     if form == Form::Current {
         for (slice, text) in standing::ways_back(client, slices).await? {
@@ -184,7 +185,8 @@ pub async fn monolith(
         if let Some(back) = back.as_mut().filter(|back| back.mode == "apply") {
             back.blocker = blocker(client, &shapes).await?;
         }
-        let mut facts_here = MonolithFacts { gate, form, arming, shapes, back, ..shared.clone() };
+        let dropped = dropped.iter().find(|one| one.slice == **slice && one.side == "monolith").cloned();
+        let mut facts_here = MonolithFacts { dropped, gate, form, arming, shapes, back, ..shared.clone() };
         // Only a move that is under way asks for these, and the monolith's gate may be the one that was not closed last.
         if form == Form::Current && facts_here.gate.as_ref().is_some_and(Gate::is_closed) {
             facts_here.groups = groups(client, slice).await?;

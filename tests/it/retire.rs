@@ -8,6 +8,7 @@ mod dropping_meanwhile;
 mod meanwhile;
 mod quarantine;
 mod rights;
+mod set_back;
 #[cfg(feature = "s3")]
 mod store;
 

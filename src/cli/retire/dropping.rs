@@ -10,14 +10,16 @@ use crate::cli::interrupt;
 use crate::cli::open::{Needs, Opened};
 use crate::cli::report::{CliError, Exit};
 use crate::cli::ui::Ui;
+use crate::journal::migrate::{self, Form};
 use crate::retire::{self, Dropping, Gone, RetireError};
 use crate::words::shell_word;
 
 pub(super) async fn run(ui: &mut Ui, arguments: &Arguments) -> Result<Exit, CliError> {
     let mut opened = one_slice(ui, "retire", &arguments.plan, &arguments.slices)?;
     opened.ask_dropped(Needs::All).await?;
-    if let Some(done) =
-        opened.slices.first().and_then(|slice| opened.dropped.get(slice)).filter(|one| one.ended_at.is_some())
+    let done = opened.slices.first().and_then(|slice| opened.dropped.get(slice));
+    if let Some(done) = done.filter(|one| one.ended_at.is_some())
+        && !is_in_monolith(&opened).await?
     {
         ui.words(&format!(
             "the old tables of slice {} were dropped before; the archive of {} is at {}, manifest {}",
@@ -49,6 +51,13 @@ pub(super) async fn run(ui: &mut Ui, arguments: &Arguments) -> Result<Exit, CliE
         told(ui, &opened, arguments, &gone)
     };
     opened.heard(interrupt::asking((&state, &stop), Box::pin(work)).await)
+}
+
+/// Whether our schema is in the monolith, and with it perhaps old tables that came back with an earlier state. A monolith that can't be
+/// reached may be gone for good.
+async fn is_in_monolith(opened: &Opened) -> Result<bool, CliError> {
+    let Ok(session) = opened.monolith.admin.connect(APPLICATION).await else { return Ok(false) };
+    Ok(migrate::form(&session).await? != Form::Absent)
 }
 
 fn told(ui: &mut Ui, opened: &Opened, arguments: &Arguments, gone: &Gone) -> Result<Exit, CliError> {

@@ -73,6 +73,7 @@ fn streaming() -> SliceFacts {
             evidence: None,
         }),
         monolith_side: Side::Read(MonolithFacts {
+            dropped: None,
             groups: Vec::new(),
             blocked: None,
             arming: None,

@@ -1,11 +1,14 @@
 //! Whatever comes up between the preview and the last COMMIT keeps the old tables where they are, and is named; and nobody waits for them
 //! longer than for a moment, whatever becomes of the service or of the command.
 
+use std::path::{Path, PathBuf};
+
 use rustix::process::Signal;
 use strangler::cluster::Cluster;
 use tokio_postgres::Client;
 
-use super::dropping::{allowed, archived, drop_stage, status};
+use super::archive::manifest;
+use super::dropping::{allowed, archived, drop_stage, frozen_at, status};
 use super::quarantine::place;
 use super::{entries, refused, token};
 use crate::support::binary::{Ended, flat};
@@ -57,8 +60,9 @@ async fn a_reader_that_comes_behind_the_preview_or_between_the_locks_is_named_an
 
     // In the middle of the locks: it has the way back's row, and wants the tables.
     let holder = reader(&split).await;
+    let going = frozen_at(&split, "drop-caught-up", &shown);
     holder.batch_execute("BEGIN; SELECT FROM strangler.stream WHERE slice = 'one' FOR UPDATE").await.unwrap();
-    let going = split.start("retire", &["--stage", "drop", "--confirm", &shown]);
+    going.signal(Signal::CONT);
     waiting(&monolith).await;
     other.batch_execute(&reads).await.unwrap();
     holder.batch_execute("ROLLBACK").await.unwrap();
@@ -145,10 +149,12 @@ async fn a_service_that_freezes_behind_the_locks_holds_nobody_up_either() {
     let stands = place(&monolith, "accounts").await;
     let shown = token(&allowed(&split));
     let holder = reader(&split).await;
-    holder.batch_execute("BEGIN; SELECT FROM strangler.stream WHERE slice = 'one' FOR UPDATE").await.unwrap();
     let mut command = split.command(&["retire", "plan.yaml", "--stage", "drop", "--confirm", &shown]);
-    command.env("STRANGLER_ANSWER_MS", "20000");
-    let going = split.start_command(command);
+    command.env("STRANGLER_ANSWER_MS", "20000").env("STRANGLER_FREEZE", "drop-caught-up");
+    let mut going = split.start_command(command);
+    assert!(going.stands_still(), "drop-caught-up was not reached");
+    holder.batch_execute("BEGIN; SELECT FROM strangler.stream WHERE slice = 'one' FOR UPDATE").await.unwrap();
+    going.signal(Signal::CONT);
     waiting(&monolith).await;
     let sessions = service
         .query("SELECT pid FROM pg_stat_activity WHERE application_name = 'strangler retire'", &[])
@@ -195,6 +201,84 @@ async fn behind_the_commit_it_is_said_what_is_done_and_what_is_left() {
     let (_, one) = status(&split);
     assert_eq!(one["phase"], "dropping", "{one:#}");
     monolith.batch_execute("DROP VIEW peeks").await.unwrap();
+    let done = drop_stage(&split, &["--confirm", &shown]);
+    assert_eq!(done.exit, Some(0), "{}", done.page());
+    super::dropping::assert_service_is_alone(&service).await;
+}
+
+/// The file of the archive that the first table's rows are in.
+fn first_part(folder: &Path) -> PathBuf {
+    folder.join(manifest(folder)["relations"][0]["parts"][0]["file"].as_str().unwrap())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_archive_that_goes_away_and_a_publication_that_comes_meanwhile_keep_the_tables() {
+    let (split, monolith, _service, mirror, folder) = archived().await;
+    let stands = place(&monolith, "accounts").await;
+    let shown = token(&allowed(&split));
+
+    let (part, aside) = (first_part(folder.path()), folder.path().join("aside"));
+    let going = frozen_at(&split, "drop-caught-up", &shown);
+    std::fs::rename(&part, &aside).unwrap();
+    going.signal(Signal::CONT);
+    let ended = going.ended();
+    assert_eq!(ended.exit, Some(1), "{}", ended.page());
+    assert!(ended.stderr.contains("archive-damaged"), "{}", ended.page());
+    std::fs::rename(&aside, &part).unwrap();
+
+    let going = frozen_at(&split, "drop-caught-up", &shown);
+    let (here, there) = (folder.path().join("manifest.json"), folder.path().join("aside"));
+    std::fs::rename(&here, &there).unwrap();
+    going.signal(Signal::CONT);
+    refused(&going.ended(), &["archive-missing"]);
+    std::fs::rename(&there, &here).unwrap();
+
+    for publication in [
+        format!("CREATE PUBLICATION strangler_theirs FOR TABLE {stands}.accounts"),
+        "CREATE PUBLICATION strangler_theirs FOR ALL TABLES".to_owned(),
+    ] {
+        let going = frozen_at(&split, "drop-caught-up", &shown);
+        monolith.batch_execute(&publication).await.unwrap();
+        going.signal(Signal::CONT);
+        let ended = going.ended();
+        refused(&ended, &["retire-publication"]);
+        assert!(ended.stderr.contains("strangler_theirs"), "{}", ended.page());
+        monolith.batch_execute("DROP PUBLICATION strangler_theirs").await.unwrap();
+    }
+    assert_eq!(place(&monolith, "accounts").await, stands);
+    mirror.stop();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn tables_stay_while_the_way_there_has_not_looked_through_what_was_written_on_the_monolith() {
+    let (split, monolith, _service, _mirror, _folder) = archived().await;
+    let stands = place(&monolith, "accounts").await;
+    let shown = token(&allowed(&split));
+    let holder = connect(&split.pair.service.url(Pair::SERVICE)).await;
+    holder
+        .batch_execute("BEGIN; SELECT FROM strangler.stream WHERE dir = 'forward' FOR UPDATE")
+        .await
+        .unwrap();
+    refused(&drop_stage(&split, &["--confirm", &shown]), &["forward-behind"]);
+    holder.batch_execute("ROLLBACK").await.unwrap();
+    assert_eq!(place(&monolith, "accounts").await, stands);
+    let (_, one) = status(&split);
+    assert_eq!(one["retirement"]["stage"], "quarantined", "{one:#}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_reader_in_the_service_that_holds_up_what_is_behind_the_tables_is_named() {
+    let (split, _monolith, service, _mirror, _folder) = archived().await;
+    let shown = token(&allowed(&split));
+    let reader = connect(&split.pair.service.url(Pair::SERVICE)).await;
+    reader
+        .batch_execute("SET application_name = 'nightly report'; BEGIN; SELECT FROM sales.accounts")
+        .await
+        .unwrap();
+    let left = drop_stage(&split, &["--confirm", &shown]);
+    assert!(left.stderr.contains("error[retire-left]"), "{}", left.page());
+    assert!(flat(&left.stderr).contains("nightly report"), "{}", left.page());
+    reader.batch_execute("ROLLBACK").await.unwrap();
     let done = drop_stage(&split, &["--confirm", &shown]);
     assert_eq!(done.exit, Some(0), "{}", done.page());
     super::dropping::assert_service_is_alone(&service).await;
