@@ -60,7 +60,8 @@ pub struct NotMade {
 pub async fn restore(restoring: Restoring<'_>) -> Result<Restored, ArchiveError> {
     let target = restoring.target;
     target.set_unhurried(true);
-    let catalog = introspect::read(target).await?;
+    // What is written down of tables that are dropped there must not stand in the way of the very same.
+    let catalog = introspect::standing(target).await?;
     let problems = problems(target, restoring.manifest, &catalog).await?;
     if !problems.is_empty() {
         return Err(ArchiveError::Refused { problems });

@@ -93,7 +93,7 @@ pub struct ServerFacts {
 /// # Errors
 /// [`ArmError::Survey`], [`ArmError::Journal`], [`ArmError::Read`].
 pub async fn survey(plan: &Plan, only: &[String], databases: &Databases) -> Result<Survey, ArmError> {
-    let provisioned = provision::survey(databases).await?;
+    let provisioned = provision::survey(plan, databases).await?;
     let (mappings, mapping_problems) = compile(plan, &provisioned.monolith);
     let mut survey = Survey {
         provisioned,

@@ -61,15 +61,31 @@ impl Fragment {
 
 impl Catalog {
     /// The catalog with tables that are not there any more. What has come since under one of their names is left out: it is none of the
-    /// plan's tables.
+    /// plan's tables. More can be added later; what is there already stays.
     #[must_use]
     pub fn with_dropped(mut self, fragments: Vec<Fragment>) -> Self {
+        let names: BTreeSet<TableName> = fragments
+            .iter()
+            .flat_map(Fragment::names)
+            .filter(|name| !self.dropped.contains(name))
+            .cloned()
+            .collect();
+        let touches = |tables: &BTreeSet<TableName>, key: &ForeignKey| {
+            tables.contains(&key.table) || tables.contains(&key.references)
+        };
+        // A key of a table that was dropped before is known from what was kept of that one: what is kept of two tables says it twice, or only
+        // once where the one was dropped while the other was not known.
+        self.foreign_keys.retain(|key| touches(&self.dropped, key) || !touches(&names, key));
+        self.dependents.retain(|one| !names.contains(&one.table));
         for fragment in fragments {
-            let names: BTreeSet<TableName> = fragment.names().cloned().collect();
-            let gone = |key: &ForeignKey| names.contains(&key.table) || names.contains(&key.references);
-            self.foreign_keys.retain(|key| !gone(key));
-            self.dependents.retain(|one| !names.contains(&one.table));
-            self.foreign_keys.extend(fragment.foreign_keys);
+            for key in fragment.foreign_keys {
+                let same = |known: &ForeignKey| {
+                    (&known.table, &known.name, &known.references) == (&key.table, &key.name, &key.references)
+                };
+                if !self.foreign_keys.iter().any(same) {
+                    self.foreign_keys.push(key);
+                }
+            }
             // Nobody has to be let do anything with them, and no row of them comes from anywhere any more.
             let free =
                 |table: Table| Table { can_select: true, can_own: true, open_partitions: false, ..table };
@@ -80,8 +96,8 @@ impl Catalog {
                     None => drop(self.sequences.insert(sequence.name.clone(), sequence)),
                 }
             }
-            self.dropped.extend(names);
         }
+        self.dropped.extend(names);
         self.foreign_keys.sort_by(|a, b| (&a.table, &a.name).cmp(&(&b.table, &b.name)));
         self
     }
@@ -124,5 +140,28 @@ mod tests {
             format!("{:?} {:?} {:?}", catalog.tables, catalog.foreign_keys, catalog.sequences)
         };
         assert_eq!(shown(&again), shown(&sorted));
+    }
+
+    #[test]
+    fn a_key_that_only_one_of_two_dropped_tables_was_known_with_stays_in_either_order() {
+        let whole = fixture::retail();
+        let key = whole.foreign_keys.iter().find(|key| key.table != key.references).unwrap().clone();
+        let without = Catalog { foreign_keys: Vec::new(), ..whole.clone() };
+        let parent = Fragment::of(&whole, std::slice::from_ref(&key.references));
+        let child = Fragment::of(&without, std::slice::from_ref(&key.table));
+        for fragments in [[parent.clone(), child.clone()], [child.clone(), parent.clone()]] {
+            let at_once = without.clone().with_dropped(fragments.to_vec());
+            let [first, second] = fragments.map(|one| vec![one]);
+            let in_turn = without.clone().with_dropped(first).with_dropped(second);
+            for catalog in [at_once, in_turn] {
+                let found =
+                    catalog.foreign_keys.iter().filter(|one| one.name == key.name && one.table == key.table);
+                assert_eq!(found.count(), 1);
+            }
+        }
+        // What stands there now under one of the names is somebody else's.
+        let names = ForeignKey { name: "new".to_owned(), ..key };
+        let now = Catalog { foreign_keys: vec![names], ..whole };
+        assert!(now.with_dropped(vec![parent]).foreign_keys.iter().all(|one| one.name != "new"));
     }
 }

@@ -10,8 +10,9 @@ use tokio_postgres::{Client, Error};
 use super::facts::{APPLY_ROLE, Database, Facts, Link, LinkFailure, LinkName, LinkRole, Role, Server, Slot};
 use super::foresee;
 use crate::catalog::Catalog;
+use crate::cdc::mirror::chain_of;
 use crate::dualwrite::readiness::left_behind;
-use crate::journal::{JournalError, holdings, migrate, whereabouts};
+use crate::journal::{JournalError, dropped, holdings, migrate, whereabouts};
 use crate::lsn::Lsn;
 use crate::mapping::adopted::Misfit;
 use crate::mapping::{Mappings, SliceMapping, compile, expand};
@@ -61,7 +62,8 @@ pub async fn gather(
         roles.extend([service.owner.clone(), service.app.clone()]);
     }
     let roles: Vec<String> = roles.into_iter().collect();
-    let monolith_facts = look(&monolith, &roles).await;
+    let mut monolith_facts = look(&monolith, &roles).await;
+    remember(plan, (&monolith, &services), &mut monolith_facts).await;
     let joined = monolith_facts.catalog.as_ref().map(|catalog| join(plan, catalog));
     let (mut mappings, mut mapping_problems, mut moved) = joined.unwrap_or_default();
     mappings.retain(|slice, _| slices.contains(slice));
@@ -104,6 +106,22 @@ pub async fn gather(
         Err(error) => facts.monolith.unread.push(LinkFailure::new(&error).words),
     }
     facts
+}
+
+/// Adds tables that are dropped from the monolith to its catalog, where only services still have it written down what they were.
+async fn remember(
+    plan: &Plan,
+    (monolith, services): (&Links, &BTreeMap<String, Links>),
+    facts: &mut Database,
+) {
+    let (Some(client), Some(catalog)) = (monolith.any_open(), facts.catalog.take()) else { return };
+    let services = services.values().filter_map(Links::any_open);
+    let kept = dropped::elsewhere(client, services, &plan.name).await;
+    let kept = kept.unwrap_or_else(|error| {
+        facts.unread.push(chain_of(&error));
+        Vec::new()
+    });
+    facts.catalog = Some(catalog.with_dropped(kept));
 }
 
 type Joined = (Mappings, Vec<crate::problem::Problem>, BTreeMap<TableName, Vec<String>>);

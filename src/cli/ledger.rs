@@ -9,13 +9,14 @@ use tokio_postgres::Client;
 
 use super::environment::Environment;
 use super::interrupt;
-use super::open::{self, Needs, Opened, PlanFile, Slices};
+use super::open::{self, ANSWER_MAX, Needs, Opened, PlanFile, Slices};
 use super::report::{CliError, Exit};
 use super::ui::{Format, Ui};
 use crate::journal::ledger::{self, Broken, Entry, Latest, Memory, NewEntry, Verified, VerifyError};
 use crate::journal::whereabouts::{self, Astray, Route, Whereabouts};
 use crate::journal::{JournalError, grounds};
 use crate::lsn::Lsn;
+use crate::postgres::Session;
 use crate::reconcile::evidence;
 use crate::words;
 
@@ -272,7 +273,11 @@ async fn read(opened: &Opened, arguments: &Arguments) -> Result<Vec<ServiceLedge
     for ways in opened.services.values() {
         sessions.push(ways.apply.connect(APPLICATION).await?);
     }
-    let keepers: Vec<&Client> = sessions.iter().map(|session| &**session).collect();
+    let far = match &monolith {
+        Some(monolith) => far_keepers(opened, monolith, &sessions).await?,
+        None => Vec::new(),
+    };
+    let keepers: Vec<&Client> = sessions.iter().chain(&far).map(|session| &**session).collect();
     let mut services = Vec::new();
     for (name, session) in opened.services.keys().zip(&sessions) {
         refuse_others(opened, name, (here.as_ref(), &whereabouts::read(session).await?))?;
@@ -286,6 +291,7 @@ async fn read(opened: &Opened, arguments: &Arguments) -> Result<Vec<ServiceLedge
             Some(monolith) => {
                 let reason = arguments.accept_broken.as_deref();
                 let memory = Memory::of(session, monolith, &keepers).await.map_err(failed)?;
+                let memory = memory.unwrap_or(Memory::Monolith(monolith));
                 let verified = verify((&opened.plan.name, name), (session, memory), reason).await;
                 found.verification = Some(verified.map_err(failed)?);
             }
@@ -309,6 +315,26 @@ async fn read(opened: &Opened, arguments: &Arguments) -> Result<Vec<ServiceLedge
         services.push(found);
     }
     Ok(services)
+}
+
+/// The plan's other services, where nobody else remembers one of the ledgers: our schema may have gone from the monolith with a slice of
+/// theirs, and its journal to them.
+async fn far_keepers(
+    opened: &Opened,
+    monolith: &Client,
+    sessions: &[Session],
+) -> Result<Vec<Session>, CliError> {
+    let near: Vec<&Client> = sessions.iter().map(|session| &**session).collect();
+    let mut far = Vec::new();
+    for session in sessions {
+        // What can't be read is said in its turn.
+        if far.is_empty() && matches!(Memory::of(session, monolith, &near).await, Ok(None)) {
+            for ways in opened.others.values() {
+                far.push(ways.apply.clone().answering_within(ANSWER_MAX).connect(APPLICATION).await?);
+            }
+        }
+    }
+    Ok(far)
 }
 
 /// Entries about slices that are another plan's would be taken for those of this plan's.

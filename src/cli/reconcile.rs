@@ -250,11 +250,8 @@ fn options(arguments: &Arguments, tables: Vec<TableName>) -> Options {
 /// The slices that have a table to be compared.
 fn jobs(opened: &Opened, mappings: Mappings, options: &Options) -> Vec<SliceJob> {
     let mut jobs = Vec::new();
-    let neighbour = |mapping: &SliceMapping| {
-        let service = &mapping.service;
-        let ways = opened.services.get(service).or_else(|| opened.others.get(service))?;
-        Some((mapping.clone(), ways.apply.clone()))
-    };
+    let neighbour =
+        |mapping: &SliceMapping| Some((mapping.clone(), opened.ways_of(&mapping.service)?.apply.clone()));
     let neighbours = Arc::new(mappings.values().filter_map(neighbour).collect::<Vec<_>>());
     for (slice, mapping) in mappings {
         let Some(ways) = opened.services.get(&mapping.service) else { continue };

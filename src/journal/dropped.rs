@@ -166,7 +166,7 @@ impl Dropped {
 /// [`JournalError`], also where the role may not read them.
 pub async fn all(client: &Client) -> Result<Vec<Dropped>, JournalError> {
     let failed = || JournalError::database("reading which slices are retired");
-    if !are_there(client).await.map_err(failed())? {
+    if !is_there(client, "dropped").await.map_err(failed())? {
         return Ok(Vec::new());
     }
     let sql = format!("SELECT {COLUMNS} FROM strangler.dropped ORDER BY slice");
@@ -182,17 +182,41 @@ pub async fn read(client: &Client, slice: &str) -> Result<Option<Dropped>, Journ
     Ok(all(client).await?.into_iter().find(|dropped| dropped.slice == slice))
 }
 
-/// What the monolith's catalogs said of the tables of slices, as a service keeps it.
+/// Slices that this monolith has a side of, or has written down as dropped, as far as the role may read it. Any other was never provisioned, or
+/// our schema went with it: which of the two, its service knows.
 ///
 /// # Errors
 /// [`JournalError`].
-pub async fn fragments(service: &Client, slices: &[String]) -> Result<Vec<Fragment>, JournalError> {
+pub async fn known_to(monolith: &Client) -> Result<Vec<String>, JournalError> {
+    let failed = || JournalError::database("looking which slices the monolith knows");
+    let mut known = Vec::new();
+    for table in ["slice", "dropped"] {
+        if is_open(monolith, table).await.map_err(failed())? {
+            let sql = format!("SELECT slice FROM strangler.{} WHERE side = 'monolith'", quote_ident(table));
+            let rows = monolith.query_typed(&sql, &[]).await.map_err(failed())?;
+            known.extend(rows.iter().map(|row| row.get::<_, String>(0)));
+        }
+    }
+    Ok(known)
+}
+
+/// What the monolith's catalogs said of the tables of a plan's slices, as a service keeps it; also of slices that the plan has no more, and not
+/// of those that the monolith knows.
+///
+/// # Errors
+/// [`JournalError`], also where the role may not read it.
+pub async fn fragments(
+    service: &Client,
+    (plan, known): (&str, &[String]),
+) -> Result<Vec<Fragment>, JournalError> {
     let failed = || JournalError::database("reading what dropped tables were");
-    if !are_there(service).await.map_err(failed())? {
+    if !is_there(service, "dropped").await.map_err(failed())? {
         return Ok(Vec::new());
     }
-    let sql = "SELECT fragment::text FROM strangler.dropped WHERE slice = ANY ($1) ORDER BY slice";
-    let rows = service.query_typed(sql, &[(&slices, Type::TEXT_ARRAY)]).await.map_err(failed())?;
+    let sql =
+        "SELECT fragment::text FROM strangler.dropped WHERE plan = $1 AND slice <> ALL ($2) ORDER BY slice";
+    let asked: [(&(dyn ToSql + Sync), Type); 2] = [(&plan, Type::TEXT), (&known, Type::TEXT_ARRAY)];
+    let rows = service.query_typed(sql, &asked).await.map_err(failed())?;
     let unreadable =
         |_| JournalError::Unreadable { what: "dropped.fragment", found: "no catalog".to_owned() };
     rows.iter().map(|row| serde_json::from_str(row.get(0)).map_err(unreadable)).collect()
@@ -216,10 +240,36 @@ pub fn forgotten(known: &Dropped) -> Problem {
         ))
 }
 
-async fn are_there(client: &Client) -> Result<bool, Error> {
+/// What these services keep of slices of a plan that the monolith does not know, for whoever reads the monolith's catalogs with
+/// sessions on all of them at hand.
+///
+/// # Errors
+/// [`JournalError`].
+pub async fn elsewhere(
+    monolith: &Client,
+    services: impl IntoIterator<Item = &Client>,
+    plan: &str,
+) -> Result<Vec<Fragment>, JournalError> {
+    let known = known_to(monolith).await?;
+    let mut found = Vec::new();
+    for service in services {
+        found.extend(fragments(service, (plan, &known)).await?);
+    }
+    Ok(found)
+}
+
+/// It is there, and the role may read it.
+async fn is_open(client: &Client, table: &str) -> Result<bool, Error> {
     let sql = "SELECT EXISTS (SELECT FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace \
-               WHERE n.nspname = 'strangler' AND c.relname = 'dropped')";
-    client.query_typed_one(sql, &[]).await?.try_get(0)
+               WHERE n.nspname = 'strangler' AND c.relname::text = $1 \
+                 AND has_schema_privilege(n.oid, 'USAGE') AND has_table_privilege(c.oid, 'SELECT'))";
+    client.query_typed_one(sql, &[(&table, Type::TEXT)]).await?.try_get(0)
+}
+
+async fn is_there(client: &Client, table: &str) -> Result<bool, Error> {
+    let sql = "SELECT EXISTS (SELECT FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace \
+               WHERE n.nspname = 'strangler' AND c.relname::text = $1)";
+    client.query_typed_one(sql, &[(&table, Type::TEXT)]).await?.try_get(0)
 }
 
 /// SQL that notes it in the service: refused unless the service's gate is open in this epoch, which is held so until the end of the

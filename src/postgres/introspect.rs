@@ -132,6 +132,19 @@ pub async fn read(client: &Client) -> Result<Catalog, IntrospectError> {
     in_transaction(client, read_all(client)).await
 }
 
+/// The same of what stands there now, and of nothing else: without tables that are dropped and keys that are cut, of which the role need
+/// not know. Tables that `retire` has moved are told by their names. Who calls it: `restore`, into whatever database.
+///
+/// # Errors
+/// As [`read`].
+pub async fn standing(client: &Client) -> Result<Catalog, IntrospectError> {
+    in_transaction(client, async {
+        let (catalog, places) = read_standing(client).await?;
+        Ok(by_their_names(catalog, &places))
+    })
+    .await
+}
+
 /// Runs `work` in the reading transaction and ends it.
 async fn in_transaction<T>(
     client: &Client,
@@ -150,6 +163,27 @@ async fn in_transaction<T>(
 }
 
 async fn read_all(client: &Client) -> Result<Catalog, IntrospectError> {
+    let (mut catalog, places) = read_standing(client).await?;
+    let cut = match keys::read_cut_keys(client).await.map_err(failed("foreign keys that were cut"))? {
+        CutKeys::None => Vec::new(),
+        CutKeys::Closed => return Err(IntrospectError::NoCutKeys { role: role(client).await? }),
+        CutKeys::Read(cut) => cut,
+    };
+    catalog.foreign_keys = keys::joined(catalog.foreign_keys, cut);
+    let dropped = match dropped::read(client).await.map_err(failed("dropped tables"))? {
+        Kept::Closed => return Err(IntrospectError::NoDropped { role: role(client).await? }),
+        Kept::Read(dropped) => dropped.into_iter().collect::<Result<_, _>>(),
+    };
+    let dropped = dropped.map_err(|source| IntrospectError::Dropped { source })?;
+    Ok(by_their_names(catalog, &places).with_dropped(dropped))
+}
+
+fn by_their_names(catalog: Catalog, places: &Places) -> Catalog {
+    if places.0.is_empty() { catalog } else { quarantined::known_by_their_names(catalog, places) }
+}
+
+/// What stands in the database, by the names that it has there.
+async fn read_standing(client: &Client) -> Result<(Catalog, Places), IntrospectError> {
     let mut catalog = read_database(client).await?;
     catalog.tables = tables::read(client).await.map_err(failed("tables"))?;
     let places = read_places(client, &catalog).await?;
@@ -158,13 +192,7 @@ async fn read_all(client: &Client) -> Result<Catalog, IntrospectError> {
     tables::sum_partitions(&mut catalog.tables);
     keys::read_indexes(client, &mut catalog.tables).await.map_err(failed("indexes"))?;
     keys::read_constraints(client, &mut catalog.tables).await.map_err(failed("constraints"))?;
-    let standing = keys::read_foreign_keys(client).await.map_err(failed("foreign keys"))?;
-    let cut = match keys::read_cut_keys(client).await.map_err(failed("foreign keys that were cut"))? {
-        CutKeys::None => Vec::new(),
-        CutKeys::Closed => return Err(IntrospectError::NoCutKeys { role: role(client).await? }),
-        CutKeys::Read(cut) => cut,
-    };
-    catalog.foreign_keys = keys::joined(standing, cut);
+    catalog.foreign_keys = keys::read_foreign_keys(client).await.map_err(failed("foreign keys"))?;
     catalog.types = objects::read_types(client).await.map_err(failed("types"))?;
     catalog.sequences = objects::read_sequences(client).await.map_err(failed("sequences"))?;
     let dependents = dependents::read(client, &catalog.tables, &places).await;
@@ -177,14 +205,7 @@ async fn read_all(client: &Client) -> Result<Catalog, IntrospectError> {
     let rows = client.query(schemas, &[]).await.map_err(failed("schemas"))?;
     catalog.schemas =
         rows.iter().map(|row| row.try_get(0)).collect::<Result<_, _>>().map_err(failed("schemas"))?;
-    let dropped = match dropped::read(client).await.map_err(failed("dropped tables"))? {
-        Kept::Closed => return Err(IntrospectError::NoDropped { role: role(client).await? }),
-        Kept::Read(dropped) => dropped.into_iter().collect::<Result<_, _>>(),
-    };
-    let dropped = dropped.map_err(|source| IntrospectError::Dropped { source })?;
-    let catalog =
-        if places.0.is_empty() { catalog } else { quarantined::known_by_their_names(catalog, &places) };
-    Ok(catalog.with_dropped(dropped))
+    Ok((catalog, places))
 }
 
 /// Where old tables stand, as far as this role may know it.

@@ -15,17 +15,18 @@ use crate::catalog::Catalog;
 use crate::dualwrite::exclusion;
 use crate::failpoint;
 use crate::journal::ledger::{self, Author};
-use crate::journal::{migrate, whereabouts};
+use crate::journal::{dropped, migrate, whereabouts};
 use crate::mapping::{Mappings, compile};
 use crate::plan::Plan;
 use crate::postgres::introspect;
 use crate::problem::{Problem, Severity};
 
-/// Reads the catalogs and what is provisioned, each database in transactions of its own.
+/// Reads the catalogs and what is provisioned, each database in transactions of its own. Tables of the plan that are dropped from the
+/// monolith are among its, also where only a service still has it written down what they were.
 ///
 /// # Errors
-/// [`ProvisionError::Read`], [`ProvisionError::State`], [`ProvisionError::Migrate`].
-pub async fn survey(databases: &Databases) -> Result<Survey, ProvisionError> {
+/// [`ProvisionError::Read`], [`ProvisionError::State`], [`ProvisionError::Migrate`], [`ProvisionError::Journal`].
+pub async fn survey(plan: &Plan, databases: &Databases) -> Result<Survey, ProvisionError> {
     let (monolith, monolith_state) = look(&Database::Monolith, &databases.monolith).await?;
     let anatomy = anatomy::read(&databases.monolith).await.map_err(|source| ProvisionError::State {
         database: Database::Monolith,
@@ -44,6 +45,9 @@ pub async fn survey(databases: &Databases) -> Result<Survey, ProvisionError> {
         survey.services.insert(name.clone(), catalog);
         survey.service_states.insert(name.clone(), state);
     }
+    let kept = dropped::elsewhere(&databases.monolith, databases.services.values(), &plan.name).await;
+    let failed = |source| ProvisionError::Journal { database: Database::Monolith, source };
+    survey.monolith = survey.monolith.with_dropped(kept.map_err(failed)?);
     Ok(survey)
 }
 
@@ -66,7 +70,7 @@ pub async fn prepare(
     databases: &Databases,
     logins: &Logins,
 ) -> Result<Design, ProvisionError> {
-    Ok(outline(plan, only, &survey(databases).await?, logins).0)
+    Ok(outline(plan, only, &survey(plan, databases).await?, logins).0)
 }
 
 /// All problems that `provision` would have with a plan, also those that it would not come to because of others. Nothing may
@@ -79,7 +83,7 @@ pub async fn foresee(
     databases: &Databases,
     logins: &Logins,
 ) -> Result<Vec<Problem>, ProvisionError> {
-    let survey = survey(databases).await?;
+    let survey = survey(plan, databases).await?;
     let (outlined, _) = outline(plan, only, &survey, logins);
     let (mut mappings, mut problems) = compile(plan, &survey.monolith);
     if !only.is_empty() {
@@ -177,7 +181,7 @@ async fn locked_run(
     report: &mut (dyn FnMut(Event<'_>) + Send),
 ) -> Result<(Design, Mappings), ProvisionError> {
     loop {
-        let survey = survey(databases).await?;
+        let survey = survey(plan, databases).await?;
         let (design, mappings) = outline(plan, only, &survey, logins);
         if design.refusals().next().is_some() {
             return Err(ProvisionError::Refused { problems: design.problems });

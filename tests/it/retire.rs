@@ -3,6 +3,7 @@
 mod again;
 mod archive;
 mod dropped;
+mod dropped_references;
 mod dropping;
 mod dropping_meanwhile;
 mod meanwhile;

@@ -313,6 +313,9 @@ fn advice(plan: &str, verdicts: &[Verdict], repairs: bool, options: &str) -> Opt
         Outcome::Clean if retired.iter().any(|one| one.outcome == Outcome::Differs) => {
             Some(format!("{ORPHANS_ONLY}: references without a row, which no repair can help"))
         }
+        Outcome::Clean if retired.iter().any(|one| one.outcome == Outcome::Incomplete) => {
+            Some("once nothing of the reasons above is in the way, the same command again".to_owned())
+        }
         Outcome::Clean => None,
         Outcome::Differs if repairs => None,
         Outcome::Differs

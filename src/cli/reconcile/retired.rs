@@ -9,6 +9,7 @@ use crate::clock::{Clock, SystemClock};
 use crate::journal::dropped::Dropped;
 use crate::lsn::Lsn;
 use crate::mapping::{Mappings, SliceMapping, TableMapping};
+use crate::name::TableName;
 use crate::reconcile::finding::{Finding, FindingKind};
 use crate::reconcile::form::{Side, TableForm};
 use crate::reconcile::orphans::{Neighbour, Orphans, orphans};
@@ -16,6 +17,9 @@ use crate::reconcile::redact::Redactor;
 use crate::reconcile::sides::Sides;
 use crate::reconcile::verdict::{Counts, Coverage, Outcome, TableVerdict, Verdict};
 use crate::words;
+
+/// Why a slice's mapping lacks tables though it is written down what they were.
+const NOT_AS_IT_WAS: &str = "its entry in the plan does not fit what is written down of the dropped tables; bring it back to what it was";
 
 /// In the place of a run's uuid: the ledger has no entry of it.
 const NO_RUN: &str = "not recorded";
@@ -30,7 +34,7 @@ pub(super) async fn verdicts(opened: &Opened, mappings: &Mappings, list: usize) 
     found
 }
 
-/// The same of one slice; `None` where it holds none.
+/// The same of one slice; `None` where it holds none. Where it is not known which it holds, that is what the verdict says.
 pub(super) async fn of_one(
     (opened, mappings): (&Opened, &Mappings),
     dropped: &Dropped,
@@ -38,7 +42,8 @@ pub(super) async fn of_one(
 ) -> Option<Verdict> {
     let mapping = mappings.get(&dropped.slice)?;
     let refers = mapping.tables.iter().any(|table| !table.soft_references.is_empty());
-    if refers { Some(verdict((opened, mappings), (mapping, dropped), list).await) } else { None }
+    let whole = mapping.unmapped.is_empty() && !mapping.tables.is_empty();
+    if refers || !whole { Some(verdict((opened, mappings), (mapping, dropped), list).await) } else { None }
 }
 
 async fn verdict(
@@ -74,9 +79,45 @@ async fn verdict(
         verdict.tables.push(told);
         verdict.listed.extend(listed);
     }
-    verdict.outcome = Outcome::of(verdict.tables.iter().map(|table| table.outcome));
+    verdict.tables.extend(mapping.unmapped.iter().map(|table| unknown(mapping, table)));
+    if verdict.tables.is_empty() && verdict.reasons.is_empty() {
+        verdict.reasons.push(format!("what its references are is not known: {}", why_unknown(mapping)));
+    }
+    let gap = verdict.reasons.iter().map(|_| Outcome::Incomplete);
+    verdict.outcome = Outcome::of(verdict.tables.iter().map(|table| table.outcome).chain(gap));
     verdict.finished_at = now();
     verdict
+}
+
+/// A table of which nobody knows what it refers to.
+fn unknown(mapping: &SliceMapping, table: &TableName) -> TableVerdict {
+    let spoilt = mapping.spoilt.iter().find(|spoilt| spoilt.source == *table);
+    let target = spoilt.map_or(table, |spoilt| &spoilt.target);
+    let reason = format!("what it refers to is not known: {}", why_unknown(mapping));
+    TableVerdict {
+        reasons: vec![reason],
+        outcome: Outcome::Incomplete,
+        ..blank((table, target), Duration::ZERO)
+    }
+}
+
+fn why_unknown(mapping: &SliceMapping) -> &str {
+    mapping.unknown.as_deref().unwrap_or(NOT_AS_IT_WAS)
+}
+
+fn blank((source, target): (&TableName, &TableName), duration: Duration) -> TableVerdict {
+    TableVerdict {
+        source_table: source.clone(),
+        target_table: target.clone(),
+        outcome: Outcome::Clean,
+        coverage: Coverage::References,
+        rows_authority: 0,
+        rows_copy: 0,
+        bytes: 0,
+        duration,
+        findings: Counts::new(),
+        reasons: Vec::new(),
+    }
 }
 
 /// What is found of one table; why it could not be looked at, where it could not.
@@ -85,12 +126,11 @@ async fn look(
     (mapping, table): (&SliceMapping, &TableMapping),
     list: usize,
 ) -> Result<Orphans, String> {
-    let server = |service: &String| opened.services.get(service).or_else(|| opened.others.get(service));
     let neighbours: Vec<Neighbour<'_>> = mappings
         .values()
-        .filter_map(|mapping| Some(Neighbour { mapping, server: &server(&mapping.service)?.apply }))
+        .filter_map(|mapping| Some(Neighbour { mapping, server: &opened.ways_of(&mapping.service)?.apply }))
         .collect();
-    let ways = server(&mapping.service).ok_or_else(|| "its service is not in the plan".to_owned())?;
+    let ways = opened.ways_of(&mapping.service).ok_or_else(|| "its service is not in the plan".to_owned())?;
     let redactor = Redactor::new().map_err(|error| chain_of(&error))?;
     let sides = Sides {
         authority: Side::Target,
@@ -118,17 +158,6 @@ fn told(
         (0, true) => Outcome::Clean,
     };
     let findings: Counts = (count > 0).then_some((FindingKind::Orphan, count)).into_iter().collect();
-    let told = TableVerdict {
-        source_table: table.source.clone(),
-        target_table: table.target.clone(),
-        outcome,
-        coverage: Coverage::References,
-        rows_authority: 0,
-        rows_copy: 0,
-        bytes: 0,
-        duration,
-        findings,
-        reasons,
-    };
+    let told = TableVerdict { outcome, findings, reasons, ..blank((&table.source, &table.target), duration) };
     (told, listed)
 }

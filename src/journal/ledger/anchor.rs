@@ -28,7 +28,8 @@ const KEPT: &str = "(SELECT row_number() OVER (ORDER BY k.own, k.since, k.id) AS
         UNION ALL SELECT 1, NULL, id, action, detail FROM strangler.journal WHERE action = 'ledger-head') AS k)";
 
 impl<'a> Memory<'a> {
-    /// The one that remembers the ledger in this service's database: the monolith's own, else what one of the services keeps of it.
+    /// The one that remembers the ledger in this service's database: the monolith's own, else what one of the keepers, which are services,
+    /// keeps of it. `None` where none of these remembers anything of it.
     ///
     /// # Errors
     /// [`JournalError`].
@@ -36,16 +37,15 @@ impl<'a> Memory<'a> {
         service: &Client,
         monolith: &'a Client,
         keepers: &[&'a Client],
-    ) -> Result<Self, JournalError> {
+    ) -> Result<Option<Self>, JournalError> {
         let database = database(service).await?;
-        if latest(Self::Monolith(monolith), &database).await?.is_none() {
-            for keeper in keepers {
-                if latest(Self::Kept(keeper), &database).await?.is_some() {
-                    return Ok(Self::Kept(keeper));
-                }
+        let kept = keepers.iter().map(|keeper| Self::Kept(keeper));
+        for memory in std::iter::once(Self::Monolith(monolith)).chain(kept) {
+            if latest(memory, &database).await?.is_some() {
+                return Ok(Some(memory));
             }
         }
-        Ok(Self::Monolith(monolith))
+        Ok(None)
     }
 
     fn client(self) -> &'a Client {

@@ -295,9 +295,9 @@ async fn a_mirror_that_stood_still_meanwhile_makes_nothing_anew_when_it_wakes() 
 }
 
 /// Two slices of which each refers to the other.
-const TWO: &str =
+pub(super) const TWO: &str =
     "{ accounts: {}, moves: {}, notes: {} } }\n  two: { service: service, tables: { lines: {} }";
-const REFERRING: &str = "; CREATE TABLE lines (id int PRIMARY KEY, account int REFERENCES accounts, text text);
+pub(super) const REFERRING: &str = "; CREATE TABLE lines (id int PRIMARY KEY, account int REFERENCES accounts, text text);
     CREATE TABLE notes (id int PRIMARY KEY, line int REFERENCES lines);
     INSERT INTO lines SELECT i, i, 'x' FROM generate_series(1, 20) i; INSERT INTO notes SELECT i, i FROM generate_series(1, 20) i;
     GRANT SELECT ON lines, notes TO shop_read; ANALYZE lines, notes";
@@ -337,18 +337,28 @@ pub(super) async fn all_stages(split: &Split, monolith: &Client, (slice, tables)
 
 /// Slice `one` of two, dropped, with the mirror of both at work.
 pub(super) async fn one_of_two_dropped() -> (Split, Client, Client, Mirror) {
+    let folder = tempfile::tempdir().unwrap();
     let (split, monolith, service) = privilege::open(TWO, &format!("{SETUP}{REFERRING}")).await;
+    hasty(&split, &monolith).await;
+    let mirror = mirrored_and_armed(&split, &monolith, &service).await;
+    drop_one(&split, &monolith, folder.path()).await;
+    (split, monolith, service, mirror)
+}
+
+/// Provisions a plan of which nothing is waited for.
+pub(super) async fn hasty(split: &Split, monolith: &Client) {
     let policy = "policy: { min_mirror_time: 0s, write_pause_budget: 2s }\n";
     split.write_plan(&format!("{}{policy}", split.plan_text()));
     monolith.batch_execute(ROLES).await.unwrap();
     split.provision();
-    let mirror = mirrored_and_armed(&split, &monolith, &service).await;
-    moved(&split, &["--slice", "one"]);
+}
+
+/// Drops slice `one` of two that are armed; its archive goes into this folder.
+pub(super) async fn drop_one(split: &Split, monolith: &Client, folder: &Path) {
+    moved(split, &["--slice", "one"]);
     let policy = "write_pause_budget: 2s, safety_period: 0s, quiet_period: 0s, clean_runs_before_retire: 1";
     split.change_plan("write_pause_budget: 2s", policy);
-    let folder = tempfile::tempdir().unwrap();
-    all_stages(&split, &monolith, ("one", 3), folder.path()).await;
-    (split, monolith, service, mirror)
+    all_stages(split, monolith, ("one", 3), folder).await;
 }
 
 /// What the retired slice refers to is part of the report, in every form of it.
