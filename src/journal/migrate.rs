@@ -24,6 +24,7 @@ pub const VERSIONS: &[(&str, &str)] = &[
     ("V8__quarantine", include_str!("migrations/V8__quarantine.sql")),
     ("V9__archive", include_str!("migrations/V9__archive.sql")),
     ("V10__lineage", include_str!("migrations/V10__lineage.sql")),
+    ("V11__kept", include_str!("migrations/V11__kept.sql")),
 ];
 
 /// A table or index that each version makes, in their order: who may not read the history sees in the catalog how far it goes.
@@ -38,6 +39,7 @@ const MARKS: &[&str] = &[
     "quarantine",
     "archive",
     "lineage",
+    "mirror_table_kept",
 ];
 
 /// Advisory lock under which versions are applied. Gates use the same class with keys from 1.
