@@ -43,9 +43,16 @@ const MIRROR_TIME: (&str, &str) = ("min_mirror_time: 7d ", "min_mirror_time: 0s 
 /// busy one, and a mirror has to be calm for a fifth of it.
 const PAUSE_BUDGET: (&str, &str) = ("write_pause_budget: 500ms", "write_pause_budget: 2s");
 
-/// The plan as the demo plays it: nobody waits a week, and a busy machine will do.
+/// How long the plan keeps the old tables after a flip, and how long nobody may have used them; and what the play waits.
+const SAFETY_PERIOD: (&str, &str) = ("safety_period: 30d ", "safety_period: 3s  ");
+const QUIET_PERIOD: (&str, &str) = ("quiet_period: 7d ", "quiet_period: 2s ");
+
+/// What the play changes of the plan.
+const CHANGES: [(&str, &str); 4] = [MIRROR_TIME, PAUSE_BUDGET, SAFETY_PERIOD, QUIET_PERIOD];
+
+/// The plan as the demo plays it: nobody waits a month, and a busy machine will do.
 fn plan_text() -> String {
-    RETAIL_PLAN.replace(MIRROR_TIME.0, MIRROR_TIME.1).replace(PAUSE_BUDGET.0, PAUSE_BUDGET.1)
+    CHANGES.iter().fold(RETAIL_PLAN.to_owned(), |text, (old, new)| text.replace(old, new))
 }
 
 /// One part of the demo.
@@ -79,11 +86,13 @@ pub enum Act {
     Back,
     /// It moves to the service again, and every acknowledged order is looked for on both sides.
     Again,
+    /// The old order tables are taken away and archived, and restored elsewhere.
+    Retire,
 }
 
 impl Act {
     /// All acts in order.
-    pub const ALL: [Self; 14] = [
+    pub const ALL: [Self; 15] = [
         Self::Clusters,
         Self::Load,
         Self::Traffic,
@@ -98,6 +107,7 @@ impl Act {
         Self::Flip,
         Self::Back,
         Self::Again,
+        Self::Retire,
     ];
 
     fn name(self) -> &'static str {
@@ -116,6 +126,7 @@ impl Act {
             Self::Flip => "flip",
             Self::Back => "back",
             Self::Again => "again",
+            Self::Retire => "retire",
         }
     }
 }
@@ -243,11 +254,11 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_plan_of_the_play_differs_in_its_mirror_time_and_its_pause_alone() {
-        assert_eq!(RETAIL_PLAN.matches(MIRROR_TIME.0).count(), 1);
-        assert_eq!(RETAIL_PLAN.matches(PAUSE_BUDGET.0).count(), 1);
-        let restored =
-            plan_text().replace(MIRROR_TIME.1, MIRROR_TIME.0).replace(PAUSE_BUDGET.1, PAUSE_BUDGET.0);
+    fn the_plan_of_the_play_differs_in_its_periods_alone() {
+        for (old, new) in CHANGES {
+            assert_eq!((RETAIL_PLAN.matches(old).count(), plan_text().matches(new).count()), (1, 1));
+        }
+        let restored = CHANGES.iter().fold(plan_text(), |text, (old, new)| text.replace(new, old));
         assert_eq!(restored, RETAIL_PLAN);
     }
 
@@ -259,7 +270,7 @@ mod tests {
         let error = "curtain".parse::<Act>().unwrap_err();
         assert_eq!(
             error.to_string(),
-            "the demo has no act \"curtain\"; its acts are clusters, load, traffic, check, provision, mirror, status, prove, reconcile, arm, rehearse, flip, back, again"
+            "the demo has no act \"curtain\"; its acts are clusters, load, traffic, check, provision, mirror, status, prove, reconcile, arm, rehearse, flip, back, again, retire"
         );
     }
 }

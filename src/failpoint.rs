@@ -57,7 +57,7 @@ pub const REVERSE: &[&str] = &[
 
 /// Kill points of starts that find something wrong, of the end that follows, and of starts that find a source that went
 /// on under a new timeline.
-pub const START: &[&str] = &["fault-recorded", "end-recorded", "timeline-recorded"];
+pub const START: &[&str] = &["slot-let-go", "fault-recorded", "end-recorded", "timeline-recorded"];
 
 /// Kill points of repairs that somebody asked for, in their order.
 pub const REPAIR: &[&str] = &["repair-before-commit", "repair-committed"];

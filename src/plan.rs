@@ -107,6 +107,15 @@ pub enum Approval {
     None,
 }
 
+/// What becomes of WAL that piles up on the monolith for a slice.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum AtWalLimit {
+    /// The mirror warns, and goes on.
+    Warn,
+    /// At nine tenths of the limit the mirror drops its slot: the slice is in a gap then, and the monolith's disk has room.
+    DropSlot,
+}
+
 /// One service's database.
 #[derive(Debug, Clone)]
 pub struct Service {
@@ -212,6 +221,8 @@ pub struct Policy {
     pub write_pause_budget: Duration,
     /// WAL in bytes that the monolith may hold for one slice.
     pub wal_budget_bytes: u64,
+    /// What the mirror does near that, or near the server's own limit.
+    pub at_wal_limit: AtWalLimit,
     /// Increments that a sequence skips at a flip.
     pub sequence_margin: u32,
     /// Standbys of a closed side that have to have its fence before the other side is opened.
@@ -243,6 +254,7 @@ impl Default for Policy {
             clean_runs_before_retire: 3,
             write_pause_budget: Duration::from_millis(500),
             wal_budget_bytes: 50_000_000_000,
+            at_wal_limit: AtWalLimit::Warn,
             sequence_margin: 1000,
             fence_standbys: FenceStandbys::All,
             approval: Approval::None,

@@ -6,9 +6,11 @@ use std::sync::{Arc, Mutex, PoisonError};
 use bytes::{Bytes, BytesMut};
 use futures_util::{SinkExt, TryStreamExt, pin_mut};
 use tokio::sync::mpsc;
+use tokio_postgres::Client;
 
 use super::borders::{Job, JobExtent, range_condition};
 use super::error::MirrorError;
+use super::kept::{self, Settled};
 use super::record::{Happened, Recorder};
 use super::start::shut_out;
 use super::statements::copy_out;
@@ -64,6 +66,8 @@ pub struct Copied {
     pub mapping: Arc<TableMapping>,
     /// Both servers read the binary form of every column alike, so it may pass through.
     pub binary: bool,
+    /// The rows of the last copy are there.
+    pub kept: bool,
 }
 
 /// What all workers of a round share.
@@ -136,7 +140,7 @@ async fn land(
     reports: &mpsc::Sender<Report>,
 ) -> Result<(), MirrorError> {
     let Some(table) = round.tables.get(job.table) else { return Ok(()) };
-    let (label, mapping) = (&table.label, table.mapping.as_ref());
+    let label = &table.label;
     round.hooks.pass("landing").await;
     let target = &sessions.target;
     target.batch_execute("BEGIN").await.map_err(MirrorError::sql("opening a landing"))?;
@@ -149,8 +153,7 @@ async fn land(
     {
         return target.batch_execute("ROLLBACK").await.map_err(MirrorError::sql("keeping a part"));
     }
-    let condition = job_condition(round, mapping, job);
-    let (rows, bytes) = match pipe(sessions, (job.table, table), condition, reports).await {
+    let (rows, bytes) = match bring(sessions, round, (job, table), reports).await {
         Err(MirrorError::Sql { action: LANDING, source }) if sqlstate::is_about_the_table(&source) => {
             let partition = sqlstate::lacks_partition(&source).map_or_else(String::new, |relation| {
                 format!("; make it in the service: CREATE TABLE … PARTITION OF {relation} FOR VALUES …, or DEFAULT")
@@ -239,6 +242,25 @@ async fn record(
     };
     copies::insert_piece(&sessions.target, slice, &piece, rows).await?;
     Ok((piece, true, names))
+}
+
+/// Brings a job's rows: all of them, or those that the last copy's rows lack. Returns how many the piece has, and the bytes that came.
+async fn bring(
+    sessions: &WorkerSessions,
+    round: &RoundWork,
+    (job, table): (&Job, &Copied),
+    reports: &mpsc::Sender<Report>,
+) -> Result<(u64, u64), MirrorError> {
+    let condition = job_condition(round, &table.mapping, job);
+    if !table.kept {
+        return pipe(sessions, (job.table, table), condition, reports).await;
+    }
+    let sides: (&Client, &Client) = (&sessions.source, &sessions.target);
+    let Settled { rows, lacking } = kept::settle(sides, &table.mapping, &job.extent).await?;
+    let Some(lacking) = lacking else { return Ok((rows, 0)) };
+    let terms: Vec<String> = condition.into_iter().chain([lacking]).collect();
+    let (_, bytes) = pipe(sessions, (job.table, table), Some(terms.join(" AND ")), reports).await?;
+    Ok((rows, bytes))
 }
 
 /// Which rows of the source a job takes. The last of several parts has no upper border: rows that are visible can

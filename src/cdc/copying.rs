@@ -11,6 +11,7 @@ use super::borders::{Job, JobExtent, next_ranges};
 use super::copy::{Copied, Report, WorkerSessions};
 use super::engine::Engine;
 use super::error::MirrorError;
+use super::headroom::{CURRENT_BYTES, Pressure};
 use super::round::{self, RoundEnd, RoundPlan, RoundSessions};
 use super::source;
 use super::start::open;
@@ -23,6 +24,7 @@ use crate::landing::ring::Ring;
 use crate::lsn::Lsn;
 use crate::postgres::connect::Session;
 use crate::snapshot::{FullXid, Snapshot};
+use crate::words;
 
 /// What a round of key ranges should take: short enough that the stream, which stands still meanwhile, stays close.
 const ROUND_TARGET: Duration = Duration::from_secs(2);
@@ -85,7 +87,7 @@ impl Copying {
 
     fn table(&self, run: &TableRun) -> Copied {
         let binary = self.same_major && run.written.columns.iter().all(|column| column.binary);
-        Copied { label: run.label.clone(), mapping: Arc::clone(&run.mapping), binary }
+        Copied { label: run.label.clone(), mapping: Arc::clone(&run.mapping), binary, kept: run.kept }
     }
 
     /// The stream delivered the commit of `xid`, with changes in it.
@@ -185,6 +187,14 @@ impl Engine {
         if self.applier.applied() < self.copying.last_round {
             return Ok(false);
         }
+        let behind = self.assembler.received().bytes_since(self.applier.applied());
+        if self.vitals.pressure() >= Pressure::Tight && behind > CURRENT_BYTES {
+            self.copying.waiting = Some(format!(
+                "copying waits until the stream is current: the monolith holds {} of WAL, and its limit is near",
+                words::bytes(self.vitals.held_bytes())
+            ));
+            return Ok(false);
+        }
         if !self.copying.barrier_passed(&self.source, &self.config.options.hooks).await? {
             return Ok(false);
         }
@@ -228,7 +238,7 @@ impl Engine {
             if !jobs.is_empty() && rows + expected > small_rows {
                 continue;
             }
-            let large = expected > small_rows && !run.mapping.partitioned;
+            let large = expected > small_rows && !run.mapping.partitioned && !run.kept;
             let parts = if large { u32::try_from(workers).unwrap_or(1) } else { 1 };
             jobs.extend((0..parts).map(|part| Job { table, extent: JobExtent::Part { part, parts } }));
             rows += expected;

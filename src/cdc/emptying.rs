@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use tokio_postgres::Client;
 
-use super::engine::SliceConfig;
+use super::engine::{Rebuild, SliceConfig};
 use super::error::MirrorError;
 use super::launch::{Links, claim};
 use super::record::Happened;
@@ -40,7 +40,7 @@ pub(super) async fn retry(
         return Ok(());
     }
     defer_again(config, tables, claim.nonce).await?;
-    begin_emptying(config, links, claim, (tables, order), "retry").await?;
+    begin_copies(config, links, claim, (tables, order), ("retry", Rebuild::Empty)).await?;
     links.target.batch_execute("COMMIT").await.map_err(MirrorError::sql("emptying tables"))?;
     config.recorder.anchor();
     failpoint::hit("emptied-for-copy");
@@ -67,28 +67,28 @@ async fn defer_again(config: &SliceConfig, tables: &[&TableMapping], nonce: i64)
     Ok(())
 }
 
-/// Opens a transaction under the claim that empties tables and forgets what was copied of them. Each of them has taken some of
-/// the monolith's rows in it, or the transaction is given up and they keep what they have. Tried as often as it takes: the
-/// service's readers queue behind whoever waits to empty a table.
-async fn begin_emptying(
+/// Opens a transaction under the claim that forgets what was copied of tables, and empties them where that is asked. Then each of them
+/// has taken some of the monolith's rows in it, or the transaction is given up and they keep what they have. Tried as often as it
+/// takes: the service's readers queue behind whoever waits to empty a table.
+async fn begin_copies(
     config: &SliceConfig,
     links: &Links,
     claim: &Claim,
     (tables, order): (&[&TableMapping], &str),
-    cause: &'static str,
+    (cause, how): (&'static str, Rebuild),
 ) -> Result<(), MirrorError> {
     let target = &links.target;
-    // Asked before anything is emptied: what is settled to go has no other way on than a copy that is whole.
+    // Asked before anything is forgotten: what is settled to go has no other way on than a copy that is whole.
     let stuck = is_stuck(target, &claim.slice).await?;
     let statements = ClaimStatements::prepare(target, claim).await?;
     let mut samples = Vec::with_capacity(tables.len());
     for table in tables {
         samples.push((*table, sample::read(&links.source, table).await?));
     }
-    let emptied = loop {
-        let ended = empty(target, (claim, &statements), (&samples, order)).await;
-        if let Some(emptied) = unless_busy(config, (target, claim.nonce), tables, ended).await? {
-            break emptied;
+    let begun = loop {
+        let ended = empty(target, (claim, &statements), (&samples, order), how).await;
+        if let Some(begun) = unless_busy(config, (target, claim.nonce), tables, ended).await? {
+            break begun;
         }
     };
     // Asked while the stream's row is held, which an opening needs: one that is under way meets whole copies, or waits and meets
@@ -100,7 +100,7 @@ async fn begin_emptying(
             return Err(under_way(&claim.slice, settled));
         }
     }
-    for (table, copy) in &emptied {
+    for (table, copy) in &begun {
         let happened = Happened::CopyAgain { table, cause, copy: *copy };
         config.recorder.write(target, Some(claim.applied), happened).await?;
     }
@@ -176,23 +176,39 @@ async fn void(
     table: &TableMapping,
 ) -> Result<i32, MirrorError> {
     begin(target, (claim, statements)).await?;
-    let copy = empty_one(target, &claim.slice, table).await?;
+    start::empty_table(target, &table.target.sql(), InUse::GiveUp).await?;
+    let copy = forget(target, &claim.slice, &table.source.to_string()).await?;
     wait_again(target).await?;
     Ok(copy)
 }
 
-/// One attempt. Returns the tables with the numbers of their copies.
+/// One attempt. Returns the tables with the numbers of their copies. Whether they take rows is tried on empty ones, also where they get
+/// theirs back to be compared.
 async fn empty(
     target: &Client,
     (claim, statements): (&Claim, &ClaimStatements),
     (samples, order): (&[(&TableMapping, Sample)], &str),
+    how: Rebuild,
 ) -> Result<Vec<(String, i32)>, MirrorError> {
+    let run = async |sql: &str| target.batch_execute(sql).await.map_err(MirrorError::sql("trying rows"));
     begin(target, (claim, statements)).await?;
     let (mut emptied, mut refused) = (Vec::with_capacity(samples.len()), Vec::new());
     for (table, sample) in samples {
-        let copy = empty_one(target, &claim.slice, table).await?;
+        let source = table.source.to_string();
+        if how == Rebuild::Compare {
+            run("SAVEPOINT trying").await?;
+        }
+        start::empty_table(target, &table.target.sql(), InUse::GiveUp).await?;
         refused.extend(sample::refused(target, table, sample.clone()).await?.map(|why| (*table, why)));
-        emptied.push((table.source.to_string(), copy));
+        let copy = match how {
+            Rebuild::Empty => forget(target, &claim.slice, &source).await?,
+            Rebuild::Compare => {
+                run("ROLLBACK TO SAVEPOINT trying; RELEASE SAVEPOINT trying").await?;
+                copies::delete_parts(target, &claim.slice, &source).await?;
+                copies::keep(target, &claim.slice, &source).await?
+            }
+        };
+        emptied.push((source, copy));
     }
     if !refused.is_empty() {
         target.batch_execute("ROLLBACK").await.map_err(MirrorError::sql("leaving tables as they are"))?;
@@ -214,12 +230,10 @@ async fn wait_again(target: &Client) -> Result<(), MirrorError> {
     target.batch_execute("SET LOCAL lock_timeout = 0").await.map_err(MirrorError::sql("emptying tables"))
 }
 
-/// Empties a table and forgets what was copied of it. Returns the number of its next copy.
-async fn empty_one(target: &Client, slice: &str, table: &TableMapping) -> Result<i32, MirrorError> {
-    let source = table.source.to_string();
-    start::empty_table(target, &table.target.sql(), InUse::GiveUp).await?;
-    copies::delete_parts(target, slice, &source).await?;
-    Ok(copies::set_without_pieces(target, slice, &source, TableState::Pending, None).await?)
+/// Forgets what was copied of an empty table. Returns the number of its next copy.
+async fn forget(target: &Client, slice: &str, source: &str) -> Result<i32, MirrorError> {
+    copies::delete_parts(target, slice, source).await?;
+    Ok(copies::set_without_pieces(target, slice, source, TableState::Pending, None).await?)
 }
 
 /// What came of an attempt, whose transaction stays open; nothing where it met somebody at the tables: it is given up then, and
@@ -286,15 +300,15 @@ async fn wait_for_older_transactions(
     Ok(())
 }
 
-/// `--rebuild`: gives the old slot back and starts over under a new one, with every table to be copied again.
+/// `--rebuild`: gives the old slot back and starts over under a new one, with every table to be copied again where it differs.
 pub(super) async fn rebuild(
     config: &SliceConfig,
     links: &mut Links,
-    starting: Starting<'_>,
+    (starting, how): (Starting<'_>, Rebuild),
     row: StreamRow,
     identity: &streams::Source,
 ) -> Result<StreamRow, MirrorError> {
-    start_over(config, links, (starting, None), row, identity).await
+    start_over(config, links, (starting, how, None), row, identity).await
 }
 
 /// `--rebuild` of a stream that still watched when authority came home, and can't be turned: the slice is copied again, and the new
@@ -303,24 +317,25 @@ pub(super) async fn rebuild(
 pub(super) async fn rebuild_at_home(
     config: &SliceConfig,
     links: &mut Links,
-    (starting, epoch): (Starting<'_>, i64),
+    (starting, how, epoch): (Starting<'_>, Rebuild, i64),
     row: StreamRow,
     identity: &streams::Source,
 ) -> Result<StreamRow, MirrorError> {
-    start_over(config, links, (starting, Some(epoch)), row, identity).await
+    start_over(config, links, (starting, how, Some(epoch)), row, identity).await
 }
 
-/// Empties all tables and gives the stream another slot to make; `home` is the epoch of a stream that begins to apply by that.
+/// Forgets what was copied of all tables and gives the stream another slot to make; `home` is the epoch of a stream that begins to
+/// apply by that.
 async fn start_over(
     config: &SliceConfig,
     links: &mut Links,
-    (starting, home): (Starting<'_>, Option<i64>),
+    (starting, how, home): (Starting<'_>, Rebuild, Option<i64>),
     row: StreamRow,
     identity: &streams::Source,
 ) -> Result<StreamRow, MirrorError> {
     let slice = starting.slice;
     let tables: Vec<&TableMapping> = config.mapping.tables.iter().collect();
-    let copied = (tables.as_slice(), "--rebuild");
+    let copied = (tables.as_slice(), how.typed());
     beforehand::check((&links.source, &links.target), &config.mapping, copied).await?;
     let tell = |text: &str| config.board.phase(config.of(), "waiting", Some(text));
     start::wait_for_slot(&links.source, &row.slot, &tell).await?;
@@ -329,7 +344,7 @@ async fn start_over(
     let claim = claim(config, &row, row.applied);
     // One transaction: a stream that starts anew over tables that still count as copied would lose every change
     // between the two slots.
-    begin_emptying(config, links, &claim, copied, "rebuild").await?;
+    begin_copies(config, links, &claim, copied, ("rebuild", how)).await?;
     // The old slot goes before the commit: a crash after it leaves a stream in a gap, never a slot that nobody knows of. It goes
     // when nothing refuses the copy any more: without it nothing but a copy brings the slice on.
     if source::slot(&links.source, &row.slot).await?.is_some() {

@@ -13,6 +13,7 @@ use super::batch::{Batch, BatchLimits, Boundary};
 use super::copying::Copying;
 use super::error::{MirrorError, Refusal};
 use super::finish;
+use super::headroom::WalLimits;
 use super::meanings;
 use super::publication::Published;
 use super::pulse::{Pulse, Vitals, heartbeat_number};
@@ -63,12 +64,32 @@ pub struct MirrorOptions {
     pub limits: BatchLimits,
     /// Tables to copy again, by the monolith's name.
     pub retry: Vec<TableName>,
-    /// Start the slices over with new slots and full copies.
-    pub rebuild: bool,
+    /// Start the slices over with new slots.
+    pub rebuild: Option<Rebuild>,
     /// Take over from a mirror that seems to be alive.
     pub take_over: bool,
     /// What tests change in this engine; nothing in other builds.
     pub hooks: Hooks,
+}
+
+/// How a slice is started over under a new slot.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Rebuild {
+    /// The rows of the last copy are compared, and copied where they differ.
+    Compare,
+    /// The tables are emptied, and everything is copied.
+    Empty,
+}
+
+impl Rebuild {
+    /// What is typed for it.
+    #[must_use]
+    pub fn typed(self) -> &'static str {
+        match self {
+            Self::Compare => "--rebuild",
+            Self::Empty => "--rebuild --empty",
+        }
+    }
 }
 
 /// The links of a slice's way back.
@@ -99,8 +120,8 @@ pub struct SliceConfig {
     pub admin: Server,
     /// The way back, which runs once the slice is armed; none in a way back itself.
     pub back: Option<BackLinks>,
-    /// WAL that the plan lets the source hold, in bytes.
-    pub wal_budget_bytes: u64,
+    /// What the plan says about WAL that the source holds.
+    pub wal: WalLimits,
     /// How it runs.
     pub options: Arc<MirrorOptions>,
     /// Rounds that may run at once, over all slices of the process.
@@ -190,7 +211,7 @@ impl Engine {
             mode: self.applier.claim().mode,
             nonce: self.nonce,
             slot,
-            wal_budget_bytes: self.config.wal_budget_bytes,
+            wal: self.wal_limits(),
             read: self.config.read.clone(),
             apply: self.config.apply.clone(),
             mapping: Arc::clone(&self.config.mapping),
@@ -202,7 +223,12 @@ impl Engine {
         let pulse_stop = CancellationToken::new();
         let guard = pulse_stop.clone().drop_guard();
         let beating = tokio::spawn(pulse.run(pulse_stop));
-        let ended = self.follow(stop).await;
+        let vitals = Arc::clone(&self.vitals);
+        // Between any two steps, as a kill: a round or a transaction that takes long is what may have filled it.
+        let ended = tokio::select! {
+            ended = self.follow(stop) => ended,
+            () = vitals.overfull() => Err(MirrorError::Overfull),
+        };
         drop(guard);
         // The pulse ends by itself within a beat; its sessions must not outlive this run.
         let _ = beating.await;
@@ -211,6 +237,13 @@ impl Engine {
             Ok(()) | Err(MirrorError::Stopped) => Box::pin(self.close()).await,
             Err(error) => Err(error),
         }
+    }
+
+    /// A slot is dropped only where the tables are copies, which can be made whole again.
+    fn wal_limits(&self) -> WalLimits {
+        let claim = self.applier.claim();
+        let copies = claim.direction == Direction::Forward && claim.mode == Mode::Apply;
+        if copies { self.config.wal } else { self.config.wal.kept() }
     }
 
     pub(crate) fn slice(&self) -> &str {

@@ -8,6 +8,10 @@ use crate::postgres::sqlstate::{Failure, code};
 
 use super::stream::StreamError;
 
+/// What helps against a server that can't read its own log at one place: a slot that begins behind it.
+const UNREADABLE_LOG: &str = "the same command again; where the server says the same once more: strangler mirror PLAN --slice SLICE --rebuild, \
+     which begins behind that place, or for a way back strangler arm PLAN --slice SLICE";
+
 /// A slice's mirror can't go on as it is.
 #[derive(Debug, thiserror::Error)]
 pub enum MirrorError {
@@ -99,6 +103,9 @@ pub enum MirrorError {
         /// The table, and who uses it.
         what: String,
     },
+    /// WAL that the source holds for the slot is near its limit, and the plan says that the slot is dropped then.
+    #[error("the WAL that the monolith holds is near its limit")]
+    Overfull,
     /// The engine lets go of everything and starts over at once.
     #[error("starting over: {why}")]
     Restart {
@@ -159,6 +166,7 @@ impl MirrorError {
             | Self::Unreadable { .. }
             | Self::NotArmed { .. }
             | Self::Retired { .. }
+            | Self::Overfull
             | Self::Stopped => false,
         }
     }
@@ -177,6 +185,11 @@ impl MirrorError {
         match self {
             Self::Refused { next, .. } | Self::Anew { next, .. } | Self::Denied { next, .. } => Some(next),
             Self::Fenced { .. } => Some("strangler status PLAN"),
+            Self::Stream(StreamError::Replication(ReplicationError::Server { sqlstate, .. }))
+                if sqlstate == "XX000" =>
+            {
+                Some(UNREADABLE_LOG)
+            }
             Self::Stream(StreamError::Spill { .. }) => Some(
                 "make room there, or name another folder with --spill-folder; then strangler mirror PLAN",
             ),
@@ -192,7 +205,29 @@ impl MirrorError {
             | Self::Turned { .. }
             | Self::NotArmed { .. }
             | Self::Retired { .. }
+            | Self::Overfull
             | Self::Stopped => None,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_server_that_can_not_read_its_own_log_is_told_with_the_way_around() {
+        let error = |sqlstate: &str| {
+            let (label, message) = ("monolith".to_owned(), "could not map filenode".to_owned());
+            let action = "go on with the stream";
+            MirrorError::Stream(StreamError::Replication(ReplicationError::Server {
+                label,
+                action,
+                sqlstate: sqlstate.to_owned(),
+                message,
+            }))
+        };
+        assert!(error("XX000").next().is_some_and(|next| next.contains("--rebuild")));
+        assert_eq!(error("57P01").next(), None);
     }
 }

@@ -11,8 +11,9 @@ use super::batch::{Batch, Boundary};
 use super::beforehand;
 use super::copying::{Copying, ROWS_PER_RANGE_FIRST};
 use super::emptying;
-use super::engine::{Engine, SliceConfig};
+use super::engine::{Engine, Rebuild, SliceConfig};
 use super::error::MirrorError;
+use super::headroom;
 use super::lineage;
 use super::located;
 use super::meanings;
@@ -28,11 +29,12 @@ use super::source;
 use super::stand_ins;
 use super::start::{self, Both, Fault, Memory, ProcessName, Standstill, Starting, open};
 use super::stream::Assembler;
-use super::table::{TableRun, Target, choose_ranges};
+use super::table::{TableRun, Target, choose_kept_ranges, choose_ranges};
 use super::tripwire::Strays;
 use super::watch;
 use crate::failpoint;
 use crate::failpoint::hooks::Mutant;
+use crate::journal::authority;
 use crate::journal::claims::Claim;
 use crate::journal::copies::{self, TableRow, TableState};
 use crate::journal::ledger;
@@ -80,7 +82,7 @@ pub async fn run_once(
 
 /// What was typed to have tables copied again and is not done yet.
 fn order(memory: &Memory) -> String {
-    let rebuild = memory.rebuild.then(|| " --rebuild".to_owned());
+    let rebuild = memory.rebuild.map(|how| format!(" {}", how.typed()));
     rebuild.into_iter().chain(memory.retry.iter().map(retry)).collect()
 }
 
@@ -100,9 +102,16 @@ async fn start_and_run(
         prepared = prepare(config, process, memory) => prepared?,
         () = stop.cancelled() => return Err(MirrorError::Stopped),
     };
-    let (publication, mode) = (engine.publication.clone(), engine.applier.claim().mode);
+    let (publication, mode, nonce) = (engine.publication.clone(), engine.applier.claim().mode, engine.nonce);
     let named = named(config, (&publication, mode), Some(slot.as_str()));
     let Err(error) = Box::pin(engine.run(slot.clone(), stop)).await else { return Ok(()) };
+    if let MirrorError::Overfull = error {
+        let letting_go = let_slot_go(config, nonce);
+        return Err(tokio::select! {
+            let_go = letting_go => let_go?,
+            () = stop.cancelled() => MirrorError::Stopped,
+        });
+    }
     // `arm` and `disarm` shut a running way back out, too: the next start finds out who did.
     if config.direction == Direction::Reverse && matches!(error, MirrorError::Fenced { .. }) {
         return Err(MirrorError::Turned { slice: config.mapping.slice.clone() });
@@ -147,7 +156,7 @@ async fn prepare(
         (Direction::Reverse, Some(row)) => row.publication.clone(),
         (Direction::Forward | Direction::Reverse, _) => provisioned.publication.clone(),
     };
-    let rebuild = memory.rebuild && config.direction == Direction::Forward;
+    let rebuild = memory.rebuild.filter(|_| config.direction == Direction::Forward);
     check_tables(config, (&links.target, provisioned.row.as_ref())).await?;
     let published = check_published(config, &links, (&publication, provisioned.row.as_ref())).await?;
     if !memory.started {
@@ -167,12 +176,11 @@ async fn prepare(
     )
     .await?;
     located::still(config, &links).await?;
-    let row = if rebuild {
-        begin_anew(config, (&mut links, &published), starting, row, &identity).await?
-    } else {
-        row
+    let row = match rebuild {
+        Some(how) => begin_anew(config, (&mut links, &published), (starting, how), row, &identity).await?,
+        None => row,
     };
-    memory.rebuild &= !rebuild;
+    memory.rebuild = memory.rebuild.filter(|_| rebuild.is_none());
     let applied = prepare_slot(config, &mut links, &row, (&identity, &provisioned.life)).await?;
     let claim = claim(config, &row, applied);
     if claim.direction == Direction::Forward && claim.mode == Mode::Tripwire {
@@ -205,18 +213,18 @@ fn show_start(config: &SliceConfig, standstill: Option<&Standstill>) {
 async fn begin_anew(
     config: &SliceConfig,
     (links, published): (&mut Links, &Published),
-    starting: Starting<'_>,
+    (starting, how): (Starting<'_>, Rebuild),
     row: StreamRow,
     identity: &streams::Source,
 ) -> Result<StreamRow, MirrorError> {
     match row.mode {
-        Mode::Apply => emptying::rebuild(config, links, starting, row, identity).await,
+        Mode::Apply => emptying::rebuild(config, links, (starting, how), row, identity).await,
         Mode::Tripwire => {
             let (slice, here) = (starting.slice, (&*links.source, &*links.target));
             match rewatch::home(here, slice).await? {
                 Some(epoch) if !rewatch::is_whole(links, published, (slice, &row)).await? => {
                     stand_ins::check(&links.target, &config.mapping, config.direction).await?;
-                    emptying::rebuild_at_home(config, links, (starting, epoch), row, identity).await
+                    emptying::rebuild_at_home(config, links, (starting, how, epoch), row, identity).await
                 }
                 Some(_) | None => rewatch::begin(config, (links, published), starting, row, identity).await,
             }
@@ -371,6 +379,39 @@ async fn prepare_slot(
     }
 }
 
+/// Drops the slice's own slot, for which the monolith holds too much WAL, and notes the gap. What was seen may be over by now, and whoever
+/// has the stream or the authority may be another one: then nothing is dropped.
+async fn let_slot_go(config: &SliceConfig, nonce: i64) -> Result<MirrorError, MirrorError> {
+    const OVER: MirrorError = MirrorError::Restart {
+        why: "the monolith's WAL was near its limit, and is not, or not this mirror's to drop",
+    };
+    let slice = config.mapping.slice.as_str();
+    let mut links = connect(config).await?;
+    let ours = async |target: &Session| -> Result<Option<StreamRow>, MirrorError> {
+        let row = streams::read(target, config.of()).await?;
+        let is_ours = |row: &StreamRow| {
+            row.nonce == nonce && row.state == StreamState::Running && row.mode == Mode::Apply
+        };
+        Ok(row.filter(is_ours))
+    };
+    let tell = |text: &str| config.board.phase(config.of(), "waiting", Some(text));
+    // A session that holds the slot is ended: it may only be this mirror's own.
+    let Some(row) = ours(&links.target).await? else { return Ok(OVER) };
+    start::wait_for_slot(&links.source, &row.slot, &tell).await?;
+    let slot = source::slot(&links.source, &row.slot).await?;
+    let full = slot.filter(|slot| config.wal.gives_up(slot.held_bytes, slot.safe_bytes));
+    let open = authority::is_open(&links.source, slice).await?;
+    let (Some(slot), true, Some(row)) = (full, open, ours(&links.target).await?) else { return Ok(OVER) };
+    let detail = headroom::dropped_words(&row.slot, (slot.held_bytes, slot.safe_bytes), config.wal);
+    tracing::error!(slice, slot = row.slot, held_bytes = slot.held_bytes, "{detail}");
+    // Before it is noted: a mirror that starts behind a crash finds that its slot is gone, which is a gap, too. The other way round a
+    // gap would be noted, and the slot would hold WAL for ever.
+    links.replication.drop_slot(&row.slot).await?;
+    failpoint::hit("slot-let-go");
+    note_fault(config, &links, &row, &Fault { state: StreamState::Gap, detail: detail.clone() }).await?;
+    Ok(refuse(config, &links, &row, Some(&detail)).await)
+}
+
 /// Notes in a stream's row that it can't go on, and tells the ledger, which is in the same database for the way there.
 async fn note_fault(
     config: &SliceConfig,
@@ -523,7 +564,9 @@ async fn restore_tables(
         let begun = pieces
             .iter()
             .any(|piece| piece.source_table == label && matches!(piece.extent, copies::Extent::Range { .. }));
-        let by_ranges = begun || choose_ranges(&mapping, rows_per_range);
+        let by_ranges = begun
+            || choose_ranges(&mapping, rows_per_range)
+            || row.kept && choose_kept_ranges(&mapping, rows_per_range);
         tables.push(TableRun::restore(&mapping, row, &pieces, facts, by_ranges)?);
     }
     Ok(tables)

@@ -10,6 +10,7 @@ use tokio_util::sync::CancellationToken;
 use super::contents;
 use super::error::{MirrorError, Refusal};
 use super::generated;
+use super::headroom::{Pressure, WalLimits, WalMeter};
 use super::lineage::{self, Marks};
 use super::lookout::{Lookout, Truncates};
 use super::meanings;
@@ -23,13 +24,12 @@ use super::usage::UseWatch;
 use super::watch::{self, Watch};
 use crate::journal::process::{self, Sighting};
 use crate::journal::streams::{Direction, Mode, StreamOf};
-use crate::journal::{alarms, repairs};
+use crate::journal::{alarms, authority, repairs};
 use crate::lsn::Lsn;
 use crate::mapping::{SliceMapping, TableMapping};
 use crate::name::TableName;
 use crate::postgres::connect::{Server, Session};
 use crate::postgres::firing;
-use crate::words;
 
 /// A heartbeat each second: often enough for a lag that people read, one transaction id a second on the monolith.
 const BEAT_EVERY: Duration = Duration::from_secs(1);
@@ -49,6 +49,7 @@ const USE_TIMEOUT: Duration = Duration::from_secs(3);
 pub struct Vitals {
     inner: Mutex<Inner>,
     nudged: Notify,
+    overfull: CancellationToken,
 }
 
 #[derive(Debug, Default)]
@@ -57,6 +58,7 @@ struct Inner {
     sent: Option<(u64, Instant)>,
     fault: Option<Refusal>,
     held_bytes: u64,
+    pressure: Pressure,
     /// The last heartbeat that has come down the stream.
     applied_beat: u64,
     repairs: bool,
@@ -72,6 +74,25 @@ impl Vitals {
     /// The engine waits for the stream to pass a position: a heartbeat now brings it there.
     pub fn nudge(&self) {
         self.nudged.notify_one();
+    }
+
+    /// What the source holds for the slot, in bytes, and how near that is to the limit.
+    fn press(&self, held_bytes: u64, pressure: Pressure) {
+        self.with(|inner| (inner.held_bytes, inner.pressure) = (held_bytes, pressure));
+        if pressure == Pressure::Full {
+            self.overfull.cancel();
+        }
+    }
+
+    /// How near that was to the limit at the last look.
+    #[must_use]
+    pub(super) fn pressure(&self) -> Pressure {
+        self.with(|inner| inner.pressure)
+    }
+
+    /// Returns when the plan wants the slot dropped.
+    pub(super) async fn overfull(&self) {
+        self.overfull.cancelled().await;
     }
 
     /// Whether repairs were seen to wait since this was last asked.
@@ -163,8 +184,8 @@ pub struct Pulse {
     pub nonce: i64,
     /// Its slot.
     pub slot: String,
-    /// WAL that the plan lets the source hold, in bytes.
-    pub wal_budget_bytes: u64,
+    /// What the plan says about WAL that the source holds.
+    pub wal: WalLimits,
     /// The source.
     pub read: Server,
     /// The target.
@@ -284,8 +305,11 @@ impl Pulse {
         }
         if number % SIGHT_EVERY == 1 {
             if let Some(slot) = source::slot(source, &self.slot).await? {
-                self.vitals.with(|inner| inner.held_bytes = slot.held_bytes);
-                seen.meter.watch(self.of(), slot.held_bytes, slot.safe_bytes, self.wal_budget_bytes);
+                let pressure = seen.meter.watch(self.of(), (slot.held_bytes, slot.safe_bytes), self.wal);
+                // A move of authority needs the stream more than the disk needs the room.
+                let kept = pressure == Pressure::Full && !authority::is_open(source, &self.slice).await?;
+                let pressure = if kept { Pressure::Tight } else { pressure };
+                self.vitals.press(slot.held_bytes, pressure);
             }
             let fault = match self.watch_publication(source, target).await? {
                 None => self.watch_contents(source, target, seen).await?,
@@ -486,68 +510,6 @@ struct Seen {
     usage: Option<UseWatch>,
 }
 
-/// Warns about held WAL, once per step, with the time left at the present rate.
-#[derive(Debug, Default)]
-struct WalMeter {
-    last: Option<(Instant, u64)>,
-    warned_percent: u64,
-}
-
-impl WalMeter {
-    fn watch(&mut self, of: StreamOf<'_>, held: u64, safe: Option<i64>, budget: u64) {
-        let now = Instant::now();
-        let left =
-            budget.saturating_sub(held).min(safe.map_or(u64::MAX, |safe| u64::try_from(safe).unwrap_or(0)));
-        let time_left_s =
-            self.last.and_then(|(at, before)| time_left_s(held, before, now.duration_since(at), left));
-        self.last = Some((now, held));
-        let percent = held.saturating_mul(100).checked_div(budget).unwrap_or(100);
-        let step = [100, 90, 80, 50].into_iter().find(|step| percent >= *step).unwrap_or(0);
-        if step > self.warned_percent {
-            tracing::warn!(
-                slice = of.slice,
-                direction = of.direction.as_str(),
-                held_bytes = held,
-                budget_bytes = budget,
-                percent,
-                time_left_s,
-                "{}",
-                wal_words(of, (held, budget, percent), safe)
-            );
-        }
-        self.warned_percent = step;
-    }
-}
-
-/// How much WAL is held, of what, what happens next, and what to type.
-fn wal_words(of: StreamOf<'_>, (held, budget, percent): (u64, u64, u64), safe: Option<i64>) -> String {
-    let source = of.direction.source();
-    let then = match safe {
-        Some(safe) => format!(
-            "PostgreSQL drops it at max_slot_wal_keep_size, in another {}, and the slice has to be copied again then",
-            words::bytes(u64::try_from(safe).unwrap_or(0))
-        ),
-        None => {
-            format!("max_slot_wal_keep_size sets no limit, so it goes on until the {source}'s disk is full")
-        }
-    };
-    format!(
-        "the {source} holds {} of WAL for slice {}, {percent} % of its wal_budget of {}, at which nothing stops: {then}; \
-         strangler status PLAN --slice {} shows who holds it up",
-        words::bytes(held),
-        of.slice,
-        words::bytes(budget),
-        of.slice
-    )
-}
-
-/// Seconds until `left` bytes are used up at the rate seen; `None` while the held amount doesn't grow.
-fn time_left_s(held: u64, before: u64, elapsed: Duration, left: u64) -> Option<u64> {
-    let grown = held.checked_sub(before).filter(|grown| *grown > 0)?;
-    let elapsed_ms = u64::try_from(elapsed.as_millis()).ok()?;
-    Some(left.saturating_mul(elapsed_ms) / grown / 1000)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -559,27 +521,5 @@ mod tests {
         assert_eq!(heartbeat_number(content.as_bytes(), "orders", 8), None);
         assert_eq!(heartbeat_number(content.as_bytes(), "order", 7), None);
         assert_eq!(heartbeat_number(b"\xff", "orders", 7), None);
-    }
-
-    #[test]
-    fn wal_that_is_held_is_told_with_its_budget_and_what_happens_next() {
-        let of = StreamOf::forward("orders");
-        let said = |safe| wal_words(of, (52_000_000_000, 50_000_000_000, 104), safe);
-        let limited = said(Some(48_000_000_000));
-        for words in [
-            "holds 52.0 GB of WAL for slice orders, 104 % of its wal_budget of 50.0 GB",
-            "in another 48.0 GB",
-        ] {
-            assert!(limited.contains(words), "{words} is not in {limited}");
-        }
-        assert!(said(None).contains("until the monolith's disk is full"));
-    }
-
-    #[test]
-    fn time_left_is_told_only_while_held_wal_grows() {
-        let second = Duration::from_secs(1);
-        assert_eq!(time_left_s(2_000, 1_000, second, 10_000), Some(10));
-        assert_eq!(time_left_s(1_000, 1_000, second, 10_000), None);
-        assert_eq!(time_left_s(500, 1_000, second, 10_000), None);
     }
 }

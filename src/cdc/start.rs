@@ -7,7 +7,7 @@ use std::time::Duration;
 use tokio_postgres::Client;
 use tokio_postgres::error::SqlState;
 
-use super::engine::{SliceConfig, hit};
+use super::engine::{Rebuild, SliceConfig, hit};
 use super::error::MirrorError;
 use super::retired;
 use super::source::{self, SlotFacts};
@@ -70,7 +70,7 @@ pub struct Memory {
     /// Tables that the operator wants copied again, until that is done.
     pub retry: Vec<TableName>,
     /// The operator wants the slice started over, until that is done.
-    pub rebuild: bool,
+    pub rebuild: Option<Rebuild>,
     /// It is a way back that is tried again: what stopped it the last time.
     pub standstill: Option<Standstill>,
     /// Attempts of the TRUNCATE that waits for readers of the target.

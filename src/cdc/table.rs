@@ -33,6 +33,8 @@ pub struct TableRun {
     pub equality: Vec<String>,
     /// Copied in key ranges rather than as a whole.
     pub by_ranges: bool,
+    /// The rows of its last copy are there: pieces are compared, and copied where they differ.
+    pub kept: bool,
     /// Rows landed so far.
     pub rows_copied: u64,
     /// COPY bytes landed so far.
@@ -95,6 +97,7 @@ impl TableRun {
             left_behind,
             equality,
             by_ranges,
+            kept: row.kept,
             rows_copied: u64::try_from(row.rows_copied).unwrap_or(0),
             bytes_copied: u64::try_from(row.bytes_copied).unwrap_or(0),
             bytes_moving: 0,
@@ -157,6 +160,7 @@ impl TableRun {
 
     /// Every piece is passed: all events apply from here on.
     pub fn go_live(&mut self) {
+        self.kept = false;
         self.pieces = TablePieces::live(self.mapping.key_order);
         self.state = TableState::Live;
     }
@@ -182,6 +186,12 @@ pub fn choose_ranges(mapping: &TableMapping, rows_per_range: u64) -> bool {
         (KeyOrder::Uuid, None) => false,
     };
     correlated && expected_rows(mapping) > rows_per_range.saturating_mul(2)
+}
+
+/// Chooses key ranges for a table whose rows are compared: what is equal costs nothing, so that small pieces are worth more reading.
+#[must_use]
+pub fn choose_kept_ranges(mapping: &TableMapping, rows_per_range: u64) -> bool {
+    mapping.key_order != KeyOrder::Opaque && expected_rows(mapping) > rows_per_range
 }
 
 /// Rows that the catalogs promise; where a table was never analysed, a guess from its size.

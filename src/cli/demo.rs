@@ -12,7 +12,9 @@ use crate::demo::{self, Act, Ending, Options};
 /// Starts a PostgreSQL server for a retail monolith and one for each of six services, lets an application write to the
 /// monolith, and walks the journey: the commands that an operator would type, run by this very program, with a
 /// commentary. The application pauses once, and every table is compared on both sides; later the right to write orders moves
-/// to their service, back, and there again, and every acknowledged order is looked for. Takes about a minute.
+/// to their service, back, and there again, and every acknowledged order is looked for. In the end the old order tables are
+/// taken away and archived, and made again from the archive elsewhere. Takes about three minutes, one of them to see that nobody
+/// uses these tables.
 ///
 /// Needs PostgreSQL's server programs (STRANGLER_PG_BIN names their folder; else pg_config and the usual folders are
 /// tried), and nothing that is running already. Everything is gone afterwards, also after Ctrl-C.

@@ -18,8 +18,9 @@ use super::report::{CliError, Exit};
 use super::ui::Ui;
 use crate::authority::Intent;
 use crate::cdc::batch::BatchLimits;
-use crate::cdc::engine::{BackLinks, MirrorOptions, SliceConfig};
+use crate::cdc::engine::{BackLinks, MirrorOptions, Rebuild, SliceConfig};
 use crate::cdc::error::MirrorError;
+use crate::cdc::headroom::WalLimits;
 use crate::cdc::mirror::{self, Board, SliceEnd};
 use crate::cdc::record::Recorder;
 use crate::cdc::start::ProcessName;
@@ -58,12 +59,15 @@ pub(super) struct Arguments {
     /// Empty this table and copy it again; may be given several times
     #[arg(long, value_name = "TABLE")]
     retry: Vec<String>,
-    /// Start the slices over: new replication slots, every table copied again
+    /// Start the slices over: new replication slots, every table made equal to the monolith's again
     ///
-    /// While a slice's service has authority nothing is copied: the slot by which the monolith is watched is made anew where it is
-    /// lost.
+    /// The rows that are there stay readable, and only those parts of a table are copied that differ. While a slice's service has
+    /// authority nothing is copied: the slot by which the monolith is watched is made anew where it is lost.
     #[arg(long)]
     rebuild: bool,
+    /// With --rebuild: empty the tables first, and copy everything
+    #[arg(long, requires = "rebuild")]
+    empty: bool,
     /// Take over from a mirror that seems to be alive
     #[arg(long)]
     take_over: bool,
@@ -248,7 +252,7 @@ fn configs(
         spill_folder: arguments.spill_folder.clone().unwrap_or_else(std::env::temp_dir),
         limits: BatchLimits::default(),
         retry: retry.to_vec(),
-        rebuild: arguments.rebuild,
+        rebuild: arguments.rebuild.then_some(if arguments.empty { Rebuild::Empty } else { Rebuild::Compare }),
         take_over: arguments.take_over,
         hooks: crate::failpoint::hooks::Hooks::default(),
     });
@@ -261,7 +265,7 @@ fn configs(
         let recorder = Recorder::new(subject, &mapping.service, service.apply.clone(), monolith);
         Some(SliceConfig {
             plan: opened.plan.name.clone(),
-            wal_budget_bytes: policy.wal_budget_bytes,
+            wal: WalLimits { budget_bytes: policy.wal_budget_bytes, at_limit: policy.at_wal_limit },
             direction: Direction::Forward,
             mapping: Arc::new(mapping),
             read: opened.monolith.read.clone(),

@@ -517,6 +517,7 @@ fn mirror_page(error: &MirrorError, plan: &str) -> Page {
         | MirrorError::Turned { .. }
         | MirrorError::NotArmed { .. }
         | MirrorError::Retired { .. }
+        | MirrorError::Overfull
         | MirrorError::Stopped => (Exit::Incomplete, "mirror-failed"),
     };
     Page { exit, code, hint: error.next().map(|next| next.replace(" PLAN", &format!(" {plan}"))) }

@@ -100,6 +100,11 @@ impl Operator {
         Self { program, folder, links }
     }
 
+    /// Exports one more link.
+    pub(super) fn add_link(&mut self, variable: &str, url: String) {
+        self.links.set(variable.to_owned(), url);
+    }
+
     /// Where it types.
     pub(super) fn folder(&self) -> &Path {
         &self.folder

@@ -21,6 +21,7 @@ use crate::reconcile::digest::TableDigest;
 
 mod authority;
 mod differences;
+mod retirement;
 
 /// Enough to see every kind of change within seconds, and little enough to leave two cores to the mirror.
 const RATE: Rate = Rate { writers: 4, transactions_per_second: 120 };
@@ -107,9 +108,14 @@ impl<'a> Play<'a> {
                 Act::Flip => Box::pin(self.flip()).await?,
                 Act::Back => Box::pin(self.flip_back()).await?,
                 Act::Again => Box::pin(self.flip_again()).await?,
+                Act::Retire => Box::pin(self.retire()).await?,
             }
         }
         if self.options.keep { self.keep(stop).await } else { Ok(()) }
+    }
+
+    fn operator(&self) -> Result<&Operator, DemoError> {
+        self.journey.as_ref().map(|journey| &journey.operator).ok_or(TOO_EARLY)
     }
 
     async fn clusters(&mut self) -> Result<(), DemoError> {
@@ -338,9 +344,8 @@ impl<'a> Play<'a> {
         let mut told = narrator.blank();
         if let Some(mirror) = mirror {
             told = told.and(narrator.say("Ctrl-C for the mirror:"));
-            for line in mirror.stop().await {
-                told = told.and(narrator.output(&line));
-            }
+            // It has talked all the while, and is heard out only now.
+            told = told.and(narrator.excerpt(&mirror.stop().await.join("\n"), 0, 8));
         }
         if let Some(desk) = desk {
             let book = desk.close().await;

@@ -211,6 +211,25 @@ impl Stage {
         admin.batch_execute(&all).await.map_err(failed)
     }
 
+    /// What an administrator of a place types.
+    ///
+    /// # Errors
+    /// [`StageError`].
+    pub(super) async fn administer(&self, place: Place, statement: &str) -> Result<(), StageError> {
+        let failed = sql_failed("administer", place);
+        let admin = connect(&self.server(place)?.url(place.database)).await.map_err(failed)?;
+        admin.batch_execute(statement).await.map_err(failed)
+    }
+
+    /// Creates one more database on the server of a place. Gives the administrator's link to it.
+    ///
+    /// # Errors
+    /// [`StageError`].
+    pub(super) async fn create_database(&self, place: Place, database: &str) -> Result<String, StageError> {
+        self.administer(place, &format!("CREATE DATABASE {}", quote_ident(database))).await?;
+        Ok(self.server(place)?.url(database))
+    }
+
     /// How a service's application logs in, after giving its role a password.
     ///
     /// # Errors

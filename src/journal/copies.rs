@@ -54,6 +54,8 @@ pub struct TableRow {
     pub bytes_copied: i64,
     /// `pg_publication_rel.oid` on the monolith since the copy began.
     pub published_as: Option<u32>,
+    /// Its rows are those of the last copy, of which nothing counts.
+    pub kept: bool,
 }
 
 /// Extent of a piece, in the form that is stored.
@@ -92,7 +94,7 @@ pub struct PieceRow {
 pub async fn tables(client: &Client, slice: &str) -> Result<Vec<TableRow>, JournalError> {
     let rows = client
         .query(
-            "SELECT source_table, state, detail, rows_copied, bytes_copied, published_as \
+            "SELECT source_table, state, detail, rows_copied, bytes_copied, published_as, kept \
              FROM strangler.mirror_table \
              WHERE slice = $1 ORDER BY source_table",
             &[&slice],
@@ -108,6 +110,7 @@ pub async fn tables(client: &Client, slice: &str) -> Result<Vec<TableRow>, Journ
                 rows_copied: row.get(3),
                 bytes_copied: row.get(4),
                 published_as: row.get(5),
+                kept: row.get(6),
             })
         })
         .collect()
@@ -335,7 +338,7 @@ pub async fn set_live(
     forget_pieces(client, slice, source_table).await?;
     let row = client
         .query_opt(
-            "UPDATE strangler.mirror_table SET state = 'live', detail = NULL, live_at = now() \
+            "UPDATE strangler.mirror_table SET state = 'live', detail = NULL, live_at = now(), kept = false \
              WHERE slice = $1 AND source_table = $2 RETURNING rows_copied, bytes_copied, copy_number",
             &[&slice, &source_table],
         )
@@ -360,7 +363,7 @@ pub async fn set_without_pieces(
     let row = client
         .query_opt(
             "UPDATE strangler.mirror_table SET state = $3, detail = $4, rows_copied = 0, bytes_copied = 0, \
-                 copy_started_at = NULL, live_at = NULL, published_as = NULL, copy_number = copy_number + 1 \
+                 copy_started_at = NULL, live_at = NULL, published_as = NULL, kept = false, copy_number = copy_number + 1 \
              WHERE slice = $1 AND source_table = $2 RETURNING copy_number",
             &[&slice, &source_table, &state.as_str(), &detail],
         )
@@ -368,6 +371,18 @@ pub async fn set_without_pieces(
         .map_err(JournalError::database("taking a table back"))?;
     forget_pieces(client, slice, source_table).await?;
     Ok(row.map_or(0, |row| row.get(0)))
+}
+
+/// Takes a table back to nothing copied, and notes that the rows of its last copy are left in it to be compared. Returns which copy of
+/// it the next one is; 0 where the table has no row.
+///
+/// # Errors
+/// [`JournalError::Database`].
+pub async fn keep(client: &Client, slice: &str, source_table: &str) -> Result<i32, JournalError> {
+    let copy = set_without_pieces(client, slice, source_table, TableState::Pending, None).await?;
+    let sql = "UPDATE strangler.mirror_table SET kept = true WHERE slice = $1 AND source_table = $2";
+    let noted = client.execute(sql, &[&slice, &source_table]).await;
+    noted.map(|_| copy).map_err(JournalError::database("keeping the rows of a copy"))
 }
 
 /// In place of an entry of the publication: rows changed without an event, so that only another copy helps. No object

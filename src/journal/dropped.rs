@@ -200,6 +200,16 @@ pub async fn known_to(monolith: &Client) -> Result<Vec<String>, JournalError> {
     Ok(known)
 }
 
+/// What the monolith's catalogs said of the tables of one slice, as JSON, from a database that has noted its drop.
+///
+/// # Errors
+/// [`JournalError`], also where it has noted none.
+pub async fn fragment(client: &Client, slice: &str) -> Result<String, JournalError> {
+    let failed = || JournalError::database("reading what dropped tables were");
+    let sql = "SELECT fragment::text FROM strangler.dropped WHERE slice = $1";
+    Ok(client.query_typed_one(sql, &[(&slice, Type::TEXT)]).await.map_err(failed())?.get(0))
+}
+
 /// What the monolith's catalogs said of the tables of a plan's slices, as a service keeps it; also of slices that the plan has no more, and not
 /// of those that the monolith knows.
 ///

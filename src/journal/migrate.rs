@@ -24,8 +24,9 @@ pub const VERSIONS: &[(&str, &str)] = &[
     ("V8__quarantine", include_str!("migrations/V8__quarantine.sql")),
     ("V9__archive", include_str!("migrations/V9__archive.sql")),
     ("V10__lineage", include_str!("migrations/V10__lineage.sql")),
-    ("V11__abandonment", include_str!("migrations/V11__abandonment.sql")),
-    ("V12__dropped", include_str!("migrations/V12__dropped.sql")),
+    ("V11__kept", include_str!("migrations/V11__kept.sql")),
+    ("V12__abandonment", include_str!("migrations/V12__abandonment.sql")),
+    ("V13__dropped", include_str!("migrations/V13__dropped.sql")),
 ];
 
 /// A table or index that each version makes, in their order: who may not read the history sees in the catalog how far it goes.
@@ -40,6 +41,7 @@ const MARKS: &[&str] = &[
     "quarantine",
     "archive",
     "lineage",
+    "mirror_table_kept",
     "abandonment",
     "dropped",
 ];

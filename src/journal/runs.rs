@@ -197,14 +197,20 @@ async fn forget_others(
     run: &Run,
     (options, within_s): (&str, f64),
 ) -> Result<(), JournalError> {
-    let sql = "WITH given_up AS (UPDATE strangler.reconcile_run \
-             SET state = 'given_up', finished_at = clock_timestamp() \
-             WHERE slice = $1 AND state = 'running' AND run <> $2::text::uuid \
-               AND (options = $3 OR started_at <= clock_timestamp() - $4::float8 * interval '1 second') \
-             RETURNING run) \
-         DELETE FROM strangler.reconcile_chunk WHERE run IN (SELECT run FROM given_up)";
-    let done = client.execute(sql, &[&run.slice, &run.id, &options, &within_s]).await;
+    let sql =
+        giving_up("AND (options = $3 OR started_at <= clock_timestamp() - $4::float8 * interval '1 second')");
+    let done = client.execute(&sql, &[&run.slice, &run.id, &options, &within_s]).await;
     done.map(drop).map_err(JournalError::database("giving up older runs"))
+}
+
+/// Gives up the runs of slice `$1` but `$2` that have not ended and that a further condition names, and forgets their chunks.
+fn giving_up(condition: &str) -> String {
+    format!(
+        "WITH given_up AS (UPDATE strangler.reconcile_run \
+             SET state = 'given_up', finished_at = clock_timestamp() \
+             WHERE slice = $1 AND state = 'running' AND run <> $2::text::uuid {condition} RETURNING run) \
+         DELETE FROM strangler.reconcile_chunk WHERE run IN (SELECT run FROM given_up)"
+    )
 }
 
 /// A part of a table that was compared, and about which nothing is open.
@@ -299,6 +305,16 @@ pub async fn chunks(client: &Client, run: &Run, source_table: &str) -> Result<Ve
         findings: row.get(7),
     };
     Ok(rows.iter().map(chunk).collect())
+}
+
+/// Gives up every other run of the slice, in the transaction in which this one says that rows differ: what the others have settled
+/// may be otherwise since, and a verdict of theirs would stand behind this one and take it back.
+///
+/// # Errors
+/// [`JournalError::Database`].
+pub async fn end_others(client: &Client, run: &Run) -> Result<(), JournalError> {
+    let done = client.execute(&giving_up(""), &[&run.slice, &run.id]).await;
+    done.map(drop).map_err(JournalError::database("giving up older runs"))
 }
 
 /// How a run ends.

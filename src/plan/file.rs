@@ -50,6 +50,7 @@ pub(crate) fn example(key: &str) -> Option<&'static str> {
         "clean_runs_before_retire" => "clean_runs_before_retire: 3",
         "write_pause_budget" => "write_pause_budget: 500ms",
         "wal_budget" => "wal_budget: 50GB",
+        "at_wal_limit" => "at_wal_limit: drop_slot",
         "sequence_margin" => "sequence_margin: 1000",
         "fence_standbys" => "fence_standbys: all",
         "approval" => "approval: required",
@@ -142,6 +143,16 @@ pub(crate) enum ApprovalFile {
     Required,
     /// Nobody has to be named.
     None,
+}
+
+/// What becomes of WAL that piles up on the monolith.
+#[derive(Debug, Clone, Copy, serde::Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum AtWalLimitFile {
+    /// The mirror warns, and goes on.
+    Warn,
+    /// At nine tenths the mirror drops its slot, so that the monolith's disk does not fill; `mirror --rebuild` goes on from there.
+    DropSlot,
 }
 
 /// One service's database. `url` alone serves all purposes; `admin` and `apply` separate them.
@@ -278,6 +289,8 @@ pub(crate) struct PolicyFile {
     /// WAL that the monolith may hold for one slice.
     #[schemars(example = &"50GB")]
     pub(crate) wal_budget: Option<Size>,
+    /// What the mirror does when WAL held for a slice of the monolith's comes near that, or near `max_slot_wal_keep_size`.
+    pub(crate) at_wal_limit: Option<AtWalLimitFile>,
     /// Increments that a sequence skips at a flip.
     #[schemars(range(min = 1), example = 1000)]
     pub(crate) sequence_margin: Option<u32>,

@@ -1,10 +1,10 @@
 //! The hash of a slice's policy: what the ledger tells a change of the rules by.
 
 use super::canonical::Canonical;
-use super::{Action, Approval, FenceStandbys, Hook, Policy};
+use super::{Action, Approval, AtWalLimit, FenceStandbys, Hook, Policy};
 
 /// Changes when the canonical form does, so that hashes of two forms are never compared by accident.
-const VERSION: &str = "policy 2";
+const VERSION: &str = "policy 3";
 
 /// Hex SHA-256 of everything that the policy says. Periods count in milliseconds. The URL of a webhook counts as the plan writes it,
 /// with `${ENV}` in place; one that holds its secret in clear is under the hash with all the rest.
@@ -18,6 +18,7 @@ pub(super) fn of(policy: &Policy) -> String {
         clean_runs_before_retire,
         write_pause_budget,
         wal_budget_bytes,
+        at_wal_limit,
         sequence_margin,
         fence_standbys,
         approval,
@@ -32,6 +33,10 @@ pub(super) fn of(policy: &Policy) -> String {
     for number in [u64::from(*clean_runs_before_retire), *wal_budget_bytes, u64::from(*sequence_margin)] {
         text.word(&number.to_string());
     }
+    text.word(match at_wal_limit {
+        AtWalLimit::Warn => "warn",
+        AtWalLimit::DropSlot => "drop_slot",
+    });
     text.word(match fence_standbys {
         FenceStandbys::All => "all",
         FenceStandbys::Sync => "sync",
@@ -74,6 +79,7 @@ mod tests {
             |p| p.clean_runs_before_retire += 1,
             |p| p.write_pause_budget += Duration::from_millis(1),
             |p| p.wal_budget_bytes += 1,
+            |p| p.at_wal_limit = AtWalLimit::DropSlot,
             |p| p.sequence_margin += 1,
             |p| p.fence_standbys = FenceStandbys::Sync,
             |p| p.approval = Approval::Required,

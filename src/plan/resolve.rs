@@ -4,14 +4,14 @@
 use std::collections::BTreeMap;
 
 use super::file::{
-    ApprovalFile, ColumnFile, DdlFile, FenceStandbysFile, HookFile, HooksFile, MonolithFile, OthersFile,
-    PlanFile, PolicyFile, ServiceFile, SliceFile, TableFile,
+    ApprovalFile, AtWalLimitFile, ColumnFile, DdlFile, FenceStandbysFile, HookFile, HooksFile, MonolithFile,
+    OthersFile, PlanFile, PolicyFile, ServiceFile, SliceFile, TableFile,
 };
 use super::hooks::{Action, Hook, Hooks, TIMEOUT_DEFAULT};
 use super::tree::Node;
 use super::{
-    Approval, Classified, ColumnRule, Ddl, FenceStandbys, LinkTemplate, Links, Monolith, Others, Plan,
-    Policy, Service, Slice, TableRule, TableSelector,
+    Approval, AtWalLimit, Classified, ColumnRule, Ddl, FenceStandbys, LinkTemplate, Links, Monolith, Others,
+    Plan, Policy, Service, Slice, TableRule, TableSelector,
 };
 use crate::name::{NameError, TableName};
 
@@ -174,6 +174,11 @@ fn merged(base: Policy, file: Option<&PolicyFile>) -> Policy {
         clean_runs_before_retire: file.clean_runs_before_retire.unwrap_or(base.clean_runs_before_retire),
         write_pause_budget: file.write_pause_budget.map_or(base.write_pause_budget, |period| period.0),
         wal_budget_bytes: file.wal_budget.map_or(base.wal_budget_bytes, |size| size.0),
+        at_wal_limit: match file.at_wal_limit {
+            Some(AtWalLimitFile::DropSlot) => AtWalLimit::DropSlot,
+            Some(AtWalLimitFile::Warn) => AtWalLimit::Warn,
+            None => base.at_wal_limit,
+        },
         sequence_margin: file.sequence_margin.unwrap_or(base.sequence_margin),
         fence_standbys: match file.fence_standbys {
             Some(FenceStandbysFile::All) => FenceStandbys::All,

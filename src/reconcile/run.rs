@@ -194,8 +194,10 @@ pub enum RunError {
     /// The authority could not be asked for its position.
     #[error("the authority could not be asked for its position: {0}")]
     Position(String),
-    /// Another process has gone on with the run.
-    #[error("another process has gone on with the run of slice {slice} and will give its verdict")]
+    /// Another process has gone on with the run, or has ended it with a verdict of its own.
+    #[error(
+        "another process has gone on with the run of slice {slice} and will give its verdict, or has given one since"
+    )]
     Resumed {
         /// The slice.
         slice: String,

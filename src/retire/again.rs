@@ -52,9 +52,7 @@ pub(super) async fn tables(
         return Err(RetireError::Refused { problems: vec![written(known, &fact)] });
     };
     proven(dropping, known).await?;
-    let fragment = dropped::fragments(service_of(job)?, &[slice.to_owned()]).await?;
-    let fragment = serde_json::to_string(&fragment.into_iter().next().unwrap_or_default());
-    let fragment = fragment.map_err(|source| RetireError::Kept { source })?;
+    let fragment = dropped::fragment(service_of(job)?, slice).await?;
     let take = async |transaction: &mut Transaction<'_>| {
         Box::pin(drop_in(transaction, (job, known), (&fragment, fenced.epoch), confirm)).await
     };
@@ -183,9 +181,7 @@ pub(super) async fn tell(
     gone.behind.insert(0, words.to_owned());
     gone.problems.push(Problem { severity: crate::problem::Severity::Warning, ..dropped::forgotten(noted) });
     if confirm.is_some() {
-        let fragment = dropped::fragments(monolith, &[slice.to_owned()]).await?;
-        let fragment = serde_json::to_string(&fragment.into_iter().next().unwrap_or_default());
-        let fragment = fragment.map_err(|source| RetireError::Kept { source })?;
+        let fragment = dropped::fragment(monolith, slice).await?;
         let archive = archive_of(noted);
         let sql = dropped::tell_service(noting(noted, (&archive, &fragment)));
         leaving::transact((service, Some(job.service)), &sql).await?;

@@ -307,9 +307,14 @@ fn written(facts: &SliceFacts, table: &str, strays: &StrayWrites) -> Problem {
 fn in_use(facts: &SliceFacts, table: &str, (seen, quiet, lacking): (&TableUse, i64, i64)) -> Problem {
     let until = words::instant(quiet + facts.quiet_us);
     if quiet == seen.since_us {
+        // The watch begins to count some time behind a move, because a server may tell of a read that late.
+        let watched = match seen.since_us > facts.now_us {
+            true => "whether somebody uses it is counted from",
+            false => "nobody was seen to use it since",
+        };
         return Problem::error("quiet-period", table)
             .fact(format!(
-                "nobody was seen to use it since {}, and quiet_period is {}",
+                "{watched} {}, and quiet_period is {}",
                 words::instant(seen.since_us),
                 period(facts.quiet_us)
             ))
@@ -498,6 +503,8 @@ mod tests {
     fn a_table_is_quiet_when_nobody_was_seen_for_long_enough() {
         assert_eq!(codes(&facts(seen())), Vec::<&str>::new());
         assert_eq!(codes(&facts(TableUse { since_us: 104 * DAY, ..seen() })), ["quiet-period"]);
+        let to_come = facts(TableUse { since_us: 1_000 * DAY, ..seen() });
+        assert!(judge(&to_come).problems[0].fact.starts_with("whether somebody uses it is counted from"));
         let used =
             |at: i64| TableUse { others: Count { scans: 3, rows: 3 }, last_us: Some((at - 1, at)), ..seen() };
         assert_eq!(codes(&facts(used(104 * DAY))), ["still-used"]);

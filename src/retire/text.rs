@@ -31,10 +31,10 @@ fn of_table(text: &mut String, table: &TableReport) {
     // Writing into memory does not fail.
     let _ = match (&table.watched_since, &table.last_use) {
         (None, _) => writeln!(text, "{}: not watched", table.table),
-        (Some(since), None) => writeln!(text, "{}: not read by others since {since}", table.table),
+        (Some(since), None) => writeln!(text, "{}: watched from {since} on, not read by others", table.table),
         (Some(since), Some(last)) => writeln!(
             text,
-            "{}: read by others since {since}: {} {}, last at {last}",
+            "{}: watched from {since} on, read by others: {} {}, last at {last}",
             table.table,
             table.scans_by_others,
             if table.scans_by_others == 1 { "scan" } else { "scans" }

@@ -531,9 +531,12 @@ fn of_stream(status: &SliceStatus, service: Option<&ServiceFacts>, slot: SlotFac
              the watch is begun anew; nothing is copied for that",
             detail.unwrap_or("the slot of the stream from there is gone")
         )),
-        (Phase::Gap, SlotFacts::Missing) => {
-            Some("the replication slot is gone from the monolith, and the changes since with it".to_owned())
-        }
+        (Phase::Gap, SlotFacts::Missing) => Some(match detail {
+            Some(detail) => format!("changes are missing: {detail}"),
+            None => {
+                "the replication slot is gone from the monolith, and the changes since with it".to_owned()
+            }
+        }),
         (Phase::Gap, SlotFacts::Present(slot)) if slot.wal_status == "lost" => {
             Some("the monolith dropped WAL that the slot still needed (max_slot_wal_keep_size)".to_owned())
         }

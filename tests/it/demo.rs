@@ -51,6 +51,12 @@ fn the_demo_splits_the_retail_plan_under_traffic_and_finds_every_acknowledged_or
         "ordering: the service has authority, epoch 4",
         "each is there exactly once on either side",
         "2 tables, ",
+        "ProductSales (retire-view)",
+        "the rights on the old tables are taken away",
+        "the old tables are moved away",
+        "the old tables are archived, and every byte was read back",
+        "ERROR:  relation \"Orders\" does not exist",
+        "of 2 tables restored and proven",
         "every slice stopped at a transaction border",
         "servers and their data are removed",
     ] {

@@ -134,7 +134,7 @@ async fn there_and_back(flips: usize, clients: i32) {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn no_write_is_lost_or_doubled_when_authority_goes_there_and_back() {
-    there_and_back(if soak() { 200 } else { 8 }, 8).await;
+    there_and_back(if soak() { 200 } else { 20 }, 8).await;
 }
 
 /// Runs a flip that kills itself at this point.

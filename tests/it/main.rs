@@ -43,6 +43,7 @@ mod plans;
 mod prove;
 mod provision;
 mod readiness;
+mod rebuilt;
 mod reconcile;
 mod refusals;
 mod regression;

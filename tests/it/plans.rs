@@ -8,7 +8,7 @@ use std::time::Duration;
 use proptest::prelude::*;
 use strangler::name::TableName;
 use strangler::plan::{
-    self, ColumnRule, Ddl, Others, Parsed, Plan, PlanProblems, Severity, TableSelector, Variables,
+    self, AtWalLimit, ColumnRule, Ddl, Others, Parsed, Plan, PlanProblems, Severity, TableSelector, Variables,
 };
 
 /// The plan of the design, with every feature that the format will have.
@@ -205,13 +205,14 @@ fn a_slices_policy_replaces_numbers_and_adds_groups_and_classes() {
         "version: 1\nplan: p\nmonolith: {url: '${M}'}\nservices: {a: {url: '${A}', accepts: [pii]}, b: {url: '${B}'}}\n\
          slices:\n  x: {service: a, tables: {T: {}}, policy: {min_mirror_time: 1h, flip_together: [[x, y]], \
          classify: [{table: T, column: c, class: pii}]}}\n  y: {service: b, tables: {U: }}\n\
-         policy: {min_mirror_time: 2d, wal_budget: 1GiB}\n",
+         policy: {min_mirror_time: 2d, wal_budget: 1GiB, at_wal_limit: drop_slot}\n",
     );
     assert!(parsed.warnings.is_empty(), "{}", parsed.warnings.render(false));
     let plan = parsed.plan;
     assert_eq!(plan.slices["x"].policy.min_mirror_time, Duration::from_secs(3_600));
     assert_eq!(plan.slices["y"].policy.min_mirror_time, Duration::from_secs(2 * 86_400));
     assert_eq!(plan.slices["x"].policy.wal_budget_bytes, 1 << 30);
+    assert_eq!(plan.slices["x"].policy.at_wal_limit, AtWalLimit::DropSlot);
     assert_eq!(plan.policy.flip_together, [["x", "y"]]);
     assert_eq!(plan.slices["y"].policy.flip_together, [["x", "y"]]);
     assert_eq!(plan.classify.len(), 1);

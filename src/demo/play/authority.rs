@@ -17,7 +17,7 @@ use crate::name::quote_literal;
 use crate::plan::Plan;
 
 /// The slice that moves.
-const SLICE: &str = "ordering";
+pub(super) const SLICE: &str = "ordering";
 
 /// What the release that leaves orders to the desk writes.
 const RATE: Rate = Rate { writers: 4, transactions_per_second: 60 };
@@ -157,7 +157,7 @@ impl Play<'_> {
     }
 
     /// Both sides are compared, because a move voids what was proven before it.
-    async fn proven(&mut self) -> Result<(), DemoError> {
+    pub(super) async fn proven(&mut self) -> Result<(), DemoError> {
         let Journey { operator, .. } = self.journey.as_ref().ok_or(TOO_EARLY)?;
         let words = ["reconcile", PLAN_PATH, "--slice", SLICE];
         self.narrator.command(&typed(&words))?;
@@ -251,7 +251,7 @@ impl Play<'_> {
     }
 
     /// A session of the application on each side.
-    async fn sides(&self) -> Result<[Client; 2], DemoError> {
+    pub(super) async fn sides(&self) -> Result<[Client; 2], DemoError> {
         let (monolith, service) =
             (self.application.as_ref().ok_or(TOO_EARLY)?, self.service.as_ref().ok_or(TOO_EARLY)?);
         Ok([

@@ -105,6 +105,9 @@ async fn record(
     if !runs::end(service, run, End::Finished).await? {
         return Err(ConcludeError::Resumed);
     }
+    if verdict.counts().values().any(|count| *count > 0) {
+        runs::end_others(service, run).await?;
+    }
     let differs_strictly = match strictly(&run.ground, verdict) {
         Some(known) => known,
         None => verdicts::differs_strictly(service, &verdict.slice).await?,

@@ -15,7 +15,7 @@ use super::quarantine::{move_away, place};
 use super::{SETUP, TABLES, entries, refused, revoke, ripe, ripe_of, take, token, undo_that_status_names};
 use crate::support::binary::Ended;
 use crate::support::cluster::{connect, create_database};
-use crate::support::every_second;
+use crate::support::every_third;
 use crate::support::split::Split;
 use crate::support::wait::{SOON, until};
 
@@ -463,7 +463,7 @@ pub(super) fn killed(split: &Split, point: &str, at: &Path, shown: &str) {
 async fn an_archive_that_is_killed_at_any_step_is_whole_after_the_same_command_and_told_once() {
     let (mut split, monolith, _service, mirror) = ripe().await;
     let folder = tempfile::tempdir().unwrap();
-    let points = every_second(failpoint::ARCHIVE);
+    let points = every_third(failpoint::ARCHIVE);
     for point in &points {
         away(&split);
         let at = folder.path().join(point);

@@ -11,7 +11,7 @@ use tokio_postgres::Client;
 use super::{SETUP, entries, refused, ripe_of, take, token, undo_that_status_names};
 use crate::support::binary::{Ended, flat};
 use crate::support::cluster::{Pair, connect};
-use crate::support::every_second;
+use crate::support::every_third;
 use crate::support::split::{Mirror, Split};
 use crate::support::wait::{SOON, until};
 
@@ -349,7 +349,7 @@ async fn no_row_is_lost_or_doubled_while_tables_move_and_the_stage_is_killed_at_
     // The first time is that of the stage before, which is told again.
     let told = ["steps-taken:2", "steps-recorded"];
     let points: Vec<&&str> = failpoint::QUARANTINE.iter().chain(&told).chain(undoing).collect();
-    let points = every_second(&points);
+    let points = every_third(&points);
     for point in &points {
         let taking = !point.starts_with("unretire");
         let shown = token(&allowed(&split));

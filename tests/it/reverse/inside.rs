@@ -5,12 +5,13 @@ use std::time::Duration;
 
 use strangler::cdc::batch::BatchLimits;
 use strangler::cdc::engine::{BackLinks, MirrorOptions, SliceConfig};
+use strangler::cdc::headroom::WalLimits;
 use strangler::cdc::mirror::{self, Board, SliceEnd, chain_of};
 use strangler::cdc::start::ProcessName;
 use strangler::failpoint::hooks::Hooks;
 use strangler::journal::streams::Direction;
 use strangler::mapping::{SliceMapping, compile};
-use strangler::plan::{LinkTemplate, Variables, parse};
+use strangler::plan::{AtWalLimit, LinkTemplate, Variables, parse};
 use strangler::postgres::connect::{Server, SessionRole};
 use strangler::postgres::introspect;
 use tokio::sync::Semaphore;
@@ -95,14 +96,14 @@ impl Inside {
                 apply: ways.monolith(SessionRole::Apply),
                 admin: ways.monolith(SessionRole::Admin),
             }),
-            wal_budget_bytes: 1 << 30,
+            wal: WalLimits { budget_bytes: 1 << 30, at_limit: AtWalLimit::Warn },
             options: Arc::new(MirrorOptions {
                 workers: 1,
                 rows_per_range: Some(100),
                 spill_folder: spill.path().to_owned(),
                 limits: BatchLimits { age: Duration::ZERO, ..BatchLimits::default() },
                 retry: Vec::new(),
-                rebuild: false,
+                rebuild: None,
                 take_over: true,
                 hooks,
             }),

@@ -5,8 +5,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use strangler::cdc::batch::BatchLimits;
-use strangler::cdc::engine::{MirrorOptions, SliceConfig};
+use strangler::cdc::engine::{MirrorOptions, Rebuild, SliceConfig};
 use strangler::cdc::error::MirrorError;
+use strangler::cdc::headroom::WalLimits;
 use strangler::cdc::mirror::{self, Board, SliceEnd, chain_of};
 use strangler::cdc::progress::Progress;
 use strangler::cdc::record::Recorder;
@@ -17,7 +18,7 @@ use strangler::journal::ledger::{Author, Subject};
 use strangler::journal::streams::Direction;
 use strangler::mapping::{SliceMapping, TableMapping, compile};
 use strangler::name::TableName;
-use strangler::plan::{LinkTemplate, Plan, Variables, parse};
+use strangler::plan::{AtWalLimit, LinkTemplate, Plan, Variables, parse};
 use strangler::postgres::connect::{Server, SessionRole};
 use strangler::postgres::introspect;
 use strangler::provision::{Databases, Logins};
@@ -146,14 +147,14 @@ impl Scenario {
             read: server(&self.plan.monolith.links.read, SessionRole::Read),
             apply: server(&service.links.apply, SessionRole::Apply),
             admin: server(&service.links.admin, SessionRole::Admin),
-            wal_budget_bytes: 1 << 30,
+            wal: WalLimits { budget_bytes: 1 << 30, at_limit: AtWalLimit::Warn },
             options: Arc::new(MirrorOptions {
                 workers: run.workers,
                 rows_per_range: Some(run.rows_per_range),
                 spill_folder: self.spill.path().to_owned(),
                 limits: BatchLimits { age: Duration::ZERO, ..BatchLimits::default() },
                 retry: run.retry.clone(),
-                rebuild: run.rebuild,
+                rebuild: run.rebuild.then_some(Rebuild::Compare),
                 take_over: run.take_over,
                 hooks: run.hooks.clone(),
             }),

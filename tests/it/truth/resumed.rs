@@ -120,6 +120,26 @@ fn check(run: &Run, whole: &Run, known: Option<&(String, i32, Settled)>) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_run_that_was_cut_off_before_others_found_differences_is_not_gone_on_with() {
+    let (split, monolith, service) = open().await;
+    split.provision();
+    let mirror = split.mirror_as(None, &[]);
+    mirror.caught_up(&monolith, &service).await;
+    let background = split.start("reconcile", &["--parallel", "1"]);
+    let (cut_off, settled) = until("a chunk is settled", SOON, async || {
+        state(&service).await.and_then(|(run, _, settled)| Some((run, settled.into_keys().next()?.0)))
+    })
+    .await;
+    assert_eq!(background.kill().exit, None, "it is killed before its verdict");
+    corrupt(&service, &format!("INSERT INTO {settled} VALUES (-1, 'only here')")).await;
+    let part = Run::of(&split, &["--table", &settled]);
+    assert_eq!(part.ended.exit, Some(1), "{}", part.ended.page());
+    let whole = Run::of(&split, &[]);
+    assert_eq!((whole.ended.exit, whole.counts()), (Some(1), part.counts()), "{}", whole.ended.page());
+    assert_ne!(whole.document.slices[0].run, cut_off);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn an_interrupted_run_says_what_is_left_and_is_gone_on_with() {
     let held = Held::start(&[]).await;
     let began = Instant::now();
