@@ -15,8 +15,8 @@ const SETUP: &str = "CREATE TABLE orders (id int PRIMARY KEY, v text); INSERT IN
 /// What `retire --stage drop` writes down: in the service when it is decided, on the monolith when the tables go.
 async fn note(client: &Client, (slice, side): (&str, &str)) {
     let sql = format!(
-        "INSERT INTO strangler.dropped (slice, plan, service, side, epoch, token, place, manifest_sha256, archived_at, reverse_lsn, \
-            leftover, fragment) VALUES ('{slice}', 'split', 'service', '{side}', 2, 't', '/archive', repeat('a', 64), now(), '0/1', '{{}}', \
+        "INSERT INTO strangler.dropped (slice, plan, service, monolith_system_identifier, monolith_oid, monolith_uuid, side, epoch, token, place, manifest_sha256, archived_at, reverse_lsn, \
+            leftover, fragment) VALUES ('{slice}', 'split', 'service', '1', 1, gen_random_uuid(), '{side}', 2, 't', '/archive', repeat('a', 64), now(), '0/1', '{{}}', \
             '{{\"tables\": [], \"sequences\": [], \"foreign_keys\": []}}')"
     );
     client.batch_execute(&sql).await.unwrap();

@@ -8,7 +8,8 @@ use crate::support::split::Split;
 /// Both databases as the version before leaves them.
 const BACK: &str =
     "DROP TABLE strangler.abandonment, strangler.granted, strangler.home, strangler.begun_empty, strangler.dropped;
-    DELETE FROM strangler.schema_history WHERE version >= 11";
+    ALTER TABLE strangler.archive DROP COLUMN way_back;
+    DELETE FROM strangler.schema_history WHERE version >= 12";
 
 const SETUP: &str = "CREATE TABLE orders (id int PRIMARY KEY, v text); INSERT INTO orders SELECT i, 'v' FROM generate_series(1, 20) i";
 
