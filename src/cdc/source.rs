@@ -112,6 +112,8 @@ pub struct SlotFacts {
     pub wal_status: Option<String>,
     /// Bytes of WAL held, from `restart_lsn` to now.
     pub held_bytes: u64,
+    /// Bytes of WAL behind what was last confirmed.
+    pub unconfirmed_bytes: u64,
     /// Bytes that can still be written before the slot is lost, when `max_slot_wal_keep_size` limits it.
     pub safe_bytes: Option<i64>,
     /// Backend that streams from it now.
@@ -126,7 +128,8 @@ pub async fn slot(source: &Client, name: &str) -> Result<Option<SlotFacts>, Mirr
     let row = source
         .query_opt(
             "SELECT plugin::text, coalesce(database::text, ''), confirmed_flush_lsn, wal_status, \
-                 coalesce(pg_wal_lsn_diff(pg_current_wal_lsn(), restart_lsn), 0)::int8, safe_wal_size, active_pid \
+                 coalesce(pg_wal_lsn_diff(pg_current_wal_lsn(), restart_lsn), 0)::int8, safe_wal_size, active_pid, \
+                 coalesce(pg_wal_lsn_diff(pg_current_wal_lsn(), confirmed_flush_lsn), 0)::int8 \
              FROM pg_replication_slots WHERE slot_name = $1",
             &[&name],
         )
@@ -134,13 +137,14 @@ pub async fn slot(source: &Client, name: &str) -> Result<Option<SlotFacts>, Mirr
         .map_err(MirrorError::sql("reading the slot"))?;
     Ok(row.map(|row| {
         let confirmed: Option<PgLsn> = row.get(2);
-        let held: i64 = row.get(4);
+        let bytes = |column: usize| u64::try_from(row.get::<_, i64>(column)).unwrap_or(0);
         SlotFacts {
             plugin: row.get::<_, Option<String>>(0).unwrap_or_default(),
             database: row.get(1),
             confirmed: confirmed.map(Lsn::from),
             wal_status: row.get(3),
-            held_bytes: u64::try_from(held).unwrap_or(0),
+            held_bytes: bytes(4),
+            unconfirmed_bytes: bytes(7),
             safe_bytes: row.get(5),
             active_pid: row.get(6),
         }

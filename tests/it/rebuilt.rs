@@ -2,10 +2,12 @@
 
 use std::os::unix::process::ExitStatusExt;
 
+use strangler::cluster::Cluster;
 use tokio_postgres::Client;
 
 use crate::crash::{killed_at, load};
 use crate::support::bench::Bench;
+use crate::support::cluster::{Pair, connect, create_database, launch};
 use crate::support::split::Split;
 use crate::support::tables::{Side, assert_same};
 use crate::support::wait::{SOON, until, until_blocking};
@@ -121,6 +123,31 @@ async fn a_rebuild_keeps_the_rows_that_are_right_and_copies_the_pieces_that_diff
     mirror.stop();
     let alone = split.run("mirror", &["--empty"]);
     assert_eq!(alone.exit, Some(2), "{}", alone.page());
+}
+
+/// "é" has the bytes in UTF-8 that "Ã©" has in LATIN1: the usual damage of text that was read in the wrong encoding.
+#[tokio::test(flavor = "multi_thread")]
+async fn text_that_has_the_same_bytes_in_another_encoding_is_not_taken_for_equal() {
+    let pair = Pair { monolith: launch(), service: launch() };
+    let admin = connect(&pair.monolith.admin_url()).await;
+    let latin = "CREATE DATABASE monolith TEMPLATE template0 ENCODING 'LATIN1' LC_COLLATE 'C' LC_CTYPE 'C'";
+    admin.batch_execute(latin).await.unwrap();
+    create_database(&pair.service, Pair::SERVICE).await;
+    let setup = "CREATE TABLE t (id int PRIMARY KEY, v text); \
+                 INSERT INTO t SELECT g, chr(195) || chr(169) FROM generate_series(1, 300) g";
+    let (split, monolith, service) = Split::between(pair, &Split::plan("{ t: {} }"), setup).await;
+    split.provision();
+    let mirror = split.mirror(None);
+    mirror.caught_up(&monolith, &service).await;
+    mirror.stop();
+    let wrong = "SET session_replication_role = replica; SET SESSION AUTHORIZATION strangler_apply; \
+                 UPDATE t SET v = chr(233) WHERE id < 100; RESET SESSION AUTHORIZATION; RESET session_replication_role";
+    service.batch_execute(wrong).await.unwrap();
+    let mirror = split.mirror_with(None, &["--rebuild"]);
+    mirror.caught_up(&monolith, &service).await;
+    let query = "SELECT id, v FROM t";
+    let same = assert_same(Side { client: &monolith, query }, Side { client: &service, query }).await;
+    assert_eq!(same, 300);
 }
 
 #[tokio::test(flavor = "multi_thread")]
