@@ -7,6 +7,7 @@ pub mod binary;
 pub mod catalogs;
 pub mod cluster;
 pub mod follower;
+pub mod prepared;
 pub mod privilege;
 pub mod proxy;
 pub mod scenario;
