@@ -205,24 +205,26 @@ async fn a_slot_is_kept_by_default_and_a_mirror_that_dies_behind_dropping_it_lea
     split.provision();
     let mirror = split.mirror(None);
     mirror.caught_up(&monolith, &service).await;
-    let old = split.pair.monolith().await;
-    old.batch_execute("BEGIN; CREATE TABLE mine ()").await.unwrap();
-    let write =
-        "SELECT pg_logical_emit_message(false, 'noise', repeat('x', 1000000)) FROM generate_series(1, 20)";
+    // Who holds a table of the service has the stream bring nothing.
+    let busy = split.pair.service().await;
+    busy.batch_execute("BEGIN; LOCK TABLE same").await.unwrap();
+    let write = "UPDATE same SET v = v WHERE id = 1; \
+                 SELECT pg_logical_emit_message(false, 'noise', repeat('x', 1000000)) FROM generate_series(1, 20)";
     monolith.batch_execute(write).await.unwrap();
     until_blocking("it warns", SOON, || mirror.log().contains("at which nothing stops").then_some(()));
     mirror.looked_twice(&service).await;
     assert!(mirror.exited().is_none(), "{}", mirror.log());
-    mirror.stop();
+    mirror.kill();
 
     split.change_plan("16MB", "16MB, at_wal_limit: drop_slot");
-    let killed = split.mirror(Some("slot-let-go"));
+    // The one that was killed still waits for the table.
+    let killed = split.mirror_with(Some("slot-let-go"), &["--take-over"]);
     let (status, log) = killed.ended();
     assert_eq!(status.signal(), Some(9), "{log}");
+    busy.batch_execute("COMMIT").await.unwrap();
     let (status, log) = split.mirror(None).ended();
     assert_eq!(status.code(), Some(3), "{log}");
     assert!(log.contains("is gone") && log.contains("--rebuild"), "{log}");
-    old.batch_execute("COMMIT").await.unwrap();
     let mirror = split.mirror_with(None, &["--rebuild"]);
     mirror.caught_up(&monolith, &service).await;
     assert_eq!(copied(&service, "same").await, (3000, 0));
