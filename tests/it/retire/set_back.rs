@@ -10,9 +10,10 @@ use tokio_postgres::Client;
 
 use super::dropping::{allowed, archived, assert_service_is_alone, drop_stage, one_of_two_dropped, status};
 use super::quarantine::place;
-use super::{refused, token};
+use super::{SETUP, TABLES, refused, token};
 use crate::support::binary::{Ended, flat};
 use crate::support::cluster::{Pair, connect, create_database};
+use crate::support::privilege;
 use crate::support::split::Split;
 use crate::support::wait::{SOON, until};
 
@@ -270,4 +271,27 @@ async fn a_service_that_was_set_back_to_before_it_was_told_learns_it_from_the_mo
     let provisioned = split.run("provision", &[]);
     assert_eq!(provisioned.exit, Some(0), "{}", provisioned.page());
     mirror.stop();
+}
+
+/// Both sides would be open by our own hand, and a mirror would take the empty tables for the newer ones.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_service_that_has_had_the_authority_is_not_provisioned_beside_a_monolith_that_knows_nothing() {
+    let (split, monolith, service) = privilege::open(TABLES, SETUP).await;
+    split.provision();
+    monolith.batch_execute("DROP SCHEMA strangler CASCADE").await.unwrap();
+    for (state, epoch) in [("OPEN", 2), ("FENCED", 3), ("OPEN", 1)] {
+        let gate = format!("UPDATE strangler.gate_one SET state = '{state}', epoch = {epoch}");
+        service.batch_execute(&gate).await.unwrap();
+        for arguments in [&[][..], &["--dry-run"]] {
+            let ended = split.run("provision", arguments);
+            refused(&ended, &["service-ahead"]);
+            let said = flat(&ended.stderr);
+            assert!(said.contains(&format!("is {state} in epoch {epoch}")), "{}", ended.page());
+        }
+    }
+    let made = "SELECT to_regclass('strangler.gate_one') IS NOT NULL";
+    assert!(!monolith.query_one(made, &[]).await.unwrap().get::<_, bool>(0));
+    service.batch_execute("UPDATE strangler.gate_one SET state = 'FENCED', epoch = 1").await.unwrap();
+    let ended = split.run("provision", &["--dry-run"]);
+    assert!(!ended.stderr.contains("service-ahead"), "{}", ended.page());
 }
