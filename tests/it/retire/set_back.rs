@@ -241,7 +241,7 @@ async fn a_service_that_was_set_back_to_before_it_was_told_learns_it_from_the_mo
     for arguments in [&[][..], &["--slice", "one"], &["--dry-run"]] {
         refused(&split.run("provision", arguments), &["drop-forgotten"]);
     }
-    for verb in ["mirror", "flip", "arm", "disarm", "reconcile", "unretire"] {
+    for verb in ["mirror", "flip", "arm", "disarm", "reconcile", "unretire", "abandon"] {
         refused(&split.run(verb, &["--slice", "one"]), &["drop-forgotten"]);
     }
     refused(&split.run("retire", &["--slice", "one", "--stage", "revoke"]), &["drop-forgotten"]);
