@@ -8,6 +8,7 @@
 mod begun;
 #[cfg(feature = "s3")]
 mod bucket;
+mod compare;
 mod definitions;
 mod details;
 mod manifest;
@@ -23,6 +24,7 @@ use std::io;
 pub use begun::{Begun, There, Whose, begin, end, look};
 #[cfg(feature = "s3")]
 pub use bucket::{Bucket, BucketError};
+pub use compare::differs;
 pub use manifest::{
     Definition, FILE, Manifest, ManifestError, Origin, Part, Phase, Relation, Routine, Text, VERSION,
 };

@@ -37,7 +37,7 @@ pub(super) fn problems(facts: &Facts, asked: Asked<'_>) -> Vec<Problem> {
     }
     // With its side on the monolith what says where it was provisioned is gone as well.
     if problems.is_empty() {
-        problems.extend(facts.dropped.as_ref().map(Dropped::problem));
+        problems.extend(facts.dropped.as_ref().map(Dropped::of_asked_service));
     }
     if problems.is_empty() {
         problems.extend(identity(facts, asked).or_else(|| monolith::problem(facts, asked.slice)));

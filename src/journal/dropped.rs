@@ -135,6 +135,12 @@ impl Dropped {
         }
     }
 
+    /// The same where the service was asked: what the monolith alone has noted then, the service has forgotten. Who calls it: `abandon`.
+    #[must_use]
+    pub fn of_asked_service(&self) -> Problem {
+        if self.side == "monolith" { forgotten(self) } else { self.problem() }
+    }
+
     fn of(row: &Row) -> Result<Self, JournalError> {
         let leftover: &str = row.get(9);
         let unreadable =
@@ -448,12 +454,19 @@ pub async fn on_monolith(monolith: &Client, known: &Dropped) -> Result<OnMonolit
 }
 
 /// SQL by which a service that was set back to before it was told learns it from the monolith's own note: its gate is open then, for
-/// the monolith has no side of the slice that could have the authority.
+/// the monolith has no side of the slice that could have the authority. Refused unless its gate is still as it was `found`.
 #[must_use]
-pub fn tell_service(noting: Noting<'_>) -> [String; 2] {
+pub fn tell_service(noting: Noting<'_>, found: &slices::GateRow) -> [String; 3] {
     let gate = quote_ident(&format!("gate_{}", noting.slice));
     let epoch = noting.archive.epoch;
+    let message = quote_literal(&format!("the gate of slice {} is not as it was shown", noting.slice));
     [
+        format!(
+            "DO $strangler$ BEGIN PERFORM FROM strangler.{gate} WHERE state = {} AND epoch = {} FOR UPDATE; \
+             IF NOT FOUND THEN RAISE EXCEPTION USING ERRCODE = '40001', MESSAGE = {message}; END IF; END $strangler$",
+            quote_literal(&found.state),
+            found.epoch
+        ),
         format!(
             "UPDATE strangler.{gate} SET state = 'OPEN', owner = 'service', epoch = greatest(epoch, {epoch}), fence_lsn = NULL, move_group = NULL"
         ),

@@ -89,7 +89,7 @@ impl Granted {
 }
 
 /// A table is needed while another slice publishes it or has its gate on it; a schema while such a table, a type of one of its columns, or a
-/// table into which another slice is mirrored is in it, and while the role, or a member of it that has no other way into the schema, may use anything else
+/// table into which another slice is mirrored is in it, or an old table of another slice comes back to it from quarantine, and while the role, or a member of it that has no other way into the schema, may use anything else
 /// there, by rights that are none of ours to take back or because it owns it. A right that somebody has made grantable since is not the one that
 /// was granted: who else has got it through that is not ours to judge, so it stays, and is forgotten.
 const JUDGED: &str = "WITH RECURSIVE gated AS ( \
@@ -103,6 +103,7 @@ const JUDGED: &str = "WITH RECURSIVE gated AS ( \
             WHERE y.typelem <> 0 OR y.typbasetype <> 0), \
     needed (catalog, object) AS (SELECT 'pg_class', oid FROM tables \
         UNION SELECT 'pg_namespace', c.relnamespace FROM tables t JOIN pg_class c ON c.oid = t.oid \
+        UNION SELECT 'pg_namespace', n.oid FROM strangler.quarantined q JOIN pg_namespace n ON n.nspname::text = q.schema_name WHERE q.slice <> $1 \
         UNION SELECT 'pg_namespace', y.typnamespace FROM types t JOIN pg_type y ON y.oid = t.oid), \
     rights AS (SELECT 'pg_namespace' AS catalog, n.oid AS object, 0 AS attnum, a.grantee, a.privilege_type, a.is_grantable FROM pg_namespace n \
             CROSS JOIN LATERAL aclexplode(n.nspacl) a \

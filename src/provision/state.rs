@@ -9,6 +9,7 @@ use crate::dualwrite::gate;
 use crate::journal::holdings::{self, Holding};
 use crate::journal::migrate;
 use crate::journal::provisioned::{self, DeferredRow, MirrorRow, SliceRow};
+use crate::journal::slices::{self, GateRow};
 use crate::journal::whereabouts::{self, Whereabouts};
 use crate::name::TableName;
 use crate::postgres::places::{self, Places};
@@ -108,6 +109,8 @@ pub struct State {
     pub notes: BTreeSet<(String, String, String)>,
     /// Gate tables, by slice.
     pub gates: BTreeSet<String>,
+    /// What the gates of slices say that are written down here.
+    pub gate_rows: BTreeMap<String, GateRow>,
     /// Bodies of gate functions, by slice.
     pub gate_functions: BTreeMap<String, String>,
     /// Gate triggers, and whether they fire always.
@@ -206,6 +209,7 @@ async fn read_all(database: &Database, client: &Client) -> Result<State, Provisi
         state.mirror_tables = ours.mirror_tables;
         state.deferred = ours.deferred;
         state.notes = ours.notes;
+        read_gates(database, client, &mut state).await?;
     }
     Ok(state)
 }
@@ -351,6 +355,16 @@ async fn read_triggers(client: &Client, state: &mut State) -> Result<(), Error> 
                WHERE n.nspname = 'strangler' AND left(p.proname::text, 5) = 'gate_'";
     for row in client.query(sql, &[]).await? {
         state.gate_functions.insert(row.try_get(0)?, row.try_get(1)?);
+    }
+    Ok(())
+}
+
+async fn read_gates(database: &Database, client: &Client, state: &mut State) -> Result<(), ProvisionError> {
+    for slice in state.slices.keys().filter(|slice| state.gates.contains(*slice)) {
+        let row = slices::gate(client, slice)
+            .await
+            .map_err(|source| ProvisionError::Journal { database: database.clone(), source })?;
+        state.gate_rows.extend(row.map(|row| (slice.clone(), row)));
     }
     Ok(())
 }

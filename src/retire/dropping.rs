@@ -63,7 +63,7 @@ pub struct Dropping<'a> {
 }
 
 /// How long the archive's store may take to say that everything is still there, while others wait for the old tables.
-const STORE_MAX: Duration = Duration::from_secs(5);
+pub(super) const STORE_MAX: Duration = Duration::from_secs(5);
 
 /// What was done, or would be.
 #[derive(Debug, Clone)]

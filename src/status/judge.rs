@@ -681,6 +681,8 @@ fn next(
             let asked = last_word(status).and_then(|(_, next)| next);
             asked.map(str::to_owned).or_else(|| of("mirror", &again.concat()))
         }
+        // With both gates open it refuses, and what it would copy over may be the last copy; the alarm says what comes first.
+        Phase::Gap | Phase::Diverged if status.authority == Authority::Both => None,
         Phase::Gap | Phase::Diverged => of("mirror", " --rebuild"),
         Phase::Copying | Phase::CatchingUp => {
             let retry = status.tables.iter().find_map(|table| table.next.clone());

@@ -69,7 +69,9 @@ fn verified(found: &Verification, paint: Paint) -> String {
                     format!("; the monolith's journal{kept} confirms them up to entry {confirmed}")
                 }
                 None if entries == 0 => String::new(),
-                None => "; the monolith's journal remembers none of them".to_owned(),
+                None => "; the monolith's journal remembers none of them, so it can't confirm that they are all there, and as they were written: look \
+                     at what is there"
+                    .to_owned(),
             };
             let whole = paint.ink(Ink::Good, "whole");
             let entries = words::count(u64::try_from(entries).unwrap_or(0));

@@ -81,9 +81,14 @@ fn told(ui: &mut Ui, opened: &Opened, arguments: &Arguments, gone: &Gone) -> Res
         ui.words(&format!("  {what}"));
     }
     let slice = opened.slices.first().map(|slice| shell_word(slice)).unwrap_or_default();
-    let before = if gone.begun { "nothing was done now" } else { "nothing was done" };
+    // What can't be taken back is the drop itself, which is over where it was begun.
+    let (before, warning) = if gone.begun {
+        ("nothing was done now", "")
+    } else {
+        ("nothing was done", ", which nothing takes back")
+    };
     ui.words(&opened.typed(&format!(
-        "{before}. To do exactly this, which nothing takes back: strangler retire PLAN --slice {slice} --stage drop{} --confirm {}",
+        "{before}. To do exactly this{warning}: strangler retire PLAN --slice {slice} --stage drop{} --confirm {}",
         approved_by(arguments),
         gone.token
     )));

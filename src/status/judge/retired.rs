@@ -15,17 +15,17 @@ pub(super) fn judge(facts: &SliceFacts, dropped: &Dropped, commands: &Commands) 
     let finish = commands.typed(&format!("strangler retire PLAN --slice {slice} --stage drop"));
     let alarm = || {
         let how = if stands {
-            "their drop was begun"
+            "the drop of its old tables was begun"
         } else {
-            "they are dropped, and what is behind that is not done"
+            "its old tables are dropped, and what is behind that is not done"
         };
-        format!("slice {}: of its old tables, {how}; {finish} finishes it [slice-dropped]", facts.slice)
+        format!("slice {}: {how}; {finish} finishes it [slice-dropped]", facts.slice)
     };
     let back = over && stands;
     let back_alarm = || {
         format!(
             "slice {}: its old tables were dropped, and the monolith has them again: an earlier state of it was put back; {finish} drops them \
-             again, where nobody can have written there [dropped-tables-back]",
+             again, where they hold what the archive has and nothing else [dropped-tables-back]",
             facts.slice
         )
     };

@@ -355,6 +355,20 @@ fn authority_follows_both_gates() {
 }
 
 #[test]
+fn where_both_gates_are_open_nothing_is_to_be_copied_over() {
+    let mut facts = with_service(|facts| {
+        facts.gate = gate("OPEN");
+        facts.stream.as_mut().unwrap().state = "gap".to_owned();
+    });
+    assert_eq!(status(&facts).authority, Authority::Both);
+    assert_eq!((status(&facts).phase, status(&facts).next), (Phase::Gap, None));
+    if let Side::Read(facts) = &mut facts.service_side {
+        facts.gate = gate("FENCED");
+    }
+    assert_eq!(status(&facts).next, mirror(" --rebuild"));
+}
+
+#[test]
 fn what_is_to_be_typed_survives_a_shell() {
     assert_eq!(shell_word("plans/retail.yaml"), "plans/retail.yaml");
     assert_eq!(shell_word("my plan's.yaml"), r"'my plan'\''s.yaml'");

@@ -5,14 +5,16 @@ use std::path::{Path, PathBuf};
 
 use rustix::process::Signal;
 use strangler::cluster::Cluster;
+use strangler::journal::granted;
 use tokio_postgres::Client;
 
 use super::archive::manifest;
-use super::dropping::{allowed, archived, drop_stage, frozen_at, status};
+use super::dropping::{REFERRING, TWO, allowed, archived, drop_stage, frozen_at, hasty, status};
 use super::quarantine::place;
-use super::{entries, refused, token};
+use super::{SETUP, entries, refused, token};
 use crate::support::binary::{Ended, flat};
 use crate::support::cluster::{Pair, connect};
+use crate::support::privilege;
 use crate::support::split::Split;
 use crate::support::wait::{SOON, until};
 
@@ -282,4 +284,22 @@ async fn a_reader_in_the_service_that_holds_up_what_is_behind_the_tables_is_name
     let done = drop_stage(&split, &["--confirm", &shown]);
     assert_eq!(done.exit, Some(0), "{}", done.page());
     super::dropping::assert_service_is_alone(&service).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_schema_that_tables_of_another_slice_come_back_to_stays_open_to_the_way_back() {
+    let (split, monolith, _service) = privilege::open(TWO, &format!("{SETUP}{REFERRING}")).await;
+    hasty(&split, &monolith).await;
+    let set_up = "CREATE SCHEMA home; GRANT USAGE ON SCHEMA home TO strangler_apply; \
+        INSERT INTO strangler.granted SELECT 'pg_namespace', to_regnamespace('home'), 0, 'strangler_apply', 'USAGE'";
+    monolith.batch_execute(set_up).await.unwrap();
+    let goes = async |slice: &str| {
+        let going = granted::dispensable(&monolith, slice, false).await.unwrap();
+        going.iter().filter_map(granted::Granted::revoke).any(|sql| sql.contains("ON SCHEMA home"))
+    };
+    assert!(goes("one").await && goes("two").await, "nobody needs it");
+    let away = "INSERT INTO strangler.quarantined (slice, relation_oid, schema_name, relation) VALUES ('two', 1, 'home', 'lines')";
+    monolith.batch_execute(away).await.unwrap();
+    assert!(!goes("one").await, "slice two comes back to it");
+    assert!(goes("two").await, "it goes with the slice that needs it");
 }

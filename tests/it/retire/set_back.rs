@@ -5,13 +5,15 @@ use std::process::Command;
 
 use rustix::process::Signal;
 use strangler::cluster::{Cluster, LocalCluster, StopMode};
+use strangler::dualwrite::gate;
 use tokio_postgres::Client;
 
 use super::dropping::{allowed, archived, assert_service_is_alone, drop_stage, one_of_two_dropped, status};
 use super::quarantine::place;
-use super::{refused, token};
+use super::{SETUP, TABLES, refused, token};
 use crate::support::binary::{Ended, flat};
 use crate::support::cluster::{Pair, connect, create_database};
+use crate::support::privilege;
 use crate::support::split::Split;
 use crate::support::wait::{SOON, until};
 
@@ -148,6 +150,34 @@ async fn a_database_that_never_had_the_tables_is_not_one_that_they_were_dropped_
     assert_eq!(number(&service, ended).await, 0);
 }
 
+/// Whoever owns a table can put its gate to sleep for a moment, and no state of the gate tells.
+async fn rows_past_the_gate_are_not_lost(split: &Split, monolith: &Client) {
+    let table = format!("{}.accounts", place(monolith, "accounts").await);
+    let asleep = format!("ALTER TABLE {table} DISABLE TRIGGER {}", gate::TRIGGER);
+    let awake = format!("ALTER TABLE {table} ENABLE ALWAYS TRIGGER {}", gate::TRIGGER);
+    let shown = token(&allowed(split));
+    let named = |fact: &str| {
+        for arguments in [&[][..], &["--confirm", &shown]] {
+            let ended = drop_stage(split, arguments);
+            refused(&ended, &["dropped-tables-back"]);
+            let said = flat(&ended.stderr);
+            assert!(said.contains("accounts") && said.contains(fact), "{}", ended.page());
+        }
+    };
+    monolith.batch_execute(&asleep).await.unwrap();
+    named("does not fire always");
+    // One row more; then as many as before, of which one is another.
+    let wrong = ["INSERT INTO {} (id) VALUES (7777)", "DELETE FROM {} WHERE id = 7"];
+    for sql in wrong {
+        monolith.batch_execute(&asleep).await.unwrap();
+        monolith.batch_execute(&sql.replace("{}", &table)).await.unwrap();
+        monolith.batch_execute(&awake).await.unwrap();
+        named("not those of the archive");
+    }
+    let right = format!("DELETE FROM {table} WHERE id = 7777; INSERT INTO {table} (id) VALUES (7)");
+    monolith.batch_execute(&format!("{asleep}; {right}; {awake}")).await.unwrap();
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn old_tables_that_come_back_with_an_earlier_monolith_are_an_alarm_and_are_dropped_again() {
     let (mut split, monolith, service, mirror, folder) = archived().await;
@@ -179,6 +209,7 @@ async fn old_tables_that_come_back_with_an_earlier_monolith_are_an_alarm_and_are
     assert!(lost.exit == Some(3) && lost.stderr.contains("archive-missing"), "{}", lost.page());
     std::fs::rename(folder.path().join("aside"), &manifest).unwrap();
 
+    rows_past_the_gate_are_not_lost(&split, &monolith).await;
     let again = allowed(&split);
     assert!(again.stdout.contains("\nDROP TABLE "), "{}", again.page());
     let done = drop_stage(&split, &["--confirm", &token(&again)]);
@@ -210,7 +241,7 @@ async fn a_service_that_was_set_back_to_before_it_was_told_learns_it_from_the_mo
     for arguments in [&[][..], &["--slice", "one"], &["--dry-run"]] {
         refused(&split.run("provision", arguments), &["drop-forgotten"]);
     }
-    for verb in ["mirror", "flip", "arm", "disarm", "reconcile", "unretire"] {
+    for verb in ["mirror", "flip", "arm", "disarm", "reconcile", "unretire", "abandon"] {
         refused(&split.run(verb, &["--slice", "one"]), &["drop-forgotten"]);
     }
     refused(&split.run("retire", &["--slice", "one", "--stage", "revoke"]), &["drop-forgotten"]);
@@ -223,7 +254,15 @@ async fn a_service_that_was_set_back_to_before_it_was_told_learns_it_from_the_mo
     let shown = of_one(&[]);
     assert_eq!(shown.exit, Some(0), "{}", shown.page());
     assert!(shown.stderr.contains("drop-forgotten"), "{}", shown.page());
-    let done = of_one(&["--confirm", &token(&shown)]);
+    // Neither what dropped the tables stands for what the service lacks now, nor what was shown of another state of it.
+    let dropped = "SELECT token FROM strangler.dropped WHERE slice = 'one'";
+    let dropped: String = monolith.query_one(dropped, &[]).await.unwrap().get(0);
+    refused(&of_one(&["--confirm", &dropped]), &[]);
+    service.batch_execute("UPDATE strangler.gate_one SET epoch = 2").await.unwrap();
+    refused(&of_one(&["--confirm", &token(&shown)]), &[]);
+    let told = "SELECT count(*) FROM strangler.dropped";
+    assert_eq!(number(&service, told).await, 0);
+    let done = of_one(&["--confirm", &token(&of_one(&[]))]);
     assert_eq!(done.exit, Some(0), "{}", done.page());
     let open = "SELECT count(*) FROM strangler.gate_one WHERE state = 'OPEN'";
     assert_eq!(number(&service, open).await, 1);
@@ -232,4 +271,27 @@ async fn a_service_that_was_set_back_to_before_it_was_told_learns_it_from_the_mo
     let provisioned = split.run("provision", &[]);
     assert_eq!(provisioned.exit, Some(0), "{}", provisioned.page());
     mirror.stop();
+}
+
+/// Both sides would be open by our own hand, and a mirror would take the empty tables for the newer ones.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_service_that_has_had_the_authority_is_not_provisioned_beside_a_monolith_that_knows_nothing() {
+    let (split, monolith, service) = privilege::open(TABLES, SETUP).await;
+    split.provision();
+    monolith.batch_execute("DROP SCHEMA strangler CASCADE").await.unwrap();
+    for (state, epoch) in [("OPEN", 2), ("FENCED", 3), ("OPEN", 1)] {
+        let gate = format!("UPDATE strangler.gate_one SET state = '{state}', epoch = {epoch}");
+        service.batch_execute(&gate).await.unwrap();
+        for arguments in [&[][..], &["--dry-run"]] {
+            let ended = split.run("provision", arguments);
+            refused(&ended, &["service-ahead"]);
+            let said = flat(&ended.stderr);
+            assert!(said.contains(&format!("is {state} in epoch {epoch}")), "{}", ended.page());
+        }
+    }
+    let made = "SELECT to_regclass('strangler.gate_one') IS NOT NULL";
+    assert!(!monolith.query_one(made, &[]).await.unwrap().get::<_, bool>(0));
+    service.batch_execute("UPDATE strangler.gate_one SET state = 'FENCED', epoch = 1").await.unwrap();
+    let ended = split.run("provision", &["--dry-run"]);
+    assert!(!ended.stderr.contains("service-ahead"), "{}", ended.page());
 }
