@@ -61,7 +61,9 @@ pub use state::{Grant, GrantOn, Publication, Role, State, Trigger};
 pub(crate) use type_rights::{grant_usage, no_type_usage};
 
 use crate::catalog::Catalog;
+use crate::journal::holdings::Holding;
 use crate::journal::migrate;
+use crate::journal::whereabouts::Whereabouts;
 use crate::problem::{Problem, Severity};
 
 /// How long a step waits for one lock. Nothing of ours needs a lock that stops the application, so a longer wait
@@ -267,6 +269,17 @@ pub struct Survey {
     pub services: BTreeMap<String, Catalog>,
     /// What is provisioned there.
     pub service_states: BTreeMap<String, State>,
+}
+
+/// What a caller has read of a database a moment ago, and in the same way: [`foresee`] does not read it again. Nothing is done by it.
+#[derive(Debug, Clone)]
+pub struct Known {
+    /// Its catalog.
+    pub catalog: Catalog,
+    /// Where the link leads.
+    pub whereabouts: Whereabouts,
+    /// Which slices have which tables.
+    pub holdings: Vec<Holding>,
 }
 
 /// Progress of a run.

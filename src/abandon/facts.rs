@@ -298,7 +298,7 @@ async fn side(client: &Client, slice: &str) -> Result<Side, AbandonError> {
     let sql = "SELECT (SELECT system_identifier FROM pg_control_system())::text, \
                    extract(epoch FROM pg_postmaster_start_time())::text, current_setting('server_version_num')::int4, \
                    datname::text, oid FROM pg_database WHERE datname = current_database()";
-    let row = client.query_one(sql, &[]).await.map_err(AbandonError::database("which server it is"))?;
+    let row = client.query_typed_one(sql, &[]).await.map_err(AbandonError::database("which server it is"))?;
     let major = u32::try_from(row.get::<_, i32>(2) / 10_000).unwrap_or_default();
     let form = migrate::form(client).await?;
     let identity = Identity { system_identifier: row.get(0), database_oid: row.get(4) };

@@ -75,7 +75,7 @@ async fn digests(client: &Client, rows: &str) -> Result<BTreeMap<i64, Digest>, t
         "SELECT part, pg_catalog.getdatabaseencoding()::text, count(*), sum(hashtextextended(t, 0))::text, bit_xor(hashtextextended(t, {SEED})) \
          FROM ({rows}) AS s GROUP BY part"
     );
-    let found = client.query(&sql, &[]).await?;
+    let found = client.query_typed(&sql, &[]).await?;
     Ok(found
         .iter()
         .map(|row| {

@@ -51,7 +51,7 @@ pub fn word_for(content: &[u8], slice: &str) -> Option<String> {
 /// [`MirrorError::Sql`].
 pub async fn take_barrier(source: &Client) -> Result<FullXid, MirrorError> {
     let row = source
-        .query_one("SELECT pg_current_xact_id()::text", &[])
+        .query_typed_one("SELECT pg_current_xact_id()::text", &[])
         .await
         .map_err(MirrorError::sql("taking a barrier transaction"))?;
     let text: &str = row.get(0);
@@ -65,7 +65,7 @@ pub async fn take_barrier(source: &Client) -> Result<FullXid, MirrorError> {
 /// [`MirrorError`].
 pub async fn snapshot(source: &Client) -> Result<Arc<Snapshot>, MirrorError> {
     let row = source
-        .query_one("SELECT pg_current_snapshot()::text", &[])
+        .query_typed_one("SELECT pg_current_snapshot()::text", &[])
         .await
         .map_err(MirrorError::sql("taking a snapshot"))?;
     let text: &str = row.get(0);
@@ -78,7 +78,7 @@ pub async fn snapshot(source: &Client) -> Result<Arc<Snapshot>, MirrorError> {
 /// [`MirrorError::Sql`].
 pub async fn insert_position(source: &Client) -> Result<Lsn, MirrorError> {
     let row = source
-        .query_one("SELECT pg_current_wal_insert_lsn()", &[])
+        .query_typed_one("SELECT pg_current_wal_insert_lsn()", &[])
         .await
         .map_err(MirrorError::sql("reading the WAL position"))?;
     let lsn: PgLsn = row.get(0);
@@ -209,7 +209,7 @@ pub async fn pages(source: &Client, table: &str) -> Result<i64, MirrorError> {
 /// [`MirrorError::Sql`].
 pub async fn oldest_transaction(source: &Client) -> Result<String, MirrorError> {
     let row = source
-        .query_opt(
+        .query_typed_opt(
             "SELECT format('process %s (%s, database %s)%s', l.pid, \
                  coalesce(nullif(a.application_name, ''), 'role ' || a.usename, 'no application name'), a.datname, \
                  ', open for ' || round(extract(epoch FROM clock_timestamp() - a.xact_start)) || ' s') \
@@ -263,7 +263,8 @@ pub async fn in_the_way(client: &Client) -> Result<Option<String>, MirrorError> 
         WHERE NOT l.granted AND l.waitstart < clock_timestamp() - interval '3 s' \
             AND a.datname = current_database() AND a.application_name = current_setting('application_name') \
             AND b.application_name IS DISTINCT FROM a.application_name LIMIT 1";
-    let row = client.query_opt(sql, &[]).await.map_err(MirrorError::sql("looking for who is in the way"))?;
+    let row =
+        client.query_typed_opt(sql, &[]).await.map_err(MirrorError::sql("looking for who is in the way"))?;
     Ok(row.map(|row| row.get(0)))
 }
 

@@ -770,7 +770,7 @@ pub async fn empty_table(target: &Client, table: &str, in_use: InUse) -> Result<
 /// [`MirrorError`].
 pub async fn identify(source: &Client, system: &SystemIdentity) -> Result<Source, MirrorError> {
     let row = source
-        .query_one("SELECT oid FROM pg_database WHERE datname = current_database()", &[])
+        .query_typed_one("SELECT oid FROM pg_database WHERE datname = current_database()", &[])
         .await
         .map_err(MirrorError::sql("reading the source's identity"))?;
     let uuid = slices::database_uuid(source).await?.ok_or_else(|| MirrorError::Refused {

@@ -203,7 +203,7 @@ async fn read_link(client: &Client, link: LinkName) -> Result<LinkRole, Unread> 
                       r.rolcreaterole, \
                       pg_catalog.has_database_privilege(pg_catalog.current_database(), 'CREATE') \
                FROM pg_catalog.pg_roles r WHERE r.rolname = session_user";
-    let row = client.query_one(sql, &[]).await?;
+    let row = client.query_typed_one(sql, &[]).await?;
     let mut role = LinkRole {
         name: row.try_get(0)?,
         place: whereabouts::place(client).await?,
@@ -264,14 +264,14 @@ async fn read_table_rights(client: &Client, becomes: bool, role: &mut LinkRole) 
     }
     let sql = "SELECT nspname::text FROM pg_catalog.pg_namespace \
                WHERE nspname !~ '^pg_' AND NOT pg_catalog.has_schema_privilege(oid, 'USAGE')";
-    for row in client.query(sql, &[]).await? {
+    for row in client.query_typed(sql, &[]).await? {
         role.closed_schemas.insert(row.try_get(0)?);
     }
     let sql = "SELECT p.oid::pg_catalog.regprocedure::text FROM pg_catalog.pg_proc p \
                WHERE p.proname = 'pg_logical_emit_message' \
                  AND p.pronamespace = 'pg_catalog'::pg_catalog.regnamespace \
                  AND NOT pg_catalog.has_function_privilege(p.oid, 'EXECUTE')";
-    for row in client.query(sql, &[]).await? {
+    for row in client.query_typed(sql, &[]).await? {
         role.silenced.insert(row.try_get(0)?);
     }
     Ok(())
@@ -298,7 +298,7 @@ async fn lacking(client: &Client) -> Result<BTreeMap<TableName, Vec<String>>, Er
 /// Tried rather than looked up: managed servers let other roles set it than the catalogs tell.
 async fn may_set_replica_role(client: &Client) -> Result<bool, Error> {
     let row = client
-        .query_one("SELECT pg_catalog.current_setting('session_replication_role') = 'replica'", &[])
+        .query_typed_one("SELECT pg_catalog.current_setting('session_replication_role') = 'replica'", &[])
         .await?;
     if row.try_get(0)? {
         return Ok(true);
@@ -337,7 +337,7 @@ async fn read_roles(client: &Client, names: &[String]) -> Result<BTreeMap<String
         roles.insert(row.try_get(0)?, role);
     }
     let sql = "SELECT pg_catalog.has_table_privilege('pg_catalog.pg_authid', 'SELECT')";
-    if client.query_one(sql, &[]).await?.try_get(0)? {
+    if client.query_typed_one(sql, &[]).await?.try_get(0)? {
         let sql =
             "SELECT rolname::text, rolpassword IS NOT NULL FROM pg_catalog.pg_authid WHERE rolname = ANY($1)";
         for row in client.query(sql, &[&names]).await? {
@@ -370,7 +370,7 @@ impl WalSample {
 }
 
 async fn wal_position(client: &Client) -> Option<Lsn> {
-    let row = client.query_one("SELECT pg_catalog.pg_current_wal_lsn()::text", &[]).await.ok()?;
+    let row = client.query_typed_one("SELECT pg_catalog.pg_current_wal_lsn()::text", &[]).await.ok()?;
     row.try_get::<_, String>(0).ok()?.parse().ok()
 }
 
@@ -391,12 +391,12 @@ async fn read_server(client: &Client, sample: WalSample) -> Result<Server, Error
                       ARRAY(SELECT v.name::text FROM pg_catalog.pg_available_extension_versions v \
                             JOIN pg_catalog.pg_available_extensions e \
                               ON e.name = v.name AND e.default_version = v.version WHERE v.trusted OR NOT v.superuser)";
-    let row = client.query_one(sql, &[]).await?;
+    let row = client.query_typed_one(sql, &[]).await?;
     let count =
         |index: usize| row.try_get::<_, i64>(index).map(|count| u32::try_from(count).unwrap_or(u32::MAX));
     let mean: Option<f64> = row.try_get(3)?;
     let slots = client
-        .query("SELECT slot_name::text, database::text FROM pg_catalog.pg_replication_slots", &[])
+        .query_typed("SELECT slot_name::text, database::text FROM pg_catalog.pg_replication_slots", &[])
         .await?;
     let seen = sample.bytes_per_second(client).await;
     Ok(Server {
@@ -457,7 +457,7 @@ async fn look_at_targets(links: &Links, targets: &[TableName], database: &mut Da
     };
     for target in targets.iter().filter(|target| catalog.table(target).is_some()) {
         let sql = format!("SELECT EXISTS (SELECT FROM {})", target.sql());
-        match client.query_one(&sql, &[]).await.and_then(|row| row.try_get(0)) {
+        match client.query_typed_one(&sql, &[]).await.and_then(|row| row.try_get(0)) {
             Ok(true) => {
                 server.filled.insert(target.clone());
             }

@@ -39,8 +39,7 @@ pub(super) struct Arguments {
 pub(super) async fn run(ui: &mut Ui, arguments: &Arguments) -> Result<Exit, CliError> {
     let mut opened = open::open(ui, &arguments.plan, &arguments.slices.slices, Needs::All)?.answering();
     opened.ask_dropped(Needs::All).await?;
-    let opened = opened.known_to_services()?;
-    let Some(opened) = opened.living(ui, &arguments.slices.slices, Needs::All).await? else {
+    let Some(opened) = opened.known_to_services()?.left(ui, &arguments.slices.slices)? else {
         return Ok(Exit::Clean);
     };
     let state = "steps that were finished stay, the one at work is undone; type it again to go on";

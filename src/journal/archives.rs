@@ -35,7 +35,7 @@ pub struct Archive {
 pub async fn read(monolith: &Client, slice: &str) -> Result<Option<Archive>, JournalError> {
     let failed = || JournalError::database("reading where a slice is archived");
     let there = "SELECT to_regclass('strangler.archive') IS NOT NULL";
-    if !monolith.query_one(there, &[]).await.map_err(failed())?.get::<_, bool>(0) {
+    if !monolith.query_typed_one(there, &[]).await.map_err(failed())?.get::<_, bool>(0) {
         return Ok(None);
     }
     // An earlier version has no way back in it.

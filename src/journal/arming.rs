@@ -112,7 +112,7 @@ pub async fn cut_keys(client: &Client) -> Result<Vec<CutKey>, JournalError> {
     let sql = "SELECT id, slice, child_table, name, parent_table, definition, validated, comment, columns, \
                referenced_columns FROM strangler.cut_key WHERE restored_at IS NULL ORDER BY id";
     let rows = client
-        .query(sql, &[])
+        .query_typed(sql, &[])
         .await
         .map_err(JournalError::database("reading the foreign keys that were cut"))?;
     rows.iter().map(cut_key).collect()

@@ -195,15 +195,16 @@ pub async fn read(client: &Client, slice: &str) -> Result<Option<Dropped>, Journ
 /// [`JournalError`].
 pub async fn known_to(monolith: &Client) -> Result<Vec<String>, JournalError> {
     let failed = || JournalError::database("looking which slices the monolith knows");
-    let mut known = Vec::new();
-    for table in ["slice", "dropped"] {
-        if is_open(monolith, table).await.map_err(failed())? {
-            let sql = format!("SELECT slice FROM strangler.{} WHERE side = 'monolith'", quote_ident(table));
-            let rows = monolith.query_typed(&sql, &[]).await.map_err(failed())?;
-            known.extend(rows.iter().map(|row| row.get::<_, String>(0)));
-        }
+    let open = open_of(monolith, &["slice", "dropped"]).await.map_err(failed())?;
+    let part = |table: &String| {
+        format!("SELECT slice FROM strangler.{} WHERE side = 'monolith'", quote_ident(table))
+    };
+    let sql = open.iter().map(part).collect::<Vec<_>>().join(" UNION ALL ");
+    if sql.is_empty() {
+        return Ok(Vec::new());
     }
-    Ok(known)
+    let rows = monolith.query_typed(&sql, &[]).await.map_err(failed())?;
+    Ok(rows.iter().map(|row| row.get(0)).collect())
 }
 
 /// What the monolith's catalogs said of the tables of one slice, as JSON, from a database that has noted its drop.
@@ -274,12 +275,13 @@ pub async fn elsewhere(
     Ok(found)
 }
 
-/// It is there, and the role may read it.
-async fn is_open(client: &Client, table: &str) -> Result<bool, Error> {
-    let sql = "SELECT EXISTS (SELECT FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace \
-               WHERE n.nspname = 'strangler' AND c.relname::text = $1 \
-                 AND has_schema_privilege(n.oid, 'USAGE') AND has_table_privilege(c.oid, 'SELECT'))";
-    client.query_typed_one(sql, &[(&table, Type::TEXT)]).await?.try_get(0)
+/// Those of the tables that are there, and that the role may read.
+async fn open_of(client: &Client, tables: &[&str]) -> Result<Vec<String>, Error> {
+    let sql = "SELECT c.relname::text FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace \
+               WHERE n.nspname = 'strangler' AND c.relname::text = ANY ($1) \
+                 AND has_schema_privilege(n.oid, 'USAGE') AND has_table_privilege(c.oid, 'SELECT')";
+    let rows = client.query_typed(sql, &[(&tables, Type::TEXT_ARRAY)]).await?;
+    rows.iter().map(|row| row.try_get(0)).collect()
 }
 
 async fn is_there(client: &Client, table: &str) -> Result<bool, Error> {

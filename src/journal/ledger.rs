@@ -158,7 +158,7 @@ pub async fn append(client: &Client, entry: &NewEntry<'_>) -> Result<Head, Journ
     let before = "SELECT (extract(epoch FROM clock_timestamp()) * 1000000)::bigint, l.id, l.hash \
                   FROM (VALUES (1)) AS one LEFT JOIN LATERAL \
                       (SELECT id, hash FROM strangler.ledger ORDER BY id DESC LIMIT 1) AS l ON true";
-    let row = client.query_one(before, &[]).await.map_err(failed())?;
+    let row = client.query_typed_one(before, &[]).await.map_err(failed())?;
     let id = row.get::<_, Option<i64>>(1).unwrap_or(0) + 1;
     let previous = row.get::<_, Option<&[u8]>>(2).map_or(Ok(Hash::NONE), Hash::read)?;
     let mut made = Entry {
@@ -286,7 +286,9 @@ pub async fn latest(client: &Client, wanted: Latest<'_>) -> Result<Vec<Entry>, J
 pub async fn head(client: &Client) -> Result<Option<Head>, JournalError> {
     let sql = "SELECT id, hash, (extract(epoch FROM at) * 1000000)::bigint FROM strangler.ledger \
                ORDER BY id DESC LIMIT 1";
-    let row =
-        client.query_opt(sql, &[]).await.map_err(JournalError::database("reading the ledger's head"))?;
+    let row = client
+        .query_typed_opt(sql, &[])
+        .await
+        .map_err(JournalError::database("reading the ledger's head"))?;
     row.map(|row| Ok(Head { id: row.get(0), hash: Hash::read(row.get(1))?, at_us: row.get(2) })).transpose()
 }

@@ -60,7 +60,7 @@ pub async fn ways_back(client: &Client, slices: &[&str]) -> Result<Vec<(String, 
     let failed = || JournalError::database("reading the ways back");
     let may = "SELECT coalesce(has_table_privilege(to_regclass('strangler.stream'), 'SELECT') \
                    AND has_table_privilege(to_regclass('strangler.mirror_process'), 'SELECT'), false)";
-    if !client.query_one(may, &[]).await.map_err(failed())?.get::<_, bool>(0) {
+    if !client.query_typed_one(may, &[]).await.map_err(failed())?.get::<_, bool>(0) {
         return Ok(Vec::new());
     }
     let rows = client.query(WAY_BACK_SQL, &[&slices]).await.map_err(failed())?;
@@ -78,7 +78,7 @@ pub async fn service(
 ) -> Result<Option<Vec<(String, String)>>, JournalError> {
     let failed = || JournalError::database("reading the mirror's progress");
     let exists = "SELECT to_regclass('strangler.deferred') IS NOT NULL";
-    if !client.query_one(exists, &[]).await.map_err(failed())?.get::<_, bool>(0) {
+    if !client.query_typed_one(exists, &[]).await.map_err(failed())?.get::<_, bool>(0) {
         return Ok(None);
     }
     let rows = client.query(SERVICE_SQL, &[&slices]).await.map_err(failed())?;

@@ -57,7 +57,8 @@ pub struct Whereabouts {
 pub async fn place(client: &Client) -> Result<String, JournalError> {
     let sql = "SELECT extract(epoch FROM pg_postmaster_start_time())::text || '/' || oid::text \
                FROM pg_database WHERE datname = current_database()";
-    let row = client.query_one(sql, &[]).await.map_err(JournalError::database("looking where a link leads"));
+    let row =
+        client.query_typed_one(sql, &[]).await.map_err(JournalError::database("looking where a link leads"));
     Ok(row?.get(0))
 }
 
@@ -87,13 +88,13 @@ pub async fn read(client: &Client) -> Result<Whereabouts, JournalError> {
                FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace \
                WHERE n.nspname = 'strangler' AND c.relname IN ('slice', 'stream') \
                  AND has_schema_privilege(n.oid, 'USAGE') AND has_table_privilege(c.oid, 'SELECT')";
-    let row = client.query_one(sql, &[]).await.map_err(failed())?;
+    let row = client.query_typed_one(sql, &[]).await.map_err(failed())?;
     let newer = migrate::is_newer(client).await?;
     let abandoned = abandonment::all(client).await?.into_iter().collect();
     let mut found = Whereabouts { place, database: row.get(0), newer, abandoned, ..Whereabouts::default() };
     if row.get(1) {
         let sql = "SELECT slice, plan, service, side = 'service' FROM strangler.slice ORDER BY slice";
-        let rows = client.query(sql, &[]).await.map_err(failed())?;
+        let rows = client.query_typed(sql, &[]).await.map_err(failed())?;
         found.sides = rows
             .iter()
             .map(|row| Side {
@@ -107,7 +108,7 @@ pub async fn read(client: &Client) -> Result<Whereabouts, JournalError> {
     if row.get(2) {
         let sql = "SELECT s.slice, s.plan_hash FROM strangler.slice s \
                    WHERE EXISTS (SELECT FROM strangler.stream t WHERE t.slice = s.slice AND t.dir = 'forward')";
-        let rows = client.query(sql, &[]).await.map_err(failed())?;
+        let rows = client.query_typed(sql, &[]).await.map_err(failed())?;
         found.begun = rows.iter().map(|row| (row.get(0), row.get(1))).collect();
     }
     Ok(found)

@@ -28,6 +28,12 @@ const OLDEST_MAJOR: u32 = 14;
 /// seconds is far longer than DDL should hold its lock, and short enough to tell the operator that it does.
 const LOCK_TIMEOUT_MS: u32 = 10_000;
 
+/// Begins a transaction that reads catalogs. Its statements join many catalogs, of which each session plans them once: looking for the
+/// best order of the joins takes it longer than all the rest, and they are written in an order that is good for few tables and for
+/// very many (PostgreSQL documentation, section 20.7.4, `join_collapse_limit`).
+pub(crate) const BEGIN: &str = "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY; SET LOCAL search_path = pg_catalog; \
+     SET LOCAL join_collapse_limit = 1";
+
 /// Condition on `n` (`pg_namespace`): the schema is neither PostgreSQL's nor ours.
 const USER_SCHEMA: &str = "n.nspname !~ '^pg_' AND n.nspname NOT IN ('information_schema', 'strangler')";
 
@@ -150,10 +156,7 @@ async fn in_transaction<T>(
     client: &Client,
     work: impl Future<Output = Result<T, IntrospectError>>,
 ) -> Result<T, IntrospectError> {
-    let begin = format!(
-        "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY; SET LOCAL search_path = pg_catalog; \
-         SET LOCAL lock_timeout = {LOCK_TIMEOUT_MS}"
-    );
+    let begin = format!("{BEGIN}; SET LOCAL lock_timeout = {LOCK_TIMEOUT_MS}");
     client.batch_execute(&begin).await.map_err(failed("a snapshot"))?;
     let outcome = work.await;
     let ended = client.batch_execute("ROLLBACK").await.map_err(failed("a snapshot"));
@@ -202,7 +205,7 @@ async fn read_standing(client: &Client) -> Result<(Catalog, Places), IntrospectE
     catalog.extensions = read_pairs(client, extensions).await.map_err(failed("extensions"))?;
     let schemas = "SELECT nspname::text FROM pg_namespace WHERE nspname !~ '^pg_' \
                    AND nspname <> 'information_schema' ORDER BY 1";
-    let rows = client.query(schemas, &[]).await.map_err(failed("schemas"))?;
+    let rows = client.query_typed(schemas, &[]).await.map_err(failed("schemas"))?;
     catalog.schemas =
         rows.iter().map(|row| row.try_get(0)).collect::<Result<_, _>>().map_err(failed("schemas"))?;
     Ok((catalog, places))
@@ -238,7 +241,7 @@ async fn read_database(client: &Client) -> Result<Catalog, IntrospectError> {
                       quote_ident(current_user::text) \
                FROM pg_database d WHERE d.datname = current_database()";
     let what = failed("the database");
-    let row = client.query_one(sql, &[]).await.map_err(&what)?;
+    let row = client.query_typed_one(sql, &[]).await.map_err(&what)?;
     let version: i32 = row.try_get(2).map_err(&what)?;
     let version_num = u32::try_from(version).unwrap_or(0);
     if version_num / 10_000 < OLDEST_MAJOR {
@@ -279,7 +282,7 @@ fn collation_of(row: &Row) -> Result<String, Error> {
 
 async fn role(client: &Client) -> Result<String, IntrospectError> {
     let sql = "SELECT quote_ident(current_user::text)";
-    Ok(client.query_one(sql, &[]).await.map_err(failed("the role"))?.get(0))
+    Ok(client.query_typed_one(sql, &[]).await.map_err(failed("the role"))?.get(0))
 }
 
 async fn read_identity(
@@ -289,15 +292,16 @@ async fn read_identity(
 ) -> Result<Identity, IntrospectError> {
     let what = failed("the identity");
     let sql = "SELECT system_identifier::text FROM pg_control_system()";
-    let system_identifier = client.query_one(sql, &[]).await.and_then(|row| row.try_get(0)).map_err(&what)?;
+    let system_identifier =
+        client.query_typed_one(sql, &[]).await.and_then(|row| row.try_get(0)).map_err(&what)?;
     let sql = "SELECT has_schema_privilege(n.oid, 'USAGE') AND has_table_privilege(c.oid, 'SELECT') \
                FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace \
                WHERE n.nspname = 'strangler' AND c.relname = 'database'";
-    let database_uuid = match client.query_opt(sql, &[]).await.map_err(&what)? {
+    let database_uuid = match client.query_typed_opt(sql, &[]).await.map_err(&what)? {
         None => None,
         Some(row) if row.try_get::<_, bool>(0).map_err(&what)? => {
             let sql = "SELECT uuid::text FROM strangler.database";
-            let row = client.query_opt(sql, &[]).await.map_err(&what)?;
+            let row = client.query_typed_opt(sql, &[]).await.map_err(&what)?;
             row.map(|row| row.try_get(0)).transpose().map_err(&what)?
         }
         Some(_) => return Err(IntrospectError::NoUuid { role }),
@@ -306,7 +310,7 @@ async fn read_identity(
 }
 
 async fn read_pairs(client: &Client, sql: &str) -> Result<BTreeMap<String, String>, Error> {
-    let rows = client.query(sql, &[]).await?;
+    let rows = client.query_typed(sql, &[]).await?;
     rows.iter().map(|row| Ok((row.try_get(0)?, row.try_get(1)?))).collect()
 }
 

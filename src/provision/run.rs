@@ -8,8 +8,8 @@ use super::preflight;
 use super::record::{Run, record};
 use super::state::{self, State};
 use super::{
-    Database, Databases, Design, Event, Logins, ProvisionError, Statement, Step, Survey, Work, anatomy,
-    begin, design,
+    Database, Databases, Design, Event, Known, Logins, ProvisionError, Statement, Step, Survey, Work,
+    anatomy, begin, design,
 };
 use crate::catalog::Catalog;
 use crate::dualwrite::exclusion;
@@ -27,7 +27,20 @@ use crate::problem::{Problem, Severity};
 /// # Errors
 /// [`ProvisionError::Read`], [`ProvisionError::State`], [`ProvisionError::Migrate`], [`ProvisionError::Journal`].
 pub async fn survey(plan: &Plan, databases: &Databases) -> Result<Survey, ProvisionError> {
-    let (monolith, monolith_state) = look(&Database::Monolith, &databases.monolith).await?;
+    let mut survey = survey_with(databases, &mut BTreeMap::new()).await?;
+    let kept = dropped::elsewhere(&databases.monolith, databases.services.values(), &plan.name).await;
+    let failed = |source| ProvisionError::Journal { database: Database::Monolith, source };
+    survey.monolith = survey.monolith.with_dropped(kept.map_err(failed)?);
+    Ok(survey)
+}
+
+/// What `known` has of a database is not read again.
+async fn survey_with(
+    databases: &Databases,
+    known: &mut BTreeMap<Database, Known>,
+) -> Result<Survey, ProvisionError> {
+    let of_monolith = known.remove(&Database::Monolith);
+    let (monolith, monolith_state) = look(&Database::Monolith, &databases.monolith, of_monolith).await?;
     let anatomy = anatomy::read(&databases.monolith).await.map_err(|source| ProvisionError::State {
         database: Database::Monolith,
         what: "the definitions of its tables",
@@ -41,21 +54,29 @@ pub async fn survey(plan: &Plan, databases: &Databases) -> Result<Survey, Provis
         service_states: BTreeMap::new(),
     };
     for (name, client) in &databases.services {
-        let (catalog, state) = look(&Database::Service(name.clone()), client).await?;
+        let database = Database::Service(name.clone());
+        let of_service = known.remove(&database);
+        let (catalog, state) = look(&database, client, of_service).await?;
         survey.services.insert(name.clone(), catalog);
         survey.service_states.insert(name.clone(), state);
     }
-    let kept = dropped::elsewhere(&databases.monolith, databases.services.values(), &plan.name).await;
-    let failed = |source| ProvisionError::Journal { database: Database::Monolith, source };
-    survey.monolith = survey.monolith.with_dropped(kept.map_err(failed)?);
     Ok(survey)
 }
 
-async fn look(database: &Database, client: &Client) -> Result<(Catalog, State), ProvisionError> {
-    let catalog = introspect::read(client)
-        .await
-        .map_err(|source| ProvisionError::Read { database: database.clone(), source })?;
-    let state = state::read(database, client).await?;
+async fn look(
+    database: &Database,
+    client: &Client,
+    known: Option<Known>,
+) -> Result<(Catalog, State), ProvisionError> {
+    let (catalog, read) = match known {
+        Some(Known { catalog, whereabouts, holdings }) => (catalog, Some((whereabouts, holdings))),
+        None => {
+            let catalog = introspect::read(client).await;
+            let failed = |source| ProvisionError::Read { database: database.clone(), source };
+            (catalog.map_err(failed)?, None)
+        }
+    };
+    let state = state::read(database, client, read).await?;
     Ok((catalog, state))
 }
 
@@ -74,16 +95,22 @@ pub async fn prepare(
 }
 
 /// All problems that `provision` would have with a plan, also those that it would not come to because of others. Nothing may
-/// be done by what is looked at for them.
+/// be done by what is looked at for them. `known` is what was just read of these databases, of all or of none; the monolith's catalog
+/// in it has the tables that are dropped.
 ///
 /// # Errors
 /// As [`prepare`].
 pub async fn foresee(
     (plan, only): (&Plan, &[String]),
     databases: &Databases,
+    mut known: BTreeMap<Database, Known>,
     logins: &Logins,
 ) -> Result<Vec<Problem>, ProvisionError> {
-    let survey = survey(plan, databases).await?;
+    let survey = if databases.all().all(|(database, _)| known.contains_key(&database)) {
+        survey_with(databases, &mut known).await?
+    } else {
+        survey(plan, databases).await?
+    };
     let (outlined, _) = outline(plan, only, &survey, logins);
     let (mut mappings, mut problems) = compile(plan, &survey.monolith);
     if !only.is_empty() {

@@ -248,13 +248,14 @@ pub async fn gather(asked: Asked<'_>) -> Result<SliceFacts, RetireError> {
         let seen = known.iter().find(|(name, seen)| *name == label && seen.epoch == here.epoch);
         (label, seen.map(|(_, seen)| seen.clone()))
     });
-    let uncounted = monolith.query(UNCOUNTED, &[]).await;
+    let uncounted = monolith.query_typed(UNCOUNTED, &[]).await;
     let uncounted = uncounted.map_err(RetireError::database("what the monolith does not count"))?;
     // Before the clock is read, so that nobody was met in the future.
     let now = usage::sessions(monolith, &sources).await?;
     let asking = "SELECT (extract(epoch FROM clock_timestamp()) * 1000000)::bigint, pg_has_role('pg_read_all_stats', 'USAGE'), \
                   (SELECT count(*) FROM pg_stat_replication r JOIN pg_stat_activity a USING (pid) WHERE a.datid IS NULL)";
-    let row = monolith.query_one(asking, &[]).await.map_err(RetireError::database("the monolith's clock"))?;
+    let row =
+        monolith.query_typed_one(asking, &[]).await.map_err(RetireError::database("the monolith's clock"))?;
     let statements = statements_seen::state(monolith).await;
     let dependents = dependents::read(monolith, asked.catalog, &names).await;
     let strays = alarms::on_monolith(service, slice, here.epoch).await?;

@@ -141,7 +141,7 @@ async fn schema(job: &Job<'_>, service: &Client) -> Result<(), RetireError> {
     failpoint::hit("drop-journal-kept");
     let failed = || RetireError::database("the server's version");
     let major = "SELECT current_setting('server_version_num')::int4 / 10000";
-    let major: i32 = monolith.query_one(major, &[]).await.map_err(failed())?.get(0);
+    let major: i32 = monolith.query_typed_one(major, &[]).await.map_err(failed())?.get(0);
     let others = abandonment::others(monolith, slice).await?;
     let roles = (others.made_role, others.quieted);
     let mut sql = vec![dropped::forget_on_monolith()];
@@ -161,7 +161,7 @@ pub(super) async fn transact(
     sql: &[String],
 ) -> Result<(), RetireError> {
     let text = format!("BEGIN; SET LOCAL lock_timeout = {LOCK_MS}; {}; COMMIT", sql.join("; "));
-    let process = client.query_one("SELECT pg_backend_pid()", &[]).await;
+    let process = client.query_typed_one("SELECT pg_backend_pid()", &[]).await;
     let process: i32 = process.map_err(RetireError::database("which session it is"))?.get(0);
     let mut who = None;
     for _ in 0..TRIES {

@@ -124,7 +124,7 @@ async fn make_schemas(
     objects: &[Object],
 ) -> Result<Schemas, RetireError> {
     let failed = || RetireError::database("the schemas");
-    let rows = transaction.monolith.query("SELECT nspname::text FROM pg_namespace", &[]).await;
+    let rows = transaction.monolith.query_typed("SELECT nspname::text FROM pg_namespace", &[]).await;
     let mut taken: BTreeSet<String> = rows.map_err(failed())?.iter().map(|row| row.get(0)).collect();
     let from: BTreeSet<&String> = objects.iter().map(|object| &object.name.schema).collect();
     let mut schemas = Schemas::new();

@@ -531,7 +531,7 @@ pub(super) async fn within<T>(
 ) -> Result<(T, Vec<String>), RetireError> {
     let monolith = &work.databases.monolith;
     let failed = || RetireError::database("whether a transaction began");
-    let process = monolith.query_one("SELECT pg_backend_pid()", &[]).await.map_err(failed())?.get(0);
+    let process = monolith.query_typed_one("SELECT pg_backend_pid()", &[]).await.map_err(failed())?.get(0);
     for _ in 0..ATTEMPTS {
         let begin = format!("BEGIN; {}; SET LOCAL lock_timeout = {LOCK_MS}", idle_limit());
         monolith.batch_execute(&begin).await.map_err(failed())?;
@@ -564,7 +564,7 @@ pub(super) async fn within<T>(
 /// Commits. Where the link is lost meanwhile, the server is asked through another one what came of it.
 async fn committed(work: Work<'_>, commit: Commit) -> Result<(), RetireError> {
     let monolith = &work.databases.monolith;
-    let number = monolith.query_one("SELECT pg_current_xact_id()::text", &[]).await;
+    let number = monolith.query_typed_one("SELECT pg_current_xact_id()::text", &[]).await;
     let number: String = number.map_err(RetireError::database("the number of a transaction"))?.get(0);
     failpoint::hit(commit.before);
     if let Err(source) = monolith.batch_execute("COMMIT").await {

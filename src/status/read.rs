@@ -119,7 +119,8 @@ async fn unguarded(
 /// Logical slots of a database.
 async fn slots(client: &Client) -> Result<Vec<Slot>, ReadError> {
     let what = "replication slots";
-    let row = client.query_one(SLOTS_SQL, &[]).await.map_err(|source| ReadError::Query { what, source })?;
+    let row =
+        client.query_typed_one(SLOTS_SQL, &[]).await.map_err(|source| ReadError::Query { what, source })?;
     serde_json::from_str(row.get(0)).map_err(|source| ReadError::Shape { what, source })
 }
 
@@ -156,8 +157,10 @@ pub async fn monolith(
     slices: &[&str],
 ) -> Result<BTreeMap<String, MonolithFacts>, ReadError> {
     let what = "replication slots";
-    let row =
-        client.query_one(MONOLITH_SQL, &[]).await.map_err(|source| ReadError::Query { what, source })?;
+    let row = client
+        .query_typed_one(MONOLITH_SQL, &[])
+        .await
+        .map_err(|source| ReadError::Query { what, source })?;
     let text: String = row.get(0);
     let mut shared: MonolithFacts =
         serde_json::from_str(&text).map_err(|source| ReadError::Shape { what, source })?;
@@ -236,7 +239,7 @@ async fn gates(client: &Client, slices: &[&str]) -> Result<BTreeMap<String, Gate
     if selects.is_empty() {
         return Ok(BTreeMap::new());
     }
-    let rows = client.query(&selects.join(" UNION ALL "), &[]).await.map_err(failed)?;
+    let rows = client.query_typed(&selects.join(" UNION ALL "), &[]).await.map_err(failed)?;
     Ok(rows
         .iter()
         .map(|row| {

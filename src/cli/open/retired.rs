@@ -22,6 +22,14 @@ impl Opened {
         needs: Needs,
     ) -> Result<Option<Self>, CliError> {
         self.ask_dropped(needs).await?;
+        self.left(ui, named)
+    }
+
+    /// The same for whoever has asked already ([`Self::ask_dropped`]).
+    ///
+    /// # Errors
+    /// One of them was named: [`CliError::SliceDropped`].
+    pub(in crate::cli) fn left(self, ui: &mut Ui, named: &[String]) -> Result<Option<Self>, CliError> {
         let opened = self.leave_out(ui, named)?;
         Ok((!opened.slices.is_empty()).then_some(opened))
     }

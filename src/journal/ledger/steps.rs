@@ -51,7 +51,7 @@ struct Told {
 pub async fn all_told(service: &Client, monolith: Option<&Client>) -> Result<Value, JournalError> {
     let last = async |client: &Client| {
         let sql = "SELECT coalesce(max(id), 0) FROM strangler.journal";
-        client.query_one(sql, &[]).await.map(|row| row.get::<_, i64>(0)).map_err(reading())
+        client.query_typed_one(sql, &[]).await.map(|row| row.get::<_, i64>(0)).map_err(reading())
     };
     let (there, of) = match monolith {
         Some(monolith) => (last(monolith).await?, slices::database_uuid(monolith).await?),
