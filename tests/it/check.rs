@@ -166,7 +166,7 @@ async fn spoilt_report(monolith: &LocalCluster, server: &LocalCluster) -> Report
 
 #[tokio::test]
 async fn everything_that_is_wrong_is_found_at_once() {
-    let (report, _servers) = spoilt().await;
+    let (report, _servers) = Box::pin(spoilt()).await;
     let found: Vec<String> = report
         .problems
         .iter()

@@ -9,7 +9,9 @@ use tokio::sync::OnceCell;
 use super::cluster::Pair;
 
 /// The servers that were prepared under a name, stopped. They go with the process.
-static PREPARED: LazyLock<Mutex<HashMap<&'static str, Arc<OnceCell<Pair>>>>> = LazyLock::new(Mutex::default);
+static PREPARED: LazyLock<Mutex<HashMap<&'static str, Stopped>>> = LazyLock::new(Mutex::default);
+
+type Stopped = Arc<OnceCell<Pair>>;
 
 /// Two servers with the databases, roles, slots and settings of those that `prepare` left behind, which must hold no session any more.
 /// It runs for the first who asks for this name; whoever asks meanwhile waits for it.
