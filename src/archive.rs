@@ -8,6 +8,7 @@
 mod begun;
 #[cfg(feature = "s3")]
 mod bucket;
+mod compare;
 mod definitions;
 mod details;
 mod manifest;
@@ -23,13 +24,14 @@ use std::io;
 pub use begun::{Begun, There, Whose, begin, end, look};
 #[cfg(feature = "s3")]
 pub use bucket::{Bucket, BucketError};
+pub use compare::differs;
 pub use manifest::{
     Definition, FILE, Manifest, ManifestError, Origin, Part, Phase, Relation, Routine, Text, VERSION,
 };
 pub use place::{Place, PlaceError};
 pub use restore::{NotMade, Restored, Restoring, restore};
 pub use rows::Rows;
-pub use verify::{conclude, find, verify};
+pub use verify::{conclude, find, still_there, verify};
 pub use write::{Writing, sizes, write};
 
 use crate::journal::JournalError;

@@ -2,11 +2,15 @@
 //!
 //! `postgres::introspect` fills it; `check`, `mapping` and `provision` decide on it. Nothing here does I/O.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use crate::name::TableName;
+
+mod fragment;
+
+pub use fragment::Fragment;
 
 /// Who a database is. Clusters copied from one template share a system identifier, and a clone shares the uuid,
 /// so an identity is all of it together.
@@ -49,13 +53,15 @@ pub struct Catalog {
     pub schemas: Vec<String>,
     /// Extensions: name to version.
     pub extensions: BTreeMap<String, String>,
+    /// Tables that are here as they were before `retire` dropped them, so that mappings and references go on to be known.
+    pub dropped: BTreeSet<TableName>,
 }
 
 /// The types of whole numbers, each wider than the one before it.
 pub const INTEGERS: &[&str] = &["smallint", "integer", "bigint"];
 
 /// What kind of relation.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum TableKind {
     /// `relkind` r.
@@ -71,7 +77,7 @@ pub enum TableKind {
 }
 
 /// `pg_class.relpersistence`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Persistence {
     /// Written to the WAL.
@@ -83,7 +89,7 @@ pub enum Persistence {
 }
 
 /// `pg_class.relreplident`.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum ReplicaIdentity {
     /// The primary key, if there is one.
@@ -97,7 +103,7 @@ pub enum ReplicaIdentity {
 }
 
 /// A relation.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Table {
     /// `pg_class.oid`.
     pub oid: u32,
@@ -142,7 +148,7 @@ pub struct Table {
 }
 
 /// A column.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Column {
     /// `attnum`.
     pub number: i16,
@@ -187,7 +193,7 @@ pub struct Column {
 }
 
 /// An index.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Index {
     /// Name, in the table's schema.
     pub name: String,
@@ -218,7 +224,7 @@ pub struct Index {
 }
 
 /// What an index has that the definition of its constraint does not say.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct IndexSettings {
     /// `WITH`, as `name=value, …`.
     pub storage_sql: Option<String>,
@@ -229,7 +235,7 @@ pub struct IndexSettings {
 }
 
 /// What a constraint is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum ConstraintKind {
     /// `contype` p.
     PrimaryKey,
@@ -244,7 +250,7 @@ pub enum ConstraintKind {
 }
 
 /// A constraint other than a foreign key.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Constraint {
     /// Name.
     pub name: String,
@@ -261,7 +267,7 @@ pub struct Constraint {
 }
 
 /// A foreign key.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct ForeignKey {
     /// Constraint name.
     pub name: String,
@@ -288,7 +294,7 @@ pub struct ForeignKey {
 }
 
 /// What a type of a user schema is.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum UserTypeKind {
     /// Labels in their order.
     Enum(Vec<String>),
@@ -312,7 +318,7 @@ pub enum UserTypeKind {
 }
 
 /// A type of a user schema.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct UserType {
     /// Exact name.
     pub name: TableName,
@@ -327,7 +333,7 @@ pub struct UserType {
 }
 
 /// A sequence.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Sequence {
     /// Exact name.
     pub name: TableName,

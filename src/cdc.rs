@@ -36,6 +36,7 @@ mod question;
 pub mod record;
 pub mod refetch;
 pub(crate) mod repair;
+mod retired;
 mod rewatch;
 mod rights;
 pub mod round;

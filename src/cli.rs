@@ -6,6 +6,7 @@ use std::ffi::OsString;
 
 use clap::Parser;
 
+mod abandon;
 mod archive_progress;
 mod arm;
 mod check;
@@ -69,6 +70,7 @@ enum Verb {
     Ledger(ledger::Arguments),
     Retire(retire::Arguments),
     Unretire(unretire::Arguments),
+    Abandon(abandon::Arguments),
     Restore(restore::Arguments),
     Doctor(doctor::Arguments),
     Demo(demo::Arguments),
@@ -111,6 +113,7 @@ impl Arguments {
                 Verb::Flip(arguments) => Box::pin(flip::run(ui, arguments)).await,
                 Verb::Ledger(arguments) => Box::pin(ledger::run(ui, arguments)).await,
                 Verb::Retire(arguments) => Box::pin(retire::run(ui, arguments)).await,
+                Verb::Abandon(arguments) => Box::pin(abandon::run(ui, arguments)).await,
                 Verb::Unretire(arguments) => Box::pin(unretire::run(ui, arguments)).await,
                 Verb::Restore(arguments) => Box::pin(restore::run(ui, arguments)).await,
                 Verb::Doctor(arguments) => Box::pin(doctor::run(ui, arguments)).await,

@@ -10,6 +10,8 @@ pub mod hooks;
 /// Every kill point of the mirror, in the order in which a run meets them. A test kills at each.
 pub const MIRROR: &[&str] = &[
     "stream-row-inserted",
+    "slot-wanted",
+    "slot-asked-for",
     "slot-created",
     "stream-row-running",
     "nonce-taken",
@@ -97,6 +99,19 @@ pub const RETIRE: &[&str] =
 /// Kill points of the stage of retirement that moves tables away, in their order. Taking it back has those of [`RETIRE`].
 pub const QUARANTINE: &[&str] = &["quarantine-before-commit", "quarantine-committed"];
 
+/// Kill points of `abandon`, in their order: one behind each durable step.
+pub const ABANDON: &[&str] = &[
+    "abandon-begun",
+    "abandon-copies-taken",
+    "abandon-slot-dropped",
+    "abandon-monolith-cleared",
+    "abandon-schema-dropped",
+    "abandon-service-cleared",
+];
+
+/// Kill point of `abandon` behind the note that the monolith lacks something, whether or not anything is confirmed.
+pub const LACK: &[&str] = &["abandon-lack-noted"];
+
 /// Kill points of `retire --stage archive`, in their order.
 pub const ARCHIVE: &[&str] = &[
     "archive-begun",
@@ -106,6 +121,25 @@ pub const ARCHIVE: &[&str] = &[
     "archive-concluded",
     "archive-before-commit",
     "archive-committed",
+];
+
+/// Kill points of `retire --stage drop`, in their order; the last two are of a service that was set back and is told, and of `unretire`,
+/// which takes back what is not committed.
+pub const DROP: &[&str] = &[
+    "drop-caught-up",
+    "drop-noted",
+    "drop-before-commit",
+    "drop-committed",
+    "drop-mirrors-stopped",
+    "drop-forward-slot",
+    "drop-reverse-slot",
+    "drop-service-cleared",
+    "drop-ended-on-monolith",
+    "drop-journal-kept",
+    "drop-schema-gone",
+    "drop-ended",
+    "drop-told",
+    "drop-taken-back",
 ];
 
 /// Kill points of `restore`, in their order.
@@ -149,8 +183,8 @@ pub fn hit(name: &'static str) {
     static COUNTS: [AtomicU64; 2] = [AtomicU64::new(0), AtomicU64::new(0)];
     debug_assert!(
         [
-            MIRROR, COPY_AGAIN, START, REPAIR, REVERSE, ARM, DISARM, RETIRE, QUARANTINE, ARCHIVE, RESTORE,
-            LEDGER, RECORD, FLIP
+            MIRROR, COPY_AGAIN, START, REPAIR, REVERSE, ARM, DISARM, RETIRE, QUARANTINE, ARCHIVE, DROP,
+            RESTORE, ABANDON, LACK, LEDGER, RECORD, FLIP
         ]
         .concat()
         .contains(&name),

@@ -3,15 +3,20 @@
 //! Statements of one step run on the caller's session, inside the caller's transaction where there is one, so that
 //! what they record is durable together with what it is about.
 
+pub mod abandonment;
 pub mod alarms;
 pub mod archives;
 pub mod arming;
 pub mod authority;
 pub mod baselines;
+pub mod beginnings;
+pub mod built_on;
 pub mod canaries;
 pub mod claims;
 pub mod copies;
 pub mod deferred;
+pub mod dropped;
+pub mod granted;
 pub mod grounds;
 pub mod holdings;
 pub mod inventory;
@@ -29,6 +34,7 @@ pub mod readiness;
 pub mod repairs;
 pub mod retirement;
 pub mod runs;
+pub mod set_aside;
 pub mod slices;
 pub mod standing;
 pub mod statements;

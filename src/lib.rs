@@ -15,7 +15,7 @@
 //! | 2 | [`postgres`] [`journal`] [`cluster`] | hands: servers, connections and the statements on them |
 //! | 3 | [`authority`] [`cdc`] | who may write, decided without I/O; the mirror |
 //! | 4 | [`reconcile`] | proof that both sides are equal, and the repair of rows that are not |
-//! | 5 | [`dualwrite`] [`provision`] [`arm`] [`check`] [`archive`] [`retire`] [`doctor`] | who may write; what must be there, also before a flip; what stands in the way, also of the end of old tables, and what is kept of them; what is there |
+//! | 5 | [`dualwrite`] [`provision`] [`arm`] [`check`] [`archive`] [`retire`] [`doctor`] [`abandon`] | who may write; what must be there, also before a flip; what stands in the way, also of the end of old tables, and what is kept of them; what is there |
 //! | 6 | [`status`] [`demo`] | what the operator is shown |
 //! | 7 | [`cli`] | the command line; the only place that prints or reads the environment |
 
@@ -43,6 +43,7 @@ pub mod cdc;
 
 pub mod reconcile;
 
+pub mod abandon;
 pub mod archive;
 pub mod arm;
 pub mod check;

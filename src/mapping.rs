@@ -26,11 +26,11 @@ mod spelling;
 mod tests;
 pub mod type_tree;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use crate::name::TableName;
 
-pub use compile::{MappingProblem, compile};
+pub use compile::{MappingProblem, compile, lacks_tables};
 pub use expand::{Listed, expand};
 
 /// The compiled mapping of one slice.
@@ -45,7 +45,12 @@ pub struct SliceMapping {
     /// Tables that the plan means and that are not among them, because something is wrong with them. Empty for a slice that
     /// may be worked on.
     pub unmapped: Vec<TableName>,
-    /// How those would be mapped, as far as that can be said: what else is wrong with them can be told as well.
+    /// Tables that these refer to, which are dropped from the monolith and which no slice of the plan takes: nobody knows who has their rows.
+    pub unheld: BTreeSet<TableName>,
+    /// Why nobody knows which tables it has, or had: some that the plan names are missing, and its service can't say whether they were
+    /// dropped. References to them may then be unknown as well. Compiling never finds that; who asked the services says it.
+    pub unknown: Option<String>,
+    /// How the unmapped ones would be mapped, as far as that can be said: what else is wrong with them can be told as well.
     pub spoilt: Vec<TableMapping>,
     /// Hex SHA-256 of the mapping without urls, comments and policy.
     pub hash: String,

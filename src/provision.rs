@@ -33,6 +33,7 @@ mod state;
 mod storage;
 mod tables;
 mod type_rights;
+pub(crate) mod withdrawal;
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -52,7 +53,7 @@ pub(crate) use objects::{create_type, options as sequence_options, validated};
 pub(crate) use preflight::not_a_table;
 pub(crate) use publication::exact as exact_publication;
 pub(crate) use record::{Run, record};
-pub(crate) use rights::DML_AND_TRUNCATE;
+pub(crate) use rights::{DML_AND_TRUNCATE, note as note_granted};
 pub use run::{execute, foresee, prepare, run, survey};
 pub(crate) use run::{lock, unlock};
 pub(crate) use schema_rights::{Closed, no_create_in_schema, ungrantable};
@@ -60,7 +61,9 @@ pub use state::{Grant, GrantOn, Publication, Role, State, Trigger};
 pub(crate) use type_rights::{grant_usage, no_type_usage};
 
 use crate::catalog::Catalog;
+use crate::journal::holdings::Holding;
 use crate::journal::migrate;
+use crate::journal::whereabouts::Whereabouts;
 use crate::problem::{Problem, Severity};
 
 /// How long a step waits for one lock. Nothing of ours needs a lock that stops the application, so a longer wait
@@ -266,6 +269,17 @@ pub struct Survey {
     pub services: BTreeMap<String, Catalog>,
     /// What is provisioned there.
     pub service_states: BTreeMap<String, State>,
+}
+
+/// What a caller has read of a database a moment ago, and in the same way: [`foresee`] does not read it again. Nothing is done by it.
+#[derive(Debug, Clone)]
+pub struct Known {
+    /// Its catalog.
+    pub catalog: Catalog,
+    /// Where the link leads.
+    pub whereabouts: Whereabouts,
+    /// Which slices have which tables.
+    pub holdings: Vec<Holding>,
 }
 
 /// Progress of a run.

@@ -24,11 +24,12 @@ pub use judge::judge;
 /// How far a slice's old tables were taken away.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct RetirementStatus {
-    /// `revoked`: nobody but the tool, the owner and superusers may use them.
+    /// `revoked`: nobody but the tool, the owner and superusers may use them; `quarantined`: they stand in a schema of their own;
+    /// `dropping`: they are being dropped; `dropped`: they are gone.
     pub stage: &'static str,
     /// Since when, RFC 3339.
     pub since: String,
-    /// The command that brings everything back.
+    /// The command that brings everything back; once they are dropped, what they held.
     pub undo: String,
     /// Where their rows and definitions are kept; null while they are not.
     pub archive: Option<ArchiveStatus>,
@@ -121,6 +122,10 @@ pub enum Phase {
     Gap,
     /// The service's rows are not what the mirror left there.
     Diverged,
+    /// Its old tables are being dropped.
+    Dropping,
+    /// Its old tables are dropped: the service has its rows alone, and there is nothing to mirror.
+    Retired,
 }
 
 impl Phase {
@@ -138,6 +143,8 @@ impl Phase {
             Self::Dead => "dead",
             Self::Gap => "gap",
             Self::Diverged => "diverged",
+            Self::Dropping => "dropping",
+            Self::Retired => "retired",
         }
     }
 }

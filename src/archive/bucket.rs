@@ -132,6 +132,13 @@ impl Bucket {
         Ok(Some(got.bytes().await?.into()))
     }
 
+    pub(super) async fn size(&self, file: &str) -> Result<Option<u64>, BucketError> {
+        match self.store.head(&self.path(file)?).await {
+            Err(object_store::Error::NotFound { .. }) => Ok(None),
+            found => Ok(Some(found?.size)),
+        }
+    }
+
     pub(super) async fn remove(&self, file: &str) -> Result<(), BucketError> {
         match self.store.delete(&self.path(file)?).await {
             Err(object_store::Error::NotFound { .. }) => Ok(()),

@@ -176,6 +176,7 @@ pub(super) async fn read(client: &Client, oids: &[u32]) -> Result<Details, Error
 
 /// Where a sequence stands: its last value, and whether that was given out.
 pub(super) async fn sequence_value(client: &Client, name: &TableName) -> Result<(i64, bool), Error> {
-    let row = client.query_one(&format!("SELECT last_value, is_called FROM {}", name.sql()), &[]).await?;
+    let row =
+        client.query_typed_one(&format!("SELECT last_value, is_called FROM {}", name.sql()), &[]).await?;
     Ok((row.try_get(0)?, row.try_get(1)?))
 }

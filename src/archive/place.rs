@@ -181,6 +181,27 @@ impl Place {
         }
     }
 
+    /// Bytes of a file, without reading it; `None` when it is not there.
+    ///
+    /// # Errors
+    /// [`PlaceError`], which names the file.
+    pub async fn size(&self, name: &str) -> Result<Option<u64>, PlaceError> {
+        match self {
+            Self::Folder(folder) => {
+                let path = folder.join(name);
+                let asked = blocking(move || match std::fs::metadata(path) {
+                    Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+                    found => found.map(|found| Some(found.len())),
+                });
+                asked.await.map_err(self.file_failed("look at", Some(name)))
+            }
+            #[cfg(feature = "s3")]
+            Self::Bucket(bucket) => {
+                bucket.size(name).await.map_err(self.object_failed("look at", Some(name)))
+            }
+        }
+    }
+
     /// Removes a file that may be there.
     ///
     /// # Errors

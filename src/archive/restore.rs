@@ -60,7 +60,8 @@ pub struct NotMade {
 pub async fn restore(restoring: Restoring<'_>) -> Result<Restored, ArchiveError> {
     let target = restoring.target;
     target.set_unhurried(true);
-    let catalog = introspect::read(target).await?;
+    // What is written down of tables that are dropped there must not stand in the way of the very same.
+    let catalog = introspect::standing(target).await?;
     let problems = problems(target, restoring.manifest, &catalog).await?;
     if !problems.is_empty() {
         return Err(ArchiveError::Refused { problems });
@@ -213,8 +214,10 @@ async fn problems(
                  UNION ALL SELECT 'pg_operator'::regclass, oid FROM pg_operator WHERE oid >= 16384 \
                  UNION ALL SELECT 'pg_opclass'::regclass, oid FROM pg_opclass WHERE oid >= 16384) o \
                CROSS JOIN LATERAL pg_identify_object(o.class, o.oid, 0) i";
-    let rows =
-        target.query(sql, &[]).await.map_err(ArchiveError::database("read the database's functions"))?;
+    let rows = target
+        .query_typed(sql, &[])
+        .await
+        .map_err(ArchiveError::database("read the database's functions"))?;
     let there: BTreeSet<(String, String)> = rows.iter().map(|row| (row.get(0), row.get(1))).collect();
     for routine in &manifest.routines {
         if !there.contains(&(routine.kind.clone(), routine.identity.clone())) {

@@ -1,5 +1,7 @@
 //! Finds an archive, proves every byte of it, and ends the writing of one.
 
+use futures_util::{StreamExt as _, TryStreamExt as _, stream};
+
 use super::begun::{self, Begun};
 use super::definitions;
 use super::manifest::{FILE, Manifest, Relation};
@@ -7,6 +9,9 @@ use super::part::{Damage, Text, same_bytes};
 use super::place::Place;
 use super::rows::Rows;
 use super::{ArchiveError, Progress, Tell};
+
+/// Files that are looked at, at the same time.
+const AT_ONCE: usize = 16;
 
 /// The manifest of the archive at a place, with its SHA-256; `None` where no archive is, or one that was not finished.
 ///
@@ -50,6 +55,27 @@ pub async fn verify(place: &Place, manifest: &Manifest, tell: Tell<'_>) -> Resul
             files.push((format!("{FILE}: {}", relation.name), why));
         }
     }
+    if files.is_empty() { Ok(()) } else { Err(ArchiveError::Damaged { files }) }
+}
+
+/// Looks whether every file is still there, with as many bytes as the manifest says: for whoever has proven them before, and has no time now.
+///
+/// # Errors
+/// [`ArchiveError::Damaged`] with every file that is not; [`ArchiveError::Place`].
+pub async fn still_there(place: &Place, manifest: &Manifest) -> Result<(), ArchiveError> {
+    let parts = manifest.relations.iter().flat_map(|relation| &relation.parts);
+    let parts = parts.map(|part| (&part.file, part.bytes));
+    let texts = manifest.texts.iter().map(|text| (&text.file, text.bytes));
+    let found = texts.chain(parts).map(async |(file, bytes)| {
+        let why = match place.size(file).await? {
+            None => "is not there".to_owned(),
+            Some(now) if now != bytes => format!("has {now} bytes, and the manifest says {bytes}"),
+            Some(_) => return Ok(None),
+        };
+        Ok::<_, ArchiveError>(Some((place.of(file), why)))
+    });
+    let files: Vec<_> = stream::iter(found).buffered(AT_ONCE).try_collect().await?;
+    let files: Vec<_> = files.into_iter().flatten().collect();
     if files.is_empty() { Ok(()) } else { Err(ArchiveError::Damaged { files }) }
 }
 

@@ -210,7 +210,8 @@ async fn read_and_write(writing: Writing<'_>, locked: &[u32]) -> Result<Manifest
 
 async fn origin(writing: Writing<'_>, catalog: &Catalog, stream: &StreamRow) -> Result<Origin, ArchiveError> {
     let at = "SELECT to_char(clock_timestamp() AT TIME ZONE 'UTC', 'YYYY-MM-DD\"T\"HH24:MI:SS\"Z\"')";
-    let row = writing.reader.query_one(at, &[]).await.map_err(ArchiveError::database("read the clock"))?;
+    let row =
+        writing.reader.query_typed_one(at, &[]).await.map_err(ArchiveError::database("read the clock"))?;
     let identity = &catalog.identity;
     Ok(Origin {
         plan: writing.plan.to_owned(),

@@ -195,7 +195,7 @@ pub async fn transact(
 /// Below `deadlock_timeout`, so that nobody is cancelled in favour of us.
 async fn longest_limit(client: &Client) -> Result<u64, Error> {
     let sql = "SELECT setting::int8 FROM pg_settings WHERE name = 'deadlock_timeout'";
-    let deadlock_ms: i64 = client.query_one(sql, &[]).await?.try_get(0)?;
+    let deadlock_ms: i64 = client.query_typed_one(sql, &[]).await?.try_get(0)?;
     Ok(LAST_LOCK_TIMEOUT_MS.min(u64::try_from(deadlock_ms).unwrap_or(1) * 9 / 10).max(1))
 }
 

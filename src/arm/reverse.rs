@@ -14,6 +14,7 @@ use super::survey::SliceFacts;
 use super::{Step, Work};
 use crate::catalog::{Catalog, ReplicaIdentity, Table, TableKind};
 use crate::journal::arming::{self, Beginning};
+use crate::journal::set_aside;
 use crate::journal::streams::{Mode, Source, StreamRow, StreamState};
 use crate::mapping::{SliceMapping, TableMapping};
 use crate::name::{TableName, quote_ident};
@@ -129,15 +130,21 @@ fn identities(draft: &mut Draft<'_>, slice: &SliceMapping) {
     let Some(catalog) = survey.provisioned.services.get(&slice.service) else { return };
     for mapping in &slice.tables {
         for table in unidentified(catalog, mapping) {
-            let statement =
-                format!("ALTER TABLE {} REPLICA IDENTITY {}", table.name.sql(), enough(table, mapping));
+            let identity = enough(table, mapping);
+            let to = match identity.as_str() {
+                "DEFAULT" => 'd',
+                "FULL" => 'f',
+                _ => 'i',
+            };
+            let noted = set_aside::note_identity(&slice.slice, &table.name, to);
+            let statement = format!("ALTER TABLE {} REPLICA IDENTITY {identity}", table.name.sql());
             draft.journaled(
                 (Database::Service(slice.service.clone()), &slice.slice),
                 ("set replica identity of table", &table.name.to_string()),
                 (
                     Vec::new(),
                     Some(Locks::of(LockMode::AccessExclusive, &table.name, false)),
-                    vec![statement.into()],
+                    vec![noted.into(), statement.into()],
                 ),
                 "arm-identity-set",
             );

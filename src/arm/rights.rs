@@ -6,7 +6,7 @@ use crate::mapping::SliceMapping;
 use crate::name::TableName;
 use crate::problem::Problem;
 use crate::provision::monolith_rights::{OURS, WAY_BACK, to_lock_rows};
-use crate::provision::{Database, Grant, GrantOn, Statement};
+use crate::provision::{Database, Grant, GrantOn, Statement, note_granted};
 
 /// Rows of the moved tables, and every column of them, since any may be mapped.
 const ON_TABLES: &[&str] = &["SELECT", "INSERT", "UPDATE", "DELETE", "TRUNCATE"];
@@ -43,8 +43,7 @@ pub(super) fn grants(draft: &mut Draft<'_>, slice: &SliceMapping) {
     if draft.made_apply_role {
         wanted.extend(of_others(draft, slice));
     }
-    let statements =
-        wanted.into_iter().filter_map(|(on, privileges)| missing(draft, on, privileges)).collect();
+    let statements = wanted.into_iter().flat_map(|(on, privileges)| missing(draft, on, privileges)).collect();
     draft.journaled(
         (Database::Monolith, &slice.slice),
         ("grant", "rights of the reverse mirror"),
@@ -88,7 +87,7 @@ fn create_role(draft: &mut Draft<'_>, slice: &SliceMapping) {
     );
 }
 
-fn missing(draft: &Draft<'_>, on: GrantOn, privileges: &[&str]) -> Option<Statement> {
+fn missing(draft: &Draft<'_>, on: GrantOn, privileges: &[&str]) -> Vec<Statement> {
     let held = |privilege: &str| {
         let grant = Grant { on: on.clone(), role: APPLY_ROLE.to_owned(), privilege: privilege.to_owned() };
         draft.survey.provisioned.monolith_state.holds(&grant)
@@ -98,20 +97,25 @@ fn missing(draft: &Draft<'_>, on: GrantOn, privileges: &[&str]) -> Option<Statem
     if let GrantOn::Schema(schema) = &on {
         let owner = state.schema_owners.get(schema).and_then(|owner| state.roles.get(owner));
         if !state.superuser && owner.is_some_and(|owner| !owner.ours) {
-            return None;
+            return Vec::new();
         }
     }
-    let missing: Vec<&str> = privileges.iter().copied().filter(|privilege| !held(privilege)).collect();
+    let missing: Vec<String> =
+        privileges.iter().filter(|privilege| !held(privilege)).map(|one| (*one).to_owned()).collect();
+    if missing.is_empty() {
+        return Vec::new();
+    }
     let object = match &on {
         GrantOn::Schema(name) => format!("SCHEMA {}", crate::name::quote_ident(name)),
         GrantOn::Table(name) => format!("TABLE {}", name.sql()),
         GrantOn::Column(name, _) => format!("TABLE {}", name.sql()),
-        GrantOn::Sequence(_) => return None,
+        GrantOn::Sequence(_) => return Vec::new(),
     };
     let column = match &on {
         GrantOn::Column(_, column) => format!(" ({})", crate::name::quote_ident(column)),
         GrantOn::Schema(_) | GrantOn::Table(_) | GrantOn::Sequence(_) => String::new(),
     };
     let statement = format!("GRANT {}{column} ON {object} TO {APPLY_ROLE}", missing.join(", "));
-    (!missing.is_empty()).then(|| statement.into())
+    let noted = note_granted(&on, APPLY_ROLE, &missing);
+    std::iter::once(statement).chain(noted).map(Statement::from).collect()
 }

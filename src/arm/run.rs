@@ -283,7 +283,7 @@ async fn start(
 async fn count(client: &Client, step: &Step, key: &KeyNamed) -> Unproven {
     let mut orphans = None;
     if let Some(from) = &key.orphans_sql {
-        let counted = client.query_one(&format!("SELECT count(*) {from}"), &[]).await;
+        let counted = client.query_typed_one(&format!("SELECT count(*) {from}"), &[]).await;
         orphans = counted.ok().map(|row| row.get(0));
     }
     Unproven { slice: step.slice.clone(), key: key.clone(), orphans }

@@ -93,7 +93,7 @@ pub struct ServerFacts {
 /// # Errors
 /// [`ArmError::Survey`], [`ArmError::Journal`], [`ArmError::Read`].
 pub async fn survey(plan: &Plan, only: &[String], databases: &Databases) -> Result<Survey, ArmError> {
-    let provisioned = provision::survey(databases).await?;
+    let provisioned = provision::survey(plan, databases).await?;
     let (mappings, mapping_problems) = compile(plan, &provisioned.monolith);
     let mut survey = Survey {
         provisioned,
@@ -225,11 +225,11 @@ async fn read_server(client: &Client) -> Result<ServerFacts, tokio_postgres::Err
     let sql = "SELECT (SELECT count(*) FROM pg_replication_slots), \
                    (SELECT count(*) FROM pg_stat_activity WHERE backend_type = 'walsender'), \
                    (SELECT count(*) FROM pg_prepared_xacts), (SELECT timeline_id FROM pg_control_checkpoint())";
-    let row = client.query_one(sql, &[]).await?;
+    let row = client.query_typed_one(sql, &[]).await?;
     // rds_replication is what stands for the attribute on Amazon's servers.
     let roles = "SELECT rolname::text FROM pg_roles r WHERE rolsuper OR rolreplication OR EXISTS (\
                      SELECT FROM pg_roles m WHERE m.rolname = 'rds_replication' AND pg_has_role(r.oid, m.oid, 'MEMBER'))";
-    let replicating = client.query(roles, &[]).await?.iter().map(|row| row.get(0)).collect();
+    let replicating = client.query_typed(roles, &[]).await?.iter().map(|row| row.get(0)).collect();
     Ok(ServerFacts {
         slots_used: row.try_get(0)?,
         senders_used: row.try_get(1)?,

@@ -79,8 +79,10 @@ async fn border_after(
         mapping.source.sql(),
         rows.saturating_sub(1)
     );
-    let row =
-        source.query_opt(&sql, &[]).await.map_err(MirrorError::sql("looking for the next key border"))?;
+    let row = source
+        .query_typed_opt(&sql, &[])
+        .await
+        .map_err(MirrorError::sql("looking for the next key border"))?;
     let Some(row) = row else { return Ok(None) };
     let text: &str = row.get(0);
     Point::parse(mapping.key_order, text.as_bytes())

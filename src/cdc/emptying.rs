@@ -286,7 +286,7 @@ async fn wait_for_older_transactions(
     tell: &(dyn Fn(&str) + Send + Sync),
 ) -> Result<(), MirrorError> {
     let failed = || MirrorError::sql("waiting for transactions of the monolith");
-    let ask = async |sql: &str| source.query_one(sql, &[]).await.map(|row| row.get::<_, i64>(0));
+    let ask = async |sql: &str| source.query_typed_one(sql, &[]).await.map(|row| row.get::<_, i64>(0));
     // A number of our own is younger than all that run now; a snapshot alone would leave out those after the last that ended.
     let begun = ask("SELECT pg_current_xact_id()::text::bigint").await.map_err(failed())?;
     while ask("SELECT pg_snapshot_xmin(pg_current_snapshot())::text::bigint").await.map_err(failed())? < begun

@@ -85,6 +85,12 @@ pub enum MirrorError {
         /// Slice.
         slice: String,
     },
+    /// The old tables of a slice are dropped: there is nothing to run any more.
+    #[error("slice {slice} is retired: its old tables are dropped, and its service has the rows alone")]
+    Retired {
+        /// Slice.
+        slice: String,
+    },
     /// A stored value can't be read.
     #[error("{what} can't be read")]
     Unreadable {
@@ -159,6 +165,7 @@ impl MirrorError {
             | Self::Denied { .. }
             | Self::Unreadable { .. }
             | Self::NotArmed { .. }
+            | Self::Retired { .. }
             | Self::Overfull
             | Self::Stopped => false,
         }
@@ -197,6 +204,7 @@ impl MirrorError {
             | Self::Restart { .. }
             | Self::Turned { .. }
             | Self::NotArmed { .. }
+            | Self::Retired { .. }
             | Self::Overfull
             | Self::Stopped => None,
         }

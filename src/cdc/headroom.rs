@@ -4,6 +4,7 @@
 use std::time::{Duration, Instant};
 
 use crate::journal::streams::StreamOf;
+use crate::lsn::Lsn;
 use crate::plan::AtWalLimit;
 use crate::words;
 
@@ -48,8 +49,11 @@ const TIGHT_PERCENT: u64 = 80;
 const FULL_PERCENT: u64 = 90;
 /// Where the operator is told.
 const STEPS: [u64; 4] = [100, FULL_PERCENT, TIGHT_PERCENT, 50];
-/// So many looks have to find a slot full before it is dropped: one alone may have met a server between two checkpoints.
-const LOOKS: u32 = 2;
+/// For so long it has to stay so before the slot is dropped. A burst that the stream brings takes seconds, and the server lets go of what
+/// was brought with the next record of its running transactions, which it writes every 15 s (PostgreSQL's `LOG_SNAPSHOT_INTERVAL_MS`).
+const PATIENCE: Duration = Duration::from_secs(60);
+/// The same for a stream that is behind and brings nothing: waiting makes that no better.
+const PATIENCE_STUCK: Duration = Duration::from_secs(10);
 /// A stream that is behind by less is current: a segment of WAL, the least that a slot lets go of.
 pub(super) const CURRENT_BYTES: u64 = 16 << 20;
 
@@ -78,24 +82,40 @@ impl Level {
     }
 }
 
+/// What a look at a slot found.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct Held {
+    /// Bytes of WAL that the source holds for it.
+    pub(super) bytes: u64,
+    /// Bytes that are safe to write before the server's own limit, where it has one.
+    pub(super) safe: Option<i64>,
+    /// Bytes of it that the stream has not brought.
+    pub(super) unbrought: u64,
+    /// Up to where the stream has brought everything.
+    pub(super) confirmed: Option<Lsn>,
+}
+
 /// Warns about held WAL, once per step, with the time left at the present rate.
 #[derive(Debug, Default)]
 pub(super) struct WalMeter {
     last: Option<(Instant, u64)>,
     warned_percent: u64,
-    /// Looks in a row that found it full.
-    full: u32,
+    /// Since when every look found it full.
+    full: Option<Instant>,
+    /// Where the stream was, and since when.
+    at: Option<(Instant, Option<Lsn>)>,
 }
 
 impl WalMeter {
-    /// Takes a look's figures: `held` bytes, and the bytes that are `safe` to write before the server's own limit.
+    /// Takes what a look found, and when.
     pub(super) fn watch(
         &mut self,
         of: StreamOf<'_>,
-        (held, safe): (u64, Option<i64>),
+        found: Held,
         limits: WalLimits,
+        now: Instant,
     ) -> Pressure {
-        let now = Instant::now();
+        let (held, safe) = (found.bytes, found.safe);
         let level = Level::of(held, safe, limits.budget_bytes);
         let left = level.limit.saturating_sub(held);
         let time_left_s =
@@ -117,12 +137,25 @@ impl WalMeter {
             );
         }
         self.warned_percent = step;
-        self.full = if percent >= FULL_PERCENT { self.full.saturating_add(1) } else { 0 };
+        if percent < FULL_PERCENT {
+            self.full = None;
+        }
+        if self.at.is_some_and(|(_, confirmed)| confirmed != found.confirmed) {
+            self.at = None;
+        }
         match percent {
-            FULL_PERCENT.. if drops && self.full >= LOOKS => Pressure::Full,
+            FULL_PERCENT.. if self.is_over(found, now) && drops => Pressure::Full,
             TIGHT_PERCENT.. => Pressure::Tight,
             _ => Pressure::Slack,
         }
+    }
+
+    /// Whether a slot that is full has been so for as long as may be waited.
+    fn is_over(&mut self, found: Held, now: Instant) -> bool {
+        let full_for = now.duration_since(*self.full.get_or_insert(now));
+        let (since, _) = *self.at.get_or_insert((now, found.confirmed));
+        let stuck = found.unbrought > CURRENT_BYTES && now.duration_since(since) >= PATIENCE_STUCK;
+        full_for >= PATIENCE || stuck && full_for >= PATIENCE_STUCK
     }
 }
 
@@ -204,31 +237,56 @@ mod tests {
         assert!(near.contains("the mirror drops its slot, as the plan says"), "{near}");
     }
 
-    #[test]
-    fn a_slot_is_dropped_where_the_plan_says_so_and_two_looks_find_it_full() {
-        let of = StreamOf::forward("orders");
-        for (at_limit, held, safe, expected) in [
-            (AtWalLimit::DropSlot, 39 * GB, None, [Pressure::Slack; 2]),
-            (AtWalLimit::DropSlot, 40 * GB, None, [Pressure::Tight; 2]),
-            (AtWalLimit::DropSlot, 45 * GB, None, [Pressure::Tight, Pressure::Full]),
-            (AtWalLimit::DropSlot, 9 * GB, Some(1_000_000_000), [Pressure::Tight, Pressure::Full]),
-            (AtWalLimit::DropSlot, 9 * GB, Some(-1), [Pressure::Tight, Pressure::Full]),
-            (AtWalLimit::Warn, 99 * GB, None, [Pressure::Tight; 2]),
-        ] {
-            let mut meter = WalMeter::default();
-            let looks = expected.map(|_| meter.watch(of, (held, safe), limits(at_limit)));
-            assert_eq!(looks, expected, "{at_limit:?} {held} {safe:?}");
-            assert_eq!(limits(at_limit).gives_up(held, safe), looks.contains(&Pressure::Full));
-            assert!(!limits(at_limit).kept().gives_up(held, safe));
+    /// What looks find, the first at once and the others so many seconds later.
+    fn looks(at_limit: AtWalLimit, looks: &[(u64, Held)]) -> Vec<Pressure> {
+        let (mut meter, start) = (WalMeter::default(), Instant::now());
+        let look = |(after, held): &(u64, Held)| {
+            let now = start + Duration::from_secs(*after);
+            meter.watch(StreamOf::forward("orders"), *held, limits(at_limit), now)
+        };
+        looks.iter().map(look).collect()
+    }
+
+    /// A slot of a stream that stands at `at` and has not brought the last `unbrought` bytes.
+    fn held(gigabytes: u64, safe: Option<i64>, (unbrought, at): (u64, u64)) -> Held {
+        Held {
+            bytes: gigabytes * GB,
+            safe,
+            unbrought,
+            confirmed: Some(Lsn::from(tokio_postgres::types::PgLsn::from(at))),
         }
     }
 
     #[test]
-    fn a_look_that_finds_room_again_begins_the_count_anew() {
-        let (of, limits) = (StreamOf::forward("orders"), limits(AtWalLimit::DropSlot));
-        let mut meter = WalMeter::default();
-        let looks = [45, 10, 45, 46].map(|held| meter.watch(of, (held * GB, None), limits));
-        assert_eq!(looks, [Pressure::Tight, Pressure::Slack, Pressure::Tight, Pressure::Full]);
+    fn a_slot_is_dropped_where_the_plan_says_so_and_a_stream_brings_nothing_although_it_is_full() {
+        use Pressure::{Full, Slack, Tight};
+        for (at_limit, gigabytes, safe, expected) in [
+            (AtWalLimit::DropSlot, 39, None, [Slack; 3]),
+            (AtWalLimit::DropSlot, 40, None, [Tight; 3]),
+            (AtWalLimit::DropSlot, 45, None, [Tight, Tight, Full]),
+            (AtWalLimit::DropSlot, 9, Some(1_000_000_000), [Tight, Tight, Full]),
+            (AtWalLimit::DropSlot, 9, Some(-1), [Tight, Tight, Full]),
+            (AtWalLimit::Warn, 99, None, [Tight; 3]),
+        ] {
+            let found = held(gigabytes, safe, (GB, 7));
+            let found = looks(at_limit, &[(0, found), (8, found), (11, found)]);
+            assert_eq!(found, expected, "{at_limit:?} {gigabytes} {safe:?}");
+            assert_eq!(limits(at_limit).gives_up(gigabytes * GB, safe), found.contains(&Full));
+            assert!(!limits(at_limit).kept().gives_up(gigabytes * GB, safe));
+        }
+    }
+
+    #[test]
+    fn a_burst_that_the_stream_brings_costs_no_slot_and_wal_that_is_held_for_a_minute_does() {
+        use Pressure::{Full, Slack, Tight};
+        let full = |unbrought, at| held(46, None, (unbrought, at));
+        let brought = [(0, full(GB, 1)), (11, full(GB / 2, 2)), (22, full(0, 3)), (40, full(0, 3))];
+        let drops = AtWalLimit::DropSlot;
+        assert_eq!(looks(drops, &brought), [Tight; 4], "it moves, and is current then");
+        let room = [(50, held(10, None, (0, 3))), (62, full(0, 3))];
+        assert_eq!(looks(drops, &[&brought[..], &room].concat())[4..], [Slack, Tight], "counted anew");
+        let held_up = [(59, full(0, 4)), (61, full(0, 5))];
+        assert_eq!(looks(drops, &[&brought[..], &held_up].concat())[4..], [Tight, Full]);
     }
 
     #[test]

@@ -21,6 +21,8 @@ const PARTS: i64 = 256;
 /// Rows of a part of a piece, and both hashes over them.
 #[derive(Debug, PartialEq, Eq)]
 struct Digest {
+    /// The database's encoding: hashes go over bytes, and what looks alike in two encodings is not the same text.
+    encoding: String,
     rows: i64,
     sum: String,
     xor: i64,
@@ -37,7 +39,7 @@ pub(super) struct Settled {
 }
 
 /// Compares a piece of the service's table with the monolith's under the round's snapshot, by what the values look like: a value that is
-/// written in another way is copied again, which is never wrong. What differs is deleted in the service's open transaction.
+/// written in another way, or in another encoding, is copied again, which is never wrong. What differs is deleted in the service's open transaction.
 ///
 /// # Errors
 /// [`MirrorError::Sql`].
@@ -70,13 +72,15 @@ pub(super) async fn settle(
 
 async fn digests(client: &Client, rows: &str) -> Result<BTreeMap<i64, Digest>, tokio_postgres::Error> {
     let sql = format!(
-        "SELECT part, count(*), sum(hashtextextended(t, 0))::text, bit_xor(hashtextextended(t, {SEED})) \
+        "SELECT part, pg_catalog.getdatabaseencoding()::text, count(*), sum(hashtextextended(t, 0))::text, bit_xor(hashtextextended(t, {SEED})) \
          FROM ({rows}) AS s GROUP BY part"
     );
-    let found = client.query(&sql, &[]).await?;
+    let found = client.query_typed(&sql, &[]).await?;
     Ok(found
         .iter()
-        .map(|row| (row.get(0), Digest { rows: row.get(1), sum: row.get(2), xor: row.get(3) }))
+        .map(|row| {
+            (row.get(0), Digest { encoding: row.get(1), rows: row.get(2), sum: row.get(3), xor: row.get(4) })
+        })
         .collect())
 }
 

@@ -21,6 +21,7 @@ use super::publication::{self, Named, Published};
 use super::pulse::Vitals;
 use super::record::Happened;
 use super::repair::Repairs;
+use super::retired;
 use super::rewatch;
 use super::rights;
 use super::route::Router;
@@ -69,6 +70,7 @@ pub async fn run_once(
     match start_and_run(config, process, memory, stop).await {
         Ok(()) => Ok(()),
         Err(error) => {
+            let error = Box::pin(retired::explain(config, error)).await;
             let error = match memory.located.take() {
                 Some(known) => located::explain(config, &known, error).await,
                 None => error,
@@ -168,7 +170,7 @@ async fn prepare(
     let row = start::claim_stream(
         &links.target,
         starting,
-        (provisioned.epoch, &publication),
+        (provisioned.epoch, &publication, &provisioned.life),
         &identity,
         (memory, &config.admin),
     )
@@ -179,7 +181,7 @@ async fn prepare(
         None => row,
     };
     memory.rebuild = memory.rebuild.filter(|_| rebuild.is_none());
-    let applied = prepare_slot(config, &mut links, &row, (identity.database_oid, &identity.uuid)).await?;
+    let applied = prepare_slot(config, &mut links, &row, (&identity, &provisioned.life)).await?;
     let claim = claim(config, &row, applied);
     if claim.direction == Direction::Forward && claim.mode == Mode::Tripwire {
         forget_retries(slice, memory);
@@ -308,7 +310,7 @@ async fn prepare_slot(
     config: &SliceConfig,
     links: &mut Links,
     row: &StreamRow,
-    (database, uuid): (u32, &str),
+    (identity, life): (&streams::Source, &str),
 ) -> Result<Lsn, MirrorError> {
     let slice = config.mapping.slice.as_str();
     let tell = |text: &str| config.board.phase(config.of(), "waiting", Some(text));
@@ -320,8 +322,14 @@ async fn prepare_slot(
             tell("the new replication slot waits for running transactions of the monolith's cluster");
             start::wait_for_slot(&links.source, &row.slot, &tell).await?;
             let Links { source, replication, target, .. } = links;
-            let begun = start::create_slot(source, replication, target, (slice, row), &tell).await?;
-            match begun {
+            let begun = start::create_slot(source, replication, target, (slice, life, row), &tell).await;
+            if !matches!(begun, Ok(Some(_)))
+                && let Ok(target) = open(&config.apply, slice).await
+                && let Ok(source) = open(&config.read, slice).await
+            {
+                start::give_back(replication, (&source, &target), (slice, &row.slot)).await;
+            }
+            match begun? {
                 Some(start) => Ok(start),
                 None => Err(rewatch::not_begun(config, (source, target), row).await),
             }
@@ -348,7 +356,8 @@ async fn prepare_slot(
                 Vec::new()
             };
             let (of, stream) = (config.of(), (row, config.direction));
-            let fault = start::find_fault(stream, &links.system, (database, uuid), slot.as_ref(), &history);
+            let database = (identity.database_oid, identity.uuid.as_str());
+            let fault = start::find_fault(stream, &links.system, database, slot.as_ref(), &history);
             let fault = match fault {
                 None => {
                     let lacks = lineage::set_back((&links.source, &links.target), of, &row.slot).await?;

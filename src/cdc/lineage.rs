@@ -11,8 +11,8 @@ use std::collections::VecDeque;
 use tokio_postgres::Client;
 
 use super::error::MirrorError;
-use crate::journal::lineage;
 use crate::journal::streams::StreamOf;
+use crate::journal::{abandonment, lineage};
 
 /// A stream, the slot that it reads from, and its mirror's nonce.
 #[derive(Debug, Clone, Copy)]
@@ -34,7 +34,8 @@ pub(super) async fn set_back(
     // First the target's: the source's may only grow meanwhile.
     let Some(noted) = lineage::read(target, of, slot).await? else { return Ok(None) };
     let has = lineage::read(source, of, slot).await?;
-    if has.is_some_and(|has| has >= noted) {
+    // A slice that is being taken back is forgotten by the monolith first.
+    if has.is_some_and(|has| has >= noted) || abandonment::read(target, of.slice).await?.is_some() {
         return Ok(None);
     }
     let (side, other) = (of.direction.source(), of.direction.target());

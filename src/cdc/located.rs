@@ -54,6 +54,7 @@ pub(super) async fn explain(config: &SliceConfig, known: &SliceMapping, error: M
             | MirrorError::Turned { .. }
             | MirrorError::Fenced { .. }
             | MirrorError::NotArmed { .. }
+            | MirrorError::Retired { .. }
             | MirrorError::Restart { .. }
     ) {
         return error;

@@ -130,7 +130,9 @@ async fn run_back(
                 refused = None;
                 tokio::time::sleep(ARMED_EVERY).await;
             }
-            ended @ (Ok(()) | Err(MirrorError::Fenced { .. })) => return Some(ended),
+            ended @ (Ok(()) | Err(MirrorError::Fenced { .. } | MirrorError::Retired { .. })) => {
+                return Some(ended);
+            }
             // `arm` may make it anew, or somebody cures what stopped it. It may also have been taken away in the moment of its
             // start, in whatever words the server says that.
             Err(error) => refused = Some(Refused::told(&config, slot, error, refused.as_ref())),
@@ -238,7 +240,7 @@ async fn keep_running(
                 config.board.phase(config.of(), "turning", None);
                 continue;
             }
-            Err(error @ MirrorError::NotArmed { .. }) => {
+            Err(error @ (MirrorError::NotArmed { .. } | MirrorError::Retired { .. })) => {
                 config.board.phase(config.of(), "stopped", None);
                 return Err(error);
             }

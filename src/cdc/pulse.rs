@@ -10,7 +10,7 @@ use tokio_util::sync::CancellationToken;
 use super::contents;
 use super::error::{MirrorError, Refusal};
 use super::generated;
-use super::headroom::{Pressure, WalLimits, WalMeter};
+use super::headroom::{Held, Pressure, WalLimits, WalMeter};
 use super::lineage::{self, Marks};
 use super::lookout::{Lookout, Truncates};
 use super::meanings;
@@ -305,7 +305,13 @@ impl Pulse {
         }
         if number % SIGHT_EVERY == 1 {
             if let Some(slot) = source::slot(source, &self.slot).await? {
-                let pressure = seen.meter.watch(self.of(), (slot.held_bytes, slot.safe_bytes), self.wal);
+                let held = Held {
+                    bytes: slot.held_bytes,
+                    safe: slot.safe_bytes,
+                    unbrought: slot.unconfirmed_bytes,
+                    confirmed: slot.confirmed,
+                };
+                let pressure = seen.meter.watch(self.of(), held, self.wal, Instant::now());
                 // A move of authority needs the stream more than the disk needs the room.
                 let kept = pressure == Pressure::Full && !authority::is_open(source, &self.slice).await?;
                 let pressure = if kept { Pressure::Tight } else { pressure };

@@ -80,7 +80,7 @@ pub(super) async fn is_broken(
     }
     let begin = format!("BEGIN READ ONLY; SET LOCAL statement_timeout = {LIMIT_MS}");
     source.batch_execute(&begin).await.map_err(failed())?;
-    let answer = match source.query_one(&sql(table, condition, types), &[]).await {
+    let answer = match source.query_typed_one(&sql(table, condition, types), &[]).await {
         Err(error) if error.as_db_error().is_none() || is_retryable(&error) => return Err(failed()(error)),
         answer => answer,
     };

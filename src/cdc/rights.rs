@@ -135,7 +135,7 @@ async fn standing(source: &Client) -> Result<Vec<String>, MirrorError> {
     let sql = "SELECT r.rolname::text FROM pg_roles r WHERE r.rolname = session_user AND NOT r.rolsuper \
                    AND NOT r.rolreplication AND NOT EXISTS (SELECT FROM pg_roles g \
                        WHERE g.rolname = 'rds_replication' AND pg_has_role(r.oid, g.oid, 'MEMBER'))";
-    let rows = source.query(sql, &[]).await.map_err(MirrorError::sql("asking for rights"))?;
+    let rows = source.query_typed(sql, &[]).await.map_err(MirrorError::sql("asking for rights"))?;
     Ok(rows.iter().map(|row| format!("ALTER ROLE {} REPLICATION", quote_ident(row.get(0)))).collect())
 }
 

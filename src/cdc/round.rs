@@ -223,7 +223,7 @@ async fn export_snapshot(
         let snapshot = source::snapshot(exporter).await?;
         if ring.prune(&snapshot) || hooks.mutant(Mutant::NoR1) {
             let row = exporter
-                .query_one("SELECT pg_export_snapshot()", &[])
+                .query_typed_one("SELECT pg_export_snapshot()", &[])
                 .await
                 .map_err(MirrorError::sql("exporting a snapshot"))?;
             ring.clear();

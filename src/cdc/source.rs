@@ -51,7 +51,7 @@ pub fn word_for(content: &[u8], slice: &str) -> Option<String> {
 /// [`MirrorError::Sql`].
 pub async fn take_barrier(source: &Client) -> Result<FullXid, MirrorError> {
     let row = source
-        .query_one("SELECT pg_current_xact_id()::text", &[])
+        .query_typed_one("SELECT pg_current_xact_id()::text", &[])
         .await
         .map_err(MirrorError::sql("taking a barrier transaction"))?;
     let text: &str = row.get(0);
@@ -65,7 +65,7 @@ pub async fn take_barrier(source: &Client) -> Result<FullXid, MirrorError> {
 /// [`MirrorError`].
 pub async fn snapshot(source: &Client) -> Result<Arc<Snapshot>, MirrorError> {
     let row = source
-        .query_one("SELECT pg_current_snapshot()::text", &[])
+        .query_typed_one("SELECT pg_current_snapshot()::text", &[])
         .await
         .map_err(MirrorError::sql("taking a snapshot"))?;
     let text: &str = row.get(0);
@@ -78,7 +78,7 @@ pub async fn snapshot(source: &Client) -> Result<Arc<Snapshot>, MirrorError> {
 /// [`MirrorError::Sql`].
 pub async fn insert_position(source: &Client) -> Result<Lsn, MirrorError> {
     let row = source
-        .query_one("SELECT pg_current_wal_insert_lsn()", &[])
+        .query_typed_one("SELECT pg_current_wal_insert_lsn()", &[])
         .await
         .map_err(MirrorError::sql("reading the WAL position"))?;
     let lsn: PgLsn = row.get(0);
@@ -112,6 +112,8 @@ pub struct SlotFacts {
     pub wal_status: Option<String>,
     /// Bytes of WAL held, from `restart_lsn` to now.
     pub held_bytes: u64,
+    /// Bytes of WAL behind what was last confirmed.
+    pub unconfirmed_bytes: u64,
     /// Bytes that can still be written before the slot is lost, when `max_slot_wal_keep_size` limits it.
     pub safe_bytes: Option<i64>,
     /// Backend that streams from it now.
@@ -126,7 +128,8 @@ pub async fn slot(source: &Client, name: &str) -> Result<Option<SlotFacts>, Mirr
     let row = source
         .query_opt(
             "SELECT plugin::text, coalesce(database::text, ''), confirmed_flush_lsn, wal_status, \
-                 coalesce(pg_wal_lsn_diff(pg_current_wal_lsn(), restart_lsn), 0)::int8, safe_wal_size, active_pid \
+                 coalesce(pg_wal_lsn_diff(pg_current_wal_lsn(), restart_lsn), 0)::int8, safe_wal_size, active_pid, \
+                 coalesce(pg_wal_lsn_diff(pg_current_wal_lsn(), confirmed_flush_lsn), 0)::int8 \
              FROM pg_replication_slots WHERE slot_name = $1",
             &[&name],
         )
@@ -134,13 +137,14 @@ pub async fn slot(source: &Client, name: &str) -> Result<Option<SlotFacts>, Mirr
         .map_err(MirrorError::sql("reading the slot"))?;
     Ok(row.map(|row| {
         let confirmed: Option<PgLsn> = row.get(2);
-        let held: i64 = row.get(4);
+        let bytes = |column: usize| u64::try_from(row.get::<_, i64>(column)).unwrap_or(0);
         SlotFacts {
             plugin: row.get::<_, Option<String>>(0).unwrap_or_default(),
             database: row.get(1),
             confirmed: confirmed.map(Lsn::from),
             wal_status: row.get(3),
-            held_bytes: u64::try_from(held).unwrap_or(0),
+            held_bytes: bytes(4),
+            unconfirmed_bytes: bytes(7),
             safe_bytes: row.get(5),
             active_pid: row.get(6),
         }
@@ -205,7 +209,7 @@ pub async fn pages(source: &Client, table: &str) -> Result<i64, MirrorError> {
 /// [`MirrorError::Sql`].
 pub async fn oldest_transaction(source: &Client) -> Result<String, MirrorError> {
     let row = source
-        .query_opt(
+        .query_typed_opt(
             "SELECT format('process %s (%s, database %s)%s', l.pid, \
                  coalesce(nullif(a.application_name, ''), 'role ' || a.usename, 'no application name'), a.datname, \
                  ', open for ' || round(extract(epoch FROM clock_timestamp() - a.xact_start)) || ' s') \
@@ -259,7 +263,8 @@ pub async fn in_the_way(client: &Client) -> Result<Option<String>, MirrorError> 
         WHERE NOT l.granted AND l.waitstart < clock_timestamp() - interval '3 s' \
             AND a.datname = current_database() AND a.application_name = current_setting('application_name') \
             AND b.application_name IS DISTINCT FROM a.application_name LIMIT 1";
-    let row = client.query_opt(sql, &[]).await.map_err(MirrorError::sql("looking for who is in the way"))?;
+    let row =
+        client.query_typed_opt(sql, &[]).await.map_err(MirrorError::sql("looking for who is in the way"))?;
     Ok(row.map(|row| row.get(0)))
 }
 

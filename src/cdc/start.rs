@@ -5,12 +5,15 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio_postgres::Client;
+use tokio_postgres::error::SqlState;
 
 use super::engine::{Rebuild, SliceConfig, hit};
 use super::error::MirrorError;
+use super::retired;
 use super::source::{self, SlotFacts};
 use super::truncate::InVain;
 use crate::failpoint;
+use crate::journal::JournalError;
 use crate::journal::claims::Claim;
 use crate::journal::ledger::what_changed;
 use crate::journal::migrate::{self, Form};
@@ -18,7 +21,7 @@ use crate::journal::process::Sighting;
 use crate::journal::slices::GateRow;
 use crate::journal::streams::{self, Direction, Mode, Source, StreamOf, StreamRow, StreamState};
 use crate::journal::whereabouts::{self, Route};
-use crate::journal::{copies, process, slices};
+use crate::journal::{abandonment, copies, process, slices};
 use crate::lsn::Lsn;
 use crate::mapping::SliceMapping;
 use crate::mapping::outline::COMPARED;
@@ -175,6 +178,8 @@ pub struct Provisioned {
     pub publication: String,
     /// The stream's row; none before the forward stream's first start.
     pub row: Option<StreamRow>,
+    /// Which life of the slice it is: none of another one is this start's.
+    pub life: String,
 }
 
 /// Checks that the slice was provisioned as the plan says, and that its gates are such as a mirror may run beside:
@@ -186,6 +191,9 @@ pub async fn check_provisioned(both: Both<'_>, starting: Starting<'_>) -> Result
     let slice = starting.slice;
     let provision = || format!("strangler provision PLAN --slice {slice}");
     let refused = |what: String, next: String| Err(MirrorError::Refused { what, next });
+    if retired::is_gone((both.service, both.monolith), slice).await? {
+        return Err(MirrorError::Retired { slice: slice.to_owned() });
+    }
     for (client, database) in [(both.service, "its service"), (both.monolith, "the monolith")] {
         if migrate::form(client).await? == Form::Older {
             return refused(
@@ -198,6 +206,9 @@ pub async fn check_provisioned(both: Both<'_>, starting: Starting<'_>) -> Result
         }
     }
     let Some(row) = slices::read(both.service, slice).await.or_else(missing_schema)? else {
+        return refused(format!("slice {slice} is not provisioned in its service"), provision());
+    };
+    let Some(life) = abandonment::life(both.service, slice).await? else {
         return refused(format!("slice {slice} is not provisioned in its service"), provision());
     };
     if !starting.mapping.is_pinned_by(&row.plan_hash) {
@@ -228,7 +239,7 @@ pub async fn check_provisioned(both: Both<'_>, starting: Starting<'_>) -> Result
     }
     match unfit(starting, (&here, &there), own.as_ref()) {
         Some(what) => refused(what, format!("strangler status PLAN --slice {slice}")),
-        None => Ok(Provisioned { epoch: here.epoch, publication: row.publication, row: own }),
+        None => Ok(Provisioned { epoch: here.epoch, publication: row.publication, row: own, life }),
     }
 }
 
@@ -281,6 +292,11 @@ fn unfit(
 /// Why a process may not write as it claimed: somebody took over, the authority moved, or the row contradicts.
 pub(crate) async fn shut_out(target: &Client, claim: &Claim) -> MirrorError {
     let slice = claim.slice.clone();
+    if claim.direction == Direction::Forward
+        && let Ok(Some(refused)) = Box::pin(gone(target, (&slice, None))).await
+    {
+        return refused;
+    }
     match streams::read(target, claim.of()).await {
         Err(error) => error.into(),
         Ok(Some(row)) if row.nonce == claim.nonce && is_turned(&row, claim) => MirrorError::Turned { slice },
@@ -343,13 +359,14 @@ pub async fn check_tables<'a>(
     })
 }
 
-fn missing_schema(error: crate::journal::JournalError) -> Result<Option<slices::SliceRow>, MirrorError> {
-    let code =
-        error.database_error().and_then(tokio_postgres::Error::code).map(|code| code.code().to_owned());
-    match code.as_deref() {
-        Some("42P01" | "3F000") => Ok(None),
-        Some(_) | None => Err(error.into()),
-    }
+fn missing_schema(error: JournalError) -> Result<Option<slices::SliceRow>, MirrorError> {
+    if is_missing(&error) { Ok(None) } else { Err(error.into()) }
+}
+
+/// Our tables are not there.
+fn is_missing(error: &JournalError) -> bool {
+    let code = error.database_error().and_then(tokio_postgres::Error::code);
+    matches!(code.map(SqlState::code), Some("42P01" | "3F000"))
 }
 
 /// Takes the slice's session lock, and refuses when another live mirror holds it; a courtesy, for safety rests on the
@@ -386,24 +403,73 @@ pub async fn check_alone(
 pub async fn claim_stream(
     target: &Client,
     starting: Starting<'_>,
-    (epoch, publication): (i64, &str),
+    (epoch, publication, life): (i64, &str, &str),
     source: &Source,
     (memory, admin): (&mut Memory, &Server),
 ) -> Result<StreamRow, MirrorError> {
     // The row of the way back is `arm`'s to make, together with its slot.
     if starting.direction == Direction::Forward {
+        still_provisioned(target, (starting.slice, life)).await?;
         let slot = slot_name(starting.plan, starting.slice);
         streams::insert_creating(target, starting.slice, epoch, (&slot, publication), source).await?;
         failpoint::hit("stream-row-inserted");
     }
-    let row = take_nonce(target, starting, (memory.started, admin)).await?;
+    let row = match take_nonce(target, starting, (memory.started, admin)).await {
+        Err(MirrorError::Fenced { .. }) if starting.direction == Direction::Forward => {
+            still_provisioned(target, (starting.slice, life)).await?;
+            return Err(MirrorError::Fenced { slice: starting.slice.to_owned() });
+        }
+        taken => taken?,
+    };
     memory.started = true;
     memory.nonce = Some(row.nonce);
     hit(starting.direction, "nonce-taken", "reverse-nonce-taken");
     let pid = i32::try_from(starting.process.pid).unwrap_or(i32::MAX);
     let again = memory.standstill.is_some();
     process::register(target, starting.of(), row.nonce, (&starting.process.host, pid), again).await?;
+    if starting.direction == Direction::Forward {
+        // Whoever takes the slice back says so first and looks for mirrors after that; a mirror registers first and looks for him
+        // after that. So one of them sees the other.
+        still_provisioned(target, (starting.slice, life)).await?;
+    }
     Ok(row)
+}
+
+/// Fails where the slice was taken back, or is being taken back, since the start found it to be provisioned: also where it was provisioned
+/// anew behind that, which is none of this start's. Asked of the service by whoever is about to make something that would be left over.
+///
+/// # Errors
+/// [`MirrorError::Refused`] among others.
+pub async fn still_provisioned(target: &Client, (slice, life): (&str, &str)) -> Result<(), MirrorError> {
+    match Box::pin(gone(target, (slice, Some(life)))).await? {
+        Some(refused) => Err(refused),
+        None => Ok(()),
+    }
+}
+
+/// What to say of a slice that is not there any more, or is being taken back; nothing where it is as it was. Without a `life` any will do.
+async fn gone(
+    target: &Client,
+    (slice, life): (&str, Option<&str>),
+) -> Result<Option<MirrorError>, MirrorError> {
+    if abandonment::read(target, slice).await?.is_some() {
+        let problem = whereabouts::Astray::Abandoned { slice: slice.to_owned() }.problem();
+        return Ok(Some(MirrorError::Refused {
+            what: format!("slice {slice} can't be mirrored: {}", problem.fact),
+            next: problem.next,
+        }));
+    }
+    let now = match abandonment::life(target, slice).await {
+        Err(error) if is_missing(&error) => None,
+        other => other?,
+    };
+    let same = now.as_deref().is_some_and(|now| life.is_none_or(|life| life == now));
+    Ok((!same).then(|| MirrorError::Refused {
+        what: format!(
+            "slice {slice} can't be mirrored: it was taken back while this mirror stood still, by strangler abandon or by hand"
+        ),
+        next: format!("strangler status PLAN --slice {slice}, which says whether it is provisioned anew; then start the mirror again"),
+    }))
 }
 
 /// Takes the nonce. It waits for open landings of an older process; when such a process is frozen, its open
@@ -483,12 +549,21 @@ pub async fn create_slot(
     source: &Client,
     replication: &mut Connection,
     target: &Client,
-    (slice, row): (&str, &StreamRow),
+    (slice, life, row): (&str, &str, &StreamRow),
     waiting: &(dyn Fn(&str) + Send + Sync),
 ) -> Result<Option<Lsn>, MirrorError> {
     if source::slot(source, &row.slot).await?.is_some() {
         replication.drop_slot(&row.slot).await?;
     }
+    failpoint::hit("slot-wanted");
+    still_provisioned(target, (slice, life)).await?;
+    if retired::is_gone((target, source), slice).await? {
+        return Err(MirrorError::Retired { slice: slice.to_owned() });
+    }
+    if streams::current_nonce(target, StreamOf::forward(slice)).await? != Some(row.nonce) {
+        return Ok(None);
+    }
+    failpoint::hit("slot-asked-for");
     // From 17 on a standby can take the slot over, when the monolith is set up for it; `check` looks at that.
     let options = SlotOptions { temporary: false, failover: replication.server_major() >= 17 };
     let telling = tell_who_is_waited_for(source, target, (slice, row.nonce), waiting);
@@ -497,6 +572,29 @@ pub async fn create_slot(
     let begun = streams::set_running(target, slice, row.nonce, start).await?;
     failpoint::hit("stream-row-running");
     Ok(begun.then_some(start))
+}
+
+/// Drops a slot that was made while the slice was taken back, or its old tables dropped: nobody else knows of it, and it would keep WAL. It
+/// is told by that its stream's row is gone, names another slot, or is of a slice that is being taken back or has nothing on the monolith;
+/// whoever else holds the stream makes the slot of that name himself, and whoever takes the slice's side away looks for slots behind that.
+/// Both are sessions of their own, since the one that waited for the slot may be gone. What can't be done here `doctor` names.
+pub async fn give_back(
+    replication: &mut Connection,
+    (source, target): (&Client, &Client),
+    (slice, slot): (&str, &str),
+) {
+    let stray = match streams::read(target, StreamOf::forward(slice)).await {
+        Ok(None) => true,
+        Ok(Some(row)) if row.slot != slot => true,
+        Ok(Some(_)) => {
+            matches!(abandonment::read(target, slice).await, Ok(Some(_)))
+                || retired::is_gone((target, source), slice).await.unwrap_or(false)
+        }
+        Err(error) => is_missing(&error),
+    };
+    if stray && let Err(error) = replication.drop_slot(slot).await {
+        tracing::debug!(slice, slot, error = %error, "the slot that nobody needs could not be dropped");
+    }
 }
 
 /// A new slot waits for every transaction that runs (PostgreSQL documentation, CREATE_REPLICATION_SLOT). Says who holds
@@ -672,7 +770,7 @@ pub async fn empty_table(target: &Client, table: &str, in_use: InUse) -> Result<
 /// [`MirrorError`].
 pub async fn identify(source: &Client, system: &SystemIdentity) -> Result<Source, MirrorError> {
     let row = source
-        .query_one("SELECT oid FROM pg_database WHERE datname = current_database()", &[])
+        .query_typed_one("SELECT oid FROM pg_database WHERE datname = current_database()", &[])
         .await
         .map_err(MirrorError::sql("reading the source's identity"))?;
     let uuid = slices::database_uuid(source).await?.ok_or_else(|| MirrorError::Refused {

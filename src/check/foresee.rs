@@ -2,10 +2,11 @@
 
 use std::collections::BTreeMap;
 
-use super::facts::{Facts, LinkName};
+use super::facts::{Database, Facts, LinkName};
 use super::gather::Opened;
+use crate::plan::Plan;
 use crate::problem::Problem;
-use crate::provision::{self, Databases, Login, Logins, ProvisionError};
+use crate::provision::{self, Databases, Known, Login, Logins, ProvisionError};
 
 /// What other rules say in words of their own, because they know more, or without a link of an administrator.
 const SAID_ELSEWHERE: &[&str] = &[
@@ -23,6 +24,7 @@ const SAID_ELSEWHERE: &[&str] = &[
 /// Asks `provision`, unless one of its links is not open: what it would say then is not about the plan.
 pub(super) async fn ask(
     facts: &Facts,
+    of: (&Plan, &[String]),
     monolith: Opened,
     services: BTreeMap<String, Opened>,
 ) -> Result<Vec<Problem>, ProvisionError> {
@@ -30,7 +32,7 @@ pub(super) async fn ask(
         services.into_iter().map(|(name, link)| link.map(|client| (name, client))).collect();
     let (Ok(monolith), Ok(services)) = (monolith, services) else { return Ok(Vec::new()) };
     let login = |name: &str| Login { user: name.to_owned(), password: None };
-    let apply = |database: &super::Database| database.role(LinkName::Apply).map(|role| login(&role.name));
+    let apply = |database: &Database| database.role(LinkName::Apply).map(|role| login(&role.name));
     let logins = Logins {
         monolith_read: facts.monolith.role(LinkName::Read).map(|role| role.name.clone()),
         monolith_apply: apply(&facts.monolith),
@@ -41,7 +43,20 @@ pub(super) async fn ask(
             .collect(),
     };
     let databases = Databases { monolith, services };
-    provision::foresee(&facts.plan, &databases, &logins).await
+    provision::foresee(of, &databases, known(facts), &logins).await
+}
+
+/// What was read of the databases, where nothing of it failed: it was read over the same links.
+fn known(facts: &Facts) -> BTreeMap<provision::Database, Known> {
+    let services =
+        facts.services.iter().map(|(name, found)| (provision::Database::Service(name.clone()), found));
+    let all = std::iter::once((provision::Database::Monolith, &facts.monolith)).chain(services);
+    let of = |(database, found): (provision::Database, &Database)| {
+        let (catalog, whereabouts) = found.catalog.clone().zip(found.whereabouts.clone())?;
+        let known = Known { catalog, whereabouts, holdings: found.holdings.clone() };
+        found.unread.is_empty().then_some((database, known))
+    };
+    all.filter_map(of).collect()
 }
 
 /// The foreseen problems that are not among those already found.

@@ -10,8 +10,9 @@ use tokio_postgres::{Client, Error};
 use super::facts::{APPLY_ROLE, Database, Facts, Link, LinkFailure, LinkName, LinkRole, Role, Server, Slot};
 use super::foresee;
 use crate::catalog::Catalog;
+use crate::cdc::mirror::chain_of;
 use crate::dualwrite::readiness::left_behind;
-use crate::journal::{JournalError, holdings, migrate, whereabouts};
+use crate::journal::{JournalError, dropped, holdings, migrate, whereabouts};
 use crate::lsn::Lsn;
 use crate::mapping::adopted::Misfit;
 use crate::mapping::{Mappings, SliceMapping, compile, expand};
@@ -49,19 +50,29 @@ impl Links {
     }
 }
 
-/// Looks at all databases of a plan. A link that failed is itself a fact, and the rest is still looked at.
-pub async fn gather(plan: &Plan, monolith: Links, services: BTreeMap<String, Links>) -> Facts {
+/// Looks at all databases of a plan. A link that failed is itself a fact, and the rest is still looked at. Only these `slices` are judged; the others of the plan are retired for good, and still say what theirs was.
+pub async fn gather(
+    plan: &Plan,
+    slices: &[String],
+    (monolith, services): (Links, BTreeMap<String, Links>),
+) -> Facts {
     let mut roles: BTreeSet<String> = plan.monolith.app_roles.iter().cloned().collect();
     roles.insert(APPLY_ROLE.to_owned());
     for service in plan.services.values() {
         roles.extend([service.owner.clone(), service.app.clone()]);
     }
     let roles: Vec<String> = roles.into_iter().collect();
-    let monolith_facts = look(&monolith, &roles).await;
+    let mut monolith_facts = look(&monolith, &roles).await;
+    remember(plan, (&monolith, &services), &mut monolith_facts).await;
     let joined = monolith_facts.catalog.as_ref().map(|catalog| join(plan, catalog));
-    let (mappings, mapping_problems, moved) = joined.unwrap_or_default();
+    let (mut mappings, mut mapping_problems, mut moved) = joined.unwrap_or_default();
+    mappings.retain(|slice, _| slices.contains(slice));
+    mapping_problems.retain(|problem| problem.concerns(slices));
+    moved.retain(|_, takers| takers.iter().any(|taker| slices.contains(taker)));
+    let mut living = plan.clone();
+    living.slices.retain(|slice, _| slices.contains(slice));
     let mut facts = Facts {
-        plan: plan.clone(),
+        plan: living,
         left_behind: look_for_left_behind(&monolith, &mappings).await,
         mappings,
         mapping_problems,
@@ -88,11 +99,29 @@ pub async fn gather(plan: &Plan, monolith: Links, services: BTreeMap<String, Lin
         facts.services.insert(name.clone(), database);
     }
     let services = services.into_iter().map(|(name, links)| (name, links.admin)).collect();
-    match foresee::ask(&facts, monolith.admin, services).await {
+    // No names mean all.
+    let only = if slices.len() == plan.slices.len() { &[][..] } else { slices };
+    match foresee::ask(&facts, (plan, only), monolith.admin, services).await {
         Ok(problems) => facts.foreseen = problems,
         Err(error) => facts.monolith.unread.push(LinkFailure::new(&error).words),
     }
     facts
+}
+
+/// Adds tables that are dropped from the monolith to its catalog, where only services still have it written down what they were.
+async fn remember(
+    plan: &Plan,
+    (monolith, services): (&Links, &BTreeMap<String, Links>),
+    facts: &mut Database,
+) {
+    let (Some(client), Some(catalog)) = (monolith.any_open(), facts.catalog.take()) else { return };
+    let services = services.values().filter_map(Links::any_open);
+    let kept = dropped::elsewhere(client, services, &plan.name).await;
+    let kept = kept.unwrap_or_else(|error| {
+        facts.unread.push(chain_of(&error));
+        Vec::new()
+    });
+    facts.catalog = Some(catalog.with_dropped(kept));
 }
 
 type Joined = (Mappings, Vec<crate::problem::Problem>, BTreeMap<TableName, Vec<String>>);
@@ -174,7 +203,7 @@ async fn read_link(client: &Client, link: LinkName) -> Result<LinkRole, Unread> 
                       r.rolcreaterole, \
                       pg_catalog.has_database_privilege(pg_catalog.current_database(), 'CREATE') \
                FROM pg_catalog.pg_roles r WHERE r.rolname = session_user";
-    let row = client.query_one(sql, &[]).await?;
+    let row = client.query_typed_one(sql, &[]).await?;
     let mut role = LinkRole {
         name: row.try_get(0)?,
         place: whereabouts::place(client).await?,
@@ -235,14 +264,14 @@ async fn read_table_rights(client: &Client, becomes: bool, role: &mut LinkRole) 
     }
     let sql = "SELECT nspname::text FROM pg_catalog.pg_namespace \
                WHERE nspname !~ '^pg_' AND NOT pg_catalog.has_schema_privilege(oid, 'USAGE')";
-    for row in client.query(sql, &[]).await? {
+    for row in client.query_typed(sql, &[]).await? {
         role.closed_schemas.insert(row.try_get(0)?);
     }
     let sql = "SELECT p.oid::pg_catalog.regprocedure::text FROM pg_catalog.pg_proc p \
                WHERE p.proname = 'pg_logical_emit_message' \
                  AND p.pronamespace = 'pg_catalog'::pg_catalog.regnamespace \
                  AND NOT pg_catalog.has_function_privilege(p.oid, 'EXECUTE')";
-    for row in client.query(sql, &[]).await? {
+    for row in client.query_typed(sql, &[]).await? {
         role.silenced.insert(row.try_get(0)?);
     }
     Ok(())
@@ -269,7 +298,7 @@ async fn lacking(client: &Client) -> Result<BTreeMap<TableName, Vec<String>>, Er
 /// Tried rather than looked up: managed servers let other roles set it than the catalogs tell.
 async fn may_set_replica_role(client: &Client) -> Result<bool, Error> {
     let row = client
-        .query_one("SELECT pg_catalog.current_setting('session_replication_role') = 'replica'", &[])
+        .query_typed_one("SELECT pg_catalog.current_setting('session_replication_role') = 'replica'", &[])
         .await?;
     if row.try_get(0)? {
         return Ok(true);
@@ -308,7 +337,7 @@ async fn read_roles(client: &Client, names: &[String]) -> Result<BTreeMap<String
         roles.insert(row.try_get(0)?, role);
     }
     let sql = "SELECT pg_catalog.has_table_privilege('pg_catalog.pg_authid', 'SELECT')";
-    if client.query_one(sql, &[]).await?.try_get(0)? {
+    if client.query_typed_one(sql, &[]).await?.try_get(0)? {
         let sql =
             "SELECT rolname::text, rolpassword IS NOT NULL FROM pg_catalog.pg_authid WHERE rolname = ANY($1)";
         for row in client.query(sql, &[&names]).await? {
@@ -341,7 +370,7 @@ impl WalSample {
 }
 
 async fn wal_position(client: &Client) -> Option<Lsn> {
-    let row = client.query_one("SELECT pg_catalog.pg_current_wal_lsn()::text", &[]).await.ok()?;
+    let row = client.query_typed_one("SELECT pg_catalog.pg_current_wal_lsn()::text", &[]).await.ok()?;
     row.try_get::<_, String>(0).ok()?.parse().ok()
 }
 
@@ -362,12 +391,12 @@ async fn read_server(client: &Client, sample: WalSample) -> Result<Server, Error
                       ARRAY(SELECT v.name::text FROM pg_catalog.pg_available_extension_versions v \
                             JOIN pg_catalog.pg_available_extensions e \
                               ON e.name = v.name AND e.default_version = v.version WHERE v.trusted OR NOT v.superuser)";
-    let row = client.query_one(sql, &[]).await?;
+    let row = client.query_typed_one(sql, &[]).await?;
     let count =
         |index: usize| row.try_get::<_, i64>(index).map(|count| u32::try_from(count).unwrap_or(u32::MAX));
     let mean: Option<f64> = row.try_get(3)?;
     let slots = client
-        .query("SELECT slot_name::text, database::text FROM pg_catalog.pg_replication_slots", &[])
+        .query_typed("SELECT slot_name::text, database::text FROM pg_catalog.pg_replication_slots", &[])
         .await?;
     let seen = sample.bytes_per_second(client).await;
     Ok(Server {
@@ -428,7 +457,7 @@ async fn look_at_targets(links: &Links, targets: &[TableName], database: &mut Da
     };
     for target in targets.iter().filter(|target| catalog.table(target).is_some()) {
         let sql = format!("SELECT EXISTS (SELECT FROM {})", target.sql());
-        match client.query_one(&sql, &[]).await.and_then(|row| row.try_get(0)) {
+        match client.query_typed_one(&sql, &[]).await.and_then(|row| row.try_get(0)) {
             Ok(true) => {
                 server.filled.insert(target.clone());
             }

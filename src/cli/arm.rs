@@ -57,6 +57,9 @@ pub(super) async fn run(ui: &mut Ui, arguments: &Arguments) -> Result<Exit, CliE
 /// Both verbs.
 pub(super) async fn go(ui: &mut Ui, verb: Verb, arguments: &Shared) -> Result<Exit, CliError> {
     let opened = open::open(ui, &arguments.plan, &arguments.slices.slices, Needs::All)?;
+    let Some(opened) = opened.living(ui, &arguments.slices.slices, Needs::All).await? else {
+        return Ok(Exit::Clean);
+    };
     let proofs = opened.monolith.admin.clone();
     let opened = opened.answering();
     let other = match verb {
@@ -89,7 +92,7 @@ async fn work(
         patience: Patience { total: arguments.wait },
         author: &author,
     };
-    let only = &arguments.slices.slices;
+    let only = opened.only(&arguments.slices.slices);
     if arguments.dry_run {
         let design = arm::prepare(&opened.plan, verb, only, &hands).await.map_err(|e| typed(e, opened))?;
         return show(ui, verb, design, opened);

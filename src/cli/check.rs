@@ -37,6 +37,10 @@ pub(super) struct Arguments {
 
 pub(super) async fn run(ui: &mut Ui, arguments: &Arguments) -> Result<Exit, CliError> {
     let opened = open::open(ui, &arguments.plan, &[], Needs::All)?;
+    let opened = opened.reachable(ui, &[], Needs::All).await?;
+    if opened.slices.is_empty() {
+        return Ok(Exit::Clean);
+    }
     let report =
         interrupt::unless("check changes nothing", Box::pin(async { Ok(look(&opened).await) })).await?;
     match arguments.format {
@@ -58,7 +62,7 @@ async fn look(opened: &Opened) -> Report {
     let there = links(&monolith, true).await;
     let here = services.iter().map(async |(name, ways)| ((*name).clone(), links(ways, false).await));
     let here = join_all(here).await.into_iter().collect();
-    let mut facts = check::gather(&opened.plan, there, here).await;
+    let mut facts = check::gather(&opened.plan, &opened.slices, (there, here)).await;
     facts.monolith.silent = silent(&monolith);
     for (name, database) in &mut facts.services {
         database.silent = services.get(name).and_then(silent);

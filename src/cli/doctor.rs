@@ -123,7 +123,10 @@ fn exit(removed: &[Removed], databases: &[DatabaseReport]) -> Exit {
     }
 }
 
-async fn look(opened: &Opened, clean: bool) -> Result<(Vec<Removed>, Vec<DatabaseReport>), CliError> {
+pub(super) async fn look(
+    opened: &Opened,
+    clean: bool,
+) -> Result<(Vec<Removed>, Vec<DatabaseReport>), CliError> {
     let sessions = connect(opened, |ways| &ways.admin).await;
     let removed = if clean {
         // A role that replicates may drop slots; on the monolith that is the read link's.

@@ -106,6 +106,11 @@ struct Rehearsed<'a> {
 
 pub(super) async fn run(ui: &mut Ui, arguments: &Arguments) -> Result<Exit, CliError> {
     let opened = open::open(ui, &arguments.plan, &arguments.slices, Needs::All)?;
+    // A service that is away must not keep its operator from hearing what became of a flip.
+    let opened = opened.reachable(ui, &arguments.slices, Needs::All).await?;
+    if opened.slices.is_empty() {
+        return Ok(Exit::Clean);
+    }
     if arguments.slices.is_empty() && opened.slices.len() > 1 {
         return Err(CliError::WhichSlice { verb: "flip", one: false, known: opened.slices.clone() });
     }

@@ -9,13 +9,14 @@ use tokio_postgres::Client;
 
 use super::environment::Environment;
 use super::interrupt;
-use super::open::{self, Needs, Opened, PlanFile, Slices};
+use super::open::{self, ANSWER_MAX, Needs, Opened, PlanFile, Slices};
 use super::report::{CliError, Exit};
 use super::ui::{Format, Ui};
-use crate::journal::ledger::{self, Broken, Entry, Latest, NewEntry, Verified, VerifyError};
+use crate::journal::ledger::{self, Broken, Entry, Latest, Memory, NewEntry, Verified, VerifyError};
 use crate::journal::whereabouts::{self, Astray, Route, Whereabouts};
 use crate::journal::{JournalError, grounds};
 use crate::lsn::Lsn;
+use crate::postgres::Session;
 use crate::reconcile::evidence;
 use crate::words;
 
@@ -92,6 +93,8 @@ enum Kind {
     Retire,
     /// Old tables that were brought back
     Unretire,
+    /// A slice was taken back to where nothing of it was provisioned
+    Abandon,
     /// What a mirror met that a human must look at
     Alarm,
     /// Another mapping or policy than before
@@ -113,6 +116,7 @@ impl Kind {
             Self::Disarm => ledger::DISARM,
             Self::Retire => ledger::RETIRE,
             Self::Unretire => ledger::UNRETIRE,
+            Self::Abandon => ledger::ABANDON,
             Self::Alarm => ledger::ALARM,
             Self::Plan => ledger::PLAN,
             Self::Accepted => ledger::ACCEPTED,
@@ -192,10 +196,12 @@ struct Verification {
     accepted: Option<i64>,
     broken_entry: Option<i64>,
     fault: Option<String>,
+    /// Where the monolith's journal was asked: there, or in a service that keeps it.
+    journal: &'static str,
 }
 
 impl Verification {
-    fn of(verified: Verified) -> Self {
+    fn of(verified: Verified, memory: Memory<'_>) -> Self {
         Self {
             whole: true,
             entries: Some(verified.head.map_or(0, |head| head.id)),
@@ -204,10 +210,11 @@ impl Verification {
             accepted: verified.accepted,
             broken_entry: None,
             fault: None,
+            journal: kept_where(memory),
         }
     }
 
-    fn broken(broken: &Broken) -> Self {
+    fn broken(broken: &Broken, memory: Memory<'_>) -> Self {
         Self {
             whole: false,
             entries: None,
@@ -216,7 +223,15 @@ impl Verification {
             accepted: None,
             broken_entry: Some(broken.id),
             fault: Some(broken.fault.to_string()),
+            journal: kept_where(memory),
         }
+    }
+}
+
+fn kept_where(memory: Memory<'_>) -> &'static str {
+    match memory {
+        Memory::Monolith(_) => "monolith",
+        Memory::Kept(_) => "service",
     }
 }
 
@@ -254,10 +269,18 @@ async fn read(opened: &Opened, arguments: &Arguments) -> Result<Vec<ServiceLedge
         },
         None => None,
     };
+    let mut sessions = Vec::new();
+    for ways in opened.services.values() {
+        sessions.push(ways.apply.connect(APPLICATION).await?);
+    }
+    let far = match &monolith {
+        Some(monolith) => far_keepers(opened, monolith, &sessions).await?,
+        None => Vec::new(),
+    };
+    let keepers: Vec<&Client> = sessions.iter().chain(&far).map(|session| &**session).collect();
     let mut services = Vec::new();
-    for (name, ways) in &opened.services {
-        let session = ways.apply.connect(APPLICATION).await?;
-        refuse_others(opened, name, (here.as_ref(), &whereabouts::read(&session).await?))?;
+    for (name, session) in opened.services.keys().zip(&sessions) {
+        refuse_others(opened, name, (here.as_ref(), &whereabouts::read(session).await?))?;
         let failed = |source| CliError::Ledger {
             service: name.clone(),
             provision: opened.typed("strangler provision PLAN"),
@@ -267,7 +290,9 @@ async fn read(opened: &Opened, arguments: &Arguments) -> Result<Vec<ServiceLedge
         match &monolith {
             Some(monolith) => {
                 let reason = arguments.accept_broken.as_deref();
-                let verified = verify((&opened.plan.name, name), (&session, monolith), reason).await;
+                let memory = Memory::of(session, monolith, &keepers).await.map_err(failed)?;
+                let memory = memory.unwrap_or(Memory::Monolith(monolith));
+                let verified = verify((&opened.plan.name, name), (session, memory), reason).await;
                 found.verification = Some(verified.map_err(failed)?);
             }
             None => {
@@ -276,13 +301,13 @@ async fn read(opened: &Opened, arguments: &Arguments) -> Result<Vec<ServiceLedge
                     kind: arguments.kind.map(Kind::as_str),
                     number: i64::from(arguments.last),
                 };
-                let entries = ledger::latest(&session, latest).await.map_err(failed)?;
+                let entries = ledger::latest(session, latest).await.map_err(failed)?;
                 let mut entries: Vec<Shown> = entries.into_iter().map(Shown::from).collect();
                 let of = |slice: &&String| {
                     opened.plan.service_of(slice).is_some_and(|(service, _)| service == name)
                 };
                 for slice in opened.slices.iter().filter(of) {
-                    mark(&mut entries, slice, (&session, reader.as_deref())).await.map_err(failed)?;
+                    mark(&mut entries, slice, (session, reader.as_deref())).await.map_err(failed)?;
                 }
                 found.entries = Some(entries);
             }
@@ -290,6 +315,26 @@ async fn read(opened: &Opened, arguments: &Arguments) -> Result<Vec<ServiceLedge
         services.push(found);
     }
     Ok(services)
+}
+
+/// The plan's other services, where nobody else remembers one of the ledgers: our schema may have gone from the monolith with a slice of
+/// theirs, and its journal to them.
+async fn far_keepers(
+    opened: &Opened,
+    monolith: &Client,
+    sessions: &[Session],
+) -> Result<Vec<Session>, CliError> {
+    let near: Vec<&Client> = sessions.iter().map(|session| &**session).collect();
+    let mut far = Vec::new();
+    for session in sessions {
+        // What can't be read is said in its turn.
+        if far.is_empty() && matches!(Memory::of(session, monolith, &near).await, Ok(None)) {
+            for ways in opened.others.values() {
+                far.push(ways.apply.clone().answering_within(ANSWER_MAX).connect(APPLICATION).await?);
+            }
+        }
+    }
+    Ok(far)
 }
 
 /// Entries about slices that are another plan's would be taken for those of this plan's.
@@ -305,6 +350,8 @@ fn refuse_others(
         .iter()
         .filter(of)
         .flat_map(|slice| whereabouts::astray(route(slice), monolith, Some(there)))
+        // What was told of it stays to be read.
+        .filter(|one| !matches!(one, Astray::Abandoned { .. }))
         .collect();
     if found.is_empty() {
         return Ok(());
@@ -339,15 +386,15 @@ async fn mark(
 /// Recomputes a chain; one that is broken is accepted first where there is a reason to.
 async fn verify(
     (plan, name): (&str, &str),
-    (service, monolith): (&Client, &Client),
+    (service, memory): (&Client, Memory<'_>),
     reason: Option<&str>,
 ) -> Result<Verification, JournalError> {
-    let found = match ledger::verify(service, Some(monolith)).await {
-        Ok(verified) => return Ok(Verification::of(verified)),
+    let found = match ledger::verify_by(service, Some(memory)).await {
+        Ok(verified) => return Ok(Verification::of(verified, memory)),
         Err(VerifyError::Broken(broken)) => broken,
         Err(VerifyError::Journal(error)) => return Err(error),
     };
-    let Some(reason) = reason else { return Ok(Verification::broken(&found)) };
+    let Some(reason) = reason else { return Ok(Verification::broken(&found, memory)) };
     let entry = NewEntry {
         kind: ledger::ACCEPTED,
         plan,
@@ -358,6 +405,6 @@ async fn verify(
         plan_hash: None,
         body: &json!({ "reason": reason, "broken_entry": found.id, "fault": found.fault.to_string() }),
     };
-    ledger::accept(service, monolith, (name, &entry)).await?;
-    Box::pin(verify((plan, name), (service, monolith), None)).await
+    ledger::accept(service, memory, (name, &entry)).await?;
+    Box::pin(verify((plan, name), (service, memory), None)).await
 }

@@ -1,6 +1,6 @@
 //! `strangler mirror`.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -90,6 +90,10 @@ fn folder(text: &str) -> Result<PathBuf, String> {
 
 pub(super) async fn run(ui: &mut Ui, arguments: &Arguments) -> Result<Exit, CliError> {
     let opened = open::open(ui, &arguments.plan, &arguments.slices.slices, Needs::All)?;
+    let opened = opened.reachable(ui, &arguments.slices.slices, Needs::All).await?;
+    if opened.slices.is_empty() {
+        return Ok(Exit::Clean);
+    }
     let (mappings, unfit) = opened.fitting(ui).await?;
     let retry = tables(&arguments.retry, &opened, (&mappings, &unfit))?;
     let (board, progress) = Board::new(&mappings.keys().cloned().collect::<Vec<_>>());
@@ -123,6 +127,17 @@ pub(super) async fn run(ui: &mut Ui, arguments: &Arguments) -> Result<Exit, CliE
     display.show(ui, &latest);
     display.finish();
     let ends = ends.map_err(|error| CliError::Start(std::io::Error::other(error)))?;
+    let (over, ends): (Vec<SliceEnd>, Vec<SliceEnd>) =
+        ends.into_iter().partition(|end| matches!(end.result, Err(MirrorError::Retired { .. })));
+    let retired: BTreeSet<&String> = over.iter().map(|end| &end.slice).collect();
+    for slice in retired {
+        ui.words(&format!(
+            "slice {slice} is retired: its old tables are dropped, and there is nothing to mirror any more"
+        ));
+    }
+    if ends.iter().all(|end| over.iter().any(|one| one.slice == end.slice)) && left_out.is_empty() {
+        return Ok(Exit::Clean);
+    }
     outcome(ends, left_out, &opened)
 }
 

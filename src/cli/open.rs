@@ -1,6 +1,10 @@
 //! What every verb about a plan begins with: read the plan, choose the slices, find the ways into the databases.
 
-use std::collections::{BTreeMap, BTreeSet};
+mod fit;
+mod links;
+mod retired;
+
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -8,17 +12,13 @@ use std::time::Duration;
 use super::environment::Environment;
 use super::report::CliError;
 use super::ui::{Paint, Ui};
-use crate::catalog::Catalog;
-use crate::cdc::mirror::chain_of;
-use crate::check;
-use crate::journal::whereabouts::{self, Route, Whereabouts};
-use crate::mapping::{self, Mappings};
-use crate::name::TableName;
-use crate::plan::{self, LinkTemplate, Links, Parsed, Plan, PlanProblem, Variables};
-use crate::postgres::introspect;
-use crate::postgres::{ConnectError, Server, SessionRole};
-use crate::problem::{Problem, Severity};
+use crate::journal::dropped::Dropped;
+use crate::plan::{self, Parsed, Plan, Variables};
+use crate::problem::Problem;
 use crate::status::judge::{Commands, shell_word};
+pub(super) use fit::Unfit;
+pub(super) use links::Ways;
+use links::{link_problems, used_links, ways};
 
 /// How long a server may owe an answer to a statement that reads catalogs or changes a definition: seconds where there are very
 /// many tables. What does not answer by then would hold the command for ever.
@@ -64,46 +64,12 @@ pub(super) struct Opened {
     pub(super) monolith: Ways,
     /// The services that the slices belong to.
     pub(super) services: BTreeMap<String, Ways>,
+    /// Slices of the plan whose old tables are dropped, or about to be, as far as that was asked.
+    pub(super) dropped: BTreeMap<String, Dropped>,
+    /// Slices that the monolith knows to be dropped, and their service does not, as far as that was asked.
+    pub(super) forgotten: BTreeMap<String, Dropped>,
     /// The plan's other services. Nobody has looked at their links: who needs one is told then what is wrong with it.
     pub(super) others: BTreeMap<String, Ways>,
-}
-
-/// A slice that does not fit the monolith's tables.
-#[derive(Debug)]
-pub(super) struct Unfit {
-    /// The slice.
-    pub(super) slice: String,
-    /// Its tables, those that don't fit too.
-    pub(super) tables: Vec<TableName>,
-    /// What stops it.
-    pub(super) problems: Vec<Problem>,
-}
-
-/// What is only good to know. Errors that stop nothing are about slices that the command leaves alone; `check` shows them.
-fn tell(ui: &mut Ui, slices: &[String], mut problems: Vec<Problem>) {
-    problems.retain(|problem| problem.severity != Severity::Error && problem.concerns(slices));
-    if !problems.is_empty() {
-        ui.words(check::list(&problems).trim_end());
-    }
-}
-
-/// The ways into one database.
-#[derive(Debug, Clone)]
-pub(super) struct Ways {
-    /// DDL, publications, gates.
-    pub(super) admin: Server,
-    /// Catalogs, snapshots, slots.
-    pub(super) read: Server,
-    /// Mirrored rows.
-    pub(super) apply: Server,
-}
-
-impl Ways {
-    /// Everywhere within [`ANSWER_MAX`].
-    fn answering(self) -> Self {
-        let within = |server: Server| server.answering_within(ANSWER_MAX);
-        Self { admin: within(self.admin), read: within(self.read), apply: within(self.apply) }
-    }
 }
 
 impl Opened {
@@ -120,6 +86,11 @@ impl Opened {
         let ways = std::iter::once(&self.monolith).chain(self.services.values());
         let servers = ways.flat_map(|ways| [&ways.admin, &ways.read, &ways.apply]);
         outcome.map_err(|error| error.over_silence(servers))
+    }
+
+    /// The slices for a verb that takes none for all: those that are chosen, where others are to be left out.
+    pub(super) fn only<'a>(&'a self, named: &'a [String]) -> &'a [String] {
+        if self.dropped.is_empty() && self.forgotten.is_empty() { named } else { &self.slices }
     }
 
     /// What to type about this plan.
@@ -140,93 +111,9 @@ impl Opened {
         problems
     }
 
-    /// Joins the plan with the monolith's tables. The mappings are those of every slice of the plan; whole are those of the
-    /// slices that were asked for. What is only good to know goes to stderr.
-    ///
-    /// # Errors
-    /// The monolith can't be read, its link leads elsewhere, or one of the slices doesn't fit it: all problems.
-    pub(super) async fn mappings(&self, ui: &mut Ui) -> Result<Mappings, CliError> {
-        self.mappings_of(ui, &self.slices).await
-    }
-
-    /// The same for some of the slices: what is wrong with others is no matter of theirs.
-    ///
-    /// # Errors
-    /// As [`Self::mappings`].
-    pub(super) async fn mappings_of(&self, ui: &mut Ui, slices: &[String]) -> Result<Mappings, CliError> {
-        let (mappings, problems) = self.compile().await?;
-        if problems.iter().any(|problem| problem.stops(slices)) {
-            return Err(CliError::Unfit(problems));
-        }
-        tell(ui, slices, problems);
-        Ok(mappings)
-    }
-
-    /// The mappings of those of the slices that fit the monolith's tables. The others come with all problems that stop
-    /// them.
-    ///
-    /// # Errors
-    /// As [`Self::mappings`], where no slice fits.
-    pub(super) async fn fitting(&self, ui: &mut Ui) -> Result<(Mappings, Vec<Unfit>), CliError> {
-        let (mut mappings, problems) = self.compile().await?;
-        let of = |slice: &String| {
-            let stops = problems.iter().filter(|problem| problem.stops(std::slice::from_ref(slice)));
-            let mapping = mappings.get(slice).into_iter();
-            let named = mapping.flat_map(|mapping| {
-                mapping.tables.iter().map(|table| &table.source).chain(&mapping.unmapped)
-            });
-            Unfit {
-                slice: slice.clone(),
-                tables: named.cloned().collect(),
-                problems: stops.cloned().collect(),
-            }
-        };
-        let unfit: Vec<Unfit> =
-            self.slices.iter().map(of).filter(|unfit| !unfit.problems.is_empty()).collect();
-        if unfit.len() == self.slices.len() {
-            return Err(CliError::Unfit(problems));
-        }
-        mappings
-            .retain(|name, _| self.slices.contains(name) && unfit.iter().all(|unfit| unfit.slice != *name));
-        tell(ui, &self.slices, problems);
-        Ok((mappings, unfit))
-    }
-
-    async fn compile(&self) -> Result<(Mappings, Vec<Problem>), CliError> {
-        let read = self.monolith.read.clone().answering_within(ANSWER_MAX);
-        let catalog = self.catalog(&read).await.map_err(|error| error.over_silence([&read]))?;
-        Ok(mapping::compile(&self.plan, &catalog))
-    }
-
-    async fn catalog(&self, monolith: &Server) -> Result<Catalog, CliError> {
-        let session = monolith.connect("strangler mirror").await?;
-        self.stay_away(&whereabouts::read(&session).await?).await?;
-        Ok(introspect::read(&session).await?)
-    }
-
-    /// Refuses a monolith's link that leads to a service's database, before its tables are taken for the monolith's. The
-    /// services are asked only then, to say what else is mixed up; the engine asks them again at each of its starts.
-    async fn stay_away(&self, monolith: &Whereabouts) -> Result<(), CliError> {
-        let route = |slice| -> Option<Route<'_>> {
-            let (service, _) = self.plan.service_of(slice)?;
-            Some(Route { plan: &self.plan.name, slice, service })
-        };
-        let routes: Vec<Route<'_>> = self.slices.iter().filter_map(|slice| route(slice)).collect();
-        if routes.iter().all(|route| whereabouts::astray(*route, Some(monolith), None).is_empty()) {
-            return Ok(());
-        }
-        let mut found = BTreeSet::new();
-        for route in routes {
-            let there = match self.services.get(route.service) {
-                Some(ways) => match ways.clone().answering().apply.connect("strangler mirror").await {
-                    Ok(session) => Some(whereabouts::read(&session).await?),
-                    Err(_) => None,
-                },
-                None => None,
-            };
-            found.extend(whereabouts::astray(route, Some(monolith), there.as_ref()));
-        }
-        Err(CliError::Astray(self.typed_all(found.iter().map(whereabouts::Astray::problem).collect())))
+    /// The ways into a service of the plan, whether a chosen slice belongs to it or not.
+    pub(super) fn ways_of(&self, service: &str) -> Option<&Ways> {
+        self.services.get(service).or_else(|| self.others.get(service))
     }
 }
 
@@ -264,7 +151,16 @@ pub(super) fn open(
         return Err(CliError::Plan(source.problems(problems)));
     }
     let path = file.plan.display().to_string();
-    Ok(Opened { plan, path, slices, monolith, services, others })
+    Ok(Opened {
+        plan,
+        path,
+        slices,
+        monolith,
+        services,
+        dropped: BTreeMap::new(),
+        forgotten: BTreeMap::new(),
+        others,
+    })
 }
 
 fn chosen(plan: &Plan, wanted: &[String]) -> Result<Vec<String>, CliError> {
@@ -274,44 +170,4 @@ fn chosen(plan: &Plan, wanted: &[String]) -> Result<Vec<String>, CliError> {
         return Err(CliError::Unknown { what: "slice", option: "--slice", names: unknown, known });
     }
     Ok(known.into_iter().filter(|name| wanted.is_empty() || wanted.contains(name)).collect())
-}
-
-fn ways(label: &str, links: &Links, variables: &Arc<dyn Variables>) -> Ways {
-    let server = |link: &LinkTemplate, role| Server::new(label, link.clone(), role, Arc::clone(variables));
-    Ways {
-        admin: server(&links.admin, SessionRole::Admin),
-        read: server(&links.read, SessionRole::Read),
-        apply: server(&links.apply, SessionRole::Apply),
-    }
-}
-
-fn used_links(links: &Links, ways: &Ways, needs: Needs) -> Vec<(LinkTemplate, Server)> {
-    let pair = |link: &LinkTemplate, server: &Server| (link.clone(), server.clone());
-    let admin = [pair(&links.admin, &ways.admin)];
-    let rows = [pair(&links.read, &ways.read), pair(&links.apply, &ways.apply)];
-    match needs {
-        Needs::Admin => admin.into(),
-        Needs::Rows => rows.into(),
-        Needs::All => admin.into_iter().chain(rows).collect(),
-    }
-}
-
-/// Fills in and reads each used link once, so that everything that is wrong is said before anything is begun.
-fn link_problems(
-    plan: &Plan,
-    used: &[(LinkTemplate, Server)],
-    variables: &dyn Variables,
-) -> Vec<PlanProblem> {
-    let of_used = |problem: &PlanProblem| used.iter().any(|(link, _)| link.place() == problem.place);
-    let mut problems: Vec<PlanProblem> =
-        plan.missing_variables(variables).into_iter().filter(of_used).collect();
-    for (link, server) in used {
-        if let Err(error @ ConnectError::Syntax { .. }) = server.describe() {
-            let problem = PlanProblem::error("plan.bad-link", chain_of(&error));
-            problems.push(
-                problem.help("a link reads postgresql://user:password@host:5432/database").at(link.place()),
-            );
-        }
-    }
-    problems
 }

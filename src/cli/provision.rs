@@ -37,17 +37,22 @@ pub(super) struct Arguments {
 }
 
 pub(super) async fn run(ui: &mut Ui, arguments: &Arguments) -> Result<Exit, CliError> {
-    let opened = open::open(ui, &arguments.plan, &arguments.slices.slices, Needs::All)?.answering();
+    let mut opened = open::open(ui, &arguments.plan, &arguments.slices.slices, Needs::All)?.answering();
+    opened.ask_dropped(Needs::All).await?;
+    let Some(opened) = opened.known_to_services()?.left(ui, &arguments.slices.slices)? else {
+        return Ok(Exit::Clean);
+    };
     let state = "steps that were finished stay, the one at work is undone; type it again to go on";
     let ended = interrupt::unless(state, async {
         let mut databases = connect(&opened).await?;
         let logins = logins(&opened)?;
         if arguments.dry_run {
             let design =
-                provision::prepare(&opened.plan, &arguments.slices.slices, &databases, &logins).await?;
+                provision::prepare(&opened.plan, opened.only(&arguments.slices.slices), &databases, &logins)
+                    .await?;
             return show(ui, design, &opened);
         }
-        let only = &arguments.slices.slices;
+        let only = opened.only(&arguments.slices.slices);
         let author = Environment.author();
         let mut tell = |event: Event<'_>| {
             if let Event::Started { number, total, step } = event {
@@ -58,7 +63,7 @@ pub(super) async fn run(ui: &mut Ui, arguments: &Arguments) -> Result<Exit, CliE
         finish(ui, design.map_err(|error| typed(error, &opened))?, &opened);
         Ok(Exit::Clean)
     });
-    opened.heard(ended.await)
+    opened.heard(Box::pin(ended).await)
 }
 
 /// The dry run: SQL on stdout, problems on stderr.

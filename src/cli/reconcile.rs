@@ -24,6 +24,7 @@ use pass::Pass;
 
 mod display;
 mod pass;
+mod retired;
 mod scheduled;
 
 /// A run is gone on with for this long after it began: a verdict is as old as the first rows that were compared.
@@ -165,16 +166,26 @@ fn since(text: &str) -> Result<Since, String> {
 
 pub(super) async fn run(ui: &mut Ui, arguments: &Arguments) -> Result<Exit, CliError> {
     let opened = open::open(ui, &arguments.plan, &arguments.slices.slices, Needs::Rows)?.answering();
+    let schedule = arguments.schedule()?;
     arguments.output.as_deref().map_or(Ok(()), can_write)?;
+    let opened = opened.reachable(ui, &arguments.slices.slices, Needs::Rows).await?;
     let mut interrupts = Interrupts::listen().map_err(CliError::Start)?;
     let stop = CancellationToken::new();
-    if let Some(schedule) = arguments.schedule()? {
+    if let Some(schedule) = schedule {
         return Box::pin(scheduled::run(ui, arguments, &opened, schedule, &mut interrupts, &stop)).await;
     }
     let mappings = opened.mappings(ui).await?;
+    let retired = if arguments.tables.is_empty() && arguments.slices.slices.is_empty() {
+        Box::pin(retired::verdicts(&opened, &mappings, arguments.list)).await
+    } else {
+        Vec::new()
+    };
+    if opened.slices.is_empty() && retired.is_empty() {
+        return Ok(Exit::Clean);
+    }
     let options = options(arguments, asked(arguments, &opened, &mappings)?);
     let jobs = jobs(&opened, mappings, &options);
-    let pass = Pass { arguments, options: &options, plan: shell_word(&opened.path) };
+    let pass = Pass { arguments, options: &options, plan: shell_word(&opened.path), retired };
     let ended = pass.compare(ui, &jobs, &mut interrupts, &stop).await;
     opened.heard(pass.finish(ui, &jobs, ended, &mut interrupts, &stop).await)
 }
@@ -239,11 +250,8 @@ fn options(arguments: &Arguments, tables: Vec<TableName>) -> Options {
 /// The slices that have a table to be compared.
 fn jobs(opened: &Opened, mappings: Mappings, options: &Options) -> Vec<SliceJob> {
     let mut jobs = Vec::new();
-    let neighbour = |mapping: &SliceMapping| {
-        let service = &mapping.service;
-        let ways = opened.services.get(service).or_else(|| opened.others.get(service))?;
-        Some((mapping.clone(), ways.apply.clone()))
-    };
+    let neighbour =
+        |mapping: &SliceMapping| Some((mapping.clone(), opened.ways_of(&mapping.service)?.apply.clone()));
     let neighbours = Arc::new(mappings.values().filter_map(neighbour).collect::<Vec<_>>());
     for (slice, mapping) in mappings {
         let Some(ways) = opened.services.get(&mapping.service) else { continue };

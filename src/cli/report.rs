@@ -1,6 +1,7 @@
 //! Every way a command can end, and the one place that says what is shown for it: a heading, the numbered causes,
 //! a hint with what to type, and the exit code. docs/errors.md explains each code.
 
+mod abandonment;
 mod archive;
 mod reconciliation;
 mod retirement;
@@ -12,6 +13,7 @@ use std::time::Duration;
 
 use super::logging::WORDS;
 use super::ui::{Ink, Paint, Ui};
+use crate::abandon::AbandonError;
 use crate::archive::ArchiveError;
 use crate::arm::ArmError;
 use crate::cdc::error::MirrorError;
@@ -140,6 +142,21 @@ pub enum CliError {
     /// A stage of retirement is not allowed.
     #[error("the old tables stay as they are")]
     RetireRefused(Vec<Problem>),
+    /// A slice could not be taken back, or not all of it.
+    #[error("slice {slice} is not taken back")]
+    Abandon {
+        /// The slice.
+        slice: String,
+        /// Why.
+        #[source]
+        source: Box<AbandonError>,
+    },
+    /// A slice may not be taken back.
+    #[error("the slice stays as it is")]
+    AbandonRefused(Vec<Problem>),
+    /// The old tables of slices that were named are dropped.
+    #[error("the slice is retired")]
+    SliceDropped(Vec<Problem>),
     /// An archive could not be proven or restored.
     #[error(transparent)]
     Archive(Box<ArchiveError>),
@@ -293,7 +310,13 @@ impl CliError {
             return Self::Reconcile { plan, ends };
         }
         if let Self::Retire { source, .. } = &self
-            && matches!(**source, RetireError::Untold { .. } | RetireError::Unknown { .. })
+            && matches!(
+                **source,
+                RetireError::Untold { .. }
+                    | RetireError::Unknown { .. }
+                    | RetireError::Behind { .. }
+                    | RetireError::Decided { .. }
+            )
         {
             // What was done matters more than who keeps silent about it.
             return self;
@@ -330,7 +353,10 @@ impl CliError {
                     format!("{provision} makes it, and grants strangler_apply what it needs to read it");
                 page(Exit::Incomplete, "ledger-unreadable", Some(hint))
             }
+            Self::SliceDropped(_) => page(Exit::Refused, "slice-dropped", None),
             Self::RetireRefused(_) => page(Exit::Refused, "retire-refused", None),
+            Self::Abandon { source, .. } => abandonment::page(source),
+            Self::AbandonRefused(_) => page(Exit::Refused, "abandon-refused", None),
             Self::Retire { provision, source, .. } => retirement::page(source, provision),
             Self::Archive(error) => archive::page(error),
             Self::Clean(CleanError::Busy { .. }) => page(Exit::Refused, "databases-busy", None),
@@ -450,6 +476,7 @@ fn arm_page(error: &ArmError) -> Page {
         || Some("solve what the cause says and type the same command again: it does the rest".to_owned());
     match error {
         ArmError::Refused { .. } => page(Exit::Refused, "arm-refused", None),
+        ArmError::Survey(ProvisionError::Busy { .. }) => page(Exit::Refused, "databases-busy", None),
         ArmError::Waited { next, .. } => page(Exit::Unreachable, "arm-waited", Some(next.clone())),
         ArmError::Connect(error) => page(Exit::Unreachable, "database-unreachable", reach_it(error)),
         error if lost_connection(error) || ended_as_idle(error) => {
@@ -489,6 +516,7 @@ fn mirror_page(error: &MirrorError, plan: &str) -> Page {
         | MirrorError::Restart { .. }
         | MirrorError::Turned { .. }
         | MirrorError::NotArmed { .. }
+        | MirrorError::Retired { .. }
         | MirrorError::Overfull
         | MirrorError::Stopped => (Exit::Incomplete, "mirror-failed"),
     };
@@ -537,19 +565,13 @@ pub fn finish(ui: &mut Ui, outcome: Result<Exit, CliError>) -> Exit {
             }
         }
         CliError::Repair { source, .. } => show(ui, &source.to_string(), source.as_ref(), &page),
-        CliError::FlipLeft(behind) => {
-            if !behind.problems.is_empty() {
-                ui.words(check::list(&behind.problems).trim_end());
-            }
-            match &behind.source {
-                Some(source) => show(ui, &format!("{error}: {source}"), source, &page),
-                None => show(ui, &error.to_string(), &error, &page),
-            }
-        }
+        CliError::FlipLeft(behind) => left_behind(ui, (&error, behind), &page),
         CliError::Unfit(problems)
         | CliError::Astray(problems)
         | CliError::FlipRefused(problems)
         | CliError::RetireRefused(problems)
+        | CliError::AbandonRefused(problems)
+        | CliError::SliceDropped(problems)
         | CliError::Provision(ProvisionError::Refused { problems }) => {
             show_behind(ui, problems, &error, &page);
         }
@@ -564,6 +586,7 @@ pub fn finish(ui: &mut Ui, outcome: Result<Exit, CliError>) -> Exit {
         | CliError::Journal(_)
         | CliError::Ledger { .. }
         | CliError::Retire { .. }
+        | CliError::Abandon { .. }
         | CliError::Clean(_)
         | CliError::Demo(_)
         | CliError::Output(_)
@@ -573,6 +596,17 @@ pub fn finish(ui: &mut Ui, outcome: Result<Exit, CliError>) -> Exit {
         | CliError::Start(_) => show(ui, &error.to_string(), &error, &page),
     }
     page.exit
+}
+
+/// A move that stopped after it had changed something.
+fn left_behind(ui: &mut Ui, (error, behind): (&CliError, &LeftBehind), page: &Page) {
+    if !behind.problems.is_empty() {
+        ui.words(check::list(&behind.problems).trim_end());
+    }
+    match &behind.source {
+        Some(source) => show(ui, &format!("{error}: {source}"), source, page),
+        None => show(ui, &error.to_string(), error, page),
+    }
 }
 
 /// What stood in the way, where that is why.

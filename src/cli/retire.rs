@@ -1,5 +1,7 @@
 //! `strangler retire`.
 
+mod dropping;
+
 use std::collections::{BTreeMap, BTreeSet};
 
 use clap::ValueEnum;
@@ -61,9 +63,17 @@ const UNTOUCHED: &str = "retire --report changes nothing";
 /// same command begins an archive anew that was cut off, and proves one that is there. strangler restore makes the tables from it, in any
 /// database.
 ///
+/// --stage drop, behind that, drops the old tables, and nothing brings them back but the archive, every byte of which it reads back first. With
+/// them go the gates and their triggers, both publications and slots, and the rights that no other slice needs. With the last slice of every plan
+/// the tool's own schema goes from the monolith, whose journal the service keeps, and the role strangler_apply, where it was made from there and
+/// nothing on the server needs it. It asks for what the stages before ask for, and for nothing that depends on the tables, all of it once more behind the
+/// locks. There is no way to force it: only another policy in the plan allows more, and the ledger tells of that. A run that is cut off is
+/// finished by the same command, which status names; until the tables are gone unretire takes it back as well. The mirror of
+/// the slice ends by itself, every other verb leaves the slice out, and reconcile goes on to look at what its rows refer to.
+///
 /// Exit code of --report 0: nothing stands in the way. 1: something does. Of --stage 0: done, or shown and allowed. 3: refused. 4:
 /// a database could not be reached, or others held the tables' rights. 5: nothing was done, or all of it and only the ledger's entry is
-/// missing; the message says which.
+/// missing, or, of --stage drop, not all that goes behind the tables; the message says which.
 #[derive(Debug, clap::Args)]
 #[command(group = clap::ArgGroup::new("what").required(true).args(["report", "stage"]))]
 pub(super) struct Arguments {
@@ -100,6 +110,8 @@ enum StageName {
     Quarantine,
     /// Keep their rows and definitions in an archive
     Archive,
+    /// Drop them, with everything that stood between the two databases for the slice
+    Drop,
 }
 
 /// What a stage takes away.
@@ -148,19 +160,22 @@ struct Document<'a> {
 
 pub(super) async fn run(ui: &mut Ui, arguments: &Arguments) -> Result<Exit, CliError> {
     match arguments.stage {
-        Some(StageName::Revoke | StageName::Quarantine) if arguments.to.is_some() => {
+        Some(StageName::Revoke | StageName::Quarantine | StageName::Drop) if arguments.to.is_some() => {
             let words = "--to is where an archive goes: it belongs to --stage archive";
             Err(CliError::CommandLine(clap::Error::raw(ErrorKind::ArgumentConflict, words)))
         }
         Some(StageName::Revoke) => Box::pin(stage(ui, arguments, Taking::Rights)).await,
         Some(StageName::Quarantine) => Box::pin(stage(ui, arguments, Taking::Tables)).await,
         Some(StageName::Archive) => Box::pin(archive(ui, arguments)).await,
+        Some(StageName::Drop) => Box::pin(dropping::run(ui, arguments)).await,
         None => Box::pin(report(ui, arguments)).await,
     }
 }
 
 async fn report(ui: &mut Ui, arguments: &Arguments) -> Result<Exit, CliError> {
-    let opened = open::open(ui, &arguments.plan, &arguments.slices.slices, Needs::Rows)?.answering();
+    let named = &arguments.slices.slices;
+    let opened = open::open(ui, &arguments.plan, named, Needs::Rows)?.answering();
+    let Some(opened) = opened.living(ui, named, Needs::Rows).await? else { return Ok(Exit::Clean) };
     let mut slices = Vec::new();
     for slice in opened.heard(interrupt::unless(UNTOUCHED, Box::pin(look(ui, &opened))).await)? {
         let problems = opened.typed_all(slice.problems);
@@ -200,11 +215,16 @@ async fn look(ui: &mut Ui, opened: &Opened) -> Result<Vec<SliceReport>, CliError
             monolith: &monolith,
             service: &session,
         };
-        let failed = |source| CliError::Retire {
-            slice: slice.clone(),
-            done: "looked at",
-            provision: opened.typed(&format!("strangler provision PLAN --slice {slice}")),
-            source: Box::new(source),
+        let failed = |source| {
+            if let RetireError::Refused { problems } = source {
+                return CliError::RetireRefused(opened.typed_all(problems));
+            }
+            CliError::Retire {
+                slice: slice.clone(),
+                done: "looked at",
+                provision: opened.typed(&format!("strangler provision PLAN --slice {slice}")),
+                source: Box::new(source),
+            }
         };
         slices.push(retire::judge(&retire::gather(asked).await.map_err(failed)?));
     }
@@ -212,7 +232,7 @@ async fn look(ui: &mut Ui, opened: &Opened) -> Result<Vec<SliceReport>, CliError
 }
 
 async fn stage(ui: &mut Ui, arguments: &Arguments, taking: Taking) -> Result<Exit, CliError> {
-    let opened = one_slice(ui, "retire", &arguments.plan, &arguments.slices)?;
+    let opened = standing(one_slice(ui, "retire", &arguments.plan, &arguments.slices)?).await?;
     let words = taking.words();
     let state =
         "nothing is half-done: the stage is taken, or nothing of it; strangler status PLAN says which";
@@ -252,7 +272,7 @@ async fn stage(ui: &mut Ui, arguments: &Arguments, taking: Taking) -> Result<Exi
 
 async fn archive(ui: &mut Ui, arguments: &Arguments) -> Result<Exit, CliError> {
     let place = super::restore::place(arguments.to.as_deref().unwrap_or_default())?;
-    let opened = one_slice(ui, "retire", &arguments.plan, &arguments.slices)?;
+    let opened = standing(one_slice(ui, "retire", &arguments.plan, &arguments.slices)?).await?;
     let state = opened.typed(
         "nothing was taken from anybody; what is at the place is begun anew by the same command, or proven and written down",
     );
@@ -340,6 +360,18 @@ pub(super) fn one_slice(
     Ok(opened)
 }
 
+/// The same, unless its old tables are dropped, or about to be.
+async fn standing(mut opened: Opened) -> Result<Opened, CliError> {
+    opened.ask_dropped(Needs::All).await?;
+    match opened.slices.first().and_then(|slice| opened.dropped.get(slice)) {
+        None => opened.known_to_services(),
+        Some(dropped) => {
+            let problems = opened.typed_all(vec![dropped.problem()]);
+            Err(CliError::SliceDropped(problems))
+        }
+    }
+}
+
 /// The sessions and facts that a stage works with.
 struct Hands {
     mappings: Mappings,
@@ -412,6 +444,10 @@ impl Hands {
 pub(super) fn failed(opened: &Opened, done: &'static str, source: RetireError) -> CliError {
     if let RetireError::Refused { problems } = source {
         return CliError::RetireRefused(opened.typed_all(problems));
+    }
+    let mut source = source;
+    if let RetireError::Behind { next, .. } | RetireError::Decided { next, .. } = &mut source {
+        *next = opened.typed(next);
     }
     CliError::Retire {
         slice: opened.slices.join(", "),

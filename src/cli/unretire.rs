@@ -24,7 +24,8 @@ const APPLICATION: &str = "strangler unretire";
 /// else has one of the names. Every right that retire --stage revoke took away is given back as it was, with its grant option, by whoever owns the table now: all of
 /// them in one transaction, or none. What somebody has granted meanwhile stays. A role, table or column that was renamed gets its rights
 /// under its new name; where it is gone, or another one has its name, the right is named, left out and stays written down, until
-/// --give-up forgets it. --dry-run does it, rolls it back and prints the statements. The service is asked for its ledger only: where
+/// --give-up forgets it. Where retire --stage drop was cut off before the tables were gone, that they are to be dropped is taken back first; once
+/// they are gone it is refused, and strangler restore makes tables from the archive. --dry-run does it, rolls it back and prints the statements. The service is asked for its ledger only: where
 /// it can't be reached, the next command tells it.
 ///
 /// Exit code 0: everything is as it was. 1: but for what is gone. 3: refused. 4: the monolith could not be reached, or others held
@@ -72,6 +73,7 @@ async fn work(ui: &mut Ui, arguments: &Arguments, opened: &Opened) -> Result<Exi
         user: &admin.login()?.0,
         author: &Environment.author(),
     };
+    reconsider(ui, opened, work, !arguments.dry_run).await?;
     let restored = retire::restore(work, (!arguments.dry_run, arguments.give_up)).await;
     let Some(restored) = restored.map_err(|error| failed(opened, "brought back", error))? else {
         ui.words("nothing is retired: no rights were taken away");
@@ -114,6 +116,16 @@ async fn work(ui: &mut Ui, arguments: &Arguments, opened: &Opened) -> Result<Exi
         "they stay written down; to forget them: strangler unretire PLAN --slice {slice} --give-up"
     )));
     Ok(Exit::Problems)
+}
+
+/// Tables that were about to be dropped, and were not, stay.
+async fn reconsider(ui: &mut Ui, opened: &Opened, work: Work<'_>, commit: bool) -> Result<(), CliError> {
+    let taken_back = retire::reconsider(work, commit).await;
+    if taken_back.map_err(|source| failed(opened, "given back", source))? {
+        let is = if commit { "is" } else { "would be" };
+        ui.words(&format!("that they are to be dropped {is} taken back: nothing of them was"));
+    }
+    Ok(())
 }
 
 /// The monolith has all that is needed; the service only its ledger.

@@ -82,7 +82,7 @@ impl ContainerCluster {
         let ask = async || {
             let (client, connection) = tokio_postgres::connect(&url, NoTls).await?;
             let connection = tokio::spawn(connection);
-            let row = client.query_one("SELECT current_setting('server_version_num')", &[]).await;
+            let row = client.query_typed_one("SELECT current_setting('server_version_num')", &[]).await;
             connection.abort();
             Ok::<String, tokio_postgres::Error>(row?.get(0))
         };

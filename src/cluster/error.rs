@@ -95,6 +95,12 @@ pub enum ClusterError {
         /// How long it was given.
         seconds: u64,
     },
+    /// A running server's files are not a copy of its databases.
+    #[error("the server in {} runs; stop it before it is copied", dir.display())]
+    Running {
+        /// The cluster's folder.
+        dir: PathBuf,
+    },
     /// A setting cannot be written into a configuration file.
     #[error("the setting {name} has a line break or a zero byte in its name or value; write it on one line")]
     BadSetting {

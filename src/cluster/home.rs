@@ -79,6 +79,26 @@ impl Home {
         let lock = self.lock()?;
         self.sweep()?;
         let template = self.template(binaries, account, &lock)?;
+        let password = fs::read_to_string(template.join("password")).map_err(io("read", &template))?;
+        let claim = self.folder(password, account)?;
+        // From here on only the template must stay as it is, which others may copy at the same time.
+        lock.lock_shared().map_err(io("lock", &self.path))?;
+        copy_data(&template, &claim, account)?;
+        Ok(claim)
+    }
+
+    /// A new cluster's folder with the data of another one, whose server is stopped and stays so meanwhile.
+    pub(super) fn claim_copy(&self, of: &Claim, account: &Account) -> Result<Claim> {
+        let lock = self.lock()?;
+        let claim = self.folder(of.password.clone(), account)?;
+        drop(lock);
+        copy_data(&of.dir, &claim, account)?;
+        Ok(claim)
+    }
+
+    /// A new cluster's folder without data, under guard. The caller holds the exclusive lock: until the folder's own lock is held, it looks
+    /// like one that was left behind.
+    fn folder(&self, password: String, account: &Account) -> Result<Claim> {
         let dir = tempfile::Builder::new()
             .prefix("cluster-")
             .rand_bytes(8)
@@ -88,13 +108,7 @@ impl Home {
         let own_lock = lock_file(&dir.join("lock"))?;
         own_lock.lock().map_err(io("lock", &dir))?;
         let guard = Guard::over(&dir, &own_lock)?;
-        let password = fs::read_to_string(template.join("password")).map_err(io("read", &template))?;
         account.own(&dir).map_err(io("hand over", &dir))?;
-        // From here on only the template must stay as it is, which others may copy at the same time.
-        lock.lock_shared().map_err(io("lock", &self.path))?;
-        let mut copy = account.command(Path::new("cp"));
-        copy.arg("-a").arg(template.join("data")).arg(dir.join("data"));
-        run(copy, Path::new("cp"), account)?;
         Ok(Claim { dir, password, _guard: guard, _lock: own_lock })
     }
 
@@ -147,6 +161,13 @@ impl Home {
         fs::rename(&making, &path).map_err(io("rename", &making))?;
         Ok(path)
     }
+}
+
+/// Copies the data directory in a folder into that of a new cluster.
+fn copy_data(from: &Path, claim: &Claim, account: &Account) -> Result<()> {
+    let mut copy = account.command(Path::new("cp"));
+    copy.arg("-a").arg(from.join("data")).arg(claim.dir.join("data"));
+    run(copy, Path::new("cp"), account)
 }
 
 fn make_template(path: &Path, binaries: &Binaries, account: &Account, lock: &File) -> Result<()> {

@@ -108,16 +108,37 @@ impl LocalCluster {
         let binaries = options.binaries.map_or_else(Binaries::find, Ok)?;
         let account = Account::for_servers()?;
         let claim = Home::open(&account)?.claim(&binaries, &account)?;
-        let mut cluster = Self { claim, account, binaries, auth: options.auth, port: 0, server: None };
+        let cluster = Self { claim, account, binaries, auth: options.auth, port: 0, server: None };
         cluster.configure(&options.settings)?;
+        cluster.started_somewhere()
+    }
+
+    /// Makes another cluster of what this one holds, and starts it: the same databases, roles, replication slots, settings and password, on
+    /// a port of its own. For tests that begin where others ended.
+    ///
+    /// # Errors
+    /// [`ClusterError`]; [`ClusterError::Running`] where this one is not stopped: files that change meanwhile are no database.
+    pub fn copied(&self) -> Result<Self> {
+        if self.server.is_some() {
+            return Err(ClusterError::Running { dir: self.claim.dir.clone() });
+        }
+        let claim = Home::open(&self.account)?.claim_copy(&self.claim, &self.account)?;
+        let (account, binaries) = (self.account.clone(), self.binaries.clone());
+        let cluster = Self { claim, account, binaries, auth: self.auth, port: 0, server: None };
+        cluster.settle(&[])?;
+        cluster.started_somewhere()
+    }
+
+    /// Starts it on a port that is free.
+    fn started_somewhere(mut self) -> Result<Self> {
         for draw in 1..=PORT_DRAWS {
-            cluster.port = draw_port();
-            match cluster.start() {
+            self.port = draw_port();
+            match self.start() {
                 Err(ClusterError::Ended { log, .. }) if draw < PORT_DRAWS && says_port_taken(&log) => {}
-                result => return result.map(|()| cluster),
+                result => return result.map(|()| self),
             }
         }
-        cluster.start().map(|()| cluster)
+        self.start().map(|()| self)
     }
 
     /// The TCP port on 127.0.0.1. It stays the same over restarts.
@@ -183,11 +204,24 @@ impl LocalCluster {
     }
 
     fn configure(&self, settings: &[(String, String)]) -> Result<()> {
-        let dir = self.claim.dir.to_string_lossy().into_owned();
-        let fixed = [("listen_addresses", "127.0.0.1"), ("unix_socket_directories", dir.as_str())];
         let asked = settings.iter().map(|(name, value)| (name.as_str(), value.as_str()));
+        let fixed = [("listen_addresses", "127.0.0.1")];
+        self.settle(&SETTINGS.iter().copied().chain(fixed).chain(asked).collect::<Vec<_>>())?;
+        if self.auth == Auth::Trust {
+            let rules = "local all all trust\nlocal replication all trust\n\
+                         host all all all trust\nhost replication all all trust\n";
+            self.write_data_file("pg_hba.conf", rules.as_bytes())?;
+        }
+        Ok(())
+    }
+
+    /// Adds settings to those that are there, and the folder of this cluster's socket in front of them.
+    fn settle(&self, settings: &[(&str, &str)]) -> Result<()> {
+        let dir = self.claim.dir.to_string_lossy().into_owned();
+        let mut all = vec![("unix_socket_directories", dir.as_str())];
+        all.extend_from_slice(settings);
         let mut text = String::from("\n");
-        for (name, value) in SETTINGS.iter().copied().chain(fixed).chain(asked) {
+        for (name, value) in all {
             if name.contains(['\n', '\0']) || value.contains(['\n', '\0']) {
                 return Err(ClusterError::BadSetting { name: name.to_owned() });
             }
@@ -199,13 +233,7 @@ impl LocalCluster {
             .append(true)
             .open(&path)
             .and_then(|mut file| file.write_all(text.as_bytes()))
-            .map_err(io("write", &path))?;
-        if self.auth == Auth::Trust {
-            let rules = "local all all trust\nlocal replication all trust\n\
-                         host all all all trust\nhost replication all all trust\n";
-            self.write_data_file("pg_hba.conf", rules.as_bytes())?;
-        }
-        Ok(())
+            .map_err(io("write", &path))
     }
 
     fn spawn(&self) -> Result<Child> {

@@ -266,7 +266,7 @@ impl<'a> Play<'a> {
         let client = self.stage.application(ORDERS, &service.app).await?;
         let client = owner::connect(&client).await.map_err(DemoError::Visit)?;
         self.narrator.command(&format!("{psql} -tc '{FRESHNESS}'"))?;
-        let row = client.query_one(FRESHNESS, &[]).await.map_err(DemoError::Visit)?;
+        let row = client.query_typed_one(FRESHNESS, &[]).await.map_err(DemoError::Visit)?;
         let (slice, age): (String, String) =
             row.try_get(0).and_then(|slice| Ok((slice, row.try_get(1)?))).map_err(DemoError::Visit)?;
         self.narrator.output(&format!("{slice} | {age}"))?;

@@ -138,7 +138,7 @@ impl Stage {
                               WHERE relkind = 'r' AND relnamespace = 'public'::regnamespace),
                              (SELECT count(*) FROM pg_tables WHERE schemaname = 'public'),
                              (SELECT count(*) FROM pg_constraint WHERE contype = 'f')";
-        let row = client.query_one(counts, &[]).await.map_err(failed)?;
+        let row = client.query_typed_one(counts, &[]).await.map_err(failed)?;
         let count = |index: usize| row.try_get(index).map_err(failed);
         let loaded = Loaded { rows: count(0)?, tables: count(1)?, foreign_keys: count(2)? };
         Ok((loaded, link.parse().map_err(failed)?))

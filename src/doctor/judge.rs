@@ -222,6 +222,24 @@ impl Judge<'_> {
                 .next(format!("name it in the plan as it was; or take it back: {START_ANEW}"));
             return object.like("not in the plan").wrong(problem);
         };
+        let home = self.facts.seen(&Place::Service(service.clone()));
+        if home.is_some_and(|seen| seen.entries.abandoned.iter().any(|one| one == slice)) {
+            let problem = Problem::error("slice-abandoned", slice)
+                .fact("it is being taken back: strangler abandon has begun, and has not ended")
+                .consequence("no other verb touches it")
+                .next(format!("strangler abandon PLAN --slice {slice}"));
+            return object.like("is being abandoned").wrong(problem);
+        }
+        if let Some((_, over)) = self.seen.entries.dropped.iter().find(|(dropped, _)| dropped == slice) {
+            if *over {
+                return object.like("retired: its old tables are dropped");
+            }
+            let problem = Problem::warning("slice-dropped", slice)
+                .fact("its old tables are being dropped, and that is not over")
+                .consequence("no other verb touches it meanwhile")
+                .next(format!("strangler retire PLAN --slice {slice} --stage drop"));
+            return object.like("being retired").wrong(problem);
+        }
         let other = match self.place {
             Place::Monolith => Place::Service(service.clone()),
             Place::Service(_) => Place::Monolith,
@@ -410,7 +428,7 @@ impl Judge<'_> {
                 .next(status);
             return object.wrong(problem);
         }
-        if slot.reader.is_some() || stream.alive {
+        if slot.reader.is_some() || stream.alive || self.is_abandoned(slice) {
             return object;
         }
         let problem = Problem::warning("slot-without-reader", &slot.name)
@@ -461,6 +479,12 @@ impl Judge<'_> {
         object.wrong(problem.next("strangler doctor PLAN --clean")).removed_by(removal)
     }
 
+    /// What is left of a slice that is being taken back, and what is gone of it already, is a matter of `abandon` alone.
+    fn is_abandoned(&self, slice: &str) -> bool {
+        let mut seen = self.facts.databases.values().filter_map(|seen| seen.as_ref().ok());
+        seen.any(|seen| seen.entries.abandoned.iter().any(|one| one == slice))
+    }
+
     /// A stream of the slice that begins here is written down where it ends.
     fn streams(&self, slice: &str) -> bool {
         let reverse = *self.place != Place::Monolith;
@@ -473,6 +497,9 @@ impl Judge<'_> {
     /// A stream that ends here and whose slot is gone.
     fn lost_slot(&self, stream: &StreamEntry) -> Option<Object> {
         let slice = &stream.slice;
+        if self.seen.entries.dropped.iter().any(|(dropped, _)| dropped == slice) || self.is_abandoned(slice) {
+            return None;
+        }
         let source = match stream.reverse {
             true => Place::Service(self.facts.slices.get(slice)?.clone()),
             false => Place::Monolith,
@@ -502,7 +529,7 @@ impl Judge<'_> {
             .map(|stream| stream.slice.as_str())
             .collect();
         let mut objects = Vec::new();
-        for table in &entries.unfinished {
+        for table in entries.unfinished.iter().filter(|table| !self.is_abandoned(&table.slice)) {
             let object = Object::new(Kind::Copy, &table.table, self.owner(&table.slice)).like(&table.state);
             let status = format!("strangler status PLAN --slice {}", table.slice);
             let problem = match table.state.as_str() {
@@ -521,7 +548,10 @@ impl Judge<'_> {
             };
             objects.push(object.wrong(problem));
         }
-        let idle = entries.deferred.iter().filter(|(slice, _)| !alive.contains(slice.as_str()));
+        let idle = entries
+            .deferred
+            .iter()
+            .filter(|(slice, _)| !alive.contains(slice.as_str()) && !self.is_abandoned(slice));
         objects.extend(idle.map(|(slice, count)| {
             let waiting = format!(
                 "{} of its indexes and constraints",

@@ -1,6 +1,6 @@
 //! One at a time: a session lock by which verbs that change what guards a slice keep each other away.
 //!
-//! Taken in every database that a verb works on, by `provision`, `arm`, `disarm`, `retire` and `unretire`, and shared by flips on both
+//! Taken in every database that a verb works on, by `provision`, `arm`, `disarm`, `retire`, `unretire` and `abandon`, and shared by flips on both
 //! sides, which therefore meet no change of gates or of old tables half-way, and do not meet each other here. A session lock rather
 //! than a transaction, so that nothing is held open across databases; it ends with its session, however that ends. No row's safety
 //! rests on it.

@@ -5,6 +5,7 @@ use tokio_postgres::Client;
 use tokio_postgres::types::{PgLsn, ToSql, Type};
 
 use super::JournalError;
+use super::abandonment::{of_this_life, told_of_this_life};
 use super::ledger::VERDICT;
 use super::outside::OUTSIDE;
 use super::streams::{Direction, Mode, StreamOf};
@@ -190,11 +191,14 @@ pub async fn note_way_back(
     slice: &str,
     (slot, mode): (&str, Mode),
 ) -> Result<(), JournalError> {
-    let sql = "INSERT INTO strangler.journal (slice, actor, action, detail) \
+    let sql = format!(
+        "INSERT INTO strangler.journal (slice, actor, action, detail) \
         SELECT $1, session_user, $2, jsonb_build_object('slot', $3::text, 'mode', $4::text) WHERE $3 IS DISTINCT FROM \
-            (SELECT detail ->> 'slot' FROM strangler.journal WHERE slice = $1 AND action = $2 \
-             ORDER BY id DESC LIMIT 1)";
-    let done = service.execute(sql, &[&slice, &WAY_BACK_BEGUN, &slot, &mode.as_str()]).await;
+            (SELECT detail ->> 'slot' FROM strangler.journal j WHERE slice = $1 AND action = $2 AND {} \
+             ORDER BY id DESC LIMIT 1)",
+        of_this_life("j", "$1")
+    );
+    let done = service.execute(&sql, &[&slice, &WAY_BACK_BEGUN, &slot, &mode.as_str()]).await;
     done.map(drop).map_err(JournalError::database("noting the slot of the way back"))
 }
 
@@ -203,8 +207,11 @@ pub async fn note_way_back(
 /// # Errors
 /// [`JournalError::Database`].
 pub async fn noted_way_back(service: &Client, slice: &str) -> Result<Option<String>, JournalError> {
-    let sql = "SELECT detail ->> 'slot' FROM strangler.journal WHERE slice = $1 AND action = $2 ORDER BY id DESC LIMIT 1";
-    let row = service.query_opt(sql, &[&slice, &WAY_BACK_BEGUN]).await;
+    let sql = format!(
+        "SELECT detail ->> 'slot' FROM strangler.journal j WHERE slice = $1 AND action = $2 AND {} ORDER BY id DESC LIMIT 1",
+        of_this_life("j", "$1")
+    );
+    let row = service.query_opt(&sql, &[&slice, &WAY_BACK_BEGUN]).await;
     let row = row.map_err(JournalError::database("reading the slot of the way back"))?;
     Ok(row.and_then(|row| row.get(0)))
 }
@@ -217,15 +224,19 @@ pub async fn noted_way_back(service: &Client, slice: &str) -> Result<Option<Stri
 /// # Errors
 /// [`JournalError::Database`].
 pub async fn lost_writes(service: &Client, slice: &str) -> Result<Option<String>, JournalError> {
-    let sql = "WITH begun AS (SELECT id, detail ->> 'slot' AS slot, detail ->> 'mode' AS mode, \
-                row_number() OVER (ORDER BY id) AS number FROM strangler.journal WHERE slice = $1 AND action = $2), \
+    let sql = format!(
+        "WITH begun AS (SELECT id, detail ->> 'slot' AS slot, detail ->> 'mode' AS mode, \
+                row_number() OVER (ORDER BY id) AS number FROM strangler.journal j WHERE slice = $1 AND action = $2 AND {}), \
             anew AS (SELECT id, slot FROM begun WHERE mode = $3 OR mode IS NULL AND number > 1 ORDER BY id DESC LIMIT 1) \
         SELECT a.slot FROM anew a WHERE NOT EXISTS (SELECT FROM strangler.ledger l \
-            WHERE l.slice = $1 AND l.kind = $4 AND l.body ->> 'full' = 'true' \
+            WHERE l.slice = $1 AND l.kind = $4 AND {} AND l.body ->> 'full' = 'true' \
               AND (l.body ->> 'outcome' = 'clean' OR l.body ->> 'outcome' = 'differs' AND NOT EXISTS ( \
                   SELECT FROM json_each_text(l.body -> 'counts') AS c WHERE c.key <> 'orphan' AND c.value <> '0')) \
-              AND l.body -> 'ground' ->> 'way_back' IN (SELECT b.slot FROM begun b WHERE b.id >= a.id))";
-    let row = service.query_opt(sql, &[&slice, &WAY_BACK_BEGUN, &Mode::Apply.as_str(), &VERDICT]).await;
+              AND l.body -> 'ground' ->> 'way_back' IN (SELECT b.slot FROM begun b WHERE b.id >= a.id))",
+        of_this_life("j", "$1"),
+        told_of_this_life("l", "$1")
+    );
+    let row = service.query_opt(&sql, &[&slice, &WAY_BACK_BEGUN, &Mode::Apply.as_str(), &VERDICT]).await;
     let row = row.map_err(JournalError::database("reading whether the way back lost writes"))?;
     Ok(row.and_then(|row| row.get(0)))
 }
@@ -248,12 +259,15 @@ pub async fn note_fired(service: &Client, slice: &str, what: &str) -> Result<(),
 /// # Errors
 /// [`JournalError::Database`].
 pub async fn disturbances(service: &Client, slice: &str) -> Result<i64, JournalError> {
-    let sql = "SELECT (SELECT count(*) FROM strangler.alarm WHERE slice = $1) + greatest(0, \
-               (SELECT count(*) FROM strangler.journal WHERE slice = $1 AND action = $2) - 1) + \
-               (SELECT count(*) FROM strangler.journal WHERE slice = $1 AND action IN ($3, $4))";
+    let now = of_this_life("j", "$1");
+    let sql = format!(
+        "SELECT (SELECT count(*) FROM strangler.alarm WHERE slice = $1) + greatest(0, \
+               (SELECT count(*) FROM strangler.journal j WHERE slice = $1 AND action = $2 AND {now}) - 1) + \
+               (SELECT count(*) FROM strangler.journal j WHERE slice = $1 AND action IN ($3, $4) AND {now})"
+    );
     let asked: [(&(dyn ToSql + Sync), Type); 4] =
         [(&slice, Type::TEXT), (&WAY_BACK_BEGUN, Type::TEXT), (&FIRED, Type::TEXT), (&OUTSIDE, Type::TEXT)];
-    let row = service.query_typed_one(sql, &asked).await;
+    let row = service.query_typed_one(&sql, &asked).await;
     Ok(row.map_err(JournalError::database("counting what disturbed the slice"))?.get(0))
 }
 

@@ -18,6 +18,8 @@ pub struct Archive {
     pub manifest_sha256: String,
     /// Position in the service's WAL up to which its rows have everything.
     pub reverse_lsn: Lsn,
+    /// Slot of the way back that had brought them; `None` where an earlier version wrote it down.
+    pub way_back: Option<String>,
     /// Rows of all tables.
     pub rows: i64,
     /// Bytes of its files.
@@ -33,12 +35,13 @@ pub struct Archive {
 pub async fn read(monolith: &Client, slice: &str) -> Result<Option<Archive>, JournalError> {
     let failed = || JournalError::database("reading where a slice is archived");
     let there = "SELECT to_regclass('strangler.archive') IS NOT NULL";
-    if !monolith.query_one(there, &[]).await.map_err(failed())?.get::<_, bool>(0) {
+    if !monolith.query_typed_one(there, &[]).await.map_err(failed())?.get::<_, bool>(0) {
         return Ok(None);
     }
+    // An earlier version has no way back in it.
     let sql = "SELECT epoch, place, manifest_sha256, reverse_lsn, rows, bytes, \
-                   to_char(at AT TIME ZONE 'UTC', 'YYYY-MM-DD\"T\"HH24:MI:SS\"Z\"') \
-               FROM strangler.archive WHERE slice = $1";
+                   to_char(at AT TIME ZONE 'UTC', 'YYYY-MM-DD\"T\"HH24:MI:SS\"Z\"'), to_jsonb(a) ->> 'way_back' \
+               FROM strangler.archive a WHERE slice = $1";
     let row = monolith.query_opt(sql, &[&slice]).await.map_err(failed())?;
     Ok(row.map(|row| Archive {
         epoch: row.get(0),
@@ -48,19 +51,21 @@ pub async fn read(monolith: &Client, slice: &str) -> Result<Option<Archive>, Jou
         rows: row.get(4),
         bytes: row.get(5),
         at: row.get(6),
+        way_back: row.get(7),
     }))
 }
 
 /// SQL that writes an archive down, in the place of an earlier one.
 #[must_use]
 pub fn note(slice: &str, archive: &Archive) -> String {
-    let Archive { epoch, place, manifest_sha256, reverse_lsn, rows, bytes, at: _ } = archive;
+    let Archive { epoch, place, manifest_sha256, reverse_lsn, way_back, rows, bytes, at: _ } = archive;
+    let way_back = way_back.as_deref().map_or_else(|| "NULL".to_owned(), quote_literal);
     format!(
-        "INSERT INTO strangler.archive (slice, epoch, place, manifest_sha256, reverse_lsn, rows, bytes) \
-         VALUES ({}, {epoch}, {}, {}, {}, {rows}, {bytes}) \
+        "INSERT INTO strangler.archive (slice, epoch, place, manifest_sha256, reverse_lsn, rows, bytes, way_back) \
+         VALUES ({}, {epoch}, {}, {}, {}, {rows}, {bytes}, {way_back}) \
          ON CONFLICT (slice) DO UPDATE SET epoch = excluded.epoch, place = excluded.place, \
              manifest_sha256 = excluded.manifest_sha256, reverse_lsn = excluded.reverse_lsn, rows = excluded.rows, \
-             bytes = excluded.bytes, at = now()",
+             bytes = excluded.bytes, way_back = excluded.way_back, at = now()",
         quote_literal(slice),
         quote_literal(place),
         quote_literal(manifest_sha256),

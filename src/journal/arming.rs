@@ -7,6 +7,7 @@ use tokio_postgres::types::Type;
 use tokio_postgres::{Client, Row};
 
 use super::JournalError;
+use super::abandonment::of_this_life;
 use super::process::WAITS_FOR_ARM;
 use super::streams::{self, Mode, Source, StreamRow};
 use crate::name::{TableName, quote_literal};
@@ -61,11 +62,14 @@ pub struct Armed {
 /// # Errors
 /// [`JournalError::Database`].
 pub async fn armed(client: &Client, slice: &str) -> Result<Armed, JournalError> {
-    let sql = "SELECT (SELECT action FROM strangler.journal WHERE slice = $1 AND action IN ($2, $3, $4) \
+    let sql = format!(
+        "SELECT (SELECT action FROM strangler.journal j WHERE slice = $1 AND action IN ($2, $3, $4) AND {} \
                    ORDER BY id DESC LIMIT 1), \
-                   (SELECT count(*) FROM strangler.cut_key WHERE slice = $1 AND restored_at IS NULL)";
+                   (SELECT count(*) FROM strangler.cut_key WHERE slice = $1 AND restored_at IS NULL)",
+        of_this_life("j", "$1")
+    );
     let row = client
-        .query_one(sql, &[&slice, &ARMED, &DISARMING, &DISARMED])
+        .query_one(&sql, &[&slice, &ARMED, &DISARMING, &DISARMED])
         .await
         .map_err(JournalError::database("reading whether a slice is armed"))?;
     let action: Option<&str> = row.get(0);
@@ -108,7 +112,7 @@ pub async fn cut_keys(client: &Client) -> Result<Vec<CutKey>, JournalError> {
     let sql = "SELECT id, slice, child_table, name, parent_table, definition, validated, comment, columns, \
                referenced_columns FROM strangler.cut_key WHERE restored_at IS NULL ORDER BY id";
     let rows = client
-        .query(sql, &[])
+        .query_typed(sql, &[])
         .await
         .map_err(JournalError::database("reading the foreign keys that were cut"))?;
     rows.iter().map(cut_key).collect()

@@ -108,7 +108,7 @@ pub async fn look(
 /// [`JournalError::Database`].
 pub async fn gate(client: &Client, slice: &str) -> Result<Option<GateRow>, JournalError> {
     let sql = format!("SELECT {GATE} FROM {}", gate_table(slice));
-    let row = client.query_opt(&sql, &[]).await.map_err(JournalError::database("reading the gate"))?;
+    let row = client.query_typed_opt(&sql, &[]).await.map_err(JournalError::database("reading the gate"))?;
     Ok(row.as_ref().map(gate_row))
 }
 

@@ -2,7 +2,7 @@
 //! event. It outlives the process, so that a change made while no mirror runs is noticed at the next start.
 
 use tokio_postgres::Client;
-use tokio_postgres::types::PgLsn;
+use tokio_postgres::types::{PgLsn, Type};
 
 use super::JournalError;
 use super::copies::TableState;
@@ -47,6 +47,41 @@ pub async fn read(client: &Client, slice: &str) -> Result<(Lsn, Vec<Baseline>), 
         })
     };
     Ok((applied, rows.iter().map(baseline).collect::<Result<_, JournalError>>()?))
+}
+
+/// What a copy was read from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Copied {
+    /// The service's table, as it is shown.
+    pub target_table: String,
+    /// The monolith's table, as a plan writes it.
+    pub source_table: String,
+    /// `pg_publication_rel.oid` on the monolith since the copy began, which goes with the table; none where no copy has begun.
+    pub published_as: Option<u32>,
+    /// What the table consisted of, as JSON.
+    pub contents: Option<String>,
+    /// Transactions of the monolith in which the stream brought a TRUNCATE of the whole table.
+    pub emptied_by: Vec<String>,
+}
+
+/// What each copy of a slice was read from. Who calls it: `abandon`, before it takes a copy.
+///
+/// # Errors
+/// [`JournalError::Database`].
+pub async fn copied(client: &Client, slice: &str) -> Result<Vec<Copied>, JournalError> {
+    let sql = "SELECT m.target_table, m.source_table, m.published_as, b.contents::text, coalesce(b.emptied_by, ARRAY[]::text[]) \
+               FROM strangler.mirror_table m LEFT JOIN strangler.baseline b USING (slice, source_table) \
+               WHERE m.slice = $1 ORDER BY 1";
+    let rows = client.query_typed(sql, &[(&slice, Type::TEXT)]).await;
+    let rows = rows.map_err(JournalError::database("reading what the copies were read from"))?;
+    let copied = |row: &tokio_postgres::Row| Copied {
+        target_table: row.get(0),
+        source_table: row.get(1),
+        published_as: row.get(2),
+        contents: row.get(3),
+        emptied_by: row.get(4),
+    };
+    Ok(rows.iter().map(copied).collect())
 }
 
 /// Writes down what a table consists of. Nothing is written once another process has taken the nonce: what an older one

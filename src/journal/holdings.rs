@@ -51,9 +51,9 @@ pub async fn read(client: &Client) -> Result<Vec<Holding>, JournalError> {
 }
 
 async fn read_all(client: &Client) -> Result<Vec<Holding>, Error> {
-    let gated = client.query(GATED_SQL, &[]).await?;
-    let readable: bool = client.query_one(READABLE_SQL, &[]).await?.try_get(0)?;
-    let slices = if readable { client.query(PUBLISHED_SQL, &[]).await? } else { Vec::new() };
+    let gated = client.query_typed(GATED_SQL, &[]).await?;
+    let readable: bool = client.query_typed_one(READABLE_SQL, &[]).await?.try_get(0)?;
+    let slices = if readable { client.query_typed(PUBLISHED_SQL, &[]).await? } else { Vec::new() };
     let schemas = gated.iter().map(|row| row.get::<_, Option<&str>>(0));
     let schemas = schemas.chain(slices.iter().map(|row| row.get(2))).flatten();
     let places = places::among(client, schemas).await?;

@@ -4,7 +4,7 @@
 use tokio_postgres::types::{ToSql, Type};
 use tokio_postgres::{Client, Error};
 
-use super::{JournalError, whereabouts};
+use super::{JournalError, abandonment, dropped, whereabouts};
 use crate::name::TableName;
 use crate::postgres::places::{self, Quarantine};
 
@@ -88,8 +88,12 @@ pub struct Entries {
     pub rights: Vec<RightsAway>,
     /// Schemas that old tables were moved into.
     pub quarantines: Vec<Quarantine>,
+    /// Slices that are being taken back.
+    pub abandoned: Vec<String>,
     /// Archives of old tables.
     pub archives: Vec<ArchiveEntry>,
+    /// Slices whose old tables are dropped, with whether that is over.
+    pub dropped: Vec<(String, bool)>,
 }
 
 /// Where the old tables of a slice are archived.
@@ -278,6 +282,9 @@ FROM strangler.archive a LEFT JOIN strangler.retirement r USING (slice) ORDER BY
 pub async fn entries(client: &Client) -> Result<Entries, JournalError> {
     let failed = || JournalError::database("reading what is provisioned");
     let mut entries = read_entries(client).await.map_err(failed())?;
+    entries.abandoned = abandonment::all(client).await?;
+    let dropped = dropped::all(client).await?.into_iter();
+    entries.dropped = dropped.map(|one| (one.slice, one.ended_at.is_some())).collect();
     if !entries.slices.is_empty() {
         entries.itself = Some(whereabouts::is_itself(client).await?);
     }

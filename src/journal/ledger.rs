@@ -20,13 +20,16 @@ use tokio_postgres::{Client, Row};
 use super::JournalError;
 use crate::lsn::Lsn;
 
-pub use anchor::{Anchor, Anchored, accept, anchor, anchors};
+pub use anchor::{Anchor, Anchored, Memory, accept, anchor, anchors};
 pub use chain::Hash;
 pub use kinds::{
-    ACCEPTED, ALARM, ARM, COPY, DISARM, FLIP, PLAN, PROVISION, REHEARSAL, REPAIR, RETIRE, UNRETIRE, VERDICT,
+    ABANDON, ACCEPTED, ALARM, ARM, COPY, DISARM, FLIP, PLAN, PROVISION, REHEARSAL, REPAIR, RETIRE, UNRETIRE,
+    VERDICT,
 };
 pub use subject::{Subject, transaction, what_changed};
-pub use verify::{Broken, Fault, Remembered, Verified, VerifyError, remembered, verify, verify_from};
+pub use verify::{
+    Broken, Fault, Remembered, Verified, VerifyError, remembered, verify, verify_by, verify_from,
+};
 
 /// Longest body. A verdict takes some 500 bytes per table, so this is enough for thousands of tables, and a page of
 /// entries fits into memory.
@@ -126,13 +129,15 @@ pub async fn lock(client: &Client) -> Result<(), JournalError> {
     locked.map(drop).map_err(JournalError::database("locking the ledger"))
 }
 
-/// Whether there is an entry about the change of authority that made this epoch.
+/// Whether there is an entry about the change of authority that made this epoch. A slice that was abandoned begins with the first epoch
+/// again, so only entries since then count.
 ///
 /// # Errors
 /// [`JournalError::Database`].
 pub async fn has_move(client: &Client, slice: &str, epoch: i64) -> Result<bool, JournalError> {
-    let sql = "SELECT EXISTS (SELECT FROM strangler.ledger WHERE kind = $1 AND slice = $2 AND epoch = $3)";
-    let row = client.query_one(sql, &[&FLIP, &slice, &epoch]).await;
+    let sql = "SELECT EXISTS (SELECT FROM strangler.ledger WHERE kind = $1 AND slice = $2 AND epoch = $3 \
+                   AND id > coalesce((SELECT max(id) FROM strangler.ledger WHERE kind = $4 AND slice = $2), 0))";
+    let row = client.query_one(sql, &[&FLIP, &slice, &epoch, &ABANDON]).await;
     Ok(row.map_err(JournalError::database("reading the ledger"))?.get(0))
 }
 
@@ -153,7 +158,7 @@ pub async fn append(client: &Client, entry: &NewEntry<'_>) -> Result<Head, Journ
     let before = "SELECT (extract(epoch FROM clock_timestamp()) * 1000000)::bigint, l.id, l.hash \
                   FROM (VALUES (1)) AS one LEFT JOIN LATERAL \
                       (SELECT id, hash FROM strangler.ledger ORDER BY id DESC LIMIT 1) AS l ON true";
-    let row = client.query_one(before, &[]).await.map_err(failed())?;
+    let row = client.query_typed_one(before, &[]).await.map_err(failed())?;
     let id = row.get::<_, Option<i64>>(1).unwrap_or(0) + 1;
     let previous = row.get::<_, Option<&[u8]>>(2).map_or(Ok(Hash::NONE), Hash::read)?;
     let mut made = Entry {
@@ -281,7 +286,9 @@ pub async fn latest(client: &Client, wanted: Latest<'_>) -> Result<Vec<Entry>, J
 pub async fn head(client: &Client) -> Result<Option<Head>, JournalError> {
     let sql = "SELECT id, hash, (extract(epoch FROM at) * 1000000)::bigint FROM strangler.ledger \
                ORDER BY id DESC LIMIT 1";
-    let row =
-        client.query_opt(sql, &[]).await.map_err(JournalError::database("reading the ledger's head"))?;
+    let row = client
+        .query_typed_opt(sql, &[])
+        .await
+        .map_err(JournalError::database("reading the ledger's head"))?;
     row.map(|row| Ok(Head { id: row.get(0), hash: Hash::read(row.get(1))?, at_us: row.get(2) })).transpose()
 }

@@ -25,6 +25,8 @@ pub const VERSIONS: &[(&str, &str)] = &[
     ("V9__archive", include_str!("migrations/V9__archive.sql")),
     ("V10__lineage", include_str!("migrations/V10__lineage.sql")),
     ("V11__kept", include_str!("migrations/V11__kept.sql")),
+    ("V12__abandonment", include_str!("migrations/V12__abandonment.sql")),
+    ("V13__dropped", include_str!("migrations/V13__dropped.sql")),
 ];
 
 /// A table or index that each version makes, in their order: who may not read the history sees in the catalog how far it goes.
@@ -40,6 +42,8 @@ const MARKS: &[&str] = &[
     "archive",
     "lineage",
     "mirror_table_kept",
+    "abandonment",
+    "dropped",
 ];
 
 /// Advisory lock under which versions are applied. Gates use the same class with keys from 1.
@@ -108,7 +112,7 @@ pub async fn is_newer(client: &Client) -> Result<bool, JournalError> {
                     AND pg_catalog.has_table_privilege(c.oid, 'SELECT') \
                     FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace \
                     WHERE n.nspname = 'strangler' AND c.relname = 'schema_history'";
-    let row = client.query_opt(readable, &[]).await.map_err(failed())?;
+    let row = client.query_typed_opt(readable, &[]).await.map_err(failed())?;
     if !row.is_some_and(|row| row.get(0)) {
         return Ok(false);
     }
@@ -127,12 +131,13 @@ pub async fn missing(client: &Client) -> Result<Vec<&'static str>, MigrateError>
     // Reading the catalog first keeps a surrounding transaction alive where there is no history yet.
     let there = "SELECT EXISTS (SELECT FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace \
                  WHERE n.nspname = 'strangler' AND c.relname = 'schema_history')";
-    let there: bool = client.query_one(there, &[]).await.and_then(|row| row.try_get(0)).map_err(failed)?;
+    let there: bool =
+        client.query_typed_one(there, &[]).await.and_then(|row| row.try_get(0)).map_err(failed)?;
     if !there {
         return Ok(VERSIONS.iter().map(|(name, _)| *name).collect());
     }
     let sql = format!("SELECT 'V' || version || '__' || name FROM {HISTORY}");
-    let rows = client.query(&sql, &[]).await.map_err(failed)?;
+    let rows = client.query_typed(&sql, &[]).await.map_err(failed)?;
     let applied: Vec<String> =
         rows.iter().map(|row| row.try_get(0)).collect::<Result<_, _>>().map_err(failed)?;
     Ok(VERSIONS.iter().map(|(name, _)| *name).filter(|name| !applied.iter().any(|a| a == name)).collect())

@@ -5,6 +5,7 @@ use serde::{Deserialize, Serialize};
 use tokio_postgres::Client;
 
 use super::JournalError;
+use super::abandonment::of_this_life;
 use super::ledger::Author;
 
 /// `journal.action` of these entries.
@@ -74,9 +75,12 @@ pub async fn begin(client: &Client, slice: &str, begun: &Begun) -> Result<(), Jo
 /// # Errors
 /// [`JournalError::Database`].
 pub async fn begun(client: &Client, slice: &str, epoch: i64) -> Result<Option<Begun>, JournalError> {
-    let sql = "SELECT detail::text FROM strangler.journal WHERE slice = $1 AND action = $2 \
-               AND detail->>'epoch' = $3::int8::text ORDER BY id DESC LIMIT 1";
-    let row = client.query_opt(sql, &[&slice, &ACTION, &epoch]).await;
+    let sql = format!(
+        "SELECT detail::text FROM strangler.journal j WHERE slice = $1 AND action = $2 AND {} \
+               AND detail->>'epoch' = $3::int8::text ORDER BY id DESC LIMIT 1",
+        of_this_life("j", "$1")
+    );
+    let row = client.query_opt(&sql, &[&slice, &ACTION, &epoch]).await;
     let row = row.map_err(JournalError::database("reading who began a move"))?;
     // An entry of another form says nothing to us.
     Ok(row.and_then(|row| serde_json::from_str(row.get(0)).ok()))
@@ -96,8 +100,11 @@ pub async fn block(client: &Client, slice: &str, blocked: &Blocked) -> Result<()
 /// # Errors
 /// [`JournalError::Database`].
 pub async fn blocked(client: &Client, slice: &str) -> Result<Option<Blocked>, JournalError> {
-    let sql = "SELECT detail::text FROM strangler.journal WHERE slice = $1 AND action = $2 ORDER BY id DESC LIMIT 1";
-    let row = client.query_opt(sql, &[&slice, &BLOCKED]).await;
+    let sql = format!(
+        "SELECT detail::text FROM strangler.journal j WHERE slice = $1 AND action = $2 AND {} ORDER BY id DESC LIMIT 1",
+        of_this_life("j", "$1")
+    );
+    let row = client.query_opt(&sql, &[&slice, &BLOCKED]).await;
     let row = row.map_err(JournalError::database("reading why a move can't be finished"))?;
     Ok(row.and_then(|row| serde_json::from_str(row.get(0)).ok()))
 }

@@ -4,6 +4,7 @@
 use tokio_postgres::Client;
 
 use super::JournalError;
+use super::abandonment::{of_this_life, told_of_this_life};
 use super::ledger::VERDICT;
 use crate::lsn::Lsn;
 
@@ -12,11 +13,17 @@ pub(super) const OUTSIDE: &str = "row-outside-filter";
 
 /// Entries that no comparison of every row has answered since: none that began after them found such a row no more. What came
 /// first is told by the number of disturbances, since an entry is one.
-const OPEN: &str = "SELECT j.id, j.detail ->> 'table' AS source_table, j.detail ->> 'lsn' AS lsn, j.at \
-    FROM strangler.journal j WHERE j.slice = $1 AND j.action = $2 AND NOT EXISTS (SELECT FROM strangler.ledger l \
-        WHERE l.slice = $1 AND l.kind = $3 AND l.body ->> 'full' = 'true' AND l.body ->> 'outcome' IN ('clean', 'differs') \
-          AND coalesce(l.body -> 'counts' ->> 'misplaced', '0') = '0' \
-          AND (l.body -> 'ground' ->> 'disturbances')::int8 > (j.detail ->> 'before')::int8)";
+fn open() -> String {
+    format!(
+        "SELECT j.id, j.detail ->> 'table' AS source_table, j.detail ->> 'lsn' AS lsn, j.at \
+        FROM strangler.journal j WHERE j.slice = $1 AND j.action = $2 AND {} AND NOT EXISTS (SELECT FROM strangler.ledger l \
+            WHERE l.slice = $1 AND l.kind = $3 AND {} AND l.body ->> 'full' = 'true' AND l.body ->> 'outcome' IN ('clean', 'differs') \
+              AND coalesce(l.body -> 'counts' ->> 'misplaced', '0') = '0' \
+              AND (l.body -> 'ground' ->> 'disturbances')::int8 > (j.detail ->> 'before')::int8)",
+        of_this_life("j", "$1"),
+        told_of_this_life("l", "$1")
+    )
+}
 
 /// Tables of a slice that hold such rows, as far as anybody knows.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -40,7 +47,8 @@ pub async fn note(service: &Client, slice: &str, table: &str, commit: Lsn) -> Re
     let sql = format!(
         "INSERT INTO strangler.journal (slice, actor, action, detail) \
          SELECT $1, session_user, $2, jsonb_build_object('table', $4::text, 'lsn', $5::text, 'before', $6::int8) \
-         WHERE NOT EXISTS (SELECT FROM ({OPEN}) AS o WHERE o.source_table = $4)"
+         WHERE NOT EXISTS (SELECT FROM ({}) AS o WHERE o.source_table = $4)",
+        open()
     );
     let done =
         service.execute(&sql, &[&slice, &OUTSIDE, &VERDICT, &table, &commit.to_string(), &before]).await;
@@ -54,7 +62,8 @@ pub async fn note(service: &Client, slice: &str, table: &str, commit: Lsn) -> Re
 pub async fn uncleared(service: &Client, slice: &str) -> Result<Option<Outside>, JournalError> {
     let sql = format!(
         "SELECT array_agg(DISTINCT o.source_table), (array_agg(o.lsn ORDER BY o.id))[1], \
-            to_char(min(o.at) AT TIME ZONE 'UTC', 'YYYY-MM-DD\"T\"HH24:MI:SS\"Z\"') FROM ({OPEN}) AS o HAVING count(*) > 0"
+            to_char(min(o.at) AT TIME ZONE 'UTC', 'YYYY-MM-DD\"T\"HH24:MI:SS\"Z\"') FROM ({}) AS o HAVING count(*) > 0",
+        open()
     );
     let row = service.query_opt(&sql, &[&slice, &OUTSIDE, &VERDICT]).await;
     let row = row.map_err(JournalError::database("reading rows that the filter forbids"))?;

@@ -70,7 +70,7 @@ impl OwnScans {
         );
         // From 15 on a session can be made to hand its counts over at the end of the transaction.
         let flush = "SELECT to_regprocedure('pg_stat_force_next_flush()') IS NOT NULL";
-        let note = match client.query_one(flush, &[]).await.map_err(failed())?.get(0) {
+        let note = match client.query_typed_one(flush, &[]).await.map_err(failed())?.get(0) {
             true => format!("WITH noted AS ({note}) SELECT pg_stat_force_next_flush()"),
             false => note,
         };

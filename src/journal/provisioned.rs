@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use tokio_postgres::{Client, Error};
 
 use super::JournalError;
+use super::abandonment::of_this_life;
 
 /// A row of `strangler.slice`.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -71,11 +72,11 @@ pub async fn read(client: &Client) -> Result<Provisioned, JournalError> {
 async fn read_all(client: &Client) -> Result<Provisioned, Error> {
     let mut found = Provisioned::default();
     let sql = "SELECT system_identifier, database_oid FROM strangler.database";
-    if let Some(row) = client.query_opt(sql, &[]).await? {
+    if let Some(row) = client.query_typed_opt(sql, &[]).await? {
         found.identity = Some((row.try_get(0)?, row.try_get(1)?));
     }
     let sql = "SELECT slice, plan, service, side, lock_key, plan_hash, publication FROM strangler.slice";
-    for row in client.query(sql, &[]).await? {
+    for row in client.query_typed(sql, &[]).await? {
         let slice = SliceRow {
             plan: row.try_get(1)?,
             service: row.try_get(2)?,
@@ -88,7 +89,7 @@ async fn read_all(client: &Client) -> Result<Provisioned, Error> {
     }
     let sql =
         "SELECT slice, bool_or(dir = 'forward' AND mode = 'TRIPWIRE') FROM strangler.stream GROUP BY slice";
-    for row in client.query(sql, &[]).await? {
+    for row in client.query_typed(sql, &[]).await? {
         let slice: String = row.try_get(0)?;
         if row.try_get(1)? {
             found.watches.insert(slice.clone());
@@ -96,19 +97,22 @@ async fn read_all(client: &Client) -> Result<Provisioned, Error> {
         found.streams.insert(slice);
     }
     let sql = "SELECT slice, source_table, target_table, state FROM strangler.mirror_table";
-    for row in client.query(sql, &[]).await? {
+    for row in client.query_typed(sql, &[]).await? {
         let mirror = MirrorRow { target: row.try_get(2)?, state: row.try_get(3)? };
         found.mirror_tables.insert((row.try_get(0)?, row.try_get(1)?), mirror);
     }
     let sql =
         "SELECT slice, target_table, kind, object, create_sql, done_at IS NOT NULL FROM strangler.deferred";
-    for row in client.query(sql, &[]).await? {
+    for row in client.query_typed(sql, &[]).await? {
         let key = (row.try_get(0)?, row.try_get(1)?, row.try_get(2)?, row.try_get(3)?);
         found.deferred.insert(key, DeferredRow { create_sql: row.try_get(4)?, done: row.try_get(5)? });
     }
-    let sql = "SELECT slice, action, detail ->> 'object' FROM strangler.journal \
-               WHERE slice IS NOT NULL AND detail ? 'object'";
-    for row in client.query(sql, &[]).await? {
+    let sql = format!(
+        "SELECT slice, action, detail ->> 'object' FROM strangler.journal j \
+               WHERE slice IS NOT NULL AND detail ? 'object' AND {}",
+        of_this_life("j", "j.slice")
+    );
+    for row in client.query_typed(&sql, &[]).await? {
         found.notes.insert((row.try_get(0)?, row.try_get(1)?, row.try_get(2)?));
     }
     Ok(found)

@@ -136,7 +136,7 @@ pub async fn read_at_once(monolith: &Client, slice: &str) -> Result<Option<Retir
 /// Our tables of retirement are there.
 async fn are_there(monolith: &Client) -> Result<bool, tokio_postgres::Error> {
     let there = "SELECT to_regclass('strangler.retirement') IS NOT NULL";
-    Ok(monolith.query_one(there, &[]).await?.get(0))
+    Ok(monolith.query_typed_one(there, &[]).await?.get(0))
 }
 
 /// SQL that notes a stage.

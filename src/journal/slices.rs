@@ -48,7 +48,7 @@ pub async fn read(client: &Client, slice: &str) -> Result<Option<SliceRow>, Jour
 pub async fn gate(client: &Client, slice: &str) -> Result<Option<GateRow>, JournalError> {
     let table = quote_ident(&format!("gate_{slice}"));
     let row = client
-        .query_opt(&format!("SELECT state, epoch, owner FROM strangler.{table}"), &[])
+        .query_typed_opt(&format!("SELECT state, epoch, owner FROM strangler.{table}"), &[])
         .await
         .map_err(JournalError::database("reading the gate"))?;
     Ok(row.map(|row| GateRow { state: row.get(0), epoch: row.get(1), owner: row.get(2) }))
@@ -59,7 +59,7 @@ pub async fn gate(client: &Client, slice: &str) -> Result<Option<GateRow>, Journ
 /// # Errors
 /// [`JournalError::Database`].
 pub async fn insert_position(client: &Client) -> Result<Lsn, JournalError> {
-    let row = client.query_one("SELECT pg_current_wal_insert_lsn()", &[]).await;
+    let row = client.query_typed_one("SELECT pg_current_wal_insert_lsn()", &[]).await;
     let row = row.map_err(JournalError::database("reading the position of the server's log"))?;
     Ok(row.get::<_, PgLsn>(0).into())
 }
@@ -70,8 +70,18 @@ pub async fn insert_position(client: &Client) -> Result<Lsn, JournalError> {
 /// [`JournalError::Database`].
 pub async fn database_uuid(client: &Client) -> Result<Option<String>, JournalError> {
     let row = client
-        .query_opt("SELECT uuid::text FROM strangler.database", &[])
+        .query_typed_opt("SELECT uuid::text FROM strangler.database", &[])
         .await
         .map_err(JournalError::database("reading the database's identity"))?;
     Ok(row.map(|row| row.get(0)))
+}
+
+/// Whether the gate's table of a slice is there.
+///
+/// # Errors
+/// [`JournalError::Database`].
+pub async fn has_gate(client: &Client, slice: &str) -> Result<bool, JournalError> {
+    let table = format!("strangler.{}", quote_ident(&format!("gate_{slice}")));
+    let row = client.query_one("SELECT to_regclass($1) IS NOT NULL", &[&table]).await;
+    Ok(row.map_err(JournalError::database("looking for the gate"))?.get(0))
 }

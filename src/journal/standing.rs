@@ -34,6 +34,7 @@ SELECT s.slice, jsonb_build_object(
             || ' (SQLSTATE ' || f.code || ')' ORDER BY d.id), '[]')
         FROM strangler.deferred d CROSS JOIN LATERAL (SELECT j.detail ->> 'sqlstate' AS code FROM strangler.journal j
             WHERE j.slice = d.slice AND j.action = 'deferred-failed' AND j.detail ->> 'object' = d.object
+              AND j.id > coalesce((SELECT max(e.id) FROM strangler.journal e WHERE e.slice = d.slice AND e.action = 'take back slice'), 0)
             ORDER BY j.id DESC LIMIT 1) AS f
         WHERE d.slice = s.slice AND done_at IS NULL AND NOT EXISTS (SELECT FROM strangler.mirror_table m
             WHERE m.slice = s.slice AND m.state IN ('pending', 'copying'))))::text
@@ -59,7 +60,7 @@ pub async fn ways_back(client: &Client, slices: &[&str]) -> Result<Vec<(String, 
     let failed = || JournalError::database("reading the ways back");
     let may = "SELECT coalesce(has_table_privilege(to_regclass('strangler.stream'), 'SELECT') \
                    AND has_table_privilege(to_regclass('strangler.mirror_process'), 'SELECT'), false)";
-    if !client.query_one(may, &[]).await.map_err(failed())?.get::<_, bool>(0) {
+    if !client.query_typed_one(may, &[]).await.map_err(failed())?.get::<_, bool>(0) {
         return Ok(Vec::new());
     }
     let rows = client.query(WAY_BACK_SQL, &[&slices]).await.map_err(failed())?;
@@ -77,7 +78,7 @@ pub async fn service(
 ) -> Result<Option<Vec<(String, String)>>, JournalError> {
     let failed = || JournalError::database("reading the mirror's progress");
     let exists = "SELECT to_regclass('strangler.deferred') IS NOT NULL";
-    if !client.query_one(exists, &[]).await.map_err(failed())?.get::<_, bool>(0) {
+    if !client.query_typed_one(exists, &[]).await.map_err(failed())?.get::<_, bool>(0) {
         return Ok(None);
     }
     let rows = client.query(SERVICE_SQL, &[&slices]).await.map_err(failed())?;

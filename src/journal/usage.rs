@@ -156,7 +156,7 @@ pub async fn own(monolith: &Client, tables: &[TableName]) -> Result<Vec<Count>, 
 /// [`JournalError::Database`].
 pub async fn hands_over(monolith: &Client) -> Result<bool, JournalError> {
     let sql = "SELECT to_regprocedure('pg_stat_force_next_flush()') IS NOT NULL";
-    let row = monolith.query_one(sql, &[]).await;
+    let row = monolith.query_typed_one(sql, &[]).await;
     Ok(row.map_err(JournalError::database("looking how the server counts"))?.get(0))
 }
 

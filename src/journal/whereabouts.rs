@@ -5,11 +5,13 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use tokio_postgres::Client;
 
-use super::{JournalError, migrate};
+use super::{JournalError, abandonment, migrate};
 use crate::problem::{Problem, START_ANEW};
 
 /// Code of a slice whose name another plan has provisioned; every verb says it.
 const SLICE_TAKEN: &str = "slice-taken";
+/// Code of a slice that is being taken back.
+const ABANDONED: &str = "slice-abandoned";
 /// Code of a database that a later version of this program has provisioned.
 const NEWER: &str = "newer-tables";
 
@@ -43,6 +45,8 @@ pub struct Whereabouts {
     pub begun: BTreeMap<String, String>,
     /// A later version of this program has provisioned it.
     pub newer: bool,
+    /// Slices that `abandon` has begun to take back; told by their service.
+    pub abandoned: BTreeSet<String>,
 }
 
 /// Tells one running database from any other: start of its server and its oid. The system identifier would not do,
@@ -53,7 +57,8 @@ pub struct Whereabouts {
 pub async fn place(client: &Client) -> Result<String, JournalError> {
     let sql = "SELECT extract(epoch FROM pg_postmaster_start_time())::text || '/' || oid::text \
                FROM pg_database WHERE datname = current_database()";
-    let row = client.query_one(sql, &[]).await.map_err(JournalError::database("looking where a link leads"));
+    let row =
+        client.query_typed_one(sql, &[]).await.map_err(JournalError::database("looking where a link leads"));
     Ok(row?.get(0))
 }
 
@@ -83,12 +88,13 @@ pub async fn read(client: &Client) -> Result<Whereabouts, JournalError> {
                FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace \
                WHERE n.nspname = 'strangler' AND c.relname IN ('slice', 'stream') \
                  AND has_schema_privilege(n.oid, 'USAGE') AND has_table_privilege(c.oid, 'SELECT')";
-    let row = client.query_one(sql, &[]).await.map_err(failed())?;
+    let row = client.query_typed_one(sql, &[]).await.map_err(failed())?;
     let newer = migrate::is_newer(client).await?;
-    let mut found = Whereabouts { place, database: row.get(0), newer, ..Whereabouts::default() };
+    let abandoned = abandonment::all(client).await?.into_iter().collect();
+    let mut found = Whereabouts { place, database: row.get(0), newer, abandoned, ..Whereabouts::default() };
     if row.get(1) {
         let sql = "SELECT slice, plan, service, side = 'service' FROM strangler.slice ORDER BY slice";
-        let rows = client.query(sql, &[]).await.map_err(failed())?;
+        let rows = client.query_typed(sql, &[]).await.map_err(failed())?;
         found.sides = rows
             .iter()
             .map(|row| Side {
@@ -102,7 +108,7 @@ pub async fn read(client: &Client) -> Result<Whereabouts, JournalError> {
     if row.get(2) {
         let sql = "SELECT s.slice, s.plan_hash FROM strangler.slice s \
                    WHERE EXISTS (SELECT FROM strangler.stream t WHERE t.slice = s.slice AND t.dir = 'forward')";
-        let rows = client.query(sql, &[]).await.map_err(failed())?;
+        let rows = client.query_typed(sql, &[]).await.map_err(failed())?;
         found.begun = rows.iter().map(|row| (row.get(0), row.get(1))).collect();
     }
     Ok(found)
@@ -162,11 +168,22 @@ pub enum Astray {
         /// What was provisioned there.
         side: Side,
     },
+    /// `abandon` has begun to take the slice back, and has not ended.
+    Abandoned {
+        /// The slice.
+        slice: String,
+    },
     /// A later version of this program has provisioned the database.
     Newer {
         /// Where, as an operator names it.
         database: String,
     },
+}
+
+/// Whether a slice is being taken back, and no more is wrong with it.
+#[must_use]
+pub fn is_abandoned(found: &BTreeSet<Astray>) -> bool {
+    !found.is_empty() && found.iter().all(|one| matches!(one, Astray::Abandoned { .. }))
 }
 
 /// What is wrong with the two links of a slice. A side that is not known, because its database did not answer, tells
@@ -212,6 +229,9 @@ pub fn astray(
         if let Some(side) = sides.find(|side| side.slice == route.slice && other(side)) {
             found.insert(Astray::Taken { database: database.clone(), side: side.clone() });
         }
+        if at.is_some_and(|at| at.abandoned.contains(route.slice)) {
+            found.insert(Astray::Abandoned { slice: route.slice.to_owned() });
+        }
         if at.is_some_and(|at| at.newer) {
             found.insert(Astray::Newer { database });
         }
@@ -224,6 +244,8 @@ pub fn astray(
 pub fn summary(problems: &[Problem]) -> (&'static str, &'static str) {
     if problems.iter().all(|problem| problem.code == NEWER) {
         ("a later version of strangler has provisioned the databases", NEWER)
+    } else if problems.iter().all(|problem| problem.code == ABANDONED) {
+        ("the slice is being abandoned", ABANDONED)
     } else if problems.iter().all(|problem| problem.code == SLICE_TAKEN) {
         ("the databases hold a slice of this name that is another plan's or another service's", SLICE_TAKEN)
     } else {
@@ -291,6 +313,10 @@ impl Astray {
                         side.plan, side.service
                     ))
             }
+            Self::Abandoned { slice } => Problem::error(ABANDONED, format!("slice {slice}"))
+                .fact("it is being taken back: strangler abandon has begun, and has not ended")
+                .consequence("parts of it may be gone already, so no other verb touches it")
+                .next(format!("strangler abandon PLAN --slice {slice}, which says what is left to do; then it may be provisioned anew")),
             Self::Newer { database } => Problem::error(NEWER, database)
                 .fact("strangler's own tables there are of a later version than this program knows")
                 .consequence("it could mistake what stands there")
@@ -318,6 +344,7 @@ mod tests {
             sides: sides.iter().map(side).collect(),
             begun: BTreeMap::new(),
             newer: false,
+            abandoned: BTreeSet::new(),
         }
     }
 

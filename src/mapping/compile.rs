@@ -1,12 +1,12 @@
 //! Plan and monolith's catalog in, mappings and all problems out.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use super::expand::{Listed, expand};
 use super::{Mappings, SliceMapping, TableMapping, columns, filter, hash, identity, partitions, references};
 use crate::catalog::{Catalog, TableKind};
 use crate::name::TableName;
-use crate::plan::{Others, Plan, Service, TableSelector};
+use crate::plan::{Others, Plan, Service, Slice, TableSelector};
 use crate::problem::{Problem, Severity};
 
 /// What compiling finds. One kind of problem serves the whole tool; here most have a place in the plan file.
@@ -28,7 +28,9 @@ pub fn compile(plan: &Plan, monolith: &Catalog) -> (Mappings, Vec<MappingProblem
                 slice: name.clone(),
                 service: slice.service.clone(),
                 tables: Vec::new(),
-                unmapped: Vec::new(),
+                unmapped: not_listed(name, slice, &listed),
+                unheld: BTreeSet::new(),
+                unknown: None,
                 spoilt: Vec::new(),
                 hash: String::new(),
                 earlier_hash: String::new(),
@@ -52,6 +54,10 @@ pub fn compile(plan: &Plan, monolith: &Catalog) -> (Mappings, Vec<MappingProblem
                 .map(|problem| takers.iter().fold(problem, |problem, slice| problem.of_slice(*slice))),
         );
         let Some(slice) = mappings.get_mut(one.slice) else { continue };
+        let taken = |name: &TableName| listed.iter().any(|other| other.table.name == *name);
+        let referred = table.soft_references.iter().map(|reference| &reference.references);
+        let gone = referred.filter(|name| monolith.dropped.contains(*name) && !taken(name));
+        slice.unheld.extend(gone.cloned());
         if broken {
             slice.unmapped.push(one.table.name.clone());
             slice.spoilt.push(table);
@@ -66,6 +72,24 @@ pub fn compile(plan: &Plan, monolith: &Catalog) -> (Mappings, Vec<MappingProblem
     problems.sort_by(|a, b| (a.place, a).cmp(&(b.place, b)));
     problems.dedup();
     (mappings, problems)
+}
+
+/// Whether compiling found that the monolith lacks what the plan names of a slice: tables that never were, or that are dropped.
+#[must_use]
+pub fn lacks_tables(problems: &[Problem], slice: &str) -> bool {
+    let of = |problem: &&Problem| problem.slices.contains(slice);
+    problems.iter().filter(of).any(|problem| matches!(problem.code, "unknown-table" | "empty-schema"))
+}
+
+/// Tables that a slice names, and that the monolith does not have, or that can't move at all.
+fn not_listed(name: &str, slice: &Slice, listed: &[Listed<'_>]) -> Vec<TableName> {
+    let is_listed =
+        |table: &TableName| listed.iter().any(|one| one.slice == name && one.table.name == *table);
+    let named = slice.tables.iter().filter_map(|rule| match &rule.selector {
+        TableSelector::Table(table) => Some(table),
+        TableSelector::Schema(_) => None,
+    });
+    named.filter(|table| !is_listed(table)).cloned().collect()
 }
 
 /// Puts the tables in their order, and hashes what there is.

@@ -1,6 +1,6 @@
 //! Catalogs and plans for unit tests of decisions.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use tokio_postgres::types::Type;
 
@@ -153,6 +153,7 @@ pub(crate) fn catalog(tables: Vec<Table>) -> Catalog {
         settings: BTreeMap::new(),
         schemas: vec!["public".into(), "sales".into()],
         extensions: BTreeMap::new(),
+        dropped: BTreeSet::new(),
     }
 }
 

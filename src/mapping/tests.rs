@@ -7,7 +7,7 @@ use super::fixture::{
     catalog, column, enum_type, foreign_key, index, name, plan, renamed, retail, rule, table, table_rule,
     user_column,
 };
-use super::{KeyOrder, Mappings, SoftReference, TableMapping, compile};
+use super::{KeyOrder, Mappings, SoftReference, TableMapping, compile, lacks_tables};
 use crate::catalog::{Catalog, Persistence, ReplicaIdentity, TableKind, UserTypeKind};
 use crate::plan::{Classified, ColumnRule, Ddl, Others, Plan, TableRule, TableSelector};
 use crate::problem::{Problem, Severity};
@@ -585,4 +585,22 @@ fn what_is_wrong_with_a_table_stops_the_slices_that_take_it_and_no_other() {
     });
     let (_, problems) = compile(&classified, &retail());
     assert!(["catalog", "ordering"].iter().all(|slice| problems[0].stops(&[(*slice).to_owned()])));
+}
+
+#[test]
+fn tables_that_nobody_can_map_are_known_by_their_names_and_so_are_dropped_ones_that_no_slice_takes() {
+    let whole = retail();
+    let key =
+        whole.foreign_keys.iter().find(|key| key.table != key.references && !key.inherited).unwrap().clone();
+    let kept = crate::catalog::Fragment::of(&whole, std::slice::from_ref(&key.references));
+    let catalog = whole.with_dropped(vec![kept]);
+    let child = vec![table_rule(&key.table.name), table_rule("Never")];
+    let (mappings, problems) = compile(&plan(vec![("ordering", child.clone())]), &catalog);
+    assert_eq!(mappings["ordering"].unmapped, [name("Never")]);
+    assert!(mappings["ordering"].unheld.contains(&key.references), "{:?}", mappings["ordering"]);
+    assert!(lacks_tables(&problems, "ordering") && !lacks_tables(&problems, "catalog"));
+    let both = vec![("ordering", child), ("catalog", vec![table_rule(&key.references.name)])];
+    let (mappings, problems) = compile(&plan(both), &catalog);
+    assert!(!mappings["ordering"].unheld.contains(&key.references), "{:?}", mappings["ordering"].unheld);
+    assert!(!lacks_tables(&problems, "catalog"));
 }

@@ -129,8 +129,10 @@ async fn read_columns(client: &Client, of: &Columns<'_>) -> Result<Keys, Error> 
         "SELECT {RULE} FROM pg_collation l JOIN pg_namespace ln ON ln.oid = l.collnamespace \
          WHERE NOT l.collisdeterministic AND l.collencoding IN (-1, (SELECT encoding FROM pg_database WHERE datname = current_database()))"
     );
-    let (rows, known) =
-        tokio::try_join!(async { client.query(&sql, &of.parameters()).await }, client.query(&loose, &[]))?;
+    let (rows, known) = tokio::try_join!(
+        async { client.query(&sql, &of.parameters()).await },
+        client.query_typed(&loose, &[])
+    )?;
     let collations: BTreeMap<String, Rule> = known.iter().map(|row| (row.get(0), rule(row, 1))).collect();
     let mut keys = Keys { columns: BTreeMap::new(), collations };
     for row in &rows {

@@ -4,6 +4,7 @@
 //! rights of an ordinary role; what such a role may not see (statistics of tables it can't read) stays empty.
 
 mod dependents;
+mod dropped;
 mod keys;
 mod objects;
 mod quarantined;
@@ -17,6 +18,7 @@ use super::places::{self, Places};
 use super::sqlstate::Failure;
 use crate::catalog::{Catalog, Identity};
 use crate::name::TableName;
+use dropped::Kept;
 use keys::CutKeys;
 
 /// The oldest major version whose catalogs are understood.
@@ -25,6 +27,12 @@ const OLDEST_MAJOR: u32 = 14;
 /// How long the reader waits for one lock. Sizes need ACCESS SHARE on each table, which stands behind DDL; ten
 /// seconds is far longer than DDL should hold its lock, and short enough to tell the operator that it does.
 const LOCK_TIMEOUT_MS: u32 = 10_000;
+
+/// Begins a transaction that reads catalogs. Its statements join many catalogs, of which each session plans them once: looking for the
+/// best order of the joins takes it longer than all the rest, and they are written in an order that is good for few tables and for
+/// very many (PostgreSQL documentation, section 20.7.4, `join_collapse_limit`).
+pub(crate) const BEGIN: &str = "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY; SET LOCAL search_path = pg_catalog; \
+     SET LOCAL join_collapse_limit = 1";
 
 /// Condition on `n` (`pg_namespace`): the schema is neither PostgreSQL's nor ours.
 const USER_SCHEMA: &str = "n.nspname !~ '^pg_' AND n.nspname NOT IN ('information_schema', 'strangler')";
@@ -94,6 +102,21 @@ pub enum IntrospectError {
         /// The connected role, quoted for SQL.
         role: String,
     },
+    /// What was kept of dropped tables can't be read.
+    #[error("strangler.dropped, which says what dropped tables were, does not look as this version left it")]
+    Dropped {
+        /// What did not fit.
+        source: serde_json::Error,
+    },
+    /// Tables may have been dropped, yet this role can't tell which, and would take what came since under their names for them.
+    #[error(
+        "role {role} may not read strangler.dropped, which says what dropped tables were; \
+         run: strangler provision PLAN, or GRANT SELECT ON strangler.dropped TO {role}"
+    )]
+    NoDropped {
+        /// The connected role, quoted for SQL.
+        role: String,
+    },
     /// Foreign keys may have been cut, yet this role can't tell which: the mapping would be another one.
     #[error(
         "role {role} may not read strangler.cut_key, which holds the foreign keys that arm has dropped; \
@@ -115,15 +138,25 @@ pub async fn read(client: &Client) -> Result<Catalog, IntrospectError> {
     in_transaction(client, read_all(client)).await
 }
 
+/// The same of what stands there now, and of nothing else: without tables that are dropped and keys that are cut, of which the role need
+/// not know. Tables that `retire` has moved are told by their names. Who calls it: `restore`, into whatever database.
+///
+/// # Errors
+/// As [`read`].
+pub async fn standing(client: &Client) -> Result<Catalog, IntrospectError> {
+    in_transaction(client, async {
+        let (catalog, places) = read_standing(client).await?;
+        Ok(by_their_names(catalog, &places))
+    })
+    .await
+}
+
 /// Runs `work` in the reading transaction and ends it.
 async fn in_transaction<T>(
     client: &Client,
     work: impl Future<Output = Result<T, IntrospectError>>,
 ) -> Result<T, IntrospectError> {
-    let begin = format!(
-        "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY; SET LOCAL search_path = pg_catalog; \
-         SET LOCAL lock_timeout = {LOCK_TIMEOUT_MS}"
-    );
+    let begin = format!("{BEGIN}; SET LOCAL lock_timeout = {LOCK_TIMEOUT_MS}");
     client.batch_execute(&begin).await.map_err(failed("a snapshot"))?;
     let outcome = work.await;
     let ended = client.batch_execute("ROLLBACK").await.map_err(failed("a snapshot"));
@@ -133,6 +166,27 @@ async fn in_transaction<T>(
 }
 
 async fn read_all(client: &Client) -> Result<Catalog, IntrospectError> {
+    let (mut catalog, places) = read_standing(client).await?;
+    let cut = match keys::read_cut_keys(client).await.map_err(failed("foreign keys that were cut"))? {
+        CutKeys::None => Vec::new(),
+        CutKeys::Closed => return Err(IntrospectError::NoCutKeys { role: role(client).await? }),
+        CutKeys::Read(cut) => cut,
+    };
+    catalog.foreign_keys = keys::joined(catalog.foreign_keys, cut);
+    let dropped = match dropped::read(client).await.map_err(failed("dropped tables"))? {
+        Kept::Closed => return Err(IntrospectError::NoDropped { role: role(client).await? }),
+        Kept::Read(dropped) => dropped.into_iter().collect::<Result<_, _>>(),
+    };
+    let dropped = dropped.map_err(|source| IntrospectError::Dropped { source })?;
+    Ok(by_their_names(catalog, &places).with_dropped(dropped))
+}
+
+fn by_their_names(catalog: Catalog, places: &Places) -> Catalog {
+    if places.0.is_empty() { catalog } else { quarantined::known_by_their_names(catalog, places) }
+}
+
+/// What stands in the database, by the names that it has there.
+async fn read_standing(client: &Client) -> Result<(Catalog, Places), IntrospectError> {
     let mut catalog = read_database(client).await?;
     catalog.tables = tables::read(client).await.map_err(failed("tables"))?;
     let places = read_places(client, &catalog).await?;
@@ -141,13 +195,7 @@ async fn read_all(client: &Client) -> Result<Catalog, IntrospectError> {
     tables::sum_partitions(&mut catalog.tables);
     keys::read_indexes(client, &mut catalog.tables).await.map_err(failed("indexes"))?;
     keys::read_constraints(client, &mut catalog.tables).await.map_err(failed("constraints"))?;
-    let standing = keys::read_foreign_keys(client).await.map_err(failed("foreign keys"))?;
-    let cut = match keys::read_cut_keys(client).await.map_err(failed("foreign keys that were cut"))? {
-        CutKeys::None => Vec::new(),
-        CutKeys::Closed => return Err(IntrospectError::NoCutKeys { role: role(client).await? }),
-        CutKeys::Read(cut) => cut,
-    };
-    catalog.foreign_keys = keys::joined(standing, cut);
+    catalog.foreign_keys = keys::read_foreign_keys(client).await.map_err(failed("foreign keys"))?;
     catalog.types = objects::read_types(client).await.map_err(failed("types"))?;
     catalog.sequences = objects::read_sequences(client).await.map_err(failed("sequences"))?;
     let dependents = dependents::read(client, &catalog.tables, &places).await;
@@ -157,10 +205,10 @@ async fn read_all(client: &Client) -> Result<Catalog, IntrospectError> {
     catalog.extensions = read_pairs(client, extensions).await.map_err(failed("extensions"))?;
     let schemas = "SELECT nspname::text FROM pg_namespace WHERE nspname !~ '^pg_' \
                    AND nspname <> 'information_schema' ORDER BY 1";
-    let rows = client.query(schemas, &[]).await.map_err(failed("schemas"))?;
+    let rows = client.query_typed(schemas, &[]).await.map_err(failed("schemas"))?;
     catalog.schemas =
         rows.iter().map(|row| row.try_get(0)).collect::<Result<_, _>>().map_err(failed("schemas"))?;
-    Ok(if places.0.is_empty() { catalog } else { quarantined::known_by_their_names(catalog, &places) })
+    Ok((catalog, places))
 }
 
 /// Where old tables stand, as far as this role may know it.
@@ -193,7 +241,7 @@ async fn read_database(client: &Client) -> Result<Catalog, IntrospectError> {
                       quote_ident(current_user::text) \
                FROM pg_database d WHERE d.datname = current_database()";
     let what = failed("the database");
-    let row = client.query_one(sql, &[]).await.map_err(&what)?;
+    let row = client.query_typed_one(sql, &[]).await.map_err(&what)?;
     let version: i32 = row.try_get(2).map_err(&what)?;
     let version_num = u32::try_from(version).unwrap_or(0);
     if version_num / 10_000 < OLDEST_MAJOR {
@@ -217,6 +265,7 @@ async fn read_database(client: &Client) -> Result<Catalog, IntrospectError> {
         settings: BTreeMap::new(),
         schemas: Vec::new(),
         extensions: BTreeMap::new(),
+        dropped: BTreeSet::new(),
     })
 }
 
@@ -233,7 +282,7 @@ fn collation_of(row: &Row) -> Result<String, Error> {
 
 async fn role(client: &Client) -> Result<String, IntrospectError> {
     let sql = "SELECT quote_ident(current_user::text)";
-    Ok(client.query_one(sql, &[]).await.map_err(failed("the role"))?.get(0))
+    Ok(client.query_typed_one(sql, &[]).await.map_err(failed("the role"))?.get(0))
 }
 
 async fn read_identity(
@@ -243,15 +292,16 @@ async fn read_identity(
 ) -> Result<Identity, IntrospectError> {
     let what = failed("the identity");
     let sql = "SELECT system_identifier::text FROM pg_control_system()";
-    let system_identifier = client.query_one(sql, &[]).await.and_then(|row| row.try_get(0)).map_err(&what)?;
+    let system_identifier =
+        client.query_typed_one(sql, &[]).await.and_then(|row| row.try_get(0)).map_err(&what)?;
     let sql = "SELECT has_schema_privilege(n.oid, 'USAGE') AND has_table_privilege(c.oid, 'SELECT') \
                FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace \
                WHERE n.nspname = 'strangler' AND c.relname = 'database'";
-    let database_uuid = match client.query_opt(sql, &[]).await.map_err(&what)? {
+    let database_uuid = match client.query_typed_opt(sql, &[]).await.map_err(&what)? {
         None => None,
         Some(row) if row.try_get::<_, bool>(0).map_err(&what)? => {
             let sql = "SELECT uuid::text FROM strangler.database";
-            let row = client.query_opt(sql, &[]).await.map_err(&what)?;
+            let row = client.query_typed_opt(sql, &[]).await.map_err(&what)?;
             row.map(|row| row.try_get(0)).transpose().map_err(&what)?
         }
         Some(_) => return Err(IntrospectError::NoUuid { role }),
@@ -260,7 +310,7 @@ async fn read_identity(
 }
 
 async fn read_pairs(client: &Client, sql: &str) -> Result<BTreeMap<String, String>, Error> {
-    let rows = client.query(sql, &[]).await?;
+    let rows = client.query_typed(sql, &[]).await?;
     rows.iter().map(|row| Ok((row.try_get(0)?, row.try_get(1)?))).collect()
 }
 

@@ -104,11 +104,11 @@ pub fn new_name(slice: &str, is_taken: impl Fn(&str) -> bool) -> String {
 /// What the server said.
 pub async fn read(client: &Client) -> Result<Places, Error> {
     let there = "SELECT to_regclass('strangler.quarantine') IS NOT NULL";
-    if !client.query_one(there, &[]).await?.try_get::<_, bool>(0)? {
+    if !client.query_typed_one(there, &[]).await?.try_get::<_, bool>(0)? {
         return Ok(Places::default());
     }
     let sql = "SELECT slice, schema_name, quarantine FROM strangler.quarantine ORDER BY 1, 2";
-    let rows = client.query(sql, &[]).await?;
+    let rows = client.query_typed(sql, &[]).await?;
     let place = |row: &tokio_postgres::Row| {
         Ok(Quarantine { slice: row.try_get(0)?, schema: row.try_get(1)?, quarantine: row.try_get(2)? })
     };

@@ -82,7 +82,7 @@ pub async fn naming(
 pub async fn state(client: &Client) -> Result<Result<String, Blind>, Error> {
     let sql = "SELECT n.nspname::text, pg_has_role('pg_read_all_stats', 'USAGE'), has_schema_privilege(n.oid, 'USAGE') FROM pg_extension e \
                JOIN pg_namespace n ON n.oid = e.extnamespace WHERE e.extname = 'pg_stat_statements'";
-    let Some(row) = client.query_opt(sql, &[]).await? else { return Ok(Err(Blind::NoExtension)) };
+    let Some(row) = client.query_typed_opt(sql, &[]).await? else { return Ok(Err(Blind::NoExtension)) };
     Ok(match (row.get(1), row.get(2)) {
         (true, true) => Ok(row.get(0)),
         (true, false) => Err(Blind::Closed(row.get(0))),

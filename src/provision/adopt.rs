@@ -11,6 +11,8 @@ use super::objects::validated;
 use super::slices::new_hash;
 use super::tables::{guard, mirror_row, refuse_rows};
 use crate::catalog::{Catalog, Column, Index, Persistence, Table, TableKind};
+use crate::journal::beginnings;
+use crate::journal::set_aside::note as note_set_aside;
 use crate::journal::statements as ours;
 use crate::mapping::{ColumnMapping, SliceMapping, TableMapping, adopted};
 use crate::name::{TableName, quote_ident, quote_list};
@@ -33,7 +35,9 @@ pub(super) fn adopt(draft: &mut Draft<'_>, site: &Site<'_>) {
         guard(draft, site, slice, &mapping.target);
         if !site.known(slice, mapping) {
             let what = ("adopt table", &*mapping.target.to_string());
-            let statements = vec![mirror_row(slice, mapping).into()];
+            let noted = beginnings::note_adopted(&slice.slice, &mapping.target);
+            let statements =
+                std::iter::once(mirror_row(slice, mapping)).chain(noted).map(Statement::from).collect();
             draft.journaled(site.database(), Some(&slice.slice), what, statements);
         }
     }
@@ -290,6 +294,9 @@ fn add_key(table: &Table, key: &[&str]) -> String {
 struct Aside<'a> {
     slice: &'a SliceMapping,
     table: &'a TableName,
+    /// What it is called where it is written down, and the table that it refers to, which is its own or another one.
+    object: String,
+    references: &'a TableName,
     what: Vec<Deferred>,
     /// Written instead of `what` for a foreign key into another slice, which waits until both have flipped.
     note: Option<Statement>,
@@ -319,6 +326,10 @@ fn set_aside(draft: &mut Draft<'_>, site: &Site<'_>) {
         statements.extend(insert(site, slice, std::slice::from_ref(one)));
     }
     statements.extend(asides.iter().filter_map(|aside| aside.note.clone()));
+    statements.extend(asides.iter().map(|aside| {
+        let of = (aside.table, aside.object.as_str());
+        Statement::from(note_set_aside(&aside.slice.slice, of, &[aside.table, aside.references]))
+    }));
     statements.extend(asides.iter().map(|aside| Statement::from(aside.drop_sql.clone())));
     let what = ("set aside constraints of", "the adopted tables");
     draft.journaled(site.database(), None, what, statements);
@@ -348,8 +359,9 @@ fn foreign_keys<'a>(site: &Site<'a>) -> Vec<Aside<'a>> {
             let elsewhere = |other: &SliceMapping| {
                 other.slice != slice.slice && other.tables.iter().any(|one| one.target == key.references)
             };
+            let between = format!("foreign key {} of {}", key.name, mapping.target);
             let note = site.slices.iter().any(|other| elsewhere(other)).then(|| {
-                let object = format!("foreign key {} of {}", key.name, mapping.target);
+                let object = &between;
                 let add = comments::with(add.clone(), comment.clone());
                 let detail = json!({ "object": object, "create_sql": add });
                 journal(Some(&slice.slice), "set aside between slices", &detail)
@@ -375,6 +387,8 @@ fn foreign_keys<'a>(site: &Site<'a>) -> Vec<Aside<'a>> {
             asides.push(Aside {
                 slice,
                 table: &mapping.target,
+                object: if note.is_some() { between } else { key.name.clone() },
+                references: &key.references,
                 what,
                 note,
                 drop_sql: format!("ALTER TABLE {target} DROP CONSTRAINT {name}"),
@@ -416,14 +430,15 @@ fn unique_indexes<'a>(draft: &mut Draft<'_>, site: &Site<'a>) -> Vec<Aside<'a>> 
             };
             let sql = comments::with(sql, settings(table, index, constraint.is_some()));
             let sql = comments::with(sql, comments::on_index(&mapping.target, table, index));
-            let what = vec![Deferred { rank, table: mapping.target.clone(), object, sql }];
+            let what = vec![Deferred { rank, table: mapping.target.clone(), object: object.clone(), sql }];
             let drop_sql = if index.replica_identity {
                 // Without its index it would be none, and a publication in the service would refuse the mirror's changes.
                 format!("ALTER TABLE {target} REPLICA IDENTITY FULL; {drop_sql}")
             } else {
                 drop_sql
             };
-            asides.push(Aside { slice, table: &mapping.target, what, note: None, drop_sql });
+            let (table, references) = (&mapping.target, &mapping.target);
+            asides.push(Aside { slice, table, object, references, what, note: None, drop_sql });
         }
     }
     asides

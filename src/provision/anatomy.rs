@@ -6,6 +6,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use tokio_postgres::{Client, Error, Row};
 
 use crate::name::TableName;
+use crate::postgres::introspect;
 use crate::postgres::places::{self, Places};
 
 /// What a definition belongs to.
@@ -195,9 +196,7 @@ impl Anatomy {
 
 /// Reads it in one read-only transaction with `search_path` reduced to `pg_catalog`, so that names come out qualified.
 pub(crate) async fn read(client: &Client) -> Result<Anatomy, Error> {
-    client
-        .batch_execute("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY; SET LOCAL search_path = pg_catalog")
-        .await?;
+    client.batch_execute(introspect::BEGIN).await?;
     let outcome = read_all(client).await;
     let ended = client.batch_execute("ROLLBACK").await;
     let anatomy = outcome?;
@@ -207,21 +206,21 @@ pub(crate) async fn read(client: &Client) -> Result<Anatomy, Error> {
 
 async fn read_all(client: &Client) -> Result<Anatomy, Error> {
     let mut anatomy = Anatomy::default();
-    for row in client.query(INDEXES, &[]).await? {
+    for row in client.query_typed(INDEXES, &[]).await? {
         let key = (name_at(&row, 0)?, row.try_get(2)?);
         let shape = anatomy.indexes.entry(key).or_insert(index_of(&row)?);
         shape.keys.push(index_key_of(&row)?);
     }
-    for row in client.query(FOREIGN_KEYS, &[]).await? {
+    for row in client.query_typed(FOREIGN_KEYS, &[]).await? {
         anatomy.foreign_keys.insert((name_at(&row, 0)?, row.try_get(2)?), foreign_key_of(&row)?);
     }
-    for row in client.query(NEEDS, &[]).await? {
+    for row in client.query_typed(NEEDS, &[]).await? {
         let (used, reference) = need_of(&row)?;
         anatomy.needs.entry(used).or_default().push(reference);
     }
     let sql = "SELECT e.extname::text, n.nspname::text FROM pg_extension e \
                JOIN pg_namespace n ON n.oid = e.extnamespace";
-    for row in client.query(sql, &[]).await? {
+    for row in client.query_typed(sql, &[]).await? {
         anatomy.extension_schemas.insert(row.try_get(0)?, row.try_get(1)?);
     }
     let schemas = anatomy.indexes.keys().map(|(table, _)| &table.schema);

@@ -62,7 +62,7 @@ pub enum ProvisionError {
     },
     /// Another provision, arm or disarm works on the database.
     #[error(
-        "{database}: another `strangler provision`, `arm`, `disarm`, `retire` or `unretire`, or a `flip`, is at work there{}; wait until it has \
+        "{database}: another `strangler provision`, `arm`, `disarm`, `retire`, `unretire` or `abandon`, or a `flip`, is at work there{}; wait until it has \
          ended and run it again{}",
         holder.as_ref().map_or_else(String::new, |holder| format!(": {holder}")),
         holder.as_ref().map_or_else(String::new, |holder| format!(

@@ -14,7 +14,7 @@ use crate::name::{TableName, quote_ident};
 use crate::problem::Problem;
 
 /// What is granted to both links, because both look where they lead, which version made it, what the mapping was before
-/// keys were cut, where old tables were moved, and how the way back is doing.
+/// keys were cut, where old tables were moved, what dropped ones were, and how the way back is doing.
 pub(crate) const OURS: &[&str] = &[
     "database",
     "schema_history",
@@ -24,6 +24,7 @@ pub(crate) const OURS: &[&str] = &[
     "mirror_table",
     "cut_key",
     "quarantine",
+    "dropped",
 ];
 
 /// What the way back does with our own tables here: the same as the way there in a service. `arm` grants it, too, where only it

@@ -7,6 +7,7 @@ use super::comments::on_sequence;
 use super::draft::{Draft, Site, in_service};
 use super::expression::target_of;
 use super::needed::Needed;
+use super::rights::note;
 use super::schema_rights::{Closed, no_create_in_schema};
 use super::state::{Grant, GrantOn};
 use crate::catalog::{Sequence, UserType, UserTypeKind};
@@ -102,6 +103,7 @@ fn schemas(draft: &mut Draft<'_>, site: &Site<'_>, needed: &Needed<'_>) {
     }
     let owner = &site.service.owner;
     for (schema, needs) in wanted {
+        let mut noted = None;
         let statement = match site.state.schema_owners.get(&schema) {
             Some(present) if present == owner => continue,
             Some(_) => {
@@ -124,11 +126,15 @@ fn schemas(draft: &mut Draft<'_>, site: &Site<'_>, needed: &Needed<'_>) {
                     }));
                     continue;
                 }
+                let on = GrantOn::Schema(schema.clone());
+                let missing = ["CREATE", "USAGE"].into_iter().filter(|one| !has(one)).map(str::to_owned);
+                noted = note(&on, owner, &missing.collect::<Vec<_>>());
                 format!("GRANT CREATE, USAGE ON SCHEMA {} TO {}", quote_ident(&schema), quote_ident(owner))
             }
             None => format!("CREATE SCHEMA {} AUTHORIZATION {}", quote_ident(&schema), quote_ident(owner)),
         };
-        draft.journaled(site.database(), None, ("prepare schema", &schema), vec![statement.into()]);
+        let statements = std::iter::once(statement).chain(noted).map(Statement::from).collect();
+        draft.journaled(site.database(), None, ("prepare schema", &schema), statements);
     }
 }
 

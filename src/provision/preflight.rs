@@ -41,6 +41,7 @@ pub(super) fn check(draft: &mut Draft<'_>) {
         for slice in &site.slices {
             belongs(draft, &site.database(), site.state, slice);
             belongs(draft, &Database::Monolith, &survey.monolith_state, slice);
+            ahead(draft, site.state, slice);
         }
         if site.service.owner == site.service.app && site.service.ddl == Ddl::Create {
             draft.problem(
@@ -168,6 +169,32 @@ fn belongs(draft: &mut Draft<'_>, database: &Database, state: &State, slice: &Sl
                 .next(bring_back(name)),
         );
     }
+}
+
+/// The service has had the authority over a slice that the monolith does not know. A gate that is made there would be open, beside the service's own or
+/// over tables that lack what came since.
+fn ahead(draft: &mut Draft<'_>, state: &State, slice: &SliceMapping) {
+    let (name, monolith) = (&slice.slice, &draft.survey.monolith_state);
+    let Some(gate) = state.gate_rows.get(name).filter(|gate| gate.state == "OPEN" || gate.epoch > 1) else {
+        return;
+    };
+    if monolith.slices.contains_key(name) || monolith.outdated {
+        return;
+    }
+    let service = &slice.service;
+    draft.problem(
+        Problem::error("service-ahead", format!("slice {name}"))
+            .fact(format!(
+                "the monolith does not know it, and its gate in service {service} is {} in epoch {}: this may be an earlier state of a service \
+                 whose old tables are dropped",
+                gate.state, gate.epoch
+            ))
+            .consequence("the monolith's gate would be open as well, and writes there would be taken for the newer ones")
+            .next(format!(
+                "put service {service} forward to its last state, which says what became of the slice, and the monolith, where that was set back; \
+                 then strangler status PLAN --slice {name}"
+            )),
+    );
 }
 
 /// Whether a slice that is there is another plan's, another service's, or was mirrored through another mapping: [`belongs`] tells it,

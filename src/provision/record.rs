@@ -9,7 +9,7 @@ use crate::journal::JournalError;
 use crate::journal::ledger::{
     self, ARM, Author, DISARM, NewEntry, PROVISION, RETIRE, Subject, UNRETIRE, steps,
 };
-use crate::journal::slices;
+use crate::journal::{beginnings, slices};
 use crate::lsn::Lsn;
 use crate::mapping::{Mappings, SliceMapping};
 use crate::plan::Plan;
@@ -49,6 +49,10 @@ pub(crate) async fn record(
         let mut made = false;
         for slice in slices {
             made |= of_slice((service, &databases.monolith), run, slice).await.map_err(failed)?;
+            if run.verb == PROVISION {
+                let of = (slice.slice.as_str(), name.as_str());
+                beginnings::note_home(&databases.monolith, service, of).await.map_err(failed)?;
+            }
         }
         if run.verb == PROVISION {
             made |= of_service(service, &databases.monolith, run).await.map_err(failed)?;
@@ -130,6 +134,10 @@ async fn authority_position(
     slice: &str,
 ) -> Result<Option<Lsn>, JournalError> {
     for side in [monolith, service] {
+        // The monolith's goes with old tables that are dropped.
+        if !slices::has_gate(side, slice).await? {
+            continue;
+        }
         if slices::gate(side, slice).await?.is_some_and(|gate| gate.state == "OPEN") {
             return slices::insert_position(side).await.map(Some);
         }

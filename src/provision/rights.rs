@@ -9,6 +9,7 @@ use super::draft::{Draft, Site};
 use super::state::{Grant, GrantOn, State};
 use super::{Database, Login, Statement, type_rights};
 use crate::dualwrite::gate::{self, APPLY_ROLE};
+use crate::journal::granted::{self, On};
 use crate::name::{TableName, quote_ident, quote_literal};
 use crate::plan::Ddl;
 use crate::problem::Problem;
@@ -37,6 +38,8 @@ const APPLY_ON_OURS: &[(&str, &[&str])] = &[
     ("database", &["SELECT"]),
     ("schema_history", &["SELECT"]),
     ("cut_key", &["SELECT"]),
+    ("abandonment", &["SELECT"]),
+    ("dropped", &["SELECT"]),
     ("ledger", &["SELECT", "INSERT"]),
     ("reconcile_run", DML),
     ("reconcile_chunk", DML),
@@ -263,6 +266,16 @@ impl Wanted {
     }
 }
 
+/// What writes down that rights were granted, so that `abandon` finds them.
+pub(crate) fn note(on: &GrantOn, role: &str, privileges: &[String]) -> Option<String> {
+    let on = match on {
+        GrantOn::Schema(name) => On::Schema(name),
+        GrantOn::Table(name) | GrantOn::Sequence(name) => On::Relation(name),
+        GrantOn::Column(name, column) => On::Column(name, column),
+    };
+    granted::note(&on, role, privileges)
+}
+
 /// Grants what is missing, one statement per object and role.
 pub(super) fn grant(
     draft: &mut Draft<'_>,
@@ -274,7 +287,8 @@ pub(super) fn grant(
     for grant in wanted.0.into_iter().filter(|grant| !present(grant)) {
         missing.entry((grant.on, grant.role)).or_default().push(grant.privilege);
     }
-    let statements = missing.into_iter().map(|((on, role), privileges)| {
+    let statements = missing.into_iter().flat_map(|((on, role), privileges)| {
+        let noted = note(&on, &role, &privileges);
         let (of_column, on) = match on {
             GrantOn::Schema(name) => (String::new(), format!("SCHEMA {}", quote_ident(&name))),
             GrantOn::Table(name) => (String::new(), format!("TABLE {}", name.sql())),
@@ -285,7 +299,8 @@ pub(super) fn grant(
         };
         let privileges: Vec<String> =
             privileges.iter().map(|privilege| format!("{privilege}{of_column}")).collect();
-        Statement::from(format!("GRANT {} ON {on} TO {}", privileges.join(", "), quote_ident(&role)))
+        let grant = format!("GRANT {} ON {on} TO {}", privileges.join(", "), quote_ident(&role));
+        std::iter::once(grant).chain(noted).map(Statement::from)
     });
     let statements = statements.collect();
     draft.journaled(database, None, ("grant", "rights"), statements);

@@ -8,25 +8,39 @@ use super::preflight;
 use super::record::{Run, record};
 use super::state::{self, State};
 use super::{
-    Database, Databases, Design, Event, Logins, ProvisionError, Statement, Step, Survey, Work, anatomy,
-    begin, design,
+    Database, Databases, Design, Event, Known, Logins, ProvisionError, Statement, Step, Survey, Work,
+    anatomy, begin, design,
 };
 use crate::catalog::Catalog;
 use crate::dualwrite::exclusion;
 use crate::failpoint;
 use crate::journal::ledger::{self, Author};
-use crate::journal::{migrate, whereabouts};
+use crate::journal::{dropped, migrate, whereabouts};
 use crate::mapping::{Mappings, compile};
 use crate::plan::Plan;
 use crate::postgres::introspect;
 use crate::problem::{Problem, Severity};
 
-/// Reads the catalogs and what is provisioned, each database in transactions of its own.
+/// Reads the catalogs and what is provisioned, each database in transactions of its own. Tables of the plan that are dropped from the
+/// monolith are among its, also where only a service still has it written down what they were.
 ///
 /// # Errors
-/// [`ProvisionError::Read`], [`ProvisionError::State`], [`ProvisionError::Migrate`].
-pub async fn survey(databases: &Databases) -> Result<Survey, ProvisionError> {
-    let (monolith, monolith_state) = look(&Database::Monolith, &databases.monolith).await?;
+/// [`ProvisionError::Read`], [`ProvisionError::State`], [`ProvisionError::Migrate`], [`ProvisionError::Journal`].
+pub async fn survey(plan: &Plan, databases: &Databases) -> Result<Survey, ProvisionError> {
+    let mut survey = survey_with(databases, &mut BTreeMap::new()).await?;
+    let kept = dropped::elsewhere(&databases.monolith, databases.services.values(), &plan.name).await;
+    let failed = |source| ProvisionError::Journal { database: Database::Monolith, source };
+    survey.monolith = survey.monolith.with_dropped(kept.map_err(failed)?);
+    Ok(survey)
+}
+
+/// What `known` has of a database is not read again.
+async fn survey_with(
+    databases: &Databases,
+    known: &mut BTreeMap<Database, Known>,
+) -> Result<Survey, ProvisionError> {
+    let of_monolith = known.remove(&Database::Monolith);
+    let (monolith, monolith_state) = look(&Database::Monolith, &databases.monolith, of_monolith).await?;
     let anatomy = anatomy::read(&databases.monolith).await.map_err(|source| ProvisionError::State {
         database: Database::Monolith,
         what: "the definitions of its tables",
@@ -40,18 +54,29 @@ pub async fn survey(databases: &Databases) -> Result<Survey, ProvisionError> {
         service_states: BTreeMap::new(),
     };
     for (name, client) in &databases.services {
-        let (catalog, state) = look(&Database::Service(name.clone()), client).await?;
+        let database = Database::Service(name.clone());
+        let of_service = known.remove(&database);
+        let (catalog, state) = look(&database, client, of_service).await?;
         survey.services.insert(name.clone(), catalog);
         survey.service_states.insert(name.clone(), state);
     }
     Ok(survey)
 }
 
-async fn look(database: &Database, client: &Client) -> Result<(Catalog, State), ProvisionError> {
-    let catalog = introspect::read(client)
-        .await
-        .map_err(|source| ProvisionError::Read { database: database.clone(), source })?;
-    let state = state::read(database, client).await?;
+async fn look(
+    database: &Database,
+    client: &Client,
+    known: Option<Known>,
+) -> Result<(Catalog, State), ProvisionError> {
+    let (catalog, read) = match known {
+        Some(Known { catalog, whereabouts, holdings }) => (catalog, Some((whereabouts, holdings))),
+        None => {
+            let catalog = introspect::read(client).await;
+            let failed = |source| ProvisionError::Read { database: database.clone(), source };
+            (catalog.map_err(failed)?, None)
+        }
+    };
+    let state = state::read(database, client, read).await?;
     Ok((catalog, state))
 }
 
@@ -66,24 +91,34 @@ pub async fn prepare(
     databases: &Databases,
     logins: &Logins,
 ) -> Result<Design, ProvisionError> {
-    Ok(outline(plan, only, &survey(databases).await?, logins).0)
+    Ok(outline(plan, only, &survey(plan, databases).await?, logins).0)
 }
 
 /// All problems that `provision` would have with a plan, also those that it would not come to because of others. Nothing may
-/// be done by what is looked at for them.
+/// be done by what is looked at for them. `known` is what was just read of these databases, of all or of none; the monolith's catalog
+/// in it has the tables that are dropped.
 ///
 /// # Errors
 /// As [`prepare`].
 pub async fn foresee(
-    plan: &Plan,
+    (plan, only): (&Plan, &[String]),
     databases: &Databases,
+    mut known: BTreeMap<Database, Known>,
     logins: &Logins,
 ) -> Result<Vec<Problem>, ProvisionError> {
-    let survey = survey(databases).await?;
-    let (outlined, _) = outline(plan, &[], &survey, logins);
-    let (mappings, problems) = compile(plan, &survey.monolith);
+    let survey = if databases.all().all(|(database, _)| known.contains_key(&database)) {
+        survey_with(databases, &mut known).await?
+    } else {
+        survey(plan, databases).await?
+    };
+    let (outlined, _) = outline(plan, only, &survey, logins);
+    let (mut mappings, mut problems) = compile(plan, &survey.monolith);
+    if !only.is_empty() {
+        mappings.retain(|slice, _| only.contains(slice));
+        problems.retain(|problem| problem.concerns(only));
+    }
     let spoilt = problems.iter().any(|problem| problem.severity == Severity::Error);
-    if !spoilt || !astray(plan, &[], &survey).is_empty() {
+    if !spoilt || !astray(plan, only, &survey).is_empty() {
         return Ok(outlined.problems);
     }
     let whole = mappings.into_iter().map(|(name, slice)| (name, slice.with_spoilt())).collect();
@@ -173,7 +208,7 @@ async fn locked_run(
     report: &mut (dyn FnMut(Event<'_>) + Send),
 ) -> Result<(Design, Mappings), ProvisionError> {
     loop {
-        let survey = survey(databases).await?;
+        let survey = survey(plan, databases).await?;
         let (design, mappings) = outline(plan, only, &survey, logins);
         if design.refusals().next().is_some() {
             return Err(ProvisionError::Refused { problems: design.problems });

@@ -21,7 +21,7 @@ pub(crate) async fn ungrantable(client: &Client) -> Result<BTreeMap<String, Stri
                           AND pg_catalog.has_schema_privilege(oid, 'USAGE WITH GRANT OPTION')) \
                  AND NOT EXISTS (SELECT FROM pg_catalog.aclexplode(nspacl) a \
                                  WHERE a.grantee = 0 AND a.privilege_type = 'CREATE')";
-    client.query(sql, &[]).await?.iter().map(|row| Ok((row.try_get(0)?, row.try_get(1)?))).collect()
+    client.query_typed(sql, &[]).await?.iter().map(|row| Ok((row.try_get(0)?, row.try_get(1)?))).collect()
 }
 
 /// A schema that can't be prepared.

@@ -9,8 +9,10 @@ use crate::dualwrite::gate;
 use crate::journal::holdings::{self, Holding};
 use crate::journal::migrate;
 use crate::journal::provisioned::{self, DeferredRow, MirrorRow, SliceRow};
+use crate::journal::slices::{self, GateRow};
 use crate::journal::whereabouts::{self, Whereabouts};
 use crate::name::TableName;
+use crate::postgres::introspect;
 use crate::postgres::places::{self, Places};
 
 /// A role of the server.
@@ -108,6 +110,8 @@ pub struct State {
     pub notes: BTreeSet<(String, String, String)>,
     /// Gate tables, by slice.
     pub gates: BTreeSet<String>,
+    /// What the gates of slices say that are written down here.
+    pub gate_rows: BTreeMap<String, GateRow>,
     /// Bodies of gate functions, by slice.
     pub gate_functions: BTreeMap<String, String>,
     /// Gate triggers, and whether they fire always.
@@ -162,30 +166,37 @@ impl State {
     }
 }
 
-/// Reads it in one read-only transaction.
-pub(super) async fn read(database: &Database, client: &Client) -> Result<State, ProvisionError> {
+/// Reads it in one read-only transaction, but for what is `known` already.
+pub(super) async fn read(
+    database: &Database,
+    client: &Client,
+    known: Option<(Whereabouts, Vec<Holding>)>,
+) -> Result<State, ProvisionError> {
     let failed = |what| move |source| ProvisionError::State { database: database.clone(), what, source };
-    client
-        .batch_execute("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY; SET LOCAL search_path = pg_catalog")
-        .await
-        .map_err(failed("a snapshot"))?;
-    let outcome = read_all(database, client).await;
+    client.batch_execute(introspect::BEGIN).await.map_err(failed("a snapshot"))?;
+    let outcome = read_all(database, client, known).await;
     let ended = client.batch_execute("ROLLBACK").await.map_err(failed("a snapshot"));
     let state = outcome?;
     ended?;
     Ok(state)
 }
 
-async fn read_all(database: &Database, client: &Client) -> Result<State, ProvisionError> {
+async fn read_all(
+    database: &Database,
+    client: &Client,
+    known: Option<(Whereabouts, Vec<Holding>)>,
+) -> Result<State, ProvisionError> {
     let failed = |what| move |source| ProvisionError::State { database: database.clone(), what, source };
     let mut state = read_session(client).await.map_err(failed("the session"))?;
-    state.whereabouts = whereabouts::read(client)
-        .await
-        .map_err(|source| ProvisionError::Journal { database: database.clone(), source })?;
+    let unread = |source| ProvisionError::Journal { database: database.clone(), source };
+    (state.whereabouts, state.holdings) = match known {
+        Some(known) => known,
+        None => {
+            let whereabouts = whereabouts::read(client).await.map_err(unread)?;
+            (whereabouts, holdings::read(client).await.map_err(unread)?)
+        }
+    };
     state.places = places::read(client).await.map_err(failed("where old tables stand"))?;
-    state.holdings = holdings::read(client)
-        .await
-        .map_err(|source| ProvisionError::Journal { database: database.clone(), source })?;
     read_rights(client, &mut state).await.map_err(failed("roles and rights"))?;
     read_objects(client, &mut state).await.map_err(failed("extensions, functions and collations"))?;
     read_publications(client, &mut state).await.map_err(failed("publications"))?;
@@ -206,6 +217,7 @@ async fn read_all(database: &Database, client: &Client) -> Result<State, Provisi
         state.mirror_tables = ours.mirror_tables;
         state.deferred = ours.deferred;
         state.notes = ours.notes;
+        read_gates(database, client, &mut state).await?;
     }
     Ok(state)
 }
@@ -214,7 +226,7 @@ async fn read_session(client: &Client) -> Result<State, Error> {
     let sql = "SELECT (SELECT system_identifier FROM pg_control_system())::text || ' ' \
                  || extract(epoch FROM pg_postmaster_start_time())::text, \
                current_user::text, rolsuper, rolsuper OR rolcreaterole FROM pg_roles WHERE rolname = current_user";
-    let row = client.query_one(sql, &[]).await?;
+    let row = client.query_typed_one(sql, &[]).await?;
     Ok(State {
         server: row.try_get(0)?,
         user: row.try_get(1)?,
@@ -225,8 +237,10 @@ async fn read_session(client: &Client) -> Result<State, Error> {
 }
 
 async fn read_rights(client: &Client, state: &mut State) -> Result<(), Error> {
-    let version: i32 =
-        client.query_one("SELECT current_setting('server_version_num')::int4", &[]).await?.try_get(0)?;
+    let version: i32 = client
+        .query_typed_one("SELECT current_setting('server_version_num')::int4", &[])
+        .await?
+        .try_get(0)?;
     let may_set = if version >= 150_000 {
         "has_parameter_privilege(r.oid, 'session_replication_role', 'SET')"
     } else {
@@ -237,7 +251,7 @@ async fn read_rights(client: &Client, state: &mut State) -> Result<(), Error> {
            WHERE s.setrole = r.oid AND s.setdatabase = 0 AND 'session_replication_role=replica' = ANY (s.setconfig)), \
            pg_has_role(r.oid, 'USAGE') FROM pg_roles r"
     );
-    for row in client.query(&sql, &[]).await? {
+    for row in client.query_typed(&sql, &[]).await? {
         let role = Role {
             login: row.try_get(1)?,
             superuser: row.try_get(2)?,
@@ -259,7 +273,7 @@ async fn read_rights(client: &Client, state: &mut State) -> Result<(), Error> {
                JOIN pg_namespace n ON n.oid = c.relnamespace AND n.nspname !~ '^pg_' \
                CROSS JOIN LATERAL aclexplode(t.attacl) a JOIN pg_roles g ON g.oid = a.grantee \
                WHERE NOT t.attisdropped";
-    for row in client.query(sql, &[]).await? {
+    for row in client.query_typed(sql, &[]).await? {
         let (schema, name): (String, String) = (row.try_get(1)?, row.try_get(2)?);
         let on = match row.try_get::<_, String>(0)?.as_str() {
             "n" => GrantOn::Schema(schema),
@@ -276,7 +290,7 @@ async fn read_objects(client: &Client, state: &mut State) -> Result<(), Error> {
     state.ungrantable = schema_rights::ungrantable(client).await?;
     let sql = "SELECT nspname::text, pg_get_userbyid(nspowner)::text, \
                       has_schema_privilege(oid, 'USAGE WITH GRANT OPTION') FROM pg_namespace WHERE nspname !~ '^pg_'";
-    for row in client.query(sql, &[]).await? {
+    for row in client.query_typed(sql, &[]).await? {
         let schema: String = row.try_get(0)?;
         if row.try_get(2)? {
             state.usage_grantable.insert(schema.clone());
@@ -285,15 +299,15 @@ async fn read_objects(client: &Client, state: &mut State) -> Result<(), Error> {
     }
     let sql = "SELECT n.nspname::text, c.relname::text, pg_get_userbyid(c.relowner)::text FROM pg_class c \
                JOIN pg_namespace n ON n.oid = c.relnamespace WHERE c.relkind = 'S' AND n.nspname !~ '^pg_'";
-    for row in client.query(sql, &[]).await? {
+    for row in client.query_typed(sql, &[]).await? {
         let sequence = state.places.translated(name_at(&row, 0)?);
         state.sequence_owners.insert(sequence, row.try_get(2)?);
     }
-    for row in client.query("SELECT name::text FROM pg_available_extensions", &[]).await? {
+    for row in client.query_typed("SELECT name::text FROM pg_available_extensions", &[]).await? {
         state.available_extensions.insert(row.try_get(0)?);
     }
     let sql = "SELECT e.extname::text, n.nspname::text FROM pg_extension e JOIN pg_namespace n ON n.oid = e.extnamespace";
-    for row in client.query(sql, &[]).await? {
+    for row in client.query_typed(sql, &[]).await? {
         state.extension_schemas.insert(row.try_get(0)?, row.try_get(1)?);
     }
     let sql = "SELECT i.type, i.identity FROM ( \
@@ -301,12 +315,12 @@ async fn read_objects(client: &Client, state: &mut State) -> Result<(), Error> {
                  UNION ALL SELECT 'pg_operator'::regclass, oid FROM pg_operator WHERE oid >= 16384 \
                  UNION ALL SELECT 'pg_opclass'::regclass, oid FROM pg_opclass WHERE oid >= 16384) o \
                CROSS JOIN LATERAL pg_identify_object(o.class, o.oid, 0) i";
-    for row in client.query(sql, &[]).await? {
+    for row in client.query_typed(sql, &[]).await? {
         state.routines.insert((row.try_get(0)?, row.try_get(1)?));
     }
     let sql = "SELECT quote_ident(n.nspname) || '.' || quote_ident(c.collname) FROM pg_collation c \
                JOIN pg_namespace n ON n.oid = c.collnamespace";
-    for row in client.query(sql, &[]).await? {
+    for row in client.query_typed(sql, &[]).await? {
         state.collations.insert(row.try_get(0)?);
     }
     Ok(())
@@ -315,7 +329,7 @@ async fn read_objects(client: &Client, state: &mut State) -> Result<(), Error> {
 async fn read_publications(client: &Client, state: &mut State) -> Result<(), Error> {
     let sql = "SELECT pubname::text, puballtables, \
                       pubviaroot AND pubinsert AND pubupdate AND pubdelete AND pubtruncate FROM pg_publication";
-    for row in client.query(sql, &[]).await? {
+    for row in client.query_typed(sql, &[]).await? {
         let publication =
             Publication { tables: BTreeSet::new(), all_tables: row.try_get(1)?, as_ours: row.try_get(2)? };
         state.publications.insert(row.try_get(0)?, publication);
@@ -323,7 +337,7 @@ async fn read_publications(client: &Client, state: &mut State) -> Result<(), Err
     let sql = "SELECT p.pubname::text, n.nspname::text, c.relname::text FROM pg_publication_rel r \
                JOIN pg_publication p ON p.oid = r.prpubid JOIN pg_class c ON c.oid = r.prrelid \
                JOIN pg_namespace n ON n.oid = c.relnamespace";
-    for row in client.query(sql, &[]).await? {
+    for row in client.query_typed(sql, &[]).await? {
         let table = state.places.translated(name_at(&row, 1)?);
         if let Some(publication) = state.publications.get_mut(&row.try_get::<_, String>(0)?) {
             publication.tables.insert(table);
@@ -343,14 +357,24 @@ async fn read_triggers(client: &Client, state: &mut State) -> Result<(), Error> 
     }
     let sql = "SELECT substr(c.relname::text, 6) FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace \
                WHERE n.nspname = 'strangler' AND c.relkind = 'r' AND left(c.relname::text, 5) = 'gate_'";
-    for row in client.query(sql, &[]).await? {
+    for row in client.query_typed(sql, &[]).await? {
         state.gates.insert(row.try_get(0)?);
     }
     let sql = "SELECT substr(p.proname::text, 6), p.prosrc FROM pg_proc p \
                JOIN pg_namespace n ON n.oid = p.pronamespace \
                WHERE n.nspname = 'strangler' AND left(p.proname::text, 5) = 'gate_'";
-    for row in client.query(sql, &[]).await? {
+    for row in client.query_typed(sql, &[]).await? {
         state.gate_functions.insert(row.try_get(0)?, row.try_get(1)?);
+    }
+    Ok(())
+}
+
+async fn read_gates(database: &Database, client: &Client, state: &mut State) -> Result<(), ProvisionError> {
+    for slice in state.slices.keys().filter(|slice| state.gates.contains(*slice)) {
+        let row = slices::gate(client, slice)
+            .await
+            .map_err(|source| ProvisionError::Journal { database: database.clone(), source })?;
+        state.gate_rows.extend(row.map(|row| (slice.clone(), row)));
     }
     Ok(())
 }

@@ -17,6 +17,7 @@ use super::state::Trigger;
 use super::storage;
 use crate::catalog::{Constraint, ConstraintKind, Index, ReplicaIdentity, Table, TableKind};
 use crate::dualwrite::gate::{self, Hinge};
+use crate::journal::beginnings;
 use crate::journal::statements as ours;
 use crate::mapping::{SliceMapping, SoftReference, TableMapping};
 use crate::name::{TableName, quote_ident, quote_literal};
@@ -48,8 +49,12 @@ fn taken(draft: &Draft<'_>, site: &Site<'_>, slice: &SliceMapping, table: &Table
     let held = held_by_another(&slice.slice, table, &site.state.holdings);
     let (fact, next) = held.map_or_else(
         || {
-            let next = "drop or rename it, or write `ddl: adopt` for the service in the plan";
-            ("it exists, and provision did not make it".to_owned(), next.to_owned())
+            let next = format!(
+                "look at its rows; where none is needed, as of a copy that stayed when its slice was abandoned, run in the service: DROP TABLE {}; \
+                 else rename it, or write `ddl: adopt` for the service in the plan; then type the same command again",
+                table.sql()
+            );
+            ("it exists, and provision did not make it".to_owned(), next)
         },
         |(whose, next)| (format!("it exists, and {whose}"), next),
     );
@@ -135,6 +140,7 @@ fn one(
     statements.extend(not_null_comments(site, mapping, table));
     statements.extend(gate::create_triggers(&slice.slice, &mapping.target, Hinge::Statement));
     statements.push(mirror_row(slice, mapping));
+    statements.extend(beginnings::note_made(&slice.slice, &mapping.target));
     let statements = statements.into_iter().map(Statement::from).collect();
     let what = ("create table", &*mapping.target.to_string());
     draft.journaled(site.database(), Some(&slice.slice), what, statements);

@@ -118,7 +118,7 @@ async fn begin(client: &mut Client) -> Result<Transaction<'_>, tokio_postgres::E
 }
 
 async fn read(transaction: &Transaction<'_>, sql: &str) -> Result<Digest, tokio_postgres::Error> {
-    let row = transaction.query_one(sql, &[]).await?;
+    let row = transaction.query_typed_one(sql, &[]).await?;
     Ok(Digest { rows: row.try_get(0)?, sum: row.try_get(1)?, xor: row.try_get(2)? })
 }
 

@@ -118,26 +118,28 @@ pub async fn orphans(
     redactor: &Redactor,
     list: usize,
 ) -> Result<Orphans, OrphanError> {
-    let mut found = Orphans::default();
+    let mut found = Orphans { reasons: unknown(slice, form, neighbours), ..Orphans::default() };
     if form.mapping.soft_references.is_empty() {
         return Ok(found);
     }
     let session = sides.reader(sides.authority).await?;
     session.set_unhurried(true);
-    let service =
-        neighbours.iter().find(|other| other.mapping.slice == slice).map(|own| &own.mapping.service);
+    let own = neighbours.iter().find(|other| other.mapping.slice == slice);
+    let service = own.map(|own| &own.mapping.service);
     for reference in &form.mapping.soft_references {
+        let not_looked_at = |why: &str| {
+            format!(
+                "references of {} to {} could not be looked at: {why}",
+                form.mapping.source, reference.references
+            )
+        };
         let column = |name: &String| form.mapping.columns.iter().find(|column| column.target == *name);
         let Some(columns) = reference.columns.iter().map(column).collect::<Option<Vec<_>>>() else {
+            found.reasons.push(not_looked_at("the mapping does not carry all their columns"));
             continue;
         };
-        let takes = |other: &&Neighbour<'_>| other.mapping.unmapped.contains(&reference.references);
-        if let Some(taker) = neighbours.iter().find(takes) {
-            found.reasons.push(format!(
-                "references of {} to {} could not be looked at: slice {} takes it, and does not fit the monolith's tables; \
-                 solve what strangler check says about that slice",
-                form.mapping.source, reference.references, taker.mapping.slice
-            ));
+        if let Some(why) = nobody_has((own, neighbours), &reference.references) {
+            found.reasons.push(not_looked_at(&why));
             continue;
         }
         let referrer =
@@ -153,10 +155,7 @@ pub async fn orphans(
         match Box::pin(referrer.search(owners, here, list, &mut of_reference)).await {
             Ok(()) => match asked.moved((slice, sides.authority)).await? {
                 None => found = of_reference,
-                Some(why) => found.reasons.push(format!(
-                    "references of {} to {} could not be looked at: {why}",
-                    form.mapping.source, reference.references
-                )),
+                Some(why) => found.reasons.push(not_looked_at(&why)),
             },
             Err(error) if Failure::of(&error) == Failure::Privilege => {
                 found.reasons.push(unreadable(form, reference, (owners, &error)));
@@ -165,6 +164,34 @@ pub async fn orphans(
         }
     }
     Ok(found)
+}
+
+/// Why there may be references of a table that nobody knows of: a foreign key to a table that was dropped is written down in one service alone.
+fn unknown(slice: &str, form: &TableForm, neighbours: &[Neighbour<'_>]) -> Vec<String> {
+    let others = neighbours.iter().filter(|other| other.mapping.slice != slice);
+    let why =
+        others.filter_map(|other| other.mapping.unknown.as_ref().map(|why| (&other.mapping.slice, why)));
+    why.map(|(other, why)| {
+        format!("whether {} refers to tables of slice {other} is not known: {why}", form.mapping.source)
+    })
+    .collect()
+}
+
+/// Why it can't be said who has the rows of a table that is referred to.
+fn nobody_has((own, all): (Option<&Neighbour<'_>>, &[Neighbour<'_>]), table: &TableName) -> Option<String> {
+    if let Some(taker) = all.iter().find(|other| other.mapping.unmapped.contains(table)) {
+        return Some(format!(
+            "slice {} takes it, and does not fit the monolith's tables; solve what strangler check says about that slice, or, where \
+             it is retired, bring its entries in the plan back to what they were",
+            taker.mapping.slice
+        ));
+    }
+    let is_unheld = own.is_some_and(|own| own.mapping.unheld.contains(table));
+    is_unheld.then(|| {
+        "it is dropped from the monolith, and no slice of the plan takes it, so nobody knows who has its rows; put its slice \
+         back into the plan"
+            .to_owned()
+    })
 }
 
 /// Why references could not be looked at where a role may not read one of their ends.

@@ -492,7 +492,11 @@ async fn ground(job: &SliceJob, monolith: &Session, service: &Session) -> Result
     let (ground, shapes) = tokio::join!(grounds::service(service, slice), grounds::monolith(monolith, slice));
     let ground = ground.map_err(|error| missing(error, not_provisioned))?.ok_or_else(not_provisioned)?;
     if !job.mapping.is_pinned_by(&ground.plan_hash) {
-        let what = ledger::what_changed(service, &job.mapping, &ground.plan_hash).await?;
+        let mut what = ledger::what_changed(service, &job.mapping, &ground.plan_hash).await?;
+        // Without what that slice's service knows, references to its tables are missing from the mapping.
+        let unknown =
+            job.neighbours.iter().filter_map(|(other, _)| Some((&other.slice, other.unknown.as_ref()?)));
+        what.extend(unknown.map(|(other, why)| format!("; what slice {other} had is not known: {why}")));
         return Err(RunError::OtherMapping { slice: slice.clone(), what });
     }
     let shapes = shapes.map_err(|error| missing(error, not_provisioned))?;

@@ -211,7 +211,7 @@ impl Tables<'_> {
         // None of them waits for another, and a run of a small table is mostly this.
         let beginning = async {
             tokio::try_join!(
-                async { ready.meeting.meet().await.map_err(|error| chain_of(&error)) },
+                async { Box::pin(ready.meeting.meet()).await.map_err(|error| chain_of(&error)) },
                 ready.facts(&asked, (authority, copy)),
                 ready.trust(&mut forms, authority),
             )

@@ -63,6 +63,8 @@ pub enum Coverage {
         /// Per cent of the rows, above 0 and below 100.
         percent: f64,
     },
+    /// Rows that its rows refer to, and nothing else: the table's old one is dropped, so there is nothing to compare it with.
+    References,
     /// Rows that the stream touched after a position.
     ChangedSince {
         /// That position on the authority.
@@ -214,6 +216,12 @@ impl Verdict {
         self.every_table
             && !self.tables.is_empty()
             && self.tables.iter().all(|table| table.coverage == Coverage::Full)
+    }
+
+    /// The slice is retired, so that only references of its rows were looked at. No run of it is written down, and no repair helps.
+    #[must_use]
+    pub fn is_of_references(&self) -> bool {
+        !self.tables.is_empty() && self.tables.iter().all(|table| table.coverage == Coverage::References)
     }
 
     /// Nothing could be compared because no mirror runs.

@@ -184,6 +184,7 @@ fn noted(
         place: place.to_string(),
         manifest_sha256,
         reverse_lsn: reverse_lsn.map_err(|_| unread("reverse_lsn is no position"))?,
+        way_back: None,
         rows: i64::try_from(manifest.rows()).map_err(|_| unread("it has too many rows"))?,
         bytes: i64::try_from(manifest.bytes()).map_err(|_| unread("it has too many bytes"))?,
         at: manifest.of.at.clone(),
@@ -205,7 +206,8 @@ async fn note(job: &Job<'_>, archive: &Archive) -> Result<(), RetireError> {
             if held == 0 || look.epoch != archive.epoch || archive.at < since {
                 return Err(changed());
             }
-            transaction.run(archives::note(slice, archive)).await?;
+            let way_back = arming::reverse(transaction.monolith, slice).await?.map(|row| row.slot);
+            transaction.run(archives::note(slice, &Archive { way_back, ..archive.clone() })).await?;
             let action = format!(
                 "archive {} rows as of {}, manifest {}",
                 archive.rows, archive.reverse_lsn, archive.manifest_sha256
@@ -220,7 +222,7 @@ async fn note(job: &Job<'_>, archive: &Archive) -> Result<(), RetireError> {
 }
 
 /// Refuses where the tables were not moved away in this epoch; else says since when they are.
-async fn taken(monolith: &Client, slice: &str, epoch: i64) -> Result<String, RetireError> {
+pub(super) async fn taken(monolith: &Client, slice: &str, epoch: i64) -> Result<String, RetireError> {
     match retirement::read(monolith, slice).await? {
         Some(done) if done.epoch == epoch && done.stage >= Stage::Quarantined => Ok(done.at),
         Some(_) | None => Err(refused(
@@ -235,7 +237,7 @@ async fn taken(monolith: &Client, slice: &str, epoch: i64) -> Result<String, Ret
 }
 
 /// Refuses where a table is not where the stage before has put it.
-async fn still_away(job: &Job<'_>, catalog: &Catalog) -> Result<(), RetireError> {
+pub(super) async fn still_away(job: &Job<'_>, catalog: &Catalog) -> Result<(), RetireError> {
     let slice = job.work.slice;
     let moved = quarantine::moved(&job.work.databases.monolith, slice).await?;
     let roots: Vec<&TableName> = job.mapping.tables.iter().map(|table| &table.source).collect();
@@ -278,7 +280,7 @@ fn refused(problem: Problem) -> RetireError {
 }
 
 /// What is written down must not be exchanged for what somebody has made of it.
-fn changed(noted: &Archive, found: &str) -> Problem {
+pub(super) fn changed(noted: &Archive, found: &str) -> Problem {
     Problem::error("archive-changed", &noted.place)
         .fact(format!("the SHA-256 of its manifest.json is {found}, and {} is written down", noted.manifest_sha256))
         .consequence("it is not the archive that was written and read back, so nothing may rest on it")
@@ -322,7 +324,7 @@ async fn stand(archiving: Archiving<'_>) -> Result<Standing, RetireError> {
 }
 
 /// The way back must be at work, for its position to say what the old tables have.
-async fn way_back(monolith: &Client, slice: &str) -> Result<(), RetireError> {
+pub(super) async fn way_back(monolith: &Client, slice: &str) -> Result<(), RetireError> {
     let stream = arming::reverse(monolith, slice).await?;
     if stream.is_some_and(|row| row.mode == Mode::Apply && row.state == StreamState::Running) {
         if process::read(monolith, StreamOf::reverse(slice)).await?.is_some_and(|seen| seen.is_alive()) {

@@ -134,7 +134,7 @@ async fn definitions(monolith: &Client, found: &[Dependent]) -> Result<BTreeMap<
     let sql = "SELECT n.nspname::text, c.relname::text, pg_get_viewdef(c.oid) FROM pg_class c \
                JOIN pg_namespace n ON n.oid = c.relnamespace \
                WHERE c.relkind IN ('v', 'm') AND n.nspname !~ '^pg_' AND n.nspname <> 'information_schema'";
-    let rows = monolith.query(sql, &[]).await?;
+    let rows = monolith.query_typed(sql, &[]).await?;
     let named = |row: &tokio_postgres::Row| {
         let name = TableName::new(row.get::<_, String>(0), row.get::<_, String>(1));
         (name.to_string(), row.get::<_, String>(2).trim().to_owned())
@@ -164,7 +164,7 @@ async fn jobs(monolith: &Client, tables: &Old) -> Result<Vec<Dependent>, Error> 
         if !monolith.query_one(readable, &[table]).await?.get::<_, bool>(0) {
             continue;
         }
-        for row in monolith.query(*sql, &[]).await? {
+        for row in monolith.query_typed(sql, &[]).await? {
             let (name, command): (String, String) = (row.get(0), row.get(1));
             let named = identifiers_in(&command);
             for (_, label) in tables.iter().filter(|(table, _)| is_named(table, &named)) {

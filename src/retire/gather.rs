@@ -10,7 +10,8 @@ use crate::archive::ArchiveError;
 use crate::authority::Side;
 use crate::catalog::Catalog;
 use crate::journal::usage::{self, STATEMENT_CHARS, TableUser};
-use crate::journal::{JournalError, alarms, slices};
+use crate::journal::whereabouts::Astray;
+use crate::journal::{JournalError, abandonment, alarms, slices};
 use crate::mapping::SliceMapping;
 use crate::name::TableName;
 use crate::postgres::introspect::IntrospectError;
@@ -98,6 +99,63 @@ pub enum RetireError {
         #[source]
         source: tokio_postgres::Error,
     },
+    /// A step behind the tables failed.
+    #[error("a step behind the old tables failed: {sql}")]
+    Step {
+        /// The statements of its transaction.
+        sql: String,
+        /// Why.
+        #[source]
+        source: tokio_postgres::Error,
+    },
+    /// Somebody holds what a step behind the tables needs.
+    #[error("a step behind the old tables could not be done: {what}")]
+    Left {
+        /// What, and who.
+        what: String,
+    },
+    /// Somebody else needs our schema.
+    #[error(
+        "the schema strangler stays in the monolith, because of others depends on it: {objects}; drop that, or move it away"
+    )]
+    Used {
+        /// What, as kind and identity.
+        objects: String,
+    },
+    /// The service did not write down in time that the tables are to be dropped, and they are not.
+    #[error(
+        "the service did not write down within {limit:?} that the old tables are to be dropped: {why}; nothing was dropped"
+    )]
+    Unnoted {
+        /// How long everybody would have waited for the old tables meanwhile.
+        limit: Duration,
+        /// What it waited for, as far as that is known.
+        why: String,
+    },
+    /// The service has it written down that the tables are to be dropped, or may have, and they are not.
+    #[error("the old tables are not dropped, and their service may have it written down that they are to be")]
+    Decided {
+        /// What the operator may type.
+        next: String,
+        /// Why they are not.
+        #[source]
+        source: Box<RetireError>,
+    },
+    /// The old tables are dropped, and not all that goes behind them.
+    #[error("the old tables are dropped, and what goes behind them is not all done")]
+    Behind {
+        /// The command that does the rest.
+        next: String,
+        /// Why it was not.
+        #[source]
+        source: Box<RetireError>,
+    },
+    /// What the catalogs say of tables can't be written down.
+    #[error("what the catalogs say of the old tables could not be written down")]
+    Kept {
+        /// Why.
+        source: serde_json::Error,
+    },
     /// The databases are held by somebody else.
     #[error(transparent)]
     Provision(#[from] ProvisionError),
@@ -172,6 +230,7 @@ impl RetireError {
 pub async fn gather(asked: Asked<'_>) -> Result<SliceFacts, RetireError> {
     let Asked { mapping, monolith, service, .. } = asked;
     let slice = mapping.slice.as_str();
+    not_abandoned(service, slice).await?;
     let (here, there) = (slices::gate(monolith, slice).await?, slices::gate(service, slice).await?);
     let (Some(here), Some(there)) = (here, there) else {
         return Err(RetireError::NotProvisioned { slice: slice.to_owned() });
@@ -189,13 +248,14 @@ pub async fn gather(asked: Asked<'_>) -> Result<SliceFacts, RetireError> {
         let seen = known.iter().find(|(name, seen)| *name == label && seen.epoch == here.epoch);
         (label, seen.map(|(_, seen)| seen.clone()))
     });
-    let uncounted = monolith.query(UNCOUNTED, &[]).await;
+    let uncounted = monolith.query_typed(UNCOUNTED, &[]).await;
     let uncounted = uncounted.map_err(RetireError::database("what the monolith does not count"))?;
     // Before the clock is read, so that nobody was met in the future.
     let now = usage::sessions(monolith, &sources).await?;
     let asking = "SELECT (extract(epoch FROM clock_timestamp()) * 1000000)::bigint, pg_has_role('pg_read_all_stats', 'USAGE'), \
                   (SELECT count(*) FROM pg_stat_replication r JOIN pg_stat_activity a USING (pid) WHERE a.datid IS NULL)";
-    let row = monolith.query_one(asking, &[]).await.map_err(RetireError::database("the monolith's clock"))?;
+    let row =
+        monolith.query_typed_one(asking, &[]).await.map_err(RetireError::database("the monolith's clock"))?;
     let statements = statements_seen::state(monolith).await;
     let dependents = dependents::read(monolith, asked.catalog, &names).await;
     let strays = alarms::on_monolith(service, slice, here.epoch).await?;
@@ -218,6 +278,15 @@ pub async fn gather(asked: Asked<'_>) -> Result<SliceFacts, RetireError> {
         uncounted: uncounted.iter().map(|row| row.get(0)).collect(),
         hidden: !row.get::<_, bool>(1),
     })
+}
+
+/// Refuses a slice that is being taken back: what is asked about it may be gone already.
+pub(super) async fn not_abandoned(service: &Client, slice: &str) -> Result<(), RetireError> {
+    if abandonment::read(service, slice).await?.is_none() {
+        return Ok(());
+    }
+    let problems = vec![Astray::Abandoned { slice: slice.to_owned() }.problem()];
+    Err(RetireError::Refused { problems })
 }
 
 /// Whoever was met before, and whoever is there now, also where no mirror has looked since.

@@ -80,6 +80,47 @@ pub(super) fn not_owner(objects: &[Object], user: &str) -> Vec<Problem> {
     objects.iter().filter(|object| object.statistics && !object.ours).map(problem).collect()
 }
 
+/// Publications other than ours ($2) that one of the relations ($1) is in, by name, or with all tables of its schema or database.
+const PUBLISHED: &str = "SELECT p.pubname::text, c.oid, 'it holds the table' FROM pg_publication p JOIN pg_publication_rel r ON r.prpubid = p.oid \
+        JOIN pg_class c ON c.oid = r.prrelid WHERE c.oid = ANY ($1) AND p.pubname <> $2 \
+    UNION ALL SELECT p.pubname::text, NULL, 'it is FOR ALL TABLES' FROM pg_publication p WHERE p.puballtables AND p.pubname <> $2";
+const SCHEMA_PUBLISHED: &str = "SELECT p.pubname::text, c.oid, 'it is FOR TABLES IN SCHEMA' FROM pg_publication p \
+        JOIN pg_publication_namespace s ON s.pnpubid = p.oid JOIN pg_class c ON c.relnamespace = s.pnnspid \
+    WHERE c.oid = ANY ($1) AND p.pubname <> $2";
+
+/// Publications of others that a table would leave without a word when it is dropped. `own` is the slice's own one.
+///
+/// # Errors
+/// The server's.
+pub(super) async fn published(
+    monolith: &Client,
+    relations: &[Relation],
+    own: &str,
+) -> Result<Vec<Problem>, Error> {
+    let oids = oids(relations);
+    let asked: [(&(dyn ToSql + Sync), Type); 2] = [(&oids, Type::OID_ARRAY), (&own, Type::NAME)];
+    let mut rows = monolith.query_typed(PUBLISHED, &asked).await?;
+    // From PostgreSQL 15 on.
+    let there = "SELECT to_regclass('pg_catalog.pg_publication_namespace') IS NOT NULL";
+    if monolith.query_typed_one(there, &[]).await?.try_get(0)? {
+        rows.extend(monolith.query_typed(SCHEMA_PUBLISHED, &asked).await?);
+    }
+    let problem = |row: &Row| {
+        let (publication, oid, why): (&str, Option<u32>, &str) = (row.get(0), row.get(1), row.get(2));
+        let table = relations.iter().find(|relation| Some(relation.oid) == oid);
+        let table = table.map_or_else(|| "the old tables".to_owned(), |table| table.name.to_string());
+        Problem::error("retire-publication", publication)
+            .fact(format!("the publication has {table}: {why}"))
+            .consequence("its subscribers would silently get nothing more of the table")
+            .next(format!(
+                "move its subscribers to the service's database, then: ALTER PUBLICATION {publication} DROP TABLE …, or DROP PUBLICATION \
+                 {publication}",
+                publication = quote_ident(publication)
+            ))
+    };
+    Ok(rows.iter().map(problem).collect())
+}
+
 /// Whatever depends on the relations ($1), on sequences that their columns own or on their row types, and is neither moved with them nor a
 /// publication's entry or statistics; and keys and parents outside. Only what PostgreSQL binds by number: it follows without a word.
 const FOLLOWERS: &str = "WITH moved AS (SELECT unnest($1::oid[]) AS oid), \

@@ -104,7 +104,7 @@ async fn objects(transaction: &Transaction<'_>, relations: &[Relation]) -> Resul
 }
 
 /// Waits for the end of the way back's transaction, then for whoever uses the tables; nobody begins to until this is over.
-async fn lock(
+pub(super) async fn lock(
     transaction: &mut Transaction<'_>,
     slice: &str,
     relations: &[Relation],
@@ -124,7 +124,7 @@ async fn make_schemas(
     objects: &[Object],
 ) -> Result<Schemas, RetireError> {
     let failed = || RetireError::database("the schemas");
-    let rows = transaction.monolith.query("SELECT nspname::text FROM pg_namespace", &[]).await;
+    let rows = transaction.monolith.query_typed("SELECT nspname::text FROM pg_namespace", &[]).await;
     let mut taken: BTreeSet<String> = rows.map_err(failed())?.iter().map(|row| row.get(0)).collect();
     let from: BTreeSet<&String> = objects.iter().map(|object| &object.name.schema).collect();
     let mut schemas = Schemas::new();
@@ -285,7 +285,7 @@ pub(super) async fn back(
 }
 
 /// What somebody else has made in a schema is his; the schema is left to him then.
-async fn drop_schemas(
+pub(super) async fn drop_schemas(
     transaction: &mut Transaction<'_>,
     schemas: &[places::Quarantine],
 ) -> Result<Vec<(String, String)>, RetireError> {

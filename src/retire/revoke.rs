@@ -35,7 +35,7 @@ impl Transaction<'_> {
 
     /// Runs a query whose rows are only counted.
     pub(super) async fn rows(&mut self, sql: String) -> Result<usize, RetireError> {
-        let rows = self.monolith.query(&sql, &[]).await;
+        let rows = self.monolith.query_typed(&sql, &[]).await;
         let rows = rows.map_err(|source| RetireError::Statement { sql: sql.clone(), owner: None, source })?;
         self.statements.push(sql);
         Ok(rows.len())

@@ -10,7 +10,7 @@ use sha2::{Digest, Sha256};
 use tokio_postgres::Client;
 
 use super::called;
-use super::gather::{self, Asked, RetireError};
+use super::gather::{self, Asked, RetireError, not_abandoned};
 use super::judge::{self, SliceReport};
 use super::moving;
 use super::printed;
@@ -25,7 +25,7 @@ use crate::journal::ledger::{Author, RETIRE, UNRETIRE};
 use crate::journal::migrate::{self, Form};
 use crate::journal::retirement::{self, Right, Stage};
 use crate::journal::usage::How;
-use crate::journal::{grounds, holdings, verdicts, whereabouts};
+use crate::journal::{grounds, holdings, slices, verdicts, whereabouts};
 use crate::mapping::{Mappings, SliceMapping};
 use crate::name::TableName;
 use crate::plan::{Approval, Plan, Policy};
@@ -42,6 +42,9 @@ const LOCK_MS: u32 = 5_000;
 
 /// How often it is looked for whom a statement waits.
 const LOOK: Duration = Duration::from_millis(500);
+
+/// Less than the shortest time that a statement waits for a lock, so that it is seen whom it waits for.
+const LOOK_ON: Duration = Duration::from_millis(200);
 
 /// How often a transaction is tried that somebody else's change of rights came in between of.
 const ATTEMPTS: usize = 5;
@@ -157,7 +160,7 @@ impl Job<'_> {
         plan.slices.get(self.work.slice).map_or(&plan.policy, |slice| &slice.policy)
     }
 
-    fn tables(&self) -> Vec<TableName> {
+    pub(super) fn tables(&self) -> Vec<TableName> {
         self.mapping.tables.iter().map(|table| table.source.clone()).collect()
     }
 }
@@ -203,7 +206,7 @@ pub async fn revoke(job: &Job<'_>, confirm: Option<&str>) -> Result<Done, Retire
                 return Err(RetireError::Changed { slice: slice.to_owned() });
             }
             if confirm.is_some() && !before {
-                look_again(job, transaction, (Step::Revoke, None), took).await?;
+                Box::pin(look_again(job, transaction, (Step::Revoke, None), took)).await?;
             }
             Ok((token, before))
         };
@@ -278,6 +281,9 @@ pub async fn restore(
 ) -> Result<Option<Restored>, RetireError> {
     locked(work.databases, async || {
         let (monolith, slice) = (&work.databases.monolith, work.slice);
+        for service in work.databases.services.values() {
+            not_abandoned(service, slice).await?;
+        }
         itself(monolith, slice).await?;
         let stage = retirement::read(monolith, slice).await?.map(|done| done.stage);
         if stage.is_none() && retirement::rights(monolith, slice).await?.is_empty() {
@@ -333,22 +339,32 @@ pub(super) async fn allowed(job: &Job<'_>, step: Step, known: Option<&Catalog>) 
 /// service's side. The transaction's session is idle meanwhile, for about as long as the first look `took`.
 ///
 /// `known` are the catalogs where they can't be read meanwhile, because the transaction has locked the tables.
-async fn look_again(
+pub(super) async fn look_again(
     job: &Job<'_>,
     transaction: &Transaction<'_>,
     (step, known): (Step, Option<&Catalog>),
     took: Duration,
 ) -> Result<(), RetireError> {
-    let limit = format!("SET LOCAL idle_in_transaction_session_timeout = {}", idle_ms(took));
+    let look = async { Box::pin(allowed(job, step, known)).await.map(drop) };
+    patiently(transaction, idle_ms(took), look).await
+}
+
+/// Does something elsewhere while the transaction stands open, whose session may be idle for so many milliseconds.
+pub(super) async fn patiently(
+    transaction: &Transaction<'_>,
+    idle_ms: u128,
+    doing: impl Future<Output = Result<(), RetireError>>,
+) -> Result<(), RetireError> {
+    let limit = format!("SET LOCAL idle_in_transaction_session_timeout = {idle_ms}");
     let limited = transaction.monolith.batch_execute(&limit).await;
     limited.map_err(RetireError::database("how long a look may take"))?;
-    allowed(job, step, known).await?;
+    doing.await?;
     let limited = transaction.monolith.batch_execute(&idle_limit()).await;
     limited.map_err(RetireError::database("how long a transaction may be idle"))
 }
 
 /// Leaves a second look three times what the first one took, on a machine that others use as well, and one second.
-fn idle_ms(took: Duration) -> u128 {
+pub(super) fn idle_ms(took: Duration) -> u128 {
     took.as_millis() * 3 + 1_000
 }
 
@@ -386,11 +402,16 @@ async fn look(job: &Job<'_>, step: Step, known: Option<&Catalog>) -> Result<Look
             problems.extend(bound);
             problems
         }
-        Step::Archive => {
+        Step::Archive | Step::Drop => {
             let taken = (taken, revoked(job, taken, &relations));
             let mut problems = stage::before_archiving(&report, &grounds, taken);
             problems.extend(printed::names(monolith, &relations).await.map_err(failed())?);
             problems.extend(printed::collations(monolith, &relations).await.map_err(failed())?);
+            if step == Step::Drop {
+                let bound = in_the_way_of_dropping(job, &relations, known.is_some()).await?;
+                problems.retain(|problem| !stage::is_said_of(problem, &bound));
+                problems.extend(bound);
+            }
             problems
         }
     };
@@ -443,6 +464,26 @@ async fn in_the_way_of_moving(
     Ok(problems)
 }
 
+/// What would break, or stop it, when tables are dropped. What the catalogs have told before the tables were `locked` is asked behind that.
+pub(super) async fn in_the_way_of_dropping(
+    job: &Job<'_>,
+    relations: &[Relation],
+    locked: bool,
+) -> Result<Vec<Problem>, RetireError> {
+    const TOLD: &[&str] = &["view", "materialized view", "rewrite rule", "policy", "foreign key"];
+    let monolith = &job.work.databases.monolith;
+    let told = if locked { &[] } else { TOLD };
+    let failed = || RetireError::database("what depends on the old tables");
+    let mut problems = moving::followers(monolith, relations, told).await.map_err(failed())?;
+    problems.extend(moving::shared(job.work.slice, &job.tables(), &holdings::read(monolith).await?));
+    if locked {
+        let own = slices::read(monolith, job.work.slice).await?.map(|row| row.publication);
+        let own = own.unwrap_or_default();
+        problems.extend(moving::published(monolith, relations, &own).await.map_err(failed())?);
+    }
+    Ok(problems)
+}
+
 async fn grounds_of(job: &Job<'_>, report: &SliceReport) -> Result<Grounds, RetireError> {
     let (slice, policy) = (job.work.slice, job.policy());
     let service = job.work.databases.services.get(&job.mapping.service);
@@ -466,7 +507,7 @@ fn token(epoch: i64, taken: &[Right]) -> String {
 }
 
 /// The beginning of a hash, as it is typed.
-pub(super) fn shown(hash: &[u8]) -> String {
+pub(crate) fn shown(hash: &[u8]) -> String {
     words::hex(hash).chars().take(8).collect()
 }
 
@@ -490,7 +531,7 @@ pub(super) async fn within<T>(
 ) -> Result<(T, Vec<String>), RetireError> {
     let monolith = &work.databases.monolith;
     let failed = || RetireError::database("whether a transaction began");
-    let process = monolith.query_one("SELECT pg_backend_pid()", &[]).await.map_err(failed())?.get(0);
+    let process = monolith.query_typed_one("SELECT pg_backend_pid()", &[]).await.map_err(failed())?.get(0);
     for _ in 0..ATTEMPTS {
         let begin = format!("BEGIN; {}; SET LOCAL lock_timeout = {LOCK_MS}", idle_limit());
         monolith.batch_execute(&begin).await.map_err(failed())?;
@@ -523,7 +564,7 @@ pub(super) async fn within<T>(
 /// Commits. Where the link is lost meanwhile, the server is asked through another one what came of it.
 async fn committed(work: Work<'_>, commit: Commit) -> Result<(), RetireError> {
     let monolith = &work.databases.monolith;
-    let number = monolith.query_one("SELECT pg_current_xact_id()::text", &[]).await;
+    let number = monolith.query_typed_one("SELECT pg_current_xact_id()::text", &[]).await;
     let number: String = number.map_err(RetireError::database("the number of a transaction"))?.get(0);
     failpoint::hit(commit.before);
     if let Err(source) = monolith.batch_execute("COMMIT").await {
@@ -565,7 +606,10 @@ async fn rolled_back(monolith: &Client) {
 }
 
 /// Does something in another session, and sees whom that waits for.
-async fn watched<T>((watch, process): (&Client, i32), doing: impl Future<Output = T>) -> (T, Option<String>) {
+pub(super) async fn watched<T>(
+    (watch, process): (&Client, i32),
+    doing: impl Future<Output = T>,
+) -> (T, Option<String>) {
     let who = Cell::new(None);
     let done = tokio::select! {
         done = doing => done,
@@ -576,7 +620,7 @@ async fn watched<T>((watch, process): (&Client, i32), doing: impl Future<Output 
 
 async fn look_on(watch: &Client, process: i32, who: &Cell<Option<String>>) -> Infallible {
     loop {
-        tokio::time::sleep(LOOK).await;
+        tokio::time::sleep(LOOK_ON).await;
         let seen = waits_for(watch, process).await;
         who.set(seen.or(who.take()));
     }

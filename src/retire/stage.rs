@@ -35,6 +35,8 @@ pub(super) enum Step {
     Quarantine,
     /// What they hold is kept in files.
     Archive,
+    /// They go.
+    Drop,
 }
 
 /// Foreign keys between an old table and one that stays.

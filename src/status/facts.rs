@@ -8,6 +8,7 @@ use serde::Deserialize;
 use super::arming::ArmingFacts;
 use super::evidence::EvidenceFacts;
 use crate::journal::alarms::Uncleared;
+use crate::journal::dropped::Dropped;
 use crate::journal::migrate::Form;
 use crate::journal::moves::Blocked;
 use crate::journal::outside::Outside;
@@ -112,6 +113,9 @@ pub struct ServiceFacts {
     /// The slot that the last way back of the slice read.
     #[serde(skip)]
     pub way_back_slot: Option<String>,
+    /// The slice's old tables are dropped, or about to be.
+    #[serde(skip)]
+    pub dropped: Option<Dropped>,
     /// What the ledger says, or why it can't be read; absent where the tables have no ledger yet.
     #[serde(skip)]
     pub evidence: Option<Side<EvidenceFacts>>,
@@ -129,6 +133,9 @@ pub struct Unfit {
 /// What the monolith says about a slice.
 #[derive(Debug, Clone, Default, Deserialize)]
 pub struct MonolithFacts {
+    /// It has noted that the slice's old tables went from it.
+    #[serde(skip)]
+    pub dropped: Option<Dropped>,
     /// `now()` in microseconds since 1970.
     pub now_us: i64,
     /// `pg_current_wal_lsn()`.

@@ -12,6 +12,7 @@ use super::judge::Commands;
 use super::orphans::{self, Orphan};
 use super::read::{self, ReadError};
 use crate::cdc::mirror::chain_of;
+use crate::journal::dropped;
 use crate::journal::holdings::{self, Holding};
 use crate::journal::ledger::{self, Anchor};
 use crate::journal::whereabouts::{self, Route, Whereabouts};
@@ -193,9 +194,35 @@ impl Reader {
         if self.mapped.as_ref().is_some_and(|(at, _)| at.elapsed() < MAPPED_EVERY) {
             return;
         }
-        let read = async |session: &Session, _: &[&str]| Ok(introspect::read(session).await.ok());
-        let Ok(Some(catalog)) = self.monolith.ask(read).await else { return };
+        let read = async |session: &Session, _: &[&str]| {
+            let known = dropped::known_to(session).await?;
+            Ok((introspect::read(session).await.ok(), known))
+        };
+        let Ok((Some(catalog), known)) = self.monolith.ask(read).await else { return };
+        let unknown: Vec<&String> = self.plan.slices.keys().filter(|slice| !known.contains(slice)).collect();
+        let of = (self.plan.name.as_str(), known.as_slice());
+        let asked = self.services.iter_mut().filter(|_| !unknown.is_empty()).map(async |(name, database)| {
+            let read = async |session: &Session, _: &[&str]| Ok(dropped::fragments(session, of).await?);
+            database.ask(read).await.map_err(|_| name.clone())
+        });
+        let (mut kept, mut silent) = (Vec::new(), Vec::new());
+        for answer in join_all(asked).await {
+            match answer {
+                Ok(fragments) => kept.extend(fragments),
+                Err(service) => silent.push(service),
+            }
+        }
+        let catalog = catalog.with_dropped(kept);
         let (mut mappings, problems) = mapping::compile(&self.plan, &catalog);
+        let is_silent = |slice: &str| {
+            let service = self.plan.service_of(slice).map(|(service, _)| service);
+            service
+                .is_some_and(|name| silent.iter().any(|one| one == name) || !self.services.contains_key(name))
+        };
+        if unknown.iter().any(|slice| is_silent(slice) && mapping::lacks_tables(&problems, slice)) {
+            // What refers to tables that may be dropped is not known, and no mapping is said to be another one for that.
+            return;
+        }
         mappings.retain(|name, _| !problems.iter().any(|problem| problem.stops(std::slice::from_ref(name))));
         self.mapped = Some((Instant::now(), mappings));
     }

@@ -2,6 +2,7 @@
 
 mod back;
 mod moving;
+mod retired;
 
 use self::moving::Moving;
 use super::arming::{self, ArmedState, ArmedStatus};
@@ -11,8 +12,9 @@ use super::{
     ArchiveStatus, Authority, Lag, Phase, Process, RetirementStatus, SliceFacts, SliceStatus, TableStatus,
     Unreachable, Wal, WalLimit, WalReading,
 };
+use crate::journal::dropped::Dropped;
 use crate::journal::migrate::Form;
-use crate::journal::whereabouts::Astray;
+use crate::journal::whereabouts::{self, Astray};
 use crate::words;
 pub use crate::words::shell_word;
 
@@ -68,9 +70,26 @@ impl Commands {
 /// Where a slice stands.
 #[must_use]
 pub fn judge(facts: &SliceFacts, commands: &Commands) -> SliceStatus {
-    if !facts.astray.is_empty() {
-        return astray(facts, commands);
+    let dropped = facts.service_side.facts().and_then(|service| service.dropped.as_ref());
+    match dropped {
+        _ if !facts.astray.is_empty() => astray(facts, commands),
+        Some(dropped) => retired::judge(facts, dropped, commands),
+        None => match forgotten(facts) {
+            Some(dropped) => retired::forgotten(facts, dropped, commands),
+            None => of_both(facts, commands),
+        },
     }
+}
+
+/// What the monolith alone has noted, where the service was asked and knows nothing of it.
+fn forgotten(facts: &SliceFacts) -> Option<&Dropped> {
+    facts.service_side.facts()?;
+    let monolith = facts.monolith_side.facts().filter(|monolith| monolith.gate.is_none())?;
+    monolith.dropped.as_ref()
+}
+
+/// Where a slice stands that has its two sides.
+fn of_both(facts: &SliceFacts, commands: &Commands) -> SliceStatus {
     let service = facts.service_side.facts();
     let monolith = facts.monolith_side.facts();
     let (authority, epoch) =
@@ -148,6 +167,18 @@ fn astray(facts: &SliceFacts, commands: &Commands) -> SliceStatus {
         format!("{}: {}", problem.object, problem.fact)
     };
     SliceStatus {
+        alarms: facts.astray.iter().map(alarm).collect(),
+        next: Some(match whereabouts::is_abandoned(&facts.astray) {
+            true => commands.of("abandon", &facts.slice, ""),
+            false => commands.check(),
+        }),
+        ..nothing(facts)
+    }
+}
+
+/// A slice of which nothing is known yet.
+fn nothing(facts: &SliceFacts) -> SliceStatus {
+    SliceStatus {
         slice: facts.slice.clone(),
         service: facts.service.clone(),
         phase: Phase::Unknown,
@@ -168,8 +199,8 @@ fn astray(facts: &SliceFacts, commands: &Commands) -> SliceStatus {
         retirement: None,
         outdated: Vec::new(),
         unreachable: unreachable(facts),
-        alarms: facts.astray.iter().map(alarm).collect(),
-        next: Some(commands.check()),
+        alarms: Vec::new(),
+        next: None,
     }
 }
 
@@ -529,7 +560,9 @@ fn of_stream(status: &SliceStatus, service: Option<&ServiceFacts>, slot: SlotFac
             | Phase::Copying
             | Phase::CatchingUp
             | Phase::Streaming
-            | Phase::Stopped,
+            | Phase::Stopped
+            | Phase::Dropping
+            | Phase::Retired,
             _,
         ) => None,
     }
@@ -634,7 +667,7 @@ fn next(
         return unfit.next.clone().or_else(|| arm(status, commands));
     }
     match status.phase {
-        Phase::Unknown => None,
+        Phase::Unknown | Phase::Dropping | Phase::Retired => None,
         Phase::NotProvisioned => of("provision", ""),
         Phase::Provisioned | Phase::Stopped | Phase::Dead => {
             let again: Vec<String> = status
@@ -648,6 +681,8 @@ fn next(
             let asked = last_word(status).and_then(|(_, next)| next);
             asked.map(str::to_owned).or_else(|| of("mirror", &again.concat()))
         }
+        // With both gates open it refuses, and what it would copy over may be the last copy; the alarm says what comes first.
+        Phase::Gap | Phase::Diverged if status.authority == Authority::Both => None,
         Phase::Gap | Phase::Diverged => of("mirror", " --rebuild"),
         Phase::Copying | Phase::CatchingUp => {
             let retry = status.tables.iter().find_map(|table| table.next.clone());

@@ -13,7 +13,7 @@ use crate::dualwrite::readiness::{TableLock, locks};
 use crate::dualwrite::{guard, identified};
 use crate::journal::ledger::{self, Anchor};
 use crate::journal::migrate::{self, Form};
-use crate::journal::{JournalError, alarms, authority, grounds, moves, outside, standing};
+use crate::journal::{JournalError, alarms, authority, dropped, grounds, moves, outside, standing};
 use crate::lsn::Lsn;
 use crate::name::{TableName, quote_ident, quote_literal};
 use crate::reconcile::evidence;
@@ -76,6 +76,11 @@ pub async fn service(client: &Client, slices: &[&str]) -> Result<BTreeMap<String
     }
     let form = migrate::form(client).await?;
     let slots = slots(client).await?;
+    for done in dropped::all(client).await? {
+        if let Some(facts) = facts.get_mut(&done.slice) {
+            facts.dropped = Some(done);
+        }
+    }
     for (slice, facts) in &mut facts {
         facts.form = form;
         facts.slots.clone_from(&slots);
@@ -114,7 +119,8 @@ async fn unguarded(
 /// Logical slots of a database.
 async fn slots(client: &Client) -> Result<Vec<Slot>, ReadError> {
     let what = "replication slots";
-    let row = client.query_one(SLOTS_SQL, &[]).await.map_err(|source| ReadError::Query { what, source })?;
+    let row =
+        client.query_typed_one(SLOTS_SQL, &[]).await.map_err(|source| ReadError::Query { what, source })?;
     serde_json::from_str(row.get(0)).map_err(|source| ReadError::Shape { what, source })
 }
 
@@ -151,14 +157,17 @@ pub async fn monolith(
     slices: &[&str],
 ) -> Result<BTreeMap<String, MonolithFacts>, ReadError> {
     let what = "replication slots";
-    let row =
-        client.query_one(MONOLITH_SQL, &[]).await.map_err(|source| ReadError::Query { what, source })?;
+    let row = client
+        .query_typed_one(MONOLITH_SQL, &[])
+        .await
+        .map_err(|source| ReadError::Query { what, source })?;
     let text: String = row.get(0);
     let mut shared: MonolithFacts =
         serde_json::from_str(&text).map_err(|source| ReadError::Shape { what, source })?;
     shared.slots = slots(client).await?;
     let mut gates = gates(client, slices).await?;
     let form = migrate::form(client).await?;
+    let dropped = dropped::all(client).await?;
     let mut backs = BTreeMap::new();
     if form == Form::Current {
         for (slice, text) in standing::ways_back(client, slices).await? {
@@ -179,7 +188,8 @@ pub async fn monolith(
         if let Some(back) = back.as_mut().filter(|back| back.mode == "apply") {
             back.blocker = blocker(client, &shapes).await?;
         }
-        let mut facts_here = MonolithFacts { gate, form, arming, shapes, back, ..shared.clone() };
+        let dropped = dropped.iter().find(|one| one.slice == **slice && one.side == "monolith").cloned();
+        let mut facts_here = MonolithFacts { dropped, gate, form, arming, shapes, back, ..shared.clone() };
         // Only a move that is under way asks for these, and the monolith's gate may be the one that was not closed last.
         if form == Form::Current && facts_here.gate.as_ref().is_some_and(Gate::is_closed) {
             facts_here.groups = groups(client, slice).await?;
@@ -229,7 +239,7 @@ async fn gates(client: &Client, slices: &[&str]) -> Result<BTreeMap<String, Gate
     if selects.is_empty() {
         return Ok(BTreeMap::new());
     }
-    let rows = client.query(&selects.join(" UNION ALL "), &[]).await.map_err(failed)?;
+    let rows = client.query_typed(&selects.join(" UNION ALL "), &[]).await.map_err(failed)?;
     Ok(rows
         .iter()
         .map(|row| {

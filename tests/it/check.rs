@@ -64,7 +64,8 @@ async fn links(cluster: &LocalCluster, roles: [&str; 3], database: &str) -> Link
 
 async fn checked(plan: &Plan, monolith: Links, services: Vec<(&str, Links)>) -> Report {
     let services = services.into_iter().map(|(name, links)| (name.to_owned(), links)).collect();
-    check::report(&check::gather(plan, monolith, services).await)
+    let slices: Vec<String> = plan.slices.keys().cloned().collect();
+    check::report(&check::gather(plan, &slices, (monolith, services)).await)
 }
 
 const SPOILT: &str = r#"
@@ -165,7 +166,7 @@ async fn spoilt_report(monolith: &LocalCluster, server: &LocalCluster) -> Report
 
 #[tokio::test]
 async fn everything_that_is_wrong_is_found_at_once() {
-    let (report, _servers) = spoilt().await;
+    let (report, _servers) = Box::pin(spoilt()).await;
     let found: Vec<String> = report
         .problems
         .iter()

@@ -253,3 +253,31 @@ async fn a_container_keeps_its_data_and_port_as_a_local_cluster_does() {
         connect(&url).await.batch_execute("TABLE kept").await.unwrap();
     }
 }
+
+#[tokio::test]
+async fn a_copy_of_a_stopped_cluster_has_what_that_had_and_a_life_of_its_own() {
+    let mut first = launch_with(Options::default().set("cluster_name", "first"));
+    let setup = "CREATE TABLE t (id int PRIMARY KEY); INSERT INTO t VALUES (1)";
+    connect(&first.admin_url()).await.batch_execute(setup).await.unwrap();
+    let slot = "SELECT pg_create_logical_replication_slot('kept', 'pgoutput')";
+    connect(&first.admin_url()).await.batch_execute(slot).await.unwrap();
+    assert!(matches!(first.copied(), Err(ClusterError::Running { .. })));
+    first.stop(StopMode::Fast).unwrap();
+    let copies = [first.copied().unwrap(), first.copied().unwrap()];
+    assert_ne!(copies[0].port(), copies[1].port());
+    for copy in &copies {
+        // Through the socket as well, which is in the copy's own folder.
+        for url in [copy.admin_url(), copy.socket_url("postgres")] {
+            let client = connect(&url).await;
+            client.batch_execute("INSERT INTO t SELECT max(id) + 1 FROM t").await.unwrap();
+        }
+        let found = "SELECT (SELECT count(*) FROM t), (SELECT count(*) FROM pg_replication_slots WHERE slot_name = 'kept'), \
+                     current_setting('cluster_name')";
+        let row = connect(&copy.admin_url()).await.query_one(found, &[]).await.unwrap();
+        assert_eq!((row.get(0), row.get(1), row.get(2)), (3_i64, 1_i64, "first".to_owned()));
+    }
+    drop(copies);
+    first.start().unwrap();
+    let rows = connect(&first.admin_url()).await.query_one("SELECT count(*) FROM t", &[]).await.unwrap();
+    assert_eq!(rows.get::<_, i64>(0), 1, "and what is copied stays as it was");
+}

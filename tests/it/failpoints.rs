@@ -5,8 +5,8 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use strangler::failpoint::{
-    ARCHIVE, ARM, COPY_AGAIN, DISARM, LEDGER, MIRROR, QUARANTINE, RECORD, REPAIR, RESTORE, RETIRE, REVERSE,
-    START,
+    ABANDON, ARCHIVE, ARM, COPY_AGAIN, DISARM, DROP, LEDGER, MIRROR, QUARANTINE, RECORD, REPAIR, RESTORE,
+    RETIRE, REVERSE, START,
 };
 
 /// Calls and statements that make something durable. What is written inside a transaction becomes so at its COMMIT.
@@ -27,6 +27,9 @@ const DURABLE: &[&str] = &[
     "slot::create((client",
     "slot::remove(client",
     "start(client, step",
+    // Of abandon: whatever takes a step.
+    "transact(admin, job, step",
+    "job.slots.batch_execute(",
     // Of an archive: its files.
     "archive::begin(",
     "self.writing.place.put(",
@@ -38,6 +41,7 @@ const EXEMPT: &[(&str, &str)] = &[
     ("cdc/start.rs", "replication.drop_slot("), // A slot of a former attempt: the next step is slot-created.
     ("arm/slot.rs", ".create_slot("),           // Its end is a branch further down, with its kill point.
     ("provision/record.rs", "ledger::transaction("), // Its caller's, after all entries: one each makes a whole by itself.
+    ("abandon/run.rs", "batch_execute(\"COMMIT\")"), // Every step's: the kill point is its caller's, after the step.
     ("arm/patience.rs", "batch_execute(\"COMMIT\")"), // Every step's: the kill point is its caller's, after the step.
 ];
 
@@ -50,6 +54,7 @@ const FAR_LINES: usize = 45;
 fn sources() -> BTreeMap<String, Vec<String>> {
     let mut files = BTreeMap::new();
     for room in [
+        "abandon",
         "cdc",
         "arm",
         "archive",
@@ -107,8 +112,8 @@ fn every_durable_write_is_followed_by_a_kill_point() {
 fn every_kill_point_is_met_by_the_code_and_listed_once() {
     let code: String = sources().into_values().flatten().collect::<Vec<_>>().join("\n");
     let mut names: Vec<&str> = [
-        MIRROR, COPY_AGAIN, START, REPAIR, REVERSE, ARM, DISARM, RETIRE, QUARANTINE, ARCHIVE, RESTORE,
-        LEDGER, RECORD,
+        MIRROR, COPY_AGAIN, START, REPAIR, REVERSE, ARM, DISARM, RETIRE, QUARANTINE, ARCHIVE, DROP, RESTORE,
+        ABANDON, LEDGER, RECORD,
     ]
     .concat();
     for name in &names {

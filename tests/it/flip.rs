@@ -19,6 +19,7 @@ use bank::{Bank, ON_SERVICE, SETUP, Side, TABLES};
 use tokio_postgres::Client;
 
 use crate::support::binary::Ended;
+use crate::support::prepared::prepared;
 use crate::support::soak;
 use crate::support::split::{Mirror, Split};
 use crate::support::wait::{SOON, until, until_blocking};
@@ -33,7 +34,16 @@ policy: { min_mirror_time: 0s, write_pause_budget: 2s }\n";
 
 /// A split whose slice is mirrored and armed, with the mirror running.
 pub async fn armed() -> (Split, Client, Client, Mirror) {
-    armed_with(TABLES, SETUP, ON_SERVICE).await
+    let pair = prepared("flip", async || {
+        let (split, _, _, mirror) = armed_with(TABLES, SETUP, ON_SERVICE).await;
+        mirror.stop();
+        split.pair
+    });
+    let (split, monolith, service) = Split::between(pair.await, &PLAN.replace("TABLES", TABLES), "").await;
+    let mirror = split.mirror(None);
+    mirror.caught_up(&monolith, &service).await;
+    way_back_is_read(&monolith).await;
+    (split, monolith, service, mirror)
 }
 
 /// The same for tables of a test's own, and with what the service gets after it is provisioned.
@@ -51,13 +61,17 @@ pub async fn mirrored_and_armed(split: &Split, monolith: &Client, service: &Clie
     mirror.caught_up(monolith, service).await;
     let arm = split.run("arm", &[]);
     assert_eq!(arm.exit, Some(0), "{}", arm.page());
+    way_back_is_read(monolith).await;
+    mirror
+}
+
+async fn way_back_is_read(monolith: &Client) {
     let read =
         "SELECT EXISTS (SELECT FROM strangler.mirror_process WHERE dir = 'reverse' AND stopped_at IS NULL)";
     until("the way back is read", SOON, async || {
         monolith.query_one(read, &[]).await.unwrap().get::<_, bool>(0).then_some(())
     })
     .await;
-    mirror
 }
 
 /// Moves the authority to the service.
@@ -84,7 +98,7 @@ const AGAIN: [&str; 5] = [
 ];
 
 /// Runs a flip to its end.
-fn complete(split: &Split, mirror: &Mirror, arguments: &[&str]) {
+pub fn complete(split: &Split, mirror: &Mirror, arguments: &[&str]) {
     until_blocking("the flip is made", SOON, || {
         let ended = split.run("flip", arguments);
         let again = AGAIN.iter().any(|reason| ended.stderr.contains(reason));

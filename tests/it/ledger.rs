@@ -323,7 +323,7 @@ async fn go_on_over_a_cut(service: &Client, monolith: &Client) {
         plan_hash: None,
         body: &body,
     };
-    ledger::accept(service, monolith, ("other", &entry)).await.unwrap();
+    ledger::accept(service, ledger::Memory::Monolith(monolith), ("other", &entry)).await.unwrap();
     let verified = verify(service, Some(monolith)).await.unwrap();
     assert_eq!((verified.head.unwrap().id, verified.confirmed, verified.accepted), (44, Some(44), Some(44)));
     assert_eq!(behind(43).await, Some(Broken { id: 44, fault: Fault::Accepted }));

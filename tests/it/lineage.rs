@@ -6,6 +6,7 @@ use std::process::Command;
 use strangler::cluster::{Cluster, StopMode};
 use tokio_postgres::Client;
 
+use crate::support::binary::flat;
 use crate::support::split::Split;
 use crate::support::wait::{SOON, until};
 
@@ -56,6 +57,19 @@ async fn writes_past(monolith: &Client, applied: &str) {
     }
 }
 
+/// Whoever takes the slice back keeps the rows that the monolith lacks.
+fn copies_stay(split: &Split) {
+    let preview = split.run("abandon", &["--slice", "one"]);
+    assert_eq!(preview.exit, Some(0), "{}", preview.page());
+    assert!(!preview.stdout.contains("DROP TABLE \"public\".\"t\""), "{}", preview.page());
+    let said = flat(&preview.stderr);
+    assert!(
+        said.contains("(table-stays)") && said.contains("was set back to an earlier state"),
+        "{}",
+        preview.page()
+    );
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_monolith_whose_files_were_put_back_is_not_followed_until_it_is_copied_again() {
     let (mut split, monolith, service) = Split::launch("{ t: {} }", SETUP).await;
@@ -77,12 +91,14 @@ async fn a_monolith_whose_files_were_put_back_is_not_followed_until_it_is_copied
     writes_past(&monolith, &applied).await;
     assert_eq!(number(&monolith, "SELECT count(*) FROM t").await, 100);
 
+    copies_stay(&split);
     for _ in 0..2 {
         let (status, log) = split.mirror(None).ended();
         assert_ne!(status.code(), Some(0), "{log}");
         assert!(log.contains("the monolith was set back to an earlier state"), "{log}");
         assert!(log.contains("--rebuild"), "{log}");
     }
+    copies_stay(&split);
     let told = split.run("status", &[]);
     assert!(told.exit == Some(1) && told.stdout.contains("set back to an earlier state"), "{}", told.page());
     let mirror = split.mirror_with(None, &["--rebuild"]);

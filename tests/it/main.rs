@@ -9,6 +9,7 @@
 
 mod support;
 
+mod abandon;
 mod architecture;
 mod arm;
 mod check;

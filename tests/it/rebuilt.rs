@@ -2,10 +2,12 @@
 
 use std::os::unix::process::ExitStatusExt;
 
+use strangler::cluster::Cluster;
 use tokio_postgres::Client;
 
 use crate::crash::{killed_at, load};
 use crate::support::bench::Bench;
+use crate::support::cluster::{Pair, connect, create_database, launch};
 use crate::support::split::Split;
 use crate::support::tables::{Side, assert_same};
 use crate::support::wait::{SOON, until, until_blocking};
@@ -123,6 +125,31 @@ async fn a_rebuild_keeps_the_rows_that_are_right_and_copies_the_pieces_that_diff
     assert_eq!(alone.exit, Some(2), "{}", alone.page());
 }
 
+/// "é" has the bytes in UTF-8 that "Ã©" has in LATIN1: the usual damage of text that was read in the wrong encoding.
+#[tokio::test(flavor = "multi_thread")]
+async fn text_that_has_the_same_bytes_in_another_encoding_is_not_taken_for_equal() {
+    let pair = Pair { monolith: launch(), service: launch() };
+    let admin = connect(&pair.monolith.admin_url()).await;
+    let latin = "CREATE DATABASE monolith TEMPLATE template0 ENCODING 'LATIN1' LC_COLLATE 'C' LC_CTYPE 'C'";
+    admin.batch_execute(latin).await.unwrap();
+    create_database(&pair.service, Pair::SERVICE).await;
+    let setup = "CREATE TABLE t (id int PRIMARY KEY, v text); \
+                 INSERT INTO t SELECT g, chr(195) || chr(169) FROM generate_series(1, 300) g";
+    let (split, monolith, service) = Split::between(pair, &Split::plan("{ t: {} }"), setup).await;
+    split.provision();
+    let mirror = split.mirror(None);
+    mirror.caught_up(&monolith, &service).await;
+    mirror.stop();
+    let wrong = "SET session_replication_role = replica; SET SESSION AUTHORIZATION strangler_apply; \
+                 UPDATE t SET v = chr(233) WHERE id < 100; RESET SESSION AUTHORIZATION; RESET session_replication_role";
+    service.batch_execute(wrong).await.unwrap();
+    let mirror = split.mirror_with(None, &["--rebuild"]);
+    mirror.caught_up(&monolith, &service).await;
+    let query = "SELECT id, v FROM t";
+    let same = assert_same(Side { client: &monolith, query }, Side { client: &service, query }).await;
+    assert_eq!(same, 300);
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_slot_that_nearly_fills_its_budget_is_dropped_where_the_plan_says_so() {
     let plan =
@@ -178,24 +205,26 @@ async fn a_slot_is_kept_by_default_and_a_mirror_that_dies_behind_dropping_it_lea
     split.provision();
     let mirror = split.mirror(None);
     mirror.caught_up(&monolith, &service).await;
-    let old = split.pair.monolith().await;
-    old.batch_execute("BEGIN; CREATE TABLE mine ()").await.unwrap();
-    let write =
-        "SELECT pg_logical_emit_message(false, 'noise', repeat('x', 1000000)) FROM generate_series(1, 20)";
+    // Who holds a table of the service has the stream bring nothing.
+    let busy = split.pair.service().await;
+    busy.batch_execute("BEGIN; LOCK TABLE same").await.unwrap();
+    let write = "UPDATE same SET v = v WHERE id = 1; \
+                 SELECT pg_logical_emit_message(false, 'noise', repeat('x', 1000000)) FROM generate_series(1, 20)";
     monolith.batch_execute(write).await.unwrap();
     until_blocking("it warns", SOON, || mirror.log().contains("at which nothing stops").then_some(()));
     mirror.looked_twice(&service).await;
     assert!(mirror.exited().is_none(), "{}", mirror.log());
-    mirror.stop();
+    mirror.kill();
 
     split.change_plan("16MB", "16MB, at_wal_limit: drop_slot");
-    let killed = split.mirror(Some("slot-let-go"));
+    // The one that was killed still waits for the table.
+    let killed = split.mirror_with(Some("slot-let-go"), &["--take-over"]);
     let (status, log) = killed.ended();
     assert_eq!(status.signal(), Some(9), "{log}");
+    busy.batch_execute("COMMIT").await.unwrap();
     let (status, log) = split.mirror(None).ended();
     assert_eq!(status.code(), Some(3), "{log}");
     assert!(log.contains("is gone") && log.contains("--rebuild"), "{log}");
-    old.batch_execute("COMMIT").await.unwrap();
     let mirror = split.mirror_with(None, &["--rebuild"]);
     mirror.caught_up(&monolith, &service).await;
     assert_eq!(copied(&service, "same").await, (3000, 0));

@@ -2,9 +2,14 @@
 
 mod again;
 mod archive;
+mod dropped;
+mod dropped_references;
+mod dropping;
+mod dropping_meanwhile;
 mod meanwhile;
 mod quarantine;
 mod rights;
+mod set_back;
 #[cfg(feature = "s3")]
 mod store;
 
@@ -18,6 +23,7 @@ use crate::flip::{flip_to_service, mirrored_and_armed};
 use crate::support::binary::Ended;
 use crate::support::cluster::{Pair, connect};
 use crate::support::every_third;
+use crate::support::prepared::prepared;
 use crate::support::privilege;
 use crate::support::split::{Mirror, Split};
 use crate::support::wait::{SOON, until, until_blocking};
@@ -99,34 +105,67 @@ fn refused(ended: &Ended, codes: &[&str]) {
 /// A service with the authority, whose plan asks for little before retirement, and a proof that both sides are equal. The links may do
 /// what they need and no more.
 async fn ripe() -> (Split, Client, Client, Mirror) {
-    ripe_of(TABLES, (SETUP, "")).await
+    let pair = prepared("ripe", async || {
+        let (split, _, _, mirror) = ripe_of(TABLES, (SETUP, "")).await;
+        mirror.stop();
+        split.pair
+    });
+    let plan = format!("{}policy: {{ min_mirror_time: 0s, {RIPE} }}\n", privilege::plan(TABLES));
+    let (mut split, monolith, service) = Split::between(pair.await, &plan, "").await;
+    privilege::lead(&mut split);
+    let mirror = split.mirror(None);
+    let looked = "SELECT bool_and(sampled_at > pg_postmaster_start_time()) FROM strangler.table_use";
+    until("a mirror has looked at the old tables again", SOON, async || {
+        monolith.query_one(looked, &[]).await.unwrap().get::<_, bool>(0).then_some(())
+    })
+    .await;
+    are_watched(&monolith).await;
+    (split, monolith, service, mirror)
+}
+
+/// What the plan says once the authority is at the service.
+const RIPE: &str = "write_pause_budget: 2s, safety_period: 0s, quiet_period: 0s, clean_runs_before_retire: 1";
+
+/// The old tables are watched, and have been for long.
+async fn are_watched(monolith: &Client) {
+    watch_begins(monolith).await;
+    monolith.batch_execute("UPDATE strangler.table_use SET since = now() - interval '1 hour'").await.unwrap();
+}
+
+async fn watch_begins(monolith: &Client) {
+    let watched = "SELECT count(*) >= 2 AND count(*) = (SELECT count(*) FROM strangler.mirror_table) FROM strangler.table_use";
+    until("the old tables are watched", SOON, async || {
+        monolith.query_one(watched, &[]).await.unwrap().get::<_, bool>(0).then_some(())
+    })
+    .await;
 }
 
 /// The same with other tables, which are set up so; the other text is run in the service before anything is made there.
 async fn ripe_of(tables: &str, (setup, prepared): (&str, &str)) -> (Split, Client, Client, Mirror) {
     let (split, monolith, service) = privilege::open(tables, setup).await;
     service.batch_execute(prepared).await.unwrap();
+    monolith.batch_execute(ROLES).await.unwrap();
+    let mirror = ripen(&split, &monolith, &service).await;
+    (split, monolith, service, mirror)
+}
+
+/// From a plan that was never provisioned on.
+async fn ripen(split: &Split, monolith: &Client, service: &Client) -> Mirror {
     let policy = "policy: { min_mirror_time: 0s, write_pause_budget: 2s }\n";
     split.write_plan(&format!("{}{policy}", split.plan_text()));
-    monolith.batch_execute(ROLES).await.unwrap();
     split.provision();
-    let mirror = mirrored_and_armed(&split, &monolith, &service).await;
+    let mirror = mirrored_and_armed(split, monolith, service).await;
     monolith.batch_execute(RIGHTS).await.unwrap();
-    refused(&revoke(&split, &[]), &["not-flipped"]);
-    flip_to_service(&split, &mirror);
-    refused(&revoke(&split, &[]), &["safety-period", "clean-runs", "no-evidence"]);
-    let policy = "write_pause_budget: 2s, safety_period: 0s, quiet_period: 0s, clean_runs_before_retire: 1";
-    split.change_plan("write_pause_budget: 2s", policy);
-    let watched = "SELECT count(*) >= 2 AND count(*) = (SELECT count(*) FROM strangler.mirror_table) FROM strangler.table_use";
-    until("the old tables are watched", SOON, async || {
-        monolith.query_one(watched, &[]).await.unwrap().get::<_, bool>(0).then_some(())
-    })
-    .await;
-    refused(&revoke(&split, &[]), &["quiet-period", "clean-runs"]);
-    monolith.batch_execute("UPDATE strangler.table_use SET since = now() - interval '1 hour'").await.unwrap();
+    refused(&revoke(split, &[]), &["not-flipped"]);
+    flip_to_service(split, &mirror);
+    refused(&revoke(split, &[]), &["safety-period", "clean-runs", "no-evidence"]);
+    split.change_plan("write_pause_budget: 2s", RIPE);
+    watch_begins(monolith).await;
+    refused(&revoke(split, &[]), &["quiet-period", "clean-runs"]);
+    are_watched(monolith).await;
     let compared = split.run("reconcile", &[]);
     assert_eq!(compared.exit, Some(0), "{}", compared.page());
-    (split, monolith, service, mirror)
+    mirror
 }
 
 async fn may_read(split: &Split) -> bool {

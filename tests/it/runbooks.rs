@@ -2,6 +2,7 @@
 
 use tokio_postgres::Client;
 
+use crate::abandon::take_back;
 use crate::support::cluster::{Pair, connect, create_database};
 use crate::support::split::Split;
 use crate::support::tables::{Side, assert_same};
@@ -105,9 +106,9 @@ fn shop(ddl: &str, rename: &str) -> String {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_slice_whose_mapping_changed_starts_anew_by_the_runbook_and_the_others_go_on() {
     let (split, monolith, service) = Split::with_plan(&shop("create", "text"), SHOP).await;
+    monolith.batch_execute("CREATE ROLE strangler_apply LOGIN").await.unwrap();
     split.provision();
-    monolith.batch_execute(APPLY_RIGHTS).await.unwrap();
-    assert_eq!(granted(&monolith).await, ["orders", "people"]);
+    assert_eq!(granted(&monolith).await, ["lines", "orders", "people"]);
     let mirror = split.mirror(None);
     mirror.caught_up(&monolith, &service).await;
     mirror.stop();
@@ -118,7 +119,7 @@ async fn a_slice_whose_mapping_changed_starts_anew_by_the_runbook_and_the_others
     assert!(refused.stderr.contains("(mapping-changed)"), "{}", refused.stderr);
     assert!(refused.stderr.contains(START_ANEW), "{}", refused.stderr);
 
-    start_anew("ordering", "create", &monolith, &service).await;
+    take_back(&split, "ordering", &[]);
     assert_eq!(granted(&monolith).await, ["people"], "what the slice had is taken back");
     let slots = "SELECT count(*) FROM pg_replication_slots";
     assert_eq!(count(&monolith, slots).await, 1, "the other slice's slot stays");
@@ -157,7 +158,7 @@ async fn a_slice_that_was_armed_is_disarmed_under_its_changed_mapping_and_starts
     assert_eq!(disarmed.exit, Some(0), "{}", disarmed.page());
     mirror.stop();
 
-    start_anew("ordering", "create", &monolith, &service).await;
+    take_back(&split, "ordering", &[]);
     let left = "SELECT count(*) FROM pg_trigger WHERE tgname LIKE '%strangler%'";
     assert_eq!(count(&monolith, left).await, 0);
     assert_eq!(
@@ -202,27 +203,32 @@ async fn adopted_tables_start_anew_by_the_runbook_with_every_constraint_they_had
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_whole_split_is_taken_back_by_the_runbook() {
+async fn a_monolith_whose_service_is_lost_is_cleared_by_the_runbook() {
     let (split, monolith, service) = Split::with_plan(&shop("create", "text"), SHOP).await;
     split.provision();
     monolith.batch_execute(APPLY_RIGHTS).await.unwrap();
     let mirror = split.mirror(None);
     mirror.caught_up(&monolith, &service).await;
     mirror.stop();
-
-    let sql = block(START_ANEW, "on the monolith: drop everything");
-    for _ in 0..2 {
-        monolith.batch_execute(&sql).await.unwrap();
-    }
-    let ours = "SELECT (SELECT count(*) FROM pg_replication_slots) + (SELECT count(*) FROM pg_publication) \
-                + (SELECT count(*) FROM pg_namespace WHERE nspname = 'strangler')";
-    assert_eq!(count(&monolith, ours).await, 0);
-    assert_eq!(granted(&monolith).await, Vec::<String>::new());
     drop(service);
     let server = connect(&split.pair.service.admin_url()).await;
     let drop_database = format!("DROP DATABASE {} WITH (FORCE)", Pair::SERVICE);
     server.batch_execute(&drop_database).await.unwrap();
     create_database(&split.pair.service, Pair::SERVICE).await;
+
+    for slice in ["ordering", "people"] {
+        let slots = format!(
+            "SELECT slot_name::text FROM pg_replication_slots WHERE slot_name LIKE 'strangler_shop_{slice}_%'"
+        );
+        let slot = monolith.query_one(&slots, &[]).await.unwrap().get(0);
+        let names = Names { slice, slot, publication: format!("strangler_shop_{slice}") };
+        names.run(&monolith, "on the monolith: 2. drop the slot").await;
+        names.run(&monolith, "on the monolith: 3. drop publication and gate").await;
+    }
+    let ours = "SELECT (SELECT count(*) FROM pg_replication_slots) + (SELECT count(*) FROM pg_publication) \
+                + (SELECT count(*) FROM strangler.slice)";
+    assert_eq!(count(&monolith, ours).await, 0);
+    assert_eq!(granted(&monolith).await, Vec::<String>::new());
     let service = split.pair.service().await;
 
     split.provision();

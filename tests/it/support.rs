@@ -4,8 +4,10 @@ use std::io::Write as _;
 
 pub mod bench;
 pub mod binary;
+pub mod catalogs;
 pub mod cluster;
 pub mod follower;
+pub mod prepared;
 pub mod privilege;
 pub mod proxy;
 pub mod scenario;

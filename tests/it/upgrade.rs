@@ -10,6 +10,8 @@ use crate::support::split::Split;
 
 /// Takes back what later versions added, so that a database is as the first one leaves it.
 const BACK_TO_V1: &str = "
+DROP TABLE strangler.abandonment, strangler.granted, strangler.home, strangler.begun_empty;
+DROP TABLE strangler.dropped;
 CREATE OR REPLACE VIEW strangler.freshness AS SELECT slice, dir AS direction, source_time AS as_of,
     now() - source_time AS age, state FROM strangler.stream WHERE mode = 'APPLY';
 ALTER TABLE strangler.mirror_table DROP COLUMN kept;

@@ -60,13 +60,18 @@ fn verified(found: &Verification, paint: Paint) -> String {
         _ => {
             let entries = found.entries.unwrap_or(0);
             let last = found.head.as_deref().map(|hash| format!(", the last one's hash is {hash}"));
+            let kept = if found.journal == "service" { ", which a service keeps now," } else { "" };
             let confirmed = match found.confirmed {
                 Some(confirmed) if confirmed == entries => {
-                    "; the monolith's journal confirms all of them".to_owned()
+                    format!("; the monolith's journal{kept} confirms all of them")
                 }
-                Some(confirmed) => format!("; the monolith's journal confirms them up to entry {confirmed}"),
+                Some(confirmed) => {
+                    format!("; the monolith's journal{kept} confirms them up to entry {confirmed}")
+                }
                 None if entries == 0 => String::new(),
-                None => "; the monolith's journal remembers none of them".to_owned(),
+                None => "; the monolith's journal remembers none of them, so it can't confirm that they are all there, and as they were written: look \
+                     at what is there"
+                    .to_owned(),
             };
             let whole = paint.ink(Ink::Good, "whole");
             let entries = words::count(u64::try_from(entries).unwrap_or(0));
@@ -87,7 +92,7 @@ fn summary(entry: &Shown) -> String {
         "repair" => repair(body),
         "flip" => flip(body),
         "rehearsal" => kinds::rehearsal(body),
-        "provision" | "arm" | "disarm" | "retire" | "unretire" => kinds::steps(body),
+        "provision" | "arm" | "disarm" | "retire" | "unretire" | "abandon" => kinds::steps(body),
         "copy" => kinds::copy(body),
         "alarm" => kinds::alarm(body),
         "plan" => kinds::plan(body),
@@ -249,6 +254,7 @@ mod tests {
             accepted: None,
             broken_entry: (!whole).then_some(3),
             fault: (!whole).then(|| "was changed: its content does not have its hash".to_owned()),
+            journal: "monolith",
         };
         let all = [
             verification(true, Some(12), Some(12)),

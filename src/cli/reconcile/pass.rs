@@ -38,6 +38,8 @@ pub(super) struct Pass<'a> {
     pub(super) options: &'a Options,
     /// The plan file, as it must be typed.
     pub(super) plan: String,
+    /// What is known of slices that are retired: the rest of the report.
+    pub(super) retired: Vec<Verdict>,
 }
 
 impl Pass<'_> {
@@ -90,6 +92,7 @@ impl Pass<'_> {
             }
         }
         let mut verdicts: Vec<Verdict> = done.iter().map(|one| one.verdict.clone()).collect();
+        verdicts.extend(self.retired.iter().cloned());
         let mut exit = exit(&verdicts);
         for one in &done {
             if let Some(before) = &one.before {
@@ -117,7 +120,8 @@ impl Pass<'_> {
             let repaired = repaired?;
             let whole = verdicts.iter().all(|verdict| verdict.outcome != Outcome::Incomplete);
             if repaired && whole && verdicts.iter().all(is_compared) {
-                exit = Exit::Clean;
+                // No repair helps what has one side only.
+                exit = self::exit(&self.retired);
             }
         }
         // Without a mirror nobody can repair anything.
@@ -279,16 +283,18 @@ const ORPHANS_ONLY: &str = "see docs/runbooks/differences-found.md, \"Orphans on
 /// The most useful command after these verdicts, about the slices that it is for; none after a clean one, nor where a
 /// repair has said its own. `options` are those that were typed and matter.
 fn advice(plan: &str, verdicts: &[Verdict], repairs: bool, options: &str) -> Option<String> {
+    let (retired, verdicts): (Vec<&Verdict>, Vec<&Verdict>) =
+        verdicts.iter().partition(|verdict| verdict.is_of_references());
     let about = |is_meant: fn(&Verdict) -> bool| -> String {
         let meant = verdicts.iter().filter(|verdict| is_meant(verdict));
         meant.map(|verdict| format!(" --slice {}", shell_word(&verdict.slice))).collect()
     };
-    if verdicts.iter().any(Verdict::lacks_mirror) {
+    if verdicts.iter().any(|one| one.lacks_mirror()) {
         let slices = about(Verdict::lacks_mirror);
-        let asks = verdicts.iter().find_map(Verdict::mirror_asks);
+        let asks = verdicts.iter().find_map(|one| one.mirror_asks());
         let command = match asks {
             Some(asks) => asks.replace(" PLAN", &format!(" {plan}")),
-            None if verdicts.iter().any(Verdict::lacks_one_way) => {
+            None if verdicts.iter().any(|one| one.lacks_one_way()) => {
                 let status = format!("strangler status {plan}{slices} says why; end the mirror that runs");
                 format!("{status}, then strangler mirror {plan}{slices}, which mirrors both ways")
             }
@@ -296,7 +302,7 @@ fn advice(plan: &str, verdicts: &[Verdict], repairs: bool, options: &str) -> Opt
         };
         return Some(format!("{command}; once it streams, the same command again"));
     }
-    if verdicts.iter().any(Verdict::waits_for_mirror) {
+    if verdicts.iter().any(|one| one.waits_for_mirror()) {
         let slices = about(Verdict::waits_for_mirror);
         return Some(format!(
             "strangler status {plan}{slices} says what the mirror waits for; strangler mirror {plan}{slices} --take-over \
@@ -304,6 +310,12 @@ fn advice(plan: &str, verdicts: &[Verdict], repairs: bool, options: &str) -> Opt
         ));
     }
     match Outcome::of(verdicts.iter().map(|verdict| verdict.outcome)) {
+        Outcome::Clean if retired.iter().any(|one| one.outcome == Outcome::Differs) => {
+            Some(format!("{ORPHANS_ONLY}: references without a row, which no repair can help"))
+        }
+        Outcome::Clean if retired.iter().any(|one| one.outcome == Outcome::Incomplete) => {
+            Some("once nothing of the reasons above is in the way, the same command again".to_owned())
+        }
         Outcome::Clean => None,
         Outcome::Differs if repairs => None,
         Outcome::Differs
@@ -316,7 +328,7 @@ fn advice(plan: &str, verdicts: &[Verdict], repairs: bool, options: &str) -> Opt
             let repair = format!(
                 "strangler reconcile {plan}{slices}{options} --repair --dry-run says what a repair would do"
             );
-            let left = verdicts.iter().any(|verdict| !is_compared(verdict));
+            let left = verdicts.iter().any(|one| !is_compared(one));
             let left = if left { "; what was not compared has its reason above" } else { "" };
             Some(repair + left)
         }

@@ -8,7 +8,7 @@ use tokio::net::TcpListener;
 use tokio_util::sync::{CancellationToken, DropGuard};
 
 use super::pass::{Pass, cause};
-use super::{Arguments, asked, jobs, options};
+use super::{Arguments, asked, jobs, options, retired};
 use crate::cli::interrupt::Interrupts;
 use crate::cli::open::Opened;
 use crate::cli::report::{CliError, Exit};
@@ -53,8 +53,15 @@ pub(super) async fn run(
     let metrics = Arc::new(Metrics::new(opened.slices.iter().map(String::as_str)));
     let _serving = serve(arguments, opened, &metrics).await?;
     let now = SystemClock.now_us();
-    let mut times: Vec<(String, Option<i64>)> =
-        opened.slices.iter().map(|slice| (slice.clone(), schedule.first(slice, now))).collect();
+    // What retired slices refer to is looked at, too, where everything is.
+    let everything = arguments.tables.is_empty() && arguments.slices.slices.is_empty();
+    let retired = opened.dropped.keys().filter(|_| everything);
+    let mut times: Vec<(String, Option<i64>)> = opened
+        .slices
+        .iter()
+        .chain(retired)
+        .map(|slice| (slice.clone(), schedule.first(slice, now)))
+        .collect();
     let mut latest = BTreeMap::new();
     loop {
         let next = times.iter_mut().filter_map(|(slice, at)| at.map(|at| (at, slice))).min();
@@ -132,11 +139,24 @@ async fn once(
             return Ok(());
         }
     };
+    if let Some(dropped) = opened.dropped_now(slice).await {
+        let pass = Pass {
+            arguments,
+            options: &options(arguments, Vec::new()),
+            plan: shell_word(&opened.path),
+            retired: Vec::new(),
+        };
+        if let Some(verdict) = retired::of_one((opened, &mappings), &dropped, arguments.list).await {
+            metrics.record(&verdict);
+            pass.tell(ui, verdict, latest)?;
+        }
+        return Ok(());
+    }
     let (tables, lost) = asked_for.tables(arguments, slice, &mappings);
     let options = Options { lost, ..options(arguments, tables) };
     let jobs: Vec<_> =
         jobs(opened, mappings, &options).into_iter().filter(|job| job.mapping.slice == slice).collect();
-    let pass = Pass { arguments, options: &options, plan: shell_word(&opened.path) };
+    let pass = Pass { arguments, options: &options, plan: shell_word(&opened.path), retired: Vec::new() };
     for (slice, outcome) in pass.compare(ui, &jobs, interrupts, stop).await {
         match outcome {
             Ok(done) => {

@@ -12,7 +12,21 @@ pub(super) fn heading(slice: &str, done: &str, source: &RetireError) -> String {
     if matches!(source, RetireError::Unknown { .. }) {
         return format!("it is not known whether it is done for slice {slice}");
     }
+    if matches!(source, RetireError::Behind { .. }) {
+        return format!("the old tables of slice {slice} are dropped, and not all that goes behind them");
+    }
+    if matches!(source, RetireError::Decided { .. }) {
+        return format!(
+            "the old tables of slice {slice} are not dropped, and it may stay written down that they are to be"
+        );
+    }
     format!("the old tables of slice {slice} could not be {done}")
+}
+
+/// How a command ends that has done some of it, by what kept it from the rest.
+fn left(source: &RetireError, provision: &str) -> Exit {
+    let unreachable = page(source, provision).exit == Exit::Unreachable;
+    if unreachable { Exit::Unreachable } else { Exit::Incomplete }
 }
 
 /// `provision` is the command that makes and grants what is needed, as it must be typed.
@@ -26,6 +40,14 @@ pub(super) fn page(error: &RetireError, provision: &str) -> Page {
         RetireError::Unknown { .. } => {
             let hint = "all of it was done or nothing: strangler status says how far the slice is retired";
             (Exit::Incomplete, "retire-unknown", Some(hint.to_owned()))
+        }
+        // Also where the link to the service was lost: some of it is done, or decided.
+        RetireError::Behind { next, source } => {
+            let exit = left(source, provision);
+            (exit, "retire-left", Some(format!("{next}, which does the rest and nothing twice")))
+        }
+        RetireError::Decided { next, source } => {
+            (left(source, provision), "retire-decided", Some(next.clone()))
         }
         RetireError::Archive(error) => return archive::page(error),
         error if lost_connection(error) || ended_as_idle(error) => {
@@ -48,6 +70,13 @@ pub(super) fn page(error: &RetireError, provision: &str) -> Page {
             (Exit::Incomplete, "retire-failed", Some(hint.to_owned()))
         }
         RetireError::Provision(_) => (Exit::Incomplete, "retire-failed", None),
+        RetireError::Step { .. } | RetireError::Used { .. } => (Exit::Incomplete, "retire-left", None),
+        RetireError::Left { .. } | RetireError::Unnoted { .. } => (
+            Exit::Unreachable,
+            "retire-waited",
+            Some("once that has ended, type the same command again".to_owned()),
+        ),
+        RetireError::Kept { .. } => (Exit::Incomplete, "retire-failed", None),
         RetireError::Catalog(_) => (Exit::Incomplete, "catalog-unreadable", None),
         RetireError::Journal(_)
         | RetireError::NotProvisioned { .. }

@@ -151,9 +151,9 @@ pub(super) fn headline(status: &SliceStatus) -> String {
 
 fn phase_ink(phase: Phase) -> Ink {
     match phase {
-        Phase::Streaming => Ink::Good,
+        Phase::Streaming | Phase::Retired => Ink::Good,
         Phase::Copying | Phase::CatchingUp | Phase::Provisioned => Ink::Strong,
-        Phase::NotProvisioned | Phase::Stopped => Ink::Caution,
+        Phase::NotProvisioned | Phase::Stopped | Phase::Dropping => Ink::Caution,
         Phase::Unknown | Phase::Dead | Phase::Gap | Phase::Diverged => Ink::Alarm,
     }
 }

@@ -85,6 +85,7 @@ fn coverage_words(coverage: &Coverage) -> String {
         Coverage::Full => "every row".to_owned(),
         Coverage::CutShort => "not all rows".to_owned(),
         Coverage::Sample { percent } => format!("a sample of {percent} %"),
+        Coverage::References => "references alone".to_owned(),
         Coverage::ChangedSince { lsn } => format!("what changed since {lsn}"),
     }
 }

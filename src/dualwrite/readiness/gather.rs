@@ -329,7 +329,7 @@ ORDER BY 1";
 /// Asks until all that follow have flushed what is there now, or patience is over.
 async fn standbys(from: &Client) -> Result<Vec<Standby>, FlipError> {
     let looking = failed("looking for standbys");
-    let row = from.query_one("SELECT pg_current_wal_flush_lsn()", &[]).await.map_err(looking)?;
+    let row = from.query_typed_one("SELECT pg_current_wal_flush_lsn()", &[]).await.map_err(looking)?;
     let (position, begun) = (row.get::<_, PgLsn>(0), Instant::now());
     let of = |row: &Row| Standby {
         name: row.get(0),

@@ -182,7 +182,7 @@ pub async fn is_any(
     let outside: Vec<String> = filters.iter().map(|filter| outside(filter)).collect();
     let sql = format!("SELECT {}", exists(table, &outside.join(" AND ")));
     monolith.batch_execute(&format!("BEGIN READ ONLY; SET LOCAL statement_timeout = {limit_ms}")).await?;
-    let found = monolith.query_one(&sql, &[]).await.map(|row| row.get(0));
+    let found = monolith.query_typed_one(&sql, &[]).await.map(|row| row.get(0));
     // When the connection broke there is nothing to end; the first error tells the story.
     let ended = monolith.batch_execute("ROLLBACK").await;
     let found = found?;

@@ -12,6 +12,56 @@ use crate::journal::{record, slices};
 /// Action of the journal's entries that hold a head.
 const ACTION: &str = "ledger-head";
 
+/// Where the monolith's journal is asked what it remembers.
+#[derive(Debug, Clone, Copy)]
+pub enum Memory<'a> {
+    /// On the monolith.
+    Monolith(&'a Client),
+    /// In the service that keeps it since our schema went from the monolith. What a human accepts from then on is in that service's own.
+    Kept(&'a Client),
+}
+
+/// The monolith's journal as a service keeps it, and behind it what that service's own says of ledgers.
+const KEPT: &str = "(SELECT row_number() OVER (ORDER BY k.own, k.since, k.id) AS id, k.action, k.detail FROM ( \
+        SELECT 0 AS own, d.begun_at AS since, (j ->> 'id')::bigint AS id, j ->> 'action' AS action, (j -> 'detail')::jsonb AS detail \
+            FROM strangler.dropped d CROSS JOIN LATERAL json_array_elements(d.monolith_journal) AS j \
+        UNION ALL SELECT 1, NULL, id, action, detail FROM strangler.journal WHERE action = 'ledger-head') AS k)";
+
+impl<'a> Memory<'a> {
+    /// The one that remembers the ledger in this service's database: the monolith's own, else what one of the keepers, which are services,
+    /// keeps of it. `None` where none of these remembers anything of it.
+    ///
+    /// # Errors
+    /// [`JournalError`].
+    pub async fn of(
+        service: &Client,
+        monolith: &'a Client,
+        keepers: &[&'a Client],
+    ) -> Result<Option<Self>, JournalError> {
+        let database = database(service).await?;
+        let kept = keepers.iter().map(|keeper| Self::Kept(keeper));
+        for memory in std::iter::once(Self::Monolith(monolith)).chain(kept) {
+            if latest(memory, &database).await?.is_some() {
+                return Ok(Some(memory));
+            }
+        }
+        Ok(None)
+    }
+
+    fn client(self) -> &'a Client {
+        match self {
+            Self::Monolith(client) | Self::Kept(client) => client,
+        }
+    }
+
+    fn journal(self) -> &'static str {
+        match self {
+            Self::Monolith(_) => "strangler.journal",
+            Self::Kept(_) => KEPT,
+        }
+    }
+}
+
 /// How the monolith's journal stands to the ledger.
 #[derive(Debug)]
 pub enum Anchored {
@@ -59,7 +109,7 @@ async fn write(
     head: Option<Head>,
 ) -> Result<Anchored, JournalError> {
     let database = database(service).await?;
-    let latest = latest(monolith, &database).await?;
+    let latest = latest(Memory::Monolith(monolith), &database).await?;
     if let Some(Anchor { head: known, .. }) = &latest
         && hash_at(service, known.id).await?.as_ref() != Some(&known.hash)
     {
@@ -108,14 +158,19 @@ pub struct Anchor {
 
 /// Heads since the last acceptance: those before it are of a ledger that was broken. A number that is higher than the journal's
 /// furthest may be one that was cut off and given anew.
-const ANCHORS: &str = "WITH heads AS (SELECT id AS place, detail ->> 'database' AS database, \
-        (detail ->> 'id')::bigint AS entry, detail ->> 'hash' AS hash, \
-        coalesce(detail ->> 'accepted' = 'true', false) AS accepted FROM strangler.journal \
-        WHERE action = 'ledger-head' AND ($1::text IS NULL OR detail ->> 'database' = $1)), \
-    since AS (SELECT DISTINCT ON (database) database, place, entry FROM heads WHERE accepted \
-        ORDER BY database, place DESC) \
-    SELECT DISTINCT ON (h.database) h.database, h.entry, h.hash, s.entry FROM heads h LEFT JOIN since s USING (database) \
-        WHERE s.place IS NULL OR h.place >= s.place ORDER BY h.database, h.entry DESC, h.place DESC";
+fn anchors_sql(memory: Memory<'_>) -> String {
+    format!(
+        "WITH heads AS (SELECT j.id AS place, detail ->> 'database' AS database, \
+            (detail ->> 'id')::bigint AS entry, detail ->> 'hash' AS hash, \
+            coalesce(detail ->> 'accepted' = 'true', false) AS accepted FROM {} AS j \
+            WHERE action = 'ledger-head' AND ($1::text IS NULL OR detail ->> 'database' = $1)), \
+        since AS (SELECT DISTINCT ON (database) database, place, entry FROM heads WHERE accepted \
+            ORDER BY database, place DESC) \
+        SELECT DISTINCT ON (h.database) h.database, h.entry, h.hash, s.entry FROM heads h LEFT JOIN since s USING (database) \
+            WHERE s.place IS NULL OR h.place >= s.place ORDER BY h.database, h.entry DESC, h.place DESC",
+        memory.journal()
+    )
+}
 
 /// What the monolith's journal remembers of every ledger, or of that in one database, by the uuids of their databases.
 ///
@@ -125,46 +180,72 @@ pub async fn anchors(
     monolith: &Client,
     database: Option<&str>,
 ) -> Result<BTreeMap<String, Anchor>, JournalError> {
-    let rows = monolith.query(ANCHORS, &[&database]).await.map_err(reading())?;
+    remembered(Memory::Monolith(monolith), database).await
+}
+
+async fn remembered(
+    memory: Memory<'_>,
+    database: Option<&str>,
+) -> Result<BTreeMap<String, Anchor>, JournalError> {
+    if !has_journal(memory).await? {
+        return Ok(BTreeMap::new());
+    }
+    let rows = memory.client().query(&anchors_sql(memory), &[&database]).await.map_err(reading())?;
     let anchor =
         |row: &Row| Anchor { head: Known { id: row.get(1), hash: row.get(2) }, accepted: row.get(3) };
     Ok(rows.iter().map(|row| (row.get(0), anchor(row))).collect())
 }
 
-pub(super) async fn latest(monolith: &Client, database: &str) -> Result<Option<Anchor>, JournalError> {
-    Ok(anchors(monolith, Some(database)).await?.remove(database))
+pub(super) async fn latest(memory: Memory<'_>, database: &str) -> Result<Option<Anchor>, JournalError> {
+    Ok(remembered(memory, Some(database)).await?.remove(database))
+}
+
+/// A monolith whose last slice was abandoned or dropped has none, and remembers nothing.
+async fn has_journal(memory: Memory<'_>) -> Result<bool, JournalError> {
+    let table = match memory {
+        Memory::Monolith(_) => "strangler.journal",
+        Memory::Kept(_) => "strangler.dropped",
+    };
+    let sql = "SELECT to_regclass($1) IS NOT NULL";
+    Ok(memory.client().query_one(sql, &[&table]).await.map_err(reading())?.get(0))
 }
 
 /// The heads that the journal holds of entries in (after, upto], since the last acceptance.
 pub(super) async fn between(
-    monolith: &Client,
+    memory: Memory<'_>,
     database: &str,
     (after, upto): (i64, i64),
 ) -> Result<Vec<Known>, JournalError> {
-    let sql = "SELECT DISTINCT (detail ->> 'id')::bigint, detail ->> 'hash' FROM strangler.journal \
-               WHERE action = 'ledger-head' AND detail ->> 'database' = $1 \
-                 AND (detail ->> 'id')::bigint > $2 AND (detail ->> 'id')::bigint <= $3 \
-                 AND id >= coalesce((SELECT max(id) FROM strangler.journal WHERE action = 'ledger-head' \
-                     AND detail ->> 'database' = $1 AND detail ->> 'accepted' = 'true'), 0) ORDER BY 1";
-    let rows = monolith.query(sql, &[&database, &after, &upto]).await.map_err(reading())?;
+    if !has_journal(memory).await? {
+        return Ok(Vec::new());
+    }
+    let journal = memory.journal();
+    let sql = format!(
+        "SELECT DISTINCT (detail ->> 'id')::bigint, detail ->> 'hash' FROM {journal} AS j \
+         WHERE action = 'ledger-head' AND detail ->> 'database' = $1 \
+             AND (detail ->> 'id')::bigint > $2 AND (detail ->> 'id')::bigint <= $3 \
+             AND j.id >= coalesce((SELECT max(a.id) FROM {journal} AS a WHERE action = 'ledger-head' \
+                 AND detail ->> 'database' = $1 AND detail ->> 'accepted' = 'true'), 0) ORDER BY 1"
+    );
+    let rows = memory.client().query(&sql, &[&database, &after, &upto]).await.map_err(reading())?;
     Ok(rows.iter().map(known).collect())
 }
 
-/// Appends an entry by which a human accepts that the ledger is not what was written, and has the monolith's journal measure it
+/// Appends an entry by which a human accepts that the ledger is not what was written, and has the memory measure it
 /// from there on. What is before it proves nothing any more. Sessions outside any transaction; `service_name` as for
 /// [`anchor`]. Who calls it: `strangler ledger --accept-broken`.
 ///
 /// # Errors
-/// [`JournalError`]. Where the monolith did not take its part nothing is accepted, and the next call does it.
+/// [`JournalError`]. Where the memory did not take its part nothing is accepted, and the next call does it.
 pub async fn accept(
     service: &Client,
-    monolith: &Client,
+    memory: Memory<'_>,
     (service_name, entry): (&str, &NewEntry<'_>),
 ) -> Result<(), JournalError> {
     let head = transaction(service, async || append(service, entry).await).await?;
     failpoint::hit("ledger-accepted");
     let detail = detail((service_name, &database(service).await?), head, true);
-    record(monolith, None, ACTION, &detail).await
+    record(memory.client(), None, ACTION, &detail).await
 }
 
 fn detail((service_name, database): (&str, &str), head: Head, accepted: bool) -> Value {

@@ -27,6 +27,9 @@ pub const RETIRE: &str = "retire";
 /// Old tables were brought back.
 pub const UNRETIRE: &str = "unretire";
 
+/// A slice was taken back to where nothing of it was ever provisioned: what earlier entries say of it is of another life.
+pub const ABANDON: &str = "abandon";
+
 /// A rehearsal of a move, and what a flip would have taken.
 pub const REHEARSAL: &str = "rehearsal";
 

@@ -6,7 +6,8 @@ use serde::Serialize;
 use serde_json::{Value, json};
 use tokio_postgres::Client;
 
-use super::JournalError;
+use super::{ABANDON, JournalError};
+use crate::journal::slices;
 
 /// Steps that an entry lists; it counts all. A slice of a thousand tables takes some five steps a table.
 const LISTED_MAX: usize = 5_000;
@@ -35,10 +36,28 @@ pub struct Steps {
 }
 
 /// The last entries of the journals that the ledger has told of.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 struct Told {
     service: i64,
     monolith: i64,
+    /// Uuid of the monolith's database: where the last slice was abandoned and another one provisioned, its journal begins anew.
+    of: Option<String>,
+}
+
+/// Up to where the ledger is to know both journals, as an entry says it: of all that is in them.
+///
+/// # Errors
+/// [`JournalError::Database`].
+pub async fn all_told(service: &Client, monolith: Option<&Client>) -> Result<Value, JournalError> {
+    let last = async |client: &Client| {
+        let sql = "SELECT coalesce(max(id), 0) FROM strangler.journal";
+        client.query_typed_one(sql, &[]).await.map(|row| row.get::<_, i64>(0)).map_err(reading())
+    };
+    let (there, of) = match monolith {
+        Some(monolith) => (last(monolith).await?, slices::database_uuid(monolith).await?),
+        None => (0, None),
+    };
+    Ok(json!({ "service": last(service).await?, "monolith": there, "of": of }))
 }
 
 impl Steps {
@@ -57,7 +76,7 @@ impl Steps {
             "taken": listed,
             "first": self.first,
             "last": self.last,
-            "journal": { "service": self.told.service, "monolith": self.told.monolith },
+            "journal": { "service": self.told.service, "monolith": self.told.monolith, "of": self.told.of },
         })
     }
 }
@@ -74,15 +93,22 @@ pub async fn untold(
     slice: Option<&str>,
 ) -> Result<Steps, JournalError> {
     let sql = "SELECT coalesce((body -> 'journal' ->> 'service')::bigint, 0), \
-                   coalesce((body -> 'journal' ->> 'monolith')::bigint, 0) \
-               FROM strangler.ledger WHERE slice IS NOT DISTINCT FROM $1 AND kind = $2 ORDER BY id DESC LIMIT 1";
-    let row = service.query_opt(sql, &[&slice, &verb]).await.map_err(reading())?;
-    let told = row.map_or_else(Told::default, |row| Told { service: row.get(0), monolith: row.get(1) });
-    let mut steps = Steps { taken: Vec::new(), first: None, last: None, told };
+                   coalesce((body -> 'journal' ->> 'monolith')::bigint, 0), body -> 'journal' ->> 'of' \
+               FROM strangler.ledger WHERE slice IS NOT DISTINCT FROM $1 AND kind IN ($2, $3) ORDER BY id DESC LIMIT 1";
+    let row = service.query_opt(sql, &[&slice, &verb, &ABANDON]).await.map_err(reading())?;
+    let told = row.map_or_else(Told::default, |row| Told {
+        service: row.get(0),
+        monolith: row.get(1),
+        of: row.get(2),
+    });
+    let mut steps = Steps { taken: Vec::new(), first: None, last: None, told: told.clone() };
     let here = (verb, slice, told.service);
     steps.told.service = read(service, "service", here, &mut steps).await?;
     if slice.is_some() {
-        let there = (verb, slice, told.monolith);
+        let of = slices::database_uuid(monolith).await?;
+        let after = if told.of.is_some() && told.of != of { 0 } else { told.monolith };
+        steps.told.of = of;
+        let there = (verb, slice, after);
         steps.told.monolith = read(monolith, "monolith", there, &mut steps).await?;
     }
     Ok(steps)

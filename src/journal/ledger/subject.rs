@@ -3,7 +3,7 @@
 use serde_json::{Value, json};
 use tokio_postgres::Client;
 
-use super::{Author, Head, JournalError, NewEntry, PLAN, append, lock};
+use super::{ABANDON, Author, Head, JournalError, NewEntry, PLAN, append, lock};
 use crate::journal::slices;
 use crate::lsn::Lsn;
 use crate::mapping::SliceMapping;
@@ -68,7 +68,8 @@ impl Subject {
         append(service, &entry).await
     }
 
-    /// Appends an entry, unless one of its kind with the same `event` in its body is there: for what is met again and again.
+    /// Appends an entry, unless one of its kind with the same `event` in its body is there, and the slice was not abandoned since: for
+    /// what is met again and again.
     /// In the caller's open READ COMMITTED transaction on the service.
     ///
     /// # Errors
@@ -81,8 +82,9 @@ impl Subject {
         (event, body): (&str, &Value),
     ) -> Result<Option<Head>, JournalError> {
         lock(service).await?;
-        let sql = "SELECT EXISTS (SELECT FROM strangler.ledger WHERE slice = $1 AND kind = $2 AND body ->> 'event' = $3)";
-        let row = service.query_one(sql, &[&self.slice, &kind, &event]).await.map_err(reading())?;
+        let sql = "SELECT EXISTS (SELECT FROM strangler.ledger WHERE slice = $1 AND kind = $2 AND body ->> 'event' = $3 \
+                       AND id > coalesce((SELECT max(id) FROM strangler.ledger WHERE slice = $1 AND kind = $4), 0))";
+        let row = service.query_one(sql, &[&self.slice, &kind, &event, &ABANDON]).await.map_err(reading())?;
         if row.get(0) {
             return Ok(None);
         }
@@ -159,9 +161,10 @@ struct Named {
 }
 
 async fn named(service: &Client, slice: &str) -> Result<Named, JournalError> {
-    let sql = "SELECT (SELECT plan_hash FROM strangler.ledger WHERE slice = $1 AND plan_hash IS NOT NULL \
-                   ORDER BY id DESC LIMIT 1), \
-               (SELECT body ->> 'policy_hash' FROM strangler.ledger WHERE slice = $1 AND kind = $2 ORDER BY id DESC LIMIT 1)";
+    let sql = "WITH now AS (SELECT id, kind, plan_hash, body FROM strangler.ledger WHERE slice = $1 \
+                   AND id > (SELECT coalesce(max(id), 0) FROM strangler.ledger WHERE slice = $1 AND kind = 'abandon')) \
+               SELECT (SELECT plan_hash FROM now WHERE plan_hash IS NOT NULL ORDER BY id DESC LIMIT 1), \
+               (SELECT body ->> 'policy_hash' FROM now WHERE kind = $2 ORDER BY id DESC LIMIT 1)";
     let row = service.query_one(sql, &[&slice, &PLAN]).await.map_err(reading())?;
     Ok(Named { mapping: row.get(0), policy: row.get(1) })
 }

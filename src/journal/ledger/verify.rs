@@ -5,7 +5,7 @@ use std::fmt;
 
 use tokio_postgres::Client;
 
-use super::anchor::{self, Anchor, Known};
+use super::anchor::{self, Anchor, Known, Memory};
 use super::chain::{Hash, hash_of};
 use super::{Entry, Filter, Head, JournalError, entries, head};
 
@@ -78,7 +78,15 @@ pub enum VerifyError {
 /// # Errors
 /// [`VerifyError`]; the first fault in the order of the entries.
 pub async fn verify(service: &Client, monolith: Option<&Client>) -> Result<Verified, VerifyError> {
-    let anchors = read(service, monolith).await?;
+    verify_by(service, monolith.map(Memory::Monolith)).await
+}
+
+/// The same by whatever remembers the ledger.
+///
+/// # Errors
+/// As [`verify`].
+pub async fn verify_by(service: &Client, memory: Option<Memory<'_>>) -> Result<Verified, VerifyError> {
+    let anchors = read(service, memory).await?;
     let begun = anchors.as_ref().and_then(Anchors::accepted).unwrap_or(1);
     chain(service, anchors, begun).await
 }
@@ -94,7 +102,7 @@ pub async fn verify_from(
     monolith: Option<&Client>,
     entry: i64,
 ) -> Result<Verified, VerifyError> {
-    let anchors = read(service, monolith).await?;
+    let anchors = read(service, monolith.map(Memory::Monolith)).await?;
     if let Some(anchor) = anchors.as_ref().and_then(|anchors| anchors.latest.as_ref()) {
         let remembered = against(service, anchor).await?;
         // What is wrong further on is found in its place.
@@ -108,12 +116,9 @@ pub async fn verify_from(
     chain(service, anchors, entry).await
 }
 
-async fn read<'a>(
-    service: &Client,
-    monolith: Option<&'a Client>,
-) -> Result<Option<Anchors<'a>>, JournalError> {
-    match monolith {
-        Some(monolith) => Ok(Some(Anchors::read(service, monolith).await?)),
+async fn read<'a>(service: &Client, memory: Option<Memory<'a>>) -> Result<Option<Anchors<'a>>, JournalError> {
+    match memory {
+        Some(memory) => Ok(Some(Anchors::read(service, memory).await?)),
         None => Ok(None),
     }
 }
@@ -214,17 +219,23 @@ fn check(entry: &Entry, before: Option<Head>, known: &[Known]) -> Result<(), Bro
 
 /// The heads in the monolith's journal.
 struct Anchors<'a> {
-    monolith: &'a Client,
+    memory: Memory<'a>,
     database: String,
     latest: Option<Anchor>,
+    /// Those of a journal that is kept as one text, which is read once.
+    kept: Option<Vec<Known>>,
 }
 
 impl<'a> Anchors<'a> {
     /// Read before the ledger: what the journal remembers by then, the ledger holds by then.
-    async fn read(service: &Client, monolith: &'a Client) -> Result<Self, JournalError> {
+    async fn read(service: &Client, memory: Memory<'a>) -> Result<Self, JournalError> {
         let database = anchor::database(service).await?;
-        let latest = anchor::latest(monolith, &database).await?;
-        Ok(Self { monolith, database, latest })
+        let latest = anchor::latest(memory, &database).await?;
+        let kept = match memory {
+            Memory::Monolith(_) => None,
+            Memory::Kept(_) => Some(anchor::between(memory, &database, (0, i64::MAX)).await?),
+        };
+        Ok(Self { memory, database, latest, kept })
     }
 
     fn accepted(&self) -> Option<i64> {
@@ -232,6 +243,12 @@ impl<'a> Anchors<'a> {
     }
 
     async fn of(&self, range: (i64, i64)) -> Result<Vec<Known>, JournalError> {
-        anchor::between(self.monolith, &self.database, range).await
+        match &self.kept {
+            None => anchor::between(self.memory, &self.database, range).await,
+            Some(known) => {
+                let (after, upto) = range;
+                Ok(known.iter().filter(|known| known.id > after && known.id <= upto).cloned().collect())
+            }
+        }
     }
 }

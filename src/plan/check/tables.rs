@@ -411,7 +411,7 @@ fn check_pair(
         PlanProblem::error("plan.table-twice", format!("{what} is in the slices {a} and {b}, and a row could belong to both"))
             .help(format!(
                 "leave it in one slice, or give both a `where` on one column with different values, \
-                 `where: {{ Region: [EU] }}` and `where: {{ Region: [US] }}`, and add `flip_together: [[{}, {}]]`",
+                 `where: {{ Region: [EU] }}` and `where: {{ Region: [US] }}`, and add `policy: {{ flip_together: [[{}, {}]] }}`",
                 first.slice, second.slice
             ))
     } else if !flip_together(file, first.slice, second.slice) {

@@ -65,7 +65,7 @@ const FLUSHED: &str = "SELECT pg_catalog.set_config('synchronous_commit', 'on', 
 const LOCKS_IDLE_MS: u32 = 1_000;
 
 /// The statement behind a `BEGIN` that lets the server end such a transaction, and its session with it. Who calls it: `arm`,
-/// `disarm`, `retire` and `unretire`.
+/// `disarm`, `retire`, `unretire` and `abandon`.
 #[must_use]
 pub fn idle_limit() -> String {
     format!("SET LOCAL idle_in_transaction_session_timeout = {LOCKS_IDLE_MS}")

@@ -1,37 +1,25 @@
 //! What depends on tables: views, functions, triggers, rules, policies, publications, subscriptions.
 
-use tokio_postgres::{Client, Error};
+use tokio_postgres::{Client, Error, Row};
 
 use super::tables::Tables;
 use super::{Places, USER_SCHEMA, name_at};
 use crate::catalog::{Dependent, DependentKind};
-use crate::name::{identifiers_in, is_named};
+use crate::name::{TableName, identifiers_in, is_named};
 
 /// Reads them all, in the order of table, kind and name. A text that names a table means the name that it had before it was moved away.
 pub(super) async fn read(client: &Client, tables: &Tables, places: &Places) -> Result<Vec<Dependent>, Error> {
     let mut found = Vec::new();
-    let queries = [
-        (VIEWS, None),
-        (TRIGGERS, Some(DependentKind::Trigger)),
-        (RULES, Some(DependentKind::Rule)),
-        (POLICIES, Some(DependentKind::Policy)),
-        (PUBLICATIONS, Some(DependentKind::Publication)),
-        (SUBSCRIPTIONS, Some(DependentKind::Subscription)),
-        (SIGNATURES, Some(DependentKind::Function)),
-    ];
-    for (sql, kind) in queries {
-        for row in client.query(sql, &[]).await? {
-            let table = name_at(&row, "schema", "table")?;
-            let detail: String = row.try_get("detail")?;
-            let view = if detail == "m" { DependentKind::MaterializedView } else { DependentKind::View };
-            if tables.contains_key(&table) {
-                let name = places.translated(name_at(&row, "of_schema", "of_name")?).to_string();
-                let own_word: Option<String> = row.try_get("own")?;
-                let name = own_word.map_or(name.clone(), |own| format!("{own} on {name}"));
-                let fires = matches!(kind, Some(DependentKind::Trigger | DependentKind::Rule));
-                let detail = if fires { detail } else { String::new() };
-                found.push(Dependent { kind: kind.unwrap_or(view), table, name, detail });
-            }
+    let parts = QUERIES.iter().enumerate();
+    let parts =
+        parts.map(|(number, (sql, _))| format!("SELECT {number} AS number, part.* FROM ({sql}) AS part"));
+    let sql = parts.collect::<Vec<_>>().join(" UNION ALL ");
+    for row in client.query_typed(&sql, &[]).await? {
+        let table = name_at(&row, "schema", "table")?;
+        let number = usize::try_from(row.try_get::<_, i32>("number")?).ok();
+        let Some((_, kind)) = number.and_then(|number| QUERIES.get(number)) else { continue };
+        if tables.contains_key(&table) {
+            found.push(dependent(&row, table, *kind, places)?);
         }
     }
     found.extend(read_bodies(client, tables, places).await?);
@@ -39,6 +27,33 @@ pub(super) async fn read(client: &Client, tables: &Tables, places: &Places) -> R
     found.dedup_by(|a, b| (&a.table, a.kind, &a.name) == (&b.table, b.kind, &b.name));
     Ok(found)
 }
+
+fn dependent(
+    row: &Row,
+    table: TableName,
+    kind: Option<DependentKind>,
+    places: &Places,
+) -> Result<Dependent, Error> {
+    let detail: String = row.try_get("detail")?;
+    let view = if detail == "m" { DependentKind::MaterializedView } else { DependentKind::View };
+    let name = places.translated(name_at(row, "of_schema", "of_name")?).to_string();
+    let own_word: Option<String> = row.try_get("own")?;
+    let name = own_word.map_or(name.clone(), |own| format!("{own} on {name}"));
+    let fires = matches!(kind, Some(DependentKind::Trigger | DependentKind::Rule));
+    let detail = if fires { detail } else { String::new() };
+    Ok(Dependent { kind: kind.unwrap_or(view), table, name, detail })
+}
+
+/// What is asked, in one statement, and what it finds; a view's row says which kind of view.
+const QUERIES: [(&str, Option<DependentKind>); 7] = [
+    (VIEWS, None),
+    (TRIGGERS, Some(DependentKind::Trigger)),
+    (RULES, Some(DependentKind::Rule)),
+    (POLICIES, Some(DependentKind::Policy)),
+    (PUBLICATIONS, Some(DependentKind::Publication)),
+    (SUBSCRIPTIONS, Some(DependentKind::Subscription)),
+    (SIGNATURES, Some(DependentKind::Function)),
+];
 
 // Every query gives: schema and table (what is depended on), own (a name that lives on a table, else null),
 // of_schema and of_name (the object, or the table that `own` stands on), detail.
@@ -117,7 +132,7 @@ async fn read_bodies(client: &Client, tables: &Tables, places: &Places) -> Resul
            AND e.deptype = 'e')"
     );
     let mut found = Vec::new();
-    for row in client.query(&sql, &[]).await? {
+    for row in client.query_typed(&sql, &[]).await? {
         let function = name_at(&row, "schema", "name")?.to_string();
         let body: String = row.try_get("body")?;
         let named = identifiers_in(&body);
@@ -138,7 +153,6 @@ async fn read_bodies(client: &Client, tables: &Tables, places: &Places) -> Resul
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::name::TableName;
 
     #[test]
     fn bodies_name_tables_as_postgresql_reads_them() {

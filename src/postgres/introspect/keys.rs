@@ -31,7 +31,7 @@ pub(super) async fn read_indexes(client: &Client, tables: &mut Tables) -> Result
          FROM pg_index x JOIN pg_class i ON i.oid = x.indexrelid JOIN pg_class c ON c.oid = x.indrelid \
          JOIN pg_namespace n ON n.oid = c.relnamespace AND {USER_SCHEMA} ORDER BY c.oid, i.relname"
     );
-    for row in client.query(&sql, &[]).await? {
+    for row in client.query_typed(&sql, &[]).await? {
         let Some(table) = tables.get_mut(&name_at(&row, "schema", "table")?) else { continue };
         table.indexes.push(Index {
             name: row.try_get("name")?,
@@ -79,7 +79,7 @@ pub(super) async fn read_constraints(client: &Client, tables: &mut Tables) -> Re
          WHERE o.contype IN ('p', 'u', 'c', 'x', 'n') ORDER BY c.oid, o.conname",
         columns_of("o.conrelid", "o.conkey")
     );
-    for row in client.query(&sql, &[]).await? {
+    for row in client.query_typed(&sql, &[]).await? {
         let Some(table) = tables.get_mut(&name_at(&row, "schema", "table")?) else { continue };
         table.constraints.push(Constraint {
             name: row.try_get("name")?,
@@ -116,7 +116,7 @@ pub(super) async fn read_foreign_keys(client: &Client) -> Result<Vec<ForeignKey>
         columns_of("o.confrelid", "o.confkey")
     );
     let mut keys = Vec::new();
-    for row in client.query(&sql, &[]).await? {
+    for row in client.query_typed(&sql, &[]).await? {
         keys.push(ForeignKey {
             name: row.try_get("name")?,
             table: name_at(&row, "schema", "table")?,
@@ -149,7 +149,7 @@ pub(super) async fn read_cut_keys(client: &Client) -> Result<CutKeys, Error> {
     let sql = "SELECT has_schema_privilege(n.oid, 'USAGE') AND has_table_privilege(c.oid, 'SELECT') \
                FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace \
                WHERE n.nspname = 'strangler' AND c.relname = 'cut_key'";
-    match client.query_opt(sql, &[]).await? {
+    match client.query_typed_opt(sql, &[]).await? {
         None => return Ok(CutKeys::None),
         Some(row) if !row.try_get::<_, bool>(0)? => return Ok(CutKeys::Closed),
         Some(_) => {}
@@ -157,7 +157,7 @@ pub(super) async fn read_cut_keys(client: &Client) -> Result<CutKeys, Error> {
     let sql = "SELECT child_table, name, columns, parent_table, referenced_columns, on_delete, definition, validated, \
                       comment FROM strangler.cut_key WHERE restored_at IS NULL";
     let mut keys = Vec::new();
-    for row in client.query(sql, &[]).await? {
+    for row in client.query_typed(sql, &[]).await? {
         let table = |index: usize| TableName::parse(row.get(index), "public").ok();
         let (Some(child), Some(parent)) = (table(0), table(3)) else { continue };
         keys.push(ForeignKey {

@@ -41,7 +41,7 @@ pub(super) async fn read_types(client: &Client) -> Result<BTreeMap<TableName, Us
          WHERE (t.typrelid = 0 OR c.relkind = 'c') \
            AND t.typsubscript IS DISTINCT FROM 'array_subscript_handler'::regproc"
     );
-    let rows = client.query(&sql, &[]).await?;
+    let rows = client.query_typed(&sql, &[]).await?;
     rows.iter().map(|row| type_of(row).map(|one| (one.name.clone(), one))).collect()
 }
 
@@ -84,7 +84,7 @@ pub(super) async fn read_sequences(client: &Client) -> Result<BTreeMap<TableName
          WHERE NOT EXISTS (SELECT FROM pg_depend e WHERE e.classid = 'pg_class'::regclass \
            AND e.objid = c.oid AND e.deptype = 'e')"
     );
-    let rows = client.query(&sql, &[]).await?;
+    let rows = client.query_typed(&sql, &[]).await?;
     let mut sequences = rows
         .iter()
         .map(|row| sequence_of(row).map(|one| (one.name.clone(), one)))
@@ -131,7 +131,7 @@ async fn read_sequence_columns(
                JOIN pg_namespace sn ON sn.oid = s.relnamespace \
                JOIN pg_class c ON c.oid = l.relation JOIN pg_namespace n ON n.oid = c.relnamespace \
                JOIN pg_attribute a ON a.attrelid = c.oid AND a.attnum = l.number ORDER BY 1, 2, 3, 4, 5";
-    for row in client.query(sql, &[]).await? {
+    for row in client.query_typed(sql, &[]).await? {
         let Some(sequence) = sequences.get_mut(&name_at(&row, "schema", "name")?) else { continue };
         let column = (name_at(&row, "table_schema", "table_name")?, row.try_get("column")?);
         if row.try_get("owns")? {

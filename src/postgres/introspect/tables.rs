@@ -49,7 +49,7 @@ pub(super) async fn read(client: &Client) -> Result<Tables, Error> {
          FROM {}",
         relations()
     );
-    let rows = client.query(&sql, &[]).await?;
+    let rows = client.query_typed(&sql, &[]).await?;
     let mut tables = rows
         .iter()
         .map(|row| table_of(row).map(|table| (table.name.clone(), table)))
@@ -108,7 +108,7 @@ async fn read_parents(client: &Client, tables: &mut Tables) -> Result<(), Error>
          JOIN pg_namespace pn ON pn.oid = p.relnamespace ORDER BY i.inhseqno",
         relations()
     );
-    for row in client.query(&sql, &[]).await? {
+    for row in client.query_typed(&sql, &[]).await? {
         let parent = name_at(&row, "parent_schema", "parent_name")?;
         let Some(table) = tables.get_mut(&name_at(&row, "schema", "name")?) else { continue };
         if row.try_get("partition")? {
@@ -122,7 +122,7 @@ async fn read_parents(client: &Client, tables: &mut Tables) -> Result<(), Error>
 
 /// Reads the columns of all relations.
 pub(super) async fn read_columns(client: &Client, tables: &mut Tables) -> Result<(), Error> {
-    for row in client.query(&columns_sql(), &[]).await? {
+    for row in client.query_typed(&columns_sql(), &[]).await? {
         if let Some(table) = tables.get_mut(&name_at(&row, "schema", "table")?) {
             table.columns.push(column_of(&row)?);
         }

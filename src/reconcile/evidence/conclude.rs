@@ -70,7 +70,7 @@ pub async fn conclude(
     }
     let now = "SELECT to_char(clock_timestamp() AT TIME ZONE 'UTC', 'YYYY-MM-DD\"T\"HH24:MI:SS.US\"Z\"')";
     let failed = || JournalError::database("recording a verdict");
-    verdict.finished_at = service.query_one(now, &[]).await.map_err(failed())?.get(0);
+    verdict.finished_at = service.query_typed_one(now, &[]).await.map_err(failed())?.get(0);
     service.batch_execute("BEGIN ISOLATION LEVEL READ COMMITTED").await.map_err(failed())?;
     let head = match record(service, run, verdict, author).await {
         Ok(head) => head,

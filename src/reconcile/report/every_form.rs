@@ -91,6 +91,33 @@ fn a_part_is_never_shown_as_proof_for_the_whole() {
 }
 
 #[test]
+fn references_of_a_retired_slice_are_never_shown_as_proof_and_every_form_says_why_they_could_not_be_looked_at()
+ {
+    for (form, page) in forms(&[fixture::retired(Outcome::Clean)]) {
+        assert!(!page.contains("both sides are equal") && !page.contains("Both sides are equal"), "{form}");
+        let said = page.contains("the slice is retired") || page.contains("\"kind\": \"references\"");
+        assert!(said || form == "junit", "{form} does not say that it is about references: {page}");
+    }
+    let mut verdict = fixture::retired(Outcome::Incomplete);
+    verdict.tables[0].reasons = vec!["what it refers to is not known".to_owned()];
+    for (form, page) in forms(&[verdict.clone()]) {
+        for word in ["what it refers to is not known", "incomplete", "Prices"] {
+            assert!(page.contains(word), "{form} does not say {word}: {page}");
+        }
+        assert!(form != "junit" || page.contains("errors=\"2\""), "{page}");
+    }
+    // Nobody knows of any table of it.
+    verdict.tables.clear();
+    verdict.reasons = vec!["what its references are is not known".to_owned()];
+    for (form, page) in forms(&[verdict]) {
+        for word in ["what its references are is not known", "incomplete"] {
+            assert!(page.contains(word), "{form} does not say {word}: {page}");
+        }
+        assert!(form != "junit" || page.contains("errors=\"1\""), "{page}");
+    }
+}
+
+#[test]
 fn some_tables_are_never_shown_as_proof_for_all() {
     let mut verdict = fixture::clean();
     verdict.every_table = false;

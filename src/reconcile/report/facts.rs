@@ -96,6 +96,7 @@ pub(super) fn part(coverage: Coverage) -> Option<String> {
         Coverage::CutShort => Some("not all rows".to_owned()),
         Coverage::Sample { percent } => Some(format!("a sample of {percent} %")),
         Coverage::ChangedSince { lsn } => Some(format!("rows changed since {lsn}")),
+        Coverage::References => Some("references alone, because the slice is retired".to_owned()),
     }
 }
 
@@ -116,6 +117,9 @@ pub(super) fn parts(verdict: &Verdict) -> Option<String> {
 /// The side that is right, and the one that follows it.
 pub(super) fn way(verdict: &Verdict) -> (String, String) {
     let (monolith, service) = ("monolith".to_owned(), visible(&verdict.service));
+    if verdict.is_of_references() {
+        return (service, "what it refers to".to_owned());
+    }
     if verdict.authority == "service" { (service, monolith) } else { (monolith, service) }
 }
 
@@ -157,6 +161,9 @@ pub(super) fn summary(verdict: &Verdict) -> String {
 pub(super) fn meaning(verdict: &Verdict) -> String {
     let counts = verdict.counts();
     match (verdict.outcome, parts(verdict)) {
+        (Outcome::Clean, _) if verdict.is_of_references() => {
+            "every row that is referred to is there; there is nothing to compare it with".to_owned()
+        }
         (Outcome::Clean, None) => "both sides are equal".to_owned(),
         (Outcome::Clean, Some(part)) => {
             format!("what was looked at is equal, which is only {part}: no proof for the rest")

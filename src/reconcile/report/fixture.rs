@@ -71,6 +71,18 @@ pub(crate) fn sampled() -> Verdict {
     verdict
 }
 
+/// What the rows of a retired slice refer to, of which one table could not be looked at.
+pub(crate) fn retired(outcome: Outcome) -> Verdict {
+    let mut verdict = clean();
+    for table in &mut verdict.tables {
+        table.coverage = Coverage::References;
+        table.outcome = outcome;
+    }
+    verdict.run = "not recorded".to_owned();
+    verdict.outcome = outcome;
+    verdict
+}
+
 /// A finding about `Orders`.
 pub(super) fn finding(kind: FindingKind, id: &str, columns: &[(&str, Shown, Shown)]) -> Finding {
     let columns = columns.iter().map(|(column, authority, copy)| ColumnDiff {

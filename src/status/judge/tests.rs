@@ -69,9 +69,11 @@ fn streaming() -> SliceFacts {
             outside: None,
             lost_writes: None,
             way_back_slot: None,
+            dropped: None,
             evidence: None,
         }),
         monolith_side: Side::Read(MonolithFacts {
+            dropped: None,
             groups: Vec::new(),
             blocked: None,
             arming: None,
@@ -350,6 +352,20 @@ fn authority_follows_both_gates() {
     assert_eq!(of(Some("OPEN"), Some("OPEN")), Authority::Both);
     assert_eq!(of(None, Some("FENCED")), Authority::Unknown);
     assert_eq!(of(None, None), Authority::Unknown);
+}
+
+#[test]
+fn where_both_gates_are_open_nothing_is_to_be_copied_over() {
+    let mut facts = with_service(|facts| {
+        facts.gate = gate("OPEN");
+        facts.stream.as_mut().unwrap().state = "gap".to_owned();
+    });
+    assert_eq!(status(&facts).authority, Authority::Both);
+    assert_eq!((status(&facts).phase, status(&facts).next), (Phase::Gap, None));
+    if let Side::Read(facts) = &mut facts.service_side {
+        facts.gate = gate("FENCED");
+    }
+    assert_eq!(status(&facts).next, mirror(" --rebuild"));
 }
 
 #[test]

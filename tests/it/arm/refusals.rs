@@ -101,7 +101,7 @@ async fn provision_and_arm_keep_each_other_away() {
     let other = stage.split.pair.service().await;
     other.batch_execute("SELECT pg_advisory_lock(1398035026, 0)").await.unwrap();
     let ended = stage.run("arm", &[]);
-    assert_eq!(ended.exit, Some(5), "{}", ended.page());
+    assert_eq!(ended.exit, Some(3), "{}", ended.page());
     assert!(ended.stderr.contains("is at work there"), "{}", ended.page());
 }
 

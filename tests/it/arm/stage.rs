@@ -5,6 +5,7 @@ use tokio_postgres::{Client, SimpleQueryMessage};
 
 use crate::support::binary::Ended;
 use crate::support::cluster::{Pair, launch_with};
+use crate::support::prepared::prepared;
 use crate::support::split::Split;
 
 const SETUP: &str = r#"
@@ -59,7 +60,15 @@ pub struct Stage {
 impl Stage {
     /// Everything is mirrored and live; no mirror runs any more.
     pub async fn mirrored() -> Self {
-        Self::with(Options::default(), Options::default()).await
+        let pair = prepared("mirrored", async || {
+            Self::with(Options::default(), Options::default()).await.split.pair
+        });
+        Self::on_prepared(pair.await).await
+    }
+
+    async fn on_prepared(pair: Pair) -> Self {
+        let (split, monolith, service) = Split::between(pair, PLAN, "").await;
+        Self { split, monolith, service }
     }
 
     /// As [`Self::mirrored`], on servers with settings of the test's own.
@@ -81,9 +90,12 @@ impl Stage {
 
     /// As [`Self::mirrored`], and armed.
     pub async fn armed() -> Self {
-        let stage = Self::mirrored().await;
-        stage.succeed("arm", &[]);
-        stage
+        let pair = prepared("armed", async || {
+            let stage = Self::mirrored().await;
+            stage.succeed("arm", &[]);
+            stage.split.pair
+        });
+        Self::on_prepared(pair.await).await
     }
 
     pub fn run(&self, verb: &str, arguments: &[&str]) -> Ended {

@@ -102,7 +102,7 @@ async fn flips_and_disarm_keep_each_other_away_on_both_sides() {
     let mut flip = split.start_command(command);
     assert!(flip.stands_still());
     let disarm = split.run("disarm", &[]);
-    assert_eq!(disarm.exit, Some(5), "{}", disarm.page());
+    assert_eq!(disarm.exit, Some(3), "{}", disarm.page());
     for words in [
         "or a `flip`, is at work there: process ",
         "(strangler flip, connected for ",

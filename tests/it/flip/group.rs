@@ -5,7 +5,8 @@ use tokio_postgres::Client;
 
 use super::bank::{Bank, ON_SERVICE, SETUP, Side};
 use super::{UNPROVEN, back, complete, killed, owner_of};
-use crate::support::cluster::{connect, create_database};
+use crate::support::cluster::{Pair, connect, create_database};
+use crate::support::prepared::prepared;
 use crate::support::soak;
 use crate::support::split::{Mirror, Split};
 use crate::support::wait::{LONG, SOON, until, until_blocking};
@@ -33,28 +34,56 @@ pub(super) struct Stage {
 
 impl Stage {
     pub(super) async fn armed() -> Self {
+        let pair = prepared("two slices that move together", async || {
+            let stage = Self::armed_from_nothing().await;
+            stage.mirror.stop();
+            stage.split.pair
+        });
+        let (split, monolith, services) = Self::split(pair.await, "").await;
+        Self::mirrored(split, monolith, services, async |_| ()).await
+    }
+
+    async fn armed_from_nothing() -> Self {
         let setup =
             format!("{SETUP}; CREATE SCHEMA other; SET search_path = other; {SETUP}; RESET search_path");
-        let pair = crate::support::cluster::Pair::launch().await;
+        let pair = Pair::launch().await;
         create_database(&pair.service, "second").await;
-        let second = pair.service.url("second");
-        let (mut split, monolith, service) = Split::between(pair, PLAN, &setup).await;
-        split.lead("SECOND", &second);
+        let (split, monolith, services) = Self::split(pair, &setup).await;
         split.provision();
-        let services = [service, connect(&second).await];
         services[0].batch_execute(ON_SERVICE).await.unwrap();
         services[1].batch_execute(&ON_SERVICE.replace("moves", "other.moves")).await.unwrap();
+        Self::mirrored(split, monolith, services, async |split| {
+            let arm = split.run("arm", &[]);
+            assert_eq!(arm.exit, Some(0), "{}", arm.page());
+        })
+        .await
+    }
+
+    async fn split(pair: Pair, setup: &str) -> (Split, Client, [Client; 2]) {
+        let second = pair.service.url("second");
+        let (mut split, monolith, service) = Split::between(pair, PLAN, setup).await;
+        split.lead("SECOND", &second);
+        (split, monolith, [service, connect(&second).await])
+    }
+
+    /// With the mirror running, once both ways back run, of which `arm` makes sure.
+    async fn mirrored(
+        split: Split,
+        monolith: Client,
+        services: [Client; 2],
+        arm: impl AsyncFnOnce(&Split),
+    ) -> Self {
         let mirror = split.mirror(None);
         for service in &services {
             mirror.caught_up(&monolith, service).await;
         }
-        let arm = split.run("arm", &[]);
-        assert_eq!(arm.exit, Some(0), "{}", arm.page());
+        arm(&split).await;
         let in_other = |link: &str| {
             let sign = if link.contains('?') { '&' } else { '?' };
             format!("{link}{sign}options=-csearch_path%3Dother")
         };
         let (there, here) = (split.pair.monolith_url(), split.pair.service_url());
+        let second = split.pair.service.url("second");
         let links = [[there.clone(), here], [in_other(&there), in_other(&second)]];
         let stage = Self { split, monolith, services, mirror, links };
         stage.ways_back_run().await;

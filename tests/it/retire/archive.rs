@@ -196,14 +196,14 @@ pub(super) fn keep(split: &Split, to: &Path) -> Ended {
 }
 
 /// A database on the monolith's server, which has none of the tables.
-async fn other_database(split: &mut Split, name: &str) -> Client {
+pub(super) async fn other_database(split: &mut Split, name: &str) -> Client {
     create_database(&split.pair.monolith, name).await;
     let url = split.pair.monolith.url(name);
     split.lead("ELSEWHERE", &url);
     connect(&url).await
 }
 
-fn restore(split: &Split, from: &Path, arguments: &[&str]) -> Ended {
+pub(super) fn restore(split: &Split, from: &Path, arguments: &[&str]) -> Ended {
     let words = ["restore", "--from", from.to_str().unwrap(), "--to", "${ELSEWHERE}"];
     Ended::of(split.command(&[&words, arguments].concat()).output().unwrap())
 }

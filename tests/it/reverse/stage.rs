@@ -5,6 +5,7 @@ use strangler::name::TableName;
 use tokio_postgres::Client;
 
 use crate::support::cluster::Pair;
+use crate::support::prepared::prepared;
 use crate::support::split::{Mirror, Split};
 use crate::support::tables::{Side, assert_same};
 use crate::support::wait::{SOON, until};
@@ -73,7 +74,11 @@ pub struct Stage {
 impl Stage {
     /// Provisioned, mirrored until everything is live, armed; the mirror has stopped.
     pub async fn armed() -> Self {
-        Self::armed_as_usual(Split::launch(TABLES, SCHEMA).await).await
+        let pair = prepared("way back", async || {
+            Self::armed_as_usual(Split::launch(TABLES, SCHEMA).await).await.split.pair
+        });
+        let (split, monolith, service) = Split::between(pair.await, &Split::plan(TABLES), "").await;
+        Self { split, monolith, service }
     }
 
     /// The same between two servers that are there already.

@@ -2,10 +2,11 @@
 
 use std::time::Instant;
 
-use strangler::cluster::{Auth, Cluster, LocalCluster, Options};
+use strangler::cluster::{Auth, Cluster, ClusterError, LocalCluster, Options};
 use strangler::name::quote_ident;
 use tokio_postgres::{Client, NoTls};
 
+use super::prepared::prepared;
 use super::wait::server_started_in;
 
 /// A server with the usual settings, which lets everyone in without a password.
@@ -20,8 +21,12 @@ pub fn options() -> Options {
 
 /// As [`launch`], with settings or an installation of the test's own.
 pub fn launch_with(options: Options) -> LocalCluster {
+    started(|| LocalCluster::launch(Options { auth: Auth::Trust, ..options }))
+}
+
+fn started(launch: impl FnOnce() -> Result<LocalCluster, ClusterError>) -> LocalCluster {
     let start = Instant::now();
-    let launched = LocalCluster::launch(Options { auth: Auth::Trust, ..options });
+    let launched = launch();
     server_started_in(start.elapsed());
     launched.unwrap_or_else(|error| panic!("{error}"))
 }
@@ -38,9 +43,15 @@ impl Pair {
     /// The service's database.
     pub const SERVICE: &str = "service";
 
-    /// Starts both servers and creates an empty database on each.
+    /// Two servers with an empty database on each.
     pub async fn launch() -> Self {
-        Self::of(launch(), launch(), "").await
+        prepared("empty databases", async || Self::of(launch(), launch(), "").await).await
+    }
+
+    /// Two more servers, with what these hold. They must be stopped.
+    pub fn copied(&self) -> Self {
+        let copy = |cluster: &LocalCluster| started(|| cluster.copied());
+        Self { monolith: copy(&self.monolith), service: copy(&self.service) }
     }
 
     /// As [`Self::launch`], on servers that run already; `service_options` are those of its CREATE DATABASE.

@@ -30,7 +30,7 @@ slices:
 /// `tables` is what the plan says of the slice's tables, in YAML's flow style; `schema` makes them, as their owner.
 pub async fn open(tables: &str, schema: &str) -> (Split, Client, Client) {
     let setup = format!("{SHOP} SET ROLE retail_owner; {schema}; RESET ROLE");
-    let (mut split, monolith, service) = Split::with_plan(&format!("{PLAN}{tables} }}\n"), &setup).await;
+    let (mut split, monolith, service) = Split::with_plan(&plan(tables), &setup).await;
     service.batch_execute(SERVICE).await.unwrap();
     let version: String = service.query_one("SHOW server_version_num", &[]).await.unwrap().get(0);
     let replica = if version.as_str() < "150000" {
@@ -41,6 +41,17 @@ pub async fn open(tables: &str, schema: &str) -> (Split, Client, Client) {
     for client in [&monolith, &service] {
         client.batch_execute(replica).await.unwrap();
     }
+    lead(&mut split);
+    (split, monolith, service)
+}
+
+/// The plan of such a split.
+pub fn plan(tables: &str) -> String {
+    format!("{PLAN}{tables} }}\n")
+}
+
+/// Gives the plan its links.
+pub fn lead(split: &mut Split) {
     for (variable, role) in [("ADMIN", "shop_admin"), ("READ", "shop_read"), ("APPLY", "strangler_apply")] {
         let link = split.pair.monolith.url_as(role, "", Pair::MONOLITH);
         split.lead(variable, &link);
@@ -49,5 +60,4 @@ pub async fn open(tables: &str, schema: &str) -> (Split, Client, Client) {
         let link = split.pair.service.url_as(role, "", Pair::SERVICE);
         split.lead(variable, &link);
     }
-    (split, monolith, service)
 }
