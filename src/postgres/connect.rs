@@ -25,9 +25,11 @@ use super::{replication, tls};
 use crate::failpoint;
 use crate::plan::{LinkTemplate, Variables};
 
+mod cancel;
 mod error;
 mod settings;
 
+pub use cancel::CancelToken;
 pub use error::ConnectError;
 pub(super) use error::LoginError;
 pub use settings::idle_limit;
@@ -336,7 +338,7 @@ impl Login for SqlLogin<'_> {
         let reported = Reported::from_parameters(|name| connection.parameter(name));
         let server_major = connection.parameter("server_version").map_or(0, major);
         let (token, limit) = (client.cancel_token(), self.link.connect_timeout);
-        let cancel = CancelToken { token, route: route.clone(), encryption, limit };
+        let cancel = CancelToken::new(token, route.clone(), encryption, limit);
         let silent = Arc::clone(self.silent);
         let driver = AbortOnDropHandle::new(tokio::spawn(async move {
             // Pinned, so that whoever waits for an answer is told after this is noted.
@@ -436,43 +438,5 @@ impl Deref for Session {
 impl DerefMut for Session {
     fn deref_mut(&mut self) -> &mut Self::Target {
         &mut self.client
-    }
-}
-
-/// Stops the statement that a session is running, over a connection of its own to the same address.
-#[derive(Clone)]
-pub struct CancelToken {
-    token: tokio_postgres::CancelToken,
-    route: Route,
-    encryption: Encryption,
-    /// The link's `connect_timeout`.
-    limit: Duration,
-}
-
-impl CancelToken {
-    /// Asks the server to stop. The statement fails with 57014 if the request was in time; the server does not say
-    /// whether it was.
-    ///
-    /// # Errors
-    /// The server could not be reached, or did not answer in the time that a connection may take.
-    pub async fn cancel(&self) -> Result<(), io::Error> {
-        let asked = timeout(self.limit, self.ask()).await;
-        asked.unwrap_or_else(|_elapsed| Err(io::ErrorKind::TimedOut.into()))
-    }
-
-    async fn ask(&self) -> Result<(), io::Error> {
-        let wire = self.route.dial(self.encryption).await.map_err(|error| match error {
-            DialError::Socket(error) | DialError::Handshake(error) => error,
-            DialError::NoTls => {
-                io::Error::new(io::ErrorKind::ConnectionRefused, "the server has no TLS any more")
-            }
-        })?;
-        self.token.cancel_query_raw(wire, AlreadyEncrypted).await.map_err(io::Error::other)
-    }
-}
-
-impl fmt::Debug for CancelToken {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("CancelToken")
     }
 }
