@@ -44,7 +44,7 @@ const HOLD_MS: u32 = 500;
 /// confirmed. [`AbandonError`]; steps that were taken stay, and the same command goes on behind them.
 pub async fn run(job: Job<'_>, confirm: Option<&str>) -> Result<Done, AbandonError> {
     provision::lock(job.databases).await?;
-    let done = locked(job, confirm).await;
+    let done = Box::pin(locked(job, confirm)).await;
     provision::unlock(job.databases).await;
     done
 }

@@ -63,7 +63,7 @@ pub(super) async fn run(ui: &mut Ui, arguments: &Arguments) -> Result<Exit, CliE
         finish(ui, design.map_err(|error| typed(error, &opened))?, &opened);
         Ok(Exit::Clean)
     });
-    opened.heard(ended.await)
+    opened.heard(Box::pin(ended).await)
 }
 
 /// The dry run: SQL on stdout, problems on stderr.

@@ -164,7 +164,7 @@ async fn jobs(monolith: &Client, tables: &Old) -> Result<Vec<Dependent>, Error> 
         if !monolith.query_one(readable, &[table]).await?.get::<_, bool>(0) {
             continue;
         }
-        for row in monolith.query_typed(*sql, &[]).await? {
+        for row in monolith.query_typed(sql, &[]).await? {
             let (name, command): (String, String) = (row.get(0), row.get(1));
             let named = identifiers_in(&command);
             for (_, label) in tables.iter().filter(|(table, _)| is_named(table, &named)) {
