@@ -101,7 +101,7 @@ pub async fn gather(
     let services = services.into_iter().map(|(name, links)| (name, links.admin)).collect();
     // No names mean all.
     let only = if slices.len() == plan.slices.len() { &[][..] } else { slices };
-    match foresee::ask(&facts, (plan, only), monolith.admin, services).await {
+    match Box::pin(foresee::ask(&facts, (plan, only), monolith.admin, services)).await {
         Ok(problems) => facts.foreseen = problems,
         Err(error) => facts.monolith.unread.push(LinkFailure::new(&error).words),
     }

@@ -116,10 +116,14 @@ pub async fn is_newer(client: &Client) -> Result<bool, JournalError> {
     if !row.is_some_and(|row| row.get(0)) {
         return Ok(false);
     }
-    let sql = format!("SELECT count(*) FROM {HISTORY} WHERE version > $1");
+    let sql = format!("SELECT count(*) > 0 FROM {HISTORY} WHERE version > {}", newest());
+    Ok(client.query_typed_one(&sql, &[]).await.map_err(failed())?.get(0))
+}
+
+/// The number of the last version that this program knows.
+pub(super) fn newest() -> i64 {
     let numbers = VERSIONS.iter().filter_map(|(name, sql)| Migration::unapplied(name, sql).ok());
-    let known = numbers.map(|migration| migration.version()).max().unwrap_or_default();
-    Ok(client.query_one(&sql, &[&known]).await.map_err(failed())?.get::<_, i64>(0) > 0)
+    numbers.map(|migration| i64::from(migration.version())).max().unwrap_or_default()
 }
 
 /// Versions that the database lacks, by name, in order. The connection may be in a transaction.

@@ -1,6 +1,6 @@
 //! The stream row: how far one direction of a slice has been applied, and who may go on.
 
-use tokio_postgres::types::PgLsn;
+use tokio_postgres::types::{PgLsn, Type};
 use tokio_postgres::{Client, Row};
 
 use super::JournalError;
@@ -204,7 +204,7 @@ pub(super) fn from_row(row: &Row) -> Result<StreamRow, JournalError> {
 pub async fn read(client: &Client, of: StreamOf<'_>) -> Result<Option<StreamRow>, JournalError> {
     let sql = format!("SELECT {COLUMNS} FROM strangler.stream WHERE slice = $1 AND dir = $2 AND lane = 0");
     let row = client
-        .query_opt(&sql, &[&of.slice, &of.direction.as_str()])
+        .query_typed_opt(&sql, &[(&of.slice, Type::TEXT), (&of.direction.as_str(), Type::TEXT)])
         .await
         .map_err(JournalError::database("reading the stream row"))?;
     row.as_ref().map(from_row).transpose()
@@ -236,7 +236,7 @@ pub async fn position(
     let sql = "SELECT state, mode, applied_lsn, epoch FROM strangler.stream \
                WHERE slice = $1 AND dir = $2 AND lane = 0";
     let row = client
-        .query_opt(sql, &[&slice, &direction.as_str()])
+        .query_typed_opt(sql, &[(&slice, Type::TEXT), (&direction.as_str(), Type::TEXT)])
         .await
         .map_err(JournalError::database("reading the applied position"))?;
     Ok(row.map(|row| Position {

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use tokio_postgres::Client;
 
-use super::{JournalError, abandonment, migrate};
+use super::{JournalError, migrate};
 use crate::problem::{Problem, START_ANEW};
 
 /// Code of a slice whose name another plan has provisioned; every verb says it.
@@ -49,17 +49,18 @@ pub struct Whereabouts {
     pub abandoned: BTreeSet<String>,
 }
 
+/// [`place`], of `d` (`pg_database`).
+const PLACE: &str = "extract(epoch FROM pg_postmaster_start_time())::text || '/' || d.oid::text";
+
 /// Tells one running database from any other: start of its server and its oid. The system identifier would not do,
 /// since servers may be copies of one template.
 ///
 /// # Errors
 /// [`JournalError::Database`].
 pub async fn place(client: &Client) -> Result<String, JournalError> {
-    let sql = "SELECT extract(epoch FROM pg_postmaster_start_time())::text || '/' || oid::text \
-               FROM pg_database WHERE datname = current_database()";
-    let row =
-        client.query_typed_one(sql, &[]).await.map_err(JournalError::database("looking where a link leads"));
-    Ok(row?.get(0))
+    let sql = format!("SELECT {PLACE} FROM pg_database d WHERE d.datname = current_database()");
+    let row = client.query_typed_one(&sql, &[]).await;
+    Ok(row.map_err(JournalError::database("looking where a link leads"))?.get(0))
 }
 
 /// Whether this is the database that was provisioned, and no clone or restored copy of it: its cluster and its oid are those
@@ -83,35 +84,62 @@ pub async fn is_itself(client: &Client) -> Result<bool, JournalError> {
 /// [`JournalError::Database`].
 pub async fn read(client: &Client) -> Result<Whereabouts, JournalError> {
     let failed = || JournalError::database("looking where a link leads");
-    let place = place(client).await?;
-    let sql = "SELECT current_database()::text, count(*) FILTER (WHERE c.relname = 'slice') = 1, count(*) = 2 \
-               FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace \
-               WHERE n.nspname = 'strangler' AND c.relname IN ('slice', 'stream') \
-                 AND has_schema_privilege(n.oid, 'USAGE') AND has_table_privilege(c.oid, 'SELECT')";
-    let row = client.query_typed_one(sql, &[]).await.map_err(failed())?;
-    let newer = migrate::is_newer(client).await?;
-    let abandoned = abandonment::all(client).await?.into_iter().collect();
-    let mut found = Whereabouts { place, database: row.get(0), newer, abandoned, ..Whereabouts::default() };
-    if row.get(1) {
-        let sql = "SELECT slice, plan, service, side = 'service' FROM strangler.slice ORDER BY slice";
-        let rows = client.query_typed(sql, &[]).await.map_err(failed())?;
-        found.sides = rows
-            .iter()
-            .map(|row| Side {
-                slice: row.get(0),
-                plan: row.get(1),
-                service: row.get(2),
-                of_service: row.get(3),
-            })
-            .collect();
+    // What the role may not read is not asked for: that would end the transaction that this may be in.
+    let sql = format!(
+        "SELECT {PLACE}, d.datname::text, ARRAY(SELECT c.relname::text FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace \
+             WHERE n.nspname = 'strangler' AND c.relname IN ('slice', 'stream', 'schema_history', 'abandonment') \
+               AND has_schema_privilege(n.oid, 'USAGE') AND has_table_privilege(c.oid, 'SELECT')) \
+         FROM pg_database d WHERE d.datname = current_database()"
+    );
+    let row = client.query_typed_one(&sql, &[]).await.map_err(failed())?;
+    let (place, database, open): (String, String, Vec<String>) = (row.get(0), row.get(1), row.get(2));
+    let mut found = Whereabouts { place, database, ..Whereabouts::default() };
+    let sql = parts(&open);
+    if sql.is_empty() {
+        return Ok(found);
     }
-    if row.get(2) {
-        let sql = "SELECT s.slice, s.plan_hash FROM strangler.slice s \
-                   WHERE EXISTS (SELECT FROM strangler.stream t WHERE t.slice = s.slice AND t.dir = 'forward')";
-        let rows = client.query_typed(sql, &[]).await.map_err(failed())?;
-        found.begun = rows.iter().map(|row| (row.get(0), row.get(1))).collect();
+    for row in client.query_typed(&sql, &[]).await.map_err(failed())? {
+        let (slice, plan, service): (String, String, String) = (row.get(1), row.get(2), row.get(3));
+        match row.get(0) {
+            IS_SIDE => found.sides.push(Side { slice, plan, service, of_service: row.get(4) }),
+            IS_BEGUN => drop(found.begun.insert(slice, plan)),
+            IS_ABANDONED => drop(found.abandoned.insert(slice)),
+            _ => found.newer = row.get(4),
+        }
     }
+    found.sides.sort();
     Ok(found)
+}
+
+// Numbers of the parts of the statement below.
+const IS_SIDE: i32 = 0;
+const IS_BEGUN: i32 = 1;
+const IS_ABANDONED: i32 = 2;
+const IS_NEWER: i32 = 3;
+
+/// One statement for all that stands in these of our tables; empty where that is nothing.
+fn parts(open: &[String]) -> String {
+    let sides = format!("SELECT {IS_SIDE}, slice, plan, service, side = 'service' FROM strangler.slice");
+    let begun = format!(
+        "SELECT {IS_BEGUN}, s.slice, s.plan_hash, '', false FROM strangler.slice s \
+         WHERE EXISTS (SELECT FROM strangler.stream t WHERE t.slice = s.slice AND t.dir = 'forward')"
+    );
+    let abandoned = format!("SELECT {IS_ABANDONED}, slice, '', '', false FROM strangler.abandonment");
+    // It may mean something else by what stands there.
+    let newer = format!(
+        "SELECT {IS_NEWER}, '', '', '', count(*) > 0 FROM {} WHERE version > {}",
+        migrate::HISTORY,
+        migrate::newest()
+    );
+    let parts: [(&[&str], String); 4] = [
+        (&["slice"], sides),
+        (&["slice", "stream"], begun),
+        (&["abandonment"], abandoned),
+        (&["schema_history"], newer),
+    ];
+    let is_open = |table: &&str| open.iter().any(|one| one == table);
+    let asked = parts.into_iter().filter(|(tables, _)| tables.iter().all(is_open));
+    asked.map(|(_, sql)| sql).collect::<Vec<_>>().join(" UNION ALL ")
 }
 
 /// A slice with where the plan says that it goes.
