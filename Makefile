@@ -8,8 +8,9 @@ SHELL := /bin/bash
 # The test runner's own output stays visible. A run in which no test ran is a failure.
 TOTAL = awk '/^test result: ok/ { passed += $$4 } END { print passed + 0, "tests passed"; exit passed == 0 }'
 
-# Tests wait for servers, time limits and each other about a third of their time; more at once make each of them late on slow machines.
-THREADS = $$(($$(nproc) + 1))
+# Tests wait for servers, time limits and each other about a third of their time: with two more than there are cores these are busy. Still more only
+# make each of them late.
+THREADS = $$(($$(nproc) + 2))
 
 help: ## Lists the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
