@@ -126,11 +126,7 @@ fn parts(open: &[String]) -> String {
     );
     let abandoned = format!("SELECT {IS_ABANDONED}, slice, '', '', false FROM strangler.abandonment");
     // It may mean something else by what stands there.
-    let newer = format!(
-        "SELECT {IS_NEWER}, '', '', '', count(*) > 0 FROM {} WHERE version > {}",
-        migrate::HISTORY,
-        migrate::newest()
-    );
+    let newer = format!("SELECT {IS_NEWER}, '', '', '', {}", migrate::newer());
     let parts: [(&[&str], String); 4] = [
         (&["slice"], sides),
         (&["slice", "stream"], begun),

@@ -239,16 +239,16 @@ impl TlsStream for Wire {
     }
 }
 
-/// Hands a [`Wire`] that is already encrypted to `tokio_postgres`, which would otherwise dial and encrypt by itself.
+/// Hands a [`Wire`], or what wraps one, that is already encrypted to `tokio_postgres`, which would otherwise dial and encrypt by itself.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct AlreadyEncrypted;
 
-impl TlsConnect<Wire> for AlreadyEncrypted {
-    type Stream = Wire;
+impl<S: TlsStream + Unpin> TlsConnect<S> for AlreadyEncrypted {
+    type Stream = S;
     type Error = io::Error;
-    type Future = std::future::Ready<io::Result<Wire>>;
+    type Future = std::future::Ready<io::Result<S>>;
 
-    fn connect(self, stream: Wire) -> Self::Future {
+    fn connect(self, stream: S) -> Self::Future {
         std::future::ready(Ok(stream))
     }
 }

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::timeout;
-use tokio_postgres::tls::{ChannelBinding, TlsConnect, TlsStream};
+use tokio_postgres::tls::{ChannelBinding, TlsStream};
 
 use super::Route;
 use crate::postgres::wire::{AlreadyEncrypted, DialError, Encryption, Wire};
@@ -100,15 +100,5 @@ impl AsyncWrite for ToItsEnd {
 impl TlsStream for ToItsEnd {
     fn channel_binding(&self) -> ChannelBinding {
         self.0.channel_binding()
-    }
-}
-
-impl TlsConnect<ToItsEnd> for AlreadyEncrypted {
-    type Stream = ToItsEnd;
-    type Error = io::Error;
-    type Future = std::future::Ready<io::Result<ToItsEnd>>;
-
-    fn connect(self, stream: ToItsEnd) -> Self::Future {
-        std::future::ready(Ok(stream))
     }
 }
