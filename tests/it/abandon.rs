@@ -127,7 +127,7 @@ async fn one_after_the_other(split: &Split, monolith: &Client, service: &Client)
         "so much would be seen: {between:#?}"
     );
     let mirror = split.mirror_with(None, &["--slice", "two"]);
-    mirror.caught_up(monolith, service).await;
+    mirror.caught_up_in("two", monolith, service).await;
     assert!(marked(monolith).await.contains(&"one".to_owned()), "so much would be seen");
     take_back(split, "one", &[]);
     for client in [monolith, service] {

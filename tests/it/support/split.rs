@@ -191,13 +191,18 @@ impl Mirror {
 
     /// Everything written so far is applied and every table live.
     pub async fn caught_up(&self, monolith: &Client, service: &Client) {
+        self.caught_up_in("", monolith, service).await;
+    }
+
+    /// The same of one slice, where this mirror brings no other: a stream that nobody reads stays where it is.
+    pub async fn caught_up_in(&self, slice: &str, monolith: &Client, service: &Client) {
         let row = monolith.query_one("SELECT pg_current_wal_lsn()::text", &[]).await.unwrap();
         let position: String = row.get(0);
-        let sql = "SELECT (SELECT bool_and(state = 'live') FROM strangler.mirror_table) \
-                     AND (SELECT bool_and(applied_lsn >= $1::text::pg_lsn) FROM strangler.stream)";
+        let sql = "SELECT (SELECT bool_and(state = 'live') FROM strangler.mirror_table WHERE $2::text IN ('', slice)) \
+                     AND (SELECT bool_and(applied_lsn >= $1::text::pg_lsn) FROM strangler.stream WHERE $2::text IN ('', slice))";
         until("the mirror catches up", SOON, async || {
             assert!(self.exited().is_none(), "the mirror ended:\n{}", self.log());
-            let row = service.query_one(sql, &[&position]).await.unwrap();
+            let row = service.query_one(sql, &[&position, &slice]).await.unwrap();
             row.get::<_, Option<bool>>(0).unwrap_or(false).then_some(())
         })
         .await;
