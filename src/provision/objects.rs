@@ -10,7 +10,7 @@ use super::needed::Needed;
 use super::rights::note;
 use super::schema_rights::{Closed, no_create_in_schema};
 use super::state::{Grant, GrantOn};
-use crate::catalog::{Sequence, UserType, UserTypeKind};
+use crate::catalog::{Column, Sequence, UserType, UserTypeKind};
 use crate::mapping::{SliceMapping, TableMapping};
 use crate::name::{TableName, quote_ident, quote_literal};
 use crate::plan::Ddl;
@@ -314,10 +314,26 @@ pub(super) fn sequences_of(draft: &Draft<'_>, site: &Site<'_>, mapping: &TableMa
         .collect()
 }
 
+/// Sequences that defaults of an adopted table draw from, in columns that the monolith's table does not have.
+pub(super) fn sequences_of_its_own(site: &Site<'_>, mapping: &TableMapping) -> Vec<TableName> {
+    if site.service.ddl != Ddl::Adopt {
+        return Vec::new();
+    }
+    let mirrored = |column: &Column| mapping.columns.iter().any(|one| one.target == column.name);
+    drawn_there(site, mapping)
+        .filter(|column| !mirrored(column))
+        .filter_map(|column| column.sequence.clone())
+        .collect()
+}
+
 fn adopted_sequences(site: &Site<'_>, mapping: &TableMapping) -> Vec<TableName> {
+    drawn_there(site, mapping).filter_map(|column| column.sequence.clone()).collect()
+}
+
+/// Columns of an adopted table, without those that are an identity: these draw without being asked for a right.
+fn drawn_there<'a>(site: &Site<'a>, mapping: &TableMapping) -> impl Iterator<Item = &'a Column> {
     let columns = site.catalog.table(&mapping.target).map_or(&[][..], |table| table.columns.as_slice());
-    let drawn = columns.iter().filter(|column| column.identity.is_none());
-    drawn.filter_map(|column| column.sequence.clone()).collect()
+    columns.iter().filter(|column| column.identity.is_none())
 }
 
 /// Where a sequence of the monolith goes.

@@ -231,6 +231,11 @@ pub(super) fn service(draft: &mut Draft<'_>, site: &Site<'_>) {
         for sequence in super::objects::sequences_of(draft, site, table) {
             wanted.add(GrantOn::Sequence(sequence), app, &["USAGE"]);
         }
+        // The mirror's rows say nothing of columns that are the service's alone: their defaults draw for them, in the mirror's name.
+        for sequence in super::objects::sequences_of_its_own(site, table) {
+            wanted.schema(&sequence.schema, APPLY_ROLE);
+            wanted.add(GrantOn::Sequence(sequence), APPLY_ROLE, &["USAGE"]);
+        }
     }
     let of_types: BTreeSet<String> =
         site.tables().flat_map(|(_, table)| type_rights::schemas_there(draft, site, table)).collect();

@@ -90,3 +90,22 @@ async fn a_single_key_is_found_where_it_is_a_larger_integer_in_the_service() {
     Run::of(&split, &[]).assert_clean();
     drop(mirror);
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_number_of_the_services_own_is_drawn_for_each_mirrored_row() {
+    let plan = PLAN.replace("{ where: { state: [new, paid] } }", "{}");
+    let setup = "CREATE TABLE t (id int PRIMARY KEY, v text); INSERT INTO t SELECT g, 'v' FROM generate_series(1, 300) g; ANALYZE";
+    let (split, monolith, service) = Split::with_plan(&plan, setup).await;
+    let theirs = "CREATE SCHEMA numbers; CREATE SEQUENCE numbers.arrivals;
+        CREATE TABLE t (id int PRIMARY KEY, v text, row_number bigserial, arrival bigint DEFAULT nextval('numbers.arrivals'))";
+    service.batch_execute(theirs).await.unwrap();
+    split.provision();
+    let mirror = split.mirror(None);
+    mirror.caught_up(&monolith, &service).await;
+    monolith.batch_execute("INSERT INTO t VALUES (1000, 'behind the copy')").await.unwrap();
+    mirror.caught_up(&monolith, &service).await;
+    let drawn = "SELECT count(DISTINCT row_number), count(DISTINCT arrival) FROM t";
+    let row = service.query_one(drawn, &[]).await.unwrap();
+    assert_eq!((row.get::<_, i64>(0), row.get::<_, i64>(1)), (301, 301));
+    Run::of(&split, &[]).assert_clean();
+}
