@@ -127,6 +127,7 @@ async fn one_slice_leaves_the_other_alone_and_a_shared_key_comes_back_with_the_l
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "long: make soak"]
 async fn a_key_that_rows_contradict_comes_back_unproven_with_the_query_that_finds_them() {
     let stage = Stage::armed().await;
     stage.monolith.batch_execute("INSERT INTO lines VALUES (90, 1, 77), (91, 1, 78)").await.unwrap();

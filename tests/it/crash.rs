@@ -175,6 +175,7 @@ async fn nothing_is_lost_when_mirror_and_servers_crash_at_random() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "long: make soak"]
 async fn nothing_is_lost_when_copying_again_is_killed() {
     let (bench, workload) = start(&[]).await;
     let mirror = bench.mirror(None, &[]);

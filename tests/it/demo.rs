@@ -117,6 +117,7 @@ async fn a_kept_demo_can_be_looked_at_and_is_gone_after_ctrl_c() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "long: make soak"]
 async fn a_demo_that_is_killed_leaves_no_mirror_and_no_server() {
     let mut kept = Kept::until_look_around(&["--until", "mirror"]);
     let folder = kept.lines.iter().find_map(|line| line.trim().strip_prefix("$ cd ")).unwrap();

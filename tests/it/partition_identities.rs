@@ -79,6 +79,7 @@ async fn a_partition_that_comes_without_its_tables_identity_stops_the_mirror_and
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "long: make soak"]
 async fn an_identity_that_was_another_one_for_a_moment_is_noticed_with_the_mirror_running_and_stopped() {
     let (split, monolith, service) = Split::launch(PLAN, ORD).await;
     split.provision();

@@ -32,6 +32,7 @@ async fn goes_on(split: &Split, mirror: &Mirror, monolith: &Client, service: &Cl
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "long: make soak"]
 async fn a_crash_a_rolled_back_drop_and_housekeeping_neither_stop_a_partitioned_table_nor_void_its_evidence()
 {
     let (mut split, monolith, service) = Split::launch("{ ev: {} }", EVENTS).await;
@@ -109,6 +110,7 @@ async fn is_told(split: &Split, (monolith, service): (&Client, &Client), sql: &s
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "long: make soak"]
 async fn a_partition_that_was_away_is_told_in_one_transaction_and_in_two_with_writes_and_without() {
     let (split, monolith, service) = Split::launch("{ ev: {} }", EVENTS).await;
     split.provision();

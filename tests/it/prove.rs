@@ -245,6 +245,7 @@ async fn hammered_keys_are_never_findings_and_settle() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "long: make soak"]
 async fn a_commit_that_nobody_sees_yet_makes_no_extra_row() {
     let mut bench = Bench::new().await;
     bench.scenario.lose_the_standby().await;
@@ -260,6 +261,7 @@ async fn a_commit_that_nobody_sees_yet_makes_no_extra_row() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "long: make soak"]
 async fn open_transactions_elsewhere_do_not_keep_extra_rows_from_being_proven() {
     let mut bench = Bench::new().await;
     bench.damage(r#"INSERT INTO "Orders" ("Id", "Region") VALUES (9001, 'EU')"#).await;

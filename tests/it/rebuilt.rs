@@ -151,6 +151,7 @@ async fn text_that_has_the_same_bytes_in_another_encoding_is_not_taken_for_equal
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "long: make soak"]
 async fn a_slot_that_nearly_fills_its_budget_is_dropped_where_the_plan_says_so() {
     let plan =
         format!("{}policy: {{ wal_budget: 40MB, at_wal_limit: drop_slot }}\n", Split::plan("{ same: {} }"));
@@ -199,6 +200,7 @@ async fn a_slot_that_nearly_fills_its_budget_is_dropped_where_the_plan_says_so()
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "long: make soak"]
 async fn a_slot_is_kept_by_default_and_a_mirror_that_dies_behind_dropping_it_leaves_a_gap() {
     let plan = format!("{}policy: {{ wal_budget: 16MB }}\n", Split::plan("{ same: {} }"));
     let (split, monolith, service) = Split::with_plan(&plan, SETUP).await;

@@ -156,6 +156,7 @@ async fn a_label_that_gets_another_name_is_noticed_through_every_type_over_its_e
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "long: make soak"]
 async fn a_type_of_the_service_that_changes_after_a_flip_stops_the_way_back_and_what_it_says_cures_the_monolith()
  {
     let setup = format!("CREATE ROLE strangler_apply LOGIN; {PEOPLE}");

@@ -38,6 +38,7 @@ fn own(lines: Vec<String>) -> Vec<String> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "long: make soak"]
 async fn adopted_tables_are_emptied_and_are_as_their_migrations_left_them() {
     let (split, monolith, service) = Split::with_plan(PLAN, SETUP).await;
     service.batch_execute(ADOPTED).await.unwrap();

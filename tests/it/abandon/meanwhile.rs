@@ -72,6 +72,7 @@ async fn taken_for_gone(split: &Split, (monolith, service): (&Client, &Client)) 
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "long: make soak"]
 async fn a_mirror_that_wakes_up_behind_it_leaves_no_slot_and_says_why_it_ends() {
     let (split, monolith, service) = Split::launch("{ orders: {} }", SETUP).await;
     for (point, anew) in [
@@ -153,6 +154,7 @@ async fn a_mirror_whose_slice_goes_while_it_stands_still_says_so() {
 
 /// Its marks are gone from the monolith, and the service is still to forget them.
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "long: make soak"]
 async fn a_mirror_that_wakes_up_half_way_does_not_say_that_the_monolith_was_set_back() {
     let (split, monolith, service) = Split::launch("{ orders: {} }", SETUP).await;
     split.provision();

@@ -112,6 +112,7 @@ async fn a_monolith_without_a_trace_of_the_slice_was_set_back_until_the_copies_a
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "long: make soak"]
 async fn what_a_monolith_was_seen_to_lack_once_it_lacks_whatever_its_log_does_since() {
     for begun in [false, true] {
         let (split, _monolith, service) = mirrored().await;

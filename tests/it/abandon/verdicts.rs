@@ -39,6 +39,7 @@ async fn compared(split: &Split, (monolith, service): (&Client, &Client), past: 
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "long: make soak"]
 async fn a_table_of_which_the_last_verdict_names_rows_of_the_service_stays() {
     let (split, monolith, service) = Split::launch("{ orders: {}, lines: {} }", SETUP).await;
     split.provision();

@@ -68,6 +68,7 @@ async fn arm_killed_at_any_step_is_finished_by_the_next_and_taken_back_by_disarm
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "long: make soak"]
 async fn disarm_killed_at_any_step_is_finished_by_the_next_and_made_good_by_arm() {
     let stage = Stage::mirrored().await;
     let bare = stage.fingerprint().await;

@@ -83,6 +83,7 @@ async fn a_flip_after_a_half_done_abort_finishes_that_and_is_judged_anew() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "long: make soak"]
 async fn hooks_and_the_operator_are_told_where_authority_is() {
     let (mut split, monolith, service, mirror) = armed().await;
     let heard = Heard::of(&split);
@@ -224,6 +225,7 @@ async fn a_flip_whose_mirror_dies_when_the_service_is_open_says_that_authority_h
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "long: make soak"]
 async fn a_side_that_takes_connections_and_never_says_a_word_ends_every_verb_with_what_to_do() {
     let (mut split, monolith, service, _mirror) = armed().await;
     let silent = std::net::TcpListener::bind("127.0.0.1:0").unwrap();

@@ -191,6 +191,7 @@ async fn a_move_of_several_slices_that_is_killed_at_any_step_is_finished_by_typi
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "long: make soak"]
 async fn a_move_of_several_slices_that_nobody_types_again_is_settled_by_the_mirrors_for_all_or_none() {
     let stage = Stage::armed().await;
     let banks = stage.banks();
@@ -218,6 +219,7 @@ async fn a_move_of_several_slices_that_nobody_types_again_is_settled_by_the_mirr
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "long: make soak"]
 async fn a_slice_is_not_taken_out_of_a_move_that_is_under_way() {
     let stage = Stage::armed().await;
     stage.split.change_plan(", flip_together: [[one, two]]", "");
@@ -251,6 +253,7 @@ async fn a_slice_is_not_taken_out_of_a_move_that_is_under_way() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "long: make soak"]
 async fn a_member_whose_writers_do_not_end_costs_no_writer_of_any_slice_an_error() {
     let stage = Stage::armed().await;
     stage.split.change_plan("write_pause_budget: 2s", "write_pause_budget: 200ms");
@@ -331,6 +334,7 @@ async fn a_slice_that_has_moved_already_does_not_take_the_others_along_unjudged(
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "long: make soak"]
 async fn a_member_that_was_not_closed_when_the_operator_died_is_judged_before_it_moves() {
     let stage = Stage::armed().await;
     let folder = tempfile::tempdir().unwrap();
@@ -357,6 +361,7 @@ async fn a_member_that_was_not_closed_when_the_operator_died_is_judged_before_it
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "long: make soak"]
 async fn a_slice_that_was_fenced_alone_is_finished_alone_the_way_that_it_went() {
     let stage = Stage::armed().await;
     stage.split.change_plan(", flip_together: [[one, two]]", "");

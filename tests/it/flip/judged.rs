@@ -117,6 +117,7 @@ async fn a_truncate_that_is_drained_keeps_no_table_from_being_handed_over() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "long: make soak"]
 async fn no_table_is_copied_again_while_authority_is_on_its_way() {
     let (split, monolith, service, first) = armed_with(TABLES, SETUP, "").await;
     first.kill();

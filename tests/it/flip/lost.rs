@@ -42,6 +42,7 @@ fn next(split: &Split) -> String {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "long: make soak"]
 async fn what_is_settled_to_go_is_opened_also_where_a_slot_is_lost_when_it_has_everything() {
     let mut stage = Stage::armed().await;
     let banks = stage.banks();
@@ -77,6 +78,7 @@ async fn what_is_settled_to_go_is_opened_also_where_a_slot_is_lost_when_it_has_e
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "long: make soak"]
 async fn what_is_settled_to_go_is_copied_again_where_a_table_of_it_is_no_whole_copy() {
     let stage = Stage::armed().await;
     killed(&stage.split, "flip-settled", &BOTH);
@@ -174,6 +176,7 @@ async fn stopped(mirror: &Mirror, source: &Client) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "long: make soak"]
 async fn no_side_is_closed_that_the_new_owners_writes_could_not_come_back_to() {
     let (split, monolith, service, mirror) = armed_with(TABLES, SETUP, "").await;
     // The slot goes when everything was judged, and nobody has noted it.

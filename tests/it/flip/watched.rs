@@ -114,16 +114,19 @@ async fn there_and_back_over(touched: &str, while_it_runs: bool, words: &str) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "long: make soak"]
 async fn a_table_that_left_the_watched_publication_and_came_back_does_not_keep_authority_from_home() {
     there_and_back_over(CAME_BACK, true, "left the publication of slice one and came back").await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "long: make soak"]
 async fn a_table_that_left_the_watched_publication_while_nobody_looked_does_not_keep_authority_from_home() {
     there_and_back_over(CAME_BACK, false, "left the publication of slice one and came back").await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "long: make soak"]
 async fn a_watched_publication_that_was_made_again_does_not_keep_authority_from_home() {
     there_and_back_over(MADE_AGAIN, true, "publication").await;
 }

@@ -170,6 +170,7 @@ async fn another_policy_is_told_by_the_verb_that_meets_it_first_with_both_hashes
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "long: make soak"]
 async fn a_table_that_diverges_and_each_new_copy_are_told_with_the_number_of_the_copy() {
     let (split, monolith, service) = Split::launch("{ t: {} }", SETUP).await;
     split.provision();

@@ -12,6 +12,7 @@ use crate::support::split::Split;
 const NOBODY: &str = "postgresql://strangler_apply@127.0.0.1:1/service";
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "long: make soak"]
 async fn a_service_that_can_not_be_asked_is_not_taken_for_one_whose_slices_stand() {
     let (mut split, _monolith, service, _mirror, _folder) = archived().await;
     let done = drop_stage(&split, &["--confirm", &token(&allowed(&split))]);
@@ -42,6 +43,7 @@ async fn a_service_that_can_not_be_asked_is_not_taken_for_one_whose_slices_stand
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "long: make soak"]
 async fn while_the_monolith_has_other_slices_unretire_does_not_take_a_silent_service_for_nothing_to_do() {
     let (mut split, _monolith, _service, mirror) = one_of_two_dropped().await;
     for variable in ["DEPLOY", "WRITE"] {

@@ -138,6 +138,7 @@ fn verified(both: &BothDropped, (exit, words): (i32, &str)) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "long: make soak"]
 async fn with_two_services_everything_goes_on_when_the_other_one_keeps_the_journal() {
     let mut both = both_dropped().await;
     let status = both.split.run("status", &["--format", "json"]);
@@ -207,6 +208,7 @@ fn comes_to(split: &Split, arguments: &[&str], expected: &(Option<i32>, Vec<(Str
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "long: make soak"]
 async fn a_slice_that_comes_when_our_schema_was_gone_knows_what_it_refers_to_and_so_do_retired_ones() {
     let mut both = both_dropped().await;
     let mirror = third_comes(&both).await;
@@ -249,6 +251,7 @@ async fn a_slice_that_comes_when_our_schema_was_gone_knows_what_it_refers_to_and
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "long: make soak"]
 async fn an_entry_that_does_not_fit_what_was_dropped_is_never_clean() {
     let (split, _monolith, _service, mirror) = one_of_two_dropped().await;
     let clean = (Some(0), vec![ends("two", "clean", 0), ends("one", "clean", 0)]);
@@ -272,6 +275,7 @@ async fn an_entry_that_does_not_fit_what_was_dropped_is_never_clean() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "long: make soak"]
 async fn an_archive_goes_back_to_where_its_tables_were_while_our_schema_stands() {
     let folder = tempfile::tempdir().unwrap();
     let (split, monolith, service) = privilege::open(TWO, &format!("{SETUP}{REFERRING}")).await;

@@ -77,6 +77,7 @@ async fn a_reader_that_comes_behind_the_preview_or_between_the_locks_is_named_an
 
 /// Also of a session that is gone. Only another policy helps, and the ledger has that.
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "long: make soak"]
 async fn one_read_since_the_tables_are_away_keeps_them() {
     let (split, monolith, _service, _mirror, _folder) = archived().await;
     split.change_plan("quiet_period: 0s", "quiet_period: 30m");
@@ -102,6 +103,7 @@ async fn one_read_since_the_tables_are_away_keeps_them() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "long: make soak"]
 async fn a_service_that_does_not_note_it_in_time_holds_nobody_up_and_nothing_is_dropped() {
     let (split, monolith, service, _mirror, _folder) = archived().await;
     let stands = place(&monolith, "accounts").await;
@@ -146,6 +148,7 @@ async fn a_service_that_does_not_note_it_in_time_holds_nobody_up_and_nothing_is_
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "long: make soak"]
 async fn a_service_that_freezes_behind_the_locks_holds_nobody_up_either() {
     let (split, monolith, service, _mirror, _folder) = archived().await;
     let stands = place(&monolith, "accounts").await;
@@ -183,6 +186,7 @@ async fn a_service_that_freezes_behind_the_locks_holds_nobody_up_either() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "long: make soak"]
 async fn behind_the_commit_it_is_said_what_is_done_and_what_is_left() {
     let (split, monolith, service, _mirror, _folder) = archived().await;
     monolith.batch_execute("CREATE VIEW peeks AS SELECT * FROM strangler.journal").await.unwrap();
@@ -214,6 +218,7 @@ fn first_part(folder: &Path) -> PathBuf {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "long: make soak"]
 async fn an_archive_that_goes_away_and_a_publication_that_comes_meanwhile_keep_the_tables() {
     let (split, monolith, _service, mirror, folder) = archived().await;
     let stands = place(&monolith, "accounts").await;
@@ -252,6 +257,7 @@ async fn an_archive_that_goes_away_and_a_publication_that_comes_meanwhile_keep_t
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "long: make soak"]
 async fn tables_stay_while_the_way_there_has_not_looked_through_what_was_written_on_the_monolith() {
     let (split, monolith, _service, _mirror, _folder) = archived().await;
     let stands = place(&monolith, "accounts").await;
@@ -269,6 +275,7 @@ async fn tables_stay_while_the_way_there_has_not_looked_through_what_was_written
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "long: make soak"]
 async fn a_reader_in_the_service_that_holds_up_what_is_behind_the_tables_is_named() {
     let (split, _monolith, service, _mirror, _folder) = archived().await;
     let shown = token(&allowed(&split));

@@ -91,6 +91,7 @@ async fn a_service_that_was_set_back_behind_the_archive_does_not_lose_the_last_c
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "long: make soak"]
 async fn a_clone_of_the_service_that_a_link_leads_to_is_not_taken_for_the_service() {
     let (mut split, monolith, service, mirror, _folder) = archived().await;
     let stands = place(&monolith, "accounts").await;
@@ -121,6 +122,7 @@ async fn a_clone_of_the_service_that_a_link_leads_to_is_not_taken_for_the_servic
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "long: make soak"]
 async fn a_database_that_never_had_the_tables_is_not_one_that_they_were_dropped_from() {
     let (mut split, monolith, service, _mirror, _folder) = archived().await;
     let shown = token(&allowed(&split));
@@ -179,6 +181,7 @@ async fn rows_past_the_gate_are_not_lost(split: &Split, monolith: &Client) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "long: make soak"]
 async fn old_tables_that_come_back_with_an_earlier_monolith_are_an_alarm_and_are_dropped_again() {
     let (mut split, monolith, service, mirror, folder) = archived().await;
     let shown = token(&allowed(&split));
@@ -231,6 +234,7 @@ async fn untold(service: &Client) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "long: make soak"]
 async fn a_service_that_was_set_back_to_before_it_was_told_learns_it_from_the_monolith() {
     let (split, monolith, service, mirror) = one_of_two_dropped().await;
     untold(&service).await;

@@ -223,6 +223,7 @@ async fn the_watch_over_a_closed_monolith_that_lost_its_slot_is_begun_anew_and_t
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "long: make soak"]
 async fn a_way_back_that_is_taken_away_in_the_moment_of_its_start_is_taken_up_when_it_is_there_again() {
     let (stage, mirror) = armed_by_its_verb().await;
     for _ in 0..if soak() { 40 } else { 4 } {

@@ -84,6 +84,7 @@ async fn a_slice_that_is_disarmed_and_armed_again_has_its_way_back_without_a_new
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "long: make soak"]
 async fn a_truncate_of_partitions_is_heard_on_both_sides_and_one_that_no_stream_tells_is_noted() {
     let stage = Stage::armed().await;
     let mirror = stage.mirror().await;

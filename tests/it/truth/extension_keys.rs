@@ -68,6 +68,7 @@ async fn a_mirror_finds_the_rows_of_an_extensions_key() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "long: make soak"]
 async fn differences_under_an_extensions_key_are_proven_through_its_index_and_repaired() {
     let (split, monolith, service, mirror) = open().await;
     corrupt(

@@ -11,6 +11,7 @@ const SETUP: &str = "CREATE TABLE words (word text COLLATE \"en-x-icu\" PRIMARY 
     CREATE TABLE nums (id int PRIMARY KEY); INSERT INTO nums SELECT generate_series(1, 100); ANALYZE";
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "long: make soak"]
 async fn a_side_without_rows_in_the_last_buckets_is_compared_to_its_end() {
     let (split, monolith, service) = Split::launch("{ words: {}, nums: {} }", SETUP).await;
     split.provision();

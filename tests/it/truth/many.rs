@@ -28,6 +28,7 @@ async fn ask(client: &Client, sql: &str) -> bool {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "long: make soak"]
 async fn rows_that_all_differ_are_found_and_counted_in_bounded_memory() {
     let (split, monolith, service) = Split::launch("{ words: {} }", SETUP).await;
     split.provision();
@@ -85,6 +86,7 @@ async fn rows_that_all_differ_are_found_and_counted_in_bounded_memory() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "long: make soak"]
 async fn a_row_whose_key_is_spelled_in_two_ways_is_one_finding_however_many_there_are() {
     let setup = "CREATE EXTENSION citext; CREATE TABLE words (word citext PRIMARY KEY, v text);
         INSERT INTO words SELECT 'Word ' || i, 'v' FROM generate_series(1, 55000) i; ANALYZE";

@@ -64,6 +64,7 @@ impl Held {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "long: make soak"]
 async fn values_that_are_rewritten_under_their_type_are_not_clean() {
     let held = Held::start(&[]).await;
     held.monolith.batch_execute("ALTER TABLE a ALTER v TYPE int USING v + 1").await.unwrap();
@@ -130,6 +131,7 @@ async fn a_monolith_that_is_restarted_in_the_middle_makes_the_run_incomplete() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "long: make soak"]
 async fn a_mirror_that_is_frozen_is_waited_for_once_and_one_that_was_stopped_or_died_is_named() {
     let held = Held::start(&[]).await;
     held.mirror.signal(Signal::STOP);
@@ -210,6 +212,7 @@ async fn without_the_right_to_lock_rows_a_difference_is_incomplete_and_the_grant
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "long: make soak"]
 async fn a_table_that_is_locked_for_too_long_makes_the_run_incomplete() {
     let held = Held::start(&[]).await;
     let locker = held.split.pair.service().await;

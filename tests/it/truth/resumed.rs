@@ -199,6 +199,7 @@ async fn an_interrupted_run_does_not_wait_for_a_mirror_that_stands_still() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "long: make soak"]
 async fn an_interrupted_repair_ends_and_the_mirror_still_does_it() {
     let (split, monolith, service, mirror) = never_clean::open().await;
     corrupt(&service, "UPDATE a SET v = 0 WHERE id = 7").await;

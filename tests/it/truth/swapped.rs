@@ -59,6 +59,7 @@ async fn a_chain_of_unique_values_whose_end_is_refused_is_refused_without_a_pass
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "long: make soak"]
 async fn a_cycle_of_thousands_of_unique_values_is_repaired() {
     let (split, mirror, _, service) = coded(3_200).await;
     let swapped = "UPDATE coded SET code = -code WHERE id <= 3000; UPDATE coded SET code = CASE id WHEN 3000 THEN 1 ELSE id + 1 END \
