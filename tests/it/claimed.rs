@@ -135,6 +135,7 @@ async fn a_slice_that_was_renamed_or_is_of_another_plan_is_refused_before_anythi
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "long: make soak"]
 async fn slices_that_take_different_rows_of_a_table_are_mirrored_and_not_armed() {
     let (mut split, monolith, service) = Split::launch(
         "{ t: { where: { kind: in } } }",

@@ -262,6 +262,7 @@ async fn a_frozen_mirror_that_wakes_up_after_another_took_over_applies_nothing()
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "long: make soak"]
 async fn a_position_that_moved_on_while_a_mirror_started_is_not_taken_for_a_source_that_was_set_back() {
     let (bench, workload) = start(&[]).await;
     let mirror = bench.mirror(None, &[]);

@@ -122,6 +122,7 @@ async fn what_a_slice_needs_is_named_with_it_and_only_what_nobody_needs_is_remov
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "long: make soak"]
 async fn slots_are_not_judged_by_a_database_that_is_another_one_or_away() {
     let (mut split, monolith, service) = Split::launch(TABLES, SCHEMA).await;
     split.provision();

@@ -111,6 +111,7 @@ async fn a_monolith_whose_files_were_put_back_is_not_followed_until_it_is_copied
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "long: make soak"]
 async fn a_monolith_whose_files_were_put_back_behind_what_a_copy_has_read_is_not_followed() {
     let (mut split, monolith, service) = Split::launch("{ t: {} }", SETUP).await;
     split.provision();

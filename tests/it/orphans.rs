@@ -166,6 +166,7 @@ async fn rows_of_a_slice_that_was_flipped_are_looked_for_in_its_service() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "long: make soak"]
 async fn a_referenced_row_that_nobody_sees_yet_makes_no_orphan() {
     let bench = Bench::new(Side::Target).await;
     bench.scenario.lose_the_standby().await;

@@ -66,6 +66,7 @@ async fn a_crash_a_rolled_back_drop_and_housekeeping_neither_stop_a_partitioned_
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "long: make soak"]
 async fn a_measure_that_an_earlier_version_took_of_partitions_goes_on() {
     let (split, monolith, service) = Split::launch("{ ev: {} }", EVENTS).await;
     split.provision();

@@ -258,6 +258,7 @@ async fn links_of_monolith_and_service_that_are_mixed_up_are_told_before_anythin
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "long: make soak"]
 async fn links_of_two_services_that_were_swapped_are_told_before_anything_is_done() {
     let plan = "version: 1\nplan: split\nmonolith: { url: \"${MONOLITH}\" }\n\
         services: { left: { url: \"${LEFT}\" }, right: { url: \"${RIGHT}\" } }\n\
@@ -358,6 +359,7 @@ async fn a_column_that_the_plan_leaves_behind_beforehand_stops_nothing() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "long: make soak"]
 async fn a_table_that_comes_to_a_schema_of_the_plan_is_named_with_the_way_out() {
     let setup = "CREATE SCHEMA shop; CREATE TABLE shop.t (id int PRIMARY KEY)";
     let (split, monolith, service) = Split::launch("{ shop.*: {} }", setup).await;

@@ -271,6 +271,7 @@ async fn goes_on(stage: &Stage) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "long: make soak"]
 async fn what_the_monolith_refuses_and_the_service_takes_is_named_and_the_way_back_goes_on_once_it_is_changed()
  {
     let split = Split::launch("{ t: {} }", NARROW).await;

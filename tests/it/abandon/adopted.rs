@@ -159,6 +159,7 @@ async fn rows_that_need_not_be_the_mirrors_stay_and_are_named_with_what_takes_th
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "long: make soak"]
 async fn rows_that_come_while_a_run_stands_still_stay() {
     let (split, _monolith, service) = adopted_with_rows_of_their_own().await;
     let shown = super::token(&super::abandon(&split, "clean", &[]));

@@ -181,6 +181,7 @@ async fn a_mirror_that_wakes_up_half_way_does_not_say_that_the_monolith_was_set_
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "long: make soak"]
 async fn whoever_is_waited_for_in_vain_is_named() {
     let (split, monolith, service) = Split::launch("{ orders: {} }", SETUP).await;
     split.provision();

@@ -83,6 +83,7 @@ async fn what_was_taken_from_a_table_that_is_gone_is_named_and_put_on_no_other()
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "long: make soak"]
 async fn an_adopted_table_has_the_replica_identity_that_it_had() {
     let own = "CREATE SCHEMA sales; CREATE TABLE sales.orders (id int PRIMARY KEY, number text); ALTER TABLE sales.orders REPLICA IDENTITY NOTHING;
         CREATE TABLE sales.lines (id int PRIMARY KEY, order_id int)";

@@ -15,6 +15,7 @@ fn drops(page: &str) -> bool {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "long: make soak"]
 async fn copies_of_what_the_monolith_may_lack_stay_also_behind_a_run_that_dies() {
     let (split, monolith, service) = Split::launch("{ orders: {} }", SETUP).await;
     split.provision();

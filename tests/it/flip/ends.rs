@@ -59,6 +59,7 @@ fn told(phase: &str, direction: &str, outcome: &str, epoch: i64) -> (String, Str
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "long: make soak"]
 async fn a_flip_after_a_half_done_abort_finishes_that_and_is_judged_anew() {
     let (split, monolith, service, mirror) = armed().await;
     let heard = Heard::of(&split);
@@ -194,6 +195,7 @@ async fn a_sequence_that_feeds_two_columns_skips_the_margin_once() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "long: make soak"]
 async fn a_closed_side_is_told_who_the_owner_is_also_when_the_operator_died_before() {
     let (split, monolith, _service, _mirror) = armed().await;
     killed(&split, "flip-opened", &[]);

@@ -31,6 +31,7 @@ async fn a_gate_that_is_taken_off_after_it_was_judged_is_not_closed() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "long: make soak"]
 async fn a_rehearsal_says_what_a_flip_would_say_of_a_gate_that_was_taken_off_after_it_was_judged() {
     let (split, monolith, _service, _mirror) = armed().await;
     let rehearsal = frozen_with(&split, "flip-looked", &["--rehearse", "2"], &[]);

@@ -303,6 +303,7 @@ async fn a_member_whose_writers_do_not_end_costs_no_writer_of_any_slice_an_error
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "long: make soak"]
 async fn a_slice_that_has_moved_already_does_not_take_the_others_along_unjudged() {
     let stage = Stage::armed().await;
     stage.split.change_plan(", flip_together: [[one, two]]", "");

@@ -131,6 +131,7 @@ async fn home_without_a_stream() -> (Split, Client, Client) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "long: make soak"]
 async fn authority_that_came_home_before_the_lost_stream_was_turned_gets_another_copy() {
     let (split, monolith, service) = home_without_a_stream().await;
     let mirror = split.mirror(None);
@@ -210,6 +211,7 @@ async fn a_watch_that_is_begun_anew_while_the_writers_are_held_keeps_the_gate_op
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "long: make soak"]
 async fn an_abort_says_that_authority_is_back_also_where_the_way_back_is_lost() {
     let (split, monolith, service, mirror) = armed_with(TABLES, SETUP, "").await;
     complete(&split, &mirror, &UNPROVEN);

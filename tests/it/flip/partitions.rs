@@ -107,6 +107,7 @@ const LONG_WAIT: &str = "SELECT EXISTS (SELECT FROM pg_locks l JOIN pg_stat_acti
         AND clock_timestamp() - l.waitstart > interval '450 ms')";
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "long: make soak"]
 async fn a_writer_that_empties_a_second_table_is_never_the_victim_of_a_fence_that_waits_for_it() {
     let (split, monolith, _service, _mirror) = armed_with(TABLES, SETUP, "").await;
     let watcher = split.pair.monolith().await;

@@ -5,6 +5,7 @@ use crate::support::split::Split;
 use crate::support::wait::{SOON, until};
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "long: make soak"]
 async fn rows_that_only_a_copy_helps_are_refused_with_the_command_that_copies() {
     let setup = "CREATE TABLE k (id jsonb PRIMARY KEY, v int);
         INSERT INTO k SELECT jsonb_build_object('n', i), i FROM generate_series(1, 9) i";

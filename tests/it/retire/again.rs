@@ -41,6 +41,7 @@ async fn while_it_waits(split: &Split, monolith: &Client, happens: impl AsyncFnO
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "long: make soak"]
 async fn what_comes_up_while_a_stage_waits_for_others_stops_it() {
     let (split, monolith, service, mirror) = ripe().await;
     split.change_plan("quiet_period: 0s", "quiet_period: 1s");

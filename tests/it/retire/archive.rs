@@ -460,6 +460,7 @@ pub(super) fn killed(split: &Split, point: &str, at: &Path, shown: &str) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "long: make soak"]
 async fn an_archive_that_is_killed_at_any_step_is_whole_after_the_same_command_and_told_once() {
     let (mut split, monolith, _service, mirror) = ripe().await;
     let folder = tempfile::tempdir().unwrap();

@@ -51,6 +51,7 @@ async fn a_turned_row_is_followed_within_a_fraction_of_a_second() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "long: make soak"]
 async fn between_the_oldest_and_the_newest_version_it_goes_there_and_back() {
     let installed = Binaries::find_all().unwrap();
     let of = |major| installed.iter().find(|binaries| binaries.version.major == major);

@@ -56,6 +56,7 @@ async fn watched() -> (Stage, Mirror) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "long: make soak"]
 async fn what_applies_and_compares_is_nobodys_use_and_a_reader_is_named_with_what_he_reads() {
     let (stage, mirror) = watched().await;
     stage.on_monolith("GRANT pg_read_all_stats TO strangler_apply").await;
@@ -115,7 +116,6 @@ async fn what_applies_and_compares_is_nobodys_use_and_a_reader_is_named_with_wha
 }
 
 #[tokio::test(flavor = "multi_thread")]
-#[ignore = "long: make soak"]
 async fn statements_that_name_an_old_table_are_shown_once_they_have_run_since_the_watch_began() {
     let (stage, mirror) = watched().await;
     mirror.stop();

@@ -53,6 +53,7 @@ async fn rows_are_found_by_a_key_and_a_filter_of_an_enum_that_the_service_names_
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "long: make soak"]
 async fn a_single_key_is_found_where_it_is_a_larger_integer_in_the_service() {
     let plan = PLAN.replace("{ where: { state: [new, paid] } }", "{}");
     let setup = "CREATE TABLE t (id int PRIMARY KEY, n smallint, v varchar(9));

@@ -31,6 +31,7 @@ async fn cast(client: &Client) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "long: make soak"]
 async fn a_cast_to_text_of_the_users_own_hides_no_difference() {
     let (split, monolith, service) = Split::launch("{ moods: {}, kinds: {} }", SETUP).await;
     split.provision();

@@ -67,6 +67,7 @@ async fn a_classified_value_is_in_no_report_no_log_and_no_ledger() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "long: make soak"]
 async fn a_value_has_one_digest_in_all_entries_of_a_repair() {
     let setup = "CREATE TABLE people (id int PRIMARY KEY, mail text);
         CREATE TABLE mails (mail text, no int, PRIMARY KEY (mail, no));

@@ -15,6 +15,7 @@ const ORPHANED: &str = "BEGIN; SET LOCAL session_replication_role = replica; DEL
     CREATE TEMP TABLE kept ON COMMIT DROP AS TABLE orders; TRUNCATE orders; INSERT INTO orders TABLE kept; COMMIT";
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "long: make soak"]
 async fn whole_tables_in_the_place_of_changed_rows_are_searched_for_orphans_and_clear_no_alarm_without_it() {
     let (split, monolith, service) = Split::launch("{ orders: {} }", SETUP).await;
     split.provision();

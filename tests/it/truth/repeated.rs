@@ -40,6 +40,7 @@ async fn a_table_that_the_plan_does_not_have_is_refused_before_the_first_run() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "long: make soak"]
 async fn a_schedule_outlives_a_table_that_it_was_asked_for() {
     let (split, monolith, service) = Split::with_plan(PLAN, SETUP).await;
     split.provision();

@@ -120,6 +120,7 @@ fn check(run: &Run, whole: &Run, known: Option<&(String, i32, Settled)>) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "long: make soak"]
 async fn a_run_that_was_cut_off_before_others_found_differences_is_not_gone_on_with() {
     let (split, monolith, service) = open().await;
     split.provision();
@@ -178,6 +179,7 @@ async fn an_interrupted_fresh_run_is_gone_on_with_by_the_command_that_it_names()
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "long: make soak"]
 async fn an_interrupted_run_does_not_wait_for_a_mirror_that_stands_still() {
     let (split, monolith, service, mirror) = never_clean::open().await;
     mirror.signal(Signal::STOP);

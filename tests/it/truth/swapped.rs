@@ -42,6 +42,7 @@ async fn unique_values_that_hundreds_of_rows_hold_from_each_other_are_repaired()
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "long: make soak"]
 async fn a_chain_of_unique_values_whose_end_is_refused_is_refused_without_a_pass_for_each_row() {
     let (split, mirror, _, service) = coded(500).await;
     corrupt(&service, SWAPPED).await;
