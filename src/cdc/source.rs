@@ -7,6 +7,7 @@ use tokio_postgres::types::{PgLsn, ToSql, Type};
 
 use super::error::MirrorError;
 use crate::lsn::Lsn;
+use crate::postgres::ask::Ask;
 use crate::postgres::partitions::TREES;
 use crate::snapshot::{FullXid, Snapshot};
 
@@ -90,10 +91,10 @@ pub async fn insert_position(source: &Client) -> Result<Lsn, MirrorError> {
 ///
 /// # Errors
 /// [`MirrorError::Sql`].
-pub async fn emit(source: &Client, prefix: &str, content: &str) -> Result<Lsn, MirrorError> {
+pub async fn emit(source: &impl Ask, prefix: &str, content: &str) -> Result<Lsn, MirrorError> {
     // Writers may wait for this: with the types named it is one round trip.
     let parameters: [(&(dyn ToSql + Sync), Type); 2] = [(&prefix, Type::TEXT), (&content, Type::TEXT)];
-    let sent = source.query_typed_one("SELECT pg_logical_emit_message(true, $1, $2)", &parameters).await;
+    let sent = source.ask_one("SELECT pg_logical_emit_message(true, $1, $2)", &parameters).await;
     sent.and_then(|row| row.try_get::<_, PgLsn>(0))
         .map(Lsn::from)
         .map_err(MirrorError::sql("sending a marker"))

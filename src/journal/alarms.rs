@@ -10,6 +10,7 @@ use super::ledger::VERDICT;
 use super::outside::OUTSIDE;
 use super::streams::{Direction, Mode, StreamOf};
 use crate::lsn::Lsn;
+use crate::postgres::ask::Ask;
 
 /// What a stray transaction did to one row, or to a whole table. No `Debug`: the key is a row value.
 #[derive(Clone, PartialEq, Eq)]
@@ -206,12 +207,13 @@ pub async fn note_way_back(
 ///
 /// # Errors
 /// [`JournalError::Database`].
-pub async fn noted_way_back(service: &Client, slice: &str) -> Result<Option<String>, JournalError> {
+pub async fn noted_way_back(service: &impl Ask, slice: &str) -> Result<Option<String>, JournalError> {
     let sql = format!(
         "SELECT detail ->> 'slot' FROM strangler.journal j WHERE slice = $1 AND action = $2 AND {} ORDER BY id DESC LIMIT 1",
         of_this_life("j", "$1")
     );
-    let row = service.query_opt(&sql, &[&slice, &WAY_BACK_BEGUN]).await;
+    let asked: [(&(dyn ToSql + Sync), Type); 2] = [(&slice, Type::TEXT), (&WAY_BACK_BEGUN, Type::TEXT)];
+    let row = service.ask_opt(&sql, &asked).await;
     let row = row.map_err(JournalError::database("reading the slot of the way back"))?;
     Ok(row.and_then(|row| row.get(0)))
 }
@@ -258,7 +260,7 @@ pub async fn note_fired(service: &Client, slice: &str, what: &str) -> Result<(),
 ///
 /// # Errors
 /// [`JournalError::Database`].
-pub async fn disturbances(service: &Client, slice: &str) -> Result<i64, JournalError> {
+pub async fn disturbances(service: &impl Ask, slice: &str) -> Result<i64, JournalError> {
     let now = of_this_life("j", "$1");
     let sql = format!(
         "SELECT (SELECT count(*) FROM strangler.alarm WHERE slice = $1) + greatest(0, \
@@ -267,7 +269,7 @@ pub async fn disturbances(service: &Client, slice: &str) -> Result<i64, JournalE
     );
     let asked: [(&(dyn ToSql + Sync), Type); 4] =
         [(&slice, Type::TEXT), (&WAY_BACK_BEGUN, Type::TEXT), (&FIRED, Type::TEXT), (&OUTSIDE, Type::TEXT)];
-    let row = service.query_typed_one(&sql, &asked).await;
+    let row = service.ask_one(&sql, &asked).await;
     Ok(row.map_err(JournalError::database("counting what disturbed the slice"))?.get(0))
 }
 

@@ -5,7 +5,7 @@
 //! `authority`, which these rows are the stored form of.
 //!
 //! While these run, writers wait. So every statement names the types of its parameters, which makes it one round trip instead of
-//! two.
+//! two; a session that keeps plans has theirs.
 
 use tokio_postgres::types::{PgLsn, ToSql, Type};
 use tokio_postgres::{Client, Row};
@@ -14,6 +14,7 @@ use super::JournalError;
 use super::streams::Direction;
 use crate::lsn::Lsn;
 use crate::name::quote_ident;
+use crate::postgres::ask::Ask;
 
 /// A gate row as it is stored.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -77,7 +78,7 @@ fn gate_row(row: &Row) -> GateRow {
 /// # Errors
 /// [`JournalError::Database`].
 pub async fn look(
-    client: &Client,
+    client: &impl Ask,
     slice: &str,
     incoming: Direction,
 ) -> Result<Option<SliceRows>, JournalError> {
@@ -88,7 +89,7 @@ pub async fn look(
         gate = gate_table(slice),
     );
     let row = client
-        .query_typed_opt(&sql, &[(&slice, Type::TEXT), (&incoming.as_str(), Type::TEXT)])
+        .ask_opt(&sql, &[(&slice, Type::TEXT), (&incoming.as_str(), Type::TEXT)])
         .await
         .map_err(JournalError::database("reading who may write"))?;
     Ok(row.map(|row| SliceRows {
@@ -117,11 +118,11 @@ pub async fn gate(client: &Client, slice: &str) -> Result<Option<GateRow>, Journ
 ///
 /// # Errors
 /// [`JournalError::Database`]; SQLSTATE 55P03 when the writers did not end in time.
-pub async fn hold_writers(client: &Client, slice: &str) -> Result<(), JournalError> {
+pub async fn hold_writers(client: &impl Ask, slice: &str) -> Result<(), JournalError> {
     // The class is that of the trigger function, `dualwrite::gate::LOCK_CLASS`; the key is the slice's in this database.
     let sql = "SELECT pg_advisory_xact_lock(1398035026, lock_key) FROM strangler.slice WHERE slice = $1";
     client
-        .query_typed_one(sql, &[(&slice, Type::TEXT)])
+        .ask_one(sql, &[(&slice, Type::TEXT)])
         .await
         .map(drop)
         .map_err(JournalError::database("holding writers at the gate"))
@@ -131,9 +132,9 @@ pub async fn hold_writers(client: &Client, slice: &str) -> Result<(), JournalErr
 ///
 /// # Errors
 /// [`JournalError::Database`].
-pub async fn lock(client: &Client, slice: &str) -> Result<GateRow, JournalError> {
+pub async fn lock(client: &impl Ask, slice: &str) -> Result<GateRow, JournalError> {
     let sql = format!("SELECT {GATE} FROM {} FOR UPDATE", gate_table(slice));
-    let row = client.query_typed_one(&sql, &[]).await.map_err(JournalError::database("locking the gate"))?;
+    let row = client.ask_one(&sql, &[]).await.map_err(JournalError::database("locking the gate"))?;
     Ok(gate_row(&row))
 }
 
@@ -156,7 +157,7 @@ pub struct Fence<'a> {
 ///
 /// # Errors
 /// [`JournalError::Database`].
-pub async fn fence(client: &Client, slice: &str, fence: Fence<'_>) -> Result<bool, JournalError> {
+pub async fn fence(client: &impl Ask, slice: &str, fence: Fence<'_>) -> Result<bool, JournalError> {
     let sql = format!(
         "UPDATE {} SET state = 'FENCED', epoch = $2, cause = 'fence', owner = 'moving', fence_lsn = $3, \
              seqs = $4::text::jsonb, move_group = $5 WHERE state = 'OPEN' AND epoch = $1",
@@ -170,7 +171,7 @@ pub async fn fence(client: &Client, slice: &str, fence: Fence<'_>) -> Result<boo
         (&fence.sequences, Type::TEXT),
         (&fence.group, Type::INT8),
     ];
-    hit(client.execute_typed(&sql, &parameters).await, "closing the gate")
+    hit(client.tell(&sql, &parameters).await, "closing the gate")
 }
 
 /// Keeps the stream into this database as it is until the caller's transaction ends. `false` unless it watches, and can go on
@@ -178,10 +179,10 @@ pub async fn fence(client: &Client, slice: &str, fence: Fence<'_>) -> Result<boo
 ///
 /// # Errors
 /// [`JournalError::Database`].
-pub async fn keep_watch(client: &Client, slice: &str, incoming: Direction) -> Result<bool, JournalError> {
+pub async fn keep_watch(client: &impl Ask, slice: &str, incoming: Direction) -> Result<bool, JournalError> {
     let sql = "SELECT 1 FROM strangler.stream WHERE slice = $1 AND dir = $2 AND lane = 0 AND mode = 'TRIPWIRE' \
                AND state = 'running' FOR SHARE";
-    let row = client.query_typed_opt(sql, &[(&slice, Type::TEXT), (&incoming.as_str(), Type::TEXT)]).await;
+    let row = client.ask_opt(sql, &[(&slice, Type::TEXT), (&incoming.as_str(), Type::TEXT)]).await;
     row.map(|row| row.is_some()).map_err(JournalError::database("keeping a stream as it is"))
 }
 
@@ -191,7 +192,7 @@ pub async fn keep_watch(client: &Client, slice: &str, incoming: Direction) -> Re
 /// # Errors
 /// [`JournalError::Database`].
 pub async fn open(
-    client: &Client,
+    client: &impl Ask,
     slice: &str,
     (from_epoch, epoch): (i64, i64),
     owner: &str,
@@ -202,7 +203,7 @@ pub async fn open(
         gate_table(slice)
     );
     let row = client
-        .query_typed_opt(&sql, &[(&from_epoch, Type::INT8), (&epoch, Type::INT8), (&owner, Type::TEXT)])
+        .ask_opt(&sql, &[(&from_epoch, Type::INT8), (&epoch, Type::INT8), (&owner, Type::TEXT)])
         .await
         .map_err(JournalError::database("opening the gate"))?;
     Ok(row.map(|row| row.get::<_, PgLsn>(0).into()))
@@ -253,7 +254,7 @@ pub async fn reopen(
 ///
 /// # Errors
 /// [`JournalError::Database`].
-pub async fn name_owner(client: &Client, slice: &str, epoch: i64, owner: &str) -> Result<(), JournalError> {
+pub async fn name_owner(client: &impl Ask, slice: &str, epoch: i64, owner: &str) -> Result<(), JournalError> {
     let sql = format!(
         "WITH named AS (UPDATE {} SET owner = $2 WHERE state = 'FENCED' AND epoch = $1 AND owner IS DISTINCT FROM $2 \
              RETURNING epoch) \
@@ -263,7 +264,7 @@ pub async fn name_owner(client: &Client, slice: &str, epoch: i64, owner: &str) -
     );
     let parameters: [(&(dyn ToSql + Sync), Type); 3] =
         [(&epoch, Type::INT8), (&owner, Type::TEXT), (&slice, Type::TEXT)];
-    let named = client.query_typed(&sql, &parameters).await;
+    let named = client.ask(&sql, &parameters).await;
     named.map(drop).map_err(JournalError::database("naming the owner"))
 }
 
@@ -305,9 +306,9 @@ pub async fn is_settled_to_go(monolith: &Client, slice: &str) -> Result<bool, Jo
 ///
 /// # Errors
 /// [`JournalError::Database`].
-pub async fn noted_sequences(client: &Client, slice: &str) -> Result<Option<String>, JournalError> {
+pub async fn noted_sequences(client: &impl Ask, slice: &str) -> Result<Option<String>, JournalError> {
     let sql = format!("SELECT seqs::text FROM {}", gate_table(slice));
-    let row = client.query_typed_one(&sql, &[]).await;
+    let row = client.ask_one(&sql, &[]).await;
     let row = row.map_err(JournalError::database("reading the noted sequences"))?;
     Ok(row.get(0))
 }
@@ -321,7 +322,7 @@ pub async fn noted_sequences(client: &Client, slice: &str) -> Result<Option<Stri
 /// # Errors
 /// [`JournalError::Database`].
 pub async fn turn(
-    client: &Client,
+    client: &impl Ask,
     slice: &str,
     direction: Direction,
     (from, to): (&str, &str),
@@ -334,7 +335,7 @@ pub async fn turn(
                SELECT count(*) > 0 AND count(*) = (SELECT count(*) FROM strangler.stream WHERE slice = $1 AND dir = $2) \
                FROM turned";
     let row = client
-        .query_typed_one(
+        .ask_one(
             sql,
             &[
                 (&slice, Type::TEXT),
@@ -373,9 +374,9 @@ pub async fn settle(client: &Client, group: i64, state: &str) -> Result<bool, Jo
 ///
 /// # Errors
 /// [`JournalError::Database`].
-pub async fn group(client: &Client, group: i64) -> Result<Option<(String, Vec<String>)>, JournalError> {
+pub async fn group(client: &impl Ask, group: i64) -> Result<Option<(String, Vec<String>)>, JournalError> {
     let sql = "SELECT state, ARRAY(SELECT json_array_elements_text(members)) FROM strangler.move_group WHERE id = $1";
-    let row = client.query_typed_opt(sql, &[(&group, Type::INT8)]).await;
+    let row = client.ask_opt(sql, &[(&group, Type::INT8)]).await;
     let row = row.map_err(JournalError::database("reading the group"))?;
     Ok(row.map(|row| (row.get(0), row.get(1))))
 }
@@ -384,11 +385,11 @@ pub async fn group(client: &Client, group: i64) -> Result<Option<(String, Vec<St
 ///
 /// # Errors
 /// [`JournalError::Database`].
-pub async fn notify(client: &Client, slice: &str, owner: &str, epoch: i64) -> Result<(), JournalError> {
+pub async fn notify(client: &impl Ask, slice: &str, owner: &str, epoch: i64) -> Result<(), JournalError> {
     let sql = "SELECT pg_notify('strangler_authority', json_build_object('slice', $1::text, 'owner', $2::text, \
                'epoch', $3::int8)::text)";
     client
-        .execute_typed(sql, &[(&slice, Type::TEXT), (&owner, Type::TEXT), (&epoch, Type::INT8)])
+        .tell(sql, &[(&slice, Type::TEXT), (&owner, Type::TEXT), (&epoch, Type::INT8)])
         .await
         .map(drop)
         .map_err(JournalError::database("telling who owns the slice"))

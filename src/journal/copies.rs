@@ -5,6 +5,7 @@ use tokio_postgres::types::{PgLsn, Type};
 
 use super::JournalError;
 use crate::lsn::Lsn;
+use crate::postgres::ask::Ask;
 
 /// How a table stands.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -413,12 +414,12 @@ pub async fn set_published_as(
 ///
 /// # Errors
 /// [`JournalError::Database`].
-pub async fn not_live(client: &Client, slice: &str) -> Result<Vec<(String, String)>, JournalError> {
+pub async fn not_live(client: &impl Ask, slice: &str) -> Result<Vec<(String, String)>, JournalError> {
     let sql = "SELECT m.source_table, CASE m.state WHEN 'live' THEN 'copied, and not all of its indexes and constraints are made' \
                    ELSE m.state END FROM strangler.mirror_table m WHERE m.slice = $1 AND (m.state <> 'live' \
                    OR EXISTS (SELECT FROM strangler.deferred d WHERE d.slice = m.slice AND d.target_table = m.target_table \
                        AND d.done_at IS NULL AND d.kind <> 'foreign_key')) ORDER BY 1";
-    let rows = client.query_typed(sql, &[(&slice, Type::TEXT)]).await;
+    let rows = client.ask(sql, &[(&slice, Type::TEXT)]).await;
     let rows = rows.map_err(JournalError::database("reading the states of tables"))?;
     Ok(rows.iter().map(|row| (row.get(0), row.get(1))).collect())
 }

@@ -6,12 +6,12 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 use tokio_postgres::types::{ToSql, Type};
-use tokio_postgres::{Client, Row, Statement};
+use tokio_postgres::{Client, Row};
 
 use super::JournalError;
 use super::copies::UNHEARD;
 use crate::name::{TableName, quote_ident, quote_literal};
-use crate::postgres::connect::Session;
+use crate::postgres::ask::Ask;
 use crate::postgres::places::{self, Places};
 use crate::postgres::type_trees::reached;
 
@@ -202,27 +202,10 @@ const OWN_PARTS: &str = "LATERAL (SELECT md5(string_agg(concat_ws(' ', p.oid, p.
 ///
 /// # Errors
 /// [`JournalError`].
-pub async fn service(client: &Client, slice: &str) -> Result<Option<Ground>, JournalError> {
-    of_service(client, slice, None).await
-}
-
-/// The same, over a session that plans the question about shapes once: for a flip, which asks while writers wait.
-///
-/// # Errors
-/// [`JournalError`].
-pub async fn service_again(session: &Session, slice: &str) -> Result<Option<Ground>, JournalError> {
-    let shapes = session.planned(&shapes_sql()).await.map_err(reading())?;
-    of_service(session, slice, Some(&shapes)).await
-}
-
-async fn of_service(
-    client: &Client,
-    slice: &str,
-    planned: Option<&Statement>,
-) -> Result<Option<Ground>, JournalError> {
+pub async fn service(client: &impl Ask, slice: &str) -> Result<Option<Ground>, JournalError> {
     let there = "SELECT EXISTS (SELECT FROM strangler.slice WHERE slice = $1)";
     let of = [(&slice as &(dyn ToSql + Sync), Type::TEXT)];
-    if !client.query_typed_one(there, &of).await.map_err(reading())?.get::<_, bool>(0) {
+    if !client.ask_one(there, &of).await.map_err(reading())?.get::<_, bool>(0) {
         return Ok(None);
     }
     let gate = quote_ident(&format!("gate_{slice}"));
@@ -236,8 +219,8 @@ async fn of_service(
     // Sent together and answered in this order.
     let (row, tables, disturbances, way_back) = tokio::try_join!(
         biased;
-        async { client.query_typed_opt(&sql, &of).await.map_err(reading()) },
-        tables(client, slice, planned),
+        async { client.ask_opt(&sql, &of).await.map_err(reading()) },
+        tables(client, slice),
         super::alarms::disturbances(client, slice),
         super::alarms::noted_way_back(client, slice)
     )?;
@@ -254,18 +237,14 @@ async fn of_service(
     }))
 }
 
-async fn tables(
-    client: &Client,
-    slice: &str,
-    planned: Option<&Statement>,
-) -> Result<BTreeMap<String, TableGround>, JournalError> {
+async fn tables(client: &impl Ask, slice: &str) -> Result<BTreeMap<String, TableGround>, JournalError> {
     let sql = "SELECT source_table, target_table, copy_number, state, coalesce(published_as = $2, false) \
          FROM strangler.mirror_table WHERE slice = $1";
     let asked = [(&slice as &(dyn ToSql + Sync), Type::TEXT), (&UNHEARD, Type::OID)];
-    let rows = client.query_typed(sql, &asked).await.map_err(reading())?;
+    let rows = client.ask(sql, &asked).await.map_err(reading())?;
     let targets = rows.iter().map(|row| regclass(row.get(1))).collect::<Result<Vec<String>, _>>()?;
     let labels: Vec<&str> = rows.iter().map(|row| row.get(0)).collect();
-    let shapes = shapes(client, slice, (&targets, &labels), planned).await?;
+    let shapes = shapes(client, slice, (&targets, &labels)).await?;
     let ground = |(row, shape): (&Row, String)| {
         let ground = TableGround {
             copy: row.get(2),
@@ -281,19 +260,13 @@ async fn tables(
 
 /// The shapes of tables of the service, in the order of their names, which are quoted for SQL; `labels` are the monolith's.
 async fn shapes(
-    client: &Client,
+    client: &impl Ask,
     slice: &str,
     (tables, labels): (&[String], &[&str]),
-    planned: Option<&Statement>,
 ) -> Result<Vec<String>, JournalError> {
-    let rows = match planned {
-        Some(planned) => client.query(planned, &[&tables, &labels, &slice]).await,
-        None => {
-            let asked: [(&(dyn ToSql + Sync), Type); 3] =
-                [(&tables, Type::TEXT_ARRAY), (&labels, Type::TEXT_ARRAY), (&slice, Type::TEXT)];
-            client.query_typed(&shapes_sql(), &asked).await
-        }
-    };
+    let asked: [(&(dyn ToSql + Sync), Type); 3] =
+        [(&tables, Type::TEXT_ARRAY), (&labels, Type::TEXT_ARRAY), (&slice, Type::TEXT)];
+    let rows = client.ask(&shapes_sql(), &asked).await;
     Ok(rows.map_err(reading())?.iter().map(|row| shape(row.get(0))).collect())
 }
 
@@ -317,22 +290,9 @@ fn shapes_sql() -> String {
 ///
 /// # Errors
 /// [`JournalError::Database`]. The session needs SELECT on `strangler.slice`.
-pub async fn monolith(client: &Client, slice: &str) -> Result<BTreeMap<String, String>, JournalError> {
-    let rows = client.query_typed(&monolith_sql(), &[(&slice, Type::TEXT)]).await.map_err(reading())?;
+pub async fn monolith(client: &impl Ask, slice: &str) -> Result<BTreeMap<String, String>, JournalError> {
+    let rows = client.ask(&monolith_sql(), &[(&slice, Type::TEXT)]).await.map_err(reading())?;
     named_all(client, &rows).await
-}
-
-/// The same, over a session that plans it once: see [`service_again`].
-///
-/// # Errors
-/// [`JournalError::Database`].
-pub async fn monolith_again(
-    session: &Session,
-    slice: &str,
-) -> Result<BTreeMap<String, String>, JournalError> {
-    let planned = session.planned(&monolith_sql()).await.map_err(reading())?;
-    let rows = session.query(&planned, &[&slice]).await.map_err(reading())?;
-    named_all(session, &rows).await
 }
 
 fn monolith_sql() -> String {
@@ -349,7 +309,7 @@ fn monolith_sql() -> String {
 }
 
 /// By the names that tables had before they were moved away.
-async fn named_all(client: &Client, rows: &[Row]) -> Result<BTreeMap<String, String>, JournalError> {
+async fn named_all(client: &impl Ask, rows: &[Row]) -> Result<BTreeMap<String, String>, JournalError> {
     let places = places::among(client, rows.iter().map(|row| row.get(0))).await.map_err(reading())?;
     rows.iter().map(|row| named(row, &places)).collect()
 }

@@ -6,6 +6,8 @@ use tokio_postgres::{Client, Row};
 
 use super::{JournalError, statements};
 use crate::name::{TableName, quote_ident, quote_literal};
+use crate::postgres::ask::Ask;
+use crate::postgres::connect::Session;
 use crate::postgres::sqlstate;
 
 /// Where rights that are away are written down, as an administrator types it.
@@ -103,12 +105,12 @@ const READ: &str = "SELECT stage, epoch, to_char(at AT TIME ZONE 'UTC', 'YYYY-MM
 ///
 /// # Errors
 /// [`JournalError`].
-pub async fn read(monolith: &Client, slice: &str) -> Result<Option<Retirement>, JournalError> {
+pub async fn read(monolith: &impl Ask, slice: &str) -> Result<Option<Retirement>, JournalError> {
     let failed = || JournalError::database("reading how far a slice is retired");
     if !are_there(monolith).await.map_err(failed())? {
         return Ok(None);
     }
-    let row = monolith.query_typed_opt(READ, &[(&slice, Type::TEXT)]).await.map_err(failed())?;
+    let row = monolith.ask_opt(READ, &[(&slice, Type::TEXT)]).await.map_err(failed())?;
     row.as_ref().map(Retirement::of).transpose()
 }
 
@@ -117,12 +119,12 @@ pub async fn read(monolith: &Client, slice: &str) -> Result<Option<Retirement>, 
 ///
 /// # Errors
 /// [`JournalError`].
-pub async fn read_at_once(monolith: &Client, slice: &str) -> Result<Option<Retirement>, JournalError> {
+pub async fn read_at_once(monolith: &Session, slice: &str) -> Result<Option<Retirement>, JournalError> {
     let of: [(&(dyn ToSql + Sync), Type); 1] = [(&slice, Type::TEXT)];
     let (begun, row, ended) = tokio::join!(
         biased;
         monolith.batch_execute("SAVEPOINT retirement"),
-        monolith.query_typed_opt(READ, &of),
+        monolith.ask_opt(READ, &of),
         monolith.batch_execute("ROLLBACK TO SAVEPOINT retirement")
     );
     let failed = || JournalError::database("reading how far a slice is retired");
@@ -134,9 +136,9 @@ pub async fn read_at_once(monolith: &Client, slice: &str) -> Result<Option<Retir
 }
 
 /// Our tables of retirement are there.
-async fn are_there(monolith: &Client) -> Result<bool, tokio_postgres::Error> {
+async fn are_there(monolith: &impl Ask) -> Result<bool, tokio_postgres::Error> {
     let there = "SELECT to_regclass('strangler.retirement') IS NOT NULL";
-    Ok(monolith.query_typed_one(there, &[]).await?.get(0))
+    Ok(monolith.ask_one(there, &[]).await?.get(0))
 }
 
 /// SQL that notes a stage.

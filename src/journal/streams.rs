@@ -6,6 +6,7 @@ use tokio_postgres::{Client, Row};
 use super::JournalError;
 use crate::lsn::Lsn;
 use crate::name::quote_ident;
+use crate::postgres::ask::Ask;
 
 /// Which way a stream goes.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -201,10 +202,10 @@ pub(super) fn from_row(row: &Row) -> Result<StreamRow, JournalError> {
 ///
 /// # Errors
 /// [`JournalError`].
-pub async fn read(client: &Client, of: StreamOf<'_>) -> Result<Option<StreamRow>, JournalError> {
+pub async fn read(client: &impl Ask, of: StreamOf<'_>) -> Result<Option<StreamRow>, JournalError> {
     let sql = format!("SELECT {COLUMNS} FROM strangler.stream WHERE slice = $1 AND dir = $2 AND lane = 0");
     let row = client
-        .query_typed_opt(&sql, &[(&of.slice, Type::TEXT), (&of.direction.as_str(), Type::TEXT)])
+        .ask_opt(&sql, &[(&of.slice, Type::TEXT), (&of.direction.as_str(), Type::TEXT)])
         .await
         .map_err(JournalError::database("reading the stream row"))?;
     row.as_ref().map(from_row).transpose()

@@ -6,6 +6,7 @@ use tokio_postgres::types::{PgLsn, ToSql, Type};
 use super::JournalError;
 use super::ledger::{ABANDON, FLIP, VERDICT};
 use crate::lsn::Lsn;
+use crate::postgres::ask::Ask;
 
 /// A verdict's entry.
 #[derive(Debug, Clone, PartialEq)]
@@ -76,7 +77,7 @@ pub struct DiffersAfter {
 ///
 /// # Errors
 /// [`JournalError::Database`].
-pub async fn differs_after(client: &Client, slice: &str, entry: i64) -> Result<DiffersAfter, JournalError> {
+pub async fn differs_after(client: &impl Ask, slice: &str, entry: i64) -> Result<DiffersAfter, JournalError> {
     let sql = "SELECT count(*) > 0, count(*) FILTER (WHERE EXISTS (SELECT FROM json_each_text(body -> 'counts') AS c \
                    WHERE c.key <> 'orphan' AND c.value <> '0')) > 0 \
                FROM strangler.ledger WHERE slice = $1 AND kind = $2 \
@@ -85,7 +86,7 @@ pub async fn differs_after(client: &Client, slice: &str, entry: i64) -> Result<D
                AND body ->> 'outcome' = 'differs'";
     let asked: [(&(dyn ToSql + Sync), Type); 3] =
         [(&slice, Type::TEXT), (&VERDICT, Type::TEXT), (&entry, Type::INT8)];
-    let row = client.query_typed_one(sql, &asked).await.map_err(reading())?;
+    let row = client.ask_one(sql, &asked).await.map_err(reading())?;
     Ok(DiffersAfter { any: row.get(0), rows: row.get(1) })
 }
 

@@ -6,6 +6,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use tokio_postgres::Client;
 
 use super::{JournalError, migrate};
+use crate::postgres::ask::Ask;
 use crate::problem::{Problem, START_ANEW};
 
 /// Code of a slice whose name another plan has provisioned; every verb says it.
@@ -68,13 +69,11 @@ pub async fn place(client: &Client) -> Result<String, JournalError> {
 ///
 /// # Errors
 /// [`JournalError::Database`].
-pub async fn is_itself(client: &Client) -> Result<bool, JournalError> {
+pub async fn is_itself(client: &impl Ask) -> Result<bool, JournalError> {
     let sql = "SELECT d.system_identifier = c.system_identifier::text AND d.database_oid = b.oid \
                FROM strangler.database d, pg_control_system() c, pg_database b WHERE b.datname = current_database()";
-    let row = client
-        .query_typed_one(sql, &[])
-        .await
-        .map_err(JournalError::database("reading a database's identity"))?;
+    let row =
+        client.ask_one(sql, &[]).await.map_err(JournalError::database("reading a database's identity"))?;
     Ok(row.get(0))
 }
 

@@ -17,6 +17,7 @@ use secrecy::{ExposeSecret, SecretString};
 use tokio::time::timeout;
 use tokio_postgres::Statement;
 use tokio_postgres::config::{SslMode as ConfigSslMode, SslNegotiation};
+use tokio_postgres::types::Type;
 use tokio_util::task::AbortOnDropHandle;
 
 use super::link::{self, Endpoint, Keepalive, Link, Place, SslMode};
@@ -348,8 +349,11 @@ impl Login for SqlLogin<'_> {
                 tracing::debug!(error = %error, "session ended");
             }
         }));
-        let planned = Mutex::default();
-        Ok((Session { client, cancel, server_major, unhurried, planned, _driver: driver }, reported))
+        let (planned, keeps_plans) = (Mutex::default(), AtomicBool::default());
+        Ok((
+            Session { client, cancel, server_major, unhurried, planned, keeps_plans, _driver: driver },
+            reported,
+        ))
     }
 }
 
@@ -367,6 +371,8 @@ pub struct Session {
     unhurried: Arc<AtomicBool>,
     /// By their text.
     planned: Mutex<HashMap<String, Statement>>,
+    /// Whether a statement that has no plan yet gets one that is kept.
+    keeps_plans: AtomicBool,
     _driver: AbortOnDropHandle<()>,
 }
 
@@ -396,13 +402,42 @@ impl Session {
     /// # Errors
     /// What the server said to `sql`.
     pub async fn planned(&self, sql: &str) -> Result<Statement, tokio_postgres::Error> {
-        let kept = || self.planned.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(statement) = kept().get(sql) {
-            return Ok(statement.clone());
+        if let Some(statement) = self.plan_of(sql) {
+            return Ok(statement);
         }
         let statement = self.client.prepare(sql).await?;
-        kept().insert(sql.to_owned(), statement.clone());
+        self.keep_plan(sql, &statement);
         Ok(statement)
+    }
+
+    /// From now on, whether statements of [`super::ask::Ask`] that come without a plan get one that is kept, for the next time that they
+    /// are sent. It takes a round trip of its own, so it is asked for where nobody waits, and statements that are sent together come in
+    /// the order of their plans then.
+    pub fn keep_plans(&self, keep: bool) {
+        self.keeps_plans.store(keep, Ordering::Release);
+    }
+
+    /// The plan that is kept for a statement, without a wait; else a new one where plans are kept.
+    pub(super) async fn kept_plan(
+        &self,
+        sql: &str,
+        types: impl FnOnce() -> Vec<Type>,
+    ) -> Result<Option<Statement>, tokio_postgres::Error> {
+        let found = self.plan_of(sql);
+        if found.is_some() || !self.keeps_plans.load(Ordering::Acquire) {
+            return Ok(found);
+        }
+        let statement = self.client.prepare_typed(sql, &types()).await?;
+        self.keep_plan(sql, &statement);
+        Ok(Some(statement))
+    }
+
+    fn plan_of(&self, sql: &str) -> Option<Statement> {
+        self.planned.lock().unwrap_or_else(PoisonError::into_inner).get(sql).cloned()
+    }
+
+    fn keep_plan(&self, sql: &str, statement: &Statement) {
+        self.planned.lock().unwrap_or_else(PoisonError::into_inner).insert(sql.to_owned(), statement.clone());
     }
 
     /// Major version of the server, e.g. 15.

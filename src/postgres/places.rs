@@ -6,8 +6,9 @@
 
 use std::collections::BTreeMap;
 
-use tokio_postgres::{Client, Error};
+use tokio_postgres::Error;
 
+use super::ask::Ask;
 use crate::name::{TableName, quote_ident};
 
 /// How the name of each quarantine schema begins. Only where a name from the catalogs begins so is it asked what that schema holds.
@@ -102,13 +103,13 @@ pub fn new_name(slice: &str, is_taken: impl Fn(&str) -> bool) -> String {
 ///
 /// # Errors
 /// What the server said.
-pub async fn read(client: &Client) -> Result<Places, Error> {
+pub async fn read(client: &impl Ask) -> Result<Places, Error> {
     let there = "SELECT to_regclass('strangler.quarantine') IS NOT NULL";
-    if !client.query_typed_one(there, &[]).await?.try_get::<_, bool>(0)? {
+    if !client.ask_one(there, &[]).await?.try_get::<_, bool>(0)? {
         return Ok(Places::default());
     }
     let sql = "SELECT slice, schema_name, quarantine FROM strangler.quarantine ORDER BY 1, 2";
-    let rows = client.query_typed(sql, &[]).await?;
+    let rows = client.ask(sql, &[]).await?;
     let place = |row: &tokio_postgres::Row| {
         Ok(Quarantine { slice: row.try_get(0)?, schema: row.try_get(1)?, quarantine: row.try_get(2)? })
     };
@@ -119,7 +120,10 @@ pub async fn read(client: &Client) -> Result<Places, Error> {
 ///
 /// # Errors
 /// What the server said.
-pub async fn among<'a>(client: &Client, mut schemas: impl Iterator<Item = &'a str>) -> Result<Places, Error> {
+pub async fn among<'a>(
+    client: &impl Ask,
+    mut schemas: impl Iterator<Item = &'a str>,
+) -> Result<Places, Error> {
     if schemas.any(|schema| schema.starts_with(PREFIX)) { read(client).await } else { Ok(Places::default()) }
 }
 

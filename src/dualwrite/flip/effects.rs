@@ -26,6 +26,7 @@ use crate::journal::{JournalError, retirement, whereabouts};
 use crate::lsn::Lsn;
 use crate::mapping::SliceMapping;
 use crate::name::TableName;
+use crate::postgres::ask::Ask;
 use crate::postgres::connect::Session;
 
 /// Pause between two looks at the position that a mirror has reached.
@@ -91,8 +92,7 @@ impl Driver {
 
     pub(super) async fn look(&mut self) -> Result<Facts, FlipError> {
         let slice = self.slice.clone();
-        let monolith = self.sight(Side::Monolith, &slice).await?;
-        let service = self.sight(Side::Service, &slice).await?;
+        let (monolith, service) = self.sights(&slice).await?;
         let own = self.together.as_ref().map(|together| together.id);
         let group = match (monolith, service) {
             (Sight::Seen(there), Sight::Seen(here)) => group_to_read(&there.gate, &here.gate, own),
@@ -105,24 +105,10 @@ impl Driver {
         Ok(Facts { monolith, service, group })
     }
 
-    pub(super) async fn sight(&mut self, side: Side, slice: &str) -> Result<Sight, FlipError> {
-        let Ok(client) = self.links.looking(side).await else { return Ok(Sight::Unreachable) };
-        // Sent together, since writers may wait.
-        let (itself, rows) =
-            tokio::join!(whereabouts::is_itself(client), authority::look(client, slice, side.incoming()));
-        match itself {
-            Ok(true) => {}
-            Ok(false) => return Ok(Sight::Stranger),
-            Err(error) => return unreachable(&error),
-        }
-        match rows {
-            Ok(Some(rows)) => Ok(Sight::Seen(Rows::try_from(&rows)?)),
-            Ok(None) => Err(FlipError::Failed {
-                what: "looking at a side",
-                words: format!("slice {slice} has no gate row in the {side}"),
-            }),
-            Err(error) => unreachable(&error),
-        }
+    /// How the monolith and the service stand, looked at together since writers may wait.
+    pub(super) async fn sights(&mut self, slice: &str) -> Result<(Sight, Sight), FlipError> {
+        let (monolith, service) = self.links.both_looking().await;
+        tokio::try_join!(sight(monolith, Side::Monolith, slice), sight(service, Side::Service, slice))
     }
 
     /// Closes the gate in the transaction that [`Self::hold_and_drain`] left open.
@@ -213,27 +199,26 @@ impl Driver {
         };
         self.timeline.note("lock", begun, "done");
         let draining = Instant::now();
-        let marker = source::marker_content(&slice, "flip");
-        // Nobody is kept from drawing numbers on the closed side either.
-        let (sent, waiting) =
-            tokio::join!(source::emit(looking, MARKER_PREFIX, &marker), sequences.read(peer, side.peer()));
-        if let Err(error) = sent {
-            return Err(FlipError::Failed { what: "sending a marker", words: chain_of(&error) });
-        }
-        let noted = match waiting {
-            Ok(waiting) => sequences.furthest(side.peer(), &given, &waiting),
-            Err(error) => return reading(&error).map(Err),
-        };
-        let short = sequences.short(&noted, side.peer(), (self.limits.sequence_margin, 1));
-        let sequences = serde_json::to_string(&noted).unwrap_or_else(|_| "{}".to_owned());
         let look = Barrier { sessions, judged: judged.as_ref(), mapping: &mapping, side, budget };
-        let (drained, changed) = match look.drain((drain, fence), slot.as_deref(), deadline).await? {
+        // Nobody is kept from drawing numbers on the closed side either.
+        let (waiting, drained) = tokio::join!(
+            biased;
+            sequences.read(peer, side.peer()),
+            look.drain((drain, fence), slot.as_deref(), deadline)
+        );
+        let (drained, changed) = match drained? {
             Ok(found) => found,
             Err(event) => {
                 self.timeline.note("drain", draining, "out of time");
                 return Ok(Err(event));
             }
         };
+        let noted = match waiting {
+            Ok(waiting) => sequences.furthest(side.peer(), &given, &waiting),
+            Err(error) => return reading(&error).map(Err),
+        };
+        let short = sequences.short(&noted, side.peer(), (self.limits.sequence_margin, 1));
+        let sequences = serde_json::to_string(&noted).unwrap_or_else(|_| "{}".to_owned());
         self.timeline.note("drain", draining, if drained { "done" } else { "out of time" });
         failpoint::hit("flip-drained");
         let lock_ms = millis(draining.duration_since(begun));
@@ -500,6 +485,26 @@ impl Driver {
     }
 }
 
+/// How one side stands; `session` where it can be reached.
+async fn sight(session: Result<&Session, FlipError>, side: Side, slice: &str) -> Result<Sight, FlipError> {
+    let Ok(session) = session else { return Ok(Sight::Unreachable) };
+    let (itself, rows) =
+        tokio::join!(whereabouts::is_itself(session), authority::look(session, slice, side.incoming()));
+    match itself {
+        Ok(true) => {}
+        Ok(false) => return Ok(Sight::Stranger),
+        Err(error) => return unreachable(&error),
+    }
+    match rows {
+        Ok(Some(rows)) => Ok(Sight::Seen(Rows::try_from(&rows)?)),
+        Ok(None) => Err(FlipError::Failed {
+            what: "looking at a side",
+            words: format!("slice {slice} has no gate row in the {side}"),
+        }),
+        Err(error) => unreachable(&error),
+    }
+}
+
 /// Begins a transaction in which triggers stay as they are and no partition comes to a moved table. Returns the plain tables'
 /// oids. No wait for a lock is as long as that after which the server looks for a deadlock: a writer that has passed the gate and
 /// waits for one of these locks, as TRUNCATE of a second table does, would be its victim.
@@ -547,7 +552,7 @@ struct Barrier<'a> {
 }
 
 impl Barrier<'_> {
-    /// Waits until everything up to the fence is applied on the peer, or time is up: `false`. Beside it, so that it costs writers
+    /// Sends a marker and waits until everything up to the fence is applied on the peer, or time is up: `false`. Beside it, so that it costs writers
     /// nothing as long as it is the quicker one, asks again what was judged; what is not so any more, in words. An event when time
     /// was up for that.
     async fn drain(
@@ -560,13 +565,18 @@ impl Barrier<'_> {
         let (acting, looking, peer, idle) = self.sessions;
         let (monolith, service) = if side == Side::Monolith { (looking, idle) } else { (idle, looking) };
         let left = deadline.saturating_duration_since(Instant::now());
-        let (drained, lost, changed, outside) = tokio::join!(
+        let marker = source::marker_content(slice, "flip");
+        let (sent, drained, lost, changed, outside) = tokio::join!(
             biased;
+            source::emit(looking, MARKER_PREFIX, &marker),
             reached(peer, slice, (direction, fence), deadline),
             incoming::is_lost((acting, peer), slice, (side, slot)),
             still_as_judged(self.judged, (monolith, service), (side, slice)),
             left_behind::again(looking, self.mapping, (side, left, self.budget))
         );
+        if let Err(error) = sent {
+            return Err(FlipError::Failed { what: "sending a marker", words: chain_of(&error) });
+        }
         let drained = drained?;
         let mut changed = match changed {
             Ok(changed) => changed,
@@ -615,7 +625,7 @@ async fn still_as_judged(
 
 /// What keeps a side from being opened: tables of a service that are no whole copies; old tables of a monolith that nobody may use.
 async fn in_the_way(
-    acting: &Client,
+    acting: &Session,
     side: Side,
     slice: &str,
     group: Option<GroupId>,
@@ -632,7 +642,7 @@ async fn in_the_way(
 
 /// Keeps a monolith from being opened whose old tables nobody may use. Asked behind the lock on the gate's row, which a stage of
 /// retirement holds as well: either it is seen here, or the stage sees an open gate.
-async fn retired(monolith: &Client, slice: &str) -> Result<Option<FlipError>, FlipError> {
+async fn retired(monolith: &Session, slice: &str) -> Result<Option<FlipError>, FlipError> {
     let done = retirement::read_at_once(monolith, slice).await;
     let done = done.map_err(|error| failed("reading how far a slice is retired", &error))?;
     let undo = format!("strangler unretire PLAN --slice {slice}");
@@ -642,8 +652,8 @@ async fn retired(monolith: &Client, slice: &str) -> Result<Option<FlipError>, Fl
 /// What every change of a closed gate rests on: both gates as they were observed, see [`lock_both`], and the group row, on the
 /// monolith, in this state. An event when something is otherwise.
 async fn conditions(
-    acting: &Client,
-    peer: &Client,
+    acting: &Session,
+    peer: &Session,
     slice: &str,
     gates: (Side, &Gate, &Gate),
     (monolith, group, state): (&Session, Option<GroupId>, &str),
@@ -656,8 +666,8 @@ async fn conditions(
 
 /// Locks the gate row of `side`, reads the peer's afterwards, and compares both with what was observed.
 async fn lock_both(
-    acting: &Client,
-    peer: &Client,
+    acting: &Session,
+    peer: &Session,
     slice: &str,
     (side, expects, there): (Side, &Gate, &Gate),
 ) -> Result<Option<Event>, FlipError> {
@@ -708,11 +718,11 @@ pub(super) fn hit(
 
 /// Where the sequences stand, and the insert position, both under the lock.
 async fn stands(
-    acting: &Client,
+    acting: &Session,
     sequences: &Pairs,
     side: Side,
 ) -> Result<(Stands, Lsn), tokio_postgres::Error> {
-    let position = acting.query_typed_one("SELECT pg_current_wal_insert_lsn()", &[]);
+    let position = acting.ask_one("SELECT pg_current_wal_insert_lsn()", &[]);
     let (stands, row) = tokio::try_join!(sequences.read(acting, side), position)?;
     let lsn = row.try_get::<_, tokio_postgres::types::PgLsn>(0)?.into();
     Ok((stands, lsn))
@@ -720,7 +730,7 @@ async fn stands(
 
 /// Waits until the stream has applied everything up to the fence. A tripwire that has passed it proves nothing.
 async fn reached(
-    peer: &Client,
+    peer: &impl Ask,
     slice: &str,
     (direction, fence): (Direction, Lsn),
     deadline: Instant,

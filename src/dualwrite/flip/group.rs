@@ -23,9 +23,7 @@ impl Driver {
     /// say, which the first step then refuses.
     pub(super) async fn begun_together(&mut self) -> Result<Option<BegunTogether>, FlipError> {
         let slice = self.slice.clone();
-        let (Sight::Seen(there), Sight::Seen(here)) =
-            (self.sight(Side::Monolith, &slice).await?, self.sight(Side::Service, &slice).await?)
-        else {
+        let (Sight::Seen(there), Sight::Seen(here)) = self.sights(&slice).await? else {
             return Ok(None);
         };
         let (Some(id), Standing::Fenced { from, .. }) =

@@ -4,7 +4,6 @@
 //! Its slot may have been lost, or its watch begun anew, since that was judged. Authority that moves then can't come back, and no
 //! stream carries the new owner's first writes.
 
-use tokio_postgres::Client;
 use tokio_postgres::types::{PgLsn, Type};
 
 use super::FlipError;
@@ -12,17 +11,19 @@ use super::effects::failed;
 use crate::authority::Side;
 use crate::journal::streams::{self, Direction, StreamOf, StreamState};
 use crate::lsn::Lsn;
+use crate::postgres::ask::Ask;
+use crate::postgres::connect::Session;
 use crate::postgres::sqlstate;
 
 /// Which slot the stream into `side` reads, asked before anybody is held.
-pub(super) async fn slot_of(own: &Client, slice: &str, side: Side) -> Result<Option<String>, FlipError> {
+pub(super) async fn slot_of(own: &Session, slice: &str, side: Side) -> Result<Option<String>, FlipError> {
     Ok(row(own, slice, side).await?.map(|row| row.slot))
 }
 
 /// Why the stream into `side`, which is about to be closed, can't bring anything; nothing when it can. `slot` is what
 /// [`slot_of`] said.
 pub(super) async fn is_lost(
-    (own, peer): (&Client, &Client),
+    (own, peer): (&Session, &Session),
     slice: &str,
     (side, slot): (Side, Option<&str>),
 ) -> Result<Option<String>, FlipError> {
@@ -30,7 +31,7 @@ pub(super) async fn is_lost(
     let Some(slot) = slot else { return Ok(Some(format!("{stream} is not there"))) };
     // The slot first: who reads it moves its row before the slot.
     let sql = "SELECT wal_status, confirmed_flush_lsn FROM pg_replication_slots WHERE slot_name = $1";
-    let found = peer.query_typed_opt(sql, &[(&slot, Type::TEXT)]).await;
+    let found = peer.ask_opt(sql, &[(&slot, Type::TEXT)]).await;
     let found = found
         .map_err(|error| FlipError::Failed { what: "looking for a slot", words: sqlstate::words(&error) })?;
     let Some(row) = row(own, slice, side).await? else { return Ok(Some(format!("{stream} is not there"))) };
@@ -52,7 +53,7 @@ pub(super) fn not_kept(side: Side) -> String {
     format!("the stream from the {} to the {side} does not run any more", side.peer())
 }
 
-async fn row(own: &Client, slice: &str, side: Side) -> Result<Option<streams::StreamRow>, FlipError> {
+async fn row(own: &Session, slice: &str, side: Side) -> Result<Option<streams::StreamRow>, FlipError> {
     let direction: Direction = side.incoming();
     let found = streams::read(own, StreamOf { slice, direction }).await;
     found.map_err(|error| failed("reading a stream", &error))

@@ -41,11 +41,11 @@ impl Judged {
     pub(super) async fn warm(&self, session: &Session, side: Side, slice: &str) -> Result<(), JournalError> {
         match side {
             Side::Monolith => {
-                grounds::monolith_again(session, slice).await?;
+                grounds::monolith(session, slice).await?;
                 retirement::read(session, slice).await.map(drop)
             }
             Side::Service => {
-                grounds::service_again(session, slice).await?;
+                grounds::service(session, slice).await?;
                 copies::not_live(session, slice).await?;
                 verdicts::differs_after(session, slice, self.verdict).await.map(drop)
             }
@@ -62,8 +62,8 @@ impl Judged {
         slice: &str,
     ) -> Result<Vec<String>, JournalError> {
         let (ground, shapes, differs) = tokio::try_join!(
-            grounds::service_again(service, slice),
-            grounds::monolith_again(monolith, slice),
+            grounds::service(service, slice),
+            grounds::monolith(monolith, slice),
             verdicts::differs_after(service, slice, self.verdict)
         )?;
         let now = ground.map(|ground| ground.with_monolith(&shapes));

@@ -73,6 +73,15 @@ impl Links {
         live(server, looking).await
     }
 
+    /// The sessions that look at the monolith and at the service.
+    pub async fn both_looking(&mut self) -> (Result<&Session, FlipError>, Result<&Session, FlipError>) {
+        let Self { monolith, service } = self;
+        tokio::join!(
+            live(&monolith.server, &mut monolith.looking),
+            live(&service.server, &mut service.looking)
+        )
+    }
+
     /// The session that changes `side`, and the ones that look at it and at its peer.
     ///
     /// # Errors

@@ -12,6 +12,7 @@ use super::FlipError;
 use crate::authority::Side;
 use crate::mapping::SliceMapping;
 use crate::name::TableName;
+use crate::postgres::ask::Ask;
 use crate::postgres::sqlstate;
 
 /// A sequence on one side.
@@ -102,7 +103,7 @@ impl Pairs {
     ///
     /// # Errors
     /// What the server said.
-    pub async fn read(&self, client: &Client, side: Side) -> Result<Stands, tokio_postgres::Error> {
+    pub async fn read(&self, client: &impl Ask, side: Side) -> Result<Stands, tokio_postgres::Error> {
         let known = self.0.iter().filter_map(|pair| Some((&pair.label, pair.on(side)?)));
         let (labels, selects): (Vec<&String>, Vec<String>) = known
             .enumerate()
@@ -113,7 +114,7 @@ impl Pairs {
         if selects.is_empty() {
             return Ok(Stands::new());
         }
-        let rows = client.query_typed(&selects.join(" UNION ALL "), &[]).await?;
+        let rows = client.ask(&selects.join(" UNION ALL "), &[]).await?;
         let stand = |row: &Row| -> Option<(String, Stand)> {
             let label = labels.get(usize::try_from(row.get::<_, i64>(0)).ok()?)?;
             Some(((*label).clone(), Stand { last: row.get(1), called: row.get(2) }))
@@ -130,7 +131,7 @@ impl Pairs {
     /// What the server said; [`SetError::is_full`] when a sequence has no room left.
     pub async fn set_ahead(
         &self,
-        client: &Client,
+        client: &impl Ask,
         side: Side,
         (noted, margin): (&Stands, u32),
     ) -> Result<(), SetError> {
@@ -147,7 +148,7 @@ impl Pairs {
             let sql = format!("SELECT setval($1::text::regclass, {value}) FROM {}", sequence.name.sql());
             let parameters: [(&(dyn ToSql + Sync), Type); 2] =
                 [(&sequence.name.sql(), Type::TEXT), (&wanted, Type::INT8)];
-            let set = client.query_typed_one(&sql, &parameters).await;
+            let set = client.ask_one(&sql, &parameters).await;
             set.map(drop).map_err(|source| SetError { sequence: sequence.name.clone(), source })
         };
         // All are sent before the first answer is waited for.

@@ -2,12 +2,12 @@
 
 use std::time::{Duration, Instant};
 
-use tokio_postgres::Client;
 use tokio_postgres::types::{PgLsn, ToSql, Type};
 
 use super::{FlipError, of_database};
 use crate::authority::Event;
 use crate::plan::FenceStandbys;
+use crate::postgres::ask::Ask;
 
 /// Pause between two looks: a standby in the same rack takes a millisecond.
 const LOOK_EVERY: Duration = Duration::from_millis(1);
@@ -27,17 +27,17 @@ FROM here";
 
 /// One look: the position, and the names of those who have not flushed it.
 async fn look(
-    primary: &Client,
+    primary: &impl Ask,
     all: bool,
     at: Option<PgLsn>,
 ) -> Result<(PgLsn, Vec<String>), tokio_postgres::Error> {
     let parameters: [(&(dyn ToSql + Sync), Type); 2] = [(&all, Type::BOOL), (&at, Type::PG_LSN)];
-    let row = primary.query_typed_one(BEHIND_SQL, &parameters).await?;
+    let row = primary.ask_one(BEHIND_SQL, &parameters).await?;
     Ok((row.get(0), row.get(1)))
 }
 
 /// The standbys that have not flushed what is there now.
-pub(super) async fn behind(primary: &Client, all: bool) -> Result<Vec<String>, tokio_postgres::Error> {
+pub(super) async fn behind(primary: &impl Ask, all: bool) -> Result<Vec<String>, tokio_postgres::Error> {
     look(primary, all, None).await.map(|(_, behind)| behind)
 }
 
@@ -47,7 +47,7 @@ pub(super) async fn behind(primary: &Client, all: bool) -> Result<Vec<String>, t
 /// # Errors
 /// [`FlipError`].
 pub(super) async fn flushed(
-    primary: &Client,
+    primary: &impl Ask,
     which: FenceStandbys,
     limit: Duration,
     late: &mut Vec<String>,

@@ -6,18 +6,16 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use tokio_postgres::Client;
-
 use super::effects::NO_EPOCH;
 use super::sequences::Pairs;
-use super::{Driver, Judged, standbys};
+use super::{Driver, Judged, incoming, standbys};
 use crate::authority::{Mode, Side};
 use crate::cdc::mirror::chain_of;
 use crate::cdc::source::{self, MARKER_PREFIX};
 use crate::dualwrite::guard::{self, trees};
 use crate::dualwrite::readiness::left_behind;
 use crate::journal::authority::{self, Fence};
-use crate::journal::{JournalError, whereabouts};
+use crate::journal::{JournalError, retirement, whereabouts};
 use crate::lsn::Lsn;
 use crate::mapping::SliceMapping;
 use crate::postgres::connect::Session;
@@ -35,6 +33,9 @@ impl Driver {
         let asked = side;
         for side in [side.peer(), side] {
             let Ok((acting, looking, _)) = self.links.three(side).await else { continue };
+            for session in [acting, looking] {
+                session.keep_plans(true);
+            }
             if let Some(judged) = &judged {
                 let of = (side, self.limits.pause_budget);
                 if let Err(error) = ask_again(judged, (acting, looking), of, &slice).await {
@@ -50,10 +51,15 @@ impl Driver {
                 let error = chain_of(&error);
                 tracing::debug!(slice, error, "a session could not be warmed up");
             }
-            let (changed, looked) =
-                tokio::join!(change_nothing(acting, &mapping, side, &sequences), look(looking, &slice, side));
+            let (changed, looked) = tokio::join!(
+                change_nothing(acting, &mapping, side, &sequences),
+                look((acting, looking), &slice, side)
+            );
             for error in [changed.err(), looked.err()].into_iter().flatten() {
                 tracing::debug!(slice, error, "a session could not be warmed up");
+            }
+            for session in [acting, looking] {
+                session.keep_plans(false);
             }
             // Takes the transaction back.
             if self.links.roll_back(side).await.is_ok() {
@@ -95,6 +101,10 @@ async fn change_nothing(
     let found = trees::read(acting, &guard::tables(mapping, side)).await.map_err(database)?;
     trees::children(acting, &found.plain).await.map_err(database)?;
     let modes = (Mode::Apply.as_str(), Mode::Tripwire.as_str());
+    authority::lock(acting, slice).await.map_err(said)?;
+    if side == Side::Monolith {
+        retirement::read_at_once(acting, slice).await.map_err(said)?;
+    }
     authority::turn(acting, slice, side.incoming(), modes, (NO_EPOCH, Lsn::default())).await.map_err(said)?;
     authority::keep_watch(acting, slice, side.incoming()).await.map_err(said)?;
     let fence =
@@ -106,11 +116,12 @@ async fn change_nothing(
     sequences.read(acting, side).await.map(drop).map_err(database)
 }
 
-async fn look(looking: &Client, slice: &str, side: Side) -> Result<(), String> {
+async fn look((acting, looking): (&Session, &Session), slice: &str, side: Side) -> Result<(), String> {
     let said = |error: JournalError| chain_of(&error);
     whereabouts::is_itself(looking).await.map_err(said)?;
     authority::look(looking, slice, side.incoming()).await.map_err(said)?;
     authority::noted_sequences(looking, slice).await.map_err(said)?;
+    incoming::is_lost((acting, looking), slice, (side, Some(""))).await.map_err(|error| error.to_string())?;
     standbys::behind(looking, true).await.map_err(|error| chain_of(&error))?;
     let marker = source::marker_content(slice, "flip");
     source::emit(looking, MARKER_PREFIX, &marker).await.map(drop).map_err(|error| chain_of(&error))
