@@ -5,6 +5,7 @@
 //! SQL and a [`replication::Connection`] for slots and the stream. Both read their link in the same way (`link`),
 //! dial in the same way (`wire`) and hold the same opinion of certificates (`tls`).
 
+pub mod clocks;
 pub mod collations;
 pub mod column_types;
 pub mod connect;
