@@ -114,6 +114,8 @@ fn a_week_of_mirroring(shop: &Shop, mirror: &Mirror) {
 /// The authority has moved, and a timer begins to compare every day.
 async fn begun(shop: &Shop) -> Mirror {
     shop.refused(REVOKE, &["safety-period", "clean-runs", "no-evidence"], &[]);
+    // A run that meets a stream which is still being turned gives no verdict, and the next one is a day away.
+    shop.orders_are_back().await;
     let words = ["reconcile", "plan.yaml", "--slice", SLICE, "--every", "24h", "--jitter", "0s"];
     let timer = shop.split.logged("timer.log", shop.split.command(&words));
     proven(shop, &timer, 1).await;
