@@ -6,6 +6,7 @@
 //! dial in the same way (`wire`) and hold the same opinion of certificates (`tls`).
 
 pub mod ask;
+pub mod clocks;
 pub mod collations;
 pub mod column_types;
 pub mod connect;

@@ -290,7 +290,7 @@ pub struct StrayWrites {
     pub lsn: Lsn,
     /// Its transaction id, 32 bits.
     pub xid: i64,
-    /// When it was met, by the service's clock.
+    /// When it was met.
     pub raised_at: String,
 }
 

@@ -57,6 +57,10 @@ pub struct Origin {
     pub reverse_timeline: i32,
     /// When the snapshot was taken, by the monolith's clock, RFC 3339 in UTC.
     pub at: String,
+    /// Number of the monolith's transaction that had moved the tables away: were they brought back and moved away again, it is another one.
+    /// Absent in what earlier versions wrote.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub moved_by: Option<String>,
     /// The monolith's cluster.
     pub system_identifier: String,
     /// Name of its database.
@@ -285,6 +289,7 @@ pub(super) mod fixture {
                 uuid: "u".to_owned(),
                 server_version_num: 150_000,
                 encoding: "UTF8".to_owned(),
+                moved_by: None,
             },
             extensions: Vec::new(),
             routines: Vec::new(),

@@ -212,6 +212,8 @@ async fn origin(writing: Writing<'_>, catalog: &Catalog, stream: &StreamRow) -> 
     let at = "SELECT to_char(clock_timestamp() AT TIME ZONE 'UTC', 'YYYY-MM-DD\"T\"HH24:MI:SS\"Z\"')";
     let row =
         writing.reader.query_typed_one(at, &[]).await.map_err(ArchiveError::database("read the clock"))?;
+    // In the snapshot that the rows are read in.
+    let moved = retirement::read(writing.reader, &writing.mapping.slice).await?;
     let identity = &catalog.identity;
     Ok(Origin {
         plan: writing.plan.to_owned(),
@@ -222,6 +224,7 @@ async fn origin(writing: Writing<'_>, catalog: &Catalog, stream: &StreamRow) -> 
         reverse_system_identifier: stream.source.system_identifier.clone(),
         reverse_timeline: stream.source.timeline,
         at: row.get(0),
+        moved_by: moved.map(|done| done.transaction),
         system_identifier: identity.system_identifier.clone(),
         database: catalog.database.clone(),
         database_oid: identity.database_oid,

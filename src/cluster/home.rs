@@ -19,7 +19,7 @@ use super::binaries::Binaries;
 use super::error::io;
 use super::guard::{self, Guard};
 use super::{ClusterError, Result, SUPERUSER};
-use crate::clock::{Clock, SystemClock};
+use crate::clock;
 
 /// Memory is much faster than a disk, but a cluster of a test with a million rows needs some hundred MB of it, and
 /// several run at once.
@@ -243,7 +243,7 @@ fn is_young(path: &Path) -> bool {
         return false;
     };
     let made_us = i64::try_from(since.as_micros()).unwrap_or_default();
-    SystemClock.now_us().saturating_sub(made_us) < TEMPLATE_AGE_US_MAX
+    clock::machine_us().saturating_sub(made_us) < TEMPLATE_AGE_US_MAX
 }
 
 /// FNV-1a: stable between builds, as the standard hasher is not.

@@ -9,6 +9,7 @@ use super::abandonment::{of_this_life, told_of_this_life};
 use super::ledger::VERDICT;
 use super::outside::OUTSIDE;
 use super::streams::{Direction, Mode, StreamOf};
+use crate::clock::SystemClock;
 use crate::lsn::Lsn;
 use crate::postgres::ask::Ask;
 
@@ -75,12 +76,12 @@ pub async fn raise(
     strays: &[Stray],
 ) -> Result<u64, JournalError> {
     // A key that is null is no equal of another null, so the table's own UNIQUE would take a TRUNCATE twice.
-    let sql = "INSERT INTO strangler.alarm (slice, dir, epoch, lsn, xid, source_table, operation, key) \
-        SELECT $1, $2, $3, $4, $5, $6, $7, $8::text[] WHERE NOT EXISTS (SELECT FROM strangler.alarm \
+    let sql = "INSERT INTO strangler.alarm (slice, dir, epoch, lsn, xid, source_table, operation, key, raised_at) \
+        SELECT $1, $2, $3, $4, $5, $6, $7, $8::text[], $9::timestamptz WHERE NOT EXISTS (SELECT FROM strangler.alarm \
             WHERE slice = $1 AND dir = $2 AND lsn = $4 AND source_table = $6 AND operation = $7 \
               AND key IS NOT DISTINCT FROM $8::text[]) ON CONFLICT DO NOTHING";
     let statement = service.prepare(sql).await.map_err(raising())?;
-    let mut new = 0;
+    let (mut new, now) = (0, SystemClock.now());
     for stray in strays {
         new += service
             .execute(
@@ -94,6 +95,7 @@ pub async fn raise(
                     &stray.source_table,
                     &stray.operation.as_str(),
                     &stray.key,
+                    &now,
                 ],
             )
             .await
@@ -102,15 +104,20 @@ pub async fn raise(
     Ok(new)
 }
 
-/// Both sides were proven equal by a comparison that began at `since`, an RFC 3339 time of the service's clock: alarms
-/// from before it are kept, and are nothing to act upon any more. Returns how many.
+/// Both sides were proven equal by a comparison that began when so many things had disturbed the slice ([`disturbances`]): where no
+/// more have by now, every alarm that is to be seen is from before it. These are kept, and are nothing to act upon any more.
+/// Otherwise none is touched. Returns how many.
 ///
 /// # Errors
 /// [`JournalError::Database`].
-pub async fn clear(service: &Client, slice: &str, since: &str, by: &str) -> Result<u64, JournalError> {
-    let sql = "UPDATE strangler.alarm SET cleared_at = now(), cleared_by = $3 \
-               WHERE slice = $1 AND cleared_at IS NULL AND raised_at <= $2::text::timestamptz";
-    let done = service.execute(sql, &[&slice, &since, &by]).await;
+pub async fn clear(service: &Client, slice: &str, disturbances: i64, by: &str) -> Result<u64, JournalError> {
+    // One statement, so that it counts and clears the same alarms: one that comes meanwhile is neither counted nor cleared.
+    let sql = format!(
+        "UPDATE strangler.alarm SET cleared_at = now(), cleared_by = $6 WHERE slice = $1 AND cleared_at IS NULL AND ({}) = $5",
+        disturbances_sql()
+    );
+    let asked: [&(dyn ToSql + Sync); 6] = [&slice, &WAY_BACK_BEGUN, &FIRED, &OUTSIDE, &disturbances, &by];
+    let done = service.execute(&sql, &asked).await;
     done.map_err(JournalError::database("clearing alarms"))
 }
 
@@ -131,7 +138,7 @@ pub struct Uncleared {
     pub lsn: Lsn,
     /// Transaction id, 32 bits.
     pub xid: i64,
-    /// When it was met, by the service's clock.
+    /// When it was met.
     pub raised_at: String,
 }
 
@@ -163,7 +170,7 @@ pub async fn uncleared(service: &Client, slice: &str) -> Result<Option<Uncleared
 }
 
 /// Writes into the monolith's tables that got past their gates since `epoch`: table by the monolith's name, how many rows and
-/// tables, and when the last was met, in microseconds since 1970 by the service's clock.
+/// tables, and when the last was met, in microseconds since 1970.
 ///
 /// # Errors
 /// [`JournalError::Database`].
@@ -261,16 +268,20 @@ pub async fn note_fired(service: &Client, slice: &str, what: &str) -> Result<(),
 /// # Errors
 /// [`JournalError::Database`].
 pub async fn disturbances(service: &impl Ask, slice: &str) -> Result<i64, JournalError> {
+    let asked: [(&(dyn ToSql + Sync), Type); 4] =
+        [(&slice, Type::TEXT), (&WAY_BACK_BEGUN, Type::TEXT), (&FIRED, Type::TEXT), (&OUTSIDE, Type::TEXT)];
+    let row = service.ask_one(&disturbances_sql(), &asked).await;
+    Ok(row.map_err(JournalError::database("counting what disturbed the slice"))?.get(0))
+}
+
+/// The slice is `$1`, the actions `$2` to `$4`.
+fn disturbances_sql() -> String {
     let now = of_this_life("j", "$1");
-    let sql = format!(
+    format!(
         "SELECT (SELECT count(*) FROM strangler.alarm WHERE slice = $1) + greatest(0, \
                (SELECT count(*) FROM strangler.journal j WHERE slice = $1 AND action = $2 AND {now}) - 1) + \
                (SELECT count(*) FROM strangler.journal j WHERE slice = $1 AND action IN ($3, $4) AND {now})"
-    );
-    let asked: [(&(dyn ToSql + Sync), Type); 4] =
-        [(&slice, Type::TEXT), (&WAY_BACK_BEGUN, Type::TEXT), (&FIRED, Type::TEXT), (&OUTSIDE, Type::TEXT)];
-    let row = service.ask_one(&sql, &asked).await;
-    Ok(row.map_err(JournalError::database("counting what disturbed the slice"))?.get(0))
+    )
 }
 
 fn raising() -> impl FnOnce(tokio_postgres::Error) -> JournalError {

@@ -4,6 +4,7 @@ use tokio_postgres::Client;
 use tokio_postgres::types::{PgLsn, Type};
 
 use super::JournalError;
+use crate::clock::SystemClock;
 use crate::lsn::Lsn;
 use crate::postgres::ask::Ask;
 
@@ -131,11 +132,11 @@ pub async fn register_way_back(
     let (here, there): (Vec<&str>, Vec<&str>) =
         labels.iter().map(|(here, there)| (here.as_str(), there.as_str())).unzip();
     let sql = "WITH made AS (INSERT INTO strangler.mirror_table (slice, source_table, target_table, state, live_at) \
-                 SELECT $1, h, t, 'live', now() FROM unnest($2::text[], $3::text[]) AS n(h, t) ON CONFLICT DO NOTHING) \
+                 SELECT $1, h, t, 'live', $5::timestamptz FROM unnest($2::text[], $3::text[]) AS n(h, t) ON CONFLICT DO NOTHING) \
              INSERT INTO strangler.touched_floor (slice, source_table, lsn) \
                  SELECT $1, h, $4 FROM unnest($2::text[]) AS n(h) ON CONFLICT DO NOTHING";
     client
-        .execute(sql, &[&slice, &here, &there, &PgLsn::from(applied)])
+        .execute(sql, &[&slice, &here, &there, &PgLsn::from(applied), &SystemClock.now()])
         .await
         .map(drop)
         .map_err(JournalError::database("registering the tables of the way back"))
@@ -307,9 +308,9 @@ pub async fn add_copied(
     client
         .execute(
             "UPDATE strangler.mirror_table SET rows_copied = rows_copied + $3, bytes_copied = bytes_copied + $4, \
-                 state = 'copying', copy_started_at = coalesce(copy_started_at, now()) \
+                 state = 'copying', copy_started_at = coalesce(copy_started_at, $5) \
              WHERE slice = $1 AND source_table = $2 AND state <> 'diverged'",
-            &[&slice, &source_table, &rows, &bytes],
+            &[&slice, &source_table, &rows, &bytes, &SystemClock.now()],
         )
         .await
         .map(|rows| rows == 1)
@@ -339,9 +340,9 @@ pub async fn set_live(
     forget_pieces(client, slice, source_table).await?;
     let row = client
         .query_opt(
-            "UPDATE strangler.mirror_table SET state = 'live', detail = NULL, live_at = now(), kept = false \
+            "UPDATE strangler.mirror_table SET state = 'live', detail = NULL, live_at = $3, kept = false \
              WHERE slice = $1 AND source_table = $2 RETURNING rows_copied, bytes_copied, copy_number",
-            &[&slice, &source_table],
+            &[&slice, &source_table, &SystemClock.now()],
         )
         .await
         .map_err(JournalError::database("marking a table live"))?;

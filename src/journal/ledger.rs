@@ -18,6 +18,7 @@ use tokio_postgres::types::{PgLsn, ToSql};
 use tokio_postgres::{Client, Row};
 
 use super::JournalError;
+use crate::clock::{Clock, SystemClock};
 use crate::lsn::Lsn;
 
 pub use anchor::{Anchor, Anchored, Memory, accept, anchor, anchors};
@@ -78,7 +79,7 @@ pub struct NewEntry<'a> {
 pub struct Entry {
     /// Its number: from 1, without gaps.
     pub id: i64,
-    /// When, by the service's clock, in microseconds since 1970.
+    /// When, in microseconds since 1970.
     pub at_us: i64,
     /// What it is about.
     pub kind: String,
@@ -109,7 +110,7 @@ pub struct Head {
     pub id: i64,
     /// Its hash.
     pub hash: Hash,
-    /// When it was made, by the service's clock, in microseconds since 1970.
+    /// When it was made, in microseconds since 1970.
     pub at_us: i64,
 }
 
@@ -155,15 +156,13 @@ pub async fn append(client: &Client, entry: &NewEntry<'_>) -> Result<Head, Journ
         return Err(JournalError::TooLong { what, bytes: body.len(), limit: BODY_BYTES_MAX });
     }
     lock(client).await?;
-    let before = "SELECT (extract(epoch FROM clock_timestamp()) * 1000000)::bigint, l.id, l.hash \
-                  FROM (VALUES (1)) AS one LEFT JOIN LATERAL \
-                      (SELECT id, hash FROM strangler.ledger ORDER BY id DESC LIMIT 1) AS l ON true";
-    let row = client.query_typed_one(before, &[]).await.map_err(failed())?;
-    let id = row.get::<_, Option<i64>>(1).unwrap_or(0) + 1;
-    let previous = row.get::<_, Option<&[u8]>>(2).map_or(Ok(Hash::NONE), Hash::read)?;
+    let before = "SELECT id, hash FROM strangler.ledger ORDER BY id DESC LIMIT 1";
+    let row = client.query_typed_opt(before, &[]).await.map_err(failed())?;
+    let id = row.as_ref().map_or(0, |row| row.get::<_, i64>(0)) + 1;
+    let previous = row.map_or(Ok(Hash::NONE), |row| Hash::read(row.get(1)))?;
     let mut made = Entry {
         id,
-        at_us: row.get(0),
+        at_us: SystemClock.now_us(),
         kind: entry.kind.to_owned(),
         plan: entry.plan.to_owned(),
         slice: entry.slice.map(str::to_owned),

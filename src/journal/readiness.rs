@@ -5,6 +5,7 @@ use tokio_postgres::Client;
 
 use super::JournalError;
 use super::streams::Direction;
+use crate::clock::SystemClock;
 use crate::lsn::Lsn;
 
 /// What one database says.
@@ -107,7 +108,7 @@ SELECT jsonb_build_object(
         FROM strangler.mirror_process WHERE slice = $1 AND dir = $2),
     'tables', (SELECT coalesce(jsonb_agg(jsonb_build_object('name', source_table, 'state', state)
             ORDER BY source_table), '[]') FROM strangler.mirror_table WHERE slice = $1),
-    'live_s', (SELECT extract(epoch FROM clock_timestamp() - max(live_at))
+    'live_s', (SELECT extract(epoch FROM $3::timestamptz - max(live_at))
         FROM strangler.mirror_table WHERE slice = $1 AND state = 'live'),
     'deferred', (SELECT coalesce(jsonb_agg(jsonb_build_object('kind', kind, 'object', object || ' on ' || target_table)
             ORDER BY id), '[]') FROM strangler.deferred WHERE slice = $1 AND done_at IS NULL),
@@ -120,7 +121,7 @@ SELECT jsonb_build_object(
 /// # Errors
 /// [`JournalError`].
 pub async fn read(client: &Client, slice: &str, incoming: Direction) -> Result<Told, JournalError> {
-    let row = client.query_one(SQL, &[&slice, &incoming.as_str()]).await;
+    let row = client.query_one(SQL, &[&slice, &incoming.as_str(), &SystemClock.now()]).await;
     let text: String = row.map_err(JournalError::database("reading whether authority may move"))?.get(0);
     serde_json::from_str(&text)
         .map_err(|error| JournalError::Unreadable { what: "the slice's rows", found: error.to_string() })

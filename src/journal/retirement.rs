@@ -22,11 +22,18 @@ pub struct Retirement {
     pub epoch: i64,
     /// When, RFC 3339 in UTC.
     pub at: String,
+    /// Number of the transaction that took it: the same stage, taken back and taken again, has another.
+    pub transaction: String,
 }
 
 impl Retirement {
     fn of(row: &Row) -> Result<Self, JournalError> {
-        Ok(Self { stage: Stage::read(row.get(0))?, epoch: row.get(1), at: row.get(2) })
+        Ok(Self {
+            stage: Stage::read(row.get(0))?,
+            epoch: row.get(1),
+            at: row.get(2),
+            transaction: row.get(3),
+        })
     }
 }
 
@@ -97,7 +104,7 @@ pub struct Noted {
     pub now: Result<Right, String>,
 }
 
-const READ: &str = "SELECT stage, epoch, to_char(at AT TIME ZONE 'UTC', 'YYYY-MM-DD\"T\"HH24:MI:SS\"Z\"') \
+const READ: &str = "SELECT stage, epoch, to_char(at AT TIME ZONE 'UTC', 'YYYY-MM-DD\"T\"HH24:MI:SS\"Z\"'), xmin::text \
     FROM strangler.retirement WHERE slice = $1";
 
 /// How far a slice's retirement is; `None` when nothing was done. In a database that an earlier version provisioned nothing was: a flip

@@ -4,7 +4,7 @@
 //! session is lost and its process is not is the attempt: every write names it, and a run that was resumed elsewhere
 //! has a later one.
 
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use tokio_postgres::types::PgLsn;
 use tokio_postgres::{Client, Row};
@@ -12,6 +12,7 @@ use tokio_postgres::{Client, Row};
 use super::JournalError;
 use super::grounds::Ground;
 use super::ledger::Author;
+use crate::clock::{self, Clock, SystemClock};
 use crate::lsn::Lsn;
 
 /// First key of the session lock that a run holds on the service; the second is the slice's `lock_key`.
@@ -24,9 +25,9 @@ pub struct Holder {
     pub author: Author,
     /// Process id there.
     pub pid: i32,
-    /// When the run began, by the service's clock, as RFC 3339.
+    /// When the run began, as RFC 3339.
     pub started_at: String,
-    /// Seconds since it last wrote something, by the same clock.
+    /// Seconds since it last wrote something, by the service's clock.
     pub seen_s: f64,
 }
 
@@ -114,7 +115,7 @@ pub struct Run {
     pub slice: String,
     /// Which resumption this is, from 1.
     pub attempt: i32,
-    /// When it began, by the service's clock, as RFC 3339.
+    /// When it began, as RFC 3339.
     pub started_at: String,
     /// What the data rested on then.
     pub ground: Ground,
@@ -153,20 +154,22 @@ pub async fn begin(client: &Client, wanted: &Wanted<'_>) -> Result<Run, JournalE
     let ground = serde_json::to_string(wanted.ground)
         .map_err(|error| JournalError::Unreadable { what: "the ground", found: error.to_string() })?;
     let pid = i32::try_from(wanted.pid).unwrap_or(i32::MAX);
-    let within_s = wanted.resume_within.as_secs_f64();
+    let now_us = SystemClock.now_us();
+    let within_us = i64::try_from(wanted.resume_within.as_micros()).unwrap_or(i64::MAX);
+    let (now, oldest) = (clock::time(now_us), clock::time(now_us.saturating_sub(within_us)));
     let author = wanted.author;
     let sql = format!(
         "UPDATE strangler.reconcile_run SET attempt = attempt + 1, operator = $4, host = $5, pid = $6, \
              resumed_at = clock_timestamp(), seen_at = clock_timestamp() \
          WHERE run = (SELECT run FROM strangler.reconcile_run WHERE slice = $1 AND state = 'running' \
                 AND options = $2 AND ground::text = $3 \
-                AND started_at > clock_timestamp() - $7::float8 * interval '1 second' \
+                AND started_at > $7 \
              ORDER BY started_at DESC LIMIT 1) RETURNING {RUN}"
     );
     let resumed = client
         .query_opt(
             &sql,
-            &[&wanted.slice, &wanted.options, &ground, &author.operator, &author.host, &pid, &within_s],
+            &[&wanted.slice, &wanted.options, &ground, &author.operator, &author.host, &pid, &oldest],
         )
         .await
         .map_err(failed())?;
@@ -174,20 +177,20 @@ pub async fn begin(client: &Client, wanted: &Wanted<'_>) -> Result<Run, JournalE
         Some(row) => run_of(&row)?,
         None => {
             let sql = format!(
-                "INSERT INTO strangler.reconcile_run (slice, options, ground, operator, host, pid) \
-                 VALUES ($1, $2, $3::text::json, $4, $5, $6) RETURNING {RUN}"
+                "INSERT INTO strangler.reconcile_run (slice, options, ground, operator, host, pid, started_at) \
+                 VALUES ($1, $2, $3::text::json, $4, $5, $6, $7) RETURNING {RUN}"
             );
             let row = client
                 .query_one(
                     &sql,
-                    &[&wanted.slice, &wanted.options, &ground, &author.operator, &author.host, &pid],
+                    &[&wanted.slice, &wanted.options, &ground, &author.operator, &author.host, &pid, &now],
                 )
                 .await
                 .map_err(failed())?;
             run_of(&row)?
         }
     };
-    forget_others(client, &run, (wanted.options, within_s)).await?;
+    forget_others(client, &run, (wanted.options, oldest)).await?;
     Ok(run)
 }
 
@@ -195,11 +198,10 @@ pub async fn begin(client: &Client, wanted: &Wanted<'_>) -> Result<Run, JournalE
 async fn forget_others(
     client: &Client,
     run: &Run,
-    (options, within_s): (&str, f64),
+    (options, oldest): (&str, SystemTime),
 ) -> Result<(), JournalError> {
-    let sql =
-        giving_up("AND (options = $3 OR started_at <= clock_timestamp() - $4::float8 * interval '1 second')");
-    let done = client.execute(&sql, &[&run.slice, &run.id, &options, &within_s]).await;
+    let sql = giving_up("AND (options = $3 OR started_at <= $4)");
+    let done = client.execute(&sql, &[&run.slice, &run.id, &options, &oldest]).await;
     done.map(drop).map_err(JournalError::database("giving up older runs"))
 }
 

@@ -3,6 +3,7 @@
 use tokio_postgres::Client;
 
 use super::JournalError;
+use crate::clock::SystemClock;
 
 const SERVICE_SQL: &str = "
 SELECT s.slice, jsonb_build_object(
@@ -24,7 +25,7 @@ SELECT s.slice, jsonb_build_object(
                 (SELECT sum(rows) FROM strangler.part p
                     WHERE (p.slice, p.source_table) = (m.slice, m.source_table)))::bigint,
             'rows_estimate', greatest(0, rows_estimate),
-            'copy_seconds', extract(epoch FROM coalesce(live_at, now()) - copy_started_at))
+            'copy_seconds', extract(epoch FROM coalesce(live_at, $2::timestamptz) - copy_started_at))
             ORDER BY source_table), '[]')
         FROM strangler.mirror_table m WHERE m.slice = s.slice),
     'deferred', (SELECT coalesce(jsonb_agg(replace(kind, '_', ' ') || ' ' || object || ' on ' || target_table
@@ -81,6 +82,6 @@ pub async fn service(
     if !client.query_typed_one(exists, &[]).await.map_err(failed())?.get::<_, bool>(0) {
         return Ok(None);
     }
-    let rows = client.query(SERVICE_SQL, &[&slices]).await.map_err(failed())?;
+    let rows = client.query(SERVICE_SQL, &[&slices, &SystemClock.now()]).await.map_err(failed())?;
     Ok(Some(rows.iter().map(|row| (row.get(0), row.get(1))).collect()))
 }

@@ -1,12 +1,11 @@
 //! What others read of the monolith's old tables, as far as the server tells: its counters of scans, sessions that hold a lock on
 //! a table, and statements that name it. All of it is kept on the monolith.
 
-use std::time::{Duration, UNIX_EPOCH};
-
 use tokio_postgres::types::{ToSql, Type};
 use tokio_postgres::{Client, Row};
 
 use super::JournalError;
+use crate::clock::{Clock, SystemClock, time};
 use crate::name::TableName;
 use crate::postgres::partitions::TREES;
 
@@ -30,7 +29,7 @@ pub const STATEMENT_CHARS: usize = 200;
 pub struct TableUse {
     /// Epoch of the authority that it was watched in.
     pub epoch: i64,
-    /// Whatever others read from here on is counted. Microseconds since 1970, by the monolith's clock, as all of these.
+    /// Whatever others read from here on is counted. Microseconds since 1970, as all of these.
     pub since_us: i64,
     /// What the server's counters had when they were last read, without ours.
     pub counted: Count,
@@ -86,7 +85,7 @@ impl std::ops::Add for Count {
 pub struct Counted {
     /// What others have read since the counters began.
     pub others: Count,
-    /// When, in microseconds since 1970, by the monolith's clock.
+    /// When, in microseconds since 1970: not before they were read.
     pub at_us: i64,
 }
 
@@ -171,19 +170,19 @@ pub async fn count(monolith: &Client, tables: &[TableName]) -> Result<Vec<Option
     let sql = format!(
         "SELECT t.n, coalesce(sum(pg_stat_get_numscans(r.oid) + coalesce((SELECT \
              sum(pg_stat_get_numscans(i.indexrelid)) FROM pg_index i WHERE i.indrelid = r.oid), 0)), 0)::bigint, \
-             coalesce(sum(pg_stat_get_tuples_returned(r.oid) + pg_stat_get_tuples_fetched(r.oid)), 0)::bigint, {} \
-         FROM {TREES} GROUP BY t.n ORDER BY t.n",
-        micros("clock_timestamp()")
+             coalesce(sum(pg_stat_get_tuples_returned(r.oid) + pg_stat_get_tuples_fetched(r.oid)), 0)::bigint \
+         FROM {TREES} GROUP BY t.n ORDER BY t.n"
     );
     let names: [(&(dyn ToSql + Sync), Type); 1] = [(&names, Type::TEXT_ARRAY)];
     // Sent one behind the other, so that little time lies between them.
     let (before, read, after) =
         tokio::join!(own(monolith, tables), monolith.query_typed(&sql, &names), own(monolith, tables));
     let read = read.map_err(JournalError::database("counting scans of old tables"))?;
+    let at_us = SystemClock.now_us();
     let counted = before?.into_iter().zip(&read).zip(after?);
     Ok(counted
         .map(|((before, row), after)| {
-            (before == after).then(|| Counted { others: Count::of(row) - after, at_us: row.get(3) })
+            (before == after).then(|| Counted { others: Count::of(row) - after, at_us })
         })
         .collect())
 }
@@ -228,7 +227,6 @@ pub async fn tables(monolith: &Client, slice: &str) -> Result<Vec<(String, Table
 /// # Errors
 /// [`JournalError::Database`].
 pub async fn save(monolith: &Client, slice: &str, rows: &[(String, TableUse)]) -> Result<(), JournalError> {
-    let time = |us: i64| UNIX_EPOCH + Duration::from_micros(u64::try_from(us).unwrap_or(0));
     let sql = "WITH folded AS (DELETE FROM strangler.own_scan WHERE slice = $1 AND source_table = $2 RETURNING scans, rows), \
             mine AS (SELECT coalesce(sum(scans), 0)::bigint AS scans, coalesce(sum(rows), 0)::bigint AS rows FROM folded) \
         INSERT INTO strangler.table_use AS u (slice, source_table, epoch, since, own_scans, own_rows, scans, rows, \
@@ -278,17 +276,17 @@ pub async fn sessions(monolith: &Client, tables: &[TableName]) -> Result<Vec<Tab
         "WITH watched AS MATERIALIZED (SELECT t.n, r.oid FROM {TREES}) \
          SELECT DISTINCT ON (w.n, a.pid) w.n, coalesce(a.usename, ''), coalesce(a.application_name, ''), \
              coalesce(host(a.client_addr), CASE WHEN a.query = '<insufficient privilege>' THEN '' ELSE 'local' END), \
-             CASE WHEN a.query = '<insufficient privilege>' THEN '' ELSE coalesce(a.query, '') END, {} \
+             CASE WHEN a.query = '<insufficient privilege>' THEN '' ELSE coalesce(a.query, '') END \
          FROM pg_locks l JOIN watched w ON w.oid = l.relation JOIN pg_stat_activity a ON a.pid = l.pid \
          WHERE l.locktype = 'relation' AND l.granted \
            AND l.mode IN ('AccessShareLock', 'RowShareLock', 'RowExclusiveLock') \
            AND l.database = (SELECT oid FROM pg_database WHERE datname = current_database()) \
            AND coalesce(a.backend_type, '') NOT IN ('autovacuum worker', 'parallel worker') AND a.usesysid IS NOT NULL \
-           AND a.pid <> pg_backend_pid() AND a.application_name !~ '^strangler( |$)'",
-        micros("clock_timestamp()")
+           AND a.pid <> pg_backend_pid() AND a.application_name !~ '^strangler( |$)'"
     );
     let rows = monolith.query(&sql, &[&names]).await;
     let rows = rows.map_err(JournalError::database("looking for sessions that use old tables"))?;
+    let at_us = SystemClock.now_us();
     let read = |row: &Row| {
         let place = usize::try_from(row.get::<_, i64>(0) - 1).ok();
         let table = place.and_then(|place| tables.get(place))?;
@@ -301,7 +299,7 @@ pub async fn sessions(monolith: &Client, tables: &[TableName]) -> Result<Vec<Tab
             statement_id: 0,
             statement: row.get(4),
             calls: 1,
-            last_us: Some(row.get(5)),
+            last_us: Some(at_us),
         })
     };
     Ok(rows.iter().filter_map(read).collect())
@@ -314,14 +312,15 @@ pub async fn sessions(monolith: &Client, tables: &[TableName]) -> Result<Vec<Tab
 pub async fn met(monolith: &Client, slice: &str, users: &[TableUser]) -> Result<(), JournalError> {
     let sql = "INSERT INTO strangler.table_user AS u (slice, source_table, how, role, application, client, statement_id, \
             statement, calls, first_at, last_at) \
-        SELECT $1, $2, $3, $4, $5, $6, $7, $8, $9, coalesce($10, now()), $10 \
+        SELECT $1, $2, $3, $4, $5, $6, $7, $8, $9, coalesce($10, $11::timestamptz), $10 \
         ON CONFLICT (slice, source_table, how, role, application, client, statement_id) DO UPDATE SET \
             statement = excluded.statement, last_at = coalesce(excluded.last_at, u.last_at), \
             calls = CASE WHEN u.how = 'session' THEN u.calls + 1 ELSE excluded.calls END";
+    let now = SystemClock.now();
     for user in users {
-        let at = user.last_us.map(|us| UNIX_EPOCH + Duration::from_micros(u64::try_from(us).unwrap_or(0)));
+        let at = user.last_us.map(time);
         let how = user.how.as_str();
-        let parameters: [&(dyn ToSql + Sync); 10] = [
+        let parameters: [&(dyn ToSql + Sync); 11] = [
             &slice,
             &user.source_table,
             &how,
@@ -332,6 +331,7 @@ pub async fn met(monolith: &Client, slice: &str, users: &[TableUser]) -> Result<
             &user.statement,
             &user.calls,
             &at,
+            &now,
         ];
         let met = monolith.execute(sql, &parameters).await;
         met.map_err(JournalError::database("writing down who uses old tables"))?;

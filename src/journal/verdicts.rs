@@ -5,6 +5,7 @@ use tokio_postgres::types::{PgLsn, ToSql, Type};
 
 use super::JournalError;
 use super::ledger::{ABANDON, FLIP, VERDICT};
+use crate::clock::SystemClock;
 use crate::lsn::Lsn;
 use crate::postgres::ask::Ask;
 
@@ -13,9 +14,9 @@ use crate::postgres::ask::Ask;
 pub struct VerdictRow {
     /// Number of the entry.
     pub entry: i64,
-    /// When it was given, by the service's clock, as RFC 3339.
+    /// When it was given, as RFC 3339.
     pub at: String,
-    /// Seconds since then, by the same clock.
+    /// Seconds since then.
     pub age_s: f64,
     /// Seconds since its run began.
     pub begun_ago_s: f64,
@@ -37,8 +38,8 @@ pub struct VerdictRow {
 /// [`JournalError::Database`].
 pub async fn last(client: &Client, slice: &str, full: bool) -> Result<Option<VerdictRow>, JournalError> {
     let sql = "SELECT id, to_char(at AT TIME ZONE 'UTC', 'YYYY-MM-DD\"T\"HH24:MI:SS\"Z\"'), \
-            greatest(0, extract(epoch FROM clock_timestamp() - at))::float8, \
-            greatest(0, extract(epoch FROM clock_timestamp() - (body ->> 'started_at')::timestamptz))::float8, \
+            greatest(0, extract(epoch FROM $4::timestamptz - at))::float8, \
+            greatest(0, extract(epoch FROM $4::timestamptz - (body ->> 'started_at')::timestamptz))::float8, \
             epoch, lsn, plan_hash, json_build_object('run', body -> 'run', 'outcome', body -> 'outcome', \
                 'full', body -> 'full', 'strict', body -> 'strict', 'authority', body -> 'authority', 'from_lsn', body -> 'from_lsn', \
                 'counts', body -> 'counts', 'ground', body -> 'ground', \
@@ -50,7 +51,8 @@ pub async fn last(client: &Client, slice: &str, full: bool) -> Result<Option<Ver
         FROM strangler.ledger WHERE slice = $1 AND kind = $2 AND (NOT $3 OR body ->> 'full' = 'true') \
             AND id > (SELECT coalesce(max(id), 0) FROM strangler.ledger WHERE slice = $1 AND kind = 'abandon') \
         ORDER BY id DESC LIMIT 1";
-    let row = client.query_opt(sql, &[&slice, &VERDICT, &full]).await.map_err(reading())?;
+    let row =
+        client.query_opt(sql, &[&slice, &VERDICT, &full, &SystemClock.now()]).await.map_err(reading())?;
     Ok(row.map(|row| VerdictRow {
         entry: row.get(0),
         at: row.get(1),
@@ -97,7 +99,7 @@ pub struct Named {
     pub target_table: String,
     /// Number of the verdict's entry.
     pub entry: i64,
-    /// When it was given, by the service's clock, as RFC 3339.
+    /// When it was given, as RFC 3339.
     pub at: String,
     /// Who held the authority then: `monolith` or `service`.
     pub authority: String,
@@ -151,7 +153,7 @@ pub async fn last_number(client: &Client, slice: &str) -> Result<i64, JournalErr
 pub struct DifferedBefore {
     /// Number of its entry.
     pub entry: i64,
-    /// When it was given, by the service's clock, as RFC 3339.
+    /// When it was given, as RFC 3339.
     pub at: String,
     /// The tables that differed, by the monolith's names.
     pub tables: Vec<String>,
@@ -182,7 +184,7 @@ pub async fn differed_before(
 /// The move that gave a service its authority, and what was proven since.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct SinceMove {
-    /// How long ago it was, in seconds, by the service's clock.
+    /// How long ago it was, in seconds.
     pub ago_s: f64,
     /// Full clean verdicts after it.
     pub clean: i64,
@@ -193,13 +195,14 @@ pub struct SinceMove {
 /// # Errors
 /// [`JournalError::Database`].
 pub async fn since_move(client: &Client, slice: &str, epoch: i64) -> Result<Option<SinceMove>, JournalError> {
-    let sql = "SELECT greatest(0, extract(epoch FROM clock_timestamp() - m.at))::float8, \
+    let sql = "SELECT greatest(0, extract(epoch FROM $6::timestamptz - m.at))::float8, \
                    (SELECT count(*) FROM strangler.ledger v WHERE v.slice = $1 AND v.kind = $2 AND v.id > m.id \
                        AND v.body ->> 'full' = 'true' AND v.body ->> 'outcome' = 'clean') \
                FROM strangler.ledger m WHERE m.slice = $1 AND m.kind = $3 AND m.epoch = $4 \
                    AND m.id > coalesce((SELECT max(id) FROM strangler.ledger WHERE slice = $1 AND kind = $5), 0) \
                ORDER BY m.id LIMIT 1";
-    let row = client.query_opt(sql, &[&slice, &VERDICT, &FLIP, &epoch, &ABANDON]).await.map_err(reading())?;
+    let asked: [&(dyn ToSql + Sync); 6] = [&slice, &VERDICT, &FLIP, &epoch, &ABANDON, &SystemClock.now()];
+    let row = client.query_opt(sql, &asked).await.map_err(reading())?;
     Ok(row.map(|row| SinceMove { ago_s: row.get(0), clean: row.get(1) }))
 }
 

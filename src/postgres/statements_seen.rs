@@ -4,6 +4,7 @@
 use tokio_postgres::{Client, Error, Row};
 
 use super::sqlstate;
+use crate::clock::{Clock, SystemClock};
 use crate::name::{TableName, quote_ident};
 
 /// The most that are read at once: the extension itself keeps 5,000 unless told otherwise.
@@ -20,7 +21,7 @@ pub struct StatementSeen {
     pub statement: String,
     /// How often it has run, also inside functions.
     pub calls: i64,
-    /// When this was read, in microseconds since 1970, by the server's clock.
+    /// When this was read, in microseconds since 1970: not before it was.
     pub at_us: i64,
 }
 
@@ -50,8 +51,7 @@ pub async fn naming(
     };
     let names: Vec<String> = tables.iter().map(|table| table.name.to_lowercase()).collect();
     let sql = format!(
-        "SELECT pg_get_userbyid(s.userid)::text, s.queryid, min(s.query), sum(s.calls)::bigint, \
-             (extract(epoch FROM clock_timestamp()) * 1000000)::bigint \
+        "SELECT pg_get_userbyid(s.userid)::text, s.queryid, min(s.query), sum(s.calls)::bigint \
          FROM {}.pg_stat_statements s \
          WHERE s.dbid = (SELECT oid FROM pg_database WHERE datname = current_database()) \
            AND s.queryid IS NOT NULL AND pg_get_userbyid(s.userid) <> 'strangler_apply' AND s.userid NOT IN \
@@ -60,14 +60,16 @@ pub async fn naming(
          GROUP BY s.userid, s.queryid LIMIT {READ_MAX}",
         quote_ident(&schema)
     );
+    let seen = client.query(&sql, &[&names]).await;
+    let at_us = SystemClock.now_us();
     let read = |row: &Row| StatementSeen {
         role: row.get(0),
         id: row.get(1),
         statement: row.get(2),
         calls: row.get(3),
-        at_us: row.get(4),
+        at_us,
     };
-    match client.query(&sql, &[&names]).await {
+    match seen {
         Ok(rows) => Ok(Ok(rows.iter().map(read).collect())),
         // The extension was created, and its library is not loaded.
         Err(error) if sqlstate::code(&error) == Some("55000") => Ok(Err(Blind::NoExtension)),

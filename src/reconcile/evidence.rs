@@ -259,9 +259,9 @@ pub struct LastVerdict {
     pub strict: bool,
     /// Who held the authority: `monolith` or `service`.
     pub authority: String,
-    /// When it was given, by the service's clock, as RFC 3339.
+    /// When it was given, as RFC 3339.
     pub at: String,
-    /// How long ago that was, by the same clock.
+    /// How long ago that was.
     pub age: Duration,
     /// How long ago its run began: evidence is as old as the first rows that were compared.
     pub begun_ago: Duration,

@@ -85,12 +85,12 @@ impl Metrics {
         );
         registry.register(
             "strangler_reconcile_last_verdict_timestamp_seconds",
-            "When the last verdict was given, by the service's clock",
+            "When the last verdict was given, by the clock of the machine that compared",
             self.last_verdict_at.clone(),
         );
         registry.register(
             "strangler_reconcile_last_proof_timestamp_seconds",
-            "When the last verdict was given that is clean and covers every row, by the service's clock",
+            "When the last verdict was given that is clean and covers every row, by the clock of the machine that compared",
             self.last_proof_at.clone(),
         );
         registry.register(

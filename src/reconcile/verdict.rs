@@ -194,7 +194,7 @@ pub struct Verdict {
     /// Position on the authority before anything was compared: rows that the stream brought later were not all looked
     /// at.
     pub from_lsn: Lsn,
-    /// When the run began and ended, by the service's clock, as RFC 3339.
+    /// When the run began and ended, as RFC 3339.
     pub started_at: String,
     /// See `started_at`.
     pub finished_at: String,

@@ -19,7 +19,7 @@ use crate::journal::arming;
 use crate::journal::ledger::RETIRE;
 use crate::journal::process;
 use crate::journal::quarantine;
-use crate::journal::retirement::{self, Stage};
+use crate::journal::retirement::{self, Retirement, Stage};
 use crate::journal::streams::{Mode, StreamOf, StreamState};
 use crate::lsn::Lsn;
 use crate::name::TableName;
@@ -121,7 +121,7 @@ pub async fn archive(archiving: Archiving<'_>, confirm: Option<&str>) -> Result<
         There::Nothing | There::Begun | There::Other(_) => written(archiving, &standing).await?,
     };
     let archive = noted(&manifest, digest, (place, standing.epoch))?;
-    note(job, &archive).await?;
+    note(job, &archive, manifest.of.moved_by.as_deref()).await?;
     // Where it can't be removed it says nothing that the manifest does not.
     let _ = archive::end(place).await;
     Ok(Archived { archive: Some(archive), ..archived })
@@ -192,18 +192,19 @@ fn noted(
 }
 
 /// Writes it down, where everything that spoke for it still does.
-async fn note(job: &Job<'_>, archive: &Archive) -> Result<(), RetireError> {
+async fn note(job: &Job<'_>, archive: &Archive, moved_by: Option<&str>) -> Result<(), RetireError> {
     let slice = job.work.slice;
     locked(job.work.databases, async || {
         itself(&job.work.databases.monolith, slice).await?;
         let look = Box::pin(allowed(job, Step::Archive, None)).await?;
-        let since = taken(&job.work.databases.monolith, slice, look.epoch).await?;
+        let moved = taken(&job.work.databases.monolith, slice, look.epoch).await?;
         still_away(job, &look.catalog).await?;
         let noting = async |transaction: &mut Transaction<'_>| {
             let changed = || RetireError::Changed { slice: slice.to_owned() };
             let held = transaction.rows(retirement::only_in_epoch(slice, archive.epoch)).await?;
             // They may have been brought back and moved away again since they were read.
-            if held == 0 || look.epoch != archive.epoch || archive.at < since {
+            let again = moved_by != Some(moved.transaction.as_str());
+            if held == 0 || look.epoch != archive.epoch || again {
                 return Err(changed());
             }
             let way_back = arming::reverse(transaction.monolith, slice).await?.map(|row| row.slot);
@@ -221,10 +222,10 @@ async fn note(job: &Job<'_>, archive: &Archive) -> Result<(), RetireError> {
     .await
 }
 
-/// Refuses where the tables were not moved away in this epoch; else says since when they are.
-pub(super) async fn taken(monolith: &Client, slice: &str, epoch: i64) -> Result<String, RetireError> {
+/// Refuses where the tables were not moved away in this epoch; else says when they were, and by which transaction.
+pub(super) async fn taken(monolith: &Client, slice: &str, epoch: i64) -> Result<Retirement, RetireError> {
     match retirement::read(monolith, slice).await? {
-        Some(done) if done.epoch == epoch && done.stage >= Stage::Quarantined => Ok(done.at),
+        Some(done) if done.epoch == epoch && done.stage >= Stage::Quarantined => Ok(done),
         Some(_) | None => Err(refused(
             Problem::error("stage-before", format!("slice {slice}"))
                 .fact("its old tables are not moved away since its service has the authority")
@@ -297,7 +298,7 @@ async fn stand(archiving: Archiving<'_>) -> Result<Standing, RetireError> {
         tell(job.work, ARCHIVING).await?;
     }
     let look = Box::pin(allowed(job, Step::Archive, None)).await?;
-    let since = taken(monolith, slice, look.epoch).await?;
+    let moved = taken(monolith, slice, look.epoch).await?;
     still_away(job, &look.catalog).await?;
     way_back(monolith, slice).await?;
     if !archives::try_lock(reader, slice).await? {
@@ -318,7 +319,7 @@ async fn stand(archiving: Archiving<'_>) -> Result<Standing, RetireError> {
     };
     let there = archive::look(place, &whose).await?;
     let noted = archives::read(monolith, slice).await?.filter(|noted| noted.epoch == look.epoch);
-    fits(&there, (place, &since))?;
+    fits(&there, place, (&moved, noted.as_ref()))?;
     let tables = archive::sizes(job.mapping, catalog)?;
     Ok(Standing { problems: look.problems, epoch: look.epoch, whose, tables, there, noted })
 }
@@ -346,13 +347,24 @@ pub(super) async fn way_back(monolith: &Client, slice: &str) -> Result<(), Retir
 }
 
 /// An archive of an earlier retirement must stay what it is, and so must whatever else is there.
-fn fits(there: &There, (place, since): (&Place, &str)) -> Result<(), RetireError> {
+fn fits(
+    there: &There,
+    place: &Place,
+    (moved, noted): (&Retirement, Option<&Archive>),
+) -> Result<(), RetireError> {
     let fact = match there {
         There::Nothing | There::Begun => return Ok(()),
-        There::Whole(manifest, _) if manifest.of.at.as_str() >= since => return Ok(()),
-        There::Whole(manifest, _) => {
-            format!("it holds an archive of {}, and the tables were moved away at {since}", manifest.of.at)
+        // What is written down is forgotten in the transaction that brings the tables back.
+        There::Whole(_, digest) if noted.is_some_and(|noted| noted.manifest_sha256 == *digest) => {
+            return Ok(());
         }
+        There::Whole(manifest, _) if manifest.of.moved_by.as_ref() == Some(&moved.transaction) => {
+            return Ok(());
+        }
+        There::Whole(manifest, _) => format!(
+            "it holds an archive of {}, and the tables were brought back and moved away since, at {}",
+            manifest.of.at, moved.at
+        ),
         There::Other(what) => format!("it {what}"),
     };
     Err(refused(

@@ -30,7 +30,7 @@ use crate::journal::archives::Archive;
 use crate::journal::arming;
 use crate::journal::dropped::{self, Dropped, Leftover, Noting, OnMonolith};
 use crate::journal::ledger::RETIRE;
-use crate::journal::retirement;
+use crate::journal::retirement::{self, Retirement};
 use crate::journal::streams::{self, StreamOf};
 use crate::journal::{abandonment, granted, quarantine as moved_away, slices};
 use crate::name::{TableName, quote_ident, quote_literal};
@@ -251,10 +251,10 @@ async fn tables(dropping: Dropping<'_>, confirm: Option<&str>) -> Result<Gone, R
     let begun = std::time::Instant::now();
     let look = Box::pin(allowed(job, Step::Drop, None)).await?;
     let took = begun.elapsed();
-    let since = taken(monolith, slice, look.epoch).await?;
+    let moved = taken(monolith, slice, look.epoch).await?;
     still_away(job, &look.catalog).await?;
     way_back(monolith, slice).await?;
-    let archive = Box::pin(proven(dropping, look.epoch, &since)).await?;
+    let archive = Box::pin(proven(dropping, &moved)).await?;
     let leftover = leftover(job).await?;
     let fragment = Fragment::of(&look.catalog, &job.tables());
     let noting = Cell::new(false);
@@ -306,20 +306,23 @@ fn decided(source: RetireError, (slice, noting): (&str, bool)) -> RetireError {
 }
 
 /// The archive that is written down, once every byte of it was read back in this run.
-async fn proven(dropping: Dropping<'_>, epoch: i64, since: &str) -> Result<Archive, RetireError> {
+async fn proven(dropping: Dropping<'_>, moved: &Retirement) -> Result<Archive, RetireError> {
     let Dropping { job, open, tell, stop: asked, .. } = dropping;
     let (monolith, slice) = (&job.work.databases.monolith, job.work.slice);
     let missing = |fact: String| missing(slice, fact);
-    match kept(monolith, (slice, epoch), open).await? {
+    let is_another = |by: &String| *by != moved.transaction;
+    match kept(monolith, (slice, moved.epoch), open).await? {
         Kept::No => Err(missing("its old tables are not archived".to_owned())),
         Kept::OfAnotherEpoch(archive) => Err(missing(format!(
             "the archive of {} at {} is of epoch {}, and the authority has moved since",
             archive.at, archive.place, archive.epoch
         ))),
-        Kept::Yes(archive, ..) if archive.at.as_str() < since => Err(missing(format!(
-            "the archive of {} is older than the stage before, which is of {since}",
-            archive.at
-        ))),
+        Kept::Yes(archive, manifest, _) if manifest.of.moved_by.as_ref().is_some_and(is_another) => {
+            Err(missing(format!(
+                "the tables were brought back since the archive of {}, and moved away again at {}",
+                archive.at, moved.at
+            )))
+        }
         Kept::Lost(archive, ArchiveError::Missing { .. }) => Err(missing(format!(
             "no archive is at {}, where one was written down at {}",
             archive.place, archive.at

@@ -27,8 +27,10 @@ pub struct SliceFacts {
     pub authority: Option<Side>,
     /// Epoch of the monolith's gate.
     pub epoch: i64,
-    /// The monolith's clock, in microseconds since 1970, as all times here.
+    /// When it was looked, in microseconds since 1970, as all times here.
     pub now_us: i64,
+    /// By how much this machine's clock is ahead of the servers', in microseconds, where it agrees with neither.
+    pub apart_us: Option<i64>,
     /// How long nobody may have used the tables: the plan's `quiet_period`.
     pub quiet_us: i64,
     /// Its tables by the monolith's names, in the plan's order, with what was seen of each since authority moved.

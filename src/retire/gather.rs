@@ -9,13 +9,14 @@ use super::facts::{SliceFacts, StrayWrites};
 use crate::archive::ArchiveError;
 use crate::authority::Side;
 use crate::catalog::Catalog;
+use crate::clock::{Clock, SystemClock};
 use crate::journal::usage::{self, STATEMENT_CHARS, TableUser};
 use crate::journal::whereabouts::Astray;
 use crate::journal::{JournalError, abandonment, alarms, slices};
 use crate::mapping::SliceMapping;
 use crate::name::TableName;
 use crate::postgres::introspect::IntrospectError;
-use crate::postgres::{sqlstate, statements_seen};
+use crate::postgres::{clocks, sqlstate, statements_seen};
 use crate::problem::{Problem, Severity};
 use crate::provision::ProvisionError;
 use crate::words::statement;
@@ -252,10 +253,15 @@ pub async fn gather(asked: Asked<'_>) -> Result<SliceFacts, RetireError> {
     let uncounted = uncounted.map_err(RetireError::database("what the monolith does not count"))?;
     // Before the clock is read, so that nobody was met in the future.
     let now = usage::sessions(monolith, &sources).await?;
-    let asking = "SELECT (extract(epoch FROM clock_timestamp()) * 1000000)::bigint, pg_has_role('pg_read_all_stats', 'USAGE'), \
+    let now_us = SystemClock.now_us();
+    let asking = "SELECT pg_has_role('pg_read_all_stats', 'USAGE'), \
                   (SELECT count(*) FROM pg_stat_replication r JOIN pg_stat_activity a USING (pid) WHERE a.datid IS NULL)";
-    let row =
-        monolith.query_typed_one(asking, &[]).await.map_err(RetireError::database("the monolith's clock"))?;
+    let row = monolith
+        .query_typed_one(asking, &[])
+        .await
+        .map_err(RetireError::database("who follows the monolith"))?;
+    let apart_us =
+        clocks::apart_us([monolith, service]).await.map_err(RetireError::database("the servers' clocks"))?;
     let statements = statements_seen::state(monolith).await;
     let dependents = dependents::read(monolith, asked.catalog, &names).await;
     let strays = alarms::on_monolith(service, slice, here.epoch).await?;
@@ -264,7 +270,8 @@ pub async fn gather(asked: Asked<'_>) -> Result<SliceFacts, RetireError> {
         service: mapping.service.clone(),
         authority,
         epoch: here.epoch,
-        now_us: row.get(0),
+        now_us,
+        apart_us,
         quiet_us: i64::try_from(asked.quiet_period.as_micros()).unwrap_or(i64::MAX),
         tables: tables.collect(),
         users: with(usage::users(monolith, slice).await?, now),
@@ -274,9 +281,9 @@ pub async fn gather(asked: Asked<'_>) -> Result<SliceFacts, RetireError> {
             .collect(),
         dependents: dependents.map_err(RetireError::database("what depends on the old tables"))?,
         blind: statements.map_err(RetireError::database("the extensions"))?.err(),
-        standbys: row.get(2),
+        standbys: row.get(1),
         uncounted: uncounted.iter().map(|row| row.get(0)).collect(),
-        hidden: !row.get::<_, bool>(1),
+        hidden: !row.get::<_, bool>(0),
     })
 }
 

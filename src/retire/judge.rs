@@ -8,6 +8,7 @@ use crate::authority::Side;
 use crate::journal::alarms;
 use crate::journal::usage::{How, SETTLES_US, TableUse, TableUser};
 use crate::name::quote_ident;
+use crate::postgres::clocks;
 use crate::postgres::statements_seen::Blind;
 use crate::problem::{Problem, Severity};
 use crate::words;
@@ -193,6 +194,7 @@ fn of_slice(facts: &SliceFacts) -> Vec<Problem> {
                 )),
         ),
     }
+    problems.extend(facts.apart_us.map(clocks::problem));
     problems.extend(uncounted(facts));
     if facts.hidden {
         problems.push(
@@ -266,12 +268,21 @@ fn of_table(facts: &SliceFacts, table: &str, seen: Option<&TableUse>) -> Vec<Pro
                 .next(format!("{mirror}, and leave it running")),
         ];
     };
-    if facts.now_us - seen.sampled_us > STALE_US {
+    let ago = facts.now_us - seen.sampled_us;
+    if ago > STALE_US {
         problems.push(
             Problem::error("not-watched", table)
-                .fact(format!("it was last looked at {} ago", period(facts.now_us - seen.sampled_us)))
+                .fact(format!("it was last looked at {} ago", period(ago)))
                 .consequence("what happened since shows only when a mirror looks again")
                 .next(format!("{mirror}, and leave it running")),
+        );
+    }
+    if ago < -STALE_US {
+        problems.push(
+            Problem::error("clock-apart", table)
+                .fact(format!("its mirror's machine says that it will be looked at in {}", period(-ago)))
+                .consequence("when somebody used it is written down by that machine's clock, so nobody knows it")
+                .next("set the clock of the machine that mirrors right, then look again once that time has come"),
         );
     }
     if let Some(strays) = strays(facts, table) {
@@ -483,6 +494,7 @@ mod tests {
             authority: Some(Side::Service),
             epoch: 2,
             now_us: 110 * DAY,
+            apart_us: None,
             quiet_us: 7 * DAY,
             tables: vec![("Orders".into(), Some(seen))],
             users: Vec::new(),
@@ -563,6 +575,8 @@ mod tests {
         nobody.tables = vec![("Orders".into(), None)];
         assert_eq!(codes(&nobody), ["not-watched"]);
         assert_eq!(codes(&facts(TableUse { sampled_us: 109 * DAY, ..seen() })), ["not-watched"]);
+        assert_eq!(codes(&facts(TableUse { sampled_us: 111 * DAY, ..seen() })), ["clock-apart"]);
+        assert_eq!(codes(&SliceFacts { apart_us: Some(-DAY), ..facts(seen()) }), ["clock-apart"]);
         let lost = |for_us: i64| TableUse { unseen_us: Some((109 * DAY - for_us, 109 * DAY)), ..seen() };
         assert_eq!(codes(&facts(lost(UNSEEN_US + 1))), ["still-used"]);
         assert_eq!(codes(&facts(lost(UNSEEN_US))), Vec::<&str>::new());

@@ -62,9 +62,9 @@ pub struct VerdictStatus {
     pub tables: usize,
     /// What was looked at of them, each once.
     pub coverage: Vec<Coverage>,
-    /// When it was given, by the service's clock, as RFC 3339.
+    /// When it was given, as RFC 3339.
     pub at: String,
-    /// Seconds since then, by the same clock.
+    /// Seconds since then.
     pub age_seconds: f64,
     /// Seconds since its run began: what the plan's `evidence_max_age` is compared with.
     pub begun_seconds_ago: f64,

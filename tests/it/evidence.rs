@@ -3,9 +3,12 @@
 use std::time::Duration;
 
 use strangler::cluster::Cluster;
+use strangler::journal::alarms::{self, Operation, Stray, StrayTransaction};
 use strangler::journal::grounds::{self, Ground};
 use strangler::journal::ledger::{self, Anchored, Author};
 use strangler::journal::runs::{self, Run as ReconcileRun, Wanted};
+use strangler::journal::streams::StreamOf;
+use strangler::lsn::Lsn;
 use strangler::name::TableName;
 use strangler::reconcile::evidence::{ConcludeError, Evidence, Lack, Monolith, Void, conclude, evidence};
 use strangler::reconcile::finding::FindingKind;
@@ -447,6 +450,26 @@ async fn shown(scenario: &Scenario, with_monolith: bool) -> SliceStatus {
         earlier: None,
     };
     judge(&facts, &Commands::about("plan.yaml"))
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_proof_clears_the_alarms_from_before_it_whatever_the_clocks_say_and_none_that_came_meanwhile() {
+    let scenario = mirrored().await;
+    let service = &scenario.target;
+    let alarmed = async |xid: u32| {
+        let source_table = "Things".to_owned();
+        let stray = Stray { source_table, operation: Operation::Truncate, key: None };
+        let transaction = StrayTransaction { epoch: 1, lsn: Lsn(xid.into()), xid };
+        let raised = alarms::raise(service, StreamOf::forward(SLICE), transaction, &[stray]).await;
+        assert_eq!(raised.unwrap(), 1);
+    };
+    alarmed(1).await;
+    let begun = alarms::disturbances(service, SLICE).await.unwrap();
+    alarmed(2).await;
+    assert_eq!(alarms::clear(service, SLICE, begun, "ann").await.unwrap(), 0, "another one came meanwhile");
+    service.batch_execute("UPDATE strangler.alarm SET raised_at = now() + interval '1 day'").await.unwrap();
+    prove(&scenario).await;
+    assert_eq!(alarms::uncleared(service, SLICE).await.unwrap(), None);
 }
 
 #[tokio::test(flavor = "multi_thread")]

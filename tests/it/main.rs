@@ -60,6 +60,7 @@ mod selftest;
 mod service_side;
 mod sessions;
 mod status;
+mod thirty_days;
 mod touched;
 mod truth;
 mod type_changes;

@@ -7,6 +7,7 @@ mod dropped_references;
 mod dropping;
 mod dropping_meanwhile;
 mod meanwhile;
+mod periods;
 mod quarantine;
 mod rights;
 mod set_back;

@@ -27,6 +27,8 @@ use crate::status::judge::shell_word;
 
 /// How often the age of the mirrored data is asked for, for the metrics.
 const LAG_EVERY: Duration = Duration::from_secs(10);
+/// How often the clock is looked at while nothing is due.
+const LOOK_AT_CLOCK: Duration = Duration::from_secs(1);
 /// What a stop leaves behind.
 const BETWEEN: &str = "no run was under way";
 
@@ -67,10 +69,9 @@ pub(super) async fn run(
         let next = times.iter_mut().filter_map(|(slice, at)| at.map(|at| (at, slice))).min();
         let Some((at, slice)) = next else { return Ok(Exit::Clean) };
         let slice = slice.clone();
-        let wait = u64::try_from(at.saturating_sub(SystemClock.now_us())).unwrap_or(0);
         tokio::select! {
             () = interrupts.next() => return Err(CliError::Interrupted { state: BETWEEN.to_owned() }),
-            () = tokio::time::sleep(Duration::from_micros(wait)) => {}
+            () = due(at) => {}
         }
         let told = (&*metrics, &mut asked_for, &mut latest);
         once(ui, arguments, opened, &slice, (interrupts, stop), told).await?;
@@ -78,6 +79,18 @@ pub(super) async fn run(
         if let Some((_, at)) = times.iter_mut().find(|(name, _)| *name == slice) {
             *at = next;
         }
+    }
+}
+
+/// Waits until the clock has come to a time, in microseconds since 1970. It is asked again and again: while a machine sleeps, and when
+/// its clock is set, time passes that no timer counts.
+async fn due(at_us: i64) {
+    loop {
+        let left = u64::try_from(at_us.saturating_sub(SystemClock.now_us())).unwrap_or(0);
+        if left == 0 {
+            return;
+        }
+        tokio::time::sleep(Duration::from_micros(left).min(LOOK_AT_CLOCK)).await;
     }
 }
 

@@ -108,7 +108,7 @@ impl Driver {
                 Err(Refusal::Superseded { owner: side, epoch: expects.epoch }.into())
             }
             Some(Effect::Fence { side, drain, .. }) => {
-                let held = self.hold_and_drain(side, drain).await;
+                let held = Box::pin(self.hold_and_drain(side, drain)).await;
                 if matches!(held, Ok(Err(Event::Unclear)) | Err(_)) {
                     self.links.drop_acting(side);
                 }

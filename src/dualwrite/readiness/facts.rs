@@ -38,6 +38,8 @@ pub struct Facts {
     pub mapping: String,
     /// What the plan maps in another way than the slice was provisioned, in words.
     pub changed: String,
+    /// By how much this machine's clock is ahead of the servers', in microseconds, where it agrees with neither.
+    pub apart_us: Option<i64>,
     /// How long markers take from one side to the other.
     pub probe: Probe,
     /// The ledger's verdicts.

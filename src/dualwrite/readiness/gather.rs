@@ -21,7 +21,7 @@ use crate::journal::readiness::{Mirror, Told};
 use crate::journal::{JournalError, alarms, authority, grounds, ledger, readiness, retirement};
 use crate::mapping::SliceMapping;
 use crate::name::TableName;
-use crate::postgres::sqlstate;
+use crate::postgres::{clocks, sqlstate};
 use crate::problem::Problem;
 use crate::reconcile::evidence;
 use crate::words::statement;
@@ -97,7 +97,9 @@ pub async fn gather(
     }
     // Behind the probe: a marker that arrived came through a way back that was noted before.
     let lost_writes = alarms::lost_writes(sessions.service, slice).await.map_err(journal)?;
+    let apart_us = clocks::apart_us([sessions.monolith, sessions.service]).await;
     Ok(Facts {
+        apart_us: apart_us.map_err(failed("reading the servers' clocks"))?,
         lost_writes,
         probe,
         evidence,

@@ -5,6 +5,7 @@ use super::{Asked, until_turned};
 use crate::authority::Side;
 use crate::dualwrite::gate::FIRST_EPOCH;
 use crate::journal::readiness::Mirror;
+use crate::postgres::clocks;
 use crate::problem::{Problem, bring_back};
 use crate::reconcile::evidence::Lack;
 use crate::reconcile::finding::FindingKind;
@@ -45,6 +46,7 @@ pub(super) fn judge(facts: &Facts, asked: &Asked<'_>) -> Vec<Problem> {
     problems.extend(down.into_iter().chain(away));
     problems.extend(lost_writes(facts, asked));
     problems.extend(unfinished(facts, asked));
+    problems.extend(clock_apart(facts, asked));
     problems.extend(too_early(facts, asked));
     problems
 }
@@ -211,6 +213,11 @@ fn unfinished(facts: &Facts, asked: &Asked<'_>) -> Vec<Problem> {
         );
     }
     problems
+}
+
+/// The way home is never made to wait for a clock.
+fn clock_apart(facts: &Facts, asked: &Asked<'_>) -> Option<Problem> {
+    facts.apart_us.filter(|_| asked.to == Side::Service).map(clocks::problem)
 }
 
 fn too_early(facts: &Facts, asked: &Asked<'_>) -> Option<Problem> {

@@ -87,6 +87,16 @@ fn a_ready_slice_is_a_go_with_the_reason_for_the_ledger() {
 }
 
 #[test]
+fn a_machine_whose_clock_is_wrong_moves_nothing_to_a_service_and_everything_home() {
+    let apart = |facts: &mut Facts| facts.apart_us = Some(86_400_000_000);
+    assert_eq!(found(apart), [(Severity::Error, "clock-apart")]);
+    let (plan, mut facts) = (plan(), ready());
+    apart(&mut facts);
+    let home = judge(&facts, &Asked { to: Side::Monolith, ..asked(&plan, Some("a test")) }).problems;
+    assert!(home.iter().all(|problem| problem.code != "clock-apart"), "{home:?}");
+}
+
+#[test]
 fn only_the_last_five_round_trips_count_and_all_five_do() {
     let lags = [(Severity::Error, "mirror-lags")];
     for (millis, calm) in [

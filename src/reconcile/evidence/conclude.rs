@@ -4,14 +4,17 @@ use serde_json::{Value, json};
 use tokio_postgres::Client;
 
 use super::{Void, voids};
+use crate::clock::{Clock, SystemClock};
 use crate::journal::JournalError;
 use crate::journal::alarms;
 use crate::journal::grounds::{self, Ground};
 use crate::journal::ledger::{self, Anchored, Author, Head, NewEntry, VERDICT};
 use crate::journal::runs::{self, End, Run};
 use crate::journal::verdicts;
+use crate::postgres::clocks;
 use crate::reconcile::finding::FindingKind;
 use crate::reconcile::verdict::{Coverage, Outcome, Verdict};
+use crate::words;
 
 /// Sessions on the monolith.
 #[derive(Debug, Clone, Copy)]
@@ -68,9 +71,19 @@ pub async fn conclude(
             );
         }
     }
-    let now = "SELECT to_char(clock_timestamp() AT TIME ZONE 'UTC', 'YYYY-MM-DD\"T\"HH24:MI:SS.US\"Z\"')";
     let failed = || JournalError::database("recording a verdict");
-    verdict.finished_at = service.query_typed_one(now, &[]).await.map_err(failed())?.get(0);
+    match clocks::apart_us([service, monolith.read]).await {
+        Ok(None) => {}
+        Ok(Some(apart)) => {
+            let fact = format!("the clock of the machine that compared is {}", clocks::words(apart));
+            incomplete(verdict, &format!("{fact}, so nobody would know how old this is"));
+        }
+        Err(error) => {
+            tracing::warn!(slice = run.slice, %error, "the servers could not be asked for their time");
+            incomplete(verdict, "whether this machine's clock is right could not be asked");
+        }
+    }
+    verdict.finished_at = words::exact_instant(SystemClock.now_us());
     service.batch_execute("BEGIN ISOLATION LEVEL READ COMMITTED").await.map_err(failed())?;
     let head = match record(service, run, verdict, author).await {
         Ok(head) => head,
@@ -123,7 +136,7 @@ async fn record(
         body: &body(run, verdict, differs_strictly),
     };
     if verdict.outcome == Outcome::Clean && is_full(&run.ground, verdict) {
-        alarms::clear(service, &verdict.slice, &run.started_at, &author.operator).await?;
+        alarms::clear(service, &verdict.slice, run.ground.disturbances, &author.operator).await?;
     }
     Ok(ledger::append(service, &entry).await?)
 }

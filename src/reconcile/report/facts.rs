@@ -133,7 +133,7 @@ pub(super) fn seconds(duration: Duration) -> String {
     words::seconds(duration.as_secs_f64())
 }
 
-/// Wall time of a run, by the service's clock.
+/// Wall time of a run.
 pub(super) fn took(verdict: &Verdict) -> Option<Duration> {
     let (start, end): (Timestamp, Timestamp) =
         (verdict.started_at.parse().ok()?, verdict.finished_at.parse().ok()?);

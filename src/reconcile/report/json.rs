@@ -55,9 +55,9 @@ pub struct Slice {
     pub lsn: Option<Lsn>,
     /// Hash of the slice's mapping.
     pub plan_hash: String,
-    /// RFC 3339, by the service's clock.
+    /// RFC 3339.
     pub started_at: String,
-    /// RFC 3339, by the service's clock.
+    /// RFC 3339.
     pub finished_at: String,
     /// Between the two.
     pub duration_seconds: Option<f64>,

@@ -485,7 +485,7 @@ async fn an_archive_that_is_killed_at_any_step_is_whole_after_the_same_command_a
     let taken = entries.iter().flat_map(|one| one["body"]["taken"].as_array().unwrap());
     let told = taken.filter(|step| step["action"].as_str().unwrap().starts_with("archive ")).count();
     assert_eq!(told, points.len(), "each is told once: {entries:#?}");
-    places(&split, folder.path());
+    places(&split, &monolith, folder.path()).await;
 
     let at = folder.path().join("archive-committed");
     for point in failpoint::RESTORE {
@@ -505,9 +505,37 @@ async fn an_archive_that_is_killed_at_any_step_is_whole_after_the_same_command_a
     mirror.stop();
 }
 
+/// As a clock says that was set back.
+const LONG_AGO: &str = "UPDATE strangler.retirement SET at = at - interval '1 day'";
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_archive_of_tables_that_came_back_meanwhile_is_not_written_down_whatever_the_clocks_say() {
+    let (split, monolith, _service, mirror) = ripe().await;
+    let folder = tempfile::tempdir().unwrap();
+    let at = folder.path().join("archive");
+    away(&split);
+    let shown = token(&archive(&split, &at, &[]));
+    let words =
+        ["retire", "plan.yaml", "--stage", "archive", "--to", at.to_str().unwrap(), "--confirm", &shown];
+    let mut command = split.command(&words);
+    command.env("STRANGLER_FREEZE", "archive-concluded");
+    let mut frozen = split.start_command(command);
+    assert!(frozen.stands_still());
+    let back = split.run("unretire", &[]);
+    assert_eq!(back.exit, Some(0), "{}", back.page());
+    away(&split);
+    monolith.batch_execute(LONG_AGO).await.unwrap();
+    frozen.signal(rustix::process::Signal::CONT);
+    let ended = frozen.ended();
+    assert!(ended.exit == Some(3) && ended.stderr.contains("error[retire-changed]"), "{}", ended.page());
+    assert_eq!(archived_as_status_says(&split), serde_json::Value::Null);
+    mirror.stop();
+}
+
 /// What is at a place is never written over, an archive of an earlier retirement neither.
-fn places(split: &Split, folder: &Path) {
+async fn places(split: &Split, monolith: &Client, folder: &Path) {
     away(split);
+    monolith.batch_execute(LONG_AGO).await.unwrap();
     let earlier = archive(split, &folder.join("archive-committed"), &[]);
     refused(&earlier, &["place-taken"]);
     std::fs::create_dir(folder.join("full")).unwrap();

@@ -109,12 +109,17 @@ impl Split {
 
     /// A mirror with these arguments and no others.
     pub fn mirror_as(&self, failpoint: Option<&str>, arguments: &[&str]) -> Mirror {
-        let log = self.folder.path().join("mirror.log");
-        let file = std::fs::File::create(&log).unwrap();
         let mut command = self.command(&[&["mirror", "plan.yaml"], arguments].concat());
         if let Some(name) = failpoint {
             command.env("STRANGLER_FAILPOINT", name);
         }
+        self.logged("mirror.log", command)
+    }
+
+    /// Starts a command of [`Self::command`] that says more than a pipe holds: all of it goes into a file.
+    pub fn logged(&self, name: &str, mut command: Command) -> Mirror {
+        let log = self.folder.path().join(name);
+        let file = std::fs::File::create(&log).unwrap();
         let child = command.stdout(file.try_clone().unwrap()).stderr(file).spawn().unwrap();
         Mirror { child: RefCell::new(child), log }
     }
@@ -170,7 +175,7 @@ impl Drop for Background {
     }
 }
 
-/// A mirror process; ends with the test.
+/// A mirror process, or another one whose words go into a file; ends with the test.
 pub struct Mirror {
     child: RefCell<Child>,
     log: std::path::PathBuf,
