@@ -101,7 +101,6 @@ async fn change_nothing(
     let found = trees::read(acting, &guard::tables(mapping, side)).await.map_err(database)?;
     trees::children(acting, &found.plain).await.map_err(database)?;
     let modes = (Mode::Apply.as_str(), Mode::Tripwire.as_str());
-    authority::lock(acting, slice).await.map_err(said)?;
     if side == Side::Monolith {
         retirement::read_at_once(acting, slice).await.map_err(said)?;
     }
