@@ -57,8 +57,6 @@ fn the_demo_splits_the_retail_plan_under_traffic_and_finds_every_acknowledged_or
         "the old tables are archived, and every byte was read back",
         "ERROR:  relation \"Orders\" does not exist",
         "of 2 tables restored and proven",
-        "the old tables are dropped; ",
-        "tables dropped since ",
         "every slice stopped at a transaction border",
         "servers and their data are removed",
     ] {

@@ -1,4 +1,4 @@
-//! The last act: the old tables are taken away, a stage at a time, are made again from their archive in another database, and are dropped.
+//! The last act: the old tables are taken away, a stage at a time, and are made again from their archive in another database.
 
 use std::time::{Duration, Instant};
 
@@ -59,8 +59,7 @@ impl Play<'_> {
         }
         self.gone().await?;
         self.take(&["--stage", "archive", "--to", ARCHIVE], 2).await?;
-        self.restored().await?;
-        self.dropped().await
+        self.restored().await
     }
 
     /// Waits until the report finds nothing in the way.
@@ -127,29 +126,11 @@ impl Play<'_> {
         let to = format!("${{{variable}}}");
         let words = ["restore", "--from", ARCHIVE, "--to", &to];
         self.narrator.blank()?;
-        self.narrator.say("Does it have everything? The tables as they were, in a database of their own:")?;
+        self.narrator.say("And should they ever be missed elsewhere:")?;
         self.narrator.command(&format!("createdb {database}"))?;
         self.narrator.command(&format!("strangler restore --from {ARCHIVE} --to '{to}'"))?;
         let said = self.operator()?.run(&words).await?;
         self.narrator.excerpt(&format!("{}{}", said.data, said.words), 3, 0)?;
-        Ok(())
-    }
-
-    /// The tables go, with everything that stood between the two databases for the slice, and the service goes on alone.
-    async fn dropped(&mut self) -> Result<(), DemoError> {
-        self.narrator.blank()?;
-        self.narrator.say(
-            "The last stage is the one that nothing takes back, so it reads the whole archive once more.",
-        )?;
-        self.take(&["--stage", "drop"], 6).await?;
-        let order = self.desk.as_mut().ok_or(TOO_EARLY)?.next_on(Side::Service).await;
-        order.ok_or_else(|| too_slow("an order in the service"))?;
-        self.narrator
-            .say("The order service has taken orders since, with nothing behind it but its own database:")?;
-        let words = ["status", PLAN_PATH, "--slice", SLICE];
-        self.narrator.command(&typed(&words))?;
-        let said = self.operator()?.run(&words).await?;
-        self.narrator.output(&said.data)?;
         Ok(())
     }
 }
