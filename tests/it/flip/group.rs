@@ -158,6 +158,7 @@ async fn slices_of_two_services_move_at_one_barrier_there_and_back_under_writers
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "long: make soak"]
 async fn a_move_of_several_slices_that_is_killed_at_any_step_is_finished_by_typing_it_again() {
     let stage = Stage::armed().await;
     let banks = stage.banks();

@@ -42,6 +42,7 @@ fn waited(ended: &Ended, names: &str) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "long: make soak"]
 async fn a_reader_that_comes_behind_the_preview_or_between_the_locks_is_named_and_nothing_is_dropped() {
     let (split, monolith, _service, mirror, _folder) = archived().await;
     let stands = place(&monolith, "accounts").await;

@@ -58,6 +58,7 @@ async fn writes_past(service: &Client, applied: &str) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "long: make soak"]
 async fn a_service_that_was_set_back_behind_the_archive_does_not_lose_the_last_copy_of_its_rows() {
     let (mut split, monolith, service, mirror, _folder) = archived().await;
     let stands = place(&monolith, "accounts").await;
