@@ -60,7 +60,6 @@ mod selftest;
 mod service_side;
 mod sessions;
 mod status;
-mod thirty_days;
 mod touched;
 mod truth;
 mod type_changes;
