@@ -36,7 +36,7 @@ fn apart((before, after): (i64, i64), there: i64) -> Option<i64> {
     (behind > APART_US_MAX).then_some(-behind)
 }
 
-/// What is said of it: `2 h 0 min ahead of the databases' servers`.
+/// What is said of it: `2 h 0 min ahead of both databases' servers`.
 #[must_use]
 #[expect(clippy::cast_precision_loss, reason = "a period in words")]
 pub fn words(apart_us: i64) -> String {

@@ -552,9 +552,9 @@ struct Barrier<'a> {
 }
 
 impl Barrier<'_> {
-    /// Sends a marker and waits until everything up to the fence is applied on the peer, or time is up: `false`. Beside it, so that it costs writers
-    /// nothing as long as it is the quicker one, asks again what was judged; what is not so any more, in words. An event when time
-    /// was up for that.
+    /// Sends a marker and waits until everything up to the fence is applied on the peer, or time is up: `false`. Beside it, so that it
+    /// costs writers nothing as long as it is the quicker one, asks again what was judged; what is not so any more, in words. An event
+    /// when time was up for that.
     async fn drain(
         &self,
         (direction, fence): (Direction, Lsn),
@@ -566,18 +566,22 @@ impl Barrier<'_> {
         let (monolith, service) = if side == Side::Monolith { (looking, idle) } else { (idle, looking) };
         let left = deadline.saturating_duration_since(Instant::now());
         let marker = source::marker_content(slice, "flip");
-        let (sent, drained, lost, changed, outside) = tokio::join!(
+        // Nothing arrives of a marker that could not be sent, and nobody is held for it until time is up.
+        let passed = async {
+            let sent = async {
+                let sent = source::emit(looking, MARKER_PREFIX, &marker).await;
+                sent.map_err(|error| FlipError::Failed { what: "sending a marker", words: chain_of(&error) })
+            };
+            tokio::try_join!(biased; sent, reached(peer, slice, (direction, fence), deadline))
+        };
+        let (drained, lost, changed, outside) = tokio::join!(
             biased;
-            source::emit(looking, MARKER_PREFIX, &marker),
-            reached(peer, slice, (direction, fence), deadline),
+            passed,
             incoming::is_lost((acting, peer), slice, (side, slot)),
             still_as_judged(self.judged, (monolith, service), (side, slice)),
             left_behind::again(looking, self.mapping, (side, left, self.budget))
         );
-        if let Err(error) = sent {
-            return Err(FlipError::Failed { what: "sending a marker", words: chain_of(&error) });
-        }
-        let drained = drained?;
+        let (_, drained) = drained?;
         let mut changed = match changed {
             Ok(changed) => changed,
             Err(error) => return event_of(&error, "asking again what was judged", false).map(Err),

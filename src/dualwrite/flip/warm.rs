@@ -110,7 +110,6 @@ async fn change_nothing(
         Fence { from_epoch: NO_EPOCH, epoch: NO_EPOCH, lsn: Lsn::default(), sequences: "{}", group: None };
     authority::fence(acting, slice, fence).await.map_err(said)?;
     authority::open(acting, slice, (NO_EPOCH, NO_EPOCH), "nobody").await.map_err(said)?;
-    authority::name_owner(acting, slice, NO_EPOCH, "nobody").await.map_err(said)?;
     authority::notify(acting, slice, "nobody", NO_EPOCH).await.map_err(said)?;
     sequences.read(acting, side).await.map(drop).map_err(database)
 }
@@ -120,6 +119,7 @@ async fn look((acting, looking): (&Session, &Session), slice: &str, side: Side) 
     whereabouts::is_itself(looking).await.map_err(said)?;
     authority::look(looking, slice, side.incoming()).await.map_err(said)?;
     authority::noted_sequences(looking, slice).await.map_err(said)?;
+    authority::name_owner(looking, slice, NO_EPOCH, "nobody").await.map_err(said)?;
     incoming::is_lost((acting, looking), slice, (side, Some(""))).await.map_err(|error| error.to_string())?;
     standbys::behind(looking, true).await.map_err(|error| chain_of(&error))?;
     let marker = source::marker_content(slice, "flip");

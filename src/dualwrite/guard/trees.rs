@@ -9,7 +9,7 @@ use tokio_postgres::types::{ToSql, Type};
 use tokio_postgres::{Client, Error};
 
 use crate::name::TableName;
-use crate::postgres::connect::Session;
+use crate::postgres::ask::Ask;
 
 /// What some moved tables consist of.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -58,18 +58,17 @@ pub fn keep(partitioned: &[TableName]) -> Option<String> {
         .then(|| format!("LOCK TABLE ONLY {} IN SHARE UPDATE EXCLUSIVE MODE", names.join(", ONLY ")))
 }
 
-/// Tables that inherit from one of these now, in words. Planned once in the session, since it is asked while writers wait.
+/// Tables that inherit from one of these now, in words.
 ///
 /// # Errors
 /// What the server said.
-pub async fn children(session: &Session, plain: &[u32]) -> Result<Vec<String>, Error> {
+pub async fn children(session: &impl Ask, plain: &[u32]) -> Result<Vec<String>, Error> {
     if plain.is_empty() {
         return Ok(Vec::new());
     }
     let sql = "SELECT i.inhrelid::regclass::text, i.inhparent::regclass::text FROM pg_inherits i \
                WHERE i.inhparent = ANY ($1::oid[]) ORDER BY 1, 2";
-    let planned = session.planned(sql).await?;
-    let rows = session.query(&planned, &[&plain]).await?;
+    let rows = session.ask(sql, &[(&plain, Type::OID_ARRAY)]).await?;
     let inherits = |row: &tokio_postgres::Row| -> Result<String, Error> {
         Ok(format!("{} inherits from {}", row.try_get::<_, String>(0)?, row.try_get::<_, String>(1)?))
     };
