@@ -10,6 +10,7 @@ mod barrier;
 pub mod conduct;
 mod course;
 mod effects;
+mod fencing;
 mod group;
 mod incoming;
 mod judged;

@@ -205,9 +205,6 @@ const OWN_PARTS: &str = "LATERAL (SELECT md5(string_agg(concat_ws(' ', p.oid, p.
 pub async fn service(client: &impl Ask, slice: &str) -> Result<Option<Ground>, JournalError> {
     let there = "SELECT EXISTS (SELECT FROM strangler.slice WHERE slice = $1)";
     let of = [(&slice as &(dyn ToSql + Sync), Type::TEXT)];
-    if !client.ask_one(there, &of).await.map_err(reading())?.get::<_, bool>(0) {
-        return Ok(None);
-    }
     let gate = quote_ident(&format!("gate_{slice}"));
     let sql = format!(
         "SELECT p.plan_hash, g.epoch, t.slot, t.state, \
@@ -216,10 +213,15 @@ pub async fn service(client: &impl Ask, slice: &str) -> Result<Option<Ground>, J
          LEFT JOIN strangler.stream t ON t.slice = p.slice AND t.dir = 'forward' AND t.lane = 0 \
          WHERE p.slice = $1"
     );
-    // Sent together and answered in this order.
+    // Without the slice there is no table of its gate.
+    let provisioned = async {
+        let there: bool = client.ask_one(there, &of).await.map_err(reading())?.get(0);
+        if there { client.ask_opt(&sql, &of).await.map_err(reading()) } else { Ok(None) }
+    };
+    // Sent together, since writers may wait.
     let (row, tables, disturbances, way_back) = tokio::try_join!(
         biased;
-        async { client.ask_opt(&sql, &of).await.map_err(reading()) },
+        provisioned,
         tables(client, slice),
         super::alarms::disturbances(client, slice),
         super::alarms::noted_way_back(client, slice)

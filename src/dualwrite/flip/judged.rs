@@ -86,7 +86,7 @@ fn since(then: &Ground, now: Option<&Ground>) -> Vec<String> {
 ///
 /// # Errors
 /// [`JournalError`].
-pub(super) async fn not_whole(service: &Client, slice: &str) -> Result<Vec<String>, JournalError> {
+pub(super) async fn not_whole(service: &Session, slice: &str) -> Result<Vec<String>, JournalError> {
     let tables = copies::not_live(service, slice).await?;
     Ok(tables.into_iter().map(|(table, state)| Void::NotLive { table, state }.to_string()).collect())
 }

@@ -2,15 +2,19 @@
 
 use std::time::{Duration, Instant};
 
+use futures_util::future::try_join_all;
 use tokio_postgres::types::{PgLsn, ToSql, Type};
 
 use super::{FlipError, of_database};
 use crate::authority::Event;
 use crate::plan::FenceStandbys;
 use crate::postgres::ask::Ask;
+use crate::postgres::connect::Session;
 
 /// Pause between two looks: a standby in the same rack takes a millisecond.
 const LOOK_EVERY: Duration = Duration::from_millis(1);
+
+const ASKING: &str = "asking for standbys";
 
 /// Where this server's log is flushed, and who of those that follow it and are waited for are not there; a standby whose
 /// position this role may not see counts as one that is not. `$1` for all that follow, else those that commits wait for; `$2` is
@@ -41,6 +45,19 @@ pub(super) async fn behind(primary: &impl Ask, all: bool) -> Result<Vec<String>,
     look(primary, all, None).await.map(|(_, behind)| behind)
 }
 
+/// One look at whether the standbys that the plan names have flushed all that these have now. [`Event::OutOfTime`] where one has not.
+///
+/// # Errors
+/// [`FlipError`].
+pub(super) async fn at_once(primaries: &[&Session], which: FenceStandbys) -> Result<Event, FlipError> {
+    let Some(all) = whom(which) else { return Ok(Event::Hit) };
+    match try_join_all(primaries.iter().map(|primary| behind(*primary, all))).await {
+        Ok(behind) if behind.iter().all(Vec::is_empty) => Ok(Event::Hit),
+        Ok(_) => Ok(Event::OutOfTime),
+        Err(error) => of_database(&error, ASKING, false),
+    }
+}
+
 /// Waits until the standbys that the plan names have flushed all that `primary` has: whatever was committed there before this
 /// was called. [`Event::OutOfTime`] when that takes longer than `limit`, with those that were waited for at the end in `late`.
 ///
@@ -52,11 +69,7 @@ pub(super) async fn flushed(
     limit: Duration,
     late: &mut Vec<String>,
 ) -> Result<Event, FlipError> {
-    let all = match which {
-        FenceStandbys::None => return Ok(Event::Hit),
-        FenceStandbys::Sync => false,
-        FenceStandbys::All => true,
-    };
+    let Some(all) = whom(which) else { return Ok(Event::Hit) };
     let deadline = Instant::now() + limit;
     let mut position = None;
     loop {
@@ -70,8 +83,17 @@ pub(super) async fn flushed(
                 return Ok(Event::OutOfTime);
             }
             Ok((at, _)) => position = Some(at),
-            Err(error) => return of_database(&error, "asking for standbys", false),
+            Err(error) => return of_database(&error, ASKING, false),
         }
         tokio::time::sleep(LOOK_EVERY).await;
+    }
+}
+
+/// Whether all that follow count, or only those that commits wait for; `None` where no one counts.
+fn whom(which: FenceStandbys) -> Option<bool> {
+    match which {
+        FenceStandbys::None => None,
+        FenceStandbys::Sync => Some(false),
+        FenceStandbys::All => Some(true),
     }
 }
