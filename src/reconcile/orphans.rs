@@ -74,6 +74,16 @@ pub enum OrphanError {
         /// Its column.
         column: String,
     },
+    /// Nobody knows where the referenced rows are.
+    #[error(
+        "the link of service {service} leads to a database that has nothing of slice {slice}, and the monolith has closed its gate"
+    )]
+    Astray {
+        /// The slice that took the referenced table.
+        slice: String,
+        /// Its service.
+        service: String,
+    },
 }
 
 impl OrphanError {

@@ -8,7 +8,7 @@ use strangler::mapping::SliceMapping;
 use strangler::name::TableName;
 use strangler::reconcile::finding::{FindingKind, Shown};
 use strangler::reconcile::form::{Side, TableForm};
-use strangler::reconcile::orphans::{Neighbour, Orphans, orphans};
+use strangler::reconcile::orphans::{Neighbour, OrphanError, Orphans, orphans};
 use strangler::reconcile::redact::Redactor;
 use strangler::reconcile::sides::Sides;
 use tokio_postgres::Client;
@@ -50,13 +50,29 @@ impl Bench {
     }
 
     async fn look_among(&self, others: &[SliceMapping], list: usize) -> Orphans {
+        self.try_among(others, list).await.unwrap()
+    }
+
+    async fn try_among(&self, others: &[SliceMapping], list: usize) -> Result<Orphans, OrphanError> {
         let form = TableForm::new(self.scenario.mapping.tables[0].clone(), false);
         let neighbours: Vec<Neighbour<'_>> = std::iter::once(&self.scenario.mapping)
             .chain(others)
             .map(|mapping| Neighbour { mapping, server: &self.sides.service_apply })
             .collect();
         let redactor = Redactor::new().unwrap();
-        orphans(&self.sides, "things", &form, &neighbours, &redactor, list).await.unwrap()
+        orphans(&self.sides, "things", &form, &neighbours, &redactor, list).await
+    }
+
+    /// A slice beside the own one, which takes the customers.
+    fn people(&self) -> SliceMapping {
+        let mut table = self.scenario.mapping.tables[0].clone();
+        table.source = TableName::new("public", "Customers");
+        table.target = TableName::new("public", "clients");
+        table.columns.truncate(1);
+        table.columns[0].target = "cid".to_owned();
+        let mut people = SliceMapping { slice: "people".to_owned(), ..self.scenario.mapping.clone() };
+        people.tables = vec![table];
+        people
     }
 
     async fn look(&self) -> Orphans {
@@ -130,14 +146,8 @@ async fn rows_of_a_slice_that_was_flipped_are_looked_for_in_its_service() {
         )
         .await
         .unwrap();
-    let mut table = bench.scenario.mapping.tables[0].clone();
-    table.source = TableName::new("public", "Customers");
-    table.target = TableName::new("public", "clients");
-    table.columns.truncate(1);
-    table.columns[0].target = "cid".to_owned();
-    let mut people = SliceMapping { slice: "people".to_owned(), ..bench.scenario.mapping.clone() };
-    people.tables = vec![table];
-    let found = bench.look_among(&[people.clone()], 100).await;
+    let people = bench.people();
+    let found = bench.look_among(std::slice::from_ref(&people), 100).await;
     assert_eq!(found, Orphans::default(), "while its gate is fenced, the monolith is asked");
     // It is flipped during the search: what the monolith lacks since then proves nothing.
     let writer = bench.scenario.writer().await;
@@ -163,6 +173,24 @@ async fn rows_of_a_slice_that_was_flipped_are_looked_for_in_its_service() {
     admin.batch_execute("UPDATE strangler.gate_things SET state = 'FENCED'").await.unwrap();
     let found = bench.look().await;
     assert!(found.reasons[0].ends_with("the authority of slice things moved meanwhile"), "{found:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn rows_of_a_slice_that_is_not_provisioned_are_the_monoliths_unless_it_has_closed_its_gate() {
+    let bench = Bench::new(Side::Source).await;
+    let people = [bench.people()];
+    let damage = r#"SET session_replication_role = replica; DELETE FROM "Customers" WHERE "Id" = 7;
+        RESET session_replication_role"#;
+    bench.scenario.write(damage).await;
+    assert_eq!(keys(&bench.look_among(&people, 100).await), ["106", "206", "6"]);
+    let closed = "CREATE TABLE strangler.gate_people (LIKE strangler.gate_things);
+        INSERT INTO strangler.gate_people SELECT * FROM strangler.gate_things;
+        GRANT SELECT ON strangler.gate_people TO PUBLIC; UPDATE strangler.gate_people SET state = 'FENCED'";
+    bench.scenario.write(closed).await;
+    let error = bench.try_among(&people, 100).await.unwrap_err();
+    assert!(matches!(&error, OrphanError::Astray { slice, .. } if slice == "people"), "{error}");
+    bench.scenario.write("UPDATE strangler.gate_people SET state = 'OPEN'").await;
+    assert_eq!(bench.look_among(&people, 100).await.count, 3);
 }
 
 #[tokio::test(flavor = "multi_thread")]

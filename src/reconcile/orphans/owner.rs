@@ -8,7 +8,7 @@ use super::super::sides::{APPLICATION, Sides};
 use super::{Neighbour, OrphanError};
 use crate::journal::slices::{self, GateRow};
 use crate::mapping::input::value_sql;
-use crate::mapping::{SoftReference, TableMapping};
+use crate::mapping::{SliceMapping, SoftReference, TableMapping};
 use crate::name::{TableName, quote_ident};
 use crate::postgres::connect::Session;
 use crate::postgres::equality::{self, BUILT_IN};
@@ -121,7 +121,7 @@ impl Owners {
     /// else. The referring slice is `own`, with the side that its rows were read on.
     pub(super) async fn moved(&self, own: (&str, Side)) -> Result<Option<String>, OrphanError> {
         for (session, slice, then) in &self.gates {
-            let now = slices::gate(session, slice).await.map_err(OrphanError::journal)?;
+            let now = slices::gate_if_any(session, slice).await.map_err(OrphanError::journal)?;
             let side = if is_open(now.as_ref()) { Side::Target } else { Side::Source };
             if now != *then || own.0 == slice && own.1 != side {
                 return Ok(Some(format!("the authority of slice {slice} moved meanwhile")));
@@ -146,7 +146,10 @@ pub(super) async fn owners(
             continue;
         }
         let session = server.connect(APPLICATION).await?;
-        let gate = slices::gate(&session, &mapping.slice).await.map_err(OrphanError::journal)?;
+        let gate = slices::gate_if_any(&session, &mapping.slice).await.map_err(OrphanError::journal)?;
+        if gate.is_none() {
+            is_still_the_monoliths(sides, mapping).await?;
+        }
         let open = is_open(gate.as_ref());
         gates.push((session, mapping.slice.clone(), gate));
         if let Some(table) = table.filter(|_| open) {
@@ -165,6 +168,16 @@ pub(super) async fn owners(
         places.push(Owner::new(("monolith".to_owned(), None), table, columns, session).await?);
     }
     Ok(Owners { places, gates })
+}
+
+/// A slice whose service has nothing of it was not provisioned yet; or its link leads to another database, which the monolith tells.
+async fn is_still_the_monoliths(sides: &Sides, mapping: &SliceMapping) -> Result<(), OrphanError> {
+    let session = sides.monolith_read.connect(APPLICATION).await?;
+    let gate = slices::gate_if_any(&session, &mapping.slice).await.map_err(OrphanError::journal)?;
+    if gate.is_none() || is_open(gate.as_ref()) {
+        return Ok(());
+    }
+    Err(OrphanError::Astray { slice: mapping.slice.clone(), service: mapping.service.clone() })
 }
 
 fn is_open(gate: Option<&GateRow>) -> bool {

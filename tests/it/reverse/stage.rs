@@ -390,13 +390,15 @@ async fn turn((source, target): (&Client, &Client), dir: &str, epoch: i64) {
     let cut = "SELECT cut_lsn::text FROM strangler.gate_one WHERE state = 'OPEN'";
     let cut: String = source.query_one(cut, &[]).await.unwrap().get(0);
     mark(source).await;
-    until_at(target, dir, "TRIPWIRE", &cut).await;
-    one(
-        target,
-        &format!(
-            "UPDATE strangler.stream SET mode = 'APPLY', epoch = {epoch} \
-             WHERE slice = 'one' AND dir = '{dir}' AND mode = 'TRIPWIRE' AND epoch < {epoch} AND applied_lsn >= '{cut}'"
-        ),
-    )
+    // A running mirror that finds the move unfinished for two seconds turns the stream itself.
+    let turned = format!(
+        "WITH turned AS (UPDATE strangler.stream SET mode = 'APPLY', epoch = {epoch} WHERE slice = 'one' AND dir = '{dir}' \
+             AND mode = 'TRIPWIRE' AND epoch < {epoch} AND applied_lsn >= '{cut}' RETURNING 1) \
+         SELECT EXISTS (SELECT FROM turned) OR EXISTS (SELECT FROM strangler.stream \
+             WHERE slice = 'one' AND dir = '{dir}' AND mode = 'APPLY' AND epoch = {epoch})"
+    );
+    until(&format!("the {dir} stream passes {cut} and is turned"), SOON, async || {
+        holds(target, &turned).await.then_some(())
+    })
     .await;
 }
