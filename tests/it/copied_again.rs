@@ -112,6 +112,7 @@ const TYPED: &str =
     INSERT INTO t SELECT g, 'v' || g, g, '{ok}', g, ARRAY[g] FROM generate_series(1, 1000) g";
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "long: make soak"]
 async fn what_the_service_asks_of_rows_is_known_before_a_table_is_emptied_and_does_nothing_on_the_monolith() {
     let (split, monolith, service) = Split::launch("{ t: {} }", TYPED).await;
     split.provision();

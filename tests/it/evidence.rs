@@ -262,6 +262,7 @@ async fn a_copy_that_is_emptied_past_the_mirror_voids_a_verdict_and_a_truncate_t
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "long: make soak"]
 async fn copies_gaps_divergence_and_moved_authority_void_a_verdict_and_a_restart_does_not() {
     let scenario = mirrored().await;
     prove(&scenario).await;

@@ -208,6 +208,7 @@ async fn a_flip_that_nobody_finishes_is_finished_by_the_mirror() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "long: make soak"]
 async fn a_service_that_was_opened_by_an_operator_who_died_is_mirrored_back_without_a_new_command() {
     let (split, monolith, service, _mirror) = armed().await;
     killed(&split, "flip-opened", &[]);

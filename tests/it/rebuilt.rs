@@ -234,6 +234,7 @@ async fn a_slot_is_kept_by_default_and_a_mirror_that_dies_behind_dropping_it_lea
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "long: make soak"]
 async fn nothing_is_lost_when_a_rebuild_over_rows_that_were_kept_is_killed() {
     let bench = Bench::launch(&[]).await;
     let workload = Workload::start(&bench.application(), &load()).await;

@@ -73,6 +73,7 @@ async fn a_row_that_was_read_again_when_it_entered_the_filter_of_a_live_table_ta
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "long: make soak"]
 async fn what_the_mirror_waits_for_in_the_service_is_told_and_no_reader_waits_behind_its_truncate() {
     let setup = "CREATE TABLE t (id int PRIMARY KEY, v text); INSERT INTO t VALUES (1, 'a'), (2, 'b')";
     let (split, monolith, service) = Split::launch("{ t: {} }", setup).await;

@@ -172,6 +172,7 @@ async fn what_an_arm_that_died_has_left_in_the_service_keeps_the_slice() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "long: make soak"]
 async fn whoever_types_another_verb_beside_it_is_refused_and_told_what_to_wait_for() {
     let (split, _monolith, _service, mirror) = running().await;
     mirror.stop();

@@ -46,6 +46,7 @@ async fn close(bank: Bank, split: &Split) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "long: make soak"]
 async fn both_servers_that_stop_at_once_in_the_middle_of_a_flip_lose_nothing() {
     let (mut split, _, _, mirror) = armed().await;
     let bank = Bank::open(&split, 6);
@@ -148,6 +149,7 @@ async fn epoch(client: &Client) -> i64 {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "long: make soak"]
 async fn an_operator_who_was_frozen_in_the_middle_of_a_flip_and_wakes_up_much_later_does_nothing() {
     let (split, monolith, service, mirror) = armed().await;
     let bank = Bank::open(&split, 6);
@@ -189,6 +191,7 @@ fn settle(split: &Split, mirror: &Mirror, to: Side) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "long: make soak"]
 async fn a_flip_whose_links_are_cut_at_any_step_is_finished_by_typing_it_again() {
     let (split, _, _, mirror) = armed().await;
     let bank = Bank::open(&split, 6);

@@ -57,6 +57,7 @@ async fn nobody_takes_a_trigger_off_between_the_look_at_it_and_the_fence() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "long: make soak"]
 async fn a_side_without_a_gate_is_an_alarm_whoever_took_it_off_and_whether_it_is_open() {
     let (split, monolith, service, mirror) = armed().await;
     let alarmed = |words: &str, next: &str| {
@@ -96,6 +97,7 @@ async fn a_side_without_a_gate_is_an_alarm_whoever_took_it_off_and_whether_it_is
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "long: make soak"]
 async fn flips_and_disarm_keep_each_other_away_on_both_sides() {
     let (split, monolith, service, mirror) = armed().await;
     let mut command = split.command(&[&["flip", "plan.yaml"], &UNPROVEN as &[&str]].concat());

@@ -147,6 +147,7 @@ async fn a_look_that_takes_longer_than_writers_may_be_held_names_the_index_that_
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "long: make soak"]
 async fn a_repair_leaves_rows_that_a_service_may_have_accepted_until_it_is_told_to_delete_them() {
     let (split, _monolith, service, mirror) = flipped().await;
     complete(&split, &mirror, &[&["--back"], &UNPROVEN as &[&str]].concat());

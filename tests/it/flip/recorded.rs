@@ -19,6 +19,7 @@ async fn entries(service: &Client) -> Vec<(i64, String, Option<String>)> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "long: make soak"]
 async fn each_move_is_in_the_ledger_once_with_its_reason_wherever_its_operator_died() {
     let (split, _monolith, service, mirror) = armed().await;
     let reason = Some(UNPROVEN[1].to_owned());

@@ -58,6 +58,7 @@ async fn a_sequence_that_writers_use_up_while_a_flip_waits_is_a_refusal_and_no_o
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "long: make soak"]
 async fn a_side_that_can_not_be_opened_costs_no_numbers_and_everybody_is_sent_to_the_abort() {
     let (split, monolith, service, mirror) = armed_with(TABLES, SETUP, "").await;
     killed(&split, "flip-fenced", &[]);

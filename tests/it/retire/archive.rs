@@ -422,6 +422,7 @@ async fn a_flipped_bit_or_a_missing_file_is_found_and_nothing_is_made() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "long: make soak"]
 async fn a_full_disk_leaves_everything_as_it_was_and_the_same_command_goes_on() {
     let (split, monolith, _service, mirror) = ripe().await;
     away(&split);

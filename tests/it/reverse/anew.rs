@@ -174,6 +174,7 @@ const FORWARD_SLOT_GONE: &str = "SELECT pg_terminate_backend(active_pid, 5000) F
     SELECT pg_drop_replication_slot(slot_name) FROM pg_replication_slots";
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "long: make soak"]
 async fn the_watch_over_a_closed_monolith_that_lost_its_slot_is_begun_anew_and_the_way_back_goes_on_meanwhile()
  {
     let (stage, mirror) = armed_by_its_verb().await;

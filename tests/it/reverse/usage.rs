@@ -116,6 +116,7 @@ async fn what_applies_and_compares_is_nobodys_use_and_a_reader_is_named_with_wha
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "long: make soak"]
 async fn statements_that_name_an_old_table_are_shown_once_they_have_run_since_the_watch_began() {
     let (stage, mirror) = watched().await;
     mirror.stop();
