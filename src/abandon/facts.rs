@@ -316,9 +316,7 @@ async fn side(client: &Client, slice: &str) -> Result<Side, AbandonError> {
     side.row = slices::read(client, slice).await?;
     side.others = abandonment::others(client, slice).await?;
     side.foreign = abandonment::foreign(client).await?;
-    if slices::has_gate(client, slice).await? {
-        side.gate = slices::gate(client, slice).await?;
-    }
+    side.gate = slices::gate_if_any(client, slice).await?;
     Ok(side)
 }
 

@@ -1,7 +1,7 @@
 //! What a database knows about a slice: its provisioned mapping and its gate.
 
 use tokio_postgres::Client;
-use tokio_postgres::types::{PgLsn, Type};
+use tokio_postgres::types::PgLsn;
 
 use super::JournalError;
 use crate::lsn::Lsn;
@@ -54,15 +54,12 @@ pub async fn gate(client: &Client, slice: &str) -> Result<Option<GateRow>, Journ
     Ok(row.map(|row| GateRow { state: row.get(0), epoch: row.get(1), owner: row.get(2) }))
 }
 
-/// The gate of a slice in a database that may have nothing of it. Who calls it: a search in the databases of other slices.
+/// The gate of a slice in a database that may have nothing of it.
 ///
 /// # Errors
 /// [`JournalError::Database`].
 pub async fn gate_if_any(client: &Client, slice: &str) -> Result<Option<GateRow>, JournalError> {
-    let table = format!("strangler.{}", quote_ident(&format!("gate_{slice}")));
-    let there = client.query_typed_one("SELECT to_regclass($1) IS NOT NULL", &[(&table, Type::TEXT)]).await;
-    let there: bool = there.map_err(JournalError::database("looking for the gate"))?.get(0);
-    if there { gate(client, slice).await } else { Ok(None) }
+    if has_gate(client, slice).await? { gate(client, slice).await } else { Ok(None) }
 }
 
 /// Where the next record of this database's server will be written.

@@ -135,10 +135,7 @@ async fn authority_position(
 ) -> Result<Option<Lsn>, JournalError> {
     for side in [monolith, service] {
         // The monolith's goes with old tables that are dropped.
-        if !slices::has_gate(side, slice).await? {
-            continue;
-        }
-        if slices::gate(side, slice).await?.is_some_and(|gate| gate.state == "OPEN") {
+        if slices::gate_if_any(side, slice).await?.is_some_and(|gate| gate.state == "OPEN") {
             return slices::insert_position(side).await.map(Some);
         }
     }

@@ -239,7 +239,10 @@ impl Driver {
         let slice = self.slice.clone();
         let (acting, looking, there) = self.links.three(side).await?;
         let group = (if side == Side::Monolith { looking } else { there }, group, "aborted");
-        if let Some(event) = conditions(acting, there, &slice, (side, expects, peer), group).await? {
+        if let Some(event) = lock(acting, &slice, expects).await? {
+            return Ok(event);
+        }
+        if let Some(event) = rests_on(there, &slice, (side, peer), group).await? {
             return Ok(event);
         }
         match authority::bump(acting, &slice, (expects.epoch.0, epoch.0)).await {
@@ -262,12 +265,11 @@ impl Driver {
         let (acting, looking, there) = self.links.three(side).await?;
         let group = (if side == Side::Monolith { looking } else { there }, group, "aborted");
         // A bump that a failover could take back would let somebody open that side, too.
-        let (which, limit) = (self.limits.fence_standbys, self.limits.position);
-        let flushed = standbys::flushed(there, which, limit, &mut self.late).await?;
-        if flushed != Event::Hit {
-            return Ok(flushed);
+        let standbys = (self.limits.fence_standbys, self.limits.position, &mut self.late);
+        if let Some(event) = lock_to_open(acting, &slice, expects, &[there], standbys).await? {
+            return Ok(event);
         }
-        if let Some(event) = conditions(acting, there, &slice, (side, expects, peer), group).await? {
+        if let Some(event) = rests_on(there, &slice, (side, peer), group).await? {
             return Ok(event);
         }
         let why = if side == Side::Monolith { retired(acting, &slice).await? } else { None };
@@ -387,23 +389,8 @@ async fn retired(monolith: &Session, slice: &str) -> Result<Option<FlipError>, F
     Ok(done.map(|done| FlipError::Retired { since: done.at, undo }))
 }
 
-/// What every change of a closed gate rests on: both gates as they were observed, and the group row, on the monolith, in this state.
-/// An event when something is otherwise.
-async fn conditions(
-    acting: &Session,
-    peer: &Session,
-    slice: &str,
-    (side, expects, there): (Side, &Gate, &Gate),
-    group: (&Session, Option<GroupId>, &str),
-) -> Result<Option<Event>, FlipError> {
-    match lock(acting, slice, expects).await? {
-        None => rests_on(peer, slice, (side, there), group).await,
-        otherwise => Ok(otherwise),
-    }
-}
-
 /// Locks the gate row of the side that is to be opened, and makes sure that the standbys that count have what the opening rests on: a
-/// fence or a group row that a failover could take back proves nothing. Both were seen before, and are compared with what was seen
+/// fence, a bump or a group row that a failover could take back proves nothing. They were seen before, and are compared with what was seen
 /// behind the lock. Nobody is waited for with the lock held. An event when something is otherwise.
 async fn lock_to_open(
     acting: &Session,
@@ -418,8 +405,12 @@ async fn lock_to_open(
         return Ok(Some(event));
     }
     let first = first?;
+    if first == Event::Hit {
+        late.clear();
+        return Ok(None);
+    }
     if first != Event::OutOfTime {
-        return Ok((first != Event::Hit).then_some(first));
+        return Ok(Some(first));
     }
     if let Err(error) = acting.batch_execute("ROLLBACK").await {
         return of_database(&error, "waiting for standbys", false).map(Some);
