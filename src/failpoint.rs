@@ -15,6 +15,11 @@ pub const MIRROR: &[&str] = &[
     "slot-created",
     "stream-row-running",
     "nonce-taken",
+    "process-registered",
+    "entry-noted",
+    "baseline-written",
+    "lineage-begun",
+    "lineage-advanced",
     "round-marked",
     "range-before-commit",
     "range-landed",
@@ -27,6 +32,7 @@ pub const MIRROR: &[&str] = &[
     "apply-before-commit",
     "apply-committed",
     "apply-confirmed",
+    "lineage-noted",
     "idle-persisted",
     "table-live",
     "deferred-one-done",
@@ -38,16 +44,23 @@ pub const MIRROR: &[&str] = &[
 pub const COPY_AGAIN: &[&str] =
     &["rebuild-slot-dropped", "rebuild-reset", "unique-deferred-again", "emptied-for-copy"];
 
+/// Kill points behind what is noted when something is found wrong: what changed without an event, an index that could not be
+/// built, triggers that fire on mirrored rows, and why a mirror did not begin. Each has its own test.
+pub const NOTES: &[&str] = &["unheard-noted", "deferred-failed-noted", "fired-noted", "word-left"];
+
 /// Kill points of the way back, and of tripwires in both directions.
 pub const REVERSE: &[&str] = &[
     "reverse-nonce-taken",
     "reverse-registered",
+    "publication-noted",
     "reverse-persisted",
     "reverse-before-commit",
     "reverse-committed",
     "reverse-confirmed",
     "reverse-mended",
     "reverse-stopped",
+    "use-met",
+    "use-saved",
     "tripwire-alarmed",
     "outside-told",
     "turned",
@@ -155,6 +168,7 @@ pub const RECORD: &[&str] = &["repairs-answered", "repairs-recorded"];
 
 /// Kill points of a move of authority, in their order.
 pub const FLIP: &[&str] = &[
+    "canary-set-out",
     "flip-looked",
     "flip-proposed",
     "flip-writers-held",
@@ -184,7 +198,7 @@ pub fn hit(name: &'static str) {
     debug_assert!(
         [
             MIRROR, COPY_AGAIN, START, REPAIR, REVERSE, ARM, DISARM, RETIRE, QUARANTINE, ARCHIVE, DROP,
-            RESTORE, ABANDON, LACK, LEDGER, RECORD, FLIP
+            RESTORE, ABANDON, LACK, LEDGER, RECORD, FLIP, NOTES
         ]
         .concat()
         .contains(&name),

@@ -58,6 +58,7 @@ pub async fn run(
                 let code = sqlstate::code(&error).unwrap_or("unknown").to_owned();
                 let entry = serde_json::json!({ "object": row.object, "sqlstate": code });
                 journal::record(&session, Some(slice), "deferred-failed", &entry).await?;
+                failpoint::hit("deferred-failed-noted");
                 finished.failed.push(format!("{} on {} (SQLSTATE {code})", row.object, row.target_table));
             }
         }

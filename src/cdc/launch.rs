@@ -582,7 +582,9 @@ pub(super) async fn check_entry(
     let (slice, label) = (named.slice, &row.source_table);
     match (row.state, row.published_as) {
         (TableState::Pending | TableState::Diverged, _) | (_, None) => {
-            Ok(copies::set_published_as(target, slice, label, entry).await?)
+            copies::set_published_as(target, slice, label, entry).await?;
+            failpoint::hit("entry-noted");
+            Ok(())
         }
         (TableState::Copying | TableState::Live, Some(known)) if known == entry => Ok(()),
         (TableState::Copying | TableState::Live, Some(copies::UNHEARD))

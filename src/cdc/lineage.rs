@@ -11,6 +11,7 @@ use std::collections::VecDeque;
 use tokio_postgres::Client;
 
 use super::error::MirrorError;
+use crate::failpoint;
 use crate::journal::streams::StreamOf;
 use crate::journal::{abandonment, lineage};
 
@@ -66,6 +67,7 @@ async fn look(
         return Ok(Look::Lacks(lacks));
     }
     lineage::begin(source, of, slot).await?;
+    failpoint::hit("lineage-begun");
     Ok(lineage::read(source, of, slot).await?.map_or(Look::Gone, Look::Has))
 }
 
@@ -89,6 +91,7 @@ pub(super) async fn before_snapshot(
                 Look::Gone => return Ok(None),
                 // The pulse counts as well.
                 Look::Has(known) if lineage::advance(source, of, (slot, known)).await? => {
+                    failpoint::hit("lineage-advanced");
                     return Ok(Some(known + 1));
                 }
                 Look::Has(_) => {}
@@ -153,6 +156,7 @@ impl Marks {
         let come = self.sent.iter().take_while(|(beat, _)| *beat <= applied).count();
         if let Some((_, mark)) = self.sent.drain(..come).next_back() {
             lineage::note(target, of, nonce, (slot, mark)).await?;
+            failpoint::hit("lineage-noted");
         }
         if self.sent.len() >= SENT_MAX {
             return Ok(None);
@@ -166,6 +170,7 @@ impl Marks {
             },
         };
         if lineage::advance(source, of, (slot, known)).await? {
+            failpoint::hit("lineage-advanced");
             self.known = Some(known + 1);
             self.sent.push_back((number, known + 1));
             return Ok(None);

@@ -8,6 +8,7 @@ use super::error::MirrorError;
 use super::record::Happened;
 use super::source;
 use super::watch::{self, Site};
+use crate::failpoint;
 use crate::journal::streams::{self, Direction, StreamOf};
 use crate::journal::{self, baselines};
 use crate::lsn::Lsn;
@@ -123,6 +124,7 @@ impl Lookout {
             let entry =
                 serde_json::json!({ "table": table.to_string(), "what": what, "direction": direction });
             journal::record(site.target, Some(site.slice), "changed-unheard", &entry).await?;
+            failpoint::hit("unheard-noted");
         }
         Ok(())
     }

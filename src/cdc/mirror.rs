@@ -305,6 +305,7 @@ pub async fn leave_word(service: &Server, slice: &str, error: &MirrorError) {
         let target = open(service, slice).await.ok()?;
         if process::try_lock(&target, slice).await.ok()? {
             process::left_out(&target, StreamOf::forward(slice), &why(error)).await.ok()?;
+            failpoint::hit("word-left");
         }
         Some(())
     };

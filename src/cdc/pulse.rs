@@ -22,6 +22,7 @@ use super::stand_ins;
 use super::start::{Both, open};
 use super::usage::UseWatch;
 use super::watch::{self, Watch};
+use crate::failpoint;
 use crate::journal::process::{self, Sighting};
 use crate::journal::streams::{Direction, Mode, StreamOf};
 use crate::journal::{alarms, authority, repairs};
@@ -380,6 +381,7 @@ impl Pulse {
                 "rows may be changed on their way; compare the slice with `strangler reconcile PLAN`"
             );
             alarms::note_fired(service, &self.slice, &what).await?;
+            failpoint::hit("fired-noted");
         }
         seen.disturbing = found;
         Ok(())

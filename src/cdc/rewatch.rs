@@ -115,6 +115,7 @@ async fn note_entries(
 ) -> Result<(), MirrorError> {
     for (table, entry) in published {
         copies::set_published_as(target, slice, &table.to_string(), *entry).await?;
+        failpoint::hit("entry-noted");
     }
     Ok(())
 }

@@ -40,6 +40,7 @@ pub(super) async fn look(
     }
     let Some(known) = known else {
         arming::note_publication(monolith, way.slice, (way.slot, &stamp)).await?;
+        failpoint::hit("publication-noted");
         return Ok(None);
     };
     if *known == stamp {

@@ -427,6 +427,7 @@ pub async fn claim_stream(
     let pid = i32::try_from(starting.process.pid).unwrap_or(i32::MAX);
     let again = memory.standstill.is_some();
     process::register(target, starting.of(), row.nonce, (&starting.process.host, pid), again).await?;
+    failpoint::hit("process-registered");
     if starting.direction == Direction::Forward {
         // Whoever takes the slice back says so first and looks for mirrors after that; a mirror registers first and looks for him
         // after that. So one of them sees the other.

@@ -6,6 +6,7 @@ use std::collections::HashMap;
 use tokio_postgres::Client;
 
 use super::error::MirrorError;
+use crate::failpoint;
 use crate::journal::usage::{self, Count, Counted, How, SETTLES_US, STATEMENT_CHARS, TableUse, TableUser};
 use crate::journal::{JournalError, slices};
 use crate::name::{TableName, identifiers_in, is_named};
@@ -61,6 +62,7 @@ impl UseWatch {
         };
         let met: Vec<TableUser> = met.into_iter().map(shown).collect();
         usage::met(monolith, &self.slice, &met).await?;
+        failpoint::hit("use-met");
         if self.looks.is_multiple_of(COUNT_EVERY) {
             let known = self.count(monolith, gate.epoch).await?;
             if self.looks.is_multiple_of(COUNT_EVERY * STATEMENTS_EVERY) {
@@ -95,6 +97,7 @@ impl UseWatch {
                 }
             }
             usage::save(monolith, &self.slice, &rows).await?;
+            failpoint::hit("use-saved");
             known.extend(rows);
             if again.is_empty() {
                 break;
@@ -148,6 +151,7 @@ impl UseWatch {
             }
         }
         usage::met(monolith, &self.slice, &met).await?;
+        failpoint::hit("use-met");
         self.ran = Some(ran);
         Ok(())
     }

@@ -15,6 +15,7 @@ use super::error::MirrorError;
 use super::source::{self, CANARY_PREFIX, marker_content};
 use super::statements::{self, UpdateForm, UpdateSql};
 use super::table::key_equality;
+use crate::failpoint;
 use crate::journal::canaries;
 use crate::journal::streams::{self, StreamOf};
 use crate::mapping::{SliceMapping, TableMapping};
@@ -82,6 +83,7 @@ pub async fn prove_way(
     let (begun, position) = (Instant::now(), source::insert_position(source).await?);
     if carries_canaries(source, &row.publication).await? {
         canaries::set_out(source, of, &nonce).await?;
+        failpoint::hit("canary-set-out");
     } else {
         source::emit(source, CANARY_PREFIX, &marker_content(of.slice, &nonce)).await?;
     }

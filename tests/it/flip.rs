@@ -177,11 +177,11 @@ async fn a_flip_that_is_killed_at_any_step_is_finished_by_typing_it_again() {
     let (split, monolith, service, mirror) = armed().await;
     let bank = Bank::open(&split, 4);
     bank.advances(Side::Monolith, 20).await;
-    let steps = ["held", "drained", "before", "fenced", "open", "opened", "swapped", "recorded"];
+    let steps = ["set-out", "held", "drained", "before", "fenced", "open", "opened", "swapped", "recorded"];
     let points =
         strangler::failpoint::FLIP.iter().filter(|point| steps.iter().any(|step| point.ends_with(step)));
     let points: Vec<&&str> = points.filter(|point| !point.contains("reopen")).collect();
-    assert_eq!(points.len(), 7, "{points:?}");
+    assert_eq!(points.len(), 8, "{points:?}");
     for (number, point) in points.iter().enumerate() {
         let to = if number % 2 == 0 { Side::Service } else { Side::Monolith };
         killed(&split, point, back(to));

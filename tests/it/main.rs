@@ -36,6 +36,7 @@ mod logging;
 mod markers;
 mod memory;
 mod model;
+mod noted;
 mod orphans;
 mod partition_identities;
 mod partition_ties;

@@ -1,22 +1,16 @@
 //! The way back is killed at every durable step, beside writers, and nothing is lost.
 
-use std::os::unix::process::ExitStatusExt;
-
 use strangler::failpoint;
 
 use super::stage::{Stage, Way};
 use super::writers::Writers;
-use crate::support::split::Mirror;
-use crate::support::wait::{SOON, until, until_blocking};
-
-fn died(mirror: &Mirror, name: &str) {
-    let status = until_blocking(name, SOON, || mirror.exited());
-    assert_eq!(status.signal(), Some(9), "at {name} the mirror ended by itself: {status}\n{}", mirror.log());
-}
+use crate::support::wait::{SOON, until};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn nothing_is_lost_when_the_way_back_is_killed_at_every_durable_step() {
     let stage = Stage::armed().await;
+    // A way back that is there for the first time notes what it begins with.
+    stage.split.mirror(Some("publication-noted")).died_at("publication-noted");
     let mirror = stage.mirror().await;
     stage.flip(2).await;
     stage.arrived(Way::Reverse).await;
@@ -27,7 +21,8 @@ async fn nothing_is_lost_when_the_way_back_is_killed_at_every_durable_step() {
     left.retain(|name| {
         !matches!(
             *name,
-            "tripwire-alarmed"
+            "publication-noted"
+                | "tripwire-alarmed"
                 | "outside-told"
                 | "turned"
                 | "reverse-mended"
@@ -37,25 +32,25 @@ async fn nothing_is_lost_when_the_way_back_is_killed_at_every_durable_step() {
                 | "rewatch-recorded"
         )
     });
-    assert_eq!(left.len(), 5, "{left:?}");
+    assert_eq!(left.len(), 7, "{left:?}");
     for name in left {
         for count in ["", ":3"] {
-            let first = matches!(name, "reverse-nonce-taken" | "reverse-registered");
+            let first = !matches!(name, "reverse-before-commit" | "reverse-committed" | "reverse-confirmed");
             if first && !count.is_empty() {
                 continue;
             }
             let mirror = stage.split.mirror(Some(&format!("{name}{count}")));
-            died(&mirror, name);
+            mirror.died_at(name);
             writers.progress(1, 5).await;
         }
     }
     let mirror = stage.split.mirror(Some("reverse-stopped"));
     stage.arrived(Way::Reverse).await;
     mirror.signal(rustix::process::Signal::TERM);
-    died(&mirror, "reverse-stopped");
+    mirror.died_at("reverse-stopped");
     let rows = writers.stop().await;
     let mirror = stage.split.mirror(Some("reverse-persisted"));
-    died(&mirror, "reverse-persisted");
+    mirror.died_at("reverse-persisted");
     let mirror = stage.mirror().await;
     stage.arrived(Way::Reverse).await;
     stage.assert_equal().await;
@@ -82,7 +77,7 @@ async fn killed_while_the_authority_turns_it_goes_on_in_the_new_part() {
             stage.open_monolith(epoch).await;
         }
         // The stream that ends here turns first, and takes the process with it.
-        died(&mirror, "turned");
+        mirror.died_at("turned");
         let mirror = stage.mirror().await;
         if there {
             stage.turn_reverse(epoch).await;
@@ -107,7 +102,7 @@ async fn killed_after_an_alarm_and_before_its_position_it_tells_it_once() {
     mirror.kill();
     stage.write_stray("pairs", "DELETE FROM pairs WHERE a = 3; TRUNCATE pairs").await;
     let mirror = stage.split.mirror(Some("tripwire-alarmed"));
-    died(&mirror, "tripwire-alarmed");
+    mirror.died_at("tripwire-alarmed");
     let once = ["forward pairs delete {3,b3}", "forward pairs truncate -"];
     assert_eq!(stage.alarms().await, once);
     let mirror = stage.mirror().await;
@@ -162,9 +157,26 @@ async fn rows_of_the_monolith_that_contradict_stop_the_way_back_until_they_may_b
     assert!(mirror.exited().is_none(), "the tripwire runs on");
     mirror.stop();
     let dying = stage.split.mirror_with(Some("reverse-mended"), &["--retry", "Orders"]);
-    died(&dying, "reverse-mended");
+    dying.died_at("reverse-mended");
     let mirror = stage.split.mirror_with(None, &["--retry", "Orders"]);
     stage.arrived(Way::Reverse).await;
     stage.assert_equal().await;
+    mirror.stop();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn killed_after_what_changed_unheard_was_noted_the_slice_is_not_taken_for_proven() {
+    let stage = Stage::armed().await;
+    let mirror = stage.split.mirror(Some("unheard-noted"));
+    stage.flip(2).await;
+    stage.looked(&mirror).await;
+    stage.write_stray("events_old", "TRUNCATE events_old").await;
+    mirror.died_at("unheard-noted");
+    let noted = "SELECT count(*) FROM strangler.journal WHERE action = 'changed-unheard'";
+    assert_eq!(stage.count(&stage.service, noted).await, 1);
+    let mirror = stage.mirror().await;
+    stage.arrived(Way::Reverse).await;
+    let compared = stage.split.run("reconcile", &[]);
+    assert_eq!(compared.exit, Some(1), "the monolith lacks what was emptied there: {}", compared.page());
     mirror.stop();
 }

@@ -1,6 +1,7 @@
 //! A split of tables of the test's own, run by the real binary: a monolith, a service's server, a plan file.
 
 use std::cell::RefCell;
+use std::os::unix::process::ExitStatusExt;
 use std::process::{Child, Command, ExitStatus, Stdio};
 
 use tokio_postgres::Client;
@@ -221,6 +222,17 @@ impl Mirror {
     pub fn ended(&self) -> (ExitStatus, String) {
         let status = until_blocking("the mirror ends", SOON, || self.exited());
         (status, self.log())
+    }
+
+    /// Waits until its kill point has ended it.
+    pub fn died_at(&self, point: &str) {
+        let status = until_blocking(point, SOON, || self.exited());
+        assert_eq!(
+            status.signal(),
+            Some(9),
+            "at {point} the mirror ended by itself: {status}\n{}",
+            self.log()
+        );
     }
 
     pub fn log(&self) -> String {
