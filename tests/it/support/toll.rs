@@ -28,7 +28,7 @@ impl Count {
         self.0.fetch_add(1, Ordering::Relaxed);
     }
 
-    fn get(&self) -> u32 {
+    pub fn get(&self) -> u32 {
         self.0.load(Ordering::Relaxed)
     }
 }

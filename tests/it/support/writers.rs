@@ -8,6 +8,7 @@
 mod book;
 mod script;
 mod session;
+mod straddler;
 mod tables;
 
 use std::collections::BTreeMap;
@@ -19,7 +20,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use tokio::sync::watch;
-use tokio::task::JoinSet;
+use tokio::task::{JoinHandle, JoinSet};
 use tokio::time::{MissedTickBehavior, interval};
 use tokio_postgres::Config;
 use tokio_util::sync::CancellationToken;
@@ -32,6 +33,7 @@ use super::wait::{LONG, slowness, within};
 use book::Book;
 use script::Script;
 use session::Session;
+use straddler::straddle;
 use tables::SCHEMA_SQL;
 
 /// How the workload is made.
@@ -47,6 +49,8 @@ pub(crate) struct Options {
     pub(crate) rows: u32,
     /// The table `scratch` is truncated now and then.
     pub(crate) truncate: bool,
+    /// A transaction is open at every moment, beside those of the writers.
+    pub(crate) straddle: bool,
     /// Each acknowledged transaction is appended to this file, as its writer and number.
     pub(crate) acknowledged_file: Option<PathBuf>,
 }
@@ -59,6 +63,7 @@ impl Default for Options {
             per_second: Some(400),
             rows: 4_000,
             truncate: true,
+            straddle: false,
             acknowledged_file: None,
         }
     }
@@ -97,6 +102,7 @@ pub(crate) struct Counts {
 #[derive(Debug)]
 pub(crate) struct Workload {
     tasks: JoinSet<Writer>,
+    straddler: Option<JoinHandle<()>>,
     shared: Arc<Shared>,
 }
 
@@ -179,7 +185,11 @@ impl Workload {
         for writer in ledger.writers {
             tasks.spawn(writer.run(Arc::clone(&shared)));
         }
-        Self { tasks, shared }
+        let straddler = options.straddle.then(|| {
+            let shared = Arc::clone(&shared);
+            tokio::spawn(async move { straddle(&shared).await })
+        });
+        Self { tasks, straddler, shared }
     }
 
     /// Transactions that are open on the server right now: at least one statement was answered, the end was not.
@@ -225,6 +235,9 @@ impl Workload {
         let mut writers = Vec::new();
         while let Some(ended) = self.tasks.join_next().await {
             writers.push(ended.unwrap_or_else(|error| std::panic::resume_unwind(error.into_panic())));
+        }
+        if let Some(straddler) = self.straddler {
+            straddler.await.unwrap();
         }
         writers.sort_by_key(|writer| writer.number);
         let (kinds, counts) = self.shared.tally.lock().unwrap().clone();

@@ -57,6 +57,11 @@ impl Session {
         self.client.batch_execute(sql).await.expect("the database can be prepared");
     }
 
+    /// Runs statements; `false` when the server did not, or is gone.
+    pub(super) async fn try_batch(&mut self, sql: &str) -> bool {
+        self.client.batch_execute(sql).await.is_ok()
+    }
+
     /// Runs the statements of an opening in one transaction.
     pub(crate) async fn load(&mut self, steps: &[Step]) {
         let statements: Vec<&str> = steps
@@ -137,7 +142,7 @@ impl Session {
 
     /// Opens a new connection and waits until the old one's server process is gone: while it lives it might still
     /// commit.
-    async fn reconnect(&mut self) {
+    pub(super) async fn reconnect(&mut self) {
         let before = self.backend.clone();
         let mut patience = Patience::new(LONG);
         *self = Self::open(&self.config).await;
@@ -171,10 +176,10 @@ impl Session {
 }
 
 /// Counts one open transaction for as long as it lives.
-struct InFlight<'a>(&'a Shared);
+pub(super) struct InFlight<'a>(&'a Shared);
 
 impl<'a> InFlight<'a> {
-    fn enter(shared: &'a Shared) -> Self {
+    pub(super) fn enter(shared: &'a Shared) -> Self {
         shared.in_flight.fetch_add(1, Ordering::SeqCst);
         Self(shared)
     }
