@@ -1,7 +1,5 @@
 //! A slice that is started over: rows that are right stay, whatever differs is copied, and a slot goes before it fills the monolith's disk.
 
-use std::os::unix::process::ExitStatusExt;
-
 use strangler::cluster::Cluster;
 use tokio_postgres::Client;
 
@@ -90,14 +88,12 @@ async fn a_rebuild_keeps_the_rows_that_are_right_and_copies_the_pieces_that_diff
     // The gap is noted by a start, as always.
     assert_eq!(split.mirror(None).ended().0.code(), Some(3));
 
-    let killed = split.mirror_with(Some("rebuild-reset"), &["--rebuild"]);
-    assert_eq!(killed.ended().0.signal(), Some(9));
+    split.mirror_with(Some("rebuild-reset"), &["--rebuild"]).died_at("rebuild-reset");
     let rows: i64 = service.query_one("SELECT count(*) FROM same", &[]).await.unwrap().get(0);
     assert_eq!(rows, 3000, "readers keep what there is");
     let known = "SELECT as_of IS NOT NULL FROM strangler.freshness";
     assert!(!service.query_one(known, &[]).await.unwrap().get::<_, bool>(0), "and nobody says how old it is");
-    let killed = split.mirror(Some("range-landed"));
-    assert_eq!(killed.ended().0.signal(), Some(9));
+    split.mirror(Some("range-landed")).died_at("range-landed");
     let mirror = split.mirror(None);
     mirror.caught_up(&monolith, &service).await;
     assert_all_the_same(&monolith, &service).await;
@@ -220,9 +216,7 @@ async fn a_slot_is_kept_by_default_and_a_mirror_that_dies_behind_dropping_it_lea
 
     split.change_plan("16MB", "16MB, at_wal_limit: drop_slot");
     // The one that was killed still waits for the table.
-    let killed = split.mirror_with(Some("slot-let-go"), &["--take-over"]);
-    let (status, log) = killed.ended();
-    assert_eq!(status.signal(), Some(9), "{log}");
+    split.mirror_with(Some("slot-let-go"), &["--take-over"]).died_at("slot-let-go");
     busy.batch_execute("COMMIT").await.unwrap();
     let (status, log) = split.mirror(None).ended();
     assert_eq!(status.code(), Some(3), "{log}");

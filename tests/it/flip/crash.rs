@@ -261,8 +261,10 @@ async fn a_mirror_that_is_killed_at_any_step_while_authority_moves_loses_nothing
         failpoint::REVERSE,
         &["apply-before-commit", "apply-committed", "apply-confirmed", "idle-persisted"],
     ];
-    // These need rows of the monolith that contradict, strays, rows outside the filter, a clean stop or a lost slot: other tests bring them about.
+    // These need a way back that was never read, rows of the monolith that contradict, strays, rows outside the filter, a clean stop or a
+    // lost slot: other tests bring them about.
     let apart = [
+        "publication-noted",
         "reverse-mended",
         "tripwire-alarmed",
         "outside-told",

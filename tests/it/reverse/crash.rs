@@ -35,8 +35,9 @@ async fn nothing_is_lost_when_the_way_back_is_killed_at_every_durable_step() {
     assert_eq!(left.len(), 7, "{left:?}");
     for name in left {
         for count in ["", ":3"] {
-            let first = !matches!(name, "reverse-before-commit" | "reverse-committed" | "reverse-confirmed");
-            if first && !count.is_empty() {
+            let per_batch =
+                matches!(name, "reverse-before-commit" | "reverse-committed" | "reverse-confirmed");
+            if !per_batch && !count.is_empty() {
                 continue;
             }
             let mirror = stage.split.mirror(Some(&format!("{name}{count}")));

@@ -61,6 +61,7 @@ pub(super) async fn straddle(shared: &Shared) {
         };
         tokio::join!(begin, end);
         std::mem::swap(&mut ending, &mut next);
+        // An application that thinks in the middle of a transaction; nothing is waited for.
         tokio::time::sleep(OPEN).await;
     }
     ending.end().await;
